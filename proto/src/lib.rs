@@ -1,0 +1,26 @@
+//! Piecemeal's vocabulary and wire messages: what every component means by a digest, a reference, a piece, a ticket.
+//!
+//! Pure: no I/O, no clock, no randomness of its own.
+
+mod digest;
+mod hex;
+mod id;
+mod key;
+mod manifest;
+mod piece;
+mod reference;
+mod token;
+#[cfg(feature = "grpc")]
+pub mod wire;
+
+pub use digest::{Algorithm, Digest, Hasher, ParseDigestError};
+pub use id::{FillId, NodeId, ParseNodeIdError};
+pub use key::{AuthorityKey, AuthorityPublic, JoinKey, ParseKeyError, Proof, RoleKey};
+pub use manifest::{Descriptor, MANIFEST_ACCEPT, MANIFEST_BYTES_MAX, Manifest, Platform};
+pub use piece::{
+    PIECE_BYTES_MAX, PIECE_BYTES_MIN, PIECE_COUNT_MAX, PIECE_HASH_BYTES, PieceHash, PieceMap, PieceMapError, PieceSet,
+};
+pub use reference::{
+    ImageReference, ParseReferenceError, REPOSITORY_BYTES_MAX, Reference, RepositoryName, TAG_BYTES_MAX, is_registry,
+};
+pub use token::{CheckTokenError, Grant, Ticket};
