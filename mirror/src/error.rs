@@ -1,0 +1,58 @@
+//! Why a pull fails, in the terms that a client acts on.
+
+use std::time::Duration;
+
+use piecemeal_proto::ParseReferenceError;
+use piecemeal_store::StoreError;
+
+/// Why content cannot be served. Cloned to every client that waits for the same answer.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum PullError {
+    /// The request itself is malformed. 400, or 404 where the specification wants it.
+    #[error("{0}")]
+    Malformed(#[from] ParseReferenceError),
+    /// The upstream is not configured: the client goes there itself. 404.
+    #[error("no upstream named {0} is configured here")]
+    UnknownUpstream(String),
+    /// Upstream says that it does not exist. 404.
+    #[error("{0}")]
+    Unknown(String),
+    /// Upstream refuses this caller: 401 or 403, with its challenge.
+    #[error("{upstream} answered {status}")]
+    Denied { upstream: String, status: u16, challenge: Option<String> },
+    /// Upstream asks to come back later. 429.
+    #[error("{upstream} answered 429, too many requests")]
+    TooManyRequests { upstream: String, retry_after: Option<String> },
+    /// The source answered something that cannot be right. 502.
+    #[error("{0}")]
+    BadGateway(String),
+    /// The source does not answer, or there is no way to it now. 503.
+    #[error("{0}")]
+    Unavailable(String),
+    /// This node's disk. 500; the client goes elsewhere.
+    #[error("the content store failed: {0}")]
+    Store(String),
+}
+
+impl PullError {
+    /// Whether the source's own word stands (it does not exist, it is not allowed), so that nothing older may be served instead.
+    pub fn is_verdict(&self) -> bool {
+        matches!(self, Self::Malformed(_) | Self::UnknownUpstream(_) | Self::Unknown(_) | Self::Denied { .. })
+    }
+
+    /// Whether another source may be asked for the same.
+    pub fn is_source_lost(&self) -> bool {
+        matches!(self, Self::Unavailable(_))
+    }
+}
+
+impl From<StoreError> for PullError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error.to_string())
+    }
+}
+
+/// How long a client waits for a status line at most when nothing moves: containerd before 2.3 has no limit of its own.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a client waits for a manifest while the source makes progress.
+pub const MANIFEST_TIMEOUT: Duration = Duration::from_secs(10);

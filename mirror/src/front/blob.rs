@@ -1,0 +1,77 @@
+//! Answers with a blob or a range of it, streamed as it lands. A failure after the first byte ends the body short of its
+//! length, so that the client resumes.
+
+use std::{ops::Range, sync::Arc};
+
+use axum::{
+    body::Body,
+    http::{HeaderValue, Response, StatusCode, header},
+};
+use bytes::Bytes;
+use futures_util::stream;
+use piecemeal_proto::Digest;
+use piecemeal_store::ReadBlobError;
+use tracing::debug;
+
+use super::{
+    base,
+    error::coded,
+    range::{Asked, asked},
+};
+use crate::{OpenBlob, SentBytes};
+
+pub(super) fn respond_head(digest: &Digest, blob_bytes: u64) -> Response<Body> {
+    headers(StatusCode::OK, digest, blob_bytes).body(Body::empty()).expect("numbers and digests are header values")
+}
+
+pub(super) fn respond(open: OpenBlob, digest: &Digest, range: Option<&HeaderValue>, sent: &Arc<dyn SentBytes>) -> Response<Body> {
+    let blob_bytes = open.blob_bytes();
+    let (status, range) = match asked(range.and_then(|value| value.to_str().ok()), blob_bytes) {
+        Asked::Whole => (StatusCode::OK, 0..blob_bytes),
+        Asked::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
+        // An open-ended range of nothing: containerd's chunked fetch asks so of every object, and gives up on a 416.
+        Asked::Unsatisfiable if blob_bytes == 0 => (StatusCode::OK, 0..0),
+        Asked::Unsatisfiable => return unsatisfiable(blob_bytes),
+    };
+    let mut response = headers(status, digest, range.end - range.start);
+    if status == StatusCode::PARTIAL_CONTENT {
+        response = response.header(header::CONTENT_RANGE, format!("bytes {}-{}/{blob_bytes}", range.start, range.end - 1));
+    }
+    response.body(body(open, *digest, range, Arc::clone(sent))).expect("numbers and digests are header values")
+}
+
+fn unsatisfiable(blob_bytes: u64) -> Response<Body> {
+    let message = format!("the blob has {blob_bytes} bytes; a range is bytes=first-last, bytes=first- or bytes=-length within it");
+    let mut response = coded(StatusCode::RANGE_NOT_SATISFIABLE, "SIZE_INVALID", &message);
+    if let Ok(value) = HeaderValue::from_str(&format!("bytes */{blob_bytes}")) {
+        response.headers_mut().insert(header::CONTENT_RANGE, value);
+    }
+    response
+}
+
+fn headers(status: StatusCode, digest: &Digest, length: u64) -> axum::http::response::Builder {
+    base()
+        .status(status)
+        .header(header::CONTENT_LENGTH, length)
+        .header(header::CONTENT_TYPE, "application/octet-stream")
+        .header(header::ACCEPT_RANGES, "bytes")
+        .header(header::ETAG, format!("\"{digest}\""))
+        .header("docker-content-digest", digest.to_string())
+}
+
+fn body(open: OpenBlob, digest: Digest, range: Range<u64>, sent: Arc<dyn SentBytes>) -> Body {
+    let local = matches!(open, OpenBlob::Complete(_));
+    let reads = stream::try_unfold((open, range), move |(mut open, range)| {
+        let sent = Arc::clone(&sent);
+        async move {
+            if range.is_empty() {
+                return Ok::<Option<(Bytes, _)>, ReadBlobError>(None);
+            }
+            let bytes = open.read(range.clone()).await.inspect_err(|error| debug!(blob.digest = %digest, %error, "a client's stream of {digest} ends early"))?;
+            sent.to_client(bytes.len(), local);
+            let rest = range.start + bytes.len() as u64..range.end;
+            Ok(Some((bytes, (open, rest))))
+        }
+    });
+    Body::from_stream(reads)
+}

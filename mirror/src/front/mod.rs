@@ -1,0 +1,92 @@
+//! The OCI pull front: what every client speaks to, at the mirror and at every peer alike.
+//!
+//! It parses, asks the traits behind it and answers; it decides nothing about where content comes from.
+
+mod blob;
+mod error;
+mod manifest;
+mod name;
+mod range;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    body::Body,
+    extract::State,
+    http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, header},
+    routing::any,
+};
+pub use error::error_response;
+pub use name::UpstreamNames;
+
+use crate::{Caller, Content, SentBytes};
+use name::{Endpoint, Target};
+
+/// `Docker-Distribution-API-Version`: by it old clients tell a registry from a captive portal.
+const API_VERSION: (HeaderName, HeaderValue) =
+    (HeaderName::from_static("docker-distribution-api-version"), HeaderValue::from_static("registry/2.0"));
+
+/// The front's state.
+pub struct Front {
+    pub content: Content,
+    pub names: UpstreamNames,
+    pub sent: Arc<dyn SentBytes>,
+}
+
+/// The routes under `/v2/`.
+pub fn front_router(front: Arc<Front>) -> Router {
+    Router::new().route("/v2", any(serve)).route("/v2/", any(serve)).route("/v2/{*path}", any(serve)).with_state(front)
+}
+
+async fn serve(State(front): State<Arc<Front>>, method: Method, uri: Uri, headers: HeaderMap) -> Response<Body> {
+    let mut response = front.answer(&method, &uri, &headers).await;
+    let (name, value) = API_VERSION;
+    response.headers_mut().insert(name, value);
+    response
+}
+
+impl Front {
+    async fn answer(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Response<Body> {
+        if method != Method::GET && method != Method::HEAD {
+            return error::unsupported(method);
+        }
+        let target = match self.names.target(uri.path(), uri.query()) {
+            Ok(target) => target,
+            Err(response) => return *response,
+        };
+        let namespace = target.namespace.clone();
+        let mut response = self.pull(method, headers, target).await;
+        // Only a client that named the upstream by `ns` expects to hear that it was understood.
+        if let Some(namespace) = namespace.and_then(|name| HeaderValue::from_str(&name).ok()) {
+            response.headers_mut().insert("oci-namespace", namespace);
+        }
+        response
+    }
+
+    async fn pull(&self, method: &Method, headers: &HeaderMap, target: Target) -> Response<Body> {
+        let caller = Caller::default();
+        let head = method == Method::HEAD;
+        match target.endpoint {
+            Endpoint::Ping => base().header(header::CONTENT_TYPE, "application/json").body(Body::from("{}")).expect("constant headers"),
+            Endpoint::Manifest(at, reference) => {
+                match self.content.tags.manifest(&caller, &at, &reference).await {
+                    Ok(found) => manifest::respond(found, head),
+                    Err(error) => error_response(&error, "MANIFEST_UNKNOWN"),
+                }
+            }
+            Endpoint::Blob(at, digest) if head => match self.content.blobs.stat(&caller, &at, &digest).await {
+                Ok(blob_bytes) => blob::respond_head(&digest, blob_bytes),
+                Err(error) => error_response(&error, "BLOB_UNKNOWN"),
+            },
+            Endpoint::Blob(at, digest) => match self.content.blobs.open(&caller, &at, &digest).await {
+                Ok(open) => blob::respond(open, &digest, headers.get(header::RANGE), &self.sent),
+                Err(error) => error_response(&error, "BLOB_UNKNOWN"),
+            },
+        }
+    }
+}
+
+fn base() -> axum::http::response::Builder {
+    Response::builder().status(StatusCode::OK)
+}

@@ -1,0 +1,38 @@
+//! The mirror: a site's OCI pull cache, the only one that normally talks to upstream.
+//!
+//! Also a library: a peer is a mirror whose upstream is the swarm. Both serve the same front over the same store, and differ
+//! behind the traits [`Blobs`], [`Tags`] and [`Access`].
+
+mod access;
+mod announce;
+mod config;
+mod error;
+mod fill;
+mod front;
+mod manifests;
+mod metrics;
+mod mirror;
+mod node;
+mod server;
+mod sizes;
+mod source;
+mod transfer;
+mod upstream;
+
+pub use access::AnonymousAccess;
+pub use announce::{Announcer, complete, filling_reports, have, lost};
+pub use config::{CacheConfig, MirrorConfig, UpstreamConfig};
+pub use error::{ANSWER_TIMEOUT, MANIFEST_TIMEOUT, PullError};
+pub use fill::{FillObserver, UpstreamBlobs};
+pub use front::{Front, UpstreamNames, error_response, front_router};
+pub use manifests::{ManifestSource, Manifests};
+pub use metrics::{Destination, Origin, SentBytes, Traffic};
+pub use mirror::{
+    Mirror, StartMirrorError, advertised, incarnation, keep_clean, open_store, store_status, traffic_status,
+};
+pub use node::{INLINE_BYTES_MAX, NodeBlob, NodePort, node_router, open_request};
+pub use server::{bind, serve};
+pub use sizes::BlobSizes;
+pub use source::{Access, Blobs, Caller, Content, Tags};
+pub use transfer::{OpenBlob, Progress, Transfer, Transfers};
+pub use upstream::{BlobAnswer, FetchedManifest, ManifestAnswer, Upstream, Upstreams, http_client};

@@ -1,0 +1,215 @@
+//! Manifests: those by digest are kept, tags are checked upstream once per `tag_ttl` for everybody who asks.
+//!
+//! What the source says stands: 401, 403 and 404 are passed on even when an older answer is here. Only when the source does
+//! not answer, or cannot, is the last known manifest of a tag served, with a `Warning`.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    hash::Hash,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use piecemeal_proto::{Digest, Reference};
+use piecemeal_store::{Repository, Store};
+use tokio::sync::watch;
+use tracing::warn;
+
+use crate::{Access, BlobSizes, Caller, FetchedManifest, MANIFEST_TIMEOUT, ManifestAnswer, PullError, Tags, Upstreams};
+
+/// Whom manifests are had from.
+#[async_trait]
+pub trait ManifestSource: Send + Sync {
+    /// GETs a manifest, its digest verified.
+    async fn fetch(&self, at: &Repository, reference: &Reference) -> Result<FetchedManifest, PullError>;
+    /// HEADs a manifest.
+    async fn head(&self, at: &Repository, reference: &Reference) -> Result<ManifestAnswer, PullError>;
+}
+
+#[async_trait]
+impl ManifestSource for Upstreams {
+    async fn fetch(&self, at: &Repository, reference: &Reference) -> Result<FetchedManifest, PullError> {
+        self.get(&at.upstream)?.manifest(at, reference).await
+    }
+
+    async fn head(&self, at: &Repository, reference: &Reference) -> Result<ManifestAnswer, PullError> {
+        self.get(&at.upstream)?.head_manifest(at, reference).await
+    }
+}
+
+/// The manifests of a daemon.
+#[derive(Clone)]
+pub struct Manifests {
+    store: Store,
+    source: Arc<dyn ManifestSource>,
+    access: Arc<dyn Access>,
+    sizes: BlobSizes,
+    tag_ttl: Duration,
+    running: Flights<(Repository, String), Result<FetchedManifest, PullError>>,
+}
+
+impl Manifests {
+    /// `tag_ttl`: how old the last check of a tag may be. Zero when the source itself remembers.
+    pub fn new(store: Store, source: Arc<dyn ManifestSource>, access: Arc<dyn Access>, sizes: BlobSizes, tag_ttl: Duration) -> Self {
+        Self { store, source, access, sizes, tag_ttl, running: Flights::default() }
+    }
+
+    async fn resolve(self, at: Repository, reference: Reference) -> Result<FetchedManifest, PullError> {
+        match &reference {
+            Reference::Digest(digest) => self.by_digest(&at, digest, &reference).await,
+            Reference::Tag(tag) => self.by_tag(&at, tag, &reference).await,
+        }
+    }
+
+    async fn by_digest(&self, at: &Repository, digest: &Digest, reference: &Reference) -> Result<FetchedManifest, PullError> {
+        if let Some(manifest) = self.stored(at, digest).await? {
+            return Ok(manifest);
+        }
+        let manifest = self.source.fetch(at, reference).await?;
+        self.keep(at, &manifest).await?;
+        Ok(manifest)
+    }
+
+    async fn by_tag(&self, at: &Repository, tag: &str, reference: &Reference) -> Result<FetchedManifest, PullError> {
+        let known = self.store.tag(at, tag).await?;
+        let Some(known) = known else {
+            // Nothing to compare with: a GET brings digest and manifest in one round trip.
+            return self.fetch_tag(at, tag, reference).await;
+        };
+        if known.age < self.tag_ttl
+            && let Some(manifest) = self.stored(at, &known.digest).await?
+        {
+            return Ok(manifest);
+        }
+        match self.revalidate(at, tag, reference, &known.digest).await {
+            Err(error) if !error.is_verdict() => match self.stored(at, &known.digest).await? {
+                Some(manifest) => {
+                    warn!(upstream = at.upstream, repository = at.name, tag, %error, "serving {tag} as it was {:?} ago", known.age);
+                    Ok(FetchedManifest { warning: Some(format!("299 - \"stale: {}\"", quotable(&error))), ..manifest })
+                }
+                None => Err(error),
+            },
+            Err(error @ PullError::Unknown(_)) => {
+                self.store.forget_tag(at, tag).await?;
+                Err(error)
+            }
+            result => result,
+        }
+    }
+
+    /// HEAD costs upstream less than GET, and some count only GETs against their limits.
+    async fn revalidate(&self, at: &Repository, tag: &str, reference: &Reference, known: &Digest) -> Result<FetchedManifest, PullError> {
+        let answer = self.source.head(at, reference).await?;
+        if answer.digest == Some(*known)
+            && let Some(manifest) = self.stored(at, known).await?
+        {
+            self.store.put_tag(at, tag, known).await?;
+            return Ok(manifest);
+        }
+        self.fetch_tag(at, tag, reference).await
+    }
+
+    async fn fetch_tag(&self, at: &Repository, tag: &str, reference: &Reference) -> Result<FetchedManifest, PullError> {
+        let manifest = self.source.fetch(at, reference).await?;
+        self.keep(at, &manifest).await?;
+        // What the source itself calls old is not a check of the tag.
+        if manifest.warning.is_none() {
+            self.store.put_tag(at, tag, &manifest.digest).await?;
+        }
+        Ok(manifest)
+    }
+
+    async fn keep(&self, at: &Repository, manifest: &FetchedManifest) -> Result<(), PullError> {
+        self.sizes.learn(&manifest.media_type, &manifest.bytes);
+        Ok(self.store.put_manifest(at, &manifest.digest, &manifest.media_type, manifest.bytes.clone()).await?)
+    }
+
+    async fn stored(&self, at: &Repository, digest: &Digest) -> Result<Option<FetchedManifest>, PullError> {
+        let Some(manifest) = self.store.manifest(at, digest).await? else {
+            return Ok(None);
+        };
+        self.sizes.learn(&manifest.media_type, &manifest.bytes);
+        Ok(Some(FetchedManifest {
+            digest: *digest,
+            media_type: manifest.media_type,
+            bytes: manifest.bytes,
+            warning: None,
+        }))
+    }
+}
+
+#[async_trait]
+impl Tags for Manifests {
+    async fn manifest(&self, caller: &Caller, at: &Repository, reference: &Reference) -> Result<FetchedManifest, PullError> {
+        let key = (at.clone(), reference.to_string());
+        let resolving = self.running.join(key, || self.clone().resolve(at.clone(), reference.clone()));
+        let manifest = tokio::time::timeout(MANIFEST_TIMEOUT, resolving)
+            .await
+            .unwrap_or_else(|_| Err(PullError::Unavailable(format!("no manifest within {} s", MANIFEST_TIMEOUT.as_secs()))))?;
+        self.access.require(caller, at, &manifest.digest).await?;
+        Ok(manifest)
+    }
+}
+
+/// A text without what would end the quoted string of a `Warning`.
+fn quotable(error: &PullError) -> String {
+    error.to_string().chars().filter(|character| character.is_ascii_graphic() || *character == ' ').filter(|c| !"\"\\".contains(*c)).take(200).collect()
+}
+
+/// Work that is done once for all who ask for it at the same time, and goes on when they leave.
+struct Flights<K, V>(Arc<Mutex<HashMap<K, watch::Receiver<Option<V>>>>>);
+
+impl<K, V> Clone for Flights<K, V> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<K, V> Default for Flights<K, V> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<K, T, E> Flights<K, Result<T, E>>
+where
+    K: Clone + Eq + Hash + Send + 'static,
+    T: Clone + Send + Sync + 'static,
+    E: Clone + Send + Sync + 'static + From<Interrupted>,
+{
+    async fn join<F>(&self, key: K, work: impl FnOnce() -> F) -> Result<T, E>
+    where
+        F: Future<Output = Result<T, E>> + Send + 'static,
+    {
+        let mut result = {
+            let mut running = self.0.lock().expect("no holder of this lock panics");
+            match running.get(&key) {
+                Some(result) => result.clone(),
+                None => {
+                    let (sender, result) = watch::channel(None);
+                    running.insert(key.clone(), result.clone());
+                    let (flights, work) = (self.clone(), work());
+                    tokio::spawn(async move {
+                        let landed = tokio::spawn(work).await.unwrap_or_else(|_| Err(Interrupted.into()));
+                        flights.0.lock().expect("no holder of this lock panics").remove(&key);
+                        sender.send_replace(Some(landed));
+                    });
+                    result
+                }
+            }
+        };
+        let landed = result.wait_for(Option::is_some).await.map_err(|_| Interrupted)?;
+        landed.clone().expect("waited until it is there")
+    }
+}
+
+/// The work broke.
+struct Interrupted;
+
+impl From<Interrupted> for PullError {
+    fn from(_: Interrupted) -> Self {
+        Self::Store("the lookup broke".to_owned())
+    }
+}

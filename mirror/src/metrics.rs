@@ -1,0 +1,92 @@
+//! What a mirror or peer counts. Every name is listed in `docs/metrics.md`.
+
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family},
+    registry::{Registry, Unit},
+};
+
+/// Told of bytes that leave.
+pub trait SentBytes: Send + Sync {
+    /// `local`: out of a blob that was complete here when the client asked.
+    fn to_client(&self, bytes: usize, local: bool);
+}
+
+/// Where bytes come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    Upstream,
+    Mirror,
+    Peer,
+    /// A blob that was complete here.
+    Local,
+    /// A blob that was still on its way here.
+    Transfer,
+}
+
+/// Where bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination {
+    Store,
+    /// An OCI client.
+    Client,
+    /// Another node of the site, by the piece port.
+    Node,
+}
+
+impl Origin {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Upstream => "upstream",
+            Self::Mirror => "mirror",
+            Self::Peer => "peer",
+            Self::Local => "local",
+            Self::Transfer => "transfer",
+        }
+    }
+}
+
+impl Destination {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Store => "store",
+            Self::Client => "client",
+            Self::Node => "node",
+        }
+    }
+}
+
+type Way = [(&'static str, &'static str); 2];
+
+fn way(from: Origin, to: Destination) -> Way {
+    [("from", from.label()), ("to", to.label())]
+}
+
+/// Bytes by where they came from and where they went.
+#[derive(Clone, Default)]
+pub struct Traffic(Family<Way, Counter>);
+
+impl Traffic {
+    pub fn register(&self, registry: &mut Registry) {
+        registry.sub_registry_with_prefix("piecemeal").register_with_unit(
+            "blob",
+            "Bytes of blobs by where they came from and where they went",
+            Unit::Bytes,
+            self.0.clone(),
+        );
+    }
+
+    pub fn count(&self, from: Origin, to: Destination, bytes: u64) {
+        self.0.get_or_create(&way(from, to)).inc_by(bytes);
+    }
+
+    /// The bytes counted on one way so far.
+    pub fn total(&self, from: Origin, to: Destination) -> u64 {
+        self.0.get_or_create(&way(from, to)).get()
+    }
+}
+
+impl SentBytes for Traffic {
+    fn to_client(&self, bytes: usize, local: bool) {
+        self.count(if local { Origin::Local } else { Origin::Transfer }, Destination::Client, bytes as u64);
+    }
+}

@@ -1,0 +1,275 @@
+//! A running mirror: the parts put together.
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use async_trait::async_trait;
+use piecemeal_proto::{AuthorityKey, Digest, wire};
+use piecemeal_store::{Env, OpenStoreError, Store, StoreConfig};
+use piecemeal_swarm::{AuthorityClock, Inventory, Limiter, PiecePort, Session, SessionConfig, SessionEvent, piece_router, serve_pieces};
+use prometheus_client::registry::Registry;
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+use crate::{
+    AnonymousAccess, Announcer, BlobSizes, CacheConfig, Content, Destination, Front, Manifests, MirrorConfig, NodePort, Origin, Traffic,
+    Transfers, UpstreamBlobs, UpstreamNames, Upstreams, announce, bind, front_router, node_router, serve,
+};
+
+/// How often content past its time is looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+/// The most requests that the piece port works on at once.
+const PIECE_REQUESTS_MAX: usize = 4096;
+
+/// A running mirror. Dropping it leaves it running; [`Mirror::shutdown`] ends it.
+pub struct Mirror {
+    stop: CancellationToken,
+    tracker: TaskTracker,
+    store: Store,
+    traffic: Traffic,
+    session: Option<Session>,
+    upstreams: Vec<String>,
+}
+
+/// Why a daemon cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartMirrorError {
+    #[error("cannot listen on {address}: {source} (is another program, or another piecemeal, using that port?)")]
+    Bind { address: SocketAddr, source: io::Error },
+    #[error("cannot use the cache folder {dir}: {source}")]
+    Store { dir: PathBuf, source: OpenStoreError },
+}
+
+impl Mirror {
+    /// Starts a mirror; it answers when this returns.
+    ///
+    /// # Errors
+    /// [`StartMirrorError`]: a port in use, a cache folder that cannot be used.
+    pub async fn start(config: MirrorConfig) -> Result<Self, StartMirrorError> {
+        let listeners = bind(&config.listen).await.map_err(|(address, source)| StartMirrorError::Bind { address, source })?;
+        let pieces = bind(&[config.piece_listen]).await.map_err(|(address, source)| StartMirrorError::Bind { address, source })?;
+        let store = open_store(&config.cache).await.map_err(|source| StartMirrorError::Store { dir: config.cache.dir.clone(), source })?;
+        let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
+        let traffic = Traffic::default();
+        let clock = AuthorityClock::default();
+        let addresses = advertised(&config.advertise, config.piece_listen);
+
+        let session = session_config(&config, &store, &addresses).map(|session| {
+            Session::spawn(session, Arc::new(StoreInventory(store.clone())), clock.clone(), stop.clone())
+        });
+        let (session, events) = session.unzip();
+        let announcer = Announcer::new(session.clone(), traffic.clone());
+
+        let upstreams = Upstreams::new(&config.upstreams);
+        let access = Arc::new(AnonymousAccess::new(store.clone(), upstreams.clone()));
+        let sizes = BlobSizes::default();
+        let blobs = Arc::new(UpstreamBlobs {
+            store: store.clone(),
+            upstreams: upstreams.clone(),
+            access: access.clone(),
+            sizes: sizes.clone(),
+            transfers: Transfers::default(),
+            observer: Arc::new(announcer.clone()),
+            limiter: Limiter::new(None),
+        });
+        let tags = Manifests::new(store.clone(), Arc::new(upstreams), access, sizes, config.tag_ttl);
+        let names: Vec<String> = config.upstreams.iter().map(|upstream| upstream.name.clone()).collect();
+        let upstream_names = UpstreamNames::new(names.clone(), config.default_upstream.clone());
+        let front = Front {
+            content: Content { blobs: blobs.clone(), tags: Arc::new(tags) },
+            names: upstream_names.clone(),
+            sent: Arc::new(traffic.clone()),
+        };
+        let mut router = front_router(Arc::new(front));
+        if let Some(authority) = &config.authority_key {
+            router = router.merge(node_router(Arc::new(NodePort {
+                blobs,
+                names: upstream_names,
+                authority: Arc::clone(authority),
+                piece_addresses: if addresses.is_empty() { vec![config.piece_listen] } else { addresses },
+                now: unix_seconds,
+            })));
+            let router = piece_router(piece_port(&store, authority, clock, &traffic));
+            for listener in pieces {
+                tracker.spawn(serve_pieces(listener, router.clone(), stop.clone()));
+            }
+        }
+        serve(&tracker, listeners, &router, &stop);
+        tracker.spawn(keep_clean(store.clone(), announcer.clone(), stop.clone()));
+        if let Some(events) = events {
+            tracker.spawn(answer_scheduler(store.clone(), announcer, events, stop.clone()));
+        }
+        info!(listen = ?config.listen, pieces = %config.piece_listen, cache = %config.cache.dir.display(), "mirror ready");
+        Ok(Self { stop, tracker, store, traffic, session, upstreams: names })
+    }
+
+    /// Adds the mirror's metrics.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.traffic.register(registry);
+    }
+
+    /// Each dependency, with what is wrong with it.
+    pub async fn readiness(&self) -> Vec<(String, Option<String>)> {
+        let mut dependencies = vec![("store".to_owned(), self.store.usage().await.err().map(|error| error.to_string()))];
+        if let Some(session) = &self.session {
+            let problem = (!session.is_up()).then(|| "not connected; peers take their pieces from the mirror directly".to_owned());
+            dependencies.push(("scheduler".to_owned(), problem));
+        }
+        dependencies
+    }
+
+    /// What it holds and has carried, for `piecemeal status`.
+    pub async fn status(&self) -> serde_json::Value {
+        json!({ "role": "mirror", "upstreams": self.upstreams, "store": store_status(&self.store).await, "bytes": traffic_status(&self.traffic) })
+    }
+
+    /// Lets client streams end, then stops.
+    pub async fn shutdown(self) {
+        self.stop.cancel();
+        self.tracker.close();
+        self.tracker.wait().await;
+        self.store.close().await;
+    }
+}
+
+/// Opens a daemon's store, off the runtime: recovery reads the disk.
+///
+/// # Errors
+/// [`OpenStoreError`].
+///
+/// # Panics
+/// Only when opening does.
+pub async fn open_store(cache: &CacheConfig) -> Result<Store, OpenStoreError> {
+    let config = StoreConfig {
+        dir: cache.dir.clone(),
+        quota_bytes: cache.quota_bytes,
+        free_bytes_min: cache.free_bytes_min,
+        ttl: cache.ttl,
+    };
+    tokio::task::spawn_blocking(|| Store::open(config, Env::system())).await.expect("opening a store does not panic")
+}
+
+/// Where other nodes are told to find the piece port; empty when only the scheduler can see it.
+pub fn advertised(advertise: &[SocketAddr], listen: SocketAddr) -> Vec<SocketAddr> {
+    if advertise.is_empty() && !listen.ip().is_unspecified() { vec![listen] } else { advertise.to_vec() }
+}
+
+/// Sweeps the store now and then, and tells the scheduler what went.
+pub async fn keep_clean(store: Store, announcer: Announcer, stop: CancellationToken) {
+    let mut evictions = store.evictions();
+    let mut interval = tokio::time::interval(SWEEP_INTERVAL);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            evicted = evictions.recv() => if let Ok(digest) = evicted { announcer.report(announce::lost(&digest)) },
+            _ = interval.tick() => match store.sweep().await {
+                Ok(swept) if !swept.blobs.is_empty() => info!(blobs = swept.blobs.len(), bytes = swept.bytes, "evicted"),
+                Ok(_) => {}
+                Err(error) => warn!(%error, "the cache could not be swept: {error}"),
+            },
+        }
+    }
+}
+
+/// What the store holds, as JSON.
+pub async fn store_status(store: &Store) -> serde_json::Value {
+    match store.usage().await {
+        Ok(usage) => json!({ "blobs": usage.blobs, "blob_bytes": usage.blob_bytes, "partials": usage.partials, "reserved_bytes": usage.reserved_bytes, "manifests": usage.manifests }),
+        Err(error) => json!({ "error": error.to_string() }),
+    }
+}
+
+/// The bytes by where they came from and went, as JSON.
+pub fn traffic_status(traffic: &Traffic) -> serde_json::Value {
+    let received = |origin| traffic.total(origin, Destination::Store);
+    let sent = |destination| traffic.total(Origin::Local, destination) + traffic.total(Origin::Transfer, destination);
+    json!({
+        "from_upstream": received(Origin::Upstream),
+        "from_mirror": received(Origin::Mirror),
+        "from_peers": received(Origin::Peer),
+        "to_clients": sent(Destination::Client),
+        "to_clients_from_local": traffic.total(Origin::Local, Destination::Client),
+        "to_nodes": sent(Destination::Node),
+    })
+}
+
+/// The complete blobs of a store; what is in flight is described when asked.
+struct StoreInventory(Store);
+
+#[async_trait]
+impl Inventory for StoreInventory {
+    async fn complete(&self) -> Vec<Digest> {
+        self.0.complete_digests().await.unwrap_or_else(|error| {
+            warn!(%error, "the inventory cannot be read: {error}");
+            Vec::new()
+        })
+    }
+
+    async fn live(&self) -> Vec<wire::report::Report> {
+        let partials = self.0.partials().await.unwrap_or_default();
+        partials.iter().filter_map(|digest| self.0.filling(digest)).flat_map(|filling| announce::filling_reports(&filling)).collect()
+    }
+}
+
+fn session_config(config: &MirrorConfig, store: &Store, addresses: &[SocketAddr]) -> Option<SessionConfig> {
+    let (scheduler, authority) = config.scheduler.as_ref().zip(config.authority_key.as_ref())?;
+    Some(SessionConfig {
+        scheduler: scheduler.to_string(),
+        role: wire::Role::Mirror,
+        role_key: authority.mirror_role(),
+        node: store.node_id(),
+        pool: config.pool.clone(),
+        zone: config.zone.clone(),
+        addresses: addresses.to_vec(),
+        piece_port: config.piece_listen.port(),
+        may_use_upstream: true,
+        incarnation: incarnation(),
+    })
+}
+
+/// Grows with each start. A clock that was set back makes the older connection win until it ends, no more.
+pub fn incarnation() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or_default() << 10
+}
+
+fn piece_port(store: &Store, authority: &AuthorityKey, clock: AuthorityClock, traffic: &Traffic) -> PiecePort {
+    let traffic = traffic.clone();
+    PiecePort {
+        store: store.clone(),
+        authority: authority.public(),
+        clock,
+        limiter: Limiter::new(None),
+        accept_grants: true,
+        served: Arc::new(move |bytes| traffic.count(Origin::Local, Destination::Node, bytes)),
+        requests_max: PIECE_REQUESTS_MAX,
+    }
+}
+
+async fn answer_scheduler(store: Store, announcer: Announcer, mut events: mpsc::Receiver<SessionEvent>, stop: CancellationToken) {
+    loop {
+        let event = tokio::select! {
+            () = stop.cancelled() => return,
+            event = events.recv() => event,
+        };
+        match event {
+            Some(SessionEvent::Describe(digest)) => announcer.describe(&store, &digest).await,
+            Some(SessionEvent::Up) => info!("connected to the scheduler"),
+            Some(SessionEvent::Down) => warn!("the scheduler is lost; peers take their pieces from here"),
+            // A mirror wants nothing, so that it is leased nothing.
+            Some(SessionEvent::Lease(_) | SessionEvent::Cancel(_) | SessionEvent::Revoked { .. } | SessionEvent::WantRefused { .. }) => {}
+            None => return,
+        }
+    }
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}

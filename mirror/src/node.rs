@@ -1,0 +1,174 @@
+//! What admitted nodes ask a mirror: to open a blob for their swarm.
+//!
+//! One round trip brings the verdict, the size, the piece size, the fill and the grant, and starts the fill; a small blob
+//! comes along whole. Both sides of it are here, so that they cannot drift apart.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{Path, Query, State},
+    http::{HeaderMap, Response, StatusCode},
+    response::IntoResponse,
+    routing::get,
+};
+use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
+use bytes::Bytes;
+use piecemeal_proto::{AuthorityKey, Digest, FillId, Grant, NodeId, ParseReferenceError, PieceMap, RepositoryName, RoleKey};
+use piecemeal_store::Repository;
+use serde::{Deserialize, Serialize};
+
+use crate::{ANSWER_TIMEOUT, Blobs, Caller, OpenBlob, PullError, UpstreamNames, error_response};
+
+/// Blobs up to this size come along in the answer, without a swarm.
+pub const INLINE_BYTES_MAX: u64 = 64 * 1024;
+/// The life of a grant: longer than any pull, shorter than a day.
+const GRANT_LIFE: Duration = Duration::from_secs(6 * 3600);
+const NODE_HEADER: &str = "piecemeal-node";
+const PROOF_HEADER: &str = "piecemeal-proof";
+
+/// What a node is told of a blob that it may have.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct NodeBlob {
+    pub blob_bytes: u64,
+    pub piece_bytes: u64,
+    /// 16 hexadecimal digits.
+    pub fill: String,
+    /// Opaque to the node.
+    pub grant: String,
+    /// Where the mirror serves pieces.
+    pub piece_addresses: Vec<SocketAddr>,
+    /// The authority's clock, which grants are judged by.
+    pub unix_seconds: u64,
+    /// The blob itself, base64, up to [`INLINE_BYTES_MAX`].
+    pub content: Option<String>,
+}
+
+impl NodeBlob {
+    /// How the blob is cut; `None` when the mirror states nonsense.
+    pub fn map(&self) -> Option<PieceMap> {
+        PieceMap::new(self.blob_bytes, self.piece_bytes).ok()
+    }
+
+    pub fn fill_id(&self) -> Option<FillId> {
+        u64::from_str_radix(&self.fill, 16).ok().map(FillId)
+    }
+
+    /// The inlined blob, when it is there and has `digest`.
+    pub fn content(&self, digest: &Digest) -> Option<Bytes> {
+        let content = BASE64.decode(self.content.as_deref()?).ok()?;
+        digest.matches(&content).then(|| content.into())
+    }
+}
+
+/// The request of a node: path with query, and headers.
+pub fn open_request(node: NodeId, role: &RoleKey, at: &Repository, digest: &Digest) -> (String, [(&'static str, String); 2]) {
+    let query = url::form_urlencoded::Serializer::new(String::new()).append_pair("ns", &at.upstream).append_pair("name", &at.name).finish();
+    let proof = role.prove(&claim(node, at, digest));
+    (format!("/piecemeal/v1/blobs/{digest}?{query}"), [(NODE_HEADER, node.to_string()), (PROOF_HEADER, BASE64.encode(proof))])
+}
+
+fn claim(node: NodeId, at: &Repository, digest: &Digest) -> Vec<u8> {
+    format!("piecemeal open v1\0{node}\0{digest}\0{}\0{}", at.upstream, at.name).into_bytes()
+}
+
+/// The mirror's side.
+pub struct NodePort {
+    pub blobs: Arc<dyn Blobs>,
+    pub names: UpstreamNames,
+    pub authority: Arc<AuthorityKey>,
+    pub piece_addresses: Vec<SocketAddr>,
+    /// Seconds since 1970.
+    pub now: fn() -> u64,
+}
+
+#[derive(Deserialize)]
+struct OpenQuery {
+    ns: String,
+    name: String,
+}
+
+/// The route that nodes ask.
+pub fn node_router(port: Arc<NodePort>) -> Router {
+    Router::new().route("/piecemeal/v1/blobs/{digest}", get(open)).with_state(port)
+}
+
+async fn open(
+    State(port): State<Arc<NodePort>>,
+    Path(digest): Path<String>,
+    Query(query): Query<OpenQuery>,
+    headers: HeaderMap,
+) -> Response<Body> {
+    match port.open(&digest, query, &headers).await {
+        Ok(blob) => Json(blob).into_response(),
+        Err(OpenError::NotANode) => {
+            (StatusCode::UNAUTHORIZED, "this is for nodes that hold the site's join.key (`piecemeal keygen`)\n").into_response()
+        }
+        Err(OpenError::Pull(error)) => error_response(&error, "BLOB_UNKNOWN"),
+    }
+}
+
+enum OpenError {
+    NotANode,
+    Pull(PullError),
+}
+
+impl<E: Into<PullError>> From<E> for OpenError {
+    fn from(error: E) -> Self {
+        Self::Pull(error.into())
+    }
+}
+
+impl NodePort {
+    async fn open(&self, digest: &str, query: OpenQuery, headers: &HeaderMap) -> Result<NodeBlob, OpenError> {
+        let digest: Digest = digest.parse().map_err(|error| PullError::Malformed(ParseReferenceError::Digest(error)))?;
+        let at = Repository { upstream: query.ns, name: query.name };
+        let node = self.admitted(headers, &at, &digest).ok_or(OpenError::NotANode)?;
+        at.name.parse::<RepositoryName>().map_err(PullError::from)?;
+        self.names.require(&at.upstream)?;
+        let open = self.blobs.open(&Caller { node: Some(node) }, &at, &digest).await?;
+        Ok(self.describe(node, digest, open).await?)
+    }
+
+    fn admitted(&self, headers: &HeaderMap, at: &Repository, digest: &Digest) -> Option<NodeId> {
+        let node: NodeId = headers.get(NODE_HEADER)?.to_str().ok()?.parse().ok()?;
+        let proof = BASE64.decode(headers.get(PROOF_HEADER)?).ok()?;
+        self.authority.join_key().peer_role().verify(&claim(node, at, digest), &proof).then_some(node)
+    }
+
+    async fn describe(&self, node: NodeId, digest: Digest, mut open: OpenBlob) -> Result<NodeBlob, PullError> {
+        let (map, fill) = match &open {
+            OpenBlob::Complete(blob) => (blob.map(), blob.fill()),
+            OpenBlob::Filling(filling) => (filling.map(), filling.fill()),
+            OpenBlob::Starting { .. } => return Err(PullError::Unavailable("upstream has not answered yet".to_owned())),
+        };
+        let now = (self.now)();
+        let grant = Grant { node, digest, map, fill, expires: now + GRANT_LIFE.as_secs() };
+        Ok(NodeBlob {
+            blob_bytes: map.blob_bytes(),
+            piece_bytes: map.piece_bytes(),
+            fill: fill.to_string(),
+            grant: grant.sign(&self.authority),
+            piece_addresses: self.piece_addresses.clone(),
+            unix_seconds: now,
+            content: inline(&mut open).await.map(|content| BASE64.encode(content)),
+        })
+    }
+}
+
+/// The whole of a small blob, if it is proven soon; otherwise the node takes it as pieces.
+async fn inline(open: &mut OpenBlob) -> Option<Vec<u8>> {
+    let blob_bytes = open.blob_bytes();
+    if blob_bytes > INLINE_BYTES_MAX {
+        return None;
+    }
+    let read_all = async {
+        let mut content = Vec::new();
+        while (content.len() as u64) < blob_bytes {
+            content.extend_from_slice(&open.read(content.len() as u64..blob_bytes).await.ok()?);
+        }
+        Some(content)
+    };
+    tokio::time::timeout(ANSWER_TIMEOUT, read_all).await.ok().flatten()
+}

@@ -1,0 +1,48 @@
+//! The three traits between the front and what is behind it. A mirror and a peer differ only behind these.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use piecemeal_proto::{Digest, NodeId, Reference};
+use piecemeal_store::Repository;
+
+use crate::{FetchedManifest, OpenBlob, PullError};
+
+/// Who asks.
+#[derive(Clone, Debug, Default)]
+pub struct Caller {
+    /// The admitted node that asks, if it has proven to be one.
+    pub node: Option<NodeId>,
+}
+
+/// Where a blob's bytes come from.
+#[async_trait]
+pub trait Blobs: Send + Sync {
+    /// Opens a blob, starting its transfer when it is not here. Answers within [`crate::ANSWER_TIMEOUT`] or so; the bytes may come later.
+    async fn open(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<OpenBlob, PullError>;
+
+    /// The blob's size in bytes; nothing is downloaded for it.
+    async fn stat(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<u64, PullError>;
+}
+
+/// How a name is resolved.
+#[async_trait]
+pub trait Tags: Send + Sync {
+    /// The manifest that `reference` names now.
+    async fn manifest(&self, caller: &Caller, at: &Repository, reference: &Reference) -> Result<FetchedManifest, PullError>;
+}
+
+/// Whether this caller may have content that is here already. What has to be fetched first is proven by the fetch.
+#[async_trait]
+pub trait Access: Send + Sync {
+    /// # Errors
+    /// The source's own verdict, or why it cannot be had.
+    async fn require(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<(), PullError>;
+}
+
+/// What the front serves from.
+#[derive(Clone)]
+pub struct Content {
+    pub blobs: Arc<dyn Blobs>,
+    pub tags: Arc<dyn Tags>,
+}

@@ -1,0 +1,223 @@
+//! Blobs on their way here: one transfer per digest, whoever asks and however many.
+//!
+//! A transfer is detached from every reader: it ends when the blob is complete or cannot be had, never since a client left.
+//! It is `Starting`, then `Open`, then either `Complete` or `Failed`, and never goes back; a later request begins another.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    ops::Range,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use piecemeal_proto::Digest;
+use piecemeal_store::{Blob, FillFailure, Filling, ReadBlobError, Repository};
+use tokio::sync::watch;
+
+use crate::PullError;
+
+/// After a failure a digest is answered with that failure for this long, so that a client's resume goes to its next host
+/// instead of starting the same download over. Doubles with each failure in a row.
+const COOL_DOWN: Duration = Duration::from_secs(1);
+const COOL_DOWN_MAX: Duration = Duration::from_secs(60);
+/// The most failures remembered.
+const FAILURES_MAX: usize = 4096;
+
+/// How far a transfer is.
+#[derive(Clone)]
+pub enum Progress {
+    /// `blob_bytes`: the size, when a manifest has told it before the source has.
+    Starting { blob_bytes: Option<u64> },
+    Open(Filling),
+    Complete(Blob),
+    Failed(PullError),
+}
+
+/// One blob on its way.
+pub struct Transfer {
+    at: Repository,
+    progress: watch::Sender<Progress>,
+}
+
+impl Transfer {
+    /// The repository that it was asked for under first.
+    pub fn at(&self) -> &Repository {
+        &self.at
+    }
+
+    /// The store's handle is there: readers may begin.
+    pub fn open(&self, filling: Filling) {
+        self.progress.send_replace(Progress::Open(filling));
+    }
+
+    /// How far it is now.
+    pub fn progress(&self) -> Progress {
+        self.progress.borrow().clone()
+    }
+
+    /// Waits for the first progress beyond `Starting`.
+    pub async fn started(&self) -> Progress {
+        let mut progress = self.progress.subscribe();
+        let started = progress.wait_for(|progress| !matches!(progress, Progress::Starting { .. })).await;
+        started.map_or_else(|_| Progress::Failed(PullError::Unavailable("the transfer was given up".to_owned())), |it| it.clone())
+    }
+
+    /// Waits for the end.
+    pub async fn ended(&self) -> Result<Blob, PullError> {
+        let mut progress = self.progress.subscribe();
+        let ended = progress.wait_for(|progress| matches!(progress, Progress::Complete(_) | Progress::Failed(_))).await;
+        match ended.map(|it| it.clone()) {
+            Ok(Progress::Complete(blob)) => Ok(blob),
+            Ok(Progress::Failed(error)) => Err(error),
+            Ok(Progress::Starting { .. } | Progress::Open(_)) | Err(_) => {
+                Err(PullError::Unavailable("the transfer was given up".to_owned()))
+            }
+        }
+    }
+
+    /// Waits at most `patience` until a client can be answered: with the blob, or with its size alone when that is known.
+    pub async fn opened(self: &Arc<Self>, patience: Duration) -> Result<OpenBlob, PullError> {
+        let progress = match tokio::time::timeout(patience, self.started()).await {
+            Ok(progress) => progress,
+            Err(_) => self.progress(),
+        };
+        match progress {
+            Progress::Open(filling) => Ok(OpenBlob::Filling(filling)),
+            Progress::Complete(blob) => Ok(OpenBlob::Complete(blob)),
+            Progress::Failed(error) => Err(error),
+            Progress::Starting { blob_bytes: Some(blob_bytes) } => Ok(OpenBlob::Starting { blob_bytes, transfer: Arc::clone(self) }),
+            Progress::Starting { blob_bytes: None } => {
+                Err(PullError::Unavailable("the source has not answered yet; it is still being asked".to_owned()))
+            }
+        }
+    }
+}
+
+/// All transfers of a daemon.
+#[derive(Clone, Default)]
+pub struct Transfers(Arc<Mutex<Table>>);
+
+#[derive(Default)]
+struct Table {
+    live: HashMap<Digest, Arc<Transfer>>,
+    failures: HashMap<Digest, Failure>,
+}
+
+struct Failure {
+    error: PullError,
+    until: Instant,
+    in_a_row: u32,
+}
+
+impl Transfers {
+    /// The live transfer of `digest`.
+    pub fn get(&self, digest: &Digest) -> Option<Arc<Transfer>> {
+        self.0.lock().expect("no holder of this lock panics").live.get(digest).cloned()
+    }
+
+    /// The live transfer of `digest`, or a new one that `run` carries out in a task of its own.
+    ///
+    /// # Errors
+    /// The last failure, while the digest cools down after it.
+    pub fn join_or_start<F>(&self, at: &Repository, digest: &Digest, blob_bytes: Option<u64>, run: impl FnOnce(Arc<Transfer>) -> F) -> Result<Arc<Transfer>, PullError>
+    where
+        F: Future<Output = Result<Blob, PullError>> + Send + 'static,
+    {
+        let mut table = self.0.lock().expect("no holder of this lock panics");
+        if let Some(transfer) = table.live.get(digest) {
+            return Ok(Arc::clone(transfer));
+        }
+        if let Some(failure) = table.failures.get(digest).filter(|failure| Instant::now() < failure.until) {
+            return Err(failure.error.clone());
+        }
+        let transfer = Arc::new(Transfer { at: at.clone(), progress: watch::Sender::new(Progress::Starting { blob_bytes }) });
+        table.live.insert(*digest, Arc::clone(&transfer));
+        let (transfers, digest, work) = (self.clone(), *digest, run(Arc::clone(&transfer)));
+        let running = Arc::clone(&transfer);
+        tokio::spawn(async move {
+            // Kept apart, so that even a panic in the work ends the transfer instead of leaving its readers waiting.
+            let result = tokio::spawn(work).await.unwrap_or_else(|_| Err(PullError::Store("the transfer broke".to_owned())));
+            transfers.end(&digest, &running, result);
+        });
+        Ok(transfer)
+    }
+
+    fn end(&self, digest: &Digest, transfer: &Transfer, result: Result<Blob, PullError>) {
+        let mut table = self.0.lock().expect("no holder of this lock panics");
+        table.live.remove(digest);
+        let progress = match result {
+            Ok(blob) => {
+                table.failures.remove(digest);
+                Progress::Complete(blob)
+            }
+            Err(error) => {
+                table.remember(digest, error.clone());
+                Progress::Failed(error)
+            }
+        };
+        transfer.progress.send_replace(progress);
+    }
+}
+
+impl Table {
+    fn remember(&mut self, digest: &Digest, error: PullError) {
+        let now = Instant::now();
+        if self.failures.len() >= FAILURES_MAX {
+            self.failures.retain(|_, failure| now < failure.until);
+        }
+        if self.failures.len() >= FAILURES_MAX {
+            self.failures.clear();
+        }
+        let in_a_row = self.failures.get(digest).map_or(0, |failure| failure.in_a_row + 1);
+        let cool_down = COOL_DOWN.saturating_mul(1 << in_a_row.min(10)).min(COOL_DOWN_MAX);
+        self.failures.insert(*digest, Failure { error, until: now + cool_down, in_a_row });
+    }
+}
+
+/// A blob that a client can be answered with: its size is known, its bytes are here or come.
+pub enum OpenBlob {
+    Complete(Blob),
+    Filling(Filling),
+    Starting { blob_bytes: u64, transfer: Arc<Transfer> },
+}
+
+impl OpenBlob {
+    /// In bytes.
+    pub fn blob_bytes(&self) -> u64 {
+        match self {
+            Self::Complete(blob) => blob.map().blob_bytes(),
+            Self::Filling(filling) => filling.map().blob_bytes(),
+            Self::Starting { blob_bytes, .. } => *blob_bytes,
+        }
+    }
+
+    /// Reads at least one byte from the start of `range`, waiting for it when it is still on its way.
+    ///
+    /// # Errors
+    /// What ended the transfer, or damage on disk.
+    pub async fn read(&mut self, range: Range<u64>) -> Result<Bytes, ReadBlobError> {
+        if let Self::Starting { blob_bytes, transfer } = self {
+            let stated = *blob_bytes;
+            *self = match transfer.started().await {
+                Progress::Open(filling) => Self::Filling(filling),
+                Progress::Complete(blob) => Self::Complete(blob),
+                Progress::Failed(error) => return Err(given_up(&error.to_string())),
+                Progress::Starting { .. } => return Err(given_up("it has not started")),
+            };
+            if self.blob_bytes() != stated {
+                return Err(given_up("the source states another size than the manifest"));
+            }
+        }
+        match self {
+            Self::Complete(blob) => blob.read(range).await,
+            Self::Filling(filling) => filling.read(range).await,
+            Self::Starting { .. } => Err(given_up("it has not started")),
+        }
+    }
+}
+
+fn given_up(why: &str) -> ReadBlobError {
+    ReadBlobError::Abandoned(FillFailure::Upstream(why.to_owned()))
+}

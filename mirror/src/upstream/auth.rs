@@ -1,0 +1,189 @@
+//! The Bearer token flow: what a `WWW-Authenticate` challenge asks, and whether its realm may be asked.
+//!
+//! Source: distribution's token authentication specification; RFC 9110, section 11.
+
+use std::{
+    collections::HashMap,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+use serde::Deserialize;
+use url::{Host, Url};
+
+/// The life of a token whose server states none. Source: the token specification's default.
+const TOKEN_LIFE_DEFAULT: Duration = Duration::from_secs(60);
+/// Tokens are given up this much before their end, so that none expires on the way.
+const TOKEN_LIFE_MARGIN: Duration = Duration::from_secs(10);
+/// The most tokens kept: one a repository.
+const TOKENS_MAX: usize = 4096;
+
+/// A Bearer challenge: `Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="…"`.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Challenge {
+    pub(super) realm: String,
+    pub(super) service: Option<String>,
+    pub(super) scope: Option<String>,
+}
+
+impl Challenge {
+    /// Reads the value of `WWW-Authenticate`; `None` when it is not a Bearer challenge with a realm.
+    pub(super) fn parse(header: &str) -> Option<Self> {
+        let (scheme, rest) = header.trim().split_once(' ')?;
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return None;
+        }
+        let mut parameters: HashMap<String, String> = parameters(rest).collect();
+        Some(Self {
+            realm: parameters.remove("realm")?,
+            service: parameters.remove("service"),
+            scope: parameters.remove("scope"),
+        })
+    }
+
+    /// Where the token is to be had, when `registry` may send us there: over TLS unless the registry itself has none, to
+    /// the registry's own host or another of its domain. Nobody else's server is asked on a registry's word alone.
+    pub(super) fn token_url(&self, registry: &Url, scope: &str) -> Option<Url> {
+        let mut realm = Url::parse(&self.realm).ok()?;
+        let scheme_fits = realm.scheme() == "https" || (realm.scheme() == "http" && registry.scheme() == "http");
+        if !scheme_fits || !same_site(&realm, registry) {
+            return None;
+        }
+        realm
+            .query_pairs_mut()
+            .extend_pairs(self.service.as_ref().map(|service| ("service", service)))
+            .append_pair("scope", self.scope.as_deref().unwrap_or(scope));
+        Some(realm)
+    }
+}
+
+/// `key=value` and `key="value"`, separated by commas; a backslash escapes within quotes.
+fn parameters(text: &str) -> impl Iterator<Item = (String, String)> + '_ {
+    let mut rest = text.trim_start();
+    std::iter::from_fn(move || {
+        let (key, after) = rest.split_once('=')?;
+        let (value, after) = match after.strip_prefix('"') {
+            Some(quoted) => unquote(quoted),
+            None => {
+                let end = after.find(',').unwrap_or(after.len());
+                (after[..end].trim().to_owned(), &after[end..])
+            }
+        };
+        rest = after.trim_start_matches([',', ' ', '\t']);
+        Some((key.trim().to_ascii_lowercase(), value))
+    })
+}
+
+/// The text up to the closing quote, and what follows it.
+fn unquote(text: &str) -> (String, &str) {
+    let mut value = String::new();
+    let mut characters = text.char_indices();
+    while let Some((index, character)) = characters.next() {
+        match character {
+            '"' => return (value, &text[index + 1..]),
+            '\\' => value.extend(characters.next().map(|(_, escaped)| escaped)),
+            _ => value.push(character),
+        }
+    }
+    (value, "")
+}
+
+/// Whether both URLs are of one host, or of hosts under one registrable domain (its last two labels).
+fn same_site(a: &Url, b: &Url) -> bool {
+    match (a.host(), b.host()) {
+        (Some(Host::Domain(a)), Some(Host::Domain(b))) => a == b || registrable(a).is_some_and(|a| Some(a) == registrable(b)),
+        (a, b) => a == b,
+    }
+}
+
+fn registrable(domain: &str) -> Option<&str> {
+    let dot = domain.rfind('.')?;
+    Some(domain[..dot].rfind('.').map_or(domain, |dot| &domain[dot + 1..]))
+}
+
+/// What a token server answers.
+#[derive(Deserialize)]
+pub(super) struct TokenAnswer {
+    token: Option<String>,
+    access_token: Option<String>,
+    expires_in: Option<u64>,
+}
+
+/// Anonymous tokens by scope.
+#[derive(Default)]
+pub(super) struct Tokens(Mutex<HashMap<String, (String, Instant)>>);
+
+impl Tokens {
+    /// The token for `scope`, unless it is about to expire.
+    pub(super) fn get(&self, scope: &str, now: Instant) -> Option<String> {
+        let tokens = self.0.lock().expect("no holder of this lock panics");
+        tokens.get(scope).filter(|(_, until)| now < *until).map(|(token, _)| token.clone())
+    }
+
+    /// Keeps a token server's answer; gives the token.
+    pub(super) fn put(&self, scope: &str, answer: TokenAnswer, now: Instant) -> Option<String> {
+        let token = answer.token.or(answer.access_token)?;
+        let life = answer.expires_in.map_or(TOKEN_LIFE_DEFAULT, Duration::from_secs);
+        let until = now + life.saturating_sub(TOKEN_LIFE_MARGIN).min(Duration::from_secs(24 * 3600));
+        let mut tokens = self.0.lock().expect("no holder of this lock panics");
+        if tokens.len() >= TOKENS_MAX {
+            tokens.clear();
+        }
+        tokens.insert(scope.to_owned(), (token.clone(), until));
+        Some(token)
+    }
+
+    /// Forgets a token that was not accepted.
+    pub(super) fn drop(&self, scope: &str) {
+        self.0.lock().expect("no holder of this lock panics").remove(scope);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bearer_challenges_are_read() {
+        let challenge =
+            Challenge::parse(r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:a/b:pull,push""#).unwrap();
+        assert_eq!(challenge.realm, "https://auth.docker.io/token");
+        assert_eq!(challenge.scope.as_deref(), Some("repository:a/b:pull,push"));
+        assert_eq!(Challenge::parse("bearer realm=https://x.io/t , service=a").unwrap().service.as_deref(), Some("a"));
+        assert_eq!(Challenge::parse(r#"Bearer realm="a\"b"#).unwrap().realm, "a\"b");
+        for other in ["", "Basic realm=\"x\"", "Bearer", "Bearer service=\"x\"", "Bearer realm"] {
+            assert_eq!(Challenge::parse(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_realm_elsewhere_is_not_asked() {
+        let cases = [
+            ("https://registry-1.docker.io", "https://auth.docker.io/token", true),
+            ("https://ghcr.io", "https://ghcr.io/token", true),
+            ("http://10.0.0.1:5000", "http://10.0.0.1:5001/token", true),
+            ("https://ghcr.io", "https://evil.io/token", false),
+            ("https://ghcr.io", "http://ghcr.io/token", false),
+            ("http://10.0.0.1:5000", "http://10.0.0.2/token", false),
+            ("https://ghcr.io", "file:///etc/passwd", false),
+            ("https://ghcr.io", "/token", false),
+        ];
+        for (registry, realm, asked) in cases {
+            let challenge = Challenge { realm: realm.to_owned(), service: None, scope: None };
+            let url = challenge.token_url(&Url::parse(registry).unwrap(), "repository:a:pull");
+            assert_eq!(url.is_some(), asked, "{registry} {realm}");
+        }
+    }
+
+    #[test]
+    fn tokens_end_before_their_server_says() {
+        let tokens = Tokens::default();
+        let now = Instant::now();
+        let answer = TokenAnswer { token: None, access_token: Some("t".to_owned()), expires_in: Some(100) };
+        assert_eq!(tokens.put("s", answer, now).as_deref(), Some("t"));
+        assert!(tokens.get("s", now + Duration::from_secs(89)).is_some());
+        assert!(tokens.get("s", now + Duration::from_secs(90)).is_none());
+        tokens.drop("s");
+        assert!(tokens.get("s", now).is_none());
+    }
+}

@@ -1,0 +1,376 @@
+//! The task behind a download: all of its I/O, none of its decisions (`mode`, `window`).
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use piecemeal_mirror::{
+    Announcer, Destination, NodeBlob, Origin, PullError, Traffic, Transfer, UpstreamBlobs,
+};
+use piecemeal_proto::{
+    Digest,
+    wire::{self, Lease, Outcome, report::Report},
+};
+use piecemeal_store::{BeginFillError, Blob, FillFailure, Filling, Repository, Store};
+use piecemeal_swarm::{PieceClient, Session};
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, JoinSet},
+};
+use tracing::{debug, info};
+
+use super::{
+    lease::{Ended, Fetch},
+    mode::Facts,
+    window::Window,
+};
+use crate::{DirectFallback, live::LiveDownloads, mirror_client::MirrorClient};
+
+/// How often the facts are looked at when nothing happens.
+const TICK: Duration = Duration::from_millis(250);
+/// A client without a byte for this long is reported, so that its piece comes before rarer ones.
+const WAITING_AFTER: Duration = Duration::from_secs(1);
+/// Between questions to a mirror that does not answer.
+const REOPEN_DELAY: Duration = Duration::from_millis(500);
+/// The spread of peers that go upstream for themselves.
+const UPSTREAM_JITTER_MAX_MS: u64 = 2000;
+/// The most orders that wait for one download.
+pub(crate) const ORDERS_MAX: usize = 256;
+
+/// What the scheduler says about one blob.
+#[derive(Debug)]
+pub(crate) enum Order {
+    Lease(Lease),
+    Cancel(u64),
+    Revoked(u64),
+    /// The session is there again: the want is sent once more.
+    Up,
+    /// The want was not accepted: the grant is old.
+    WantRefused(String),
+}
+
+/// What every download of a peer uses.
+#[derive(Clone)]
+pub(crate) struct Parts {
+    pub(crate) store: Store,
+    pub(crate) mirror: Option<MirrorClient>,
+    pub(crate) session: Option<Session>,
+    pub(crate) announcer: Announcer,
+    pub(crate) pieces: PieceClient,
+    pub(crate) upstream: UpstreamBlobs,
+    pub(crate) traffic: Traffic,
+    pub(crate) live: LiveDownloads,
+    pub(crate) direct_fallback: DirectFallback,
+    pub(crate) mirror_grace: Duration,
+}
+
+/// One blob on its way from the swarm.
+struct Download {
+    parts: Parts,
+    at: Repository,
+    filling: Filling,
+    opened: NodeBlob,
+    window: Window,
+    fetches: JoinSet<(Fetched, Ended)>,
+    leases: Vec<(u64, AbortHandle)>,
+    jitter: Duration,
+    last_landed: Instant,
+    last_waiting: Option<Instant>,
+    last_reopen: Instant,
+}
+
+#[derive(Clone, Copy)]
+enum Fetched {
+    Lease(u64),
+    Direct(u32),
+}
+
+impl Parts {
+    /// Carries out a transfer.
+    ///
+    /// # Errors
+    /// Why the blob cannot be had now; what has landed is kept for the next try.
+    pub(crate) async fn transfer(self, at: Repository, digest: Digest, transfer: Arc<Transfer>) -> Result<Blob, PullError> {
+        let Some(opened) = self.open(&at, &digest).await? else {
+            info!(blob.digest = %digest, "the mirror is lost: {digest} comes from {}", at.upstream);
+            return self.upstream.clone().fill(at, digest, transfer).await;
+        };
+        self.store.record_source(&at, &digest).await?;
+        let filling = match self.begin(&digest, &opened).await? {
+            Begun::Filling(filling) => filling,
+            Begun::Here(blob) => return Ok(blob),
+        };
+        transfer.open(filling.clone());
+        if let Some(content) = opened.content(&digest) {
+            self.traffic.count(Origin::Mirror, Destination::Store, content.len() as u64);
+            if opened.blob_bytes > 0 {
+                filling.write_piece(0, content, None).await.map_err(|error| PullError::Store(error.to_string()))?;
+            }
+            return self.upstream.publish(&at, &filling).await;
+        }
+        Download::new(self, at, filling, opened).run().await
+    }
+
+    /// Asks the mirror, until it answers or its grace is over. `None`: it is lost, and upstream may be asked instead.
+    async fn open(&self, at: &Repository, digest: &Digest) -> Result<Option<NodeBlob>, PullError> {
+        let may_use_upstream = self.direct_fallback == DirectFallback::Allowed;
+        let Some(mirror) = &self.mirror else {
+            return if may_use_upstream { Ok(None) } else { Err(PullError::Unavailable("there is no mirror".to_owned())) };
+        };
+        loop {
+            match mirror.open(at, digest).await {
+                Ok(opened) => return Ok(Some(opened)),
+                Err(error) if !error.is_source_lost() => return Err(error),
+                Err(error) => match mirror.lost_for() {
+                    // It is there, and says itself that it cannot: upstream does not answer it either.
+                    None => return Err(error),
+                    Some(lost) if lost >= self.mirror_grace => return if may_use_upstream { Ok(None) } else { Err(error) },
+                    Some(_) => tokio::time::sleep(REOPEN_DELAY).await,
+                },
+            }
+        }
+    }
+
+    async fn begin(&self, digest: &Digest, opened: &NodeBlob) -> Result<Begun, PullError> {
+        let nonsense = || PullError::BadGateway("the mirror states an impossible size".to_owned());
+        let (map, fill) = opened.map().zip(opened.fill_id()).ok_or_else(nonsense)?;
+        match self.store.begin(digest, map, Some(fill)).await {
+            Ok(filling) => Ok(Begun::Filling(filling)),
+            Err(BeginFillError::AlreadyComplete) => {
+                let blob = self.store.blob(digest).await?;
+                blob.map(Begun::Here).ok_or_else(|| PullError::Store("the blob has just gone".to_owned()))
+            }
+            Err(error @ BeginFillError::NoSpace { .. }) => Err(PullError::Unavailable(error.to_string())),
+            Err(error) => Err(PullError::Store(error.to_string())),
+        }
+    }
+}
+
+enum Begun {
+    Filling(Filling),
+    Here(Blob),
+}
+
+impl Download {
+    fn new(parts: Parts, at: Repository, filling: Filling, opened: NodeBlob) -> Self {
+        let jitter = Duration::from_millis(parts.store.random_u64() % UPSTREAM_JITTER_MAX_MS);
+        let now = Instant::now();
+        Self {
+            window: Window::new(filling.map().count()),
+            parts,
+            at,
+            filling,
+            opened,
+            fetches: JoinSet::new(),
+            leases: Vec::new(),
+            jitter,
+            last_landed: now,
+            last_waiting: None,
+            last_reopen: now,
+        }
+    }
+
+    /// Until the blob is here and proven, or cannot be had.
+    async fn run(mut self) -> Result<Blob, PullError> {
+        let (orders, mut inbox) = mpsc::channel(ORDERS_MAX);
+        let digest = *self.filling.digest();
+        let _live = self.parts.live.enter(digest, self.want(), self.filling.clone(), orders);
+        self.report(self.want());
+        let result = self.follow(&mut inbox).await;
+        self.fetches.shutdown().await;
+        match &result {
+            Ok(_) => {}
+            Err(error) => {
+                debug!(blob.digest = %digest, %error, "the download of {digest} stops: {error}");
+                self.report(Report::Unwant(wire::Unwant { digest: digest.to_string() }));
+                self.filling.abandon(FillFailure::Upstream(error.to_string())).await;
+            }
+        }
+        result
+    }
+
+    async fn follow(&mut self, inbox: &mut mpsc::Receiver<Order>) -> Result<Blob, PullError> {
+        let mut changes = self.filling.changes();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut had = self.filling.have().count();
+        loop {
+            if self.filling.have().is_full() {
+                return self.publish().await;
+            }
+            if let Some(failure) = self.filling.failure() {
+                return Err(PullError::BadGateway(format!("the fill failed: {failure}")));
+            }
+            tokio::select! {
+                Some(order) = inbox.recv() => self.obey(order).await?,
+                Some(ended) = self.fetches.join_next(), if !self.fetches.is_empty() => {
+                    if let Ok((fetched, ended)) = ended {
+                        self.fetch_ended(fetched, &ended);
+                    }
+                }
+                _ = changes.changed() => {}
+                _ = tick.tick() => self.look_around().await?,
+            }
+            let have = self.filling.have().count();
+            if have > had {
+                had = have;
+                self.last_landed = Instant::now();
+            }
+            self.help_itself();
+        }
+    }
+
+    async fn publish(&mut self) -> Result<Blob, PullError> {
+        let blob = self.parts.upstream.publish(&self.at, &self.filling).await?;
+        info!(blob.digest = %blob.digest(), blob.bytes = blob.map().blob_bytes(), "{} is here", blob.digest());
+        Ok(blob)
+    }
+
+    async fn obey(&mut self, order: Order) -> Result<(), PullError> {
+        match order {
+            Order::Lease(lease) if lease.fill == self.filling.fill().0 => self.start_lease(lease),
+            Order::Lease(lease) => self.end_lease(lease.lease, &Outcome::Cancelled.into()),
+            Order::Cancel(lease) => {
+                if let Some(position) = self.leases.iter().position(|(id, _)| *id == lease) {
+                    self.leases.swap_remove(position).1.abort();
+                    self.window.lease_ended(lease);
+                }
+            }
+            Order::Revoked(fill) if fill == self.filling.fill().0 => {
+                self.filling.abandon(FillFailure::Revoked).await;
+                return Err(PullError::BadGateway("the mirror found the fill to be bad".to_owned()));
+            }
+            Order::Revoked(_) => {}
+            Order::Up => self.report(self.want()),
+            Order::WantRefused(reason) => {
+                debug!(blob.digest = %self.filling.digest(), reason, "the want was refused; a new grant is asked for");
+                self.reopen().await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn start_lease(&mut self, lease: Lease) {
+        let id = lease.lease;
+        let count = self.filling.map().count();
+        let range = lease.first..lease.first.saturating_add(lease.count).min(count);
+        let pieces = self.window.lease(id, range, &self.filling.have());
+        let fetch = self.parts.clone().fetch_lease(self.at.clone(), self.filling.clone(), lease, pieces);
+        let handle = self.fetches.spawn(async move { (Fetched::Lease(id), fetch.await) });
+        self.leases.push((id, handle));
+    }
+
+    fn fetch_ended(&mut self, fetched: Fetched, ended: &Ended) {
+        match fetched {
+            Fetched::Lease(lease) => self.end_lease(lease, ended),
+            Fetched::Direct(piece) => {
+                self.window.request_ended(piece);
+                if let Some(mirror) = &self.parts.mirror {
+                    match ended.outcome {
+                        Outcome::Unreachable => mirror.saw(false),
+                        Outcome::Done => mirror.saw(true),
+                        // The mirror has restarted or begun another fill: it has to be asked again.
+                        _ => self.last_landed -= self.last_landed.elapsed().max(Duration::from_secs(2)),
+                    }
+                }
+            }
+        }
+    }
+
+    fn end_lease(&mut self, lease: u64, ended: &Ended) {
+        self.leases.retain(|(id, _)| *id != lease);
+        self.window.lease_ended(lease);
+        self.report(Report::LeaseEnded(wire::LeaseEnded { lease, outcome: ended.outcome.into(), piece: ended.piece }));
+    }
+
+    /// Once a tick: tells the scheduler who waits, asks the mirror again, goes upstream.
+    async fn look_around(&mut self) -> Result<(), PullError> {
+        if let Some((piece, waited)) = self.filling.longest_wait()
+            && waited >= WAITING_AFTER
+            && self.last_waiting.is_none_or(|at| at.elapsed() >= WAITING_AFTER)
+        {
+            self.last_waiting = Some(Instant::now());
+            self.report(Report::Waiting(wire::Waiting { digest: self.filling.digest().to_string(), piece }));
+        }
+        let mode = self.facts().mode();
+        if mode.upstream {
+            info!(blob.digest = %self.filling.digest(), "mirror and scheduler are lost: the rest of {} comes from {}", self.filling.digest(), self.at.upstream);
+            return self.parts.upstream.complete(&self.at, &self.filling).await;
+        }
+        if mode.reopen && self.last_reopen.elapsed() >= REOPEN_DELAY * 2 {
+            self.reopen().await?;
+        }
+        Ok(())
+    }
+
+    fn facts(&self) -> Facts {
+        let mirror = self.parts.mirror.as_ref();
+        Facts {
+            scheduler_up: self.parts.session.as_ref().is_some_and(Session::is_up),
+            mirror_lost: mirror.and_then(MirrorClient::lost_for),
+            mirror_configured: mirror.is_some(),
+            starved: self.filling.longest_wait().map(|(_, waited)| waited),
+            idle: self.last_landed.elapsed(),
+            may_use_upstream: self.parts.direct_fallback == DirectFallback::Allowed,
+            mirror_grace: self.parts.mirror_grace,
+            jitter: self.jitter,
+        }
+    }
+
+    /// Asks the mirror for pieces on our own account, as far as the mode allows.
+    fn help_itself(&mut self) {
+        let size = self.facts().mode().direct_window;
+        while let Some(piece) = self.window.poll_request(size, &self.filling.have(), self.filling.wanted()) {
+            let fetch = Fetch {
+                addresses: self.opened.piece_addresses.clone(),
+                token: self.opened.grant.clone(),
+                origin: Origin::Mirror,
+                pieces: vec![piece],
+                hashes: Vec::new(),
+                patient: true,
+            };
+            let (parts, filling) = (self.parts.clone(), self.filling.clone());
+            self.fetches.spawn(async move { (Fetched::Direct(piece), parts.fetch_pieces(&filling, fetch).await) });
+        }
+    }
+
+    /// A mirror that has restarted fills again what it is asked for, and its grants are new.
+    async fn reopen(&mut self) -> Result<(), PullError> {
+        self.last_reopen = Instant::now();
+        let Some(mirror) = &self.parts.mirror else {
+            return Ok(());
+        };
+        match mirror.open(&self.at, &self.filling.digest()).await {
+            Ok(opened) if opened.fill_id() == Some(self.filling.fill()) => {
+                let renewed = opened.grant != self.opened.grant;
+                self.opened = opened;
+                if renewed {
+                    self.parts.live.renew(&self.filling.digest(), self.want());
+                }
+                Ok(())
+            }
+            Ok(_) => Err(PullError::Unavailable("the mirror has begun another fill".to_owned())),
+            Err(error) if error.is_verdict() => Err(error),
+            // It is still lost, or its fill fails for now: the swarm may have the pieces, and it is asked again.
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn want(&self) -> Report {
+        let map = self.filling.map();
+        let have = self.filling.have();
+        Report::Want(wire::Want {
+            digest: self.filling.digest().to_string(),
+            grant: self.opened.grant.clone().into_bytes(),
+            fill: self.filling.fill().0,
+            blob_bytes: map.blob_bytes(),
+            piece_bytes: map.piece_bytes(),
+            have: if have.is_empty() { Vec::new() } else { have.to_bytes() },
+        })
+    }
+
+    fn report(&self, report: Report) {
+        self.parts.announcer.report(report);
+    }
+}

@@ -1,0 +1,14 @@
+//! The peer: a node's daemon. A mirror whose upstream is the swarm.
+//!
+//! The same front over the same store; blobs come from other peers and the mirror as the scheduler says, from the mirror
+//! directly while the scheduler is lost, and from upstream when the mirror is lost too.
+
+mod config;
+mod download;
+mod live;
+mod mirror_client;
+mod peer;
+mod swarm_content;
+
+pub use config::{DirectFallback, DownloadPattern, PeerConfig};
+pub use peer::{Peer, StartPeerError};

@@ -1,0 +1,158 @@
+//! The downloads under way: where the scheduler's orders go, and what it is told after a reconnection.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
+
+use async_trait::async_trait;
+use piecemeal_mirror::Announcer;
+use piecemeal_proto::{Digest, PieceSet, wire::{LeaseEnded, Outcome, report::Report}};
+use piecemeal_store::{Filling, Store};
+use piecemeal_swarm::{Inventory, SessionEvent};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::download::Order;
+
+/// All downloads under way, by digest.
+#[derive(Clone, Default)]
+pub(crate) struct LiveDownloads(Arc<Mutex<BTreeMap<Digest, Live>>>);
+
+struct Live {
+    want: Report,
+    filling: Filling,
+    orders: mpsc::Sender<Order>,
+}
+
+/// Keeps a download in the table while it lives.
+pub(crate) struct Entered {
+    downloads: LiveDownloads,
+    digest: Digest,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.downloads.lock().remove(&self.digest);
+    }
+}
+
+impl LiveDownloads {
+    pub(crate) fn enter(&self, digest: Digest, want: Report, filling: Filling, orders: mpsc::Sender<Order>) -> Entered {
+        self.lock().insert(digest, Live { want, filling, orders });
+        Entered { downloads: self.clone(), digest }
+    }
+
+    /// The download has a new grant.
+    pub(crate) fn renew(&self, digest: &Digest, want: Report) {
+        if let Some(live) = self.lock().get_mut(digest) {
+            live.want = want;
+        }
+    }
+
+    /// Passes the session's events on to the downloads that they are about, until `stop`.
+    pub(crate) async fn dispatch(
+        self,
+        store: Store,
+        announcer: Announcer,
+        mut events: mpsc::Receiver<SessionEvent>,
+        stop: CancellationToken,
+    ) {
+        loop {
+            let event = tokio::select! {
+                () = stop.cancelled() => return,
+                event = events.recv() => event,
+            };
+            match event {
+                None => return,
+                Some(SessionEvent::Up) => {
+                    info!("connected to the scheduler");
+                    let all: Vec<Digest> = self.lock().keys().copied().collect();
+                    for digest in all {
+                        self.order(&digest, Order::Up).await;
+                    }
+                }
+                Some(SessionEvent::Down) => warn!("the scheduler is lost; pieces come from the mirror directly"),
+                Some(SessionEvent::Describe(digest)) => announcer.describe(&store, &digest).await,
+                Some(SessionEvent::Lease(lease)) => {
+                    let id = lease.lease;
+                    let taken = match lease.digest.parse() {
+                        Ok(digest) => self.order(&digest, Order::Lease(lease)).await,
+                        Err(_) => false,
+                    };
+                    if !taken {
+                        // The download has just ended: the source is free again.
+                        announcer.report(Report::LeaseEnded(LeaseEnded { lease: id, outcome: Outcome::Cancelled.into(), piece: 0 }));
+                    }
+                }
+                Some(SessionEvent::Cancel(lease)) => {
+                    let all: Vec<Digest> = self.lock().keys().copied().collect();
+                    for digest in all {
+                        self.order(&digest, Order::Cancel(lease)).await;
+                    }
+                }
+                Some(SessionEvent::Revoked { digest, fill }) => {
+                    self.order(&digest, Order::Revoked(fill.0)).await;
+                }
+                Some(SessionEvent::WantRefused { digest, reason }) => {
+                    self.order(&digest, Order::WantRefused(reason)).await;
+                }
+            }
+        }
+    }
+
+    /// Each download's own queue is bounded; the session waits for it, and the scheduler cuts off who does not read.
+    /// Says whether there was a download to take the order.
+    async fn order(&self, digest: &Digest, order: Order) -> bool {
+        let orders = self.lock().get(digest).map(|live| live.orders.clone());
+        match orders {
+            Some(orders) => orders.send(order).await.is_ok(),
+            None => false,
+        }
+    }
+
+    /// Each download with its pieces, for `piecemeal status`.
+    pub(crate) fn status(&self) -> Vec<serde_json::Value> {
+        let downloads = self.lock();
+        let rows = downloads.iter().map(|(digest, live)| {
+            let have = live.filling.have();
+            serde_json::json!({ "digest": digest.to_string(), "pieces": have.capacity(), "have": have.count() })
+        });
+        rows.collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Digest, Live>> {
+        self.0.lock().expect("no holder of this lock panics")
+    }
+}
+
+/// What a peer tells the scheduler at each connection.
+pub(crate) struct PeerInventory {
+    pub(crate) store: Store,
+    pub(crate) downloads: LiveDownloads,
+}
+
+#[async_trait]
+impl Inventory for PeerInventory {
+    async fn complete(&self) -> Vec<Digest> {
+        self.store.complete_digests().await.unwrap_or_else(|error| {
+            warn!(%error, "the inventory cannot be read: {error}");
+            Vec::new()
+        })
+    }
+
+    async fn live(&self) -> Vec<Report> {
+        let downloads = self.downloads.lock();
+        downloads.values().map(|live| with_pieces(&live.want, &live.filling.have())).collect()
+    }
+}
+
+/// A want that tells of the pieces that are here now.
+fn with_pieces(want: &Report, have: &PieceSet) -> Report {
+    let mut want = want.clone();
+    if let Report::Want(want) = &mut want {
+        want.have = have.to_bytes();
+    }
+    want
+}

@@ -1,0 +1,110 @@
+//! A peer's side of its mirror: opening blobs for the swarm, and knowing whether the mirror is there.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use piecemeal_mirror::{NodeBlob, PullError, http_client, open_request};
+use piecemeal_proto::{Digest, NodeId, RoleKey};
+use piecemeal_store::Repository;
+use piecemeal_swarm::AuthorityClock;
+use reqwest::{StatusCode, header};
+use url::Url;
+
+/// The mirror answers within its own two seconds, or is slow to be reached.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+/// An inlined blob of 64 KiB, in base64, and the rest of the answer.
+const ANSWER_BYTES_MAX: usize = 128 * 1024;
+
+/// Opens blobs at the mirror.
+#[derive(Clone)]
+pub(crate) struct MirrorClient {
+    url: Url,
+    node: NodeId,
+    role: RoleKey,
+    http: reqwest::Client,
+    clock: AuthorityClock,
+    health: Arc<Mutex<Option<Instant>>>,
+}
+
+impl MirrorClient {
+    pub(crate) fn new(url: Url, node: NodeId, role: RoleKey, clock: AuthorityClock) -> Self {
+        Self { url, node, role, http: http_client(), clock, health: Arc::default() }
+    }
+
+    /// How long the mirror has not answered; `None` while it does.
+    pub(crate) fn lost_for(&self) -> Option<Duration> {
+        self.health.lock().expect("no holder of this lock panics").map(|since| since.elapsed())
+    }
+
+    /// Notes whether the mirror has just answered.
+    pub(crate) fn saw(&self, answered: bool) {
+        let mut lost_since = self.health.lock().expect("no holder of this lock panics");
+        *lost_since = if answered { None } else { lost_since.or_else(|| Some(Instant::now())) };
+    }
+
+    /// Asks for a blob: the verdict, how it is cut, the fill, the grant.
+    ///
+    /// # Errors
+    /// The mirror's answer as a [`PullError`]; [`PullError::Unavailable`] when there is none.
+    pub(crate) async fn open(&self, at: &Repository, digest: &Digest) -> Result<NodeBlob, PullError> {
+        let (path, headers) = open_request(self.node, &self.role, at, digest);
+        let url = self.url.join(&path).map_err(|error| PullError::Unavailable(format!("the mirror's URL: {error}")))?;
+        let mut request = self.http.get(url).timeout(OPEN_TIMEOUT);
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        let response = request.send().await;
+        self.saw(response.is_ok());
+        let mut response = response.map_err(|_| PullError::Unavailable("the mirror does not answer".to_owned()))?;
+        let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let (retry_after, challenge) = (header(header::RETRY_AFTER), header(header::WWW_AUTHENTICATE));
+        let status = response.status();
+        let mut body = Vec::new();
+        while let Ok(Some(chunk)) = response.chunk().await {
+            if body.len() + chunk.len() > ANSWER_BYTES_MAX {
+                return Err(PullError::BadGateway("the mirror's answer is too long".to_owned()));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        if status != StatusCode::OK {
+            return Err(refusal(status, challenge, retry_after, &body, at, digest));
+        }
+        let blob: NodeBlob = serde_json::from_slice(&body)
+            .map_err(|error| PullError::BadGateway(format!("the mirror's answer cannot be read: {error}")))?;
+        self.clock.learn(blob.unix_seconds);
+        Ok(NodeBlob { piece_addresses: self.reachable(&blob.piece_addresses).await, ..blob })
+    }
+
+    /// A mirror that listens everywhere does not know its address: it is where its registry is.
+    async fn reachable(&self, addresses: &[SocketAddr]) -> Vec<SocketAddr> {
+        if addresses.iter().all(|address| !address.ip().is_unspecified()) {
+            return addresses.to_vec();
+        }
+        let host = self.url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let port = addresses.first().map_or(0, SocketAddr::port);
+        tokio::net::lookup_host((host, port)).await.map(Iterator::collect).unwrap_or_default()
+    }
+}
+
+fn refusal(
+    status: StatusCode,
+    challenge: Option<String>,
+    retry_after: Option<String>,
+    body: &[u8],
+    at: &Repository,
+    digest: &Digest,
+) -> PullError {
+    let upstream = at.upstream.clone();
+    let said = || format!("the mirror answered {status}: {}", String::from_utf8_lossy(&body[..body.len().min(500)]));
+    match status {
+        StatusCode::NOT_FOUND => PullError::Unknown(format!("{upstream} has no {}/{digest}", at.name)),
+        StatusCode::UNAUTHORIZED if challenge.is_none() => PullError::BadGateway(said()),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => PullError::Denied { upstream, status: status.as_u16(), challenge },
+        StatusCode::TOO_MANY_REQUESTS => PullError::TooManyRequests { upstream, retry_after },
+        StatusCode::SERVICE_UNAVAILABLE => PullError::Unavailable(said()),
+        _ => PullError::BadGateway(said()),
+    }
+}

@@ -1,0 +1,199 @@
+//! A running peer: the parts put together.
+
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use piecemeal_mirror::{
+    Announcer, BlobSizes, Content, Destination, Front, Manifests, Origin, Traffic, Transfers, UpstreamBlobs, UpstreamConfig, UpstreamNames,
+    Upstreams, advertised, bind, front_router, incarnation, keep_clean, open_store, serve, store_status, traffic_status,
+};
+use piecemeal_proto::wire;
+use piecemeal_store::{OpenStoreError, Store};
+use piecemeal_swarm::{AuthorityClock, Limiter, PieceClient, PiecePort, Session, SessionConfig, piece_router, serve_pieces};
+use prometheus_client::registry::Registry;
+use serde_json::json;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::info;
+
+use crate::{
+    DirectFallback, DownloadPattern, PeerConfig,
+    download::Parts,
+    live::{LiveDownloads, PeerInventory},
+    mirror_client::MirrorClient,
+    swarm_content::{MirrorFirst, SwarmAccess, SwarmBlobs},
+};
+
+/// The most requests that the piece port works on at once: the scheduler leases a few, the rest is slack.
+const PIECE_REQUESTS_MAX: usize = 64;
+
+/// A running peer. Dropping it leaves it running; [`Peer::shutdown`] ends it.
+pub struct Peer {
+    stop: CancellationToken,
+    tracker: TaskTracker,
+    store: Store,
+    traffic: Traffic,
+    session: Option<Session>,
+    mirror: Option<MirrorClient>,
+    limiter: Limiter,
+    downloads: LiveDownloads,
+    pool: String,
+}
+
+/// Why a peer cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartPeerError {
+    #[error("cannot listen on {address}: {source} (is another program, or another piecemeal, using that port?)")]
+    Bind { address: SocketAddr, source: io::Error },
+    #[error("cannot use the cache folder {dir}: {source}")]
+    Store { dir: PathBuf, source: OpenStoreError },
+}
+
+impl Peer {
+    /// Starts a peer; it answers when this returns.
+    ///
+    /// # Errors
+    /// [`StartPeerError`]: a port in use, a cache folder that cannot be used.
+    pub async fn start(config: PeerConfig) -> Result<Self, StartPeerError> {
+        let in_use = |(address, source)| StartPeerError::Bind { address, source };
+        let listeners = bind(&config.listen).await.map_err(in_use)?;
+        let piece_listeners = bind(&[config.piece_listen]).await.map_err(in_use)?;
+        let store = open_store(&config.cache).await.map_err(|source| StartPeerError::Store { dir: config.cache.dir.clone(), source })?;
+        let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
+        let (traffic, clock, limiter) = (Traffic::default(), AuthorityClock::default(), Limiter::new(config.ratelimit));
+
+        let downloads = LiveDownloads::default();
+        let inventory = PeerInventory { store: store.clone(), downloads: downloads.clone() };
+        let session = session_config(&config, &store).map(|session| Session::spawn(session, Arc::new(inventory), clock.clone(), stop.clone()));
+        let (session, events) = session.unzip();
+        let announcer = Announcer::new(session.clone(), traffic.clone());
+
+        let mirror = config.mirror.clone().map(|url| MirrorClient::new(url, store.node_id(), config.join_key.peer_role(), clock.clone()));
+        let upstreams = Upstreams::new(&config.upstreams);
+        let source = Arc::new(MirrorFirst {
+            mirror: mirror.clone().zip(registries_at_mirror(&config)),
+            upstreams: upstreams.clone(),
+            direct_fallback: config.direct_fallback,
+        });
+        let access = Arc::new(SwarmAccess { store: store.clone(), source: Arc::clone(&source) });
+        let sizes = BlobSizes::default();
+        let parts = Parts {
+            store: store.clone(),
+            mirror: mirror.clone(),
+            session: session.clone(),
+            announcer: announcer.clone(),
+            pieces: PieceClient::new(limiter.clone()),
+            upstream: UpstreamBlobs {
+                store: store.clone(),
+                upstreams,
+                access: access.clone(),
+                sizes: sizes.clone(),
+                transfers: Transfers::default(),
+                observer: Arc::new(announcer.clone()),
+                limiter: limiter.clone(),
+            },
+            traffic: traffic.clone(),
+            live: downloads.clone(),
+            direct_fallback: config.direct_fallback,
+            mirror_grace: config.mirror_grace,
+        };
+        let blobs = SwarmBlobs { parts, access: access.clone(), sizes: sizes.clone(), transfers: Transfers::default() };
+        // The mirror remembers for the whole site when a tag was checked.
+        let tags = Manifests::new(store.clone(), source, access, sizes, Duration::ZERO);
+        let names = config.upstreams.iter().map(|upstream| upstream.name.clone());
+        let front = Front {
+            content: Content { blobs: Arc::new(blobs), tags: Arc::new(tags) },
+            names: UpstreamNames::new(names, config.default_upstream.clone()),
+            sent: Arc::new(traffic.clone()),
+        };
+        serve(&tracker, listeners, &front_router(Arc::new(front)), &stop);
+        let pieces = piece_router(piece_port(&config, &store, clock, &limiter, &traffic));
+        for listener in piece_listeners {
+            tracker.spawn(serve_pieces(listener, pieces.clone(), stop.clone()));
+        }
+        tracker.spawn(keep_clean(store.clone(), announcer.clone(), stop.clone()));
+        if let Some(events) = events {
+            tracker.spawn(downloads.clone().dispatch(store.clone(), announcer, events, stop.clone()));
+        }
+        info!(listen = ?config.listen, pieces = %config.piece_listen, cache = %config.cache.dir.display(), "peer ready");
+        Ok(Self { stop, tracker, store, traffic, session, mirror, limiter, downloads, pool: config.pool })
+    }
+
+    /// Adds the peer's metrics.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.traffic.register(registry);
+    }
+
+    /// Each dependency, with what is wrong with it.
+    pub async fn readiness(&self) -> Vec<(String, Option<String>)> {
+        let mut dependencies = vec![("store".to_owned(), self.store.usage().await.err().map(|error| error.to_string()))];
+        if let Some(session) = &self.session {
+            let problem = (!session.is_up()).then(|| "not connected; pieces come from the mirror directly".to_owned());
+            dependencies.push(("scheduler".to_owned(), problem));
+        }
+        if let Some(mirror) = &self.mirror {
+            let problem = mirror.lost_for().map(|lost| format!("has not answered for {} s", lost.as_secs()));
+            dependencies.push(("mirror".to_owned(), problem));
+        }
+        dependencies
+    }
+
+    /// What it holds and has carried, for `piecemeal status`.
+    pub async fn status(&self) -> serde_json::Value {
+        json!({
+            "role": "peer",
+            "node": self.store.node_id().to_string(),
+            "pool": self.pool,
+            "downloads": self.downloads.status(),
+            "store": store_status(&self.store).await,
+            "bytes": traffic_status(&self.traffic),
+        })
+    }
+
+    /// Changes the cap on network bytes a second, up and down summed, at once. `None`: no limit.
+    pub fn set_ratelimit(&self, ratelimit: Option<u64>) {
+        self.limiter.set_rate(ratelimit);
+    }
+
+    /// Lets client streams end, then stops.
+    pub async fn shutdown(self) {
+        self.stop.cancel();
+        self.tracker.close();
+        self.tracker.wait().await;
+        self.store.close().await;
+    }
+}
+
+/// The mirror as a registry, told by `ns` which upstream is meant.
+fn registries_at_mirror(config: &PeerConfig) -> Option<Upstreams> {
+    let url = config.mirror.as_ref()?;
+    let at_mirror = config.upstreams.iter().map(|upstream| UpstreamConfig { name: upstream.name.clone(), url: url.clone() });
+    Some(Upstreams::behind_mirror(&at_mirror.collect::<Vec<_>>()))
+}
+
+fn session_config(config: &PeerConfig, store: &Store) -> Option<SessionConfig> {
+    let scheduler = config.scheduler.as_ref().filter(|_| config.download_pattern == DownloadPattern::P2p)?;
+    Some(SessionConfig {
+        scheduler: scheduler.to_string(),
+        role: wire::Role::Peer,
+        role_key: config.join_key.peer_role(),
+        node: store.node_id(),
+        pool: config.pool.clone(),
+        zone: config.zone.clone(),
+        addresses: advertised(&config.advertise, config.piece_listen),
+        piece_port: config.piece_listen.port(),
+        may_use_upstream: config.direct_fallback == DirectFallback::Allowed,
+        incarnation: incarnation(),
+    })
+}
+
+fn piece_port(config: &PeerConfig, store: &Store, clock: AuthorityClock, limiter: &Limiter, traffic: &Traffic) -> PiecePort {
+    let traffic = traffic.clone();
+    PiecePort {
+        store: store.clone(),
+        authority: config.join_key.authority(),
+        clock,
+        limiter: limiter.clone(),
+        accept_grants: false,
+        served: Arc::new(move |bytes| traffic.count(Origin::Local, Destination::Node, bytes)),
+        requests_max: PIECE_REQUESTS_MAX,
+    }
+}

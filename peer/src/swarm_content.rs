@@ -1,0 +1,113 @@
+//! What a peer serves from: the same traits as a mirror's, with the swarm behind them.
+
+use async_trait::async_trait;
+use piecemeal_mirror::{
+    ANSWER_TIMEOUT, Access, BlobSizes, Blobs, Caller, FetchedManifest, ManifestAnswer, ManifestSource, OpenBlob, Progress, PullError, Transfers,
+    Upstream, Upstreams,
+};
+use piecemeal_proto::{Digest, Reference};
+use piecemeal_store::{Repository, Store};
+use std::sync::Arc;
+
+use crate::{DirectFallback, download::Parts, mirror_client::MirrorClient};
+
+/// Blobs from the swarm.
+pub(crate) struct SwarmBlobs {
+    pub(crate) parts: Parts,
+    pub(crate) access: Arc<dyn Access>,
+    pub(crate) sizes: BlobSizes,
+    pub(crate) transfers: Transfers,
+}
+
+#[async_trait]
+impl Blobs for SwarmBlobs {
+    async fn open(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<OpenBlob, PullError> {
+        if let Some(blob) = self.parts.store.blob(digest).await? {
+            self.access.require(caller, at, digest).await?;
+            return Ok(OpenBlob::Complete(blob));
+        }
+        let run = |transfer| self.parts.clone().transfer(at.clone(), *digest, transfer);
+        let transfer = self.transfers.join_or_start(at, digest, self.sizes.get(digest), run)?;
+        let opened = transfer.opened(ANSWER_TIMEOUT).await?;
+        // A transfer that has not started yet yields no byte before the mirror has given its verdict on this very repository.
+        let verdict_pending = matches!(opened, OpenBlob::Starting { .. }) && transfer.at() == at;
+        if !verdict_pending {
+            self.access.require(caller, at, digest).await?;
+        }
+        Ok(opened)
+    }
+
+    async fn stat(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<u64, PullError> {
+        let here = match self.parts.store.blob(digest).await? {
+            Some(blob) => Some(blob.map().blob_bytes()),
+            None => self.transfers.get(digest).and_then(|transfer| match transfer.progress() {
+                Progress::Open(filling) => Some(filling.map().blob_bytes()),
+                Progress::Starting { .. } | Progress::Complete(_) | Progress::Failed(_) => None,
+            }),
+        };
+        if let Some(blob_bytes) = here {
+            self.access.require(caller, at, digest).await?;
+            return Ok(blob_bytes);
+        }
+        self.parts.upstream.stat(caller, at, digest).await
+    }
+}
+
+/// Content that is here may be had once the mirror, or upstream while the mirror is lost, has said so for that repository.
+pub(crate) struct SwarmAccess {
+    pub(crate) store: Store,
+    pub(crate) source: Arc<MirrorFirst>,
+}
+
+#[async_trait]
+impl Access for SwarmAccess {
+    async fn require(&self, _caller: &Caller, at: &Repository, digest: &Digest) -> Result<(), PullError> {
+        if self.store.has_source(at, digest).await? {
+            return Ok(());
+        }
+        self.source.head_blob(at, digest).await?;
+        Ok(self.store.record_source(at, digest).await?)
+    }
+}
+
+/// The mirror's registry; upstream itself when the mirror is lost and that is allowed.
+pub(crate) struct MirrorFirst {
+    /// A registry client per upstream, all of them at the mirror's URL.
+    pub(crate) mirror: Option<(MirrorClient, Upstreams)>,
+    pub(crate) upstreams: Upstreams,
+    pub(crate) direct_fallback: DirectFallback,
+}
+
+impl MirrorFirst {
+    async fn ask<T, F>(&self, at: &Repository, ask: impl Fn(Arc<Upstream>) -> F) -> Result<T, PullError>
+    where
+        F: Future<Output = Result<T, PullError>>,
+    {
+        // An upstream that is not configured is nobody's, whatever the mirror would say.
+        let upstream = Arc::clone(self.upstreams.get(&at.upstream)?);
+        let Some((mirror, registries)) = &self.mirror else {
+            return ask(upstream).await;
+        };
+        let result = ask(Arc::clone(registries.get(&at.upstream)?)).await;
+        mirror.saw(!matches!(&result, Err(error) if error.is_source_lost()));
+        match result {
+            Err(error) if error.is_source_lost() && self.direct_fallback == DirectFallback::Allowed => ask(upstream).await,
+            result => result,
+        }
+    }
+
+    async fn head_blob(&self, at: &Repository, digest: &Digest) -> Result<Option<u64>, PullError> {
+        self.ask(at, async |registry: Arc<Upstream>| registry.head_blob(at, digest).await).await
+    }
+}
+
+#[async_trait]
+impl ManifestSource for MirrorFirst {
+    async fn fetch(&self, at: &Repository, reference: &Reference) -> Result<FetchedManifest, PullError> {
+        self.ask(at, |registry: Arc<Upstream>| async move { registry.manifest(at, reference).await }).await
+    }
+
+    async fn head(&self, at: &Repository, reference: &Reference) -> Result<ManifestAnswer, PullError> {
+        self.ask(at, |registry: Arc<Upstream>| async move { registry.head_manifest(at, reference).await }).await
+    }
+}

@@ -1,0 +1,13 @@
+//! What a scheduler is told: typed and final, checked before any of it is used.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use piecemeal_proto::AuthorityKey;
+
+/// `piecemeal scheduler`.
+#[derive(Clone, Debug)]
+pub struct SchedulerConfig {
+    /// Where daemons open their session.
+    pub listen: SocketAddr,
+    pub authority_key: Arc<AuthorityKey>,
+}

@@ -1,0 +1,80 @@
+//! Who is connected: where each member's orders go, and where its piece port answers.
+
+use std::{collections::HashMap, sync::Arc};
+
+use piecemeal_proto::{NodeId, wire};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
+
+use crate::{
+    outbox::Outgoing,
+    session::SessionEnd,
+    swarm::{MemberId, Role},
+};
+
+/// One session in force.
+pub(crate) struct Entry {
+    pub(crate) node: NodeId,
+    pub(crate) role: Role,
+    pub(crate) incarnation: u64,
+    /// What leases say of it.
+    pub(crate) source: Arc<wire::Source>,
+    pub(crate) outbox: mpsc::Sender<Outgoing>,
+    /// Ends the session; so does dropping it.
+    pub(crate) end: oneshot::Sender<SessionEnd>,
+    pub(crate) heard: Instant,
+}
+
+/// Every session in force, at most one a node.
+#[derive(Default)]
+pub(crate) struct Members {
+    by_id: HashMap<MemberId, Entry>,
+    by_node: HashMap<NodeId, MemberId>,
+}
+
+impl Members {
+    pub(crate) fn get(&self, member: MemberId) -> Option<&Entry> {
+        self.by_id.get(&member)
+    }
+
+    pub(crate) fn get_mut(&mut self, member: MemberId) -> Option<&mut Entry> {
+        self.by_id.get_mut(&member)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (MemberId, &Entry)> {
+        self.by_id.iter().map(|(&member, entry)| (member, entry))
+    }
+
+    /// The session that `node` has already.
+    pub(crate) fn of_node(&self, node: NodeId) -> Option<(MemberId, &Entry)> {
+        let &member = self.by_node.get(&node)?;
+        Some((member, self.get(member)?))
+    }
+
+    /// The node must not be connected yet.
+    pub(crate) fn insert(&mut self, member: MemberId, entry: Entry) {
+        let other = self.by_node.insert(entry.node, member);
+        assert!(other.is_none(), "an older session is removed first");
+        self.by_id.insert(member, entry);
+    }
+
+    pub(crate) fn remove(&mut self, member: MemberId) -> Option<Entry> {
+        let entry = self.by_id.remove(&member)?;
+        self.by_node.remove(&entry.node);
+        Some(entry)
+    }
+}
+
+impl Entry {
+    /// Whether a connection of the same node, in `role` with `incarnation`, replaces this one. A mirror's key outweighs any
+    /// incarnation: peers, who share one key, could otherwise put the mirror out by its node id.
+    pub(crate) fn yields_to(&self, role: Role, incarnation: u64) -> bool {
+        match (self.role, role) {
+            (Role::Peer, Role::Mirror) => true,
+            (Role::Mirror, Role::Peer) => false,
+            _ => self.incarnation < incarnation,
+        }
+    }
+}

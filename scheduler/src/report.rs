@@ -1,0 +1,411 @@
+//! What daemons report, checked and turned into the brain's events.
+//!
+//! Everything in a report is a stranger's word until it is checked here: digests, bitmaps, counts and lengths fit each other,
+//! a peer wants only what it was granted, and only a mirror speaks about fills as a whole.
+
+use piecemeal_proto::{AuthorityPublic, Digest, FillId, Grant, NodeId, PIECE_HASH_BYTES, PieceMap, PieceSet, wire};
+
+use crate::swarm::{Event, LeaseId, MemberId, Outcome, Role};
+
+/// Reads the reports of one member.
+pub(crate) struct ReportReader {
+    pub(crate) member: MemberId,
+    pub(crate) node: NodeId,
+    pub(crate) role: Role,
+    pub(crate) authority: AuthorityPublic,
+}
+
+/// Why a report has no effect. The session goes on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ReadReportError {
+    #[error("a report's {field} cannot be used")]
+    Malformed { field: &'static str },
+    #[error("only a mirror may report this")]
+    MirrorsOnly,
+    /// The daemon is told.
+    #[error("the want of {digest} is refused: {reason}")]
+    Want { digest: Digest, reason: String },
+}
+
+impl ReadReportError {
+    /// For `refused_total{reason}`.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::Malformed { .. } => "malformed",
+            Self::MirrorsOnly => "mirrors_only",
+            Self::Want { .. } => "want",
+        }
+    }
+}
+
+impl ReportReader {
+    /// Puts into `events` what `report` tells. `now` is in seconds since 1970. A kind of report that is not known tells nothing.
+    pub(crate) fn read(&self, report: wire::Report, now: u64, events: &mut Vec<Event>) -> Result<(), ReadReportError> {
+        use wire::report::Report as Kind;
+        let member = self.member;
+        let event = match report.report {
+            None => return Ok(()),
+            Some(Kind::Hello(_)) => return Err(malformed("second hello")),
+            Some(Kind::Want(want)) => self.want(&want, now)?,
+            Some(Kind::Have(have)) => self.have(&have)?,
+            Some(Kind::Inventory(inventory)) => return self.inventory(&inventory, events),
+            Some(Kind::Unwant(unwant)) => Event::Unwant {
+                member,
+                digest: digest(&unwant.digest)?,
+            },
+            Some(Kind::Complete(complete)) => Event::Complete {
+                member,
+                digest: digest(&complete.digest)?,
+            },
+            Some(Kind::Lost(lost)) => Event::Lost {
+                member,
+                digest: digest(&lost.digest)?,
+            },
+            Some(Kind::Waiting(waiting)) => Event::Waiting {
+                member,
+                digest: digest(&waiting.digest)?,
+                piece: waiting.piece,
+            },
+            Some(Kind::LeaseEnded(ended)) => Event::LeaseEnded {
+                member,
+                lease: LeaseId(ended.lease),
+                outcome: outcome(&ended),
+            },
+            Some(Kind::Proven(proven)) => {
+                self.mirrors_only()?;
+                Event::Proven {
+                    member,
+                    digest: digest(&proven.digest)?,
+                    fill: fill(proven.fill)?,
+                }
+            }
+            Some(Kind::Revoke(revoke)) => {
+                self.mirrors_only()?;
+                Event::Revoke {
+                    member,
+                    digest: digest(&revoke.digest)?,
+                    fill: fill(revoke.fill)?,
+                }
+            }
+        };
+        events.push(event);
+        Ok(())
+    }
+
+    /// A peer's grant says how the blob is cut and which fill is meant; a mirror, which gives grants, says it itself.
+    fn want(&self, want: &wire::Want, now: u64) -> Result<Event, ReadReportError> {
+        let digest = digest(&want.digest)?;
+        let refused = |reason: String| ReadReportError::Want { digest, reason };
+        let (map, fill) = match self.role {
+            Role::Mirror => (map(want.blob_bytes, want.piece_bytes)?, fill(want.fill)?),
+            Role::Peer => {
+                let grant = self.grant(&want.grant, &digest, now).map_err(refused)?;
+                (grant.map, grant.fill)
+            }
+        };
+        // A bitmap over another fill says nothing about this one.
+        let have = if want.have.is_empty() || want.fill != fill.0 {
+            PieceSet::new(map.count())
+        } else {
+            PieceSet::from_bytes(map.count(), &want.have).ok_or_else(|| {
+                refused(format!(
+                    "the bitmap does not fit the blob, which has {} pieces",
+                    map.count()
+                ))
+            })?
+        };
+        Ok(Event::Want {
+            member: self.member,
+            digest,
+            map,
+            fill,
+            have,
+        })
+    }
+
+    fn grant(&self, text: &[u8], digest: &Digest, now: u64) -> Result<Grant, String> {
+        let text = str::from_utf8(text).map_err(|_| "the grant is not text (pass the mirror's on unchanged)")?;
+        let grant = Grant::check(text, &self.authority, now)
+            .map_err(|error| format!("{error}; ask the mirror for a new grant"))?;
+        if grant.node != self.node {
+            return Err("the grant is another node's (ask the mirror for one of its own)".into());
+        }
+        if grant.digest != *digest {
+            return Err("the grant is for another blob (ask the mirror for this one's)".into());
+        }
+        if grant.map.piece_bytes() < PIECE_BYTES_FLOOR {
+            return Err(format!("pieces have {PIECE_BYTES_FLOOR} bytes or more"));
+        }
+        Ok(grant)
+    }
+
+    fn have(&self, have: &wire::Have) -> Result<Event, ReadReportError> {
+        let digest = digest(&have.digest)?;
+        let fill = fill(have.fill)?;
+        let map = map(have.blob_bytes, have.piece_bytes)?;
+        if have.count == 0 || have.count as usize > wire::HAVE_PIECES_MAX {
+            return Err(malformed("count"));
+        }
+        let end = have.first.checked_add(have.count);
+        if end.is_none_or(|end| end > map.count()) {
+            return Err(malformed("range"));
+        }
+        // A later release's hashes are not ours to check; the pieces are there all the same.
+        let hashes: &[u8] = match have.hash_algorithm() {
+            wire::HashAlgorithm::Sha256 => &have.hashes,
+            wire::HashAlgorithm::Unspecified => &[],
+        };
+        Ok(Event::Have {
+            member: self.member,
+            digest,
+            map,
+            fill,
+            first: have.first,
+            hashes: wire::split_hashes(hashes, have.count).ok_or(malformed("hashes"))?,
+        })
+    }
+
+    /// Digests that cannot be read are left out, so that one of a later release costs nobody the rest.
+    fn inventory(&self, inventory: &wire::Inventory, events: &mut Vec<Event>) -> Result<(), ReadReportError> {
+        if inventory.complete.len() > wire::INVENTORY_CHUNK_MAX {
+            return Err(malformed("inventory"));
+        }
+        let before = events.len();
+        let digests = inventory.complete.iter().filter_map(|text| text.parse().ok());
+        events.extend(digests.map(|digest| Event::Complete {
+            member: self.member,
+            digest,
+        }));
+        if events.len() - before == inventory.complete.len() {
+            Ok(())
+        } else {
+            Err(malformed("digest"))
+        }
+    }
+
+    fn mirrors_only(&self) -> Result<(), ReadReportError> {
+        match self.role {
+            Role::Mirror => Ok(()),
+            Role::Peer => Err(ReadReportError::MirrorsOnly),
+        }
+    }
+}
+
+fn digest(text: &str) -> Result<Digest, ReadReportError> {
+    text.parse().map_err(|_| malformed("digest"))
+}
+
+fn map(blob_bytes: u64, piece_bytes: u64) -> Result<PieceMap, ReadReportError> {
+    PieceMap::new(blob_bytes, piece_bytes)
+        .ok()
+        .filter(|map| map.piece_bytes() >= PIECE_BYTES_FLOOR)
+        .ok_or(malformed("piece size"))
+}
+
+fn fill(id: u64) -> Result<FillId, ReadReportError> {
+    if id == 0 {
+        Err(malformed("fill"))
+    } else {
+        Ok(FillId(id))
+    }
+}
+
+fn outcome(ended: &wire::LeaseEnded) -> Outcome {
+    let piece = ended.piece;
+    match ended.outcome() {
+        wire::Outcome::Done => Outcome::Done,
+        wire::Outcome::Unreachable => Outcome::Unreachable,
+        wire::Outcome::Stalled => Outcome::Stalled,
+        wire::Outcome::Corrupt => Outcome::Corrupt { piece },
+        wire::Outcome::Missing => Outcome::Missing { piece },
+        wire::Outcome::Refused => Outcome::Refused,
+        // An outcome of a later release, too: the lease is over, and nobody is to blame for what is not understood.
+        wire::Outcome::Cancelled | wire::Outcome::Unspecified => Outcome::Cancelled,
+    }
+}
+
+fn malformed(field: &'static str) -> ReadReportError {
+    ReadReportError::Malformed { field }
+}
+
+/// Smaller pieces than twice their hash serve nobody, and the hashes of a lease of them would not fit a message.
+const PIECE_BYTES_FLOOR: u64 = 2 * PIECE_HASH_BYTES as u64;
+
+#[cfg(test)]
+mod tests {
+    use piecemeal_proto::AuthorityKey;
+    use wire::report::Report as Kind;
+
+    use super::*;
+
+    const NODE: NodeId = NodeId([1; 16]);
+
+    fn key() -> AuthorityKey {
+        AuthorityKey::from_seed([3; 32])
+    }
+
+    fn read(role: Role, report: impl Into<Option<Kind>>) -> Result<Vec<Event>, ReadReportError> {
+        let reader = ReportReader {
+            member: MemberId(1),
+            node: NODE,
+            role,
+            authority: key().public(),
+        };
+        let mut events = Vec::new();
+        let report = wire::Report { report: report.into() };
+        reader.read(report, 500, &mut events)?;
+        Ok(events)
+    }
+
+    fn have() -> wire::Have {
+        wire::Have {
+            digest: Digest::of(b"blob").to_string(),
+            fill: 7,
+            blob_bytes: 1000,
+            piece_bytes: 100,
+            first: 8,
+            count: 2,
+            hash_algorithm: wire::HashAlgorithm::Sha256.into(),
+            hashes: vec![5; 64],
+        }
+    }
+
+    fn want(fill: u64, have: &[u8]) -> wire::Want {
+        let grant = Grant {
+            node: NODE,
+            digest: Digest::of(b"blob"),
+            map: PieceMap::new(1000, 100).unwrap(),
+            fill: FillId(7),
+            expires: 1000,
+        };
+        wire::Want {
+            digest: grant.digest.to_string(),
+            grant: grant.sign(&key()).into_bytes(),
+            fill,
+            blob_bytes: u64::MAX,
+            piece_bytes: 0,
+            have: have.to_vec(),
+        }
+    }
+
+    fn wanted(role: Role, want: wire::Want) -> (u64, FillId, Vec<u32>) {
+        let events = read(role, Kind::Want(want)).unwrap();
+        let [Event::Want { map, fill, have, .. }] = &events[..] else {
+            panic!("{events:?}");
+        };
+        (map.blob_bytes(), *fill, have.iter().collect())
+    }
+
+    #[test]
+    fn the_grant_says_how_the_blob_is_cut_and_the_message_does_not() {
+        assert_eq!(wanted(Role::Peer, want(7, &[0b101, 0])), (1000, FillId(7), vec![0, 2]));
+        assert_eq!(wanted(Role::Peer, want(7, &[])), (1000, FillId(7), vec![]));
+    }
+
+    #[test]
+    fn pieces_of_another_fill_do_not_count() {
+        assert_eq!(wanted(Role::Peer, want(8, &[0b101, 0])), (1000, FillId(7), vec![]));
+    }
+
+    #[test]
+    fn a_mirror_states_the_cut_itself() {
+        let want = wire::Want {
+            grant: Vec::new(),
+            blob_bytes: 200,
+            piece_bytes: 100,
+            ..want(9, &[1])
+        };
+        assert_eq!(wanted(Role::Mirror, want), (200, FillId(9), vec![0]));
+    }
+
+    #[test]
+    fn a_bitmap_of_another_length_is_refused() {
+        for bitmap in [&[1][..], &[0, 0xff], &[0; 3]] {
+            let refused = read(Role::Peer, Kind::Want(want(7, bitmap))).unwrap_err();
+            assert!(matches!(refused, ReadReportError::Want { .. }), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn pieces_are_offered_within_the_blob_and_one_hash_each() {
+        let events = read(Role::Peer, Kind::Have(have())).unwrap();
+        assert!(matches!(&events[..], [Event::Have { hashes, .. }] if *hashes == [Some([5; 32]); 2]));
+        let wrong = [
+            wire::Have { first: 9, ..have() },
+            wire::Have {
+                first: u32::MAX,
+                ..have()
+            },
+            wire::Have { count: 0, ..have() },
+            wire::Have {
+                count: u32::MAX,
+                ..have()
+            },
+            wire::Have {
+                hashes: vec![5; 63],
+                ..have()
+            },
+            wire::Have { fill: 0, ..have() },
+            wire::Have {
+                piece_bytes: 0,
+                ..have()
+            },
+            wire::Have {
+                blob_bytes: 100,
+                piece_bytes: 10,
+                ..have()
+            },
+            wire::Have {
+                digest: "../etc".into(),
+                ..have()
+            },
+        ];
+        for have in wrong {
+            let report = Kind::Have(have);
+            assert!(read(Role::Mirror, report.clone()).is_err(), "{report:?}");
+        }
+    }
+
+    #[test]
+    fn hashes_of_another_algorithm_are_not_believed() {
+        let have = wire::Have {
+            hash_algorithm: 99,
+            hashes: vec![5; 7],
+            ..have()
+        };
+        let events = read(Role::Peer, Kind::Have(have)).unwrap();
+        assert!(matches!(&events[..], [Event::Have { hashes, .. }] if *hashes == [None; 2]));
+    }
+
+    #[test]
+    fn only_a_mirror_proves_and_revokes() {
+        let digest = Digest::of(b"blob").to_string();
+        let proven = Kind::Proven(wire::Proven {
+            digest: digest.clone(),
+            fill: 7,
+        });
+        let revoke = Kind::Revoke(wire::Revoke { digest, fill: 7 });
+        for report in [proven, revoke] {
+            assert_eq!(read(Role::Peer, report.clone()), Err(ReadReportError::MirrorsOnly));
+            assert_eq!(read(Role::Mirror, report).unwrap().len(), 1);
+        }
+    }
+
+    #[test]
+    fn a_report_of_a_later_release_tells_nothing() {
+        assert_eq!(read(Role::Peer, None), Ok(vec![]));
+        let ended = wire::LeaseEnded {
+            lease: 1,
+            outcome: 99,
+            piece: 0,
+        };
+        let events = read(Role::Peer, Kind::LeaseEnded(ended)).unwrap();
+        assert!(matches!(
+            events[..],
+            [Event::LeaseEnded {
+                outcome: Outcome::Cancelled,
+                ..
+            }]
+        ));
+    }
+}

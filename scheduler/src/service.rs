@@ -1,0 +1,270 @@
+//! The gRPC service around placement: the listener, the streams' lives, and what the admin port asks.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use piecemeal_proto::wire::{
+    self, MESSAGE_BYTES_MAX,
+    scheduler_server::{Scheduler as Service, SchedulerServer},
+};
+use prometheus_client::registry::Registry;
+use serde_json::json;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    task::JoinHandle,
+    time::{Duration, sleep, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::{Request, Response, Status, Streaming, transport::Server};
+use tracing::{error, info, warn};
+
+use crate::{
+    SchedulerConfig,
+    admission::Admission,
+    driver::{Input, supervise},
+    metrics::Metrics,
+    session::{ROOM_BYTES, Sessions},
+};
+
+/// A running scheduler. Dropping it stops it; [`Scheduler::shutdown`] also waits for that.
+pub struct Scheduler {
+    local_addr: SocketAddr,
+    inputs: mpsc::Sender<Input>,
+    metrics: Metrics,
+    seats: Arc<Semaphore>,
+    server: JoinHandle<()>,
+    placement: JoinHandle<()>,
+    stop: DropGuard,
+}
+
+/// Why a scheduler could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartSchedulerError {
+    /// Another process has the port. Starting again helps once it is free.
+    #[error("{address} is in use already (does another scheduler run here? Stop it, or let this one listen elsewhere)")]
+    AddressInUse { address: SocketAddr },
+    /// The address is not this host's, or the port is privileged.
+    #[error("failed to listen on {address}")]
+    Listen {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Scheduler {
+    /// Listens, and answers daemons from then on.
+    ///
+    /// # Errors
+    /// [`StartSchedulerError`] when the address cannot be listened on.
+    pub async fn start(config: SchedulerConfig) -> Result<Self, StartSchedulerError> {
+        let address = config.listen;
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::AddrInUse => StartSchedulerError::AddressInUse { address },
+            _ => StartSchedulerError::Listen { address, source },
+        };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let local_addr = listener.local_addr().map_err(failed)?;
+
+        let (inputs, received) = mpsc::channel(INPUTS_MAX);
+        let metrics = Metrics::new();
+        let stop = CancellationToken::new();
+        let seats = Arc::new(Semaphore::new(SESSIONS_MAX));
+        let sessions = Sessions {
+            admission: Admission::new(&config.authority_key),
+            authority: config.authority_key.public(),
+            authority_key: config.authority_key,
+            inputs: inputs.clone(),
+            room: Arc::new(Semaphore::new(ROOM_BYTES)),
+            metrics: metrics.clone(),
+            stop: stop.clone(),
+        };
+        let door = Door {
+            sessions: Arc::new(sessions),
+            seats: Arc::clone(&seats),
+        };
+        let server = tokio::spawn(serve(listener, door, stop.clone()));
+        let placement = tokio::spawn(supervise(received, metrics.clone(), stop.clone()));
+        info!(address = %local_addr, "the scheduler listens on {local_addr}");
+        Ok(Self {
+            local_addr,
+            inputs,
+            metrics,
+            seats,
+            server,
+            placement,
+            stop: stop.drop_guard(),
+        })
+    }
+
+    /// Where it listens: the port that was taken, when port 0 was asked for.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Adds the scheduler's metrics, `piecemeal_scheduler_…`.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.metrics.register(registry);
+    }
+
+    /// Each thing that the scheduler needs in order to work, with its problem if it has one.
+    pub async fn readiness(&self) -> Vec<(String, Option<String>)> {
+        let listener = self
+            .server
+            .is_finished()
+            .then(|| "nothing listens any more; restart".into());
+        let placement = match self.ask(|reply| Input::Ping { reply }).await {
+            Some(()) => None,
+            None => Some(format!("no answer within {} ms", ANSWER_WAIT.as_millis())),
+        };
+        let room = (self.seats.available_permits() == 0)
+            .then(|| format!("all {SESSIONS_MAX} sessions are taken; give some pools a scheduler of their own"));
+        vec![
+            ("listener".into(), listener),
+            ("placement".into(), placement),
+            ("sessions".into(), room),
+        ]
+    }
+
+    /// Who is connected, and how far each swarm is; an object with `error` when placement does not answer.
+    pub async fn status(&self) -> serde_json::Value {
+        match self.ask(|reply| Input::Status { reply }).await {
+            Some(snapshot) => snapshot.to_json(),
+            None => json!({ "error": "placement does not answer" }),
+        }
+    }
+
+    /// Ends every session, then the connections.
+    pub async fn shutdown(self) {
+        drop(self.stop);
+        for task in [self.placement, self.server] {
+            if let Err(failure) = task.await {
+                error!(error = %failure, "a task of the scheduler failed");
+            }
+        }
+    }
+
+    /// `None` when placement has stopped, or has more to do than it can.
+    async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Input) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        let ask = async {
+            self.inputs.send(question(reply)).await.ok()?;
+            answer.await.ok()
+        };
+        timeout(ANSWER_WAIT, ask).await.ok()?
+    }
+}
+
+/// Takes streams in and gives each its task.
+struct Door {
+    sessions: Arc<Sessions>,
+    seats: Arc<Semaphore>,
+}
+
+#[tonic::async_trait]
+impl Service for Door {
+    type SessionStream = ReceiverStream<Result<wire::Orders, Status>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<wire::Reports>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let observed = request
+            .remote_addr()
+            .ok_or_else(|| Status::internal("the connection has no address"))?
+            .ip()
+            .to_canonical();
+        let seat = self.take_seat(observed)?;
+        // One message waits in the stream at most: what is behind it is the outbox's, which notices.
+        let (orders, stream) = mpsc::channel(1);
+        let session = Arc::clone(&self.sessions).run(observed, request.into_inner(), orders);
+        tokio::spawn(async move {
+            session.await;
+            drop(seat);
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+impl Door {
+    fn take_seat(&self, observed: IpAddr) -> Result<OwnedSemaphorePermit, Status> {
+        Arc::clone(&self.seats).try_acquire_owned().map_err(|_| {
+            self.sessions.metrics.refused("full");
+            warn!(peer.ip = %observed, "refused a daemon at {observed}: all {SESSIONS_MAX} sessions are taken");
+            Status::resource_exhausted(format!(
+                "all {SESSIONS_MAX} sessions are taken (give some pools a scheduler of their own)"
+            ))
+        })
+    }
+}
+
+async fn serve(listener: TcpListener, door: Door, stop: CancellationToken) {
+    let (connections, accepted) = mpsc::channel(1);
+    let service = SchedulerServer::new(door)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let server = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(STREAM_WINDOW_BYTES)
+        .max_concurrent_streams(STREAMS_MAX)
+        .add_service(service)
+        .serve_with_incoming_shutdown(ReceiverStream::new(accepted), stop.clone().cancelled_owned());
+    let drained = async {
+        stop.cancelled().await;
+        sleep(DRAIN_MAX).await;
+    };
+    tokio::select! {
+        () = accept(listener, connections, stop.clone()) => {}
+        served = server => if let Err(failure) = served {
+            error!(error = %failure, "the listener failed");
+        },
+        () = drained => {}
+    }
+}
+
+/// Never ends by itself: a host that is out of file descriptors has some again later.
+async fn accept(listener: TcpListener, connections: mpsc::Sender<io::Result<TcpStream>>, stop: CancellationToken) {
+    let accept = async {
+        loop {
+            match listener.accept().await {
+                Ok((connection, _)) => {
+                    // Costs latency alone when it fails.
+                    let _ = connection.set_nodelay(true);
+                    if connections.send(Ok(connection)).await.is_err() {
+                        return;
+                    }
+                }
+                Err(failure) => {
+                    warn!(error = %failure, "failed to accept a connection");
+                    sleep(ACCEPT_RETRY).await;
+                }
+            }
+        }
+    };
+    stop.run_until_cancelled(accept).await;
+    drop(listener);
+    std::future::pending().await
+}
+
+/// Twice the peers that one scheduler is built for.
+const SESSIONS_MAX: usize = 20_000;
+/// Messages to placement that wait at once; their bytes are bounded by [`ROOM_BYTES`].
+const INPUTS_MAX: usize = 1024;
+/// Finds connections that broke without a word before the kernel does; sessions have heartbeats besides.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// What a daemon may send ahead: enough for a LAN's full speed, and bounded for 20,000 daemons.
+const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// A daemon has one session a connection, and a second while it reconnects.
+const STREAMS_MAX: u32 = 4;
+const ANSWER_WAIT: Duration = Duration::from_secs(1);
+/// How long connections may take to end after their streams did.
+const DRAIN_MAX: Duration = Duration::from_secs(1);
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);

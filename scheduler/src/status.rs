@@ -1,0 +1,83 @@
+//! What `piecemeal status` shows of a scheduler, as JSON.
+
+use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+
+use piecemeal_proto::wire;
+use serde_json::{Value, json};
+use tokio::time::Duration;
+
+use crate::{
+    metrics::role_name,
+    swarm::{MemberId, MemberStatus, Status, SwarmStatus},
+};
+
+/// Taken by the task that places; read by whoever asked, so that placement does not wait for the writing.
+pub(crate) struct Snapshot {
+    pub(crate) status: Status,
+    pub(crate) contacts: HashMap<MemberId, Contact>,
+}
+
+/// What the brain does not know of a member.
+pub(crate) struct Contact {
+    pub(crate) source: Arc<wire::Source>,
+    /// Since it was last heard.
+    pub(crate) heard: Duration,
+}
+
+impl Snapshot {
+    pub(crate) fn to_json(&self) -> Value {
+        let members: Vec<Value> = self.status.members.iter().map(|member| self.member(member)).collect();
+        let swarms: Vec<Value> = self.status.swarms.iter().map(swarm).collect();
+        json!({
+            "members": members,
+            "swarms": swarms,
+            "idle_swarms": self.status.idle_swarms,
+            "leases": self.status.leases,
+        })
+    }
+
+    fn member(&self, member: &MemberStatus) -> Value {
+        let contact = self.contacts.get(&member.member);
+        json!({
+            "node": member.node.to_string(),
+            "role": role_name(member.role),
+            "pool": member.pool,
+            "zone": member.zone,
+            "addresses": contact.map(Contact::addresses).unwrap_or_default(),
+            "heard_seconds": contact.map(|contact| contact.heard.as_secs_f64()),
+            "silent": member.silent,
+            "blobs": member.blobs,
+            "fetching": member.fetching,
+            "serving": member.serving,
+        })
+    }
+}
+
+impl Contact {
+    fn addresses(&self) -> Vec<String> {
+        let text = |address: &wire::Address| {
+            let (ip, port) = (address.ip.parse().ok()?, u16::try_from(address.port).ok()?);
+            Some(SocketAddr::new(ip, port).to_string())
+        };
+        self.source.addresses.iter().filter_map(text).collect()
+    }
+}
+
+fn swarm(swarm: &SwarmStatus) -> Value {
+    let pieces_wanted = u64::from(swarm.wanting) * u64::from(swarm.pieces);
+    json!({
+        "pool": swarm.pool,
+        "digest": swarm.digest.to_string(),
+        "fill": swarm.fill.map(|fill| fill.to_string()),
+        "proven": swarm.proven,
+        "blob_bytes": swarm.blob_bytes,
+        "piece_bytes": swarm.piece_bytes,
+        "pieces": swarm.pieces,
+        "hashed": swarm.hashed,
+        "wanting": swarm.wanting,
+        "complete": swarm.complete,
+        "partial": swarm.partial,
+        "completion_percent": (swarm.pieces_held * 100).checked_div(pieces_wanted),
+        "leases": swarm.leases,
+    })
+}

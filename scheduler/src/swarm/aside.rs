@@ -1,0 +1,121 @@
+//! Sources that failed are left alone for a while, doubling each time.
+
+use super::{MemberId, Policy, Time};
+
+/// Left alone until a time that moves further with every strike in a row.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Backoff {
+    until: Time,
+    strikes: u32,
+}
+
+impl Backoff {
+    pub(super) fn is_active(&self, now: Time) -> bool {
+        now < self.until
+    }
+
+    pub(super) fn strike(&mut self, now: Time, policy: &Policy) {
+        if now > self.until + policy.set_aside_max {
+            self.strikes = 0;
+        }
+        let wait = policy.set_aside_first * (1 << self.strikes.min(16));
+        self.until = now + wait.min(policy.set_aside_max);
+        self.strikes += 1;
+    }
+}
+
+/// Who leaves one source alone.
+#[derive(Default)]
+pub(super) struct Asides {
+    everybody: Backoff,
+    /// At most [`RECEIVERS_MAX`], the latest to complain last.
+    receivers: Vec<(MemberId, Backoff)>,
+    /// Distinct receivers that complained since the source last served anybody.
+    accusers: Vec<MemberId>,
+}
+
+impl Asides {
+    pub(super) fn for_everybody(&self, now: Time) -> bool {
+        self.everybody.is_active(now)
+    }
+
+    pub(super) fn between(&self, receiver: MemberId, now: Time) -> bool {
+        self.receivers
+            .iter()
+            .any(|(of, backoff)| *of == receiver && backoff.is_active(now))
+    }
+
+    /// `receiver` alone leaves the source alone.
+    pub(super) fn strike(&mut self, receiver: MemberId, now: Time, policy: &Policy) {
+        let known = self.receivers.iter().position(|(of, _)| *of == receiver);
+        let (_, mut backoff) = match known {
+            Some(index) => self.receivers.remove(index),
+            None => (receiver, Backoff::default()),
+        };
+        backoff.strike(now, policy);
+        if self.receivers.len() == RECEIVERS_MAX {
+            self.receivers.remove(0);
+        }
+        self.receivers.push((receiver, backoff));
+    }
+
+    /// `receiver` says that the source does not serve: enough distinct ones in a row, and everybody leaves it alone.
+    pub(super) fn accuse(&mut self, receiver: MemberId, now: Time, policy: &Policy) {
+        self.strike(receiver, now, policy);
+        if !self.accusers.contains(&receiver) {
+            self.accusers.push(receiver);
+        }
+        if self.accusers.len() >= policy.accusers {
+            self.accusers.clear();
+            self.everybody.strike(now, policy);
+        }
+    }
+
+    /// The source has served somebody: three broken receivers must not take it from the others.
+    pub(super) fn serve(&mut self, receiver: MemberId) {
+        self.accusers.clear();
+        self.receivers.retain(|(of, _)| *of != receiver);
+    }
+}
+
+/// Complaints that one source's record keeps; beyond it the oldest is forgotten and may be tried again early.
+const RECEIVERS_MAX: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wait_doubles_up_to_its_maximum_and_is_forgotten() {
+        let policy = Policy::default();
+        let mut backoff = Backoff::default();
+        let mut now = Time::from_secs(100);
+        for seconds in [1, 2, 4, 8, 16, 30, 30] {
+            backoff.strike(now, &policy);
+            now += Time::from_secs(seconds);
+            assert!(backoff.is_active(now - Time::from_nanos(1)) && !backoff.is_active(now), "{seconds}");
+        }
+        now += Time::from_secs(31);
+        backoff.strike(now, &policy);
+        assert!(!backoff.is_active(now + Time::from_secs(1)));
+    }
+
+    #[test]
+    fn three_distinct_receivers_in_a_row_set_a_source_aside_for_everybody() {
+        let policy = Policy::default();
+        let mut asides = Asides::default();
+        let now = Time::from_secs(1);
+        for _ in 0..5 {
+            asides.accuse(MemberId(1), now, &policy);
+        }
+        asides.accuse(MemberId(2), now, &policy);
+        assert!(asides.between(MemberId(1), now) && !asides.between(MemberId(3), now));
+        assert!(!asides.for_everybody(now));
+        asides.serve(MemberId(4));
+        asides.accuse(MemberId(3), now, &policy);
+        assert!(!asides.for_everybody(now), "it served somebody in between");
+        asides.accuse(MemberId(1), now, &policy);
+        asides.accuse(MemberId(2), now, &policy);
+        assert!(asides.for_everybody(now));
+    }
+}

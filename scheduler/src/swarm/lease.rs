@@ -1,0 +1,198 @@
+//! Leases: granted, taken back, cancelled.
+//!
+//! Invariant: a piece is leased in a seat exactly when one outstanding lease of that seat covers it and the seat has not got it.
+
+use super::{Brain, Command, Lease, LeaseId, Priority, Source, Time, run::Run, slab::Slab};
+
+pub(super) struct LeaseState {
+    pub(super) id: LeaseId,
+    pub(super) swarm: u32,
+    /// The receiver's seat and slot.
+    pub(super) seat: u32,
+    pub(super) receiver: u32,
+    /// The source's slot; `None` is upstream.
+    pub(super) source: Option<u32>,
+    pub(super) run: Run,
+    pub(super) granted: Time,
+}
+
+/// Outstanding leases. An id names its slot in its low bits, a serial number in the others.
+pub(super) struct Leases {
+    slab: Slab<LeaseState>,
+    serial: u64,
+}
+
+impl Leases {
+    /// Two brains that begin at different `serial`s are unlikely to give the same id.
+    pub(super) fn new(serial: u64) -> Self {
+        Self {
+            slab: Slab::new(),
+            serial: serial >> 1 >> SLOT_BITS,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.slab.len()
+    }
+
+    pub(super) fn get(&self, id: LeaseId) -> Option<&LeaseState> {
+        self.slab.get(slot(id)).filter(|lease| lease.id == id)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &LeaseState> {
+        self.slab.iter().map(|(_, lease)| lease)
+    }
+
+    fn insert(&mut self, lease: impl FnOnce(LeaseId) -> LeaseState) -> LeaseId {
+        self.serial += 1;
+        let id = LeaseId(self.serial << SLOT_BITS | u64::from(self.slab.next_slot()));
+        self.slab.insert(lease(id));
+        id
+    }
+
+    fn remove(&mut self, id: LeaseId) -> Option<LeaseState> {
+        self.get(id)?;
+        self.slab.remove(slot(id))
+    }
+}
+
+/// Room for 16 million outstanding leases.
+const SLOT_BITS: u32 = 24;
+
+fn slot(id: LeaseId) -> u32 {
+    u32::try_from(id.0 & ((1 << SLOT_BITS) - 1)).expect("the low bits fit")
+}
+
+impl Brain {
+    /// Orders `run` from `source` (`None`: upstream) to a seat that lacks all of it.
+    pub(super) fn grant(
+        &mut self,
+        (swarm, seat): (u32, u32),
+        source: Option<u32>,
+        run: Run,
+        priority: Priority,
+        out: &mut Vec<Command>,
+    ) {
+        let now = self.now;
+        let state = &mut self.swarms[swarm];
+        let receiver = state.seats[seat].member;
+        let id = self.leases.insert(|id| LeaseState {
+            id,
+            swarm,
+            seat,
+            receiver,
+            source,
+            run,
+            granted: now,
+        });
+        for piece in run.pieces() {
+            state.lend(seat, piece, now);
+        }
+        let taker = &mut state.seats[seat];
+        taker.leases += 1;
+        taker.taken += run.count;
+        taker.fed_at = now;
+        if source.is_none() {
+            state.upstream = Some(seat);
+        }
+        state.outstanding += 1;
+        state.granted.push_back(id);
+        self.trim(swarm);
+        let state = &mut self.swarms[swarm];
+        state.refresh(seat, self.policy.leases_deep);
+        let fill = state.fill.as_ref().expect("who wants a blob has stated a fill");
+        let lease = Lease {
+            id,
+            digest: state.digest,
+            fill: fill.id,
+            map: fill.map,
+            first: run.first,
+            count: run.count,
+            source: source.map_or(Source::Upstream, |slot| Source::Member(self.members[slot].id)),
+            priority,
+            hashes: run.pieces().map(|piece| fill.hash(piece)).collect(),
+        };
+        let to = self.members[receiver].id;
+        self.members[receiver].fetching.push(id);
+        self.watch(receiver);
+        if let Some(source) = source {
+            self.members[source].serving.push(id);
+            self.members[source].live.insert(swarm);
+            self.watch(source);
+        }
+        self.rouse(swarm);
+        out.push(Command::Lease { to, lease });
+    }
+
+    /// Ended leases leave the front of the queue, two for each that joins it.
+    fn trim(&mut self, swarm: u32) {
+        let queue = &mut self.swarms[swarm].granted;
+        for _ in 0..2 {
+            if queue.front().is_some_and(|&id| self.leases.get(id).is_none()) {
+                queue.pop_front();
+            }
+        }
+    }
+
+    /// Forgets a lease; what has not landed is missing again. Returns it with the number of those pieces.
+    pub(super) fn take_back(&mut self, id: LeaseId) -> Option<(LeaseState, u32)> {
+        let lease = self.leases.remove(id)?;
+        let state = &mut self.swarms[lease.swarm];
+        let missing = lease.run.pieces().filter(|&piece| state.take_back(lease.seat, piece));
+        let missing = u32::try_from(missing.count()).expect("a run's length is u32");
+        state.seats[lease.seat].leases -= 1;
+        state.outstanding -= 1;
+        if state.outstanding == 0 {
+            state.granted.clear();
+        }
+        self.members[lease.receiver].fetching.retain(|&other| other != id);
+        if let Some(source) = lease.source {
+            self.members[source].serving.retain(|&other| other != id);
+            self.givers.push_back((source, lease.swarm));
+        }
+        self.touch(lease.swarm, lease.seat);
+        Some((lease, missing))
+    }
+
+    /// Takes a lease back for a reason that is not its receiver's, and tells it so.
+    pub(super) fn cancel(&mut self, id: LeaseId, out: &mut Vec<Command>) {
+        let Some((lease, missing)) = self.take_back(id) else {
+            return;
+        };
+        let seat = &mut self.swarms[lease.swarm].seats[lease.seat];
+        seat.taken = seat.taken.saturating_sub(missing).max(seat.accounted());
+        out.push(Command::Cancel {
+            to: self.members[lease.receiver].id,
+            lease: id,
+        });
+    }
+
+    /// Cancels what a member fetches in one swarm.
+    pub(super) fn cancel_fetches(&mut self, member: u32, swarm: u32, out: &mut Vec<Command>) {
+        let fetching = self.members[member].fetching.clone();
+        self.cancel_in(fetching, swarm, out);
+    }
+
+    /// Cancels what others fetch from a member in one swarm.
+    pub(super) fn cancel_uploads(&mut self, member: u32, swarm: u32, out: &mut Vec<Command>) {
+        let serving = self.members[member].serving.clone();
+        self.cancel_in(serving, swarm, out);
+    }
+
+    fn cancel_in(&mut self, ids: Vec<LeaseId>, swarm: u32, out: &mut Vec<Command>) {
+        for id in ids {
+            if self.leases.get(id).is_some_and(|lease| lease.swarm == swarm) {
+                self.cancel(id, out);
+            }
+        }
+    }
+
+    /// Whether a lease out to `member` in `swarm` covers `piece`.
+    pub(super) fn is_covered(&self, member: u32, swarm: u32, piece: u32) -> bool {
+        let mut leases = self.members[member]
+            .fetching
+            .iter()
+            .filter_map(|&id| self.leases.get(id));
+        leases.any(|lease| lease.swarm == swarm && lease.run.contains(piece))
+    }
+}

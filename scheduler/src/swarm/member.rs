@@ -1,0 +1,132 @@
+//! Members and pools.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{LeaseId, Member, MemberId, Policy, Role, Time, aside::Asides};
+
+pub(super) struct MemberState {
+    pub(super) id: MemberId,
+    pub(super) info: Member,
+    pub(super) pool: u32,
+    pub(super) heard: Time,
+    /// Had leases and said nothing: not used until it is heard again.
+    pub(super) silent: bool,
+    /// A timer for its silence is set.
+    pub(super) watched: bool,
+    /// As a source it took far longer than others of late: it gets one lease at a time, so that little waits behind it.
+    pub(super) slow: bool,
+    /// Of a mirror: how many leases may name it as the source now.
+    window: usize,
+    /// Leases out to it.
+    pub(super) fetching: Vec<LeaseId>,
+    /// Leases that name it as the source.
+    pub(super) serving: Vec<LeaseId>,
+    /// Seat by swarm.
+    pub(super) seats: BTreeMap<u32, u32>,
+    /// Those of its swarms that somebody wants and in which it has been seen; others may linger.
+    pub(super) live: BTreeSet<u32>,
+    /// The swarm that it served last; the next has the next turn.
+    pub(super) turn: u32,
+    pub(super) wants: usize,
+    /// Pieces of the blobs for which it has bitmaps.
+    pub(super) pieces: u64,
+    pub(super) asides: Asides,
+}
+
+impl MemberState {
+    pub(super) fn new(id: MemberId, info: Member, pool: u32, now: Time) -> Self {
+        Self {
+            id,
+            info,
+            pool,
+            heard: now,
+            silent: false,
+            watched: false,
+            slow: false,
+            window: 1,
+            fetching: Vec::new(),
+            serving: Vec::new(),
+            seats: BTreeMap::new(),
+            live: BTreeSet::new(),
+            turn: 0,
+            wants: 0,
+            pieces: 0,
+            asides: Asides::default(),
+        }
+    }
+
+    pub(super) fn is_mirror(&self) -> bool {
+        self.info.role == Role::Mirror
+    }
+
+    /// Whether one more lease may name it as the source.
+    pub(super) fn has_room(&self, policy: &Policy) -> bool {
+        let max = self.serving_max(policy);
+        self.serving.len() < if self.is_mirror() { self.window.min(max).max((policy.uploads_max + policy.queued_max) as usize) } else if self.slow { 1 } else { max }
+    }
+
+    /// The most leases that may ever name it as the source at once.
+    pub(super) fn serving_max(&self, policy: &Policy) -> usize {
+        let uploads = match self.info.role {
+            Role::Peer => policy.uploads_max,
+            Role::Mirror => policy.mirror_uploads_max,
+        };
+        (uploads + policy.queued_max) as usize
+    }
+
+    /// One of its uploads took `took`, where `usual` is usual.
+    pub(super) fn note_pace(&mut self, took: Time, usual: Time, policy: &Policy) {
+        self.slow = !self.is_mirror() && took > usual * policy.straggler_factor;
+        let max = self.serving_max(policy);
+        if took < usual {
+            self.window = (self.window + 1).min(max);
+        } else {
+            self.window = self.window.saturating_sub(1).max(1);
+        }
+    }
+}
+
+/// Members that can reach each other.
+pub(super) struct Pool {
+    pub(super) name: String,
+    pub(super) members: usize,
+    /// Mirrors that are connected and not silent.
+    pub(super) mirrors: usize,
+    /// Since when somebody has had to do without a mirror.
+    pub(super) lost_since: Option<Time>,
+}
+
+impl Pool {
+    pub(super) fn new(name: String) -> Self {
+        Self {
+            name,
+            members: 0,
+            mirrors: 0,
+            lost_since: None,
+        }
+    }
+
+    /// A mirror came (back).
+    pub(super) fn gain_mirror(&mut self) {
+        self.mirrors += 1;
+        self.lost_since = None;
+    }
+
+    /// A mirror left or fell silent.
+    pub(super) fn lose_mirror(&mut self, now: Time) {
+        self.mirrors -= 1;
+        self.miss_mirror(now);
+    }
+
+    /// Starts the grace if there is no mirror and it has not started yet.
+    pub(super) fn miss_mirror(&mut self, now: Time) {
+        if self.mirrors == 0 {
+            self.lost_since.get_or_insert(now);
+        }
+    }
+
+    /// No mirror, for longer than streams wait for one.
+    pub(super) fn is_on_its_own(&self, now: Time, grace: Time) -> bool {
+        self.lost_since.is_some_and(|since| now >= since + grace)
+    }
+}

@@ -1,0 +1,213 @@
+//! Matching: sources with room find receivers, receivers with room find sources.
+//!
+//! Invariant: no source ever has more leases than its uploads and queue allow, no receiver more than its depth.
+
+use super::{
+    Brain, Command, Priority, Time,
+    run::{Pairing, Run, patience},
+};
+
+/// What a source may be asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Choice {
+    /// What no peer has or is being sent: a mirror's first duty.
+    Inject,
+    /// The rarest; of a mirror only what the swarm has had its time to pass on.
+    Rarest,
+    /// What a client waits for.
+    Piece(u32),
+}
+
+impl Brain {
+    /// Finds receivers for a source while it has room, in `swarm` first, then in the others in which it sits, in turn.
+    pub(super) fn give(&mut self, giver: u32, swarm: u32, out: &mut Vec<Command>) {
+        let mirror = self.members.get(giver).is_some_and(|member| member.is_mirror());
+        let choices: &[Choice] = if mirror {
+            &[Choice::Inject, Choice::Rarest]
+        } else {
+            &[Choice::Rarest]
+        };
+        for &choice in choices {
+            let mut swarm = Some(swarm);
+            let mut misses = 0;
+            while let Some(tried) = swarm
+                && misses < SWARMS_SAMPLED
+                && self.has_room(giver)
+            {
+                if !self.give_once(giver, tried, choice, out) {
+                    misses += 1;
+                    swarm = self.next_swarm(giver);
+                }
+            }
+        }
+    }
+
+    /// The swarm whose turn it is at a source; forgets those that nobody wants any more.
+    fn next_swarm(&mut self, giver: u32) -> Option<u32> {
+        for _ in 0..SWARMS_SAMPLED {
+            let member = &mut self.members[giver];
+            let next = member.live.range(member.turn + 1..).next().or_else(|| member.live.first());
+            let &swarm = next?;
+            member.turn = swarm;
+            if member.seats.contains_key(&swarm) && self.swarms[swarm].is_live() {
+                return Some(swarm);
+            }
+            self.members[giver].live.remove(&swarm);
+        }
+        None
+    }
+
+    fn give_once(&mut self, giver: u32, swarm: u32, choice: Choice, out: &mut Vec<Command>) -> bool {
+        let Some(&source) = self.members[giver].seats.get(&swarm) else {
+            return false;
+        };
+        let state = &self.swarms[swarm];
+        if !state.is_live() || !state.sources.contains(source) {
+            return false;
+        }
+        if self.give_waiting((swarm, source), out) {
+            return true;
+        }
+        let state = &self.swarms[swarm];
+        let start = self.dice.below(state.hungry.len());
+        let pieces = state.pieces();
+        let zone = &self.members[giver].info.zone;
+        let sample = state.hungry.as_slice().iter().cycle().skip(start);
+        let mut ranked: Vec<(bool, u32, bool, u32)> = sample
+            .take(self.policy.receivers_sampled.min(state.hungry.len()))
+            .map(|&receiver| {
+                let seat = &state.seats[receiver];
+                let member = &self.members[seat.member];
+                // What only a slow uplink has, everybody waits for.
+                let slow = choice == Choice::Inject && member.slow;
+                let rank = seat.rank(pieces, self.now, self.policy.aging);
+                (slow, rank, member.info.zone != *zone, receiver)
+            })
+            .collect();
+        ranked.sort_unstable();
+        for (.., receiver) in ranked {
+            if let Some(run) = self.match_pair(swarm, source, receiver, choice) {
+                self.grant((swarm, receiver), Some(giver), run, Priority::Normal, out);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Finds sources for a receiver while it has room.
+    pub(super) fn supply(&mut self, swarm: u32, seat: u32, out: &mut Vec<Command>) {
+        while self.supply_waiting(swarm, seat, out) || self.supply_once(swarm, seat, out) {}
+    }
+
+    fn supply_once(&mut self, swarm: u32, seat: u32, out: &mut Vec<Command>) -> bool {
+        if !self.swarms.get(swarm).is_some_and(|state| state.hungry.contains(seat)) {
+            return false;
+        }
+        let found = self
+            .pick_source(swarm, seat, Choice::Inject, true)
+            .or_else(|| self.pick_source(swarm, seat, Choice::Rarest, true))
+            .or_else(|| self.pick_source(swarm, seat, Choice::Rarest, false));
+        match found {
+            Some((source, run)) => {
+                self.grant((swarm, seat), Some(source), run, Priority::Normal, out);
+                true
+            }
+            None => self.supply_from_upstream(swarm, seat, out),
+        }
+    }
+
+    /// A mirror, or the nearest and least busy peer of a sample, that can serve the receiver.
+    pub(super) fn pick_source(
+        &mut self,
+        swarm: u32,
+        receiver: u32,
+        choice: Choice,
+        mirrors: bool,
+    ) -> Option<(u32, Run)> {
+        let state = &self.swarms[swarm];
+        let sample: Vec<(bool, usize, u32)> = if mirrors {
+            state.mirrors.iter().map(|&source| (false, 0, source)).collect()
+        } else {
+            let zone = &self.members[state.seats[receiver].member].info.zone;
+            let start = self.dice.below(state.sources.len());
+            let sample = state.sources.as_slice().iter().cycle().skip(start);
+            let mut sample: Vec<_> = sample
+                .take(self.policy.sources_sampled.min(state.sources.len()))
+                .filter(|&&source| !state.seats[source].mirror)
+                .filter(|&&source| self.has_room(state.seats[source].member))
+                .map(|&source| {
+                    let member = &self.members[state.seats[source].member];
+                    (member.info.zone != *zone, member.serving.len(), source)
+                })
+                .collect();
+            sample.sort_unstable();
+            sample
+        };
+        sample.into_iter().find_map(|(_, _, source)| {
+            let giver = self.swarms[swarm].seats[source].member;
+            let run = self
+                .has_room(giver)
+                .then(|| self.match_pair(swarm, source, receiver, choice))
+                .flatten()?;
+            Some((giver, run))
+        })
+    }
+
+    /// What the receiver should take from the source, if the two may be matched at all.
+    pub(super) fn match_pair(&mut self, swarm: u32, source: u32, receiver: u32, choice: Choice) -> Option<Run> {
+        let state = &self.swarms[swarm];
+        let (giving, taking) = (&state.seats[source], &state.seats[receiver]);
+        let urgent = usize::from(matches!(choice, Choice::Piece(_)));
+        let member = &self.members[taking.member];
+        if giving.member == taking.member
+            || !state.sources.contains(source)
+            || !self.is_usable(taking.member)
+            || member.fetching.len() >= self.policy.leases_max as usize + urgent
+            || self.members[giving.member].asides.between(member.id, self.now)
+        {
+            return None;
+        }
+        let fill = state.fill.as_ref()?;
+        let pairing = Pairing {
+            fill,
+            source: giving,
+            receiver: taking,
+            run_max: u32::try_from(self.policy.lease_bytes_max / fill.map.piece_bytes())
+                .unwrap_or(u32::MAX)
+                .max(1),
+        };
+        let any = !giving.mirror || state.complete_peers > 0;
+        let patience = patience(state.usual.unwrap_or(USUAL_AT_FIRST), state.wanting);
+        let ripe = |piece, patience| {
+            any || fill.is_scarce(piece) || fill.out_since(piece) <= self.now.saturating_sub(patience)
+        };
+        match choice {
+            Choice::Piece(piece) => pairing.at(piece).filter(|_| ripe(piece, patience.min(WAITING_PATIENCE))),
+            Choice::Inject if state.complete_peers > 0 => None,
+            Choice::Inject => pairing.scarcest(),
+            Choice::Rarest => {
+                let start = self.dice.next();
+                pairing.rarest(start, self.policy.pieces_sampled, |piece| ripe(piece, patience))
+            }
+        }
+    }
+
+    /// Whether one more lease may name the member as its source.
+    pub(super) fn has_room(&self, slot: u32) -> bool {
+        self.members
+            .get(slot)
+            .is_some_and(|member| member.has_room(&self.policy))
+            && self.is_usable(slot)
+            && !self.members[slot].asides.for_everybody(self.now)
+    }
+}
+
+/// Swarms that a source with room looks at in one event.
+const SWARMS_SAMPLED: usize = 8;
+
+/// How long the swarm gets at most to pass on what a client waits for: with the second before its report, well below the 5 s in
+/// which it must get something.
+const WAITING_PATIENCE: Time = Time::from_secs(1);
+
+/// What a lease is taken to last before the first one is done.
+const USUAL_AT_FIRST: Time = Time::from_millis(250);

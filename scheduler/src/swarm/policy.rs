@@ -1,0 +1,81 @@
+//! The numbers that placement runs on.
+
+use super::Time;
+
+/// Every default is the product's. The counts that cost speed when they are wrong were chosen by `tests/sim`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Uploads that a source runs at once. Source: 1, 2, 4, 8 slots cost 2, 4, 7, 13 % over the bound when the LAN is the limit.
+    pub uploads_max: u32,
+    /// The same of a mirror, whose link is often faster than its receivers'.
+    pub mirror_uploads_max: u32,
+    /// Leases on a source beyond the running uploads, so that its link never idles for the scheduler.
+    pub queued_max: u32,
+    /// Leases per receiver and blob; what a client waits for may be one more. More than a source's queue: with 2, 3, 4 the last
+    /// of 64 nodes needs 1.45, 1.10, 1.03 times the bound, since the queues of some sources run dry while others are full.
+    pub leases_deep: u32,
+    /// Leases per receiver over all blobs; likewise.
+    pub leases_max: u32,
+    /// A lease of several pieces has at most these bytes.
+    pub lease_bytes_max: u64,
+    /// A member with leases that says nothing for this long is not used.
+    pub silent_after: Time,
+    /// How long streams wait for a mirror's return before upstream is asked.
+    pub mirror_grace: Time,
+    /// How long a source that failed is left alone: doubling from the first to the last.
+    pub set_aside_first: Time,
+    pub set_aside_max: Time,
+    /// So many distinct receivers in a row set a source aside for everybody.
+    pub accusers: usize,
+    /// Corrupt sources that are believed of one receiver and blob.
+    pub accusations_max: u32,
+    /// A receiver that got nothing for this long counts as one that holds nothing.
+    pub aging: Time,
+    /// A lease is a straggler after this many times the swarm's usual lease time.
+    pub straggler_factor: u32,
+    /// What a match could have missed is tried again this often.
+    pub rematch_every: Time,
+    /// A swarm asks for missing hashes at most this often.
+    pub describe_every: Time,
+    /// Hungry receivers that a source looks at.
+    pub receivers_sampled: usize,
+    /// Sources that a receiver looks at.
+    pub sources_sampled: usize,
+    /// Pieces whose rarity is compared.
+    pub pieces_sampled: u32,
+    /// Blobs that one peer may want at once.
+    pub wants_max: usize,
+    /// Blobs of which one member may hold something.
+    pub blobs_max: usize,
+    /// Pieces of all blobs that one peer may want at once.
+    pub pieces_max: u64,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            uploads_max: 2,
+            mirror_uploads_max: 4,
+            queued_max: 1,
+            leases_deep: 4,
+            leases_max: 8,
+            lease_bytes_max: 1 << 20,
+            silent_after: Time::from_secs(1),
+            mirror_grace: Time::from_secs(30),
+            set_aside_first: Time::from_secs(1),
+            set_aside_max: Time::from_secs(30),
+            accusers: 3,
+            accusations_max: 4,
+            aging: Time::from_secs(4),
+            straggler_factor: 3,
+            rematch_every: Time::from_millis(50),
+            describe_every: Time::from_secs(1),
+            receivers_sampled: 24,
+            sources_sampled: 16,
+            pieces_sampled: 32,
+            wants_max: 1024,
+            blobs_max: 1 << 20,
+            pieces_max: 1 << 21,
+        }
+    }
+}

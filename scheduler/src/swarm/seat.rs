@@ -1,0 +1,89 @@
+//! A member's place in one swarm.
+//!
+//! Invariant: of every piece a receiver is in exactly one state: `have`, `leased`, or neither, which is missing.
+
+use piecemeal_proto::PieceSet;
+
+use super::{Time, aside::Backoff};
+
+#[derive(Default)]
+pub(super) struct Seat {
+    /// The member's slot.
+    pub(super) member: u32,
+    pub(super) mirror: bool,
+    pub(super) wants: bool,
+    /// Holds the whole verified blob; `have` and `leased` are empty sets over no pieces then.
+    pub(super) complete: bool,
+    /// Sent other bytes than it claimed: it may take, but its claims are void for as long as it is connected.
+    pub(super) banned: bool,
+    pub(super) have: PieceSet,
+    pub(super) leased: PieceSet,
+    /// Leases out to it in this swarm.
+    pub(super) leases: u32,
+    /// What it had plus what it was leased. Claims to have less never lower it, so they gain nothing.
+    pub(super) taken: u32,
+    /// When it last got a lease; when it began to want, before the first.
+    pub(super) fed_at: Time,
+    /// The piece in which a connected client waits.
+    pub(super) waiting: Option<u32>,
+    /// Sources that it got banned.
+    pub(super) accusations: u32,
+    /// Its fetches from upstream failed.
+    pub(super) upstream: Backoff,
+    /// What its bitmaps count for in the member's budget.
+    pub(super) reserved: u64,
+}
+
+impl Seat {
+    pub(super) fn holds(&self, piece: u32) -> bool {
+        self.complete || self.have.contains(piece)
+    }
+
+    pub(super) fn lacks(&self, piece: u32) -> bool {
+        !self.complete && !self.have.contains(piece) && !self.leased.contains(piece)
+    }
+
+    /// What it holds, as a bitmap word.
+    pub(super) fn held_word(&self, word: usize) -> u64 {
+        if self.complete {
+            return !0;
+        }
+        self.have.words().get(word).copied().unwrap_or(0)
+    }
+
+    /// What it is missing, as a bitmap word; bits beyond the last piece are set.
+    pub(super) fn missing_word(&self, word: usize) -> u64 {
+        if self.complete {
+            return 0;
+        }
+        match (self.have.words().get(word), self.leased.words().get(word)) {
+            (Some(have), Some(leased)) => !(have | leased),
+            _ => 0,
+        }
+    }
+
+    /// Pieces that it has or is being sent.
+    pub(super) fn accounted(&self) -> u32 {
+        self.have.count() + self.leased.count()
+    }
+
+    /// Whether its pieces are copies that rarity counts. A mirror's are not: what only it holds is still to be injected.
+    pub(super) fn counts(&self) -> bool {
+        !self.mirror && !self.banned
+    }
+
+    /// Nothing is known of it that would be missed.
+    pub(super) fn is_vacant(&self) -> bool {
+        !self.wants && !self.complete && !self.banned && self.have.is_empty()
+    }
+
+    /// How far down the queue it stands: least complete first, and whoever got nothing for `aging` as if it held nothing.
+    pub(super) fn rank(&self, pieces: u32, now: Time, aging: Time) -> u32 {
+        let credit = millis(now.saturating_sub(self.fed_at)) * u64::from(pieces) / millis(aging).max(1);
+        self.taken.saturating_sub(u32::try_from(credit).unwrap_or(u32::MAX))
+    }
+}
+
+fn millis(time: Time) -> u64 {
+    time.as_secs() * 1000 + u64::from(time.subsec_millis())
+}

@@ -1,0 +1,77 @@
+//! A lease that takes far longer than others is given to another source.
+//!
+//! Invariant: a piece stays with one lease; the old one is cancelled before the new one is granted.
+
+use super::{Brain, Command, LeaseId, Priority, placement::Choice};
+
+impl Brain {
+    /// Looks at the swarm's oldest leases. A straggler is stolen when it is all that its receiver still waits for: before that, a
+    /// slow source is better than none.
+    pub(super) fn steal(&mut self, swarm: u32, out: &mut Vec<Command>) {
+        let Some(usual) = self.swarms[swarm].usual else {
+            return;
+        };
+        let limit = (usual * self.policy.straggler_factor).max(self.policy.rematch_every * 2);
+        for _ in 0..self.policy.receivers_sampled {
+            let Some(&id) = self.swarms[swarm].granted.front() else {
+                return;
+            };
+            let granted = self.leases.get(id).map(|lease| lease.granted);
+            if granted.is_some_and(|granted| granted + limit > self.now) {
+                return;
+            }
+            let queue = &mut self.swarms[swarm].granted;
+            queue.pop_front();
+            if granted.is_some() {
+                queue.push_back(id);
+                self.steal_one(id, out);
+            }
+        }
+    }
+
+    fn steal_one(&mut self, id: LeaseId, out: &mut Vec<Command>) {
+        let Some(lease) = self.leases.get(id) else {
+            return;
+        };
+        let (swarm, seat, slow, run) = (lease.swarm, lease.seat, lease.source, lease.run);
+        let state = &self.swarms[swarm];
+        let taking = &state.seats[seat];
+        let finishing = taking.accounted() == state.pieces();
+        let waited_for = taking.waiting.is_some_and(|piece| run.contains(piece));
+        let Some(piece) = run.pieces().find(|&piece| taking.leased.contains(piece)) else {
+            return;
+        };
+        if slow.is_none() || !(finishing || waited_for) {
+            return;
+        }
+        let faster = self
+            .pick_holder(swarm, seat, piece, slow, false)
+            .or_else(|| self.pick_holder(swarm, seat, piece, slow, true));
+        let Some(faster) = faster else {
+            return;
+        };
+        self.cancel(id, out);
+        let source = self.members[faster].seats[&swarm];
+        if let Some(run) = self.match_pair(swarm, source, seat, Choice::Piece(piece)) {
+            self.grant((swarm, seat), Some(faster), run, Priority::Waiting, out);
+        }
+    }
+
+    /// Another source than `slow` with room that holds `piece`.
+    fn pick_holder(&mut self, swarm: u32, seat: u32, piece: u32, slow: Option<u32>, mirrors: bool) -> Option<u32> {
+        let state = &self.swarms[swarm];
+        let roll = if mirrors { &state.mirrors } else { state.sources.as_slice() };
+        let start = self.dice.below(roll.len());
+        let receiver = self.members[state.seats[seat].member].id;
+        let sample = roll.iter().cycle().skip(start).take(roll.len().min(self.policy.sources_sampled));
+        sample
+            .map(|&source| &state.seats[source])
+            .find(|source| {
+                source.holds(piece)
+                    && Some(source.member) != slow
+                    && self.has_room(source.member)
+                    && !self.members[source.member].asides.between(receiver, self.now)
+            })
+            .map(|source| source.member)
+    }
+}

@@ -1,0 +1,147 @@
+//! What goes wrong at a site, and that the site gets over it.
+
+use crate::{
+    link::{MILLISECOND, SECOND},
+    plan::{Fault, MIRROR, Plan},
+    seeds,
+    world::World,
+};
+
+fn everybody_finishes(plan: Plan) -> World {
+    let mut world = World::new(plan);
+    world.run(300 * SECOND);
+    world
+}
+
+#[test]
+fn everyone_finishes_whatever_the_size_and_rates() {
+    for seed in seeds() {
+        let (mut plan, _) = Plan::drawn(seed);
+        plan.head_start = seed % 3 == 0;
+        everybody_finishes(plan);
+    }
+}
+
+#[test]
+fn everyone_finishes_although_some_lie() {
+    for seed in seeds() {
+        let (mut plan, mut chance) = Plan::drawn(seed);
+        plan.liars = chance.among(1..plan.peers as u64) as usize;
+        everybody_finishes(plan);
+    }
+}
+
+#[test]
+fn everyone_finishes_although_pieces_are_lost_and_reports_come_twice_and_late() {
+    for seed in seeds() {
+        let (mut plan, _) = Plan::drawn(seed);
+        (plan.loss, plan.duplicates) = (20, 300);
+        plan.clients_are_fed = false;
+        everybody_finishes(plan);
+    }
+}
+
+#[test]
+fn everyone_finishes_although_peers_crash_and_start_again() {
+    for seed in seeds() {
+        let (mut plan, mut chance) = Plan::drawn(seed);
+        let span = plan.once_through().max(10 * MILLISECOND);
+        for _ in 0..plan.peers {
+            let node = chance.among(1..plan.peers as u64 + 1) as usize;
+            let at = chance.among(0..span * 2);
+            plan.fault(at, Fault::Crash(node));
+            plan.fault(at + chance.among(0..3 * SECOND), Fault::Start(node));
+        }
+        plan.clients_are_fed = false;
+        everybody_finishes(plan);
+    }
+}
+
+#[test]
+fn everyone_else_finishes_in_time_although_a_peer_freezes() {
+    for seed in seeds() {
+        let (mut plan, mut chance) = Plan::drawn(seed);
+        plan.peers += 1;
+        let frozen = chance.among(1..plan.peers as u64) as usize;
+        let from = chance.among(0..plan.once_through());
+        plan.fault(from, Fault::Freeze(frozen));
+        plan.fault(60 * SECOND, Fault::Thaw(frozen));
+        plan.clients_are_fed = false;
+        let world = everybody_finishes(plan);
+        let latest = (1..=world.plan.peers)
+            .filter(|&node| node != frozen)
+            .filter_map(|node| world.nodes[node].finished_at)
+            .max();
+        let allowed = world.plan.once_through() * 4 + 8 * SECOND;
+        assert!(latest.unwrap() < allowed, "seed {seed}: {latest:?} of {allowed}");
+    }
+}
+
+#[test]
+fn everyone_finishes_although_the_mirror_restarts() {
+    for seed in seeds() {
+        let (mut plan, mut chance) = Plan::drawn(seed);
+        let at = chance.among(0..plan.once_through());
+        plan.fault(at, Fault::Crash(MIRROR));
+        plan.fault(at + chance.among(0..5 * SECOND), Fault::Start(MIRROR));
+        plan.clients_are_fed = false;
+        let world = everybody_finishes(plan);
+        let pieces = u64::from(world.plan.pieces) * world.plan.blobs as u64;
+        assert!(world.plan.wan == 0 || world.upstream_pieces <= pieces + 1, "seed {seed}: one copy over the WAN");
+    }
+}
+
+#[test]
+fn everyone_finishes_although_the_scheduler_restarts() {
+    for seed in seeds() {
+        let (mut plan, mut chance) = Plan::drawn(seed);
+        for _ in 0..2 {
+            plan.fault(chance.among(0..plan.once_through() * 2), Fault::RestartScheduler);
+        }
+        plan.duplicates = 100;
+        plan.clients_are_fed = false;
+        everybody_finishes(plan);
+    }
+}
+
+#[test]
+fn a_fill_that_is_revoked_at_nine_tenths_is_forgotten_everywhere() {
+    for seed in seeds() {
+        let (mut plan, _) = Plan::drawn(seed);
+        plan.wan = plan.lan / 5;
+        plan.revoked_at = Some(plan.pieces * 9 / 10);
+        plan.clients_are_fed = false;
+        everybody_finishes(plan);
+    }
+}
+
+#[test]
+fn those_who_come_late_are_served_too() {
+    for seed in seeds() {
+        let (mut plan, mut chance) = Plan::drawn(seed);
+        plan.arrivals = chance.among(0..10 * SECOND);
+        everybody_finishes(plan);
+    }
+}
+
+#[test]
+fn everyone_finishes_after_everything_at_once() {
+    for seed in seeds() {
+        let (mut plan, mut chance) = Plan::drawn(seed);
+        (plan.loss, plan.duplicates, plan.liars) = (10, 200, plan.peers / 3);
+        plan.arrivals = chance.among(0..3 * SECOND);
+        for _ in 0..8 {
+            let node = chance.among(0..plan.peers as u64 + 1) as usize;
+            let (at, end) = (chance.among(0..6 * SECOND), chance.among(0..6 * SECOND));
+            let (fault, heal) = match chance.among(0..3) {
+                0 => (Fault::Crash(node), Fault::Start(node)),
+                1 => (Fault::Freeze(node), Fault::Thaw(node)),
+                _ => (Fault::RestartScheduler, Fault::RestartScheduler),
+            };
+            plan.fault(at, fault);
+            plan.fault(at + end, heal);
+        }
+        plan.clients_are_fed = false;
+        everybody_finishes(plan);
+    }
+}

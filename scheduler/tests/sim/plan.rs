@@ -1,0 +1,116 @@
+//! A scenario: who takes part, how fast they are, and what goes wrong when.
+
+use piecemeal_scheduler::swarm::Policy;
+
+use crate::link::{Chance, Nanos};
+
+#[derive(Clone)]
+pub struct Plan {
+    pub seed: u64,
+    pub policy: Policy,
+    pub peers: usize,
+    pub blobs: usize,
+    pub pieces: u32,
+    pub piece_bytes: u64,
+    /// Bytes per second of every peer's and the mirror's uplink and downlink.
+    pub lan: u64,
+    pub mirror_up: u64,
+    /// A peer's uplink and downlink are one: a cap on both summed.
+    pub summed: bool,
+    /// Peers, the last ones, whose uplink is ten times slower.
+    pub slow: usize,
+    /// Bytes per second from upstream; 0: the mirror holds everything at the start.
+    pub wan: u64,
+    pub delay: Nanos,
+    /// Added to the delay: up to this much.
+    pub jitter: Nanos,
+    /// Pieces in a thousand that never arrive.
+    pub loss: u64,
+    /// Peers, the first ones, that send other bytes than they claim.
+    pub liars: usize,
+    /// Lease reports in a thousand that come twice, the second time late.
+    pub duplicates: u64,
+    /// Peers arrive evenly over this time.
+    pub arrivals: Nanos,
+    /// Peers hold a random part at the start.
+    pub head_start: bool,
+    /// At most this many copies of the mirror's first fill are good: it is revoked there.
+    pub revoked_at: Option<u32>,
+    /// Asserts that no client starves.
+    pub clients_are_fed: bool,
+    pub faults: Vec<(Nanos, Fault)>,
+    /// Recount everything after every step.
+    pub checked: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    /// The connection drops and the process is gone; its disk stays.
+    Crash(usize),
+    /// Begins again with what is on its disk.
+    Start(usize),
+    /// Says and serves nothing, but stays connected.
+    Freeze(usize),
+    Thaw(usize),
+    /// A new brain that knows nothing; everybody reconnects.
+    RestartScheduler,
+}
+
+/// The mirror's place among the nodes; peers follow from 1.
+pub const MIRROR: usize = 0;
+
+impl Plan {
+    pub fn new(seed: u64) -> Self {
+        Self {
+            seed,
+            policy: Policy::default(),
+            peers: 8,
+            blobs: 1,
+            pieces: 32,
+            piece_bytes: 1 << 20,
+            lan: 100 << 20,
+            mirror_up: 100 << 20,
+            summed: false,
+            slow: 0,
+            wan: 0,
+            delay: 200_000,
+            jitter: 0,
+            loss: 0,
+            liars: 0,
+            duplicates: 0,
+            arrivals: 0,
+            head_start: false,
+            revoked_at: None,
+            clients_are_fed: true,
+            faults: Vec::new(),
+            checked: true,
+        }
+    }
+
+    /// A world of which the seed draws size, rates and jitter.
+    pub fn drawn(seed: u64) -> (Self, Chance) {
+        let mut chance = Chance::new(seed);
+        let mut plan = Self::new(seed);
+        plan.peers = chance.among(2..12) as usize;
+        plan.blobs = chance.among(1..4) as usize;
+        plan.pieces = chance.among(1..90) as u32;
+        plan.piece_bytes = 1 << chance.among(18..22);
+        plan.lan = chance.among(20..200) << 20;
+        plan.mirror_up = chance.among(20..200) << 20;
+        plan.wan = if chance.happens(500) { plan.lan / 10 } else { 0 };
+        plan.delay = chance.among(50_000..3_000_000);
+        plan.jitter = chance.among(1..5_000_000);
+        (plan, chance)
+    }
+
+    pub fn fault(&mut self, at: Nanos, fault: Fault) {
+        self.faults.push((at, fault));
+    }
+
+    /// How long the blobs take over the slowest of the links that carry each byte once.
+    pub fn once_through(&self) -> Nanos {
+        let bytes = self.blobs as u64 * u64::from(self.pieces) * self.piece_bytes;
+        let slowest = self.lan.min(self.mirror_up).min(if self.wan == 0 { u64::MAX } else { self.wan });
+        (u128::from(bytes) * u128::from(crate::link::SECOND) / u128::from(slowest)) as Nanos
+    }
+}

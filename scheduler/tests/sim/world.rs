@@ -1,0 +1,369 @@
+//! The virtual clock and network around a real brain. Everything that happens is in one ordered queue; the seed draws the rest.
+//!
+//! Checked on every step: the brain's invariants, and that every piece which a node accepts is what its fill holds there.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use piecemeal_proto::{FillId, NodeId, PieceMap};
+use piecemeal_scheduler::swarm::{Brain, Command, Event, Lease, LeaseId, Member, MemberId, Outcome, Role};
+
+use crate::{
+    link::{Chance, Link, MILLISECOND, Nanos, SECOND},
+    node::{Holding, Node, digest, genuine},
+    plan::{Fault, MIRROR, Plan},
+};
+
+pub struct World {
+    pub plan: Plan,
+    pub map: PieceMap,
+    pub now: Nanos,
+    pub chance: Chance,
+    pub nodes: Vec<Node>,
+    pub wan: Link,
+    /// Pieces that came from upstream, to the mirror or a peer.
+    pub upstream_pieces: u64,
+    pub leases: u64,
+    pub members: BTreeMap<MemberId, usize>,
+    /// The mirror's present fill; odd ones hold bad bytes.
+    pub fill: FillId,
+    brain: Brain,
+    scheduler_life: u32,
+    members_ever: u32,
+    queue: BTreeMap<(Nanos, u64), Happening>,
+    queued: u64,
+    timer_at: Option<Nanos>,
+}
+
+pub enum Happening {
+    /// A message reaches the scheduler that it was sent to.
+    Said { life: u32, event: Event },
+    /// A message reaches the daemon that it was sent to.
+    Told { node: usize, member: MemberId, command: Command },
+    Timer,
+    Beat { node: usize, life: u32 },
+    Connect { node: usize, life: u32 },
+    Fault(Fault),
+    /// The mirror's next piece arrives from upstream.
+    Filled { life: u32, blob: usize, piece: u32 },
+    /// A request reaches a source.
+    Asked { by: (usize, u32), lease: LeaseId, piece: u32 },
+    /// A piece has left its source.
+    Sent { to: (usize, u32), lease: LeaseId, piece: u32, content: u64 },
+    Landed { to: (usize, u32), lease: LeaseId, piece: u32, content: u64 },
+    Failed { to: (usize, u32), lease: LeaseId, outcome: Outcome },
+    /// A receiver looks whether its source still sends.
+    Checked { by: (usize, u32), lease: LeaseId, piece: u32 },
+}
+
+impl World {
+    pub fn new(plan: Plan) -> Self {
+        let map = PieceMap::new(u64::from(plan.pieces) * plan.piece_bytes, plan.piece_bytes).unwrap();
+        let mut world = Self {
+            map,
+            now: 0,
+            chance: Chance::new(plan.seed),
+            nodes: Vec::new(),
+            wan: Link::new(plan.wan.max(1)),
+            upstream_pieces: 0,
+            leases: 0,
+            members: BTreeMap::new(),
+            fill: FillId(if plan.revoked_at.is_some() { 1 } else { 2 }),
+            brain: Brain::new(plan.policy.clone(), plan.seed),
+            scheduler_life: 0,
+            members_ever: 0,
+            queue: BTreeMap::new(),
+            queued: 0,
+            timer_at: None,
+            plan,
+        };
+        for node in 0..=world.plan.peers {
+            world.add_node(node);
+        }
+        for (at, fault) in world.plan.faults.clone() {
+            world.at(at, Happening::Fault(fault));
+        }
+        world
+    }
+
+    fn add_node(&mut self, node: usize) {
+        let plan = &self.plan;
+        let mirror = node == MIRROR;
+        let slow = node + plan.slow > plan.peers;
+        let mut blobs = vec![Holding::new(self.map); plan.blobs];
+        for (index, blob) in blobs.iter_mut().enumerate() {
+            blob.fill = if mirror { self.fill } else { FillId(0) };
+            if mirror && plan.wan == 0 {
+                for piece in 0..plan.pieces {
+                    blob.store(piece, genuine(index, piece), 0);
+                }
+                blob.complete = true;
+            }
+        }
+        self.nodes.push(Node {
+            mirror,
+            liar: !mirror && node <= plan.liars,
+            up: Link::new(if mirror {
+                plan.mirror_up
+            } else if slow {
+                plan.lan / 10
+            } else {
+                plan.lan
+            }),
+            down: Link::new(plan.lan),
+            member: None,
+            running: false,
+            frozen: false,
+            life: 0,
+            said_until: 0,
+            told_until: 0,
+            blobs,
+            fetches: BTreeMap::new(),
+            finished_at: None,
+            sent: 0,
+        });
+        let at = match node {
+            MIRROR => 0,
+            _ => MILLISECOND + self.plan.arrivals * node as u64 / self.plan.peers as u64,
+        };
+        self.at(at, Happening::Fault(Fault::Start(node)));
+    }
+
+    pub fn at(&mut self, time: Nanos, happening: Happening) {
+        self.queued += 1;
+        self.queue.insert((time.max(self.now), self.queued), happening);
+    }
+
+    /// One way over the network.
+    pub fn hop(&mut self) -> Nanos {
+        self.plan.delay + self.chance.among(0..self.plan.jitter + 1)
+    }
+
+    pub fn peers(&self) -> impl Iterator<Item = &Node> {
+        self.nodes[1..].iter()
+    }
+
+    pub fn brain(&self) -> &Brain {
+        &self.brain
+    }
+
+    pub fn all_finished(&self) -> bool {
+        self.peers().all(|node| node.finished_at.is_some())
+    }
+
+    /// Demands that everybody finishes before `end`; says when the last did.
+    pub fn run(&mut self, end: Nanos) -> Nanos {
+        while !self.all_finished() {
+            assert!(self.now < end, "seed {}: not done at {} s\n{}", self.plan.seed, end / SECOND, self.report());
+            self.step();
+        }
+        self.peers().filter_map(|node| node.finished_at).max().unwrap_or(0)
+    }
+
+    pub fn run_until(&mut self, end: Nanos) {
+        while self.now < end {
+            self.step();
+        }
+    }
+
+    fn report(&self) -> String {
+        let nodes = self.nodes.iter().enumerate().map(|(index, node)| {
+            let held: Vec<u32> = node.blobs.iter().map(|blob| blob.have.count()).collect();
+            format!("node {index} running {} frozen {} held {held:?}\n", node.running, node.frozen)
+        });
+        format!("{}{:#?}", nodes.collect::<String>(), self.brain.status())
+    }
+
+    fn step(&mut self) {
+        let ((time, _), happening) = self.queue.pop_first().expect("heartbeats never end");
+        self.now = time;
+        match happening {
+            Happening::Said { life, event } => {
+                if life == self.scheduler_life {
+                    self.think(Some(event));
+                }
+            }
+            Happening::Timer => {
+                self.timer_at = None;
+                self.think(None);
+            }
+            Happening::Fault(fault) => self.suffer(fault),
+            Happening::Connect { node, life } => {
+                if self.nodes[node].life == life && self.nodes[node].running && self.nodes[node].member.is_none() {
+                    self.connect(node);
+                }
+            }
+            other => self.happen(other),
+        }
+    }
+
+    /// Gives the brain an event, or the time, and sends what it commands.
+    fn think(&mut self, event: Option<Event>) {
+        let now = Duration::from_nanos(self.now);
+        let mut commands = Vec::new();
+        match event {
+            Some(event) => self.brain.handle(now, event, &mut commands),
+            None => self.brain.handle_timeout(now, &mut commands),
+        }
+        if self.plan.checked {
+            self.brain.check_invariants();
+        }
+        for command in commands {
+            if let Command::Lease { lease, .. } = &command {
+                self.leases += 1;
+                check_lease(lease);
+            }
+            let member = command.to();
+            let Some(&node) = self.members.get(&member) else {
+                continue;
+            };
+            let at = (self.now + self.hop()).max(self.nodes[node].told_until);
+            self.nodes[node].told_until = at;
+            self.at(at, Happening::Told { node, member, command });
+        }
+        let next = self.brain.poll_timeout().map(|at| u64::try_from(at.as_nanos()).unwrap());
+        if let Some(next) = next.filter(|&next| self.timer_at.is_none_or(|set| next < set)) {
+            self.timer_at = Some(next);
+            self.at(next, Happening::Timer);
+        }
+    }
+
+    /// Sends an event, in order with the node's others.
+    pub fn say(&mut self, node: usize, event: Event) {
+        let at = (self.now + self.hop()).max(self.nodes[node].said_until);
+        self.nodes[node].said_until = at;
+        let life = self.scheduler_life;
+        if matches!(event, Event::LeaseEnded { .. }) && self.chance.happens(self.plan.duplicates) {
+            let late = at + self.chance.among(0..SECOND);
+            self.at(late, Happening::Said { life, event: event.clone() });
+        }
+        self.at(at, Happening::Said { life, event });
+    }
+
+    fn suffer(&mut self, fault: Fault) {
+        match fault {
+            Fault::Start(node) => self.start(node),
+            Fault::Crash(node) => {
+                self.disconnect(node);
+                self.nodes[node].running = false;
+                self.nodes[node].frozen = false;
+                self.nodes[node].life += 1;
+            }
+            Fault::Freeze(node) => self.nodes[node].frozen = true,
+            Fault::Thaw(node) => self.nodes[node].frozen = false,
+            Fault::RestartScheduler => {
+                self.scheduler_life += 1;
+                self.brain = Brain::new(self.plan.policy.clone(), self.chance.draw());
+                self.timer_at = None;
+                for node in 0..self.nodes.len() {
+                    self.disconnect(node);
+                    let at = self.now + self.chance.among(0..SECOND);
+                    let life = self.nodes[node].life;
+                    self.at(at, Happening::Connect { node, life });
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, node: usize) {
+        let state = &mut self.nodes[node];
+        if state.running {
+            return;
+        }
+        state.running = true;
+        state.life += 1;
+        let (life, now) = (state.life, self.now);
+        state.up.reset(now);
+        state.down.reset(now);
+        for blob in &mut state.blobs {
+            blob.wanted = !state.mirror && !blob.complete;
+            blob.fed_at = now;
+        }
+        if node == MIRROR {
+            self.fill_on();
+        } else if self.plan.head_start && life == 1 {
+            self.hand_out(node);
+        }
+        self.connect(node);
+        self.at(now, Happening::Beat { node, life });
+    }
+
+    /// A random part is on the node's disk already.
+    fn hand_out(&mut self, node: usize) {
+        for blob in 0..self.plan.blobs {
+            self.nodes[node].blobs[blob].fill = self.fill;
+            for piece in 0..self.plan.pieces {
+                if self.chance.happens(300) {
+                    self.nodes[node].blobs[blob].store(piece, genuine(blob, piece), 0);
+                }
+            }
+            if self.nodes[node].blobs[blob].have.is_full() {
+                self.nodes[node].blobs[blob].have.remove(0);
+            }
+        }
+    }
+
+    fn connect(&mut self, node: usize) {
+        let member = MemberId(self.members_ever);
+        self.members_ever += 1;
+        self.members.insert(member, node);
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&(node as u64).to_le_bytes());
+        self.nodes[node].member = Some(member);
+        let info = Member {
+            node: NodeId(id),
+            role: if node == MIRROR { Role::Mirror } else { Role::Peer },
+            pool: "site".into(),
+            zone: format!("rack {}", node % 2),
+            may_use_upstream: node % 3 != 0 || self.plan.peers < 3,
+        };
+        self.say(node, Event::Joined { member, info });
+        for blob in 0..self.plan.blobs {
+            self.introduce(node, blob);
+        }
+    }
+
+    fn disconnect(&mut self, node: usize) {
+        self.nodes[node].fetches.clear();
+        if let Some(member) = self.nodes[node].member.take() {
+            self.members.remove(&member);
+            self.say(node, Event::Left { member });
+        }
+    }
+
+    /// What a daemon says of a blob after it connects.
+    fn introduce(&mut self, node: usize, blob: usize) {
+        let fill = self.fill_that(node, blob);
+        let state = &self.nodes[node];
+        let (holding, digest) = (&state.blobs[blob], digest(blob));
+        let member = state.member.expect("it has just connected");
+        if holding.complete {
+            self.say(node, Event::Complete { member, digest });
+        } else if holding.wanted || (state.mirror && !holding.have.is_empty()) {
+            let event = Event::Want {
+                member,
+                digest,
+                map: self.map,
+                fill,
+                have: holding.have.clone(),
+            };
+            self.say(node, event);
+        }
+    }
+
+    /// The fill that a node speaks of: its own, or the one that the mirror's answer named.
+    fn fill_that(&mut self, node: usize, blob: usize) -> FillId {
+        let mirror_answers = self.nodes[MIRROR].running && !self.nodes[MIRROR].frozen;
+        let (fill, holding) = (self.fill, &mut self.nodes[node].blobs[blob]);
+        if mirror_answers && holding.have.is_empty() && !holding.complete {
+            holding.fill = fill;
+        }
+        holding.fill
+    }
+}
+
+fn check_lease(lease: &Lease) {
+    assert!(lease.count > 0 && lease.hashes.len() == lease.count as usize);
+    assert!(lease.first + lease.count <= lease.map.count());
+    let member = matches!(lease.source, piecemeal_scheduler::swarm::Source::Member(_));
+    assert!(!member || lease.hashes.iter().all(Option::is_some), "a member's lease has its hashes");
+}

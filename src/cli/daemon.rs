@@ -1,0 +1,175 @@
+//! `piecemeal mirror`, `scheduler` and `peer`: one daemon, its admin port and its signals.
+
+use std::io::IsTerminal;
+
+use anyhow::{Context, anyhow};
+use piecemeal_mirror::Mirror;
+use piecemeal_peer::Peer;
+use piecemeal_scheduler::Scheduler;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{error, info, warn};
+use tracing_subscriber::EnvFilter;
+
+use super::{DaemonArgs, read_settings, runtime};
+use crate::{
+    admin::Admin,
+    config::{DaemonSettings, Layers, Problems, Raw, RawMirror, RawPeer, RawScheduler, Settings},
+    daemon::Daemon,
+};
+
+pub(super) fn run_mirror(args: DaemonArgs<RawMirror>) -> anyhow::Result<()> {
+    run::<Mirror, _>(args, RawMirror::validate)
+}
+
+pub(super) fn run_scheduler(args: DaemonArgs<RawScheduler>) -> anyhow::Result<()> {
+    run::<Scheduler, _>(args, RawScheduler::validate)
+}
+
+pub(super) fn run_peer(args: DaemonArgs<RawPeer>) -> anyhow::Result<()> {
+    run::<Peer, _>(args, RawPeer::validate)
+}
+
+type Validate<R, T> = fn(R, &mut Problems) -> Option<T>;
+
+fn run<D: Daemon, R: Raw + Clone>(
+    args: DaemonArgs<R>,
+    validate: Validate<R, DaemonSettings<D::Config>>,
+) -> anyhow::Result<()> {
+    let (settings, process, warnings) = read_settings(&args.layers(), validate)?;
+    if args.check_config {
+        say_good(&warnings);
+        return Ok(());
+    }
+    start_log(&process.log, &warnings);
+    let runtime = runtime()?;
+    let served = runtime.block_on(async {
+        let mut signals = Signals::listen()?;
+        let starting = start::<D>(&process);
+        let admin = tokio::select! {
+            admin = starting => admin.map_err(|error| name_flags::<D>(error, &process))?,
+            () = signals.stop() => return Ok(()),
+        };
+        loop {
+            match signals.next().await {
+                Told::Stop => break,
+                Told::Reload => reload(&settings, &args.layers(), validate),
+            }
+        }
+        info!("draining; a second signal ends it at once");
+        tokio::select! {
+            () = admin.drain() => {}
+            () = signals.stop() => return Err(anyhow!("told to stop again before everything had drained")),
+        }
+        admin.stop().await;
+        info!("stopped");
+        Ok(())
+    });
+    // What still runs is told to nobody, and must not keep the process.
+    runtime.shutdown_background();
+    served
+}
+
+/// Starts a daemon with its admin port.
+///
+/// # Errors
+/// A port or folder that cannot be had; whatever else the daemon cannot start without.
+pub(super) async fn start<D: Daemon>(process: &DaemonSettings<D::Config>) -> anyhow::Result<Admin<D>> {
+    let address = process.admin_listen;
+    let starting = async {
+        let admin = Admin::start(address).await;
+        let admin = admin.with_context(|| format!("cannot listen on {address}"))?;
+        info!(admin.address = %address, version = env!("CARGO_PKG_VERSION"), "starting the {}", D::NAME);
+        admin.run(D::start(process.config.clone()).await?).await;
+        anyhow::Ok(admin)
+    };
+    starting.await.with_context(|| format!("cannot start the {}", D::NAME))
+}
+
+/// Adds the flags that set what the error speaks of.
+fn name_flags<D: Daemon>(error: anyhow::Error, process: &DaemonSettings<D::Config>) -> anyhow::Error {
+    let text = super::describe(&error);
+    let mut claims = D::claims(&process.config);
+    claims.push(("--admin-listen", process.admin_listen.to_string()));
+    let named = claims.into_iter().filter(|(_, value)| text.contains(value));
+    let flags: Vec<String> = named.map(|(flag, value)| format!("{flag} {value}")).collect();
+    if flags.is_empty() {
+        error
+    } else {
+        anyhow!("{text} (set by {})", flags.join(", "))
+    }
+}
+
+/// What SIGHUP does. No setting is live yet, so that it only tells what a restart would change.
+fn reload<R: Raw, T>(running: &Settings<R>, layers: &Layers<R>, validate: Validate<R, T>) {
+    match read_settings(layers, validate) {
+        Err(problems) => error!("the running configuration is kept; the new one has {problems}"),
+        Ok((settings, _, warnings)) => {
+            warn_all(&warnings);
+            match &running.changed_keys(&settings)[..] {
+                [] => info!("nothing to reload: the configuration is as it was"),
+                keys => warn!("restart to apply what has changed: {}", keys.join(", ")),
+            }
+        }
+    }
+}
+
+/// The answer to `--check-config`.
+pub(super) fn say_good(warnings: &[String]) {
+    for warning in warnings {
+        eprintln!("warning: {warning}");
+    }
+    println!("configuration is good");
+}
+
+/// Logs to standard error from here on, beginning with the configuration's warnings.
+pub(super) fn start_log(filter: &str, warnings: &[String]) {
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(filter))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    warn_all(warnings);
+}
+
+fn warn_all(warnings: &[String]) {
+    for warning in warnings {
+        warn!("{warning}");
+    }
+}
+
+/// What a signal asks for.
+pub(super) enum Told {
+    Stop,
+    Reload,
+}
+
+pub(super) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    /// From now on signals are ours to answer.
+    pub(super) fn listen() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+
+    pub(super) async fn next(&mut self) -> Told {
+        tokio::select! {
+            _ = self.terminate.recv() => Told::Stop,
+            _ = self.interrupt.recv() => Told::Stop,
+            _ = self.hangup.recv() => Told::Reload,
+        }
+    }
+
+    /// The next signal that asks to stop.
+    pub(super) async fn stop(&mut self) {
+        while !matches!(self.next().await, Told::Stop) {}
+    }
+}

@@ -1,0 +1,167 @@
+//! The command line: one file per subcommand.
+//!
+//! Exit codes: 0, done; 1, it could not be done; 64, the arguments or settings are wrong and nothing was tried.
+
+mod daemon;
+mod keygen;
+mod pull;
+mod status;
+mod up;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use reqwest::{Client, ClientBuilder};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::runtime::Runtime;
+
+use crate::config::{ConfigProblemsError, Layers, Problems, Raw, Settings, load};
+
+/// Runs the command that the arguments name.
+pub(crate) fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are errors to clap, but not to the shell. A closed terminal is nobody's problem.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
+        }
+    };
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .expect("nothing has installed a provider yet");
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", describe(&error));
+            let is_usage = error.is::<ConfigProblemsError>() || error.is::<WrongArgumentError>();
+            ExitCode::from(if is_usage { EXIT_USAGE } else { EXIT_FAILED })
+        }
+    }
+}
+
+#[derive(Debug, Parser)]
+#[command(name = "piecemeal", version, about = ABOUT, after_help = AFTER_HELP, disable_help_subcommand = true, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a whole site on this machine, and pull through it
+    Up(DaemonArgs<crate::config::RawUp>),
+    /// Pull an image, check every byte of it, and say how fast it came
+    Pull(pull::PullArgs),
+    /// Show who is there, what is in flight and what was saved
+    Status(status::StatusArgs),
+    /// Write the keys of a new site
+    Keygen(keygen::KeygenArgs),
+    /// Run a site's mirror: the one that talks to the registries
+    Mirror(DaemonArgs<crate::config::RawMirror>),
+    /// Run a site's scheduler: it tells peers whom to ask for which piece
+    Scheduler(DaemonArgs<crate::config::RawScheduler>),
+    /// Run a node's peer: containerd pulls from it
+    Peer(DaemonArgs<crate::config::RawPeer>),
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Up(args) => up::run(args),
+        Command::Pull(args) => pull::run(args),
+        Command::Status(args) => status::run(&args),
+        Command::Keygen(args) => keygen::run(&args),
+        Command::Mirror(args) => daemon::run_mirror(args),
+        Command::Scheduler(args) => daemon::run_scheduler(args),
+        Command::Peer(args) => daemon::run_peer(args),
+    }
+}
+
+/// The arguments of whatever runs until it is told to stop.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = DAEMON_AFTER_HELP)]
+struct DaemonArgs<R: Args> {
+    /// Read settings from this TOML file [env: PIECEMEAL_CONFIG]
+    #[arg(long, value_name = "FILE", help_heading = "Configuration")]
+    config: Option<PathBuf>,
+    /// Only check the configuration, and name every problem
+    #[arg(long, help_heading = "Configuration")]
+    check_config: bool,
+    #[command(flatten)]
+    raw: R,
+}
+
+impl<R: Raw + Clone> DaemonArgs<R> {
+    /// The places to read settings from, as they are now.
+    fn layers(&self) -> Layers<R> {
+        let named = std::env::var_os(crate::config::CONFIG_VARIABLE).filter(|path| !path.is_empty());
+        let file = self.config.clone().or_else(|| named.map(PathBuf::from));
+        Layers {
+            file,
+            env: std::env::vars_os().collect(),
+            flags: self.raw.clone(),
+        }
+    }
+}
+
+/// Reads and checks settings.
+fn read_settings<R: Raw, T>(
+    layers: &Layers<R>,
+    validate: fn(R, &mut Problems) -> Option<T>,
+) -> Result<(Settings<R>, T, Vec<String>), ConfigProblemsError> {
+    let mut problems = Problems::default();
+    let settings = load(layers, &mut problems);
+    let value = validate(settings.raw(), &mut problems);
+    let (value, warnings) = problems.finish(value)?;
+    Ok((settings, value, warnings))
+}
+
+/// Arguments that parse and make no sense. Exit 64.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct WrongArgumentError(String);
+
+fn runtime() -> anyhow::Result<Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+/// An HTTP client. On a machine without CA certificates, such as an empty container, it trusts nobody but still speaks
+/// plain HTTP.
+fn http_client(settings: impl Fn(ClientBuilder) -> ClientBuilder) -> anyhow::Result<Client> {
+    let build = |builder| settings(builder).build();
+    build(Client::builder())
+        .or_else(|_| {
+            let trust_nobody = ClientConfig::builder()
+                .with_root_certificates(RootCertStore::empty())
+                .with_no_client_auth();
+            build(Client::builder().tls_backend_preconfigured(trust_nobody))
+        })
+        .context("cannot make an HTTP client")
+}
+
+/// The error and its causes in one line; a cause that the text above it contains already is left out.
+fn describe(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    let mut last = text.clone();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !last.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+        last = cause;
+    }
+    text
+}
+
+const EXIT_FAILED: u8 = 1;
+/// EX_USAGE of sysexits.h.
+const EXIT_USAGE: u8 = 64;
+const ABOUT: &str = "Pulls container images into a site once, and lets its nodes share the pieces.";
+const AFTER_HELP: &str = "\
+Try it on this machine:
+    piecemeal up
+    piecemeal pull localhost:65001/docker.io/library/alpine:3.20";
+const DAEMON_AFTER_HELP: &str = "\
+Every flag is also a key of the file (--cache-ttl: cache_ttl) and an environment variable (PIECEMEAL_CACHE_TTL; lists are
+separated by commas). A flag wins over the environment, and the environment over the file; a list is replaced as a whole.
+Sizes: 5M is 5,000,000 bytes, 4Gi is 4 × 1024³. Durations: 30s, 5m, 24h.";

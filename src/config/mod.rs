@@ -1,0 +1,20 @@
+//! Settings: read as text from every place they may stand in, checked all at once, then typed and final.
+//!
+//! ```text
+//! defaults/*.toml ─ file ─ environment ─ flags ──merge──> Raw… (text) ──validate──> …Config (typed)
+//! ```
+//!
+//! A later place overrides an earlier one key by key; a list is replaced as a whole. Nothing is opened or made before every
+//! problem of every place is listed.
+
+mod field;
+mod layers;
+mod problems;
+mod raw;
+mod size;
+mod validate;
+
+pub(crate) use layers::{CONFIG_VARIABLE, Layers, Raw, Settings, load};
+pub(crate) use problems::{ConfigProblemsError, Problems};
+pub(crate) use raw::{RawMirror, RawPeer, RawScheduler, RawUp};
+pub(crate) use validate::{DaemonSettings, SiteOfOne, UpSettings, site_of_one};

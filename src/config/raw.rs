@@ -1,0 +1,187 @@
+//! The settings as text. A field is a flag, a key of the file and, in capitals after `PIECEMEAL_`, an environment variable.
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+
+use super::layers::Raw;
+
+/// `piecemeal mirror`.
+#[derive(Args, Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RawMirror {
+    /// Where OCI clients and peers are answered; may repeat [0.0.0.0:65011]
+    #[arg(long, value_name = "IP:PORT")]
+    pub listen: Option<Vec<String>>,
+    /// Where pieces are served to admitted nodes [0.0.0.0:65002]
+    #[arg(long, value_name = "IP:PORT")]
+    pub piece_listen: Option<String>,
+    /// Where metrics, health and status are served [0.0.0.0:65013]
+    #[arg(long, value_name = "IP:PORT")]
+    pub admin_listen: Option<String>,
+    /// Where other nodes reach the piece port, when that is not --piece-listen; may repeat
+    #[arg(long, value_name = "IP:PORT")]
+    pub advertise: Option<Vec<String>>,
+    /// A registry that may be mirrored, and where it answers; may repeat
+    #[arg(long, value_name = "NAME=URL")]
+    pub upstream: Option<Vec<String>>,
+    /// The upstream meant by a request that names none
+    #[arg(long, value_name = "NAME")]
+    pub default_upstream: Option<String>,
+    /// The site's scheduler; absent: peers take every piece from this mirror
+    #[arg(long, value_name = "URL")]
+    pub scheduler: Option<String>,
+    /// The site's authority.key; absent: a plain pull-through cache, without pieces
+    #[arg(long, value_name = "FILE")]
+    pub authority_key_file: Option<String>,
+    /// The nodes that share a LAN with this one [default]
+    #[arg(long, value_name = "NAME")]
+    pub pool: Option<String>,
+    /// The part of the pool that this node is in, such as a rack [default]
+    #[arg(long, value_name = "NAME")]
+    pub zone: Option<String>,
+    /// Where content is kept [/var/lib/piecemeal/mirror]
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<String>,
+    /// How long content is kept since its last use [24h]
+    #[arg(long, value_name = "DURATION")]
+    pub cache_ttl: Option<String>,
+    /// The most bytes of content; 0: what the disk has [0]
+    #[arg(long, value_name = "SIZE")]
+    pub cache_quota: Option<String>,
+    /// What is left free on the disk [1G]
+    #[arg(long, value_name = "SIZE")]
+    pub cache_min_free: Option<String>,
+    /// How old a tag's last check upstream may be [30s]
+    #[arg(long, value_name = "DURATION")]
+    pub tag_ttl: Option<String>,
+    /// What to log, as in RUST_LOG [info]
+    #[arg(long, value_name = "FILTER")]
+    pub log: Option<String>,
+}
+
+impl Raw for RawMirror {
+    const DEFAULTS: &'static str = include_str!("defaults/mirror.toml");
+}
+
+/// `piecemeal scheduler`.
+#[derive(Args, Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RawScheduler {
+    /// Where mirrors and peers open their session [0.0.0.0:65012]
+    #[arg(long, value_name = "IP:PORT")]
+    pub listen: Option<String>,
+    /// Where metrics, health and status are served [0.0.0.0:65014]
+    #[arg(long, value_name = "IP:PORT")]
+    pub admin_listen: Option<String>,
+    /// The site's authority.key
+    #[arg(long, value_name = "FILE")]
+    pub authority_key_file: Option<String>,
+    /// What to log, as in RUST_LOG [info]
+    #[arg(long, value_name = "FILTER")]
+    pub log: Option<String>,
+}
+
+impl Raw for RawScheduler {
+    const DEFAULTS: &'static str = include_str!("defaults/scheduler.toml");
+}
+
+/// `piecemeal peer`.
+#[derive(Args, Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RawPeer {
+    /// Where containerd pulls from; may repeat [127.0.0.1:65001, and [::1]:65001 where there is IPv6]
+    #[arg(long, value_name = "IP:PORT")]
+    pub listen: Option<Vec<String>>,
+    /// Where pieces are served to other nodes [0.0.0.0:65002]
+    #[arg(long, value_name = "IP:PORT")]
+    pub piece_listen: Option<String>,
+    /// Where metrics, health and status are served [127.0.0.1:65003]
+    #[arg(long, value_name = "IP:PORT")]
+    pub admin_listen: Option<String>,
+    /// Where other nodes reach the piece port, when that is not --piece-listen; may repeat
+    #[arg(long, value_name = "IP:PORT")]
+    pub advertise: Option<Vec<String>>,
+    /// The site's mirror
+    #[arg(long, value_name = "URL")]
+    pub mirror: Option<String>,
+    /// The site's scheduler
+    #[arg(long, value_name = "URL")]
+    pub scheduler: Option<String>,
+    /// A registry that may be pulled from, and where it answers; may repeat
+    #[arg(long, value_name = "NAME=URL")]
+    pub upstream: Option<Vec<String>>,
+    /// The upstream meant by a request that names none
+    #[arg(long, value_name = "NAME")]
+    pub default_upstream: Option<String>,
+    /// The site's join.key
+    #[arg(long, value_name = "FILE")]
+    pub join_key_file: Option<String>,
+    /// The nodes that share a LAN with this one [default]
+    #[arg(long, value_name = "NAME")]
+    pub pool: Option<String>,
+    /// The part of the pool that this node is in, such as a rack [default]
+    #[arg(long, value_name = "NAME")]
+    pub zone: Option<String>,
+    /// p2p: pieces from other peers and the mirror; source: from the mirror alone, without a scheduler [p2p]
+    #[arg(long, value_name = "p2p|source")]
+    pub download_pattern: Option<String>,
+    /// The most network bytes a second, up and down together; 0: no limit [0]
+    #[arg(long, value_name = "SIZE")]
+    pub ratelimit: Option<String>,
+    /// Whether this node may go upstream itself while the mirror is lost [allowed]
+    #[arg(long, value_name = "allowed|never")]
+    pub direct_fallback: Option<String>,
+    /// How long a lost mirror is waited for [30s]
+    #[arg(long, value_name = "DURATION")]
+    pub mirror_grace: Option<String>,
+    /// Where content is kept [/var/lib/piecemeal/peer]
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<String>,
+    /// How long content is kept since its last use [24h]
+    #[arg(long, value_name = "DURATION")]
+    pub cache_ttl: Option<String>,
+    /// The most bytes of content; 0: what the disk has [4Gi]
+    #[arg(long, value_name = "SIZE")]
+    pub cache_quota: Option<String>,
+    /// What is left free on the disk [1G]
+    #[arg(long, value_name = "SIZE")]
+    pub cache_min_free: Option<String>,
+    /// What to log, as in RUST_LOG [info]
+    #[arg(long, value_name = "FILTER")]
+    pub log: Option<String>,
+}
+
+impl Raw for RawPeer {
+    const DEFAULTS: &'static str = include_str!("defaults/peer.toml");
+}
+
+/// `piecemeal up`.
+#[derive(Args, Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RawUp {
+    /// Where to pull from; may repeat [127.0.0.1:65001, and [::1]:65001 where there is IPv6]
+    #[arg(long, value_name = "IP:PORT")]
+    pub listen: Option<Vec<String>>,
+    /// A registry that may be pulled from, and where it answers; may repeat [the well-known public ones]
+    #[arg(long, value_name = "NAME=URL")]
+    pub upstream: Option<Vec<String>>,
+    /// The upstream meant by a request that names none [docker.io]
+    #[arg(long, value_name = "NAME")]
+    pub default_upstream: Option<String>,
+    /// Where content and keys are kept; absent: a private temporary folder that goes with the process
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<String>,
+    /// How long content is kept since its last use [24h]
+    #[arg(long, value_name = "DURATION")]
+    pub cache_ttl: Option<String>,
+    /// The most bytes of content, in the mirror and in the peer each; 0: what the disk has [0]
+    #[arg(long, value_name = "SIZE")]
+    pub cache_quota: Option<String>,
+    /// What to log, as in RUST_LOG [warn]
+    #[arg(long, value_name = "FILTER")]
+    pub log: Option<String>,
+}
+
+impl Raw for RawUp {
+    const DEFAULTS: &'static str = include_str!("defaults/up.toml");
+}

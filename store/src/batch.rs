@@ -1,0 +1,172 @@
+//! What is written down in batches: pieces that landed, and last uses.
+//!
+//! A commit per piece would cost more than the piece. Both are hints, so losing the last batch in a crash costs a few pieces
+//! again and makes a blob look a little older. The batch is written by the first operation that finds the last one
+//! [`BATCH_INTERVAL`] old, by a sweep, and on close: there is no thread that could outlive its store.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use piecemeal_proto::Digest;
+use tracing::warn;
+
+use crate::{
+    IndexError, PieceHash, Repository, Store,
+    blocking::blocking,
+    clock::Age,
+    fill::Fill,
+    index::{Durability, blobs, names, partials},
+    lock::locked,
+    store::Shared,
+};
+
+/// How much progress a crash may lose.
+const BATCH_INTERVAL: Duration = Duration::from_millis(500);
+/// Last uses remembered before a batch is due early.
+const TOUCHED_MAX: usize = 10_000;
+
+/// What was used since the last batch. The last uses of blobs themselves are in the ledger.
+#[derive(Default)]
+pub(crate) struct Touched {
+    pub(crate) blobs: HashSet<Digest>,
+    pub(crate) manifests: HashMap<Digest, Age>,
+    pub(crate) sources: HashMap<(Digest, Repository), Age>,
+    pub(crate) tags: HashMap<(Repository, String), Age>,
+}
+
+impl Touched {
+    fn len(&self) -> usize {
+        self.blobs.len() + self.manifests.len() + self.sources.len() + self.tags.len()
+    }
+}
+
+type Pieces = Vec<(u32, PieceHash)>;
+
+/// One batch, taken out of the state; given back when it could not be written.
+#[derive(Default)]
+struct Batch {
+    touched: Touched,
+    blobs: Vec<(Digest, Age)>,
+    pieces: Vec<(Arc<Fill>, Pieces)>,
+}
+
+impl Store {
+    /// Writes down what is pending. A failure is logged; what is pending stays pending.
+    pub async fn flush(&self) {
+        let shared = Arc::clone(&self.shared);
+        let _ = blocking(move || shared.write_batch(Durability::Synced)).await;
+    }
+
+    /// Writes down what is pending and tidies the index. The folder stays locked until the last handle is gone.
+    pub async fn close(&self) {
+        let shared = Arc::clone(&self.shared);
+        let _ = blocking(move || {
+            shared.write_batch(Durability::Synced);
+            if let Err(error) = shared.index.checkpoint() {
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    "failed to tidy the store's index"
+                );
+            }
+        })
+        .await;
+    }
+}
+
+impl Shared {
+    /// Writes a batch if one is due. Call on a blocking thread, holding no lock.
+    pub(crate) fn batch_if_due(&self) {
+        let now = self.clock.monotonic();
+        let due = {
+            let state = locked(&self.state);
+            now.saturating_sub(state.batched_at) >= BATCH_INTERVAL || state.touched.len() >= TOUCHED_MAX
+        };
+        if due {
+            self.write_batch(Durability::Batched);
+        }
+    }
+
+    pub(crate) fn write_batch(&self, durability: Durability) {
+        let batch = self.take_batch();
+        match self.write_rows(durability, &batch) {
+            Ok(()) => self.retire(),
+            Err(error) => {
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    "failed to write down progress; a crash now would lose more of it"
+                );
+                self.give_back(batch);
+            }
+        }
+    }
+
+    fn take_batch(&self) -> Batch {
+        let mut state = locked(&self.state);
+        state.batched_at = self.clock.monotonic();
+        let touched = std::mem::take(&mut state.touched);
+        let blobs = touched
+            .blobs
+            .iter()
+            .filter_map(|digest| Some((*digest, state.ledger.get(digest)?.used)))
+            .collect();
+        let pieces = state
+            .live
+            .values()
+            .map(|live| (Arc::clone(&live.fill), live.fill.take_unsaved()))
+            .filter(|(_, pieces)| !pieces.is_empty())
+            .collect();
+        Batch { touched, blobs, pieces }
+    }
+
+    fn write_rows(&self, durability: Durability, batch: &Batch) -> Result<(), IndexError> {
+        let now = self.now();
+        self.write(durability, |transaction| {
+            for (fill, pieces) in &batch.pieces {
+                partials::add_pieces(transaction, fill.row(), pieces, now)?;
+            }
+            for (digest, used) in &batch.blobs {
+                blobs::touch(transaction, digest, *used)?;
+            }
+            for (digest, used) in &batch.touched.manifests {
+                names::touch_manifest(transaction, digest, *used)?;
+            }
+            for ((digest, at), used) in &batch.touched.sources {
+                names::touch_source(transaction, at, digest, *used)?;
+            }
+            for ((at, tag), used) in &batch.touched.tags {
+                names::touch_tag(transaction, at, tag, *used)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn give_back(&self, batch: Batch) {
+        for (fill, pieces) in batch.pieces {
+            fill.give_back_unsaved(pieces);
+        }
+        let mut state = locked(&self.state);
+        // Bounded even while the index fails: last uses beyond that are forgotten.
+        if state.touched.len() < TOUCHED_MAX {
+            state.touched.blobs.extend(batch.touched.blobs);
+            for (digest, used) in batch.touched.manifests {
+                state.touched.manifests.entry(digest).or_insert(used);
+            }
+            for (key, used) in batch.touched.sources {
+                state.touched.sources.entry(key).or_insert(used);
+            }
+            for (key, used) in batch.touched.tags {
+                state.touched.tags.entry(key).or_insert(used);
+            }
+        }
+    }
+
+    /// Forgets the fillings that nobody holds and whose pieces are written down; they wait on disk to be resumed.
+    fn retire(&self) {
+        locked(&self.state)
+            .live
+            .retain(|_, live| live.handle.strong_count() > 0 || live.fill.has_unsaved());
+    }
+}

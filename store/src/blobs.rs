@@ -1,0 +1,208 @@
+//! Complete blobs.
+//!
+//! A handle reads from a file that stays open, so neither eviction nor removal can pull the bytes away under it; eviction
+//! does not even try. A file that is not what its row says is a miss: the row goes, and the next pull brings the blob back.
+
+use std::{io, ops::Range, sync::Arc};
+
+use bytes::Bytes;
+use piecemeal_proto::{Digest, FillId, PieceMap};
+use tracing::warn;
+
+use crate::{
+    FillFailure, PieceHash, Store, StoreError,
+    blocking::blocking,
+    evict::Swept,
+    files::OpenFile,
+    fill::read_range,
+    gate::GateGuard,
+    handle::Pin,
+    index::BlobRow,
+    lock::locked,
+    quota::{Generation, Kind},
+    store::Shared,
+};
+
+/// The most that one read returns, in bytes: enough to keep a disk busy, little enough to hold once per client.
+pub const READ_BYTES_MAX: u64 = 1024 * 1024;
+
+/// A complete blob. Cheap to clone; nothing evicts it while a clone lives.
+#[derive(Clone)]
+pub struct Blob {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    row: BlobRow,
+    file: Arc<dyn OpenFile>,
+    pin: Pin,
+}
+
+/// Why bytes could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadBlobError {
+    /// The caller's mistake: the range runs backwards or over the end.
+    #[error("the range {}..{} does not lie in a blob of {blob_bytes} bytes", range.start, range.end)]
+    OutOfRange { range: Range<u64>, blob_bytes: u64 },
+    /// The file is shorter than its blob. The blob was dropped; ask for it again from elsewhere.
+    #[error("the file of {digest} is shorter than the blob")]
+    Truncated { digest: Digest },
+    /// The fill ended without the blob; what was read before is still good.
+    #[error("the fill was abandoned")]
+    Abandoned(#[source] FillFailure),
+    /// The local disk; ask elsewhere.
+    #[error("failed to read from the store")]
+    Io(#[from] io::Error),
+}
+
+impl Store {
+    /// The blob, if it is here, complete and proven. Counts as a use.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`] and [`StoreError::Io`]; a missing or damaged file is `None`.
+    pub async fn blob(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
+        let Some(pin) = self.shared.pin_blob(digest) else {
+            return Ok(None);
+        };
+        let generation = pin.generation();
+        let opened = self
+            .run(|shared| {
+                let blob = shared.open_blob(pin);
+                shared.batch_if_due();
+                blob
+            })
+            .await?;
+        if opened.is_none() {
+            self.drop_damaged(*digest, generation).await?;
+        }
+        Ok(opened)
+    }
+
+    /// Throws a complete blob away, for one that was found damaged, or a partial that nobody fills; says whether there was
+    /// one. Handles that are open go on reading. A live fill is not touched: abandon it.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when the file cannot be removed.
+    pub async fn remove(&self, digest: &Digest) -> Result<bool, StoreError> {
+        let gate = self.shared.gates.enter(digest).await;
+        self.run(move |shared| {
+            if shared.is_held(gate.digest()) {
+                return Ok(false);
+            }
+            Ok(shared.discard(&gate, &mut Swept::default())?)
+        })
+        .await
+    }
+
+    async fn drop_damaged(&self, digest: Digest, generation: Generation) -> Result<(), StoreError> {
+        let gate = self.shared.gates.enter(&digest).await;
+        self.run(move |shared| Ok(shared.discard_damaged(&gate, generation)?))
+            .await
+    }
+}
+
+impl Shared {
+    /// Pins a complete blob and counts a use.
+    pub(crate) fn pin_blob(self: &Arc<Self>, digest: &Digest) -> Option<Pin> {
+        let now = self.now();
+        let mut state = locked(&self.state);
+        state.ledger.get(digest).filter(|entry| entry.kind == Kind::Blob)?;
+        let generation = state.ledger.pin(digest)?;
+        state.ledger.touch(digest, now);
+        state.touched.blobs.insert(*digest);
+        drop(state);
+        Some(Pin::new(self, *digest, generation))
+    }
+
+    /// `None` when the row or the file is not what it should be.
+    pub(crate) fn open_blob(&self, pin: Pin) -> Result<Option<Blob>, StoreError> {
+        let Some(row) = self.index.blob(pin.digest())? else {
+            return Ok(None);
+        };
+        let file = match self.files.open(&self.layout.blob(pin.digest())) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        if file.len()? != row.map.blob_bytes() {
+            return Ok(None);
+        }
+        Ok(Some(Blob {
+            inner: Arc::new(Inner { row, file, pin }),
+        }))
+    }
+
+    /// Discards the blob of that generation, if it is still the one that is here.
+    fn discard_damaged(&self, gate: &GateGuard, generation: Generation) -> io::Result<()> {
+        let digest = gate.digest();
+        let same = locked(&self.state)
+            .ledger
+            .get(digest)
+            .is_some_and(|entry| entry.generation == generation);
+        if same {
+            warn!(blob.digest = %digest, "the file of {digest} is missing or damaged; dropped, it will be fetched again");
+            self.discard(gate, &mut Swept::default())?;
+        }
+        Ok(())
+    }
+}
+
+impl Blob {
+    /// The handle for what was just published: the row and the open file are at hand.
+    pub(crate) fn published(row: BlobRow, file: Arc<dyn OpenFile>, pin: Pin) -> Self {
+        Self {
+            inner: Arc::new(Inner { row, file, pin }),
+        }
+    }
+
+    pub fn digest(&self) -> &Digest {
+        self.inner.pin.digest()
+    }
+
+    pub fn map(&self) -> PieceMap {
+        self.inner.row.map
+    }
+
+    /// The fill that brought it.
+    pub fn fill(&self) -> FillId {
+        self.inner.row.fill
+    }
+
+    /// One for each piece.
+    pub fn piece_hashes(&self) -> Arc<[PieceHash]> {
+        Arc::clone(&self.inner.row.piece_hashes)
+    }
+
+    /// Reads `range`, or its first [`READ_BYTES_MAX`] bytes when it is longer; never less than that. Cancel safe.
+    ///
+    /// # Errors
+    /// [`ReadBlobError`], never `Abandoned`.
+    pub async fn read(&self, range: Range<u64>) -> Result<Bytes, ReadBlobError> {
+        let range = check_range(range, self.map().blob_bytes())?;
+        let inner = Arc::clone(&self.inner);
+        let read = blocking(move || read_range(inner.file.as_ref(), range)).await?;
+        match read {
+            Ok(bytes) => Ok(bytes.into()),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                let digest = *self.digest();
+                let store = Store {
+                    shared: Arc::clone(self.inner.pin.shared()),
+                };
+                if let Err(error) = store.drop_damaged(digest, self.inner.pin.generation()).await {
+                    warn!(blob.digest = %digest, error = &error as &dyn std::error::Error, "failed to drop the damaged {digest}");
+                }
+                Err(ReadBlobError::Truncated { digest })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Refuses a range outside the blob, and shortens a long one to what one read returns.
+pub(crate) fn check_range(range: Range<u64>, blob_bytes: u64) -> Result<Range<u64>, ReadBlobError> {
+    if range.start > range.end || range.end > blob_bytes {
+        return Err(ReadBlobError::OutOfRange { range, blob_bytes });
+    }
+    let end = range.end.min(range.start.saturating_add(READ_BYTES_MAX));
+    Ok(range.start..end)
+}

@@ -1,0 +1,212 @@
+//! Making room, and sweeping out what nobody used.
+//!
+//! What is pinned or being filled never goes. A file is removed before its row: a crash in between leaves a row without a
+//! file, which recovery drops, and never bytes that nobody accounts for.
+
+use std::{collections::HashSet, io, sync::MutexGuard};
+
+use piecemeal_proto::Digest;
+use tracing::{debug, warn};
+
+use crate::{
+    Store, StoreError,
+    files::remove_if_there,
+    gate::GateGuard,
+    index::{Durability, blobs, names, partials},
+    lock::locked,
+    quota::{Kind, Space},
+    store::Shared,
+};
+
+/// Rows kept in each table of names: some 30 MB of index at the very most.
+const NAMES_MAX: u64 = 100_000;
+/// Manifests kept, in bytes: thousands of images.
+const MANIFESTS_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+/// What a sweep took away.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// The complete blobs that went.
+    pub blobs: Vec<Digest>,
+    /// Bytes no longer counted, those of stale partials included.
+    pub bytes: u64,
+}
+
+/// Why there is no room.
+#[derive(Debug)]
+pub(crate) enum RoomError {
+    /// Even without everything that may go.
+    NoSpace {
+        quota_bytes: Option<u64>,
+        free_bytes: u64,
+    },
+    Io(io::Error),
+}
+
+impl Store {
+    /// Takes out what was not used for the TTL, and then what is over the quota or under the free-space floor, the least
+    /// recently used first. Writes down what is pending. To be called every minute or so.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`] and [`StoreError::Io`]; a file that cannot be removed is logged and stays.
+    pub async fn sweep(&self) -> Result<Swept, StoreError> {
+        self.run(|shared| {
+            shared.write_batch(Durability::Synced);
+            let mut swept = Swept::default();
+            shared.sweep_unused(&mut swept)?;
+            let reserving = locked(&shared.reserving);
+            match shared.make_room(&reserving, 0, 0, &mut swept) {
+                // All that may go is gone; what is left is in use.
+                Ok(()) | Err(RoomError::NoSpace { .. }) => Ok(swept),
+                Err(RoomError::Io(error)) => Err(error.into()),
+            }
+        })
+        .await
+    }
+}
+
+impl Shared {
+    fn sweep_unused(&self, swept: &mut Swept) -> Result<(), StoreError> {
+        let ttl = locked(&self.state).limits.ttl;
+        let moment = self.now().before(ttl);
+        if let Some(moment) = moment {
+            let unused: Vec<Digest> = locked(&self.state).ledger.unused_since(moment).collect();
+            for digest in unused {
+                // Used again in the meantime, or somebody is busy with it: not this time.
+                if let Some(gate) = self.gates.try_enter(&digest)
+                    && locked(&self.state).ledger.start_leaving(&digest)
+                {
+                    self.evict(&gate, swept);
+                }
+            }
+        }
+        self.write(Durability::Batched, |transaction| {
+            if let Some(moment) = moment {
+                names::expire(transaction, moment)?;
+            }
+            names::cap(transaction, NAMES_MAX, MANIFESTS_BYTES_MAX)
+        })?;
+        Ok(())
+    }
+
+    /// Evicts until `new_bytes` more may be counted and `unwritten_bytes` more be written. Takes nothing when all of it
+    /// would not do.
+    pub(crate) fn make_room(
+        &self,
+        _reserving: &MutexGuard<'_, ()>,
+        new_bytes: u64,
+        unwritten_bytes: u64,
+        swept: &mut Swept,
+    ) -> Result<(), RoomError> {
+        let mut stuck = HashSet::new();
+        let mut free_bytes = 0;
+        loop {
+            // A file system may count freed space late; what was freed here counts at once, or a whole cache would go.
+            free_bytes = self
+                .files
+                .free_bytes(self.layout.dir())
+                .map_err(RoomError::Io)?
+                .max(free_bytes);
+            let victims = {
+                let mut state = locked(&self.state);
+                let space = Space {
+                    quota_bytes: state.limits.quota_bytes,
+                    used_bytes: state.ledger.bytes(),
+                    free_bytes_min: state.limits.free_bytes_min,
+                    free_bytes,
+                    promised_bytes: state.live.values().map(|live| live.fill.missing_bytes()).sum(),
+                };
+                let shortage_bytes = space.shortage_bytes(new_bytes, unwritten_bytes);
+                if shortage_bytes == 0 {
+                    return Ok(());
+                }
+                let enter = |digest: &Digest| {
+                    let free = !stuck.contains(digest);
+                    free.then(|| self.gates.try_enter(digest)).flatten()
+                };
+                let victims = state.ledger.victims(shortage_bytes, enter);
+                for gate in victims.iter().flatten() {
+                    state.ledger.start_leaving(gate.digest());
+                }
+                victims
+            };
+            let Some(victims) = victims else {
+                let quota_bytes = locked(&self.state).limits.quota_bytes;
+                return Err(RoomError::NoSpace {
+                    quota_bytes,
+                    free_bytes,
+                });
+            };
+            for gate in victims {
+                match self.evict(&gate, swept) {
+                    Some(freed_bytes) => free_bytes = free_bytes.saturating_add(freed_bytes),
+                    None => _ = stuck.insert(*gate.digest()),
+                }
+            }
+        }
+    }
+
+    /// Removes an entry that is marked as leaving; returns what that freed at least, or `None` when it had to stay.
+    fn evict(&self, gate: &GateGuard, swept: &mut Swept) -> Option<u64> {
+        let digest = gate.digest();
+        let before_bytes = swept.bytes;
+        let blobs_before = swept.blobs.len();
+        match self.discard(gate, swept) {
+            Ok(_) => {
+                debug!(blob.digest = %digest, "evicted {digest}");
+                // A partial is sparse: what it freed is known only to the disk.
+                let was_blob = swept.blobs.len() > blobs_before;
+                Some(if was_blob { swept.bytes - before_bytes } else { 0 })
+            }
+            Err(error) => {
+                locked(&self.state).ledger.stop_leaving(digest);
+                warn!(blob.digest = %digest, error = &error as &dyn std::error::Error, "failed to evict {digest}");
+                None
+            }
+        }
+    }
+
+    /// Removes whatever is here of the digest: files, rows, entry; says whether there was anything. On an error, the entry
+    /// stays.
+    pub(crate) fn discard(&self, gate: &GateGuard, swept: &mut Swept) -> io::Result<bool> {
+        let digest = gate.digest();
+        // A blob's own removal is one step: done or not. What is no blob may lie under either name, if publishing failed.
+        let kind = locked(&self.state).ledger.kind(digest);
+        if kind != Some(Kind::Blob) {
+            remove_if_there(self.files.as_ref(), &self.layout.partial(digest))?;
+        }
+        remove_if_there(self.files.as_ref(), &self.layout.blob(digest))?;
+        let key = digest.to_string();
+        let deleted = self.write(Durability::Batched, |transaction| {
+            blobs::delete(transaction, &key)?;
+            partials::delete(transaction, &key)
+        });
+        if let Err(error) = deleted {
+            // A row without a file is dropped when somebody asks for it, and by recovery.
+            warn!(blob.digest = %digest, error = &error as &dyn std::error::Error, "failed to delete the row of {digest}");
+        }
+        let mut state = locked(&self.state);
+        let live = state.live.remove(digest);
+        let entry = state.ledger.remove(digest);
+        drop(state);
+        // Dropped after the lock, for whatever its drop may lock.
+        drop(live);
+        if let Some(entry) = entry {
+            swept.bytes += entry.bytes;
+            if entry.kind == Kind::Blob {
+                swept.blobs.push(*digest);
+                // Nobody listening is no error.
+                let _ = self.evictions.send(*digest);
+            }
+        }
+        Ok(entry.is_some())
+    }
+
+    /// Whether somebody holds a filling of this digest.
+    pub(crate) fn is_held(&self, digest: &Digest) -> bool {
+        locked(&self.state)
+            .live
+            .get(digest)
+            .is_some_and(|live| live.handle.strong_count() > 0)
+    }
+}

@@ -1,0 +1,430 @@
+//! The state of one blob that is being filled.
+//!
+//! Invariant: a piece is in `have` only after its bytes had the hash that is kept for it and were written to the file, and
+//! nothing writes them again. `proven` is set only when the whole blob had its digest. Nothing here waits or touches the
+//! index; whatever readers may be waiting for moves `changes`.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    io,
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use piecemeal_proto::{Digest, FillId, Hasher, PieceMap, PieceSet};
+use tokio::sync::watch;
+
+use crate::{
+    PieceHash,
+    files::{OpenFile, read_exact_at},
+    lock::locked,
+};
+
+/// Why a fill ended without its blob.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FillFailure {
+    /// Its bytes are known to be bad. Nothing of it is kept.
+    #[error("the download was revoked")]
+    Revoked,
+    /// Every piece was there, and the whole was not the blob. Nothing of it is kept.
+    #[error("the download was complete and had another digest")]
+    DigestMismatch,
+    /// What arrived is kept for a later resume.
+    #[error("upstream failed: {0}")]
+    Upstream(String),
+    /// What arrived is kept for a later resume.
+    #[error("the disk failed: {0}")]
+    Disk(String),
+    /// The owner is going away, or nobody wants the blob any more. What arrived is kept for a later resume.
+    #[error("the download was stopped")]
+    Stopped,
+}
+
+impl FillFailure {
+    /// Whether what arrived must not be used again.
+    pub fn discards(&self) -> bool {
+        matches!(self, Self::Revoked | Self::DigestMismatch)
+    }
+}
+
+pub(crate) struct Fill {
+    digest: Digest,
+    map: PieceMap,
+    id: FillId,
+    row: i64,
+    file: Arc<dyn OpenFile>,
+    state: Mutex<FillState>,
+    prefix: Mutex<Prefix>,
+    /// Held shared by each write into the file, and alone by whoever must know that none is under way.
+    writes: RwLock<()>,
+    changes: watch::Sender<u64>,
+}
+
+struct FillState {
+    have: PieceSet,
+    have_bytes: u64,
+    /// Of the pieces in `have`; zeros elsewhere.
+    hashes: Vec<PieceHash>,
+    /// In `have`, and not yet in the index.
+    unsaved: Vec<u32>,
+    /// Being written by somebody.
+    claimed: HashSet<u32>,
+    waits: BTreeMap<u64, Wait>,
+    waits_begun: u64,
+    proven: bool,
+    end: Option<End>,
+}
+
+/// How a fill ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum End {
+    Published,
+    /// The disk would not take the finished blob. Its readers go on from the open file; nothing can follow but abandoning.
+    Lost,
+    Failed(FillFailure),
+}
+
+/// The digest of the pieces from the first on without a gap.
+struct Prefix {
+    hasher: Hasher,
+    next: u32,
+}
+
+/// A reader without a byte.
+#[derive(Clone, Copy)]
+struct Wait {
+    piece: u32,
+    since: Duration,
+}
+
+/// What a writer finds before it writes.
+pub(crate) enum Claim {
+    Have(PieceHash),
+    /// Somebody else is writing that piece; wait for a change.
+    Busy,
+    /// The caller writes it, and calls [`Fill::land`] or [`Fill::release`].
+    Yours,
+}
+
+impl Fill {
+    /// A fill that has nothing, backed by `file`.
+    pub(crate) fn new(digest: Digest, map: PieceMap, id: FillId, row: i64, file: Arc<dyn OpenFile>) -> Self {
+        Self {
+            digest,
+            map,
+            id,
+            row,
+            file,
+            state: Mutex::new(FillState {
+                have: PieceSet::new(map.count()),
+                have_bytes: 0,
+                hashes: vec![[0; 32]; map.count() as usize],
+                unsaved: Vec::new(),
+                claimed: HashSet::new(),
+                waits: BTreeMap::new(),
+                waits_begun: 0,
+                proven: false,
+                end: None,
+            }),
+            prefix: Mutex::new(Prefix {
+                hasher: digest.algorithm().hasher(),
+                next: 0,
+            }),
+            writes: RwLock::default(),
+            changes: watch::Sender::new(0),
+        }
+    }
+
+    pub(crate) fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    pub(crate) fn map(&self) -> PieceMap {
+        self.map
+    }
+
+    pub(crate) fn id(&self) -> FillId {
+        self.id
+    }
+
+    /// Its partial's id in the index.
+    pub(crate) fn row(&self) -> i64 {
+        self.row
+    }
+
+    pub(crate) fn file(&self) -> &Arc<dyn OpenFile> {
+        &self.file
+    }
+
+    /// Whether it is what somebody wants who asks for this map, and for this id or any.
+    pub(crate) fn suits(&self, map: PieceMap, id: Option<FillId>) -> bool {
+        self.map == map && id.is_none_or(|id| id == self.id)
+    }
+
+    pub(crate) fn have(&self) -> PieceSet {
+        locked(&self.state).have.clone()
+    }
+
+    pub(crate) fn has(&self, index: u32) -> bool {
+        locked(&self.state).have.contains(index)
+    }
+
+    pub(crate) fn hash(&self, index: u32) -> Option<PieceHash> {
+        let state = locked(&self.state);
+        state.have.contains(index).then(|| state.hashes[index as usize])
+    }
+
+    pub(crate) fn hashes(&self) -> Arc<[PieceHash]> {
+        locked(&self.state).hashes.as_slice().into()
+    }
+
+    pub(crate) fn missing(&self) -> u32 {
+        let state = locked(&self.state);
+        state.have.capacity() - state.have.count()
+    }
+
+    pub(crate) fn missing_bytes(&self) -> u64 {
+        self.map.blob_bytes() - locked(&self.state).have_bytes
+    }
+
+    pub(crate) fn is_proven(&self) -> bool {
+        locked(&self.state).proven
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        locked(&self.state).end.is_none()
+    }
+
+    pub(crate) fn is_published(&self) -> bool {
+        locked(&self.state).end == Some(End::Published)
+    }
+
+    pub(crate) fn is_lost(&self) -> bool {
+        locked(&self.state).end == Some(End::Lost)
+    }
+
+    pub(crate) fn failure(&self) -> Option<FillFailure> {
+        match &locked(&self.state).end {
+            Some(End::Failed(why)) => Some(why.clone()),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    // Writing.
+
+    pub(crate) fn claim(&self, index: u32) -> Result<Claim, FillFailure> {
+        let mut state = locked(&self.state);
+        let state = &mut *state;
+        if state.have.contains(index) {
+            return Ok(Claim::Have(state.hashes[index as usize]));
+        }
+        match &state.end {
+            Some(End::Failed(why)) => Err(why.clone()),
+            Some(_) => unreachable!("a fill that was proven has every piece"),
+            None if state.claimed.insert(index) => Ok(Claim::Yours),
+            None => Ok(Claim::Busy),
+        }
+    }
+
+    /// Gives a claim back; the next writer waiting for it goes on.
+    pub(crate) fn release(&self, index: u32) {
+        if locked(&self.state).claimed.remove(&index) {
+            self.changed();
+        }
+    }
+
+    /// Keeps the file from changing hands while the caller writes into it.
+    pub(crate) fn enter_write(&self) -> Result<RwLockReadGuard<'_, ()>, FillFailure> {
+        let guard = self.writes.read().unwrap_or_else(PoisonError::into_inner);
+        match &locked(&self.state).end {
+            Some(End::Failed(why)) => Err(why.clone()),
+            _ => Ok(guard),
+        }
+    }
+
+    /// Returns once no write is under way; those that come later are refused if the fill has failed by now.
+    pub(crate) fn drain_writes(&self) {
+        drop(self.writes.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// The piece is in the file. Takes the claim back.
+    pub(crate) fn land(&self, index: u32, hash: PieceHash) {
+        let mut state = locked(&self.state);
+        state.claimed.remove(&index);
+        self.insert(&mut state, index, hash);
+        state.unsaved.push(index);
+        drop(state);
+        self.changed();
+    }
+
+    /// The piece was found in the file by a resume, and the index knows it.
+    pub(crate) fn adopt(&self, index: u32, hash: PieceHash) {
+        self.insert(&mut locked(&self.state), index, hash);
+    }
+
+    fn insert(&self, state: &mut FillState, index: u32, hash: PieceHash) {
+        if state.have.insert(index) {
+            state.have_bytes += self.map.len(index);
+            state.hashes[index as usize] = hash;
+        }
+    }
+
+    pub(crate) fn take_unsaved(&self) -> Vec<(u32, PieceHash)> {
+        let mut state = locked(&self.state);
+        let unsaved = std::mem::take(&mut state.unsaved);
+        unsaved
+            .into_iter()
+            .map(|index| (index, state.hashes[index as usize]))
+            .collect()
+    }
+
+    pub(crate) fn give_back_unsaved(&self, pieces: Vec<(u32, PieceHash)>) {
+        locked(&self.state)
+            .unsaved
+            .extend(pieces.into_iter().map(|(index, _)| index));
+    }
+
+    pub(crate) fn has_unsaved(&self) -> bool {
+        !locked(&self.state).unsaved.is_empty()
+    }
+
+    // Proving.
+
+    /// Hashes on from the end of the contiguous prefix, at most `pieces_max` pieces; does nothing when somebody else is at
+    /// it. `fresh` is a piece that need not be read back.
+    pub(crate) fn advance(&self, fresh: (u32, &Bytes), pieces_max: u32) -> io::Result<()> {
+        let Ok(mut prefix) = self.prefix.try_lock() else {
+            return Ok(());
+        };
+        for _ in 0..pieces_max {
+            if prefix.next == fresh.0 {
+                prefix.hasher.update(fresh.1);
+            } else if self.has(prefix.next) {
+                let bytes = self.read_back(prefix.next)?;
+                prefix.hasher.update(&bytes);
+            } else {
+                break;
+            }
+            prefix.next += 1;
+        }
+        Ok(())
+    }
+
+    /// A resume found piece `index` in the file: hashes it when it continues the prefix.
+    pub(crate) fn advance_found(&self, index: u32, bytes: &[u8]) {
+        let mut prefix = locked(&self.prefix);
+        if prefix.next == index {
+            prefix.hasher.update(bytes);
+            prefix.next += 1;
+        }
+    }
+
+    /// The digest of the whole blob, of which every piece is there.
+    pub(crate) fn compute_digest(&self) -> io::Result<Digest> {
+        let mut prefix = locked(&self.prefix);
+        while prefix.next < self.map.count() {
+            let bytes = self.read_back(prefix.next)?;
+            prefix.hasher.update(&bytes);
+            prefix.next += 1;
+        }
+        Ok(prefix.hasher.clone().finish())
+    }
+
+    fn read_back(&self, index: u32) -> io::Result<Vec<u8>> {
+        read_range(self.file.as_ref(), self.map.range(index))
+    }
+
+    pub(crate) fn prove(&self) {
+        locked(&self.state).proven = true;
+        self.changed();
+    }
+
+    pub(crate) fn end_published(&self) {
+        locked(&self.state).end = Some(End::Published);
+        self.changed();
+    }
+
+    pub(crate) fn end_lost(&self) {
+        locked(&self.state).end = Some(End::Lost);
+        self.changed();
+    }
+
+    /// Ends the fill for its readers and writers; `false` when it had failed or was published before.
+    pub(crate) fn fail(&self, why: FillFailure) -> bool {
+        let mut state = locked(&self.state);
+        if matches!(state.end, Some(End::Failed(_) | End::Published)) {
+            return false;
+        }
+        state.end = Some(End::Failed(why));
+        drop(state);
+        self.changed();
+        true
+    }
+
+    // Reading.
+
+    /// The end of the bytes that a client may see from `start` on, looking no further than `bytes_max`; `start` itself when
+    /// it has to wait.
+    pub(crate) fn readable_end(&self, start: u64, bytes_max: u64) -> Result<u64, FillFailure> {
+        let state = locked(&self.state);
+        if let Some(End::Failed(why)) = &state.end {
+            return Err(why.clone());
+        }
+        let mut end = start;
+        while end - start < bytes_max
+            && let Some(index) = self.map.piece_at(end)
+            && state.have.contains(index)
+            && (state.proven || Some(index) != self.map.last())
+        {
+            end = self.map.range(index).end;
+        }
+        Ok(end.min(start.saturating_add(bytes_max)))
+    }
+
+    /// Notes that a reader has no byte of `piece` since `since`, until [`Fill::end_wait`].
+    pub(crate) fn begin_wait(&self, piece: u32, since: Duration) -> u64 {
+        let mut state = locked(&self.state);
+        state.waits_begun += 1;
+        let id = state.waits_begun;
+        state.waits.insert(id, Wait { piece, since });
+        id
+    }
+
+    pub(crate) fn end_wait(&self, id: u64) {
+        locked(&self.state).waits.remove(&id);
+    }
+
+    pub(crate) fn wanted(&self) -> Option<u32> {
+        let state = locked(&self.state);
+        state
+            .waits
+            .values()
+            .map(|wait| wait.piece)
+            .filter(|piece| !state.have.contains(*piece))
+            .min()
+    }
+
+    pub(crate) fn longest_wait(&self, now: Duration) -> Option<(u32, Duration)> {
+        let state = locked(&self.state);
+        let wait = state.waits.values().min_by_key(|wait| wait.since)?;
+        Some((wait.piece, now.saturating_sub(wait.since)))
+    }
+}
+
+/// Reads a range that the file is known to hold; `UnexpectedEof` when it does not.
+pub(crate) fn read_range(file: &dyn OpenFile, range: Range<u64>) -> io::Result<Vec<u8>> {
+    let len = usize::try_from(range.end - range.start).map_err(io::Error::other)?;
+    let mut bytes = vec![0; len];
+    read_exact_at(file, &mut bytes, range.start)?;
+    Ok(bytes)
+}

@@ -1,0 +1,60 @@
+//! What all clones of one [`crate::Filling`] share, and the pin that keeps an entry from eviction.
+
+use std::sync::Arc;
+
+use piecemeal_proto::Digest;
+
+use crate::{fill::Fill, lock::locked, quota::Generation, store::Shared};
+
+/// Keeps a blob or partial from being evicted while it lives.
+pub(crate) struct Pin {
+    shared: Arc<Shared>,
+    digest: Digest,
+    generation: Generation,
+}
+
+impl Pin {
+    /// `generation` is what the ledger's `pin` returned.
+    pub(crate) fn new(shared: &Arc<Shared>, digest: Digest, generation: Generation) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            digest,
+            generation,
+        }
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    pub(crate) fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    pub(crate) fn generation(&self) -> Generation {
+        self.generation
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let now = self.shared.now();
+        let mut state = locked(&self.shared.state);
+        // A long read is a use until its end.
+        if state.ledger.unpin(&self.digest, self.generation, now) {
+            state.touched.blobs.insert(self.digest);
+        }
+    }
+}
+
+/// A filling that somebody holds.
+pub(crate) struct Handle {
+    pub(crate) fill: Arc<Fill>,
+    pub(crate) pin: Pin,
+}
+
+impl Handle {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        self.pin.shared()
+    }
+}

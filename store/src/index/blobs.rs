@@ -1,0 +1,89 @@
+//! Rows of complete blobs.
+
+use std::sync::Arc;
+
+use piecemeal_proto::{Digest, FillId, PieceMap};
+use rusqlite::{OptionalExtension as _, Transaction};
+
+use super::{
+    Index, IndexError, ListedRow, digest_from_sql, fill_from_sql, fill_to_sql, from_sql, map_from_sql, to_sql,
+};
+use crate::{PieceHash, clock::Age};
+
+/// A complete blob.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct BlobRow {
+    pub(crate) map: PieceMap,
+    pub(crate) fill: FillId,
+    /// One for each piece.
+    pub(crate) piece_hashes: Arc<[PieceHash]>,
+}
+
+impl Index {
+    /// `None` also for a row that makes no sense.
+    pub(crate) fn blob(&self, digest: &Digest) -> Result<Option<BlobRow>, IndexError> {
+        let connection = self.read();
+        let mut statement = connection
+            .prepare_cached("SELECT blob_bytes, piece_bytes, fill, piece_hashes FROM blobs WHERE digest = ?1")?;
+        let row = statement
+            .query_row([digest.to_string()], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get::<_, Vec<u8>>(3)?))
+            })
+            .optional()?;
+        Ok(row.and_then(|(blob_bytes, piece_bytes, fill, hashes)| {
+            let map = map_from_sql(blob_bytes, piece_bytes)?;
+            let (piece_hashes, rest) = hashes.as_chunks::<32>();
+            (rest.is_empty() && piece_hashes.len() == map.count() as usize).then(|| BlobRow {
+                map,
+                fill: fill_from_sql(fill),
+                piece_hashes: piece_hashes.into(),
+            })
+        }))
+    }
+
+    /// Digest, size and last use of every blob; rows without a readable digest or size are given as text, to be dropped.
+    pub(crate) fn blobs(&self) -> Result<Vec<ListedRow>, IndexError> {
+        let connection = self.read();
+        let mut statement = connection.prepare("SELECT digest, blob_bytes, used_ms FROM blobs")?;
+        let rows = statement.query_map([], |row| {
+            let (text, blob_bytes, used_ms): (String, i64, i64) = row.try_into()?;
+            Ok(match (digest_from_sql(&text), u64::try_from(blob_bytes)) {
+                (Some(digest), Ok(blob_bytes)) => Ok((digest, blob_bytes, Age(from_sql(used_ms)))),
+                _ => Err(text),
+            })
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+}
+
+pub(crate) fn insert(transaction: &Transaction<'_>, digest: &Digest, row: &BlobRow, used: Age) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached(
+            "INSERT OR REPLACE INTO blobs (digest, blob_bytes, piece_bytes, fill, piece_hashes, used_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        )?
+        .execute((
+            digest.to_string(),
+            to_sql(row.map.blob_bytes()),
+            to_sql(row.map.piece_bytes()),
+            fill_to_sql(row.fill),
+            row.piece_hashes.as_flattened(),
+            to_sql(used.0),
+        ))?;
+    Ok(())
+}
+
+pub(crate) fn touch(transaction: &Transaction<'_>, digest: &Digest, used: Age) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached("UPDATE blobs SET used_ms = ?2 WHERE digest = ?1")?
+        .execute((digest.to_string(), to_sql(used.0)))?;
+    Ok(())
+}
+
+/// `digest` is a text, so that a damaged row can be deleted too.
+pub(crate) fn delete(transaction: &Transaction<'_>, digest: &str) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached("DELETE FROM blobs WHERE digest = ?1")?
+        .execute([digest])?;
+    Ok(())
+}

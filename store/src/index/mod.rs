@@ -1,0 +1,242 @@
+//! The index: what the store knows beside the bytes, in SQLite.
+//!
+//! One connection behind a mutex, used on blocking threads only. Every write transaction also stamps the store's age, so
+//! that no row is ever younger than the age that a restart continues from. The index holds hints and facts: a blob's row is
+//! a fact (its file was synced first), a partial's pieces are hints. Rows that make no sense are skipped, never a panic.
+//!
+//! Durability is chosen per transaction. [`Durability::Batched`] may lose the last seconds in a power cut, in order and as
+//! a whole; the next [`Durability::Synced`] one makes everything before it durable too.
+
+pub(crate) mod blobs;
+pub(crate) mod names;
+pub(crate) mod partials;
+mod schema;
+
+use std::{
+    path::Path,
+    sync::{Mutex, MutexGuard},
+};
+
+use piecemeal_proto::{Digest, FillId, NodeId, PieceMap};
+use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior};
+
+pub(crate) use blobs::BlobRow;
+pub(crate) use names::TagRow;
+pub(crate) use partials::PartialRow;
+pub(crate) use schema::OpenIndexError;
+
+use crate::{
+    clock::{Age, Stamp},
+    lock::locked,
+};
+
+/// The index could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("the store's index failed")]
+pub struct IndexError(#[from] rusqlite::Error);
+
+/// Digest, size in bytes and last use; or the key of a row that makes no sense, to be deleted.
+pub(crate) type ListedRow = Result<(Digest, u64, Age), String>;
+
+/// When a transaction is on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Durability {
+    /// With the next synced one, or whenever the system writes it.
+    Batched,
+    /// Before the call returns.
+    Synced,
+}
+
+/// The open index.
+pub(crate) struct Index {
+    connection: Mutex<Connection>,
+}
+
+impl Index {
+    /// Opens or makes the index, and brings its schema up to date.
+    pub(crate) fn open(path: &Path) -> Result<Self, OpenIndexError> {
+        let mut connection = Connection::open(path)?;
+        schema::prepare(&mut connection)?;
+        Ok(Self {
+            connection: Mutex::new(connection),
+        })
+    }
+
+    /// The node's id and the last stamp; `None` in a store that is new.
+    pub(crate) fn identity(&self) -> Result<Option<(NodeId, Stamp)>, IndexError> {
+        let row = self
+            .read()
+            .query_row("SELECT node_id, age_ms, wall_ms FROM store WHERE id = 1", [], |row| {
+                Ok((row.get::<_, Vec<u8>>(0)?, row.get(1)?, row.get(2)?))
+            })
+            .optional()?;
+        Ok(row.and_then(|(id, age_ms, wall_ms)| {
+            let stamp = Stamp {
+                age: Age(from_sql(age_ms)),
+                wall_ms: from_sql(wall_ms),
+            };
+            Some((NodeId::from_slice(&id)?, stamp))
+        }))
+    }
+
+    /// Writes the node's id down, once.
+    pub(crate) fn set_identity(&self, node_id: NodeId, stamp: Stamp) -> Result<(), IndexError> {
+        self.read().execute(
+            "INSERT OR REPLACE INTO store (id, node_id, age_ms, wall_ms) VALUES (1, ?1, ?2, ?3)",
+            (node_id.0, to_sql(stamp.age.0), to_sql(stamp.wall_ms)),
+        )?;
+        Ok(())
+    }
+
+    /// Runs one write transaction and stamps the store's age.
+    pub(crate) fn write<T>(
+        &self,
+        durability: Durability,
+        stamp: Stamp,
+        work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, IndexError> {
+        let mut connection = locked(&self.connection);
+        if durability == Durability::Synced {
+            connection.pragma_update(None, "synchronous", "FULL")?;
+        }
+        let result = transact(&mut connection, stamp, work);
+        if durability == Durability::Synced {
+            connection.pragma_update(None, "synchronous", "NORMAL")?;
+        }
+        Ok(result?)
+    }
+
+    /// Moves the log into the database file.
+    pub(crate) fn checkpoint(&self) -> Result<(), IndexError> {
+        self.read()
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        Ok(())
+    }
+
+    fn read(&self) -> MutexGuard<'_, Connection> {
+        locked(&self.connection)
+    }
+}
+
+fn transact<T>(
+    connection: &mut Connection,
+    stamp: Stamp,
+    work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let value = work(&transaction)?;
+    transaction
+        .prepare_cached("UPDATE store SET age_ms = ?1, wall_ms = ?2 WHERE id = 1")?
+        .execute((to_sql(stamp.age.0), to_sql(stamp.wall_ms)))?;
+    transaction.commit()?;
+    Ok(value)
+}
+
+/// SQLite's integers are signed; sizes and ages never come near the end of them.
+fn to_sql(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn from_sql(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}
+
+/// A fill id is any 64 bits.
+fn fill_to_sql(fill: FillId) -> i64 {
+    fill.0.cast_signed()
+}
+
+fn fill_from_sql(value: i64) -> FillId {
+    FillId(value.cast_unsigned())
+}
+
+/// `None` for a text that is no digest: the row was damaged.
+fn digest_from_sql(text: &str) -> Option<Digest> {
+    text.parse().ok()
+}
+
+fn map_from_sql(blob_bytes: i64, piece_bytes: i64) -> Option<PieceMap> {
+    PieceMap::new(u64::try_from(blob_bytes).ok()?, u64::try_from(piece_bytes).ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn index() -> (tempfile::TempDir, Index) {
+        let dir = tempfile::tempdir().unwrap();
+        let index = Index::open(&dir.path().join("index.db")).unwrap();
+        (dir, index)
+    }
+
+    fn stamp(age_ms: u64) -> Stamp {
+        Stamp {
+            age: Age(age_ms),
+            wall_ms: 5,
+        }
+    }
+
+    #[test]
+    fn a_synced_transaction_syncs_and_a_batched_one_does_not() {
+        let (_dir, index) = index();
+        let synchronous = |durability| {
+            let query = |transaction: &Transaction<'_>| {
+                transaction.query_row("PRAGMA synchronous", [], |row| row.get::<_, i64>(0))
+            };
+            index.write(durability, stamp(0), query).unwrap()
+        };
+        // 1 is NORMAL, 2 is FULL.
+        assert_eq!(synchronous(Durability::Batched), 1);
+        assert_eq!(synchronous(Durability::Synced), 2);
+        let failed = index.write(Durability::Synced, stamp(0), |_| {
+            Err::<(), _>(rusqlite::Error::InvalidQuery)
+        });
+        assert!(failed.is_err());
+        assert_eq!(synchronous(Durability::Batched), 1, "also after a failure");
+    }
+
+    #[test]
+    fn every_transaction_stamps_the_age() {
+        let (_dir, index) = index();
+        assert_eq!(index.identity().unwrap(), None);
+        index.set_identity(NodeId([3; 16]), stamp(1)).unwrap();
+        index.write(Durability::Batched, stamp(9), |_| Ok(())).unwrap();
+        assert_eq!(index.identity().unwrap(), Some((NodeId([3; 16]), stamp(9))));
+    }
+
+    #[test]
+    fn damaged_rows_are_misses() {
+        let (_dir, index) = index();
+        let (digest, map) = (Digest::of(b""), PieceMap::new(9, 4).unwrap());
+        let hashes = [[1; 32]; 3];
+        let row = BlobRow {
+            map,
+            fill: FillId(u64::MAX),
+            piece_hashes: hashes.into(),
+        };
+        let id = index
+            .write(Durability::Batched, stamp(0), |transaction| {
+                blobs::insert(transaction, &digest, &row, Age(4))?;
+                let id = partials::insert(transaction, &digest, map, FillId(u64::MAX), Age(4))?;
+                partials::add_pieces(transaction, id, &[(2, hashes[0]), (7, hashes[0])], Age(5))?;
+                partials::add_pieces(transaction, id + 1, &[(1, hashes[0])], Age(5))?;
+                Ok(id)
+            })
+            .unwrap();
+        assert_eq!(index.blob(&digest).unwrap(), Some(row));
+        let partial = index.partial(&digest).unwrap().unwrap();
+        assert_eq!((partial.id, partial.fill), (id, FillId(u64::MAX)));
+        assert_eq!(partial.pieces, [(2, hashes[0])], "no piece beyond the map");
+        for damage in [
+            "UPDATE blobs SET piece_hashes = x'00'",
+            "UPDATE blobs SET blob_bytes = -1",
+            "UPDATE partials SET piece_bytes = 0",
+            "UPDATE partial_pieces SET hash = x'00'",
+        ] {
+            index.read().execute(damage, []).unwrap();
+        }
+        assert_eq!(index.blob(&digest).unwrap(), None);
+        assert_eq!(index.partial(&digest).unwrap(), None);
+        assert_eq!(index.blobs().unwrap(), [Err(digest.to_string())]);
+    }
+}

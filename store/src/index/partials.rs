@@ -1,0 +1,131 @@
+//! Rows of blobs that are not complete, and of their pieces.
+
+use piecemeal_proto::{Digest, FillId, PieceMap};
+use rusqlite::{OptionalExtension as _, Transaction};
+
+use super::{
+    Index, IndexError, ListedRow, digest_from_sql, fill_from_sql, fill_to_sql, from_sql, map_from_sql, to_sql,
+};
+use crate::{PieceHash, clock::Age};
+
+/// A partial, with the pieces that it may have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PartialRow {
+    pub(crate) id: i64,
+    pub(crate) map: PieceMap,
+    pub(crate) fill: FillId,
+    /// Ascending, each below the map's count.
+    pub(crate) pieces: Vec<(u32, PieceHash)>,
+}
+
+impl Index {
+    /// `None` also for a row that makes no sense; pieces that make none are left out.
+    pub(crate) fn partial(&self, digest: &Digest) -> Result<Option<PartialRow>, IndexError> {
+        let connection = self.read();
+        let row = connection
+            .prepare_cached("SELECT id, blob_bytes, piece_bytes, fill FROM partials WHERE digest = ?1")?
+            .query_row([digest.to_string()], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+            })
+            .optional()?;
+        let Some((id, blob_bytes, piece_bytes, fill)) = row else {
+            return Ok(None);
+        };
+        let Some(map) = map_from_sql(blob_bytes, piece_bytes) else {
+            return Ok(None);
+        };
+        let mut statement =
+            connection.prepare_cached("SELECT piece, hash FROM partial_pieces WHERE partial = ?1 ORDER BY piece")?;
+        let rows = statement.query_map([id], |row| Ok((row.get(0)?, row.get::<_, Vec<u8>>(1)?)))?;
+        let mut pieces = Vec::new();
+        for row in rows {
+            let (piece, hash): (i64, _) = row?;
+            if let (Ok(piece), Ok(hash)) = (u32::try_from(piece), hash.try_into())
+                && piece < map.count()
+            {
+                pieces.push((piece, hash));
+            }
+        }
+        Ok(Some(PartialRow {
+            id,
+            map,
+            fill: fill_from_sql(fill),
+            pieces,
+        }))
+    }
+
+    /// Digest, size and last use of every partial; damaged rows as text, to be dropped.
+    pub(crate) fn partials(&self) -> Result<Vec<ListedRow>, IndexError> {
+        let connection = self.read();
+        let mut statement = connection.prepare("SELECT digest, blob_bytes, used_ms FROM partials")?;
+        let rows = statement.query_map([], |row| {
+            let (text, blob_bytes, used_ms): (String, i64, i64) = row.try_into()?;
+            Ok(match (digest_from_sql(&text), u64::try_from(blob_bytes)) {
+                (Some(digest), Ok(blob_bytes)) => Ok((digest, blob_bytes, Age(from_sql(used_ms)))),
+                _ => Err(text),
+            })
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+}
+
+/// Adds a partial without pieces, in place of an older one; returns its id.
+pub(crate) fn insert(
+    transaction: &Transaction<'_>,
+    digest: &Digest,
+    map: PieceMap,
+    fill: FillId,
+    used: Age,
+) -> rusqlite::Result<i64> {
+    delete(transaction, &digest.to_string())?;
+    transaction
+        .prepare_cached(
+            "INSERT INTO partials (digest, blob_bytes, piece_bytes, fill, used_ms) VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?
+        .execute((
+            digest.to_string(),
+            to_sql(map.blob_bytes()),
+            to_sql(map.piece_bytes()),
+            fill_to_sql(fill),
+            to_sql(used.0),
+        ))?;
+    Ok(transaction.last_insert_rowid())
+}
+
+/// Adds pieces to a partial, unless that one is gone by now.
+pub(crate) fn add_pieces(
+    transaction: &Transaction<'_>,
+    id: i64,
+    pieces: &[(u32, PieceHash)],
+    used: Age,
+) -> rusqlite::Result<()> {
+    let known = transaction
+        .prepare_cached("UPDATE partials SET used_ms = ?2 WHERE id = ?1")?
+        .execute((id, to_sql(used.0)))?;
+    if known == 0 {
+        return Ok(());
+    }
+    let mut statement = transaction
+        .prepare_cached("INSERT OR REPLACE INTO partial_pieces (partial, piece, hash) VALUES (?1, ?2, ?3)")?;
+    for (piece, hash) in pieces {
+        statement.execute((id, i64::from(*piece), hash))?;
+    }
+    Ok(())
+}
+
+/// Takes pieces back that turned out not to be on the disk.
+pub(crate) fn drop_pieces(transaction: &Transaction<'_>, id: i64, pieces: &[u32]) -> rusqlite::Result<()> {
+    let mut statement = transaction.prepare_cached("DELETE FROM partial_pieces WHERE partial = ?1 AND piece = ?2")?;
+    for piece in pieces {
+        statement.execute((id, i64::from(*piece)))?;
+    }
+    Ok(())
+}
+
+/// `digest` is a text, so that a damaged row can be deleted too.
+pub(crate) fn delete(transaction: &Transaction<'_>, digest: &str) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached("DELETE FROM partials WHERE digest = ?1")?
+        .execute([digest])?;
+    Ok(())
+}

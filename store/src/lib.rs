@@ -1,0 +1,64 @@
+//! Content on disk: blobs, the pieces of blobs that are still being filled, and what is known by name.
+//!
+//! # What it promises
+//! - A [`Blob`] is complete and was proven against its digest; while a handle lives, nothing evicts it.
+//! - A [`Filling`] shows clients only bytes of verified pieces, and the blob's final piece only once the whole blob is
+//!   proven. Every reader waits for its own piece and for nothing else.
+//! - Space for a whole blob is reserved before its first byte is written. What must go for it goes by last use.
+//! - After a crash the disk holds what the rows say: files without a row are removed, rows without a file are dropped, and
+//!   a partial is offered again only in the pieces whose bytes still have their hash.
+//! - A file that is missing or damaged is a miss that heals itself; disk content never panics.
+//!
+//! # What it leaves to others
+//! Who may read what: a digest is no permission. [`Store::has_source`] says only that an upstream answered for a blob.
+//! There is no thread and no timer in here either: pieces and last uses are written in batches by the operation that finds
+//! the last batch half a second old, and the owner calls [`Store::sweep`] every minute or so.
+//!
+//! # Folder
+//! ```text
+//! lock                      one process per folder
+//! index.db                  SQLite: rows of everything below, manifests, tags, sources
+//! blobs/<alg>/<2 hex>/<hex> complete and verified
+//! partial/<alg>-<hex>       being filled, as long as the blob from the start (sparse)
+//! ```
+//!
+//! # Locks
+//! In this order, each optional: a digest's gate (`gate`), the reservation lock, the index, the state, a filling's own
+//! state. The state's lock is never held across disk work.
+
+mod batch;
+mod begin;
+mod blobs;
+mod blocking;
+mod clock;
+mod evict;
+mod files;
+mod fill;
+mod gate;
+mod handle;
+mod index;
+mod layout;
+mod lock;
+mod names;
+mod open;
+mod pieces;
+mod publish;
+mod quota;
+mod recover;
+mod store;
+
+pub use begin::BeginFillError;
+pub use blobs::{Blob, READ_BYTES_MAX, ReadBlobError};
+pub use clock::{Clock, SystemClock};
+pub use evict::Swept;
+pub use files::{DiskFiles, FileEntry, Files, OpenFile};
+pub use fill::FillFailure;
+pub use index::IndexError;
+pub use names::{MANIFEST_BYTES_MAX, Manifest, Repository, Tag};
+pub use open::{Env, OpenStoreError, StoreConfig};
+pub use pieces::{Filling, WritePieceError};
+pub use publish::PublishBlobError;
+pub use store::{Store, StoreError, Usage};
+
+/// The SHA-256 of one piece, whatever algorithm the blob's digest uses.
+pub type PieceHash = [u8; 32];

@@ -1,0 +1,197 @@
+//! What is known by name: manifests, tags, and which upstream answered for what.
+//!
+//! A source row says that the upstream itself answered for a digest under a repository; it is the only thing that makes a
+//! manifest visible there. Content is stored once, however many repositories have it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use piecemeal_proto::Digest;
+
+use crate::{
+    Store, StoreError,
+    index::{Durability, TagRow, names},
+    lock::locked,
+};
+
+/// The largest manifest that is kept. Registries cap them at 4 MiB; twice that is room for those that do not.
+pub const MANIFEST_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// A repository of an upstream.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Repository {
+    /// Such as `docker.io`.
+    pub upstream: String,
+    /// Such as `library/alpine`.
+    pub name: String,
+}
+
+/// A manifest or index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    pub media_type: String,
+    pub bytes: Bytes,
+    pub digest: Digest,
+}
+
+/// What a tag stood for when upstream was last asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tag {
+    pub digest: Digest,
+    /// Since upstream was asked; a restart adds an hour at the most.
+    pub age: Duration,
+}
+
+impl Store {
+    /// Keeps a manifest that the upstream answered with under `at`.
+    ///
+    /// # Errors
+    /// [`StoreError::DigestMismatch`], [`StoreError::ManifestTooLarge`], [`StoreError::Index`].
+    pub async fn put_manifest(
+        &self,
+        at: &Repository,
+        digest: &Digest,
+        media_type: &str,
+        bytes: Bytes,
+    ) -> Result<(), StoreError> {
+        let manifest_bytes = bytes.len() as u64;
+        if manifest_bytes > MANIFEST_BYTES_MAX {
+            return Err(StoreError::ManifestTooLarge {
+                bytes: manifest_bytes,
+                bytes_max: MANIFEST_BYTES_MAX,
+            });
+        }
+        let (at, expected, media_type) = (at.clone(), *digest, media_type.to_owned());
+        self.run(move |shared| {
+            let mut hasher = expected.algorithm().hasher();
+            hasher.update(&bytes);
+            let computed = hasher.finish();
+            if computed != expected {
+                return Err(StoreError::DigestMismatch {
+                    expected: Box::new(expected),
+                    computed: Box::new(computed),
+                });
+            }
+            let now = shared.now();
+            shared.write(Durability::Batched, |transaction| {
+                names::put_manifest(transaction, &expected, &media_type, &bytes, now)?;
+                names::put_source(transaction, &at, &expected, now)
+            })?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// The manifest, if the upstream answered for it under `at`. Counts as a use.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub async fn manifest(&self, at: &Repository, digest: &Digest) -> Result<Option<Manifest>, StoreError> {
+        let (at, digest) = (at.clone(), *digest);
+        self.run(move |shared| {
+            let Some(row) = shared.index.manifest(&at, &digest)? else {
+                return Ok(None);
+            };
+            let now = shared.now();
+            {
+                let mut state = locked(&shared.state);
+                state.touched.manifests.insert(digest, now);
+                state.touched.sources.insert((digest, at), now);
+            }
+            shared.batch_if_due();
+            Ok(Some(Manifest {
+                media_type: row.media_type,
+                bytes: row.bytes.into(),
+                digest,
+            }))
+        })
+        .await
+    }
+
+    /// Notes that upstream just said what the tag stands for.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub async fn put_tag(&self, at: &Repository, tag: &str, digest: &Digest) -> Result<(), StoreError> {
+        let (at, tag, digest) = (at.clone(), tag.to_owned(), *digest);
+        self.run(move |shared| {
+            let checked = shared.now();
+            shared.write(Durability::Batched, |transaction| {
+                names::put_tag(transaction, &at, &tag, TagRow { digest, checked })
+            })?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// What the tag stood for when upstream was last asked. Counts as a use.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub async fn tag(&self, at: &Repository, tag: &str) -> Result<Option<Tag>, StoreError> {
+        let (at, tag) = (at.clone(), tag.to_owned());
+        self.run(move |shared| {
+            let Some(row) = shared.index.tag(&at, &tag)? else {
+                return Ok(None);
+            };
+            let now = shared.now();
+            locked(&shared.state).touched.tags.insert((at, tag), now);
+            shared.batch_if_due();
+            Ok(Some(Tag {
+                digest: row.digest,
+                age: now.since(row.checked),
+            }))
+        })
+        .await
+    }
+
+    /// Forgets a tag, for one that upstream no longer has.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub async fn forget_tag(&self, at: &Repository, tag: &str) -> Result<(), StoreError> {
+        let (at, tag) = (at.clone(), tag.to_owned());
+        self.run(move |shared| {
+            shared.write(Durability::Batched, |transaction| {
+                names::delete_tag(transaction, &at, &tag)
+            })?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Notes that the upstream itself answered for this blob or manifest under `at`. Never call it for what a manifest
+    /// merely lists.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub async fn record_source(&self, at: &Repository, digest: &Digest) -> Result<(), StoreError> {
+        let (at, digest) = (at.clone(), *digest);
+        self.run(move |shared| {
+            let now = shared.now();
+            shared.write(Durability::Batched, |transaction| {
+                names::put_source(transaction, &at, &digest, now)
+            })?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Whether the upstream ever answered for this digest under `at`. Counts as a use of that knowledge.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub async fn has_source(&self, at: &Repository, digest: &Digest) -> Result<bool, StoreError> {
+        let (at, digest) = (at.clone(), *digest);
+        self.run(move |shared| {
+            let known = shared.index.has_source(&at, &digest)?;
+            if known {
+                let now = shared.now();
+                locked(&shared.state).touched.sources.insert((digest, at), now);
+                shared.batch_if_due();
+            }
+            Ok(known)
+        })
+        .await
+    }
+}

@@ -1,0 +1,291 @@
+//! A blob that is being filled, as its writers and readers hold it.
+//!
+//! Clients see it through [`Filling::read`], which withholds the blob's final piece until the whole is proven: a client that
+//! got everything but the end cannot mistake a bad blob for a good one. Other peers see it through [`Filling::read_piece`]:
+//! they verify each piece and prove the blob themselves.
+
+use std::{io, ops::Range, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use piecemeal_proto::{Digest, FillId, PieceMap, PieceSet};
+use tokio::sync::watch;
+use tracing::debug;
+
+use crate::{
+    FillFailure, PieceHash, ReadBlobError,
+    blobs::check_range,
+    blocking::blocking,
+    files::write_all_at,
+    fill::{Claim, Fill, read_range},
+    handle::Handle,
+};
+
+/// Pieces that one write hashes towards the blob's digest: more than one, so that the digest catches up with pieces that
+/// came out of order; few, so that no writer pays for all of them.
+const ADVANCE_PIECES_MAX: u32 = 4;
+
+/// A blob that is being filled. Cheap to clone. When the last clone goes, what arrived stays on disk to be resumed.
+#[derive(Clone)]
+pub struct Filling {
+    pub(crate) handle: Arc<Handle>,
+}
+
+/// Why a piece could not be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum WritePieceError {
+    /// The sender's mistake.
+    #[error("piece {index} has {expected} bytes, got {got}")]
+    WrongLength { index: u32, expected: u64, got: u64 },
+    /// The sender's mistake: do not ask it for this blob again.
+    #[error("the piece's hash is not the one that was expected")]
+    Mismatch { expected: PieceHash, computed: PieceHash },
+    #[error("a blob of {count} pieces has no piece {index}")]
+    NoSuchPiece { index: u32, count: u32 },
+    /// Somebody ended the fill.
+    #[error("the fill was abandoned")]
+    Abandoned(#[source] FillFailure),
+    /// The local disk; the piece itself is good.
+    #[error("failed to write a piece to the store")]
+    Io(#[from] io::Error),
+}
+
+impl Filling {
+    pub(crate) fn new(handle: Arc<Handle>) -> Self {
+        Self { handle }
+    }
+
+    fn fill_state(&self) -> &Fill {
+        &self.handle.fill
+    }
+
+    pub fn digest(&self) -> &Digest {
+        self.fill_state().digest()
+    }
+
+    pub fn map(&self) -> PieceMap {
+        self.fill_state().map()
+    }
+
+    /// The fill's id, which travels with its pieces.
+    pub fn fill(&self) -> FillId {
+        self.fill_state().id()
+    }
+
+    /// The pieces that are here, each verified.
+    pub fn have(&self) -> PieceSet {
+        self.fill_state().have()
+    }
+
+    /// The hash of a piece that is here.
+    pub fn hash(&self, index: u32) -> Option<PieceHash> {
+        self.fill_state().hash(index)
+    }
+
+    /// Whether the whole blob was found to have its digest.
+    pub fn is_proven(&self) -> bool {
+        self.fill_state().is_proven()
+    }
+
+    /// Why the fill ended without its blob, if it did.
+    pub fn failure(&self) -> Option<FillFailure> {
+        self.fill_state().failure()
+    }
+
+    /// A counter that moves with each new piece, with the proof, and with the end.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.fill_state().changes()
+    }
+
+    /// The lowest piece that is not here and that a [`Filling::read`] waits for right now.
+    pub fn wanted(&self) -> Option<u32> {
+        self.fill_state().wanted()
+    }
+
+    /// The [`Filling::read`] that has waited longest for its first byte: the piece that it needs, and how long.
+    pub fn longest_wait(&self) -> Option<(u32, Duration)> {
+        self.fill_state().longest_wait(self.now())
+    }
+
+    fn now(&self) -> Duration {
+        self.handle.shared().clock.monotonic()
+    }
+
+    /// Verifies a piece and keeps it; returns its hash. A piece that is here already stays as it is, and that is no error.
+    /// Cancel safe: a write that has begun runs to its end.
+    ///
+    /// # Errors
+    /// [`WritePieceError`].
+    pub async fn write_piece(
+        &self,
+        index: u32,
+        bytes: Bytes,
+        expected: Option<PieceHash>,
+    ) -> Result<PieceHash, WritePieceError> {
+        let (map, got) = (self.map(), bytes.len() as u64);
+        if index >= map.count() {
+            let count = map.count();
+            return Err(WritePieceError::NoSuchPiece { index, count });
+        }
+        if got != map.len(index) {
+            let expected = map.len(index);
+            return Err(WritePieceError::WrongLength { index, expected, got });
+        }
+        let claimed = match self.claim(index).await? {
+            Ok(claimed) => claimed,
+            Err(hash) => return Ok(hash),
+        };
+        blocking(move || claimed.write(&bytes, expected)).await?
+    }
+
+    /// The right to write the piece, once nobody else is at it; or its hash, when it is here.
+    async fn claim(&self, index: u32) -> Result<Result<Claimed, PieceHash>, WritePieceError> {
+        let mut changes = self.changes();
+        loop {
+            changes.borrow_and_update();
+            match self.fill_state().claim(index).map_err(WritePieceError::Abandoned)? {
+                Claim::Have(hash) => return Ok(Err(hash)),
+                Claim::Yours => {
+                    let handle = Arc::clone(&self.handle);
+                    return Ok(Ok(Claimed { handle, index }));
+                }
+                Claim::Busy => changes.changed().await.expect("the sender is in our own handle"),
+            }
+        }
+    }
+
+    /// What a client may see: waits until the range's first byte is here, and returns what is here from there without a
+    /// gap: at least one byte, at most [`crate::READ_BYTES_MAX`]. The blob's final piece counts as here once the blob is
+    /// proven. An empty range is an empty answer. Cancel safe.
+    ///
+    /// # Errors
+    /// [`ReadBlobError`]: `Abandoned` when the fill fails, whatever is here.
+    pub async fn read(&self, range: Range<u64>) -> Result<Bytes, ReadBlobError> {
+        let range = check_range(range, self.map().blob_bytes())?;
+        let Some(piece) = self.map().piece_at(range.start).filter(|_| !range.is_empty()) else {
+            return Ok(Bytes::new());
+        };
+        let mut changes = self.changes();
+        let mut waiting = None;
+        let end = loop {
+            changes.borrow_and_update();
+            let end = self
+                .fill_state()
+                .readable_end(range.start, range.end - range.start)
+                .map_err(ReadBlobError::Abandoned)?;
+            if end > range.start {
+                break end;
+            }
+            waiting.get_or_insert_with(|| Waiting::new(&self.handle, piece));
+            changes.changed().await.expect("the sender is in our own handle");
+        };
+        drop(waiting);
+        self.read_file(range.start..end).await
+    }
+
+    /// What other peers may have: a whole piece, the final one too, or `None` when it is not here. Does not wait.
+    ///
+    /// # Errors
+    /// [`ReadBlobError`].
+    pub async fn read_piece(&self, index: u32) -> Result<Option<Bytes>, ReadBlobError> {
+        if let Some(why) = self.failure() {
+            return Err(ReadBlobError::Abandoned(why));
+        }
+        if !self.fill_state().has(index) {
+            return Ok(None);
+        }
+        self.read_file(self.map().range(index)).await.map(Some)
+    }
+
+    /// Waits until the piece is here, proven or not. Cancel safe.
+    ///
+    /// # Errors
+    /// [`ReadBlobError::Abandoned`] when the fill fails, [`ReadBlobError::OutOfRange`] when the blob has no such piece.
+    pub async fn wait_piece(&self, index: u32) -> Result<(), ReadBlobError> {
+        let map = self.map();
+        if index >= map.count() {
+            return Err(ReadBlobError::OutOfRange {
+                range: map.range(index),
+                blob_bytes: map.blob_bytes(),
+            });
+        }
+        let mut changes = self.changes();
+        loop {
+            changes.borrow_and_update();
+            if let Some(why) = self.failure() {
+                return Err(ReadBlobError::Abandoned(why));
+            }
+            if self.fill_state().has(index) {
+                return Ok(());
+            }
+            changes.changed().await.expect("the sender is in our own handle");
+        }
+    }
+
+    async fn read_file(&self, range: Range<u64>) -> Result<Bytes, ReadBlobError> {
+        let handle = Arc::clone(&self.handle);
+        match blocking(move || read_range(handle.fill.file().as_ref(), range)).await? {
+            Ok(bytes) => Ok(bytes.into()),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(ReadBlobError::Truncated { digest: *self.digest() })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// The right to write one piece; given back when it is dropped.
+struct Claimed {
+    handle: Arc<Handle>,
+    index: u32,
+}
+
+impl Claimed {
+    fn write(self, bytes: &Bytes, expected: Option<PieceHash>) -> Result<PieceHash, WritePieceError> {
+        let Digest::Sha256(computed) = Digest::of(bytes) else {
+            unreachable!("the canonical digest is sha256");
+        };
+        if let Some(expected) = expected.filter(|expected| *expected != computed) {
+            return Err(WritePieceError::Mismatch { expected, computed });
+        }
+        let fill = &self.handle.fill;
+        {
+            let _writing = fill.enter_write().map_err(WritePieceError::Abandoned)?;
+            write_all_at(fill.file().as_ref(), bytes, fill.map().range(self.index).start)?;
+            fill.land(self.index, computed);
+        }
+        if let Err(error) = fill.advance((self.index, bytes), ADVANCE_PIECES_MAX) {
+            // Publishing reads that piece again, and says so if it cannot.
+            debug!(blob.digest = %fill.digest(), error = &error as &dyn std::error::Error, "failed to read a piece back");
+        }
+        self.handle.shared().batch_if_due();
+        Ok(computed)
+    }
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        self.handle.fill.release(self.index);
+    }
+}
+
+/// A reader without a byte, for as long as this lives.
+struct Waiting<'a> {
+    fill: &'a Fill,
+    id: u64,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(handle: &'a Handle, piece: u32) -> Self {
+        let since = handle.shared().clock.monotonic();
+        Self {
+            fill: &handle.fill,
+            id: handle.fill.begin_wait(piece, since),
+        }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.fill.end_wait(self.id);
+    }
+}

@@ -1,0 +1,209 @@
+//! The two ends of a fill: its blob is published, or it is abandoned.
+//!
+//! Publishing goes: verify, sync the file, rename it, sync the folders, then the row, synced. So a row always stands for
+//! bytes that survived. Clients get the final piece as soon as the digest is proven; they do not wait for the disk.
+
+use std::{io, path::Path, sync::Arc};
+
+use piecemeal_proto::Digest;
+use tracing::warn;
+
+use crate::{
+    Blob, FillFailure, Filling, IndexError, StoreError,
+    blocking::blocking,
+    evict::Swept,
+    fill::Fill,
+    gate::GateGuard,
+    handle::{Handle, Pin},
+    index::{BlobRow, Durability, blobs, partials},
+    lock::locked,
+    store::Shared,
+};
+
+/// Why a blob could not be published.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishBlobError {
+    #[error("{missing} pieces are missing")]
+    Incomplete { missing: u32 },
+    /// The whole is not the blob. The fill has ended, its readers know, and nothing of it is kept.
+    #[error("digest mismatch: expected {expected}, computed {computed}")]
+    DigestMismatch {
+        expected: Box<Digest>,
+        computed: Box<Digest>,
+    },
+    /// Somebody ended the fill.
+    #[error("the fill was abandoned")]
+    Abandoned(#[source] FillFailure),
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// The disk would not read it back, or not keep it. When the blob is proven ([`Filling::is_proven`]), its handles go on
+    /// reading, and nothing remains on disk: abandon it once they are done. Else abandon it, and begin again.
+    #[error("failed to publish a blob")]
+    Io(#[from] io::Error),
+}
+
+impl Filling {
+    /// Proves the blob and makes it one of the store's. Again on a published blob, returns it. Cancel safe: once begun, it
+    /// runs to its end.
+    ///
+    /// # Errors
+    /// [`PublishBlobError`].
+    pub async fn publish(&self) -> Result<Blob, PublishBlobError> {
+        let gate = self.handle.shared().gates.enter(self.digest()).await;
+        let handle = Arc::clone(&self.handle);
+        blocking(move || handle.shared().publish(&gate, &handle)).await?
+    }
+
+    /// Ends the fill: its readers and writers get `why`, and the blob can be begun again at once. What arrived is kept for
+    /// that, unless `why` says that it is bad. Does nothing to a fill that has ended before. Cancel safe.
+    pub async fn abandon(&self, why: FillFailure) {
+        let gate = self.handle.shared().gates.enter(self.digest()).await;
+        let handle = Arc::clone(&self.handle);
+        // An error is a runtime that is going down, and everything with it.
+        let _ = blocking(move || handle.shared().abandon(&gate, &handle.fill, why)).await;
+    }
+}
+
+impl Shared {
+    fn publish(self: &Arc<Self>, gate: &GateGuard, handle: &Handle) -> Result<Blob, PublishBlobError> {
+        let fill = &handle.fill;
+        if let Some(why) = fill.failure() {
+            return Err(PublishBlobError::Abandoned(why));
+        }
+        if fill.is_published() {
+            return self.published(fill);
+        }
+        if fill.is_lost() {
+            return Err(io::Error::other("an earlier attempt failed").into());
+        }
+        let missing = fill.missing();
+        if missing > 0 {
+            return Err(PublishBlobError::Incomplete { missing });
+        }
+        self.prove(gate, fill)?;
+        let row = BlobRow {
+            map: fill.map(),
+            fill: fill.id(),
+            piece_hashes: fill.hashes(),
+        };
+        match self.keep(fill, &row) {
+            Ok(()) => Ok(self.promote(fill, row)),
+            Err(error) => {
+                // Neither a file whose sync failed nor one between two names can be trusted again: a second sync may
+                // succeed without having written anything.
+                fill.end_lost();
+                self.discard_logged(gate);
+                Err(error)
+            }
+        }
+    }
+
+    fn prove(&self, gate: &GateGuard, fill: &Fill) -> Result<(), PublishBlobError> {
+        let expected = *fill.digest();
+        let computed = fill.compute_digest()?;
+        if computed == expected {
+            fill.prove();
+            return Ok(());
+        }
+        fill.fail(FillFailure::DigestMismatch);
+        self.discard_logged(gate);
+        Err(PublishBlobError::DigestMismatch {
+            expected: Box::new(expected),
+            computed: Box::new(computed),
+        })
+    }
+
+    /// Everything that the disk has to do.
+    fn keep(&self, fill: &Fill, row: &BlobRow) -> Result<(), PublishBlobError> {
+        let digest = fill.digest();
+        fill.file().sync()?;
+        let dir = self.layout.blob_dir(digest);
+        self.make_blob_dir(digest, &dir)?;
+        self.files
+            .rename(&self.layout.partial(digest), &self.layout.blob(digest))?;
+        self.files.sync_dir(&dir)?;
+        let now = self.now();
+        self.write(Durability::Synced, |transaction| {
+            partials::delete(transaction, &digest.to_string())?;
+            blobs::insert(transaction, digest, row, now)
+        })?;
+        Ok(())
+    }
+
+    /// Makes the folder durable once in each run: that it exists does not say that it would survive.
+    fn make_blob_dir(&self, digest: &Digest, dir: &Path) -> io::Result<()> {
+        if locked(&self.durable_dirs).contains(dir) {
+            return Ok(());
+        }
+        self.files.create_dir(dir)?;
+        self.files.sync_dir(&self.layout.algorithm(digest.algorithm()))?;
+        locked(&self.durable_dirs).insert(dir.to_owned());
+        Ok(())
+    }
+
+    fn promote(self: &Arc<Self>, fill: &Fill, row: BlobRow) -> Blob {
+        let digest = *fill.digest();
+        let now = self.now();
+        let mut state = locked(&self.state);
+        state.ledger.promote(&digest, now);
+        let generation = state.ledger.pin(&digest).expect("its filling pins it");
+        let live = state.live.remove(&digest);
+        drop(state);
+        drop(live);
+        fill.end_published();
+        Blob::published(row, Arc::clone(fill.file()), Pin::new(self, digest, generation))
+    }
+
+    /// The blob of a fill that was published before; it may have been removed since.
+    fn published(self: &Arc<Self>, fill: &Fill) -> Result<Blob, PublishBlobError> {
+        let opened = match self.pin_blob(fill.digest()).map(|pin| self.open_blob(pin)).transpose() {
+            Ok(blob) => blob.flatten(),
+            Err(StoreError::Index(error)) => return Err(error.into()),
+            Err(error) => return Err(io::Error::other(error).into()),
+        };
+        opened.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound).into())
+    }
+
+    fn abandon(&self, gate: &GateGuard, fill: &Arc<Fill>, why: FillFailure) {
+        let was_lost = fill.is_lost();
+        let discards = why.discards();
+        // A fill that was lost has nothing on disk any more; what is there by now belongs to another.
+        if !fill.fail(why) || was_lost {
+            return;
+        }
+        fill.drain_writes();
+        if discards {
+            self.discard_logged(gate);
+            return;
+        }
+        self.save_pieces(fill);
+        let live = {
+            let mut state = locked(&self.state);
+            let ours = state
+                .live
+                .get(fill.digest())
+                .is_some_and(|live| Arc::ptr_eq(&live.fill, fill));
+            ours.then(|| state.live.remove(fill.digest())).flatten()
+        };
+        drop(live);
+    }
+
+    fn save_pieces(&self, fill: &Fill) {
+        let pieces = fill.take_unsaved();
+        let now = self.now();
+        let saved = self.write(Durability::Batched, |transaction| {
+            partials::add_pieces(transaction, fill.row(), &pieces, now)
+        });
+        if let Err(error) = saved {
+            let digest = fill.digest();
+            warn!(blob.digest = %digest, error = &error as &dyn std::error::Error, "failed to write down the pieces of {digest}");
+        }
+    }
+
+    fn discard_logged(&self, gate: &GateGuard) {
+        if let Err(error) = self.discard(gate, &mut Swept::default()) {
+            let digest = gate.digest();
+            warn!(blob.digest = %digest, error = &error as &dyn std::error::Error, "failed to remove what is left of {digest}");
+        }
+    }
+}

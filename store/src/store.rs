@@ -1,0 +1,294 @@
+//! The store itself: the handle that everybody holds, and the state behind it.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs, io,
+    path::PathBuf,
+    sync::{Arc, Mutex, Weak},
+    time::Duration,
+};
+
+use piecemeal_proto::{Digest, FillId, NodeId, PieceMap};
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use tokio::sync::broadcast;
+
+use crate::{
+    IndexError,
+    batch::Touched,
+    blocking::blocking,
+    clock::{Age, AgeCounter, Clock, Stamp},
+    files::Files,
+    fill::Fill,
+    gate::Gates,
+    handle::Handle,
+    index::{Durability, Index},
+    layout::Layout,
+    lock::locked,
+    open::{Env, OpenStoreError, StoreConfig, claim},
+    quota::{Kind, Ledger},
+    recover::recover,
+};
+
+/// A slow listener loses the oldest evictions beyond these, and is told so; it then reads the inventory again.
+const EVICTIONS_MAX: usize = 1024;
+
+/// A folder of blobs. Cheap to clone; the folder stays locked until the last clone and the last handle are gone.
+#[derive(Clone)]
+pub struct Store {
+    pub(crate) shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) layout: Layout,
+    pub(crate) files: Arc<dyn Files>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) index: Index,
+    pub(crate) gates: Gates,
+    /// Held while space is looked for, so that two fills never count on the same bytes.
+    pub(crate) reserving: Mutex<()>,
+    pub(crate) state: Mutex<State>,
+    /// Folders of blobs that a power cut would not take: 512 at the most.
+    pub(crate) durable_dirs: Mutex<HashSet<PathBuf>>,
+    pub(crate) evictions: broadcast::Sender<Digest>,
+    node_id: NodeId,
+    random: Mutex<StdRng>,
+    age: AgeCounter,
+    #[expect(dead_code, reason = "the folder is ours while this is open")]
+    lock: fs::File,
+}
+
+/// What is known without asking the disk.
+pub(crate) struct State {
+    pub(crate) ledger: Ledger,
+    pub(crate) live: HashMap<Digest, Live>,
+    pub(crate) touched: Touched,
+    pub(crate) limits: Limits,
+    /// When the last batch was written, by the monotonic clock.
+    pub(crate) batched_at: Duration,
+}
+
+/// A filling in memory. Without a handle it only waits for its last pieces to be written down.
+pub(crate) struct Live {
+    pub(crate) fill: Arc<Fill>,
+    pub(crate) handle: Weak<Handle>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) quota_bytes: Option<u64>,
+    pub(crate) free_bytes_min: u64,
+    pub(crate) ttl: Duration,
+}
+
+/// How full the store is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Complete blobs.
+    pub blobs: u64,
+    pub blob_bytes: u64,
+    /// Blobs that are not complete, whether being filled or waiting to be resumed.
+    pub partials: u64,
+    /// The whole size of every blob that is not complete.
+    pub reserved_bytes: u64,
+    pub manifests: u64,
+}
+
+/// Why the store could not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The bytes are not what the digest says; nothing was stored.
+    #[error("digest mismatch: expected {expected}, computed {computed}")]
+    DigestMismatch {
+        expected: Box<Digest>,
+        computed: Box<Digest>,
+    },
+    /// Nothing was stored.
+    #[error("a manifest of {bytes} bytes is larger than {bytes_max}")]
+    ManifestTooLarge { bytes: u64, bytes_max: u64 },
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// The local disk; everything else is still good.
+    #[error("the store's disk failed")]
+    Io(#[from] io::Error),
+}
+
+impl Store {
+    /// Opens the store in `config.dir`, makes it when there is none, and brings disk and rows together after a crash.
+    /// Blocks: a large store takes one look at each of its files.
+    ///
+    /// # Errors
+    /// [`OpenStoreError`], each with the path and what to do.
+    pub fn open(config: StoreConfig, env: Env) -> Result<Self, OpenStoreError> {
+        let layout = Layout::new(config.dir);
+        let opened = claim(&layout)?;
+        let index_error = |source| OpenStoreError::Index {
+            path: layout.index(),
+            source,
+        };
+        let mut random = StdRng::seed_from_u64(env.seed);
+        let wall = env.clock.wall();
+        let (node_id, start) = match opened.index.identity().map_err(index_error)? {
+            Some((node_id, stamp)) => (node_id, stamp.resumed(wall)),
+            None => {
+                let mut id = [0; 16];
+                random.fill_bytes(&mut id);
+                (NodeId(id), Age(0))
+            }
+        };
+        let stamp = Stamp::new(start, wall);
+        opened.index.set_identity(node_id, stamp).map_err(index_error)?;
+        let ledger = recover(&layout, env.files.as_ref(), &opened.index, stamp)?;
+        let monotonic = env.clock.monotonic();
+        let shared = Shared {
+            layout,
+            files: env.files,
+            clock: env.clock,
+            index: opened.index,
+            gates: Gates::default(),
+            reserving: Mutex::default(),
+            state: Mutex::new(State {
+                ledger,
+                live: HashMap::new(),
+                touched: Touched::default(),
+                limits: Limits {
+                    quota_bytes: config.quota_bytes,
+                    free_bytes_min: config.free_bytes_min,
+                    ttl: config.ttl,
+                },
+                batched_at: monotonic,
+            }),
+            durable_dirs: Mutex::default(),
+            evictions: broadcast::Sender::new(EVICTIONS_MAX),
+            node_id,
+            random: Mutex::new(random),
+            age: AgeCounter::new(start, monotonic),
+            lock: opened.lock,
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// This node's id: random, made with the store, kept in it.
+    pub fn node_id(&self) -> NodeId {
+        self.shared.node_id
+    }
+
+    /// The next number of the seeded generator.
+    pub fn random_u64(&self) -> u64 {
+        self.shared.random_u64()
+    }
+
+    /// Changes the limits from now on. A smaller quota takes hold at the next [`Store::sweep`] or fill; a TTL applies to
+    /// everything that is there already.
+    pub fn set_limits(&self, quota_bytes: Option<u64>, free_bytes_min: u64, ttl: Duration) {
+        locked(&self.shared.state).limits = Limits {
+            quota_bytes,
+            free_bytes_min,
+            ttl,
+        };
+    }
+
+    /// The complete blobs that have left the store, for whatever reason. A listener that falls behind is told how many it
+    /// missed, and should read [`Store::complete_digests`] again.
+    pub fn evictions(&self) -> broadcast::Receiver<Digest> {
+        self.shared.evictions.subscribe()
+    }
+
+    /// Every complete blob, ascending.
+    ///
+    /// # Errors
+    /// None today; the inventory is in memory.
+    pub async fn complete_digests(&self) -> Result<Vec<Digest>, StoreError> {
+        Ok(locked(&self.shared.state).ledger.digests(Kind::Blob))
+    }
+
+    /// Every blob that is not complete, ascending.
+    ///
+    /// # Errors
+    /// None today; the inventory is in memory.
+    pub async fn partials(&self) -> Result<Vec<Digest>, StoreError> {
+        Ok(locked(&self.shared.state).ledger.digests(Kind::Partial))
+    }
+
+    /// How a blob that is not complete is cut, so that a download of it can go on where it stopped.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub async fn partial_map(&self, digest: &Digest) -> Result<Option<PieceMap>, StoreError> {
+        let digest = *digest;
+        self.run(move |shared| Ok(shared.index.partial(&digest)?.map(|row| row.map)))
+            .await
+    }
+
+    /// How full the store is.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub async fn usage(&self) -> Result<Usage, StoreError> {
+        self.run(|shared| {
+            let manifests = shared.index.manifest_count()?;
+            let state = locked(&shared.state);
+            let (blobs, partials) = (state.ledger.blobs(), state.ledger.partials());
+            Ok(Usage {
+                blobs: blobs.count,
+                blob_bytes: blobs.bytes,
+                partials: partials.count,
+                reserved_bytes: partials.bytes,
+                manifests,
+            })
+        })
+        .await
+    }
+
+    /// Runs disk work on a blocking thread.
+    pub(crate) async fn run<T, E>(
+        &self,
+        work: impl FnOnce(&Arc<Shared>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<io::Error> + Send + 'static,
+    {
+        let shared = Arc::clone(&self.shared);
+        blocking(move || work(&shared)).await?
+    }
+}
+
+impl Shared {
+    pub(crate) fn now(&self) -> Age {
+        self.age.now(self.clock.monotonic())
+    }
+
+    pub(crate) fn stamp(&self) -> Stamp {
+        Stamp::new(self.now(), self.clock.wall())
+    }
+
+    pub(crate) fn random_u64(&self) -> u64 {
+        locked(&self.random).next_u64()
+    }
+
+    /// A fill id that nobody else draws. Never 0.
+    pub(crate) fn new_fill(&self) -> FillId {
+        loop {
+            if let id @ 1.. = self.random_u64() {
+                return FillId(id);
+            }
+        }
+    }
+
+    pub(crate) fn write<T>(
+        &self,
+        durability: Durability,
+        work: impl FnOnce(&rusqlite::Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, IndexError> {
+        self.index.write(durability, self.stamp(), work)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // Whoever cares has called `close`; this saves the last half second of those who did not.
+        self.write_batch(Durability::Batched);
+    }
+}

@@ -1,0 +1,298 @@
+//! Power cuts and failing disks, by seed.
+//!
+//! Each seed drives a store over a disk that fails at random, cuts the power in the middle of some file operation, and
+//! opens what survived: the files as the disk left them, and the index either as of that moment or as of its last synced
+//! transaction. Then everything that the store promises must hold, without exception.
+
+#![expect(clippy::unwrap_used, reason = "a story that cannot go on fails")]
+
+mod support;
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use piecemeal_proto::Digest;
+use piecemeal_store::{BeginFillError, FillFailure, Filling, PublishBlobError, Store, StoreConfig};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
+use support::{Content, DAY, FakeClock, config, disk::FaultyDisk, env, read_all};
+
+const SEEDS: u64 = 250;
+/// A seed waits for the disk most of the time, where the index is.
+const THREADS: u64 = 4;
+const ROUNDS: u32 = 3;
+const QUOTA_BYTES: u64 = 100_000;
+
+/// A machine with a store: what survives a power cut, and what it must have kept.
+struct Machine {
+    dir: tempfile::TempDir,
+    disk: FaultyDisk,
+    clock: Arc<FakeClock>,
+    random: StdRng,
+    contents: Vec<Content>,
+    /// Published, and not seen leaving since.
+    published: BTreeSet<Digest>,
+}
+
+/// Copies the index as it lies on the disk.
+fn copy_index(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for name in ["index.db", "index.db-wal", "index.db-shm"] {
+        let _ = fs::remove_file(to.join(name));
+        match fs::copy(from.join(name), to.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => panic!("{error}"),
+            _ => {}
+        }
+    }
+    // Another process makes its own.
+    let _ = fs::remove_file(to.join("index.db-shm"));
+}
+
+impl Machine {
+    fn new(seed: u64) -> Self {
+        let mut random = StdRng::seed_from_u64(seed);
+        let contents = (0..8)
+            .map(|id| Content::new(seed << 8 | id, random.random_range(0..40_000)))
+            .collect();
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            disk: FaultyDisk::new(seed),
+            clock: FakeClock::new(),
+            random,
+            contents,
+            published: BTreeSet::new(),
+        }
+    }
+
+    fn config(&self) -> StoreConfig {
+        StoreConfig {
+            quota_bytes: Some(QUOTA_BYTES),
+            ..config(self.dir.path())
+        }
+    }
+
+    fn store_dir(&self) -> PathBuf {
+        self.config().dir
+    }
+
+    fn open(&mut self) -> Store {
+        let mut env = env(&self.clock, Arc::new(self.disk.clone()));
+        env.seed = self.random.random();
+        Store::open(self.config(), env).unwrap()
+    }
+
+    /// The index as it was when it was last synced for certain.
+    fn snapshot(&self) {
+        copy_index(&self.store_dir(), &self.dir.path().join("synced"));
+    }
+
+    /// Works until the power goes.
+    async fn work(&mut self) {
+        let store = self.open();
+        let mut evictions = store.evictions();
+        self.snapshot();
+        let (from, to) = (self.store_dir(), self.dir.path().join("cut"));
+        let operations = self.random.random_range(1..150);
+        self.disk.set_faults(*[0, 10, 50].choose(&mut self.random).unwrap());
+        self.disk.cut_power_after(operations, move || copy_index(&from, &to));
+        let mut fillings = Vec::new();
+        while !self.disk.is_off() {
+            self.step(&store, &mut fillings).await;
+            while let Ok(digest) = evictions.try_recv() {
+                self.published.remove(&digest);
+            }
+        }
+        drop(fillings);
+        drop(store);
+        let survived = if self.random.random() { "cut" } else { "synced" };
+        copy_index(&self.dir.path().join(survived), &self.store_dir());
+        self.disk.power_on();
+    }
+
+    async fn step(&mut self, store: &Store, fillings: &mut Vec<(Content, Filling)>) {
+        match self.random.random_range(0..20) {
+            0..4 => {
+                let content = self.contents.choose(&mut self.random).unwrap().clone();
+                match store.begin(&content.digest, content.map, None).await {
+                    Ok(filling) => fillings.push((content, filling)),
+                    Err(BeginFillError::Conflict { .. }) => panic!("nobody asks for another map"),
+                    Err(_) => {}
+                }
+            }
+            4..14 => {
+                if let Some((content, filling)) = fillings.choose(&mut self.random) {
+                    self.write_pieces(&content.clone(), &filling.clone()).await;
+                }
+            }
+            14 => {
+                if let Some((_, filling)) = fillings.choose(&mut self.random) {
+                    let why = [FillFailure::Revoked, FillFailure::Stopped];
+                    filling.abandon(why.choose(&mut self.random).unwrap().clone()).await;
+                }
+            }
+            15 if !fillings.is_empty() => {
+                let at = self.random.random_range(0..fillings.len());
+                fillings.swap_remove(at);
+            }
+            16 => {
+                self.clock
+                    .advance(Duration::from_secs(self.random.random_range(0..40_000)));
+                if store.sweep().await.is_ok() && !self.disk.is_off() {
+                    self.snapshot();
+                }
+            }
+            17 => {
+                self.clock.advance(Duration::from_millis(400));
+                let content = self.contents.choose(&mut self.random).unwrap();
+                if let Ok(Some(blob)) = store.blob(&content.digest).await
+                    && let Ok(bytes) = blob.read(0..content.map.blob_bytes()).await
+                {
+                    assert!(bytes == content.bytes, "{} reads as something else", content.digest);
+                }
+            }
+            18 => {
+                let content = self.contents.choose(&mut self.random).unwrap();
+                let _ = store.remove(&content.digest).await;
+            }
+            _ => store.flush().await,
+        }
+    }
+
+    async fn write_pieces(&mut self, content: &Content, filling: &Filling) {
+        let missing: Vec<u32> = filling.have().missing().collect();
+        for index in missing {
+            if self.random.random_range(0..4) == 0 {
+                continue;
+            }
+            let mut bytes = content.piece(index);
+            if self.random.random_range(0..60) == 0 {
+                bytes = Bytes::from(vec![0; bytes.len()]);
+            }
+            if filling.write_piece(index, bytes, None).await.is_err() {
+                return;
+            }
+        }
+        match filling.publish().await {
+            Ok(blob) => {
+                assert!(self.published.insert(content.digest) || filling.is_proven());
+                if !self.disk.is_off() {
+                    self.snapshot();
+                }
+                if let Ok(bytes) = blob.read(0..content.map.blob_bytes()).await {
+                    assert!(bytes == content.bytes, "{} reads as something else", content.digest);
+                }
+            }
+            Err(PublishBlobError::Io(error)) => filling.abandon(FillFailure::Disk(error.to_string())).await,
+            Err(_) => {}
+        }
+    }
+
+    /// Everything that must hold after a crash; leaves the store closed.
+    async fn check(&mut self) {
+        let store = self.open();
+        let complete = store.complete_digests().await.unwrap();
+        let partials = store.partials().await.unwrap();
+        self.check_files(&complete, &partials);
+        for digest in &self.published {
+            assert!(complete.contains(digest), "{digest} was published and is gone");
+        }
+        let usage = store.usage().await.unwrap();
+        assert!(usage.blob_bytes + usage.reserved_bytes <= QUOTA_BYTES, "{usage:?}");
+        for content in self.contents.clone() {
+            if complete.contains(&content.digest) {
+                let blob = store.blob(&content.digest).await.unwrap().unwrap();
+                assert!(read_all(&blob).await == content.bytes, "{} is damaged", content.digest);
+            } else if partials.contains(&content.digest) {
+                let filling = content.begin(&store).await;
+                for index in filling.have().iter() {
+                    let bytes = filling.read_piece(index).await.unwrap().unwrap();
+                    assert_eq!(Digest::of(&bytes), Digest::Sha256(filling.hash(index).unwrap()));
+                }
+            }
+        }
+        // What was published long ago may go from here on.
+        let (now_complete, now_partial) = (store.complete_digests().await.unwrap(), store.partials().await.unwrap());
+        assert_eq!((&now_complete, &now_partial), (&complete, &partials));
+        self.check_files(&now_complete, &now_partial);
+        self.published = now_complete.into_iter().collect();
+        store.close().await;
+    }
+
+    fn check_files(&self, complete: &[Digest], partials: &[Digest]) {
+        let dir = self.store_dir();
+        let blobs = complete.iter().map(|digest| {
+            let hex = digest.hex();
+            dir.join("blobs/sha256").join(&hex[..2]).join(hex)
+        });
+        let partials = partials
+            .iter()
+            .map(|digest| dir.join(format!("partial/sha256-{}", digest.hex())));
+        let expected: BTreeSet<PathBuf> = blobs.chain(partials).collect();
+        let found: BTreeSet<PathBuf> = self.disk.files().into_iter().collect();
+        assert_eq!(found, expected, "the disk holds what the rows say");
+    }
+
+    /// On a disk that is well again, every blob can be had.
+    async fn heal(&mut self) {
+        let store = self.open();
+        for content in self.contents.clone() {
+            let filling = match store.begin(&content.digest, content.map, None).await {
+                Ok(filling) => filling,
+                Err(BeginFillError::AlreadyComplete) => continue,
+                Err(error) => panic!("{error:?}"),
+            };
+            for index in filling.have().missing() {
+                content.write(&filling, index).await;
+            }
+            match filling.publish().await {
+                Ok(blob) => assert!(read_all(&blob).await == content.bytes),
+                // A bad piece that came without its hash was believed before the crash: found out now, fetched anew.
+                Err(PublishBlobError::DigestMismatch { .. }) => {
+                    drop(filling);
+                    assert!(read_all(&content.publish(&store).await).await == content.bytes);
+                }
+                Err(error) => panic!("{error:?}"),
+            }
+            self.clock.advance(Duration::from_secs(1));
+        }
+        self.clock.advance(2 * DAY);
+        store.sweep().await.unwrap();
+        assert_eq!(self.disk.files(), Vec::<PathBuf>::new());
+    }
+}
+
+fn run(seed: u64) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let story = async {
+        let mut machine = Machine::new(seed);
+        for _ in 0..ROUNDS {
+            machine.work().await;
+            machine.check().await;
+        }
+        machine.heal().await;
+    };
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| runtime.block_on(story)));
+    if let Err(panic) = outcome {
+        eprintln!("failed with seed {seed}");
+        std::panic::resume_unwind(panic);
+    }
+}
+
+#[test]
+fn a_store_keeps_its_promises_through_power_cuts_and_disk_errors() {
+    // One seed: STORE_SEED=N cargo test -p piecemeal-store --test crash
+    let only = std::env::var("STORE_SEED").ok().map(|seed| seed.parse().unwrap());
+    match only {
+        Some(seed) => run(seed),
+        None => std::thread::scope(|scope| {
+            for thread in 0..THREADS {
+                scope.spawn(move || (0..SEEDS).filter(|seed| seed % THREADS == thread).for_each(run));
+            }
+        }),
+    }
+}

@@ -1,0 +1,199 @@
+//! What a store's folder may be, and what it looks like after trouble.
+
+#![expect(clippy::unwrap_used, reason = "a story that cannot go on fails")]
+
+mod support;
+
+use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, sync::Arc};
+
+use piecemeal_store::{DiskFiles, Env, OpenStoreError, Store};
+use support::{Content, FakeClock, config, env, open, read_all};
+
+fn blob_path(dir: &std::path::Path, content: &Content) -> PathBuf {
+    let hex = content.digest.hex();
+    dir.join("store/blobs/sha256").join(&hex[..2]).join(hex)
+}
+
+fn refusal(dir: &std::path::Path) -> OpenStoreError {
+    match Store::open(config(dir), Env::system()) {
+        Ok(_) => panic!("it should have been refused"),
+        Err(error) => error,
+    }
+}
+
+#[tokio::test]
+async fn a_folder_has_one_process_and_keeps_its_node_id() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = FakeClock::new();
+    let store = open(dir.path(), &clock);
+    let node_id = store.node_id();
+    assert!(matches!(refusal(dir.path()), OpenStoreError::Locked { .. }));
+    let mode = fs::metadata(dir.path().join("store")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+    store.close().await;
+    drop(store);
+    assert_eq!(open(dir.path(), &clock).node_id(), node_id);
+}
+
+#[test]
+fn a_folder_of_something_else_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    fs::create_dir(&store).unwrap();
+    fs::write(store.join("letters.txt"), "dear").unwrap();
+    let error = refusal(dir.path());
+    assert!(matches!(&error, OpenStoreError::Foreign { found, .. } if found == "letters.txt"));
+    assert!(error.to_string().contains(store.to_str().unwrap()), "{error}");
+    assert_eq!(fs::read_dir(&store).unwrap().count(), 1);
+
+    fs::remove_file(store.join("letters.txt")).unwrap();
+    fs::create_dir(store.join("lost+found")).unwrap();
+    drop(Store::open(config(dir.path()), Env::system()).unwrap());
+}
+
+#[test]
+fn what_is_no_folder_or_no_index_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    fs::write(&store, "a file").unwrap();
+    assert!(matches!(refusal(dir.path()), OpenStoreError::NotAFolder { path } if path == store));
+    let mut below = config(dir.path());
+    below.dir = store.join("below");
+    assert!(matches!(
+        Store::open(below, Env::system()),
+        Err(OpenStoreError::NotAFolder { .. })
+    ));
+    let mut system = config(dir.path());
+    system.dir = PathBuf::from("/proc/piecemeal");
+    assert!(matches!(
+        Store::open(system, Env::system()),
+        Err(OpenStoreError::Unwritable { .. })
+    ));
+    fs::remove_file(&store).unwrap();
+    fs::create_dir(&store).unwrap();
+    fs::write(
+        store.join("index.db"),
+        "no database at all, but long enough to be looked at",
+    )
+    .unwrap();
+    assert!(matches!(refusal(dir.path()), OpenStoreError::Index { .. }));
+}
+
+#[test]
+fn a_newer_schema_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path(), &FakeClock::new()));
+    let index = rusqlite::Connection::open(dir.path().join("store/index.db")).unwrap();
+    index.pragma_update(None, "user_version", 2).unwrap();
+    drop(index);
+    assert!(matches!(
+        refusal(dir.path()),
+        OpenStoreError::NewerSchema { found: 2, known: 1, .. }
+    ));
+}
+
+#[tokio::test]
+async fn missing_and_truncated_files_are_misses_that_heal() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), &FakeClock::new());
+    let mut evictions = store.evictions();
+    let (missing, truncated) = (Content::pieces(1, 3), Content::pieces(2, 3));
+    for content in [&missing, &truncated] {
+        content.publish(&store).await;
+    }
+    fs::remove_file(blob_path(dir.path(), &missing)).unwrap();
+    let held = store.blob(&truncated.digest).await.unwrap().unwrap();
+    fs::write(blob_path(dir.path(), &truncated), "short").unwrap();
+    assert!(held.read(0..10).await.is_err(), "a handle notices too");
+    for content in [&missing, &truncated] {
+        assert!(store.blob(&content.digest).await.unwrap().is_none());
+        let blob = content.publish(&store).await;
+        assert_eq!(read_all(&blob).await, content.bytes);
+    }
+    assert_eq!(store.usage().await.unwrap().blobs, 2);
+    assert_eq!(evictions.try_recv().unwrap(), truncated.digest);
+    assert_eq!(evictions.try_recv().unwrap(), missing.digest);
+}
+
+#[tokio::test]
+async fn removing_a_blob_takes_it_away_and_readers_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), &FakeClock::new());
+    let content = Content::pieces(1, 3);
+    let blob = content.publish(&store).await;
+    assert!(store.remove(&content.digest).await.unwrap());
+    assert!(!store.remove(&content.digest).await.unwrap());
+    assert!(store.blob(&content.digest).await.unwrap().is_none());
+    assert_eq!(read_all(&blob).await, content.bytes);
+    let again = content.publish(&store).await;
+    drop(blob);
+    assert_eq!(read_all(&again).await, content.bytes);
+    let filling = Content::pieces(2, 3).begin(&store).await;
+    assert!(
+        !store.remove(filling.digest()).await.unwrap(),
+        "a live fill is not removed"
+    );
+}
+
+#[tokio::test]
+async fn opening_brings_files_and_rows_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = FakeClock::new();
+    let store = open(dir.path(), &clock);
+    let (kept, lost, short) = (Content::pieces(1, 3), Content::pieces(2, 3), Content::pieces(3, 3));
+    for content in [&kept, &lost, &short] {
+        content.publish(&store).await;
+    }
+    let partial = Content::pieces(4, 3);
+    partial.write(&partial.begin(&store).await, 1).await;
+    drop(store);
+    fs::remove_file(blob_path(dir.path(), &lost)).unwrap();
+    fs::write(blob_path(dir.path(), &short), "short").unwrap();
+    let strays = ["blobs/sha256/00/stray", "blobs/sha256/stray", "partial/stray"];
+    for stray in strays {
+        let path = dir.path().join("store").join(stray);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "bytes").unwrap();
+    }
+    let index = rusqlite::Connection::open(dir.path().join("store/index.db")).unwrap();
+    index
+        .execute("INSERT INTO blobs VALUES ('sha256:nonsense', -1, 0, 0, x'00', 0)", [])
+        .unwrap();
+    drop(index);
+
+    let store = Store::open(config(dir.path()), env(&clock, Arc::new(DiskFiles))).unwrap();
+    assert_eq!(store.complete_digests().await.unwrap(), [kept.digest]);
+    assert_eq!(store.partials().await.unwrap(), [partial.digest]);
+    for stray in strays {
+        assert!(!dir.path().join("store").join(stray).exists(), "{stray}");
+    }
+    let resumed = partial.begin(&store).await;
+    assert_eq!(resumed.have().iter().collect::<Vec<_>>(), [1]);
+}
+
+#[tokio::test]
+async fn a_torn_piece_is_fetched_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = FakeClock::new();
+    let store = open(dir.path(), &clock);
+    let content = Content::pieces(1, 4);
+    let filling = content.begin(&store).await;
+    for index in 0..3 {
+        content.write(&filling, index).await;
+    }
+    drop((filling, store));
+    let path = dir
+        .path()
+        .join(format!("store/partial/sha256-{}", content.digest.hex()));
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[5000] ^= 0x10;
+    fs::write(&path, bytes).unwrap();
+
+    let store = open(dir.path(), &clock);
+    let filling = content.begin(&store).await;
+    assert_eq!(filling.have().iter().collect::<Vec<_>>(), [0, 2]);
+    for index in [3, 1] {
+        content.write(&filling, index).await;
+    }
+    assert_eq!(read_all(&filling.publish().await.unwrap()).await, content.bytes);
+}

@@ -1,0 +1,92 @@
+//! The body of an answer: pieces in order, slice by slice through the limiter.
+//!
+//! Nothing is read before the receiver has taken what was read before, so that a receiver that is slow or gone costs one
+//! piece of memory and no more reads.
+
+use std::{ops::Range, sync::Arc};
+
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+use piecemeal_store::ReadBlobError;
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Duration, timeout},
+};
+use tracing::debug;
+
+use super::content::Content;
+use crate::Limiter;
+
+pub(super) struct PieceBody {
+    pub(super) content: Content,
+    /// Still to be read.
+    pub(super) pieces: Range<u32>,
+    /// How long to wait for each piece that is not here.
+    pub(super) patience: Option<Duration>,
+    pub(super) limiter: Limiter,
+    pub(super) served: Arc<dyn Fn(u64) + Send + Sync>,
+    /// Read and not yet sent.
+    pub(super) ready: Bytes,
+    /// Where in the blob reading goes on.
+    pub(super) position: u64,
+    #[expect(
+        dead_code,
+        reason = "the request's place among those that may be in flight, as long as it is"
+    )]
+    pub(super) permit: OwnedSemaphorePermit,
+}
+
+/// Why the pieces cannot be sent, or not to their end.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReadPieceError {
+    #[error("piece {piece} is not here")]
+    Missing { piece: u32 },
+    #[error(transparent)]
+    Read(#[from] ReadBlobError),
+}
+
+impl PieceBody {
+    /// Reads on, unless there is something to send already. Cancel safe.
+    pub(super) async fn fill(&mut self) -> Result<(), ReadPieceError> {
+        if !self.ready.is_empty() || self.pieces.is_empty() {
+            return Ok(());
+        }
+        let piece = self.pieces.start;
+        if let Some(patience) = self.patience {
+            let late = |_| ReadPieceError::Missing { piece };
+            timeout(patience, self.content.wait(piece)).await.map_err(late)??;
+        }
+        let bytes = self.content.read(piece, self.position).await?;
+        if bytes.is_empty() {
+            return Err(ReadPieceError::Missing { piece });
+        }
+        self.position += u64::try_from(bytes.len()).expect("a piece is small");
+        if self.position == self.content.map().range(piece).end {
+            self.pieces.start += 1;
+        }
+        self.ready = bytes;
+        Ok(())
+    }
+
+    /// The slices. An error ends the connection short of the stated length.
+    pub(super) fn into_stream(self) -> impl Stream<Item = Result<Bytes, ReadPieceError>> {
+        stream::try_unfold(self, |mut body| async move {
+            let slice = body
+                .next_slice()
+                .await
+                .inspect_err(|error| debug!("an answer ends early: {error}"))?;
+            Ok(slice.map(|slice| (slice, body)))
+        })
+    }
+
+    async fn next_slice(&mut self) -> Result<Option<Bytes>, ReadPieceError> {
+        self.fill().await?;
+        if self.ready.is_empty() {
+            return Ok(None);
+        }
+        let slice = self.ready.split_to(self.ready.len().min(self.limiter.slice_bytes()));
+        self.limiter.take(slice.len()).await;
+        (self.served)(u64::try_from(slice.len()).expect("a slice is small"));
+        Ok(Some(slice))
+    }
+}

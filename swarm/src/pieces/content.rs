@@ -1,0 +1,67 @@
+//! What the piece port serves from: a complete blob, under whatever fill it is asked for, or a fill under its own id.
+
+use bytes::Bytes;
+use piecemeal_proto::{Digest, FillId, PieceHash, PieceMap};
+use piecemeal_store::{Blob, Filling, ReadBlobError, Store, StoreError};
+
+pub(super) enum Content {
+    Blob(Blob),
+    Filling(Filling),
+}
+
+impl Content {
+    /// `None` when the blob is not here, or only in part and of another fill.
+    pub(super) async fn find(store: &Store, digest: &Digest, fill: FillId) -> Result<Option<Self>, StoreError> {
+        if let Some(filling) = store.filling(digest).filter(|filling| filling.fill() == fill) {
+            return Ok(Some(Self::Filling(filling)));
+        }
+        Ok(store.blob(digest).await?.map(Self::Blob))
+    }
+
+    pub(super) fn map(&self) -> PieceMap {
+        match self {
+            Self::Blob(blob) => blob.map(),
+            Self::Filling(filling) => filling.map(),
+        }
+    }
+
+    pub(super) fn fill(&self) -> FillId {
+        match self {
+            Self::Blob(blob) => blob.fill(),
+            Self::Filling(filling) => filling.fill(),
+        }
+    }
+
+    /// The hash of each of `pieces`; `None` when one of them is not here.
+    pub(super) fn hashes(&self, pieces: std::ops::Range<u32>) -> Option<Vec<PieceHash>> {
+        match self {
+            Self::Blob(blob) => {
+                let hashes = blob.piece_hashes();
+                let pieces = usize::try_from(pieces.start).ok()?..usize::try_from(pieces.end).ok()?;
+                hashes.get(pieces).map(<[PieceHash]>::to_vec)
+            }
+            Self::Filling(filling) => pieces.map(|piece| filling.hash(piece)).collect(),
+        }
+    }
+
+    /// Waits until a piece is here, or the fill fails. Cancel safe.
+    pub(super) async fn wait(&self, piece: u32) -> Result<(), ReadBlobError> {
+        match self {
+            Self::Blob(_) => Ok(()),
+            Self::Filling(filling) => filling.wait_piece(piece).await,
+        }
+    }
+
+    /// What is here of `piece` from byte `position` of the blob, at most to the piece's end. Empty when the piece is not here.
+    pub(super) async fn read(&self, piece: u32, position: u64) -> Result<Bytes, ReadBlobError> {
+        let range = self.map().range(piece);
+        match self {
+            Self::Blob(blob) => blob.read(position..range.end).await,
+            Self::Filling(filling) => {
+                let mut bytes = filling.read_piece(piece).await?.unwrap_or_default();
+                let skipped = usize::try_from(position - range.start).unwrap_or(usize::MAX);
+                Ok(bytes.split_off(skipped.min(bytes.len())))
+            }
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! The piece port: who may have which pieces.
+//!
+//! A digest is no permission: every request carries the authority's word for its blob, a ticket or, where it is accepted, a
+//! grant. Only with a grant does an answer wait for pieces that are not here yet.
+
+use std::{net::SocketAddr, ops::Range, str::FromStr, sync::Arc};
+
+use axum::{
+    Extension, Router,
+    body::Body,
+    extract::{ConnectInfo, Path, State},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode, header};
+use piecemeal_proto::{AuthorityPublic, CheckTokenError, Digest, FillId, Grant, PIECE_COUNT_MAX, Ticket};
+use piecemeal_store::{Store, StoreError};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Duration,
+};
+use tracing::{debug, warn};
+
+use super::{
+    FILL, HASHES, HASHES_MAX, PIECE_BYTES, SCHEME,
+    body::{PieceBody, ReadPieceError},
+    content::Content,
+    write_hashes,
+};
+use crate::{AuthorityClock, Limiter};
+
+/// What a piece port serves, and to whom.
+#[derive(Clone)]
+pub struct PiecePort {
+    pub store: Store,
+    /// Whose tickets are accepted.
+    pub authority: AuthorityPublic,
+    /// What their expiry is judged by.
+    pub clock: AuthorityClock,
+    /// What is sent to other hosts goes through it.
+    pub limiter: Limiter,
+    /// Whether a grant is as good as a ticket, and better: with it, the answer waits for pieces. True at the mirror.
+    pub accept_grants: bool,
+    /// Told of all bytes that are sent.
+    pub served: Arc<dyn Fn(u64) + Send + Sync>,
+    /// The most requests that are answered at once.
+    pub requests_max: usize,
+}
+
+/// The piece port's only route. A request without [`ConnectInfo`] counts as another host's.
+pub fn piece_router(port: PiecePort) -> Router {
+    let requests = Arc::new(Semaphore::new(port.requests_max));
+    Router::new()
+        .route("/piece/v1/{digest}/{fill}/{pieces}", get(serve))
+        .with_state(Arc::new(Served { port, requests }))
+}
+
+struct Served {
+    port: PiecePort,
+    requests: Arc<Semaphore>,
+}
+
+async fn serve(
+    State(served): State<Arc<Served>>,
+    Path((digest, fill, pieces)): Path<(String, String, String)>,
+    remote: Option<Extension<ConnectInfo<SocketAddr>>>,
+    headers: HeaderMap,
+) -> Result<Response, ServePiecesError> {
+    let asked = Asked::parse(&digest, &fill, &pieces).ok_or(ServePiecesError::Malformed)?;
+    let may_wait = served.port.check_token(&headers, &asked.digest)?;
+    let permit = Arc::clone(&served.requests)
+        .try_acquire_owned()
+        .map_err(|_| ServePiecesError::Busy)?;
+    let limiter = match remote {
+        Some(Extension(ConnectInfo(remote))) => served.port.limiter.for_address(remote.ip()),
+        None => served.port.limiter.clone(),
+    };
+    served.port.answer(&asked, may_wait, limiter, permit).await
+}
+
+/// A well-formed path.
+struct Asked {
+    digest: Digest,
+    fill: FillId,
+    pieces: Range<u32>,
+}
+
+impl Asked {
+    fn parse(digest: &str, fill: &str, pieces: &str) -> Option<Self> {
+        let is_fill = fill.len() == 16 && fill.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let fill = is_fill.then(|| u64::from_str_radix(fill, 16).ok())??;
+        let (first, last) = pieces.split_once('-')?;
+        let (first, last) = (index(first)?, index(last)?);
+        (first <= last).then_some(Self {
+            digest: Digest::from_str(digest).ok()?,
+            fill: FillId(fill),
+            pieces: first..last + 1,
+        })
+    }
+}
+
+/// Digits alone, and within what a blob may have.
+fn index(text: &str) -> Option<u32> {
+    let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+    is_number
+        .then(|| text.parse().ok())?
+        .filter(|&index| index < PIECE_COUNT_MAX)
+}
+
+impl PiecePort {
+    /// Whether the answer may wait for pieces.
+    fn check_token(&self, headers: &HeaderMap, digest: &Digest) -> Result<bool, ServePiecesError> {
+        let unauthorized = ServePiecesError::Unauthorized;
+        let header = headers
+            .get(header::AUTHORIZATION)
+            .ok_or(unauthorized("a ticket is needed"))?;
+        let (scheme, token) = header
+            .to_str()
+            .ok()
+            .and_then(|text| text.split_once(' '))
+            .ok_or(unauthorized("the Authorization header is malformed"))?;
+        if !scheme.eq_ignore_ascii_case(SCHEME) {
+            return Err(unauthorized("the Authorization scheme must be Piecemeal"));
+        }
+        let now = self.clock.now();
+        let ticket = Ticket::check(token, &self.authority, now).map(|ticket| (ticket.digest, false));
+        // A grant is malformed as a ticket.
+        let checked = match ticket {
+            Err(CheckTokenError::Malformed) if self.accept_grants => {
+                Grant::check(token, &self.authority, now).map(|grant| (grant.digest, true))
+            }
+            ticket => ticket,
+        };
+        match checked {
+            Ok((of, may_wait)) if of == *digest => Ok(may_wait),
+            Ok(_) => Err(unauthorized("the token is for another blob")),
+            Err(CheckTokenError::Malformed) => Err(unauthorized(
+                "the token is malformed or of a kind that is not accepted here",
+            )),
+            Err(CheckTokenError::Signature) => Err(unauthorized("the token is not signed by this site's authority")),
+            Err(CheckTokenError::Expired) => Err(unauthorized("the token has expired")),
+        }
+    }
+
+    async fn answer(
+        &self,
+        asked: &Asked,
+        may_wait: bool,
+        limiter: Limiter,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<Response, ServePiecesError> {
+        let content = Content::find(&self.store, &asked.digest, asked.fill)
+            .await?
+            .ok_or(ServePiecesError::Missing("the blob, or this fill of it, is not here"))?;
+        let (map, fill) = (content.map(), content.fill());
+        if asked.pieces.end > map.count() {
+            return Err(ServePiecesError::Missing("the blob has no such piece"));
+        }
+        let hashes = content.hashes(asked.pieces.clone());
+        if hashes.is_none() && !may_wait {
+            return Err(ServePiecesError::Missing("a piece is not here"));
+        }
+        let start = map.range(asked.pieces.start).start;
+        let end = map.range(asked.pieces.end - 1).end;
+        let mut body = PieceBody {
+            content,
+            pieces: asked.pieces.clone(),
+            patience: may_wait.then_some(PIECE_WAIT_MAX),
+            limiter,
+            served: Arc::clone(&self.served),
+            ready: Bytes::new(),
+            position: start,
+            permit,
+        };
+        // What cannot be had is said while it can still be said.
+        body.fill().await?;
+        let mut response = Response::builder()
+            .header(header::CONTENT_TYPE, "application/octet-stream")
+            .header(header::CONTENT_LENGTH, end - start)
+            .header(FILL, fill.to_string())
+            .header(PIECE_BYTES, map.piece_bytes());
+        if let Some(hashes) = hashes.filter(|_| asked.pieces.end - asked.pieces.start <= HASHES_MAX) {
+            response = response.header(HASHES, write_hashes(&hashes));
+        }
+        let response = response.body(Body::from_stream(body.into_stream()));
+        Ok(response.expect("hexadecimal digits and numbers are header values"))
+    }
+}
+
+/// Why a request gets no pieces. The texts are fixed: they need no escaping, and repeat nothing of the request.
+#[derive(Debug, thiserror::Error)]
+enum ServePiecesError {
+    #[error("the path must be /piece/v1/<digest>/<fill, 16 hexadecimal digits>/<first>-<last>")]
+    Malformed,
+    #[error("{0}")]
+    Unauthorized(&'static str),
+    #[error("too many requests are in flight")]
+    Busy,
+    #[error("{0}")]
+    Missing(&'static str),
+    /// The local disk: for the asker as good as missing.
+    #[error("the store failed")]
+    Store(#[from] StoreError),
+    #[error("a piece is not here, or cannot be read")]
+    Read(#[from] ReadPieceError),
+}
+
+impl IntoResponse for ServePiecesError {
+    fn into_response(self) -> Response {
+        let status = match &self {
+            Self::Malformed => StatusCode::BAD_REQUEST,
+            Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
+            Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Missing(_) => StatusCode::NOT_FOUND,
+            Self::Store(error) => {
+                warn!(
+                    error = error as &dyn std::error::Error,
+                    "a piece could not be served: {error}"
+                );
+                StatusCode::NOT_FOUND
+            }
+            Self::Read(error) => {
+                debug!("a piece could not be served: {error}");
+                StatusCode::NOT_FOUND
+            }
+        };
+        let body = format!("{{\"error\":\"{self}\"}}");
+        let mut response = (status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
+        let extra = match status {
+            StatusCode::UNAUTHORIZED => Some((header::WWW_AUTHENTICATE, SCHEME)),
+            StatusCode::SERVICE_UNAVAILABLE => Some((header::RETRY_AFTER, "1")),
+            _ => None,
+        };
+        if let Some((name, value)) = extra {
+            response
+                .headers_mut()
+                .insert(name, http::HeaderValue::from_static(value));
+        }
+        response
+    }
+}
+
+/// How long a grant waits for one piece to come over the WAN: less than the client does.
+const PIECE_WAIT_MAX: Duration = Duration::from_secs(25);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_well_formed_paths_are_looked_at() {
+        let digest = Digest::of(b"blob").to_string();
+        let fill = "00000000000000ff";
+        let asked = Asked::parse(&digest, fill, "3-4").unwrap();
+        assert_eq!((asked.fill, asked.pieces), (FillId(255), 3..5));
+        for (digest, fill, pieces) in [
+            ("sha256:..", fill, "0-0"),
+            (&digest, "ff", "0-0"),
+            (&digest, "+0000000000000ff", "0-0"),
+            (&digest, "00000000000000FF", "0-0"),
+            (&digest, fill, "0"),
+            (&digest, fill, "4-3"),
+            (&digest, fill, "-3"),
+            (&digest, fill, "+1-3"),
+            (&digest, fill, "0-1048576"),
+            (&digest, fill, "0-99999999999"),
+        ] {
+            assert!(Asked::parse(digest, fill, pieces).is_none(), "{digest} {fill} {pieces}");
+        }
+    }
+}

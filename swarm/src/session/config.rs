@@ -1,0 +1,56 @@
+//! What a session is given, and what it gives.
+
+use std::net::SocketAddr;
+
+use async_trait::async_trait;
+use piecemeal_proto::{Digest, FillId, NodeId, RoleKey, wire};
+
+/// Who this daemon is, and where its scheduler.
+#[derive(Clone, Debug)]
+pub struct SessionConfig {
+    /// The scheduler's URL, `http://host:65012`.
+    pub scheduler: String,
+    pub role: wire::Role,
+    /// The secret of the role: proves that the daemon belongs to the site.
+    pub role_key: RoleKey,
+    pub node: NodeId,
+    pub pool: String,
+    pub zone: String,
+    /// Where the piece port answers. Empty: at the address that the scheduler observes, on `piece_port`.
+    pub addresses: Vec<SocketAddr>,
+    pub piece_port: u16,
+    pub may_use_upstream: bool,
+    /// Higher than at any earlier start; each connection adds one.
+    pub incarnation: u64,
+}
+
+/// What the scheduler says, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SessionEvent {
+    /// The scheduler has welcomed this daemon, or speaks again after a silence. After a welcome the inventory follows.
+    Up,
+    /// Nothing was heard for a second, or the connection is gone: leases may be lost, and wants are not heard.
+    Down,
+    /// The digest, the source and its addresses, the range and the number of hashes are well formed, and the ticket is text.
+    Lease(wire::Lease),
+    Cancel(u64),
+    Revoked {
+        digest: Digest,
+        fill: FillId,
+    },
+    /// Asks for `Have`, with hashes, of all that is here of a blob.
+    Describe(Digest),
+    WantRefused {
+        digest: Digest,
+        reason: String,
+    },
+}
+
+/// What is here, asked at each connection.
+#[async_trait]
+pub trait Inventory: Send + Sync {
+    /// The blobs that are complete.
+    async fn complete(&self) -> Vec<Digest>;
+    /// `Want` and `Have` for what is in flight.
+    async fn live(&self) -> Vec<wire::report::Report>;
+}

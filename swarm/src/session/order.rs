@@ -1,0 +1,177 @@
+//! Reading the scheduler's orders. Whoever gets a [`SessionEvent`] need not check it again.
+
+use std::net::IpAddr;
+
+use piecemeal_proto::{
+    Digest, FillId, NodeId, PIECE_COUNT_MAX,
+    wire::{self, SourceKind, order::Order},
+};
+
+use super::SessionEvent;
+
+/// What is wrong with an order. It is ignored; the scheduler will find out by what does not happen.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ReadOrderError {
+    #[error("the digest is malformed")]
+    Digest,
+    #[error("the pieces {first} and {count} from there do not exist")]
+    Range { first: u32, count: u32 },
+    #[error("there is no source, or it is of an unknown kind")]
+    Source,
+    #[error("the source has no address that can be used")]
+    Address,
+    #[error("there are not as many hashes as pieces")]
+    Hashes,
+    #[error("the ticket is not text")]
+    Ticket,
+}
+
+/// `None`: an order of a newer scheduler, or one that has no place after the welcome.
+pub(super) fn read(order: wire::Order) -> Result<Option<SessionEvent>, ReadOrderError> {
+    let event = match order.order {
+        Some(Order::Lease(lease)) => {
+            check(&lease)?;
+            SessionEvent::Lease(lease)
+        }
+        Some(Order::Cancel(cancel)) => SessionEvent::Cancel(cancel.lease),
+        Some(Order::Revoked(revoked)) => SessionEvent::Revoked {
+            digest: digest(&revoked.digest)?,
+            fill: FillId(revoked.fill),
+        },
+        Some(Order::Describe(describe)) => SessionEvent::Describe(digest(&describe.digest)?),
+        Some(Order::WantRefused(refused)) => SessionEvent::WantRefused {
+            digest: digest(&refused.digest)?,
+            reason: refused.reason,
+        },
+        Some(Order::Challenge(_) | Order::Welcome(_) | Order::Refused(_)) | None => return Ok(None),
+    };
+    Ok(Some(event))
+}
+
+fn digest(text: &str) -> Result<Digest, ReadOrderError> {
+    text.parse().map_err(|_| ReadOrderError::Digest)
+}
+
+fn check(lease: &wire::Lease) -> Result<(), ReadOrderError> {
+    digest(&lease.digest)?;
+    let (first, count) = (lease.first, lease.count);
+    let end = first.checked_add(count).filter(|&end| end <= PIECE_COUNT_MAX);
+    if count == 0 || end.is_none() {
+        return Err(ReadOrderError::Range { first, count });
+    }
+    let source = lease.source.as_ref().ok_or(ReadOrderError::Source)?;
+    let from_upstream = match source.kind() {
+        SourceKind::Upstream => true,
+        SourceKind::Peer | SourceKind::Mirror => false,
+        SourceKind::Unspecified => return Err(ReadOrderError::Source),
+    };
+    let hashes = wire::split_hashes(&lease.hashes, count).ok_or(ReadOrderError::Hashes)?;
+    if from_upstream {
+        return Ok(());
+    }
+    if NodeId::from_slice(&source.node).is_none() {
+        return Err(ReadOrderError::Source);
+    }
+    if source.addresses.is_empty() || !source.addresses.iter().all(is_usable) {
+        return Err(ReadOrderError::Address);
+    }
+    // Nobody can verify what a source other than upstream sends without them.
+    if hashes.iter().any(Option::is_none) {
+        return Err(ReadOrderError::Hashes);
+    }
+    if std::str::from_utf8(&lease.ticket).is_err() {
+        return Err(ReadOrderError::Ticket);
+    }
+    Ok(())
+}
+
+fn is_usable(address: &wire::Address) -> bool {
+    address.ip.parse::<IpAddr>().is_ok() && u16::try_from(address.port).is_ok_and(|port| port != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease() -> wire::Lease {
+        wire::Lease {
+            lease: 1,
+            digest: Digest::of(b"blob").to_string(),
+            fill: 7,
+            first: 2,
+            count: 3,
+            source: Some(wire::Source {
+                kind: SourceKind::Peer.into(),
+                node: vec![1; 16],
+                addresses: vec![wire::Address {
+                    ip: "fd00::1".into(),
+                    port: 65002,
+                }],
+            }),
+            ticket: b"ticket".to_vec(),
+            hashes: vec![0; 96],
+            ..wire::Lease::default()
+        }
+    }
+
+    fn read_lease(lease: wire::Lease) -> Result<Option<SessionEvent>, ReadOrderError> {
+        read(wire::Order {
+            order: Some(Order::Lease(lease)),
+        })
+    }
+
+    #[test]
+    fn a_good_lease_is_passed_on_as_it_is() {
+        assert_eq!(read_lease(lease()), Ok(Some(SessionEvent::Lease(lease()))));
+        let mut upstream = lease();
+        upstream.hashes.clear();
+        upstream.source = Some(wire::Source {
+            kind: SourceKind::Upstream.into(),
+            ..wire::Source::default()
+        });
+        assert!(read_lease(upstream).is_ok());
+    }
+
+    #[test]
+    fn a_lease_that_cannot_be_carried_out_is_malformed() {
+        type Change = fn(&mut wire::Lease);
+        let cases: [(Change, ReadOrderError); 10] = [
+            (|lease| lease.digest = "sha256:../x".into(), ReadOrderError::Digest),
+            (|lease| lease.count = 0, ReadOrderError::Range { first: 2, count: 0 }),
+            (
+                |lease| lease.first = u32::MAX,
+                ReadOrderError::Range {
+                    first: u32::MAX,
+                    count: 3,
+                },
+            ),
+            (|lease| lease.source = None, ReadOrderError::Source),
+            (|lease| source(lease).kind = 9, ReadOrderError::Source),
+            (|lease| source(lease).node = vec![1; 15], ReadOrderError::Source),
+            (
+                |lease| source(lease).addresses[0].ip = "host".into(),
+                ReadOrderError::Address,
+            ),
+            (
+                |lease| source(lease).addresses[0].port = 65_536,
+                ReadOrderError::Address,
+            ),
+            (|lease| lease.hashes = vec![0; 95], ReadOrderError::Hashes),
+            (|lease| lease.hashes = Vec::new(), ReadOrderError::Hashes),
+        ];
+        for (change, error) in cases {
+            let mut lease = lease();
+            change(&mut lease);
+            assert_eq!(read_lease(lease), Err(error));
+        }
+    }
+
+    fn source(lease: &mut wire::Lease) -> &mut wire::Source {
+        lease.source.as_mut().expect("the lease has one")
+    }
+
+    #[test]
+    fn an_order_of_a_newer_scheduler_is_nothing() {
+        assert_eq!(read(wire::Order { order: None }), Ok(None));
+    }
+}

@@ -1,0 +1,757 @@
+//! What the binary itself does: settings, keys, exit codes, and pulling from a registry that errs.
+
+use std::{
+    collections::HashMap,
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{Command, Output, Stdio},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
+
+fn piecemeal(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_piecemeal"));
+    let ours = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PIECEMEAL_"));
+    for (name, _) in ours {
+        command.env_remove(name);
+    }
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+struct Outcome {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+fn run(command: &mut Command) -> Outcome {
+    let Output { status, stdout, stderr } = command.output().expect("starting the binary");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("output is UTF-8");
+    Outcome {
+        code: status.code(),
+        stdout: text(stdout),
+        stderr: text(stderr),
+    }
+}
+
+/// A folder with both keys of a site.
+fn keys() -> TempDir {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let outcome = run(&mut piecemeal(&["keygen", path(&dir.path().join("keys"))]));
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    dir
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("temporary paths are UTF-8")
+}
+
+/// A good peer's arguments, with more behind them.
+fn check_peer(keys: &TempDir, more: &[&str]) -> Outcome {
+    let key = keys.path().join("keys/join.key");
+    let mut arguments = vec!["peer", "--check-config", "--join-key-file", path(&key)];
+    arguments.extend(["--upstream", "origin.test=http://10.99.0.2:5000"]);
+    arguments.extend(more);
+    run(&mut piecemeal(&arguments))
+}
+
+const P2P: [&str; 4] = [
+    "--mirror",
+    "http://10.88.0.2:65011",
+    "--scheduler",
+    "http://10.88.0.2:65012",
+];
+
+// --- keys
+
+#[test]
+fn keygen_writes_keys_that_only_their_owner_can_read() {
+    let keys = keys();
+    for name in ["authority.key", "join.key"] {
+        let file = keys.path().join("keys").join(name);
+        assert_eq!(
+            fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+            0o600,
+            "{name}"
+        );
+        assert!(fs::read_to_string(&file).unwrap().starts_with("piecemeal-"), "{name}");
+    }
+}
+
+#[test]
+fn keygen_never_replaces_a_key() {
+    let keys = keys();
+    let dir = keys.path().join("keys");
+    let join_key = fs::read(dir.join("join.key")).unwrap();
+    fs::remove_file(dir.join("authority.key")).unwrap();
+    let outcome = run(&mut piecemeal(&["keygen", path(&dir)]));
+    assert_eq!(outcome.code, Some(1));
+    assert!(outcome.stderr.contains("join.key exists already"), "{}", outcome.stderr);
+    assert_eq!(fs::read(dir.join("join.key")).unwrap(), join_key);
+    assert!(!dir.join("authority.key").exists(), "half a pair was written");
+}
+
+// --- settings
+
+#[test]
+fn good_settings_are_called_good_and_nothing_is_made() {
+    let keys = keys();
+    let cache = keys.path().join("cache");
+    let outcome = check_peer(
+        &keys,
+        &[&P2P[..], &["--cache-dir", path(&cache), "--ratelimit", "5M"]].concat(),
+    );
+    assert_eq!(
+        (outcome.code, &*outcome.stdout, &*outcome.stderr),
+        (Some(0), "configuration is good\n", "")
+    );
+    assert!(!cache.exists());
+}
+
+#[test]
+fn every_problem_of_file_environment_and_flags_is_listed_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("mirror.toml");
+    fs::write(
+        &file,
+        "cache_ttl = \"soon\"\nratelimt = \"5M\"\npool = true\nupstream = [\"docker.io\"]\n",
+    )
+    .unwrap();
+    let arguments = [
+        "mirror",
+        "--config",
+        path(&file),
+        "--listen",
+        "localhost",
+        "--cache-quota",
+        "5X",
+    ];
+    let more = [
+        "--authority-key-file",
+        "/nowhere/authority.key",
+        "--default-upstream",
+        "ghcr.io",
+    ];
+    let outcome = run(piecemeal(&arguments)
+        .args(more)
+        .env("PIECEMEAL_TAG_TTL", "-1")
+        .env("PIECEMEAL_SCHEDULER", "ftp://x"));
+    assert_eq!(outcome.code, Some(64), "{}", outcome.stderr);
+    let expected = [
+        "9 problems with the configuration",
+        "cache_ttl (in /",
+        "ratelimt (in /",
+        "no such key",
+        "pool (in /",
+        "upstream (in /",
+        "\"docker.io\" is not NAME=URL",
+        "listen (from --listen): \"localhost\" is not an ip:port",
+        "cache_quota (from --cache-quota): \"5X\"",
+        "authority_key_file (from --authority-key-file): cannot read /nowhere/authority.key",
+        "tag_ttl (from PIECEMEAL_TAG_TTL)",
+        "scheduler (from PIECEMEAL_SCHEDULER): \"ftp://x\": the URL must start with http:// or https://",
+    ];
+    for text in expected {
+        assert!(outcome.stderr.contains(text), "no {text:?} in:\n{}", outcome.stderr);
+    }
+}
+
+#[test]
+fn a_flag_wins_over_the_environment_and_the_environment_over_the_file() {
+    let keys = keys();
+    let file = keys.path().join("peer.toml");
+    let config = |ratelimit: &str| fs::write(&file, format!("ratelimit = {ratelimit}\ncache_quota = 0\n")).unwrap();
+    let check = |env: Option<&str>, flags: &[&str]| {
+        let key = keys.path().join("keys/join.key");
+        let mut command = piecemeal(&[
+            "peer",
+            "--check-config",
+            "--config",
+            path(&file),
+            "--join-key-file",
+            path(&key),
+        ]);
+        command
+            .args(P2P)
+            .args(["--upstream", "a.test=http://a.test"])
+            .args(flags);
+        if let Some(env) = env {
+            command.env("PIECEMEAL_RATELIMIT", env);
+        }
+        run(&mut command)
+    };
+    config("\"bad\"");
+    assert!(check(None, &[]).stderr.contains("ratelimit (in "));
+    assert!(
+        check(Some("worse"), &[])
+            .stderr
+            .contains("ratelimit (from PIECEMEAL_RATELIMIT): \"worse\"")
+    );
+    assert_eq!(check(Some("5M"), &[]).code, Some(0));
+    assert!(
+        check(Some("5M"), &["--ratelimit", "worst"])
+            .stderr
+            .contains("ratelimit (from --ratelimit): \"worst\"")
+    );
+    assert_eq!(check(Some("worse"), &["--ratelimit", "0"]).code, Some(0));
+    assert!(
+        check(Some(""), &[]).stderr.contains("ratelimit (in "),
+        "an empty variable counts as absent"
+    );
+}
+
+#[test]
+fn an_unknown_flag_is_a_usage_error_too() {
+    let outcome = run(&mut piecemeal(&["peer", "--ratelimt", "5M"]));
+    assert_eq!(outcome.code, Some(64));
+    assert!(
+        outcome.stderr.contains("--ratelimit"),
+        "no suggestion in:\n{}",
+        outcome.stderr
+    );
+    assert_eq!(run(&mut piecemeal(&[])).code, Some(64));
+    assert_eq!(run(&mut piecemeal(&["--version"])).code, Some(0));
+}
+
+#[test]
+fn a_misspelt_variable_is_a_warning_and_those_of_kubernetes_are_not() {
+    let keys = keys();
+    let key = keys.path().join("keys/authority.key");
+    let mut command = piecemeal(&["scheduler", "--check-config", "--authority-key-file", path(&key)]);
+    command
+        .env("PIECEMEAL_LISTN", "x")
+        .env("PIECEMEAL_MIRROR_PORT_65011_TCP_ADDR", "x")
+        .env("PIECEMEAL_RATELIMIT", "5M");
+    let outcome = run(&mut command);
+    assert_eq!(
+        (outcome.code, outcome.stderr.lines().count()),
+        (Some(0), 1),
+        "{}",
+        outcome.stderr
+    );
+    assert!(outcome.stderr.contains("PIECEMEAL_LISTN"), "{}", outcome.stderr);
+}
+
+#[test]
+fn source_with_a_scheduler_is_a_contradiction() {
+    let outcome = check_peer(&keys(), &[&P2P[..], &["--download-pattern", "source"]].concat());
+    assert_eq!(outcome.code, Some(64));
+    assert!(
+        outcome.stderr.contains("source works without a scheduler"),
+        "{}",
+        outcome.stderr
+    );
+}
+
+#[test]
+fn p2p_without_a_scheduler_or_a_mirror_is_told_of_source() {
+    let outcome = check_peer(&keys(), &[]);
+    assert_eq!(outcome.code, Some(64));
+    assert!(
+        outcome
+            .stderr
+            .contains("p2p needs a scheduler; give --scheduler, or choose source"),
+        "{}",
+        outcome.stderr
+    );
+    assert!(outcome.stderr.contains("p2p needs a mirror"), "{}", outcome.stderr);
+    assert_eq!(check_peer(&keys(), &["--download-pattern", "source"]).code, Some(0));
+}
+
+#[test]
+fn a_peer_that_may_pull_from_nowhere_is_a_contradiction() {
+    let outcome = check_peer(&keys(), &["--download-pattern", "source", "--direct-fallback", "never"]);
+    assert_eq!(outcome.code, Some(64));
+    assert!(
+        outcome.stderr.contains("leaves nothing to pull from"),
+        "{}",
+        outcome.stderr
+    );
+}
+
+#[test]
+fn a_mirror_with_a_scheduler_needs_the_key() {
+    let mut command = piecemeal(&["mirror", "--check-config", "--upstream", "a.test=http://a.test"]);
+    assert_eq!(run(&mut command).code, Some(0));
+    let outcome = run(command.args(["--scheduler", "http://10.88.0.2:65012"]));
+    assert_eq!(outcome.code, Some(64));
+    assert!(
+        outcome.stderr.contains("give --authority-key-file too"),
+        "{}",
+        outcome.stderr
+    );
+}
+
+#[test]
+fn one_port_for_two_uses_is_a_contradiction() {
+    let outcome = check_peer(&keys(), &[&P2P[..], &["--listen", "127.0.0.1:65002"]].concat());
+    assert_eq!(outcome.code, Some(64));
+    assert!(
+        outcome.stderr.contains("is taken by listen 127.0.0.1:65002"),
+        "{}",
+        outcome.stderr
+    );
+}
+
+#[test]
+fn the_wrong_key_is_named_and_a_key_that_others_can_read_is_a_warning() {
+    let keys = keys();
+    let (authority, join) = (
+        keys.path().join("keys/authority.key"),
+        keys.path().join("keys/join.key"),
+    );
+    let outcome = run(&mut piecemeal(&[
+        "scheduler",
+        "--check-config",
+        "--authority-key-file",
+        path(&join),
+    ]));
+    assert_eq!(outcome.code, Some(64));
+    assert!(
+        outcome.stderr.contains("join.key: this is a join.key"),
+        "{}",
+        outcome.stderr
+    );
+    fs::set_permissions(&authority, fs::Permissions::from_mode(0o644)).unwrap();
+    let outcome = run(&mut piecemeal(&[
+        "scheduler",
+        "--check-config",
+        "--authority-key-file",
+        path(&authority),
+    ]));
+    assert_eq!(outcome.code, Some(0));
+    assert!(
+        outcome.stderr.contains("warning:") && outcome.stderr.contains("chmod 600"),
+        "{}",
+        outcome.stderr
+    );
+}
+
+#[test]
+fn an_upstream_is_a_registry_and_nothing_more() {
+    for (upstream, problem) in [
+        ("docker.io=https://h/path", "must end after the host"),
+        ("docker.io=https://h/?q=1", "must end after the host"),
+        ("docker.io=https://user:secret@h", "must not carry credentials"),
+        ("docker.io=oci://h", "must start with http"),
+        ("bad-=https://h", "is not the host"),
+        ("a.test=http://h", "named twice"),
+    ] {
+        let arguments = [
+            "mirror",
+            "--check-config",
+            "--upstream",
+            "a.test=http://a.test",
+            "--upstream",
+            upstream,
+        ];
+        let outcome = run(&mut piecemeal(&arguments));
+        assert_eq!(outcome.code, Some(64), "{upstream}");
+        assert!(outcome.stderr.contains(problem), "{upstream}:\n{}", outcome.stderr);
+        assert!(!outcome.stderr.contains("secret"), "{}", outcome.stderr);
+    }
+}
+
+// --- daemons
+
+#[test]
+fn a_port_in_use_ends_the_daemon_with_the_address_and_the_flag() {
+    let keys = keys();
+    let key = keys.path().join("keys/authority.key");
+    let (taken, free) = (TcpListener::bind("127.0.0.1:0").unwrap(), "127.0.0.1:0");
+    let address = taken.local_addr().unwrap().to_string();
+    for (listen, admin, flag) in [(&*address, free, "--listen"), (free, &*address, "--admin-listen")] {
+        let arguments = [
+            "scheduler",
+            "--authority-key-file",
+            path(&key),
+            "--listen",
+            listen,
+            "--admin-listen",
+            admin,
+        ];
+        let outcome = run(&mut piecemeal(&arguments));
+        assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
+        let error = outcome
+            .stderr
+            .lines()
+            .find(|line| line.starts_with("error: "))
+            .unwrap_or_default();
+        assert!(error.contains(&address) && error.contains(flag), "{}", outcome.stderr);
+    }
+}
+
+#[test]
+fn a_cache_folder_that_cannot_be_used_ends_the_daemon_with_its_name() {
+    let keys = keys();
+    let file = keys.path().join("file");
+    fs::write(&file, "").unwrap();
+    let inside = file.join("cache");
+    let mut command = piecemeal(&[
+        "mirror",
+        "--upstream",
+        "a.test=http://a.test",
+        "--cache-dir",
+        path(&inside),
+    ]);
+    command.args([
+        "--listen",
+        "127.0.0.1:0",
+        "--piece-listen",
+        "127.0.0.1:0",
+        "--admin-listen",
+        "127.0.0.1:0",
+    ]);
+    let outcome = run(&mut command);
+    assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
+    assert!(
+        outcome.stderr.contains(&format!("--cache-dir {}", path(&inside))),
+        "{}",
+        outcome.stderr
+    );
+}
+
+#[test]
+fn a_daemon_answers_on_its_admin_port_and_ends_well_when_told() {
+    let keys = keys();
+    let key = keys.path().join("keys/authority.key");
+    // Free a moment ago, which is as good as it gets for a port that must be known beforehand.
+    let admin = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut command = piecemeal(&[
+        "scheduler",
+        "--authority-key-file",
+        path(&key),
+        "--listen",
+        "127.0.0.1:0",
+    ]);
+    command
+        .args(["--admin-listen", &admin.to_string()])
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while get(admin, "/readyz").is_none_or(|answer| !answer.starts_with("HTTP/1.1 200")) {
+        assert!(Instant::now() < deadline, "never ready");
+        thread::sleep(Duration::from_millis(10));
+    }
+    let answer = |path| get(admin, path).unwrap_or_default();
+    assert!(answer("/readyz").contains("listener: ok\n"), "{}", answer("/readyz"));
+    assert!(answer("/livez").starts_with("HTTP/1.1 200"));
+    let metrics = answer("/metrics");
+    assert!(
+        metrics.contains("content-type: application/openmetrics-text"),
+        "{metrics}"
+    );
+    assert!(
+        metrics.contains("piecemeal_build_info{component=\"scheduler\"") && metrics.contains("# EOF"),
+        "{metrics}"
+    );
+    let status = run(&mut piecemeal(&[
+        "status",
+        "--json",
+        "--admin",
+        &format!("http://{admin}"),
+    ]));
+    let status: Value = serde_json::from_str(&status.stdout).unwrap();
+    assert_eq!(status["scheduler"]["members"], json!([]), "{status}");
+
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap())
+        .lines()
+        .map_while(Result::ok);
+    assert!(log.by_ref().any(|line| line.contains("nothing to reload")));
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(log.any(|line| line.contains("stopped")));
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+fn get(address: SocketAddr, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}
+
+#[test]
+fn status_with_nobody_there_says_so() {
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let outcome = run(&mut piecemeal(&["status", "--admin", &format!("http://{nobody}")]));
+    assert_eq!(outcome.code, Some(1));
+    assert!(
+        outcome.stderr.contains(&format!("no answer from http://{nobody}")),
+        "{}",
+        outcome.stderr
+    );
+}
+
+// --- pull
+
+/// Answers each path with a status, a length that may be a lie, and a body.
+struct Registry {
+    address: SocketAddr,
+}
+
+#[derive(Clone)]
+struct Answer {
+    status: u16,
+    declared: usize,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    fn ok(body: &[u8]) -> Self {
+        Self {
+            status: 200,
+            declared: body.len(),
+            body: body.to_vec(),
+        }
+    }
+}
+
+impl Registry {
+    fn serve(answers: HashMap<String, Answer>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("listening");
+        let address = listener.local_addr().expect("a listener has an address");
+        let answers = Arc::new(answers);
+        // Ends with the test's process.
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let answers = Arc::clone(&answers);
+                thread::spawn(move || answer(&stream, &answers));
+            }
+        });
+        Self { address }
+    }
+
+    fn pull(&self, more: &[&str]) -> Outcome {
+        // The admin port of nobody: the peer that may run on this machine is none of ours.
+        let image = format!("127.0.0.1:{}/team/app:1", self.address.port());
+        run(piecemeal(&["pull", &image, "--admin", "http://127.0.0.1:1"]).args(more))
+    }
+}
+
+fn answer(stream: &TcpStream, answers: &HashMap<String, Answer>) {
+    let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
+    let Some(request) = lines.next() else { return };
+    let headers: Vec<String> = lines
+        .take_while(|line| !line.is_empty())
+        .map(|line| line.to_lowercase())
+        .collect();
+    let target = request.split(' ').nth(1).unwrap_or_default();
+    let path = target.split('?').next().unwrap_or_default();
+    let locked = answers.contains_key("/token") && path != "/token";
+    let is_open = !locked || headers.contains(&"authorization: bearer open sesame".to_owned());
+    let mut head = "Connection: close\r\n".to_owned();
+    let reply = if is_open {
+        let error = br#"{"errors":[{"code":"BLOB_UNKNOWN","message":"never heard of it"}]}"#;
+        answers.get(path).cloned().unwrap_or(Answer {
+            status: 404,
+            ..Answer::ok(error)
+        })
+    } else {
+        let host = stream.local_addr().expect("a connection has an address");
+        head += &format!(
+            "WWW-Authenticate: Bearer realm=\"http://{host}/token\",service=\"s\",scope=\"repository:team/app:pull\"\r\n"
+        );
+        Answer {
+            status: 401,
+            ..Answer::ok(b"")
+        }
+    };
+    let mut stream = stream;
+    let head = format!(
+        "HTTP/1.1 {} Told\r\nContent-Length: {}\r\n{head}\r\n",
+        reply.status, reply.declared
+    );
+    // A client that hangs up has seen enough.
+    let _ = stream
+        .write_all(head.as_bytes())
+        .and_then(|()| stream.write_all(&reply.body));
+}
+
+fn digest(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    Sha256::digest(bytes)
+        .iter()
+        .fold("sha256:".to_owned(), |mut text, byte| {
+            write!(text, "{byte:02x}").expect("writing to a string");
+            text
+        })
+}
+
+const LAYER: &[u8] = b"layer layer layer layer";
+
+/// `team/app:1`: an index over one manifest of a config and one layer.
+fn image() -> HashMap<String, Answer> {
+    let descriptor = |bytes: &[u8]| json!({ "mediaType": "x", "digest": digest(bytes), "size": bytes.len() });
+    let (config, layer) = (b"{}", LAYER);
+    let manifest =
+        json!({ "schemaVersion": 2, "config": descriptor(config), "layers": [descriptor(layer), descriptor(layer)] });
+    let manifest = manifest.to_string().into_bytes();
+    let mut entry = descriptor(&manifest);
+    entry["platform"] = json!({ "os": "linux", "architecture": "riscv64" });
+    let index =
+        json!({ "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [entry] });
+    let mut answers = HashMap::new();
+    answers.insert(
+        "/v2/team/app/manifests/1".to_owned(),
+        Answer::ok(index.to_string().as_bytes()),
+    );
+    answers.insert(
+        format!("/v2/team/app/manifests/{}", digest(&manifest)),
+        Answer::ok(&manifest),
+    );
+    for blob in [&config[..], layer] {
+        answers.insert(blob_path(blob), Answer::ok(blob));
+    }
+    answers
+}
+
+fn blob_path(blob: &[u8]) -> String {
+    format!("/v2/team/app/blobs/{}", digest(blob))
+}
+
+const PLATFORM: [&str; 2] = ["--platform", "linux/riscv64"];
+
+#[test]
+fn a_good_image_is_pulled_and_described_in_json() {
+    let answers = image();
+    let index = digest(&answers["/v2/team/app/manifests/1"].body);
+    let outcome = Registry::serve(answers).pull(&["--platform", "linux/riscv64", "--json", "--repeat", "2"]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    let pulls: Vec<Value> = outcome
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(pulls.len(), 2);
+    for pull in pulls {
+        assert_eq!(
+            (&pull["digest"], &pull["bytes"], &pull["blobs"]),
+            (&json!(index), &json!(2 + LAYER.len()), &json!(2))
+        );
+        assert!(
+            pull["total_seconds"].as_f64() >= pull["first_byte_seconds"].as_f64(),
+            "{pull}"
+        );
+        assert_eq!(pull["bytes_by_source"], Value::Null);
+    }
+}
+
+#[test]
+fn a_machine_without_ca_certificates_still_pulls_over_plain_http() {
+    let registry = Registry::serve(image());
+    let image = format!("127.0.0.1:{}/team/app:1", registry.address.port());
+    let mut command = piecemeal(&["pull", &image, "--admin", "http://127.0.0.1:1"]);
+    let outcome = run(command
+        .args(PLATFORM)
+        .env("SSL_CERT_FILE", "/nowhere")
+        .env("SSL_CERT_DIR", "/nowhere"));
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+}
+
+#[test]
+fn an_anonymous_token_is_fetched_when_the_registry_wants_one() {
+    let mut answers = image();
+    answers.insert("/token".to_owned(), Answer::ok(br#"{"token":"open sesame"}"#));
+    let outcome = Registry::serve(answers).pull(&PLATFORM);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    assert!(outcome.stdout.contains("every digest right"), "{}", outcome.stdout);
+}
+
+#[test]
+fn a_platform_that_the_image_lacks_is_an_error() {
+    let outcome = Registry::serve(image()).pull(&["--platform", "linux/s390x"]);
+    assert_eq!(outcome.code, Some(1));
+    assert!(
+        outcome.stderr.contains("does not exist for linux/s390x"),
+        "{}",
+        outcome.stderr
+    );
+}
+
+/// Pulls an image whose layer is answered with `answer`, and returns the reason why that fails.
+fn failure(answer: Option<Answer>) -> String {
+    let mut answers = image();
+    answers.remove(&blob_path(LAYER));
+    answers.extend(answer.map(|answer| (blob_path(LAYER), answer)));
+    let outcome = Registry::serve(answers).pull(&["--platform", "linux/riscv64", "--json"]);
+    assert_eq!(outcome.code, Some(1), "{}", outcome.stdout);
+    let said: Value = serde_json::from_str(&outcome.stdout).expect("one object");
+    let reason = said["error"].as_str().expect("a failure has a reason").to_owned();
+    assert_eq!(outcome.stderr, format!("error: {reason}\n"));
+    assert!(
+        reason.contains("127.0.0.1:") && reason.contains(&digest(LAYER)),
+        "{reason}"
+    );
+    reason
+}
+
+#[test]
+fn a_blob_with_other_bytes_is_an_error() {
+    let other = vec![b'x'; LAYER.len()];
+    let reason = failure(Some(Answer::ok(&other)));
+    assert!(
+        reason.contains("wrong digest") && reason.contains(&digest(&other)),
+        "{reason}"
+    );
+}
+
+#[test]
+fn a_blob_that_always_ends_early_is_an_error() {
+    let reason = failure(Some(Answer {
+        body: LAYER[..5].to_vec(),
+        ..Answer::ok(LAYER)
+    }));
+    assert!(reason.contains("after 5 of 23 bytes"), "{reason}");
+}
+
+#[test]
+fn a_blob_of_another_length_is_an_error() {
+    let reason = failure(Some(Answer::ok(&LAYER[1..])));
+    assert!(reason.contains("promised 22 bytes"), "{reason}");
+}
+
+#[test]
+fn a_blob_that_is_not_there_is_an_error_with_the_registrys_words() {
+    let reason = failure(None);
+    assert!(
+        reason.contains("answered 404") && reason.contains("BLOB_UNKNOWN never heard of it"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn a_manifest_with_other_bytes_is_an_error() {
+    let mut answers = image();
+    let path = answers
+        .keys()
+        .find(|path| path.contains("manifests/sha256"))
+        .unwrap()
+        .clone();
+    answers.insert(path, Answer::ok(b"{}"));
+    let outcome = Registry::serve(answers).pull(&PLATFORM);
+    assert_eq!(outcome.code, Some(1));
+    assert!(
+        outcome.stderr.contains("a manifest with the wrong digest"),
+        "{}",
+        outcome.stderr
+    );
+}
+
+#[test]
+fn a_name_that_names_no_image_is_a_usage_error() {
+    let outcome = run(&mut piecemeal(&["pull", "UPPER/case"]));
+    assert_eq!(outcome.code, Some(64));
+    assert!(outcome.stderr.contains("names no image"), "{}", outcome.stderr);
+}

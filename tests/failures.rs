@@ -1,0 +1,160 @@
+//! Pulls go on when something dies half-way: scheduler, peer, mirror, killed or frozen.
+
+mod support;
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use support::{Cluster, FetchOutcome, HOST, Image, Site};
+
+const MIB: usize = 1 << 20;
+
+/// At 50 Mbit/s its 40 MB take some seven seconds, so that half-way is a place to break things.
+fn image() -> Image {
+    Image::new("library/app", "v1").layer_bytes(&[20 * MIB, 12 * MIB, 8 * MIB])
+}
+
+fn site() -> support::SiteBuilder {
+    Site::builder().nodes(4).wan_mbit(50).lan_mbit(400)
+}
+
+/// Starts the pull on every node and runs `act` once the WAN has carried half of the image.
+fn pull_and_break(cluster: &mut Cluster, image: &Image, act: impl FnOnce(&mut Cluster)) -> Vec<FetchOutcome> {
+    let before = cluster.site.wan_bytes_received();
+    let started = Instant::now();
+    let reference = image.reference(HOST);
+    let fetches: Vec<_> = cluster.containerds.iter().map(|node| node.spawn_fetch(&reference, started)).collect();
+    while cluster.site.wan_bytes_received() - before < image.total_bytes() / 2 {
+        assert!(started.elapsed() < Duration::from_secs(30), "half of the image never came");
+        thread::sleep(Duration::from_millis(20));
+    }
+    act(cluster);
+    fetches
+        .into_iter()
+        .enumerate()
+        .map(|(node, fetch)| {
+            let outcome = fetch.join().expect("a fetch reports its failure");
+            FetchOutcome { node, elapsed: outcome.elapsed, ok: outcome.ok, output: outcome.output }
+        })
+        .collect()
+}
+
+fn assert_pulled(cluster: &Cluster, image: &Image, fetches: &[FetchOutcome], nodes: impl Fn(usize) -> bool) {
+    for fetch in fetches.iter().filter(|fetch| nodes(fetch.node)) {
+        let log = cluster.peers[fetch.node].log_tail();
+        assert!(fetch.ok, "node {} failed after {:?}: {}\n{log}", fetch.node, fetch.elapsed, fetch.output);
+        for blob in image.blobs() {
+            assert!(cluster.containerds[fetch.node].content_digest_ok(&blob.digest), "node {} lacks {}", fetch.node, blob.digest);
+        }
+    }
+}
+
+/// The copies of the image's blobs that the registry has sent, by its access log.
+fn copies(cluster: &Cluster, image: &Image) -> f64 {
+    let served: u64 = image.blobs().map(|blob| cluster.registry.blob_bytes_served(&blob.digest)).sum();
+    let bytes: usize = image.blobs().map(|blob| blob.bytes.len()).sum();
+    served as f64 / bytes as f64
+}
+
+#[test]
+fn a_killed_scheduler_stops_no_pull() {
+    let mut cluster = Cluster::cold(site());
+    let image = image();
+    cluster.registry.push(&image);
+    let fetches = pull_and_break(&mut cluster, &image, |cluster| cluster.scheduler.as_mut().expect("it runs").kill());
+    assert_pulled(&cluster, &image, &fetches, |_| true);
+    assert_eq!(copies(&cluster, &image), 1.0);
+}
+
+#[test]
+fn a_frozen_scheduler_stops_no_pull() {
+    let mut cluster = Cluster::cold(site());
+    let image = image();
+    cluster.registry.push(&image);
+    let fetches = pull_and_break(&mut cluster, &image, |cluster| cluster.scheduler.as_ref().expect("it runs").stop());
+    assert_pulled(&cluster, &image, &fetches, |_| true);
+    assert_eq!(copies(&cluster, &image), 1.0);
+}
+
+#[test]
+fn a_killed_peer_stops_only_its_own_node() {
+    let mut cluster = Cluster::cold(site());
+    let image = image();
+    cluster.registry.push(&image);
+    let fetches = pull_and_break(&mut cluster, &image, |cluster| cluster.peers[0].kill());
+    assert_pulled(&cluster, &image, &fetches, |node| node != 0);
+    assert_eq!(copies(&cluster, &image), 1.0);
+}
+
+#[test]
+fn a_frozen_peer_stops_only_its_own_node() {
+    let mut cluster = Cluster::cold(site());
+    let image = image();
+    cluster.registry.push(&image);
+    let started = Instant::now();
+    let reference = image.reference(HOST);
+    let frozen = cluster.containerds.remove(0);
+    let frozen_fetch = frozen.spawn_fetch(&reference, started);
+    // Its peer joins the swarm first, so that the others count on it.
+    thread::sleep(Duration::from_millis(500));
+    let fetches: Vec<_> = cluster.containerds.iter().map(|node| node.spawn_fetch(&reference, started)).collect();
+    thread::sleep(Duration::from_secs(2));
+    cluster.peers[0].stop();
+    for (fetch, containerd) in fetches.into_iter().zip(&cluster.containerds) {
+        fetch.join().expect("a fetch reports its failure").expect_ok();
+        for blob in image.blobs() {
+            assert!(containerd.content_digest_ok(&blob.digest));
+        }
+    }
+    assert_eq!(copies(&cluster, &image), 1.0);
+    // Thawed, it finishes its own pull.
+    cluster.peers[0].cont();
+    frozen_fetch.join().expect("a fetch reports its failure").expect_ok();
+    assert_eq!(copies(&cluster, &image), 1.0);
+}
+
+#[test]
+fn a_mirror_restarted_half_way_keeps_what_it_had() {
+    let mut cluster = Cluster::cold(site());
+    let image = image();
+    cluster.registry.push(&image);
+    let fetches = pull_and_break(&mut cluster, &image, |cluster| {
+        cluster.mirror.kill();
+        thread::sleep(Duration::from_secs(4));
+        cluster.mirror.restart();
+    });
+    assert_pulled(&cluster, &image, &fetches, |_| true);
+    let copies = copies(&cluster, &image);
+    assert!(copies <= 1.01, "{copies} copies");
+}
+
+#[test]
+fn a_peer_with_damaged_content_poisons_nobody() {
+    let cluster = Cluster::cold(site());
+    let image = image();
+    cluster.registry.push(&image);
+    cluster.containerds[0].fetch(&image.reference(HOST)).expect_ok();
+    for layer in image.layers() {
+        let hex = layer.digest.trim_start_matches("sha256:");
+        let file = cluster.peers[0].cache_dir().join("blobs/sha256").join(&hex[..2]).join(hex);
+        let mut bytes = std::fs::read(&file).expect("the peer has kept it");
+        for position in (0..bytes.len()).step_by(64 * 1024) {
+            bytes[position] ^= 1;
+        }
+        std::fs::write(&file, bytes).expect("the test may write there");
+    }
+    let started = Instant::now();
+    let others = &cluster.containerds[1..];
+    let fetches: Vec<_> = others.iter().map(|node| node.spawn_fetch(&image.reference(HOST), started)).collect();
+    for (fetch, containerd) in fetches.into_iter().zip(others) {
+        fetch.join().expect("a fetch reports its failure").expect_ok();
+        for blob in image.blobs() {
+            assert!(containerd.content_digest_ok(&blob.digest));
+        }
+    }
+    let noticed = cluster.peers[1..].iter().any(|peer| peer.log_text().contains("corrupt piece"));
+    assert!(noticed, "nobody was even offered a damaged piece: the test shows nothing");
+    assert_eq!(copies(&cluster, &image), 1.0);
+}

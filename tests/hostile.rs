@@ -1,0 +1,148 @@
+//! Upstreams that lie, break off, say nothing of lengths, or are a login page. Nothing bad is ever kept; once the upstream
+//! tells the truth, everybody gets it.
+
+mod support;
+
+use std::{
+    net::SocketAddrV4,
+    thread,
+    time::{Duration, Instant},
+};
+
+use support::{Behaviour, Cluster, FakeUpstream, HOST, Image, ORIGIN_IP, Site};
+
+const MIB: usize = 1 << 20;
+const HOSTILE: SocketAddrV4 = SocketAddrV4::new(ORIGIN_IP, 5001);
+
+/// What a kubelet does: it tries again. Containerd cannot take back bytes that were streamed to it before a lie was found.
+const TRIES: usize = 6;
+
+struct Story {
+    cluster: Cluster,
+    upstream: FakeUpstream,
+    image: Image,
+}
+
+fn story(nodes: usize) -> Story {
+    let cluster = Cluster::cold_with(Site::builder().nodes(nodes).wan_mbit(200).lan_mbit(400), |options| {
+        let upstream = vec![format!("{HOST}=http://{HOSTILE}")];
+        options.mirror.upstreams.clone_from(&upstream);
+        options.peer.upstreams = upstream;
+    });
+    let image = Image::new("library/app", "v1").layer_bytes(&[12 * MIB, 3 * MIB]);
+    let upstream = FakeUpstream::start(cluster.site.origin(), HOSTILE, &image);
+    Story { cluster, upstream, image }
+}
+
+impl Story {
+    fn layer(&self) -> &str {
+        &self.image.layers()[0].digest
+    }
+
+    /// Every node pulls, trying again as a kubelet would; gives how many tries the slowest needed.
+    fn pull_everywhere(&self) -> usize {
+        let reference = self.image.reference(HOST);
+        let tries = thread::scope(|scope| {
+            let pull = |node: usize| {
+                let mut last = String::new();
+                for attempt in 1..=TRIES {
+                    let outcome = self.cluster.containerds[node].fetch(&reference);
+                    if outcome.ok {
+                        return attempt;
+                    }
+                    last = outcome.output;
+                    self.cluster.containerds[node].remove_all_content();
+                    thread::sleep(Duration::from_secs(2));
+                }
+                panic!("node {node} failed {TRIES} times: {last}\n{}", self.cluster.peers[node].log_tail());
+            };
+            let pulls: Vec<_> = (0..self.cluster.containerds.len()).map(|node| scope.spawn(move || pull(node))).collect();
+            pulls.into_iter().map(|pull| pull.join().expect("a node pulls")).max()
+        });
+        for containerd in &self.cluster.containerds {
+            for blob in self.image.blobs() {
+                assert!(containerd.content_digest_ok(&blob.digest), "{}", blob.digest);
+            }
+        }
+        tries.expect("there are nodes")
+    }
+
+    /// The pull fails, soon, and nothing of the blob is kept anywhere.
+    fn assert_refused(&self) {
+        let started = Instant::now();
+        let outcome = self.cluster.containerds[0].fetch(&self.image.reference(HOST));
+        assert!(!outcome.ok, "a bad blob was pulled: {}", outcome.output);
+        assert!(started.elapsed() < Duration::from_secs(60), "it took {:?} to fail", started.elapsed());
+        assert!(!self.cluster.containerds[0].has_blob(self.layer()));
+        let hex = self.layer().trim_start_matches("sha256:");
+        let kept = |dir: std::path::PathBuf| dir.join("blobs/sha256").join(&hex[..2]).join(hex).exists();
+        assert!(!kept(self.cluster.mirror.cache_dir()) && !kept(self.cluster.peers[0].cache_dir()));
+    }
+
+    fn tell_the_truth(&self) {
+        self.upstream.behave(self.layer(), Behaviour::Truth);
+    }
+}
+
+#[test]
+fn an_upstream_that_lies_at_the_end_and_then_tells_the_truth_serves_everybody() {
+    let story = story(3);
+    story.upstream.behave(story.layer(), Behaviour::LieFrom { fraction: 0.9, times: 1 });
+    let tries = story.pull_everywhere();
+    assert!(tries > 1, "the lie was not even told");
+    assert!(story.upstream.body_bytes(story.layer()) <= 2 * story.image.layers()[0].bytes.len() as u64, "one bad download, one good one");
+}
+
+#[test]
+fn a_body_without_a_length_is_taken_when_its_manifest_states_the_size() {
+    let story = story(2);
+    story.upstream.behave(story.layer(), Behaviour::NoContentLength);
+    assert_eq!(story.pull_everywhere(), 1);
+}
+
+#[test]
+fn a_length_that_differs_from_the_descriptor_is_refused() {
+    let story = story(1);
+    story.upstream.behave(story.layer(), Behaviour::WrongContentLength(-1000));
+    story.assert_refused();
+    story.tell_the_truth();
+    story.pull_everywhere();
+}
+
+#[test]
+fn a_short_body_is_resumed_where_it_broke_off() {
+    let story = story(2);
+    story.upstream.behave(story.layer(), Behaviour::ShortBody { at: 5 << 20, times: 2 });
+    assert_eq!(story.pull_everywhere(), 1);
+    let sent = story.upstream.body_bytes(story.layer()) as f64;
+    let blob = story.image.layers()[0].bytes.len() as f64;
+    assert!(sent <= blob * 1.1, "{sent} bytes for a blob of {blob}");
+}
+
+#[test]
+fn a_login_page_is_not_taken_for_a_blob() {
+    let story = story(1);
+    story.upstream.behave(story.layer(), Behaviour::Html200);
+    story.assert_refused();
+    story.tell_the_truth();
+    story.pull_everywhere();
+}
+
+#[test]
+fn an_empty_answer_is_not_taken_for_a_blob() {
+    let story = story(1);
+    story.upstream.behave(story.layer(), Behaviour::Empty200);
+    story.assert_refused();
+    story.tell_the_truth();
+    story.pull_everywhere();
+}
+
+#[test]
+fn a_range_that_is_ignored_costs_time_but_no_harm() {
+    let story = story(1);
+    story.upstream.behave(story.layer(), Behaviour::ShortBody { at: 5 << 20, times: 1 });
+    story.pull_everywhere();
+    story.upstream.behave(story.layer(), Behaviour::IgnoreRange);
+    story.cluster.containerds[0].remove_all_content();
+    assert_eq!(story.pull_everywhere(), 1);
+}

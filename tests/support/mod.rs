@@ -1,0 +1,55 @@
+//! What the end-to-end tests and benchmarks stand on: real machines in miniature, real clients, and registries both honest
+//! and hostile.
+//!
+//! | to have | use |
+//! |---|---|
+//! | a site with WAN, LAN and nodes | [`Site`] |
+//! | everything running on it | [`Cluster`] |
+//! | an image | [`Image`] |
+//! | an upstream | [`DockerRegistry`], or [`FakeUpstream`] and its [`Behaviour`]s |
+//! | a client | [`Containerd`], [`skopeo`], or bare HTTP with [`Request`] |
+//! | the product | [`Mirror`], [`Scheduler`], [`Peer`] |
+//!
+//! The tests need root and the programs that [`require_tools`] names. Whatever they make is gone after them; the first test
+//! of a run removes what a killed one left behind.
+
+#![expect(
+    dead_code,
+    unused_imports,
+    unreachable_pub,
+    reason = "each test binary uses another part"
+)]
+
+mod cluster;
+mod containerd;
+mod http;
+mod image;
+mod netns;
+mod outcome;
+mod piecemeal;
+mod process;
+mod registry;
+mod relay;
+mod reply;
+mod scratch;
+mod site;
+pub mod skopeo;
+mod tools;
+mod upstream;
+
+pub use self::{
+    cluster::{Cluster, ClusterOptions, FetchOutcome, HOST, PEER_URL, REGISTRY, hosts_toml, start_containerd},
+    containerd::Containerd,
+    http::{Headers, Request, Response},
+    image::{Blob, CONFIG, INDEX, Image, LAYER, MANIFEST, sha256},
+    netns::Netns,
+    outcome::CommandOutcome,
+    piecemeal::{Daemon, Keys, Mirror, MirrorOptions, Peer, PeerOptions, Scheduler, SchedulerOptions},
+    process::Process,
+    registry::DockerRegistry,
+    reply::Behaviour,
+    scratch::ScratchDir,
+    site::{MIRROR_IP, MIRROR_WAN_IP, ORIGIN_IP, Site, SiteBuilder, node_ip},
+    tools::require_tools,
+    upstream::{FakeUpstream, RecordedRequest},
+};

@@ -1,0 +1,345 @@
+//! The real `piecemeal` binary as the site's daemons.
+//!
+//! All of them listen where the deployment documents say. A daemon is started when its `/readyz` answers 200; its log and
+//! its cache are in the site's folder, so a restart finds them again. `PIECEMEAL_TEST_LOG=debug` makes all of them talk more.
+
+use std::{
+    env,
+    fmt::Display,
+    net::{Ipv4Addr, SocketAddr},
+    ops::{Deref, DerefMut},
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    http::{Request, Response},
+    netns::Netns,
+    process::Process,
+    site::{MIRROR_IP, Site, node_ip},
+    tools::run,
+};
+
+/// The keys of one site.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    dir: PathBuf,
+}
+
+impl Keys {
+    /// Runs `piecemeal keygen`.
+    pub fn generate(dir: &Path) -> Self {
+        run(Command::new(PIECEMEAL).arg("keygen").arg(dir));
+        Self { dir: dir.to_owned() }
+    }
+
+    /// For mirror and scheduler.
+    pub fn authority(&self) -> PathBuf {
+        self.dir.join("authority.key")
+    }
+
+    /// For peers.
+    pub fn join(&self) -> PathBuf {
+        self.dir.join("join.key")
+    }
+}
+
+/// How to start a mirror.
+#[derive(Clone, Debug)]
+pub struct MirrorOptions {
+    pub authority_key: PathBuf,
+    /// `<host>=<url>` each.
+    pub upstreams: Vec<String>,
+    pub with_scheduler: bool,
+    pub cache_dir: Option<PathBuf>,
+    pub extra_args: Vec<String>,
+}
+
+impl MirrorOptions {
+    pub fn new(keys: &Keys) -> Self {
+        Self {
+            authority_key: keys.authority(),
+            upstreams: vec![UPSTREAM.to_owned()],
+            with_scheduler: true,
+            cache_dir: None,
+            extra_args: Vec::new(),
+        }
+    }
+}
+
+/// How to start a scheduler.
+#[derive(Clone, Debug)]
+pub struct SchedulerOptions {
+    pub authority_key: PathBuf,
+    pub extra_args: Vec<String>,
+}
+
+impl SchedulerOptions {
+    pub fn new(keys: &Keys) -> Self {
+        Self {
+            authority_key: keys.authority(),
+            extra_args: Vec::new(),
+        }
+    }
+}
+
+/// How to start a peer.
+#[derive(Clone, Debug)]
+pub struct PeerOptions {
+    pub join_key: PathBuf,
+    pub upstreams: Vec<String>,
+    pub with_scheduler: bool,
+    pub zone: String,
+    /// `0` is unlimited.
+    pub ratelimit: String,
+    /// `p2p` or `source`.
+    pub download_pattern: String,
+    pub cache_dir: Option<PathBuf>,
+    pub extra_args: Vec<String>,
+}
+
+impl PeerOptions {
+    pub fn new(keys: &Keys) -> Self {
+        Self {
+            join_key: keys.join(),
+            upstreams: vec![UPSTREAM.to_owned()],
+            with_scheduler: true,
+            zone: "rack-1".to_owned(),
+            ratelimit: "0".to_owned(),
+            download_pattern: "p2p".to_owned(),
+            cache_dir: None,
+            extra_args: Vec::new(),
+        }
+    }
+}
+
+/// The site's mirror.
+#[derive(Debug)]
+pub struct Mirror(Daemon);
+
+impl Mirror {
+    pub fn start(site: &Site, options: MirrorOptions) -> Self {
+        let mut plan = Plan::new(site, "mirror", site.mirror(), (MIRROR_IP, 65013).into());
+        plan.flag("--listen", format!("{MIRROR_IP}:65011"));
+        plan.flag("--piece-listen", format!("{MIRROR_IP}:65002"));
+        plan.keep_cache(options.cache_dir);
+        plan.flag("--authority-key-file", options.authority_key.display());
+        plan.join_site(options.with_scheduler, &options.upstreams);
+        Self(plan.start(options.extra_args))
+    }
+}
+
+/// The site's scheduler, on the mirror's machine.
+#[derive(Debug)]
+pub struct Scheduler(Daemon);
+
+impl Scheduler {
+    pub fn start(site: &Site, options: SchedulerOptions) -> Self {
+        let mut plan = Plan::new(site, "scheduler", site.mirror(), (MIRROR_IP, 65014).into());
+        plan.flag("--listen", format!("{MIRROR_IP}:65012"));
+        plan.flag("--authority-key-file", options.authority_key.display());
+        Self(plan.start(options.extra_args))
+    }
+}
+
+/// A node's peer.
+#[derive(Debug)]
+pub struct Peer(Daemon);
+
+impl Peer {
+    /// `node` is the node's index from 0.
+    pub fn start(site: &Site, node: usize, options: PeerOptions) -> Self {
+        let mut plan = Plan::new(site, "peer", site.node(node), (Ipv4Addr::LOCALHOST, 65003).into());
+        plan.name = format!("peer{}", node + 1);
+        plan.flag("--listen", "127.0.0.1:65001");
+        plan.flag("--piece-listen", format!("{}:65002", node_ip(node)));
+        plan.keep_cache(options.cache_dir);
+        plan.flag("--mirror", format!("http://{MIRROR_IP}:65011"));
+        plan.flag("--zone", options.zone);
+        plan.flag("--join-key-file", options.join_key.display());
+        plan.flag("--ratelimit", options.ratelimit);
+        plan.flag("--download-pattern", options.download_pattern);
+        plan.join_site(options.with_scheduler, &options.upstreams);
+        Self(plan.start(options.extra_args))
+    }
+}
+
+/// What mirror, scheduler and peer have in common. Signals are those of [`Process`].
+#[derive(Debug)]
+pub struct Daemon {
+    process: Process,
+    netns: Netns,
+    admin: SocketAddr,
+    cache_dir: PathBuf,
+}
+
+impl Daemon {
+    /// Where a mirror or a peer keeps content; a scheduler has nothing there.
+    pub fn cache_dir(&self) -> PathBuf {
+        self.cache_dir.clone()
+    }
+
+    /// Starts it once more with the same flags and the same cache, after [`Process::kill`] or [`Process::terminate`]; a
+    /// daemon that still runs is killed.
+    pub fn restart(&mut self) {
+        self.process.kill();
+        self.process.start_again();
+        self.wait_until_ready();
+    }
+
+    /// Waits until `/readyz` answers 200.
+    ///
+    /// # Panics
+    /// With its answer and the daemon's log, after ten seconds or when the daemon ends.
+    pub fn wait_until_ready(&mut self) {
+        let deadline = Instant::now() + READY_TIME_MAX;
+        loop {
+            let answer = self
+                .try_admin("/readyz")
+                .map(|response| (response.status, response.text()));
+            if matches!(answer, Ok((200, _))) {
+                return;
+            }
+            let in_time = self.process.is_running() && Instant::now() < deadline;
+            assert!(
+                in_time,
+                "not ready: /readyz said {answer:?}\n{}",
+                self.process.log_tail()
+            );
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// A GET on the admin port.
+    pub fn admin(&self, target: &str) -> Response {
+        self.try_admin(target)
+            .unwrap_or_else(|error| panic!("GET {target}: {error}\n{}", self.process.log_tail()))
+    }
+
+    /// All metrics in Prometheus' text format.
+    pub fn metrics(&self) -> String {
+        self.admin("/metrics").text()
+    }
+
+    /// One sample by its name and labels, exactly as `/metrics` prints them.
+    ///
+    /// # Panics
+    /// When there is no such sample: a misspelt metric must not read as 0.
+    pub fn metric(&self, sample: &str) -> f64 {
+        let metrics = self.metrics();
+        let value = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix(sample)?.strip_prefix(' ')?.trim().parse().ok());
+        value.unwrap_or_else(|| panic!("no metric {sample} in:\n{metrics}"))
+    }
+
+    fn try_admin(&self, target: &str) -> std::io::Result<Response> {
+        Request::get(self.admin, target)
+            .patience(Duration::from_secs(5))
+            .send_from(&self.netns)
+    }
+}
+
+impl Deref for Daemon {
+    type Target = Process;
+
+    fn deref(&self) -> &Process {
+        &self.process
+    }
+}
+
+impl DerefMut for Daemon {
+    fn deref_mut(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}
+
+macro_rules! is_a_daemon {
+    ($($name:ident),*) => {$(
+        impl Deref for $name {
+            type Target = Daemon;
+
+            fn deref(&self) -> &Daemon {
+                &self.0
+            }
+        }
+
+        impl DerefMut for $name {
+            fn deref_mut(&mut self) -> &mut Daemon {
+                &mut self.0
+            }
+        }
+    )*};
+}
+
+is_a_daemon!(Mirror, Scheduler, Peer);
+
+/// A daemon that is about to be started.
+struct Plan<'a> {
+    site: &'a Site,
+    name: String,
+    netns: &'a Netns,
+    admin: SocketAddr,
+    cache_dir: PathBuf,
+    arguments: Vec<String>,
+}
+
+impl<'a> Plan<'a> {
+    fn new(site: &'a Site, subcommand: &str, netns: &'a Netns, admin: SocketAddr) -> Self {
+        let (name, arguments) = (subcommand.to_owned(), vec![subcommand.to_owned()]);
+        let mut plan = Self {
+            site,
+            name,
+            netns,
+            admin,
+            cache_dir: PathBuf::new(),
+            arguments,
+        };
+        plan.flag("--admin-listen", admin);
+        plan
+    }
+
+    fn flag(&mut self, flag: &str, value: impl Display) {
+        self.arguments.extend([flag.to_owned(), value.to_string()]);
+    }
+
+    fn keep_cache(&mut self, chosen: Option<PathBuf>) {
+        self.cache_dir = chosen.unwrap_or_else(|| self.site.dir().join(format!("{}-cache", self.name)));
+        self.flag("--cache-dir", self.cache_dir.display().to_string());
+    }
+
+    fn join_site(&mut self, with_scheduler: bool, upstreams: &[String]) {
+        self.flag("--pool", "site-a");
+        if with_scheduler {
+            self.flag("--scheduler", format!("http://{MIRROR_IP}:65012"));
+        }
+        for upstream in upstreams {
+            self.flag("--upstream", upstream);
+        }
+    }
+
+    fn start(self, extra_arguments: Vec<String>) -> Daemon {
+        let mut command = self.netns.command(PIECEMEAL);
+        command.args(self.arguments).args(extra_arguments);
+        if let Some(filter) = env::var_os("PIECEMEAL_TEST_LOG") {
+            command.env("RUST_LOG", filter);
+        }
+        let log = self.site.dir().join(format!("{}.log", self.name));
+        let process = Process::start(&self.name, command, &log);
+        let mut daemon = Daemon {
+            process,
+            netns: self.netns.clone(),
+            admin: self.admin,
+            cache_dir: self.cache_dir,
+        };
+        daemon.wait_until_ready();
+        daemon
+    }
+}
+
+const PIECEMEAL: &str = env!("CARGO_BIN_EXE_piecemeal");
+/// The host name of images in tests, and the registry behind it.
+const UPSTREAM: &str = "origin.test=http://10.99.0.2:5000";
+const READY_TIME_MAX: Duration = Duration::from_secs(10);

@@ -1,0 +1,206 @@
+//! Debian's `docker-registry`: an upstream that nobody here wrote, and whose access log tells what it was asked for.
+
+use std::{
+    fs,
+    net::{SocketAddr, SocketAddrV4},
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    http::{Request, Response},
+    image::{Blob, Image},
+    netns::Netns,
+    process::{Process, append_to},
+    scratch::ScratchDir,
+};
+
+/// A running registry with storage of its own.
+#[derive(Debug)]
+pub struct DockerRegistry {
+    process: Process,
+    netns: Netns,
+    address: SocketAddr,
+    access_log: PathBuf,
+    _scratch: ScratchDir,
+}
+
+impl DockerRegistry {
+    /// Starts an empty registry at `address` inside the namespace.
+    pub fn start(netns: &Netns, address: SocketAddrV4) -> Self {
+        let scratch = ScratchDir::new();
+        let storage = scratch.folder("storage");
+        let config = format!(
+            "version: 0.1\n\
+             log: {{level: info, accesslog: {{disabled: false}}}}\n\
+             storage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\n\
+             http: {{addr: '{address}'}}\n",
+            storage.display()
+        );
+        let config_file = scratch.path().join("config.yml");
+        fs::write(&config_file, config).expect("writing the registry's configuration");
+
+        let access_log = scratch.path().join("access.log");
+        let mut command = netns.command("docker-registry");
+        command.arg("serve").arg(config_file).stdout(append_to(&access_log));
+        let process = Process::start_with_stdout("docker-registry", command, &scratch.path().join("registry.log"));
+        let registry = Self {
+            process,
+            netns: netns.clone(),
+            address: address.into(),
+            access_log,
+            _scratch: scratch,
+        };
+        registry.wait_until_ready();
+        registry
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Uploads an image, without blobs that the repository already has.
+    pub fn push(&self, image: &Image) {
+        let repository = image.repository();
+        for blob in image.blobs() {
+            self.push_blob(repository, blob);
+        }
+        for manifest in image.manifests() {
+            self.put_manifest(repository, &manifest.digest, manifest);
+            if manifest.digest == image.digest() {
+                self.put_manifest(repository, image.tag(), manifest);
+            }
+        }
+    }
+
+    /// Removes a blob from a repository; the registry answers 404 from then on.
+    pub fn delete_blob(&self, repository: &str, digest: &str) {
+        let request = Request::new("DELETE", self.address, &format!("/v2/{repository}/blobs/{digest}"));
+        self.demand(request, 202);
+    }
+
+    /// Kills the registry: connections are refused.
+    pub fn stop(&mut self) {
+        self.process.kill();
+    }
+
+    /// Starts it again, with what it had.
+    pub fn start_again(&mut self) {
+        self.process.start_again();
+        self.wait_until_ready();
+    }
+
+    /// The process, to freeze it for example.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Bytes of bodies sent in answer to GETs of a blob, by the access log.
+    pub fn blob_bytes_served(&self, digest: &str) -> u64 {
+        self.blob_gets(digest)
+            .iter()
+            .filter(|get| matches!(get.status, 200 | 206))
+            .map(|get| get.bytes)
+            .sum()
+    }
+
+    /// GETs of a blob, by the access log, whatever the answer was.
+    pub fn blob_requests(&self, digest: &str) -> usize {
+        self.blob_gets(digest).len()
+    }
+
+    /// The access log in combined format, once it has come to rest: a line is written after the last byte was sent, so the
+    /// client may be done before it appears.
+    pub fn log_text(&self) -> String {
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while self.access_log_age() < Duration::from_millis(200) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(20));
+        }
+        fs::read_to_string(&self.access_log).expect("reading the registry's access log")
+    }
+
+    fn blob_gets(&self, digest: &str) -> Vec<BlobGet> {
+        let path_end = format!("/blobs/{digest}");
+        self.log_text()
+            .lines()
+            .filter_map(|line| BlobGet::parse(line, &path_end))
+            .collect()
+    }
+
+    fn access_log_age(&self) -> Duration {
+        let written = fs::metadata(&self.access_log)
+            .and_then(|log| log.modified())
+            .expect("finding the access log");
+        // A clock that was set back makes the log look newer than now.
+        written.elapsed().unwrap_or_default()
+    }
+
+    fn push_blob(&self, repository: &str, blob: &Blob) {
+        let head = Request::head(self.address, &format!("/v2/{repository}/blobs/{}", blob.digest));
+        if self.send(head).status == 200 {
+            return;
+        }
+        let upload = Request::new("POST", self.address, &format!("/v2/{repository}/blobs/uploads/"));
+        let upload = self.demand(upload, 202);
+        let location = upload.headers.get("location").expect("an upload has a location");
+        // The location is a whole URL with a query.
+        let target = location.splitn(4, '/').nth(3).expect("a URL has a path");
+        let put = Request::new("PUT", self.address, &format!("/{target}&digest={}", blob.digest));
+        self.demand(
+            put.header("Content-Type", "application/octet-stream").body(&blob.bytes),
+            201,
+        );
+    }
+
+    fn put_manifest(&self, repository: &str, name: &str, manifest: &Blob) {
+        let put = Request::new("PUT", self.address, &format!("/v2/{repository}/manifests/{name}"));
+        self.demand(
+            put.header("Content-Type", manifest.media_type).body(&manifest.bytes),
+            201,
+        );
+    }
+
+    fn demand(&self, request: Request, status: u16) -> Response {
+        let response = self.send(request.clone());
+        assert_eq!(response.status, status, "{request:?}: {}", response.text());
+        response
+    }
+
+    fn send(&self, request: Request) -> Response {
+        request.send_from(&self.netns).expect("speaking to the registry")
+    }
+
+    fn wait_until_ready(&self) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let request = Request::get(self.address, "/v2/");
+        while !request
+            .send_from(&self.netns)
+            .is_ok_and(|response| response.status == 200)
+        {
+            assert!(
+                Instant::now() < deadline,
+                "docker-registry does not answer\n{}",
+                self.process.log_tail()
+            );
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+struct BlobGet {
+    status: u16,
+    bytes: u64,
+}
+
+impl BlobGet {
+    /// Parses `… "GET <target> HTTP/1.1" <status> <bytes> …` where the target's path ends as asked.
+    fn parse(line: &str, path_end: &str) -> Option<Self> {
+        let (_, rest) = line.split_once("\"GET ")?;
+        let (target, rest) = rest.split_once(" HTTP/1.1\" ")?;
+        let path = target.split('?').next()?;
+        let mut numbers = rest.split(' ');
+        let (status, bytes) = (numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?);
+        path.ends_with(path_end).then_some(Self { status, bytes })
+    }
+}

@@ -1,0 +1,60 @@
+//! The system programs that the end-to-end tests drive.
+//!
+//! A missing program is a failed test that names the package to install, never a silent skip: a suite that skips itself
+//! proves nothing.
+
+use std::{
+    env,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+/// Panics, naming program and Debian package, when something that the tests run is not installed.
+pub fn require_tools() {
+    let missing: Vec<String> = TOOLS
+        .iter()
+        .filter(|(program, _)| find_program(program).is_none())
+        .map(|(program, package)| format!("{program} (apt-get install {package})"))
+        .collect();
+    assert!(missing.is_empty(), "the end-to-end tests need: {}", missing.join(", "));
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "the end-to-end tests make network namespaces: run them as root"
+    );
+}
+
+/// Runs a command to its end and returns its standard output.
+///
+/// # Panics
+/// With the command and what it said on standard error, when it fails.
+pub fn run(command: &mut Command) -> String {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(
+        output.status.success(),
+        "{command:?} ended with {}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn find_program(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .map(|dir| dir.join(program))
+        .find(|file| file.is_file())
+}
+
+const TOOLS: &[(&str, &str)] = &[
+    ("ip", "iproute2"),
+    ("tc", "iproute2"),
+    ("nft", "nftables"),
+    ("docker-registry", "docker-registry"),
+    ("containerd", "containerd"),
+    ("ctr", "containerd"),
+    ("runc", "runc"),
+    ("skopeo", "skopeo"),
+];

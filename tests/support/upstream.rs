@@ -1,0 +1,283 @@
+//! A hostile registry: it tells the truth until told to misbehave, blob by blob.
+//!
+//! It remembers every request with its headers and counts the bytes of bodies that it sent. Manifests are content too: to
+//! misbehave for one, name its digest.
+
+use std::{
+    collections::HashMap,
+    io::{self, BufReader, Write},
+    net::{Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    thread::{self, JoinHandle},
+};
+
+use super::{
+    http::{Headers, read_head},
+    image::Image,
+    netns::Netns,
+    reply::{Behaviour, Reply},
+};
+
+/// A running hostile registry.
+#[derive(Debug)]
+pub struct FakeUpstream {
+    address: SocketAddr,
+    listener: TcpListener,
+    shelf: Arc<Mutex<Shelf>>,
+    accepting: Option<JoinHandle<()>>,
+}
+
+/// A request as it arrived.
+#[derive(Clone, Debug)]
+pub struct RecordedRequest {
+    pub method: String,
+    /// Path and query.
+    pub target: String,
+    pub headers: Headers,
+}
+
+impl FakeUpstream {
+    /// Serves an image at `address` inside a namespace.
+    pub fn start(netns: &Netns, address: SocketAddrV4, image: &Image) -> Self {
+        let listener = netns
+            .enter(|| TcpListener::bind(address))
+            .expect("listening as the fake upstream");
+        Self::serve(listener, image)
+    }
+
+    /// Serves an image on a socket that listens already.
+    pub fn serve(listener: TcpListener, image: &Image) -> Self {
+        let address = listener.local_addr().expect("a listener has an address");
+        let shelf = Arc::new(Mutex::new(Shelf::default()));
+        let accepting = thread::spawn({
+            let listener = listener.try_clone().expect("sharing the listener");
+            let shelf = Arc::clone(&shelf);
+            move || accept_all(&listener, &shelf)
+        });
+        let upstream = Self {
+            address,
+            listener,
+            shelf,
+            accepting: Some(accepting),
+        };
+        upstream.add_image(image);
+        upstream
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves one more image, or a new one under the same tag.
+    pub fn add_image(&self, image: &Image) {
+        let mut shelf = lock(&self.shelf);
+        for blob in image.blobs().chain(image.manifests()) {
+            let content = Content {
+                media_type: blob.media_type,
+                bytes: Arc::new(blob.bytes.clone()),
+            };
+            shelf.contents.insert(blob.digest.clone(), content);
+        }
+        let tag = format!("/v2/{}/manifests/{}", image.repository(), image.tag());
+        shelf.tags.insert(tag, image.digest().to_owned());
+    }
+
+    /// How to answer for this digest from now on.
+    pub fn behave(&self, digest: &str, behaviour: Behaviour) {
+        lock(&self.shelf).behaviours.insert(digest.to_owned(), behaviour);
+    }
+
+    /// From now on asks everybody for this bearer token, and hands it to whoever asks at `/token`, where `realm` should
+    /// point unless the test is about one that points elsewhere.
+    pub fn require_token(&self, token: &str, realm: &str) {
+        lock(&self.shelf).guard = Some(Guard {
+            token: token.to_owned(),
+            realm: realm.to_owned(),
+        });
+    }
+
+    /// GETs for this digest so far.
+    pub fn requests(&self, digest: &str) -> usize {
+        lock(&self.shelf).counts.get(digest).map_or(0, |count| count.requests)
+    }
+
+    /// Bytes of bodies written for this digest so far.
+    pub fn body_bytes(&self, digest: &str) -> u64 {
+        lock(&self.shelf).counts.get(digest).map_or(0, |count| count.body_bytes)
+    }
+
+    /// Every request in the order of arrival.
+    pub fn recorded(&self) -> Vec<RecordedRequest> {
+        lock(&self.shelf).recorded.clone()
+    }
+}
+
+impl Drop for FakeUpstream {
+    fn drop(&mut self) {
+        // Wakes the accepting thread; connections end with their sockets.
+        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
+        if let Some(accepting) = self.accepting.take() {
+            let _ = accepting.join();
+        }
+        for connection in lock(&self.shelf).connections.iter().filter_map(Weak::upgrade) {
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Shelf {
+    contents: HashMap<String, Content>,
+    /// By the path of the manifest.
+    tags: HashMap<String, String>,
+    behaviours: HashMap<String, Behaviour>,
+    guard: Option<Guard>,
+    counts: HashMap<String, Count>,
+    recorded: Vec<RecordedRequest>,
+    /// To be shut down in the end, those that still are.
+    connections: Vec<Weak<TcpStream>>,
+}
+
+#[derive(Debug)]
+struct Guard {
+    token: String,
+    realm: String,
+}
+
+impl Guard {
+    /// What to say instead of the answer, if anything.
+    fn stop(&self, path: &str, headers: &Headers) -> Option<Reply> {
+        if path == "/token" {
+            return Some(Reply::short(
+                200,
+                "application/json",
+                &format!(r#"{{"token":"{}"}}"#, self.token),
+            ));
+        }
+        if headers.get("authorization") == Some(&format!("Bearer {}", self.token)) {
+            return None;
+        }
+        let body = r#"{"errors":[{"code":"UNAUTHORIZED","message":"no token of ours"}]}"#;
+        let repository = path
+            .trim_start_matches("/v2/")
+            .rsplitn(3, '/')
+            .nth(2)
+            .unwrap_or_default();
+        let challenge = format!(
+            r#"Bearer realm="{}",service="fake",scope="repository:{repository}:pull""#,
+            self.realm
+        );
+        Some(Reply::short(401, "application/json", body).header("WWW-Authenticate", challenge))
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Content {
+    media_type: &'static str,
+    bytes: Arc<Vec<u8>>,
+}
+
+#[derive(Debug, Default)]
+struct Count {
+    requests: usize,
+    body_bytes: u64,
+}
+
+impl Shelf {
+    /// Decides on the answer, and records the request.
+    fn answer(&mut self, request: &RecordedRequest) -> (String, Reply) {
+        self.recorded.push(request.clone());
+        let path = request.target.split('?').next().unwrap_or_default();
+        let is_get = request.method == "GET";
+        if let Some(stopped) = self.guard.as_ref().and_then(|guard| guard.stop(path, &request.headers)) {
+            return (String::new(), stopped);
+        }
+        if path == "/v2/" {
+            return (String::new(), Reply::short(200, "application/json", "{}"));
+        }
+        let digest = self
+            .tags
+            .get(path)
+            .map_or_else(|| path.rsplit('/').next().unwrap_or_default(), String::as_str);
+        let digest = digest.to_owned();
+        let (Some(content), true) = (self.contents.get(&digest), is_get || request.method == "HEAD") else {
+            let body = r#"{"errors":[{"code":"NAME_UNKNOWN","message":"unknown to the fake upstream"}]}"#;
+            return (String::new(), Reply::short(404, "application/json", body));
+        };
+        if is_get {
+            self.counts.entry(digest.clone()).or_default().requests += 1;
+        }
+        let truth = Reply::truth(
+            &digest,
+            content.media_type,
+            &content.bytes,
+            request.headers.get("range"),
+        );
+        let behaviour = self.behaviours.entry(digest.clone()).or_insert(Behaviour::Truth);
+        let reply = if is_get {
+            behaviour.twist(truth)
+        } else {
+            behaviour.twist_head(truth)
+        };
+        (digest, reply)
+    }
+}
+
+fn accept_all(listener: &TcpListener, shelf: &Arc<Mutex<Shelf>>) {
+    while let Ok((stream, _)) = listener.accept() {
+        let (stream, shelf) = (Arc::new(stream), Arc::clone(shelf));
+        lock(&shelf).connections.push(Arc::downgrade(&stream));
+        // A client that goes away in the middle is an everyday event.
+        thread::spawn(move || serve_connection(&stream, &shelf).unwrap_or_default());
+    }
+}
+
+fn serve_connection(stream: &TcpStream, shelf: &Mutex<Shelf>) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut reader = BufReader::new(stream);
+    while let Some((request_line, headers)) = read_head(&mut reader)? {
+        let mut words = request_line.split(' ').map(str::to_owned);
+        let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        let request = RecordedRequest {
+            method,
+            target,
+            headers,
+        };
+        let (digest, reply) = lock(shelf).answer(&request);
+        let mut writer = CountedWriter { stream, shelf, digest };
+        writer.stream.write_all(reply.head().as_bytes())?;
+        if request.method != "HEAD" {
+            reply.write_body(&mut writer)?;
+        }
+        if reply.closes() {
+            return stream.shutdown(Shutdown::Both);
+        }
+    }
+    Ok(())
+}
+
+/// Counts what was handed to the socket while it is sent, so that a test can look during a stall.
+struct CountedWriter<'a> {
+    stream: &'a TcpStream,
+    shelf: &'a Mutex<Shelf>,
+    digest: String,
+}
+
+impl Write for CountedWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.stream.write(bytes)?;
+        if let Some(count) = lock(self.shelf).counts.get_mut(&self.digest) {
+            count.body_bytes += written as u64;
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+/// A test that failed while it held the lock has said so already.
+fn lock(shelf: &Mutex<Shelf>) -> MutexGuard<'_, Shelf> {
+    shelf.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,38 @@
+//! The project's own commands: `cargo xtask test`, `cargo xtask ci`, `cargo xtask bench`.
+
+mod bench;
+mod ci;
+mod packages;
+mod shell;
+mod test;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+cargo xtask COMMAND
+
+  test          installs what the tests need (apt, where it may), then runs every test
+  ci            format, lints, dependencies' licences and sources, every test, docs
+  bench [NAME]  the benchmarks, or the one named; they print, they assert nothing
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = match arguments[..] {
+        ["test"] => test::run(),
+        ["ci"] => ci::run(),
+        ["bench", ref names @ ..] => bench::run(names),
+        _ => {
+            eprint!("{HELP}");
+            return ExitCode::from(64);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

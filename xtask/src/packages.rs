@@ -1,0 +1,36 @@
+//! The Debian packages that the end-to-end tests use: real registries, runtimes and networks.
+
+use anyhow::{Result, bail};
+
+use crate::shell;
+
+/// A program and the package that has it.
+const NEEDED: [(&str, &str); 7] = [
+    ("docker-registry", "docker-registry"),
+    ("containerd", "containerd"),
+    ("runc", "runc"),
+    ("skopeo", "skopeo"),
+    ("ip", "iproute2"),
+    ("tc", "iproute2"),
+    ("nft", "nftables"),
+];
+
+/// Installs what is missing, where that is possible.
+///
+/// # Errors
+/// Names what is missing when it cannot be installed here.
+pub(crate) fn install() -> Result<()> {
+    let mut missing: Vec<&str> = NEEDED.iter().filter(|(program, _)| !shell::has(program)).map(|(_, package)| *package).collect();
+    missing.dedup();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !shell::has("apt-get") {
+        bail!("the end-to-end tests need {}; install them and run this again", missing.join(", "));
+    }
+    let quiet = [("DEBIAN_FRONTEND", "noninteractive")];
+    let arguments: Vec<&str> = ["install", "--yes", "--no-install-recommends"].into_iter().chain(missing.iter().copied()).collect();
+    shell::run_with("apt-get", &["update"], &quiet)
+        .and_then(|()| shell::run_with("apt-get", &arguments, &quiet))
+        .map_err(|error| error.context(format!("the end-to-end tests need {}; run this as root, or install them", missing.join(", "))))
+}
