@@ -62,7 +62,7 @@ impl MemberState {
     /// Whether one more lease may name it as the source.
     pub(super) fn has_room(&self, policy: &Policy) -> bool {
         let max = self.serving_max(policy);
-        self.serving.len() < if self.is_mirror() { self.window.min(max).max((policy.uploads_max + policy.queued_max) as usize) } else if self.slow { 1 } else { max }
+        self.serving.len() < if self.is_mirror() { self.window.max((policy.uploads_max + policy.queued_max+2) as usize).min(max) } else if self.slow { 1 } else { max }
     }
 
     /// The most leases that may ever name it as the source at once.
@@ -78,7 +78,7 @@ impl MemberState {
     pub(super) fn note_pace(&mut self, took: Time, usual: Time, policy: &Policy) {
         self.slow = !self.is_mirror() && took > usual * policy.straggler_factor;
         let max = self.serving_max(policy);
-        if took < usual {
+        if took * 4 < usual * 5 {
             self.window = (self.window + 1).min(max);
         } else {
             self.window = self.window.saturating_sub(1).max(1);
