@@ -8,7 +8,7 @@ use super::{
 };
 
 /// What a source may be asked for.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Choice {
     /// What no peer has or is being sent: a mirror's first duty.
     Inject,
@@ -176,10 +176,9 @@ impl Brain {
                 .unwrap_or(u32::MAX)
                 .max(1),
         };
-        let any = !giving.mirror || state.complete_peers > 0;
         let patience = patience(state.usual.unwrap_or(USUAL_AT_FIRST), state.wanting);
         let ripe = |piece, patience| {
-            any || fill.is_scarce(piece) || fill.out_since(piece) <= self.now.saturating_sub(patience)
+            !giving.mirror || fill.is_scarce(piece) || fill.out_since(piece) <= self.now.saturating_sub(patience)
         };
         match choice {
             Choice::Piece(piece) => pairing.at(piece).filter(|_| ripe(piece, patience.min(WAITING_PATIENCE))),

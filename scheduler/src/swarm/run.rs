@@ -106,7 +106,7 @@ const WORDS_MAX: usize = 256;
 /// How long the swarm gets to pass a piece on before a mirror sends it again: as many lease times as a copy needs to reach
 /// everybody by doubling, and some.
 pub(super) fn patience(usual: Time, wanting: u32) -> Time {
-    usual * (2 + wanting.max(1).ilog2())
+    usual * (4 + wanting.max(1).ilog2())
 }
 
 /// The first run of pieces, at most `bytes_max`, that no peer has or is being sent.

@@ -49,8 +49,8 @@ impl Brain {
         };
         let choice = Choice::Piece(piece);
         let found = self
-            .pick_source(swarm, seat, choice, false)
-            .or_else(|| self.pick_source(swarm, seat, choice, true));
+            .pick_source(swarm, seat, choice, true)
+            .or_else(|| self.pick_source(swarm, seat, choice, false));
         let Some((source, run)) = found else {
             return false;
         };
