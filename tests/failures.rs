@@ -25,9 +25,16 @@ fn pull_and_break(cluster: &mut Cluster, image: &Image, act: impl FnOnce(&mut Cl
     let before = cluster.site.wan_bytes_received();
     let started = Instant::now();
     let reference = image.reference(HOST);
-    let fetches: Vec<_> = cluster.containerds.iter().map(|node| node.spawn_fetch(&reference, started)).collect();
+    let fetches: Vec<_> = cluster
+        .containerds
+        .iter()
+        .map(|node| node.spawn_fetch(&reference, started))
+        .collect();
     while cluster.site.wan_bytes_received() - before < image.total_bytes() / 2 {
-        assert!(started.elapsed() < Duration::from_secs(30), "half of the image never came");
+        assert!(
+            started.elapsed() < Duration::from_secs(30),
+            "half of the image never came"
+        );
         thread::sleep(Duration::from_millis(20));
     }
     act(cluster);
@@ -36,7 +43,12 @@ fn pull_and_break(cluster: &mut Cluster, image: &Image, act: impl FnOnce(&mut Cl
         .enumerate()
         .map(|(node, fetch)| {
             let outcome = fetch.join().expect("a fetch reports its failure");
-            FetchOutcome { node, elapsed: outcome.elapsed, ok: outcome.ok, output: outcome.output }
+            FetchOutcome {
+                node,
+                elapsed: outcome.elapsed,
+                ok: outcome.ok,
+                output: outcome.output,
+            }
         })
         .collect()
 }
@@ -44,16 +56,28 @@ fn pull_and_break(cluster: &mut Cluster, image: &Image, act: impl FnOnce(&mut Cl
 fn assert_pulled(cluster: &Cluster, image: &Image, fetches: &[FetchOutcome], nodes: impl Fn(usize) -> bool) {
     for fetch in fetches.iter().filter(|fetch| nodes(fetch.node)) {
         let log = cluster.peers[fetch.node].log_tail();
-        assert!(fetch.ok, "node {} failed after {:?}: {}\n{log}", fetch.node, fetch.elapsed, fetch.output);
+        assert!(
+            fetch.ok,
+            "node {} failed after {:?}: {}\n{log}",
+            fetch.node, fetch.elapsed, fetch.output
+        );
         for blob in image.blobs() {
-            assert!(cluster.containerds[fetch.node].content_digest_ok(&blob.digest), "node {} lacks {}", fetch.node, blob.digest);
+            assert!(
+                cluster.containerds[fetch.node].content_digest_ok(&blob.digest),
+                "node {} lacks {}",
+                fetch.node,
+                blob.digest
+            );
         }
     }
 }
 
 /// The copies of the image's blobs that the registry has sent, by its access log.
 fn copies(cluster: &Cluster, image: &Image) -> f64 {
-    let served: u64 = image.blobs().map(|blob| cluster.registry.blob_bytes_served(&blob.digest)).sum();
+    let served: u64 = image
+        .blobs()
+        .map(|blob| cluster.registry.blob_bytes_served(&blob.digest))
+        .sum();
     let bytes: usize = image.blobs().map(|blob| blob.bytes.len()).sum();
     served as f64 / bytes as f64
 }
@@ -63,7 +87,9 @@ fn a_killed_scheduler_stops_no_pull() {
     let mut cluster = Cluster::cold(site());
     let image = image();
     cluster.registry.push(&image);
-    let fetches = pull_and_break(&mut cluster, &image, |cluster| cluster.scheduler.as_mut().expect("it runs").kill());
+    let fetches = pull_and_break(&mut cluster, &image, |cluster| {
+        cluster.scheduler.as_mut().expect("it runs").kill()
+    });
     assert_pulled(&cluster, &image, &fetches, |_| true);
     assert_eq!(copies(&cluster, &image), 1.0);
 }
@@ -73,7 +99,9 @@ fn a_frozen_scheduler_stops_no_pull() {
     let mut cluster = Cluster::cold(site());
     let image = image();
     cluster.registry.push(&image);
-    let fetches = pull_and_break(&mut cluster, &image, |cluster| cluster.scheduler.as_ref().expect("it runs").stop());
+    let fetches = pull_and_break(&mut cluster, &image, |cluster| {
+        cluster.scheduler.as_ref().expect("it runs").stop()
+    });
     assert_pulled(&cluster, &image, &fetches, |_| true);
     assert_eq!(copies(&cluster, &image), 1.0);
 }
@@ -99,7 +127,11 @@ fn a_frozen_peer_stops_only_its_own_node() {
     let frozen_fetch = frozen.spawn_fetch(&reference, started);
     // Its peer joins the swarm first, so that the others count on it.
     thread::sleep(Duration::from_millis(500));
-    let fetches: Vec<_> = cluster.containerds.iter().map(|node| node.spawn_fetch(&reference, started)).collect();
+    let fetches: Vec<_> = cluster
+        .containerds
+        .iter()
+        .map(|node| node.spawn_fetch(&reference, started))
+        .collect();
     thread::sleep(Duration::from_secs(2));
     cluster.peers[0].stop();
     for (fetch, containerd) in fetches.into_iter().zip(&cluster.containerds) {
@@ -134,10 +166,16 @@ fn a_mirror_restarted_half_way_keeps_what_it_had() {
     let bytes: usize = image.blobs().map(|blob| blob.bytes.len()).sum();
     let copies = (first_life + cluster.mirror.metric(received)) / bytes as f64;
     println!("{copies} copies");
-    assert!(first_life > 0.3 * bytes as f64, "the mirror was killed too early to have anything to lose");
+    assert!(
+        first_life > 0.3 * bytes as f64,
+        "the mirror was killed too early to have anything to lose"
+    );
     assert!(copies <= 1.01, "{copies} copies");
     let carried = cluster.site.wan_bytes_received() - wan_before;
-    assert!(carried as f64 <= image.total_bytes() as f64 * 1.07, "the WAN carried {carried} bytes");
+    assert!(
+        carried as f64 <= image.total_bytes() as f64 * 1.07,
+        "the WAN carried {carried} bytes"
+    );
 }
 
 #[test]
@@ -148,7 +186,11 @@ fn a_peer_with_damaged_content_poisons_nobody() {
     cluster.containerds[0].fetch(&image.reference(HOST)).expect_ok();
     for layer in image.layers() {
         let hex = layer.digest.trim_start_matches("sha256:");
-        let file = cluster.peers[0].cache_dir().join("blobs/sha256").join(&hex[..2]).join(hex);
+        let file = cluster.peers[0]
+            .cache_dir()
+            .join("blobs/sha256")
+            .join(&hex[..2])
+            .join(hex);
         let mut bytes = std::fs::read(&file).expect("the peer has kept it");
         for position in (0..bytes.len()).step_by(64 * 1024) {
             bytes[position] ^= 1;
@@ -157,14 +199,22 @@ fn a_peer_with_damaged_content_poisons_nobody() {
     }
     let started = Instant::now();
     let others = &cluster.containerds[1..];
-    let fetches: Vec<_> = others.iter().map(|node| node.spawn_fetch(&image.reference(HOST), started)).collect();
+    let fetches: Vec<_> = others
+        .iter()
+        .map(|node| node.spawn_fetch(&image.reference(HOST), started))
+        .collect();
     for (fetch, containerd) in fetches.into_iter().zip(others) {
         fetch.join().expect("a fetch reports its failure").expect_ok();
         for blob in image.blobs() {
             assert!(containerd.content_digest_ok(&blob.digest));
         }
     }
-    let noticed = cluster.peers[1..].iter().any(|peer| peer.log_text().contains("corrupt piece"));
-    assert!(noticed, "nobody was even offered a damaged piece: the test shows nothing");
+    let noticed = cluster.peers[1..]
+        .iter()
+        .any(|peer| peer.log_text().contains("corrupt piece"));
+    assert!(
+        noticed,
+        "nobody was even offered a damaged piece: the test shows nothing"
+    );
     assert_eq!(copies(&cluster, &image), 1.0);
 }

@@ -31,7 +31,11 @@ fn story(nodes: usize) -> Story {
     });
     let image = Image::new("library/app", "v1").layer_bytes(&[12 * MIB, 3 * MIB]);
     let upstream = FakeUpstream::start(cluster.site.origin(), HOSTILE, &image);
-    Story { cluster, upstream, image }
+    Story {
+        cluster,
+        upstream,
+        image,
+    }
 }
 
 impl Story {
@@ -54,9 +58,14 @@ impl Story {
                     self.cluster.containerds[node].remove_all_content();
                     thread::sleep(Duration::from_secs(2));
                 }
-                panic!("node {node} failed {TRIES} times: {last}\n{}", self.cluster.peers[node].log_tail());
+                panic!(
+                    "node {node} failed {TRIES} times: {last}\n{}",
+                    self.cluster.peers[node].log_tail()
+                );
             };
-            let pulls: Vec<_> = (0..self.cluster.containerds.len()).map(|node| scope.spawn(move || pull(node))).collect();
+            let pulls: Vec<_> = (0..self.cluster.containerds.len())
+                .map(|node| scope.spawn(move || pull(node)))
+                .collect();
             pulls.into_iter().map(|pull| pull.join().expect("a node pulls")).max()
         });
         for containerd in &self.cluster.containerds {
@@ -72,7 +81,11 @@ impl Story {
         let started = Instant::now();
         let outcome = self.cluster.containerds[0].fetch(&self.image.reference(HOST));
         assert!(!outcome.ok, "a bad blob was pulled: {}", outcome.output);
-        assert!(started.elapsed() < Duration::from_secs(60), "it took {:?} to fail", started.elapsed());
+        assert!(
+            started.elapsed() < Duration::from_secs(60),
+            "it took {:?} to fail",
+            started.elapsed()
+        );
         assert!(!self.cluster.containerds[0].has_blob(self.layer()));
         let hex = self.layer().trim_start_matches("sha256:");
         let kept = |dir: std::path::PathBuf| dir.join("blobs/sha256").join(&hex[..2]).join(hex).exists();
@@ -87,10 +100,19 @@ impl Story {
 #[test]
 fn an_upstream_that_lies_at_the_end_and_then_tells_the_truth_serves_everybody() {
     let story = story(3);
-    story.upstream.behave(story.layer(), Behaviour::LieFrom { fraction: 0.9, times: 1 });
+    story.upstream.behave(
+        story.layer(),
+        Behaviour::LieFrom {
+            fraction: 0.9,
+            times: 1,
+        },
+    );
     let tries = story.pull_everywhere();
     assert!(tries > 1, "the lie was not even told");
-    assert!(story.upstream.body_bytes(story.layer()) <= 2 * story.image.layers()[0].bytes.len() as u64, "one bad download, one good one");
+    assert!(
+        story.upstream.body_bytes(story.layer()) <= 2 * story.image.layers()[0].bytes.len() as u64,
+        "one bad download, one good one"
+    );
 }
 
 #[test]
@@ -103,7 +125,9 @@ fn a_body_without_a_length_is_taken_when_its_manifest_states_the_size() {
 #[test]
 fn a_length_that_differs_from_the_descriptor_is_refused() {
     let story = story(1);
-    story.upstream.behave(story.layer(), Behaviour::WrongContentLength(-1000));
+    story
+        .upstream
+        .behave(story.layer(), Behaviour::WrongContentLength(-1000));
     story.assert_refused();
     story.tell_the_truth();
     story.pull_everywhere();
@@ -112,11 +136,19 @@ fn a_length_that_differs_from_the_descriptor_is_refused() {
 #[test]
 fn a_short_body_is_resumed_where_it_broke_off() {
     let story = story(2);
-    story.upstream.behave(story.layer(), Behaviour::ShortBody { at: 5 << 20, times: 2 });
+    // In the middle of a piece, both times.
+    story.upstream.behave(
+        story.layer(),
+        Behaviour::ShortBody {
+            at: (5 << 20) + 200_000,
+            times: 2,
+        },
+    );
     assert_eq!(story.pull_everywhere(), 1);
-    let sent = story.upstream.body_bytes(story.layer()) as f64;
-    let blob = story.image.layers()[0].bytes.len() as f64;
-    assert!(sent <= blob * 1.1, "{sent} bytes for a blob of {blob}");
+    let sent = story.upstream.body_bytes(story.layer());
+    let blob = story.image.layers()[0].bytes.len() as u64;
+    println!("{} bytes were sent twice", sent.saturating_sub(blob));
+    assert!(sent <= blob + 2 * 64 * 1024, "{sent} bytes for a blob of {blob}");
 }
 
 #[test]
@@ -140,7 +172,9 @@ fn an_empty_answer_is_not_taken_for_a_blob() {
 #[test]
 fn a_range_that_is_ignored_costs_time_but_no_harm() {
     let story = story(1);
-    story.upstream.behave(story.layer(), Behaviour::ShortBody { at: 5 << 20, times: 1 });
+    story
+        .upstream
+        .behave(story.layer(), Behaviour::ShortBody { at: 5 << 20, times: 1 });
     story.pull_everywhere();
     story.upstream.behave(story.layer(), Behaviour::IgnoreRange);
     story.cluster.containerds[0].remove_all_content();

@@ -15,7 +15,11 @@ fn image() -> Image {
 fn assert_everybody_has(cluster: &Cluster, image: &Image) {
     for (node, containerd) in cluster.containerds.iter().enumerate() {
         for blob in image.blobs() {
-            assert!(containerd.content_digest_ok(&blob.digest), "node {node} lacks {}", blob.digest);
+            assert!(
+                containerd.content_digest_ok(&blob.digest),
+                "node {node} lacks {}",
+                blob.digest
+            );
         }
     }
 }
@@ -23,13 +27,25 @@ fn assert_everybody_has(cluster: &Cluster, image: &Image) {
 /// By the registry's own access log.
 fn assert_served_once(cluster: &Cluster, image: &Image) {
     for blob in image.blobs() {
-        assert_eq!(cluster.registry.blob_bytes_served(&blob.digest), blob.bytes.len() as u64, "{}", blob.digest);
+        assert_eq!(
+            cluster.registry.blob_bytes_served(&blob.digest),
+            blob.bytes.len() as u64,
+            "{}",
+            blob.digest
+        );
     }
 }
 
 fn pull_everywhere(cluster: &Cluster, image: &Image) {
     for fetch in cluster.fetch_all(&image.reference(HOST)) {
-        assert!(fetch.ok, "node {} failed after {:?}: {}\n{}", fetch.node, fetch.elapsed, fetch.output, cluster.peers[fetch.node].log_tail());
+        assert!(
+            fetch.ok,
+            "node {} failed after {:?}: {}\n{}",
+            fetch.node,
+            fetch.elapsed,
+            fetch.output,
+            cluster.peers[fetch.node].log_tail()
+        );
     }
     assert_everybody_has(cluster, image);
 }
@@ -44,9 +60,16 @@ fn four_nodes_pull_a_cold_image_over_one_wan_copy() {
     assert_served_once(&cluster, &image);
     let carried = cluster.site.wan_bytes_received() - before;
     let most = image.total_bytes() as f64 * 1.06;
-    assert!(carried as f64 <= most, "the WAN carried {carried} bytes for an image of {}", image.total_bytes());
-    let from_peers: f64 =
-        cluster.peers.iter().map(|peer| peer.metric("piecemeal_blob_bytes_total{from=\"peer\",to=\"store\"}")).sum();
+    assert!(
+        carried as f64 <= most,
+        "the WAN carried {carried} bytes for an image of {}",
+        image.total_bytes()
+    );
+    let from_peers: f64 = cluster
+        .peers
+        .iter()
+        .map(|peer| peer.metric("piecemeal_blob_bytes_total{from=\"peer\",to=\"store\"}"))
+        .sum();
     assert!(from_peers > 0.0, "the peers have not fed each other");
 }
 
@@ -93,12 +116,22 @@ fn an_empty_layer_is_served_like_any_other() {
     let target = format!("/v2/library/empty/blobs/{}?ns={HOST}", empty.digest);
     let peer = "127.0.0.1:65001".parse().expect("an address");
     let ask = |request: Request| request.send_from(cluster.site.node(0)).expect("the peer answers");
-    for answer in [ask(Request::get(peer, &target)), ask(Request::get(peer, &target).header("Range", "bytes=0-"))] {
-        assert_eq!((answer.status, &*answer.body), (200, &[][..]), "containerd's chunked fetch gives up on a 416");
+    for answer in [
+        ask(Request::get(peer, &target)),
+        ask(Request::get(peer, &target).header("Range", "bytes=0-")),
+    ] {
+        assert_eq!(
+            (answer.status, &*answer.body),
+            (200, &[][..]),
+            "containerd's chunked fetch gives up on a 416"
+        );
         assert_eq!(answer.headers.get("docker-content-digest"), Some(&*empty.digest));
         assert_eq!(answer.headers.get("content-length"), Some("0"));
     }
-    assert_eq!(ask(Request::head(peer, &target)).headers.get("content-length"), Some("0"));
+    assert_eq!(
+        ask(Request::head(peer, &target)).headers.get("content-length"),
+        Some("0")
+    );
 }
 
 #[test]
@@ -126,7 +159,9 @@ fn containerd_unpacks_what_it_pulled() {
 #[test]
 fn skopeo_names_the_upstream_in_the_path() {
     let cluster = Cluster::cold(Site::builder().nodes(1).wan_mbit(100).lan_mbit(400));
-    let image = Image::new("library/skopeo", "v1").layer_bytes(&[5 * MIB, MIB]).in_index();
+    let image = Image::new("library/skopeo", "v1")
+        .layer_bytes(&[5 * MIB, MIB])
+        .in_index();
     cluster.registry.push(&image);
     let dir = cluster.site.dir().join("skopeo");
     let reference = format!("127.0.0.1:65001/{HOST}/{}:{}", image.repository(), image.tag());
@@ -140,7 +175,14 @@ fn skopeo_names_the_upstream_in_the_path() {
 
 #[test]
 fn a_wan_with_delay_and_loss_still_carries_one_copy() {
-    let cluster = Cluster::cold(Site::builder().nodes(3).wan_mbit(100).lan_mbit(400).wan_delay_ms(25).wan_loss_percent(0.2));
+    let cluster = Cluster::cold(
+        Site::builder()
+            .nodes(3)
+            .wan_mbit(100)
+            .lan_mbit(400)
+            .wan_delay_ms(25)
+            .wan_loss_percent(0.2),
+    );
     let image = image();
     cluster.registry.push(&image);
     pull_everywhere(&cluster, &image);

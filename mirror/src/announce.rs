@@ -58,16 +58,28 @@ impl FillObserver for Announcer {
     }
 
     fn landed(&self, filling: &Filling, piece: u32, hash: PieceHash) {
-        self.report(have(&filling.digest(), filling.fill(), filling.map(), piece, vec![Some(hash)]));
+        self.report(have(
+            filling.digest(),
+            filling.fill(),
+            filling.map(),
+            piece,
+            vec![Some(hash)],
+        ));
     }
 
     fn proven(&self, digest: &Digest, fill: FillId) {
-        self.report(Report::Proven(wire::Proven { digest: digest.to_string(), fill: fill.0 }));
+        self.report(Report::Proven(wire::Proven {
+            digest: digest.to_string(),
+            fill: fill.0,
+        }));
         self.report(complete(digest));
     }
 
     fn revoked(&self, digest: &Digest, fill: FillId) {
-        self.report(Report::Revoke(wire::Revoke { digest: digest.to_string(), fill: fill.0 }));
+        self.report(Report::Revoke(wire::Revoke {
+            digest: digest.to_string(),
+            fill: fill.0,
+        }));
     }
 
     fn received(&self, bytes: usize) {
@@ -86,7 +98,7 @@ pub fn filling_reports(filling: &Filling) -> Vec<Report> {
             run.end += 1;
         }
         let hashes = run.map(|index| filling.hash(index)).collect();
-        reports.push(have(&filling.digest(), filling.fill(), filling.map(), first, hashes));
+        reports.push(have(filling.digest(), filling.fill(), filling.map(), first, hashes));
     }
     reports
 }
@@ -95,9 +107,17 @@ fn blob_reports(blob: &Blob) -> Vec<Report> {
     let hashes = blob.piece_hashes();
     let chunks = (0..).step_by(HAVE_PIECES_MAX).zip(hashes.chunks(HAVE_PIECES_MAX));
     let mut reports: Vec<Report> = chunks
-        .map(|(first, hashes)| have(&blob.digest(), blob.fill(), blob.map(), first, hashes.iter().copied().map(Some).collect()))
+        .map(|(first, hashes)| {
+            have(
+                blob.digest(),
+                blob.fill(),
+                blob.map(),
+                first,
+                hashes.iter().copied().map(Some).collect(),
+            )
+        })
         .collect();
-    reports.push(complete(&blob.digest()));
+    reports.push(complete(blob.digest()));
     reports
 }
 
@@ -117,10 +137,14 @@ pub fn have(digest: &Digest, fill: FillId, map: PieceMap, first: u32, hashes: Ve
 
 /// The whole blob is here, its digest proven.
 pub fn complete(digest: &Digest) -> Report {
-    Report::Complete(wire::Complete { digest: digest.to_string() })
+    Report::Complete(wire::Complete {
+        digest: digest.to_string(),
+    })
 }
 
 /// The blob is here no more.
 pub fn lost(digest: &Digest) -> Report {
-    Report::Lost(wire::Lost { digest: digest.to_string() })
+    Report::Lost(wire::Lost {
+        digest: digest.to_string(),
+    })
 }

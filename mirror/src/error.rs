@@ -19,10 +19,17 @@ pub enum PullError {
     Unknown(String),
     /// Upstream refuses this caller: 401 or 403, with its challenge.
     #[error("{upstream} answered {status}")]
-    Denied { upstream: String, status: u16, challenge: Option<String> },
+    Denied {
+        upstream: String,
+        status: u16,
+        challenge: Option<String>,
+    },
     /// Upstream asks to come back later. 429.
     #[error("{upstream} answered 429, too many requests")]
-    TooManyRequests { upstream: String, retry_after: Option<String> },
+    TooManyRequests {
+        upstream: String,
+        retry_after: Option<String>,
+    },
     /// The source answered something that cannot be right. 502.
     #[error("{0}")]
     BadGateway(String),
@@ -37,7 +44,10 @@ pub enum PullError {
 impl PullError {
     /// Whether the source's own word stands (it does not exist, it is not allowed), so that nothing older may be served instead.
     pub fn is_verdict(&self) -> bool {
-        matches!(self, Self::Malformed(_) | Self::UnknownUpstream(_) | Self::Unknown(_) | Self::Denied { .. })
+        matches!(
+            self,
+            Self::Malformed(_) | Self::UnknownUpstream(_) | Self::Unknown(_) | Self::Denied { .. }
+        )
     }
 
     /// Whether another source may be asked for the same.

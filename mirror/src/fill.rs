@@ -1,6 +1,6 @@
 //! The fill: one download of a blob from upstream into the store, whatever the number of its readers.
 //!
-//! It resumes by Range after every cut and across restarts, gives up only when upstream has sent nothing for
+//! It resumes by Range after every cut and across restarts, in mid-piece if need be, gives up only when upstream has sent nothing for
 //! [`FILL_PATIENCE`], and keeps what it has for the next try. A body that does not have the digest is revoked as a whole.
 
 use std::{
@@ -14,17 +14,21 @@ use bytes::{Bytes, BytesMut};
 use piecemeal_proto::{Digest, FillId, PieceHash, PieceMap, PieceSet};
 use piecemeal_store::{BeginFillError, Blob, FillFailure, Filling, PublishBlobError, Repository, Store};
 use piecemeal_swarm::Limiter;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
-    ANSWER_TIMEOUT, Access, BlobAnswer, BlobSizes, Blobs, Caller, OpenBlob, Progress, PullError, Transfer, Transfers, Upstream, Upstreams,
-    upstream::innermost,
+    ANSWER_TIMEOUT, Access, BlobAnswer, BlobSizes, Blobs, Caller, OpenBlob, Progress, PullError, Transfer, Transfers,
+    Upstream, Upstreams, upstream::innermost,
 };
 
 /// How long upstream may send nothing before a fill is given up.
 const FILL_PATIENCE: Duration = Duration::from_secs(30);
 const RETRY_DELAY: Duration = Duration::from_millis(200);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(3);
+/// How much of a piece a cut or a crash may cost.
+const TAIL_BYTES: usize = 64 * 1024;
+/// An upstream that is faster than 100 Mbit/s loses so much time instead: a write for each 64 KiB would slow it down.
+const TAIL_INTERVAL: Duration = Duration::from_millis(5);
 /// The largest blob whose size nobody states that is taken: it has to be held in memory until its end shows the size.
 const UNSIZED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -71,10 +75,13 @@ impl Blobs for UpstreamBlobs {
     async fn stat(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<u64, PullError> {
         let here = match self.store.blob(digest).await? {
             Some(blob) => Some(blob.map().blob_bytes()),
-            None => self.transfers.get(digest).and_then(|transfer| match transfer.progress() {
-                Progress::Open(filling) => Some(filling.map().blob_bytes()),
-                Progress::Starting { .. } | Progress::Complete(_) | Progress::Failed(_) => None,
-            }),
+            None => self
+                .transfers
+                .get(digest)
+                .and_then(|transfer| match transfer.progress() {
+                    Progress::Open(filling) => Some(filling.map().blob_bytes()),
+                    Progress::Starting { .. } | Progress::Complete(_) | Progress::Failed(_) => None,
+                }),
         };
         if let Some(blob_bytes) = here {
             self.access.require(caller, at, digest).await?;
@@ -82,7 +89,9 @@ impl Blobs for UpstreamBlobs {
         }
         let stated = self.upstreams.get(&at.upstream)?.head_blob(at, digest).await?;
         self.store.record_source(at, digest).await?;
-        stated.or_else(|| self.sizes.get(digest)).ok_or_else(|| PullError::BadGateway(format!("{} does not state the size of {digest}", at.upstream)))
+        stated
+            .or_else(|| self.sizes.get(digest))
+            .ok_or_else(|| PullError::BadGateway(format!("{} does not state the size of {digest}", at.upstream)))
     }
 }
 
@@ -108,7 +117,12 @@ impl UpstreamBlobs {
         Ok(blob)
     }
 
-    async fn begin(&self, upstream: &Upstream, at: &Repository, digest: &Digest) -> Result<(Filling, Option<Body>), PullError> {
+    async fn begin(
+        &self,
+        upstream: &Upstream,
+        at: &Repository,
+        digest: &Digest,
+    ) -> Result<(Filling, Option<Body>), PullError> {
         let answer = upstream.blob(at, digest, 0, None).await?;
         let hint = self.sizes.get(digest);
         if let (Some(stated), Some(hint)) = (answer.blob_bytes, hint)
@@ -133,10 +147,18 @@ impl UpstreamBlobs {
     /// A body without a length, whose size no manifest told: its end shows the size.
     async fn read_unsized(&self, at: &Repository, digest: &Digest, mut answer: BlobAnswer) -> Result<Bytes, PullError> {
         let mut whole = BytesMut::new();
-        while let Some(chunk) = answer.body.chunk().await.map_err(|error| PullError::Unavailable(innermost(&error)))? {
+        while let Some(chunk) = answer
+            .body
+            .chunk()
+            .await
+            .map_err(|error| PullError::Unavailable(innermost(&error)))?
+        {
             self.received(chunk.len()).await;
             if whole.len() + chunk.len() > UNSIZED_BYTES_MAX {
-                return Err(PullError::BadGateway(format!("{} does not state the size of {digest}", at.upstream)));
+                return Err(PullError::BadGateway(format!(
+                    "{} does not state the size of {digest}",
+                    at.upstream
+                )));
             }
             whole.extend_from_slice(&chunk);
         }
@@ -144,9 +166,15 @@ impl UpstreamBlobs {
     }
 
     /// Goes on where an earlier try has stopped. Upstream is asked before anybody is served, as in a first try.
-    async fn resume(&self, upstream: &Upstream, at: &Repository, digest: &Digest, map: PieceMap) -> Result<(Filling, Option<Body>), PullError> {
+    async fn resume(
+        &self,
+        upstream: &Upstream,
+        at: &Repository,
+        digest: &Digest,
+        map: PieceMap,
+    ) -> Result<(Filling, Option<Body>), PullError> {
         let filling = self.reserve(digest, map).await?;
-        let body = match next_run(&filling.have(), map) {
+        let body = match Run::next(&filling).await {
             Some(run) => Some(Body::Answer(self.request(upstream, at, &filling, &run).await?)),
             None => {
                 upstream.head_blob(at, digest).await?;
@@ -164,14 +192,22 @@ impl UpstreamBlobs {
         }
     }
 
-    async fn request(&self, upstream: &Upstream, at: &Repository, filling: &Filling, run: &Range<u64>) -> Result<BlobAnswer, PullError> {
+    async fn request(
+        &self,
+        upstream: &Upstream,
+        at: &Repository,
+        filling: &Filling,
+        run: &Run,
+    ) -> Result<BlobAnswer, PullError> {
         let blob_bytes = filling.map().blob_bytes();
-        let end = (run.end < blob_bytes).then_some(run.end);
-        let answer = upstream.blob(at, &filling.digest(), run.start, end).await?;
+        let end = (run.bytes.end < blob_bytes).then_some(run.bytes.end);
+        let answer = upstream.blob(at, filling.digest(), run.wanted_from(), end).await?;
         match answer.blob_bytes {
-            Some(stated) if stated != blob_bytes => {
-                Err(PullError::BadGateway(format!("{} now states {stated} bytes for {}, before {blob_bytes}", at.upstream, filling.digest())))
-            }
+            Some(stated) if stated != blob_bytes => Err(PullError::BadGateway(format!(
+                "{} now states {stated} bytes for {}, before {blob_bytes}",
+                at.upstream,
+                filling.digest()
+            ))),
             _ => Ok(answer),
         }
     }
@@ -191,16 +227,24 @@ impl UpstreamBlobs {
     /// As [`UpstreamBlobs::fill`].
     pub async fn fetch_run(&self, at: &Repository, filling: &Filling, run: &Range<u64>) -> Result<(), PullError> {
         let upstream = Arc::clone(self.upstreams.get(&at.upstream)?);
-        let answer = self.request(&upstream, at, filling, run).await?;
-        self.drain(Body::Answer(answer), filling, run, &mut Instant::now()).await
+        let run = Run::new(filling, run.clone()).await;
+        let answer = self.request(&upstream, at, filling, &run).await?;
+        self.drain(Body::Answer(answer), filling, &run, &mut Instant::now())
+            .await
     }
 
     /// Fetches until nothing is missing.
-    async fn pour(&self, upstream: &Upstream, at: &Repository, filling: &Filling, first: Option<Body>) -> Result<(), PullError> {
+    async fn pour(
+        &self,
+        upstream: &Upstream,
+        at: &Repository,
+        filling: &Filling,
+        first: Option<Body>,
+    ) -> Result<(), PullError> {
         let mut body = first;
         let mut last_byte = Instant::now();
         let mut delay = RETRY_DELAY;
-        while let Some(run) = next_run(&filling.have(), filling.map()) {
+        while let Some(run) = Run::next(filling).await {
             let had = filling.have().count();
             let result = match body.take() {
                 Some(body) => self.drain(body, filling, &run, &mut last_byte).await,
@@ -215,7 +259,9 @@ impl UpstreamBlobs {
                     continue;
                 }
             }
-            let error = result.err().unwrap_or_else(|| PullError::BadGateway(format!("{} sent fewer bytes than it stated", at.upstream)));
+            let error = result
+                .err()
+                .unwrap_or_else(|| PullError::BadGateway(format!("{} sent fewer bytes than it stated", at.upstream)));
             let hopeless = error.is_verdict() || matches!(error, PullError::Store(_));
             if hopeless || last_byte.elapsed() + delay > FILL_PATIENCE {
                 warn!(blob.digest = %filling.digest(), upstream = at.upstream, %error, "the fill of {} stops: {error}", filling.digest());
@@ -227,13 +273,27 @@ impl UpstreamBlobs {
         Ok(())
     }
 
-    /// Cuts a body into the pieces of `run`, which it is expected to cover, or to begin before.
-    async fn drain(&self, mut body: Body, filling: &Filling, run: &Range<u64>, last_byte: &mut Instant) -> Result<(), PullError> {
-        let map = filling.map();
-        let mut skip = run.start.checked_sub(body.offset()).ok_or_else(|| PullError::BadGateway("a range that begins too late".to_owned()))?;
-        let mut position = run.start;
-        let mut piece = BytesMut::new();
-        while position < run.end {
+    /// Cuts a body into the pieces of `run`, which it is expected to cover, or to begin before. What has come of a piece when
+    /// the body breaks off is kept for the next try.
+    async fn drain(&self, body: Body, filling: &Filling, run: &Run, last_byte: &mut Instant) -> Result<(), PullError> {
+        let mut piece = GrowingPiece::new(filling, run);
+        let result = self.receive(body, &mut piece, run, last_byte).await;
+        if result.is_err() {
+            piece.keep().await;
+        }
+        result
+    }
+
+    async fn receive(
+        &self,
+        mut body: Body,
+        piece: &mut GrowingPiece<'_>,
+        run: &Run,
+        last_byte: &mut Instant,
+    ) -> Result<(), PullError> {
+        let skip = run.wanted_from().checked_sub(body.offset());
+        let mut skip = skip.ok_or_else(|| PullError::BadGateway("a range that begins too late".to_owned()))?;
+        while piece.start < run.bytes.end {
             let Some(mut chunk) = body.chunk().await? else {
                 return Err(PullError::Unavailable("upstream broke off".to_owned()));
             };
@@ -242,19 +302,16 @@ impl UpstreamBlobs {
             let skipped = usize::try_from(skip).map_or(chunk.len(), |skip| skip.min(chunk.len()));
             drop(chunk.split_to(skipped));
             skip -= skipped as u64;
-            while !chunk.is_empty() && position < run.end {
-                let index = map.piece_at(position).expect("position lies within the blob");
-                let piece_len = usize::try_from(map.len(index)).expect("a piece fits in memory");
-                let part = chunk.split_to(chunk.len().min(piece_len - piece.len()));
-                piece.extend_from_slice(&part);
-                if piece.len() == piece_len {
-                    let hash = filling.write_piece(index, piece.split().freeze(), None).await.map_err(|error| PullError::Store(error.to_string()))?;
-                    self.observer.landed(filling, index, hash);
-                    position += piece_len as u64;
+            while !chunk.is_empty() && piece.start < run.bytes.end {
+                if let Some((index, hash)) = piece.grow(&mut chunk).await? {
+                    self.observer.landed(piece.filling, index, hash);
                 }
             }
-            if !chunk.is_empty() && run.end == map.blob_bytes() {
-                return Err(PullError::BadGateway("upstream sent more bytes than it stated".to_owned()));
+            piece.keep_if_due().await;
+            if !chunk.is_empty() && run.bytes.end == piece.filling.map().blob_bytes() {
+                return Err(PullError::BadGateway(
+                    "upstream sent more bytes than it stated".to_owned(),
+                ));
             }
         }
         Ok(())
@@ -272,25 +329,128 @@ impl UpstreamBlobs {
     pub async fn publish(&self, at: &Repository, filling: &Filling) -> Result<Blob, PullError> {
         match filling.publish().await {
             Ok(blob) => {
-                self.observer.proven(&filling.digest(), filling.fill());
+                self.observer.proven(filling.digest(), filling.fill());
                 Ok(blob)
             }
             Err(PublishBlobError::DigestMismatch { expected, computed }) => {
                 warn!(blob.digest = %expected, upstream = at.upstream, "{} sent bytes with digest {computed} for {expected}; all of them are dropped", at.upstream);
-                self.observer.revoked(&filling.digest(), filling.fill());
+                self.observer.revoked(filling.digest(), filling.fill());
                 filling.abandon(FillFailure::Revoked).await;
-                Err(PullError::BadGateway(format!("{} sent other bytes for {expected}", at.upstream)))
+                Err(PullError::BadGateway(format!(
+                    "{} sent other bytes for {expected}",
+                    at.upstream
+                )))
             }
             Err(error) => Err(PullError::Store(error.to_string())),
         }
     }
 }
 
+/// Missing pieces in a row, to be asked for in one request.
+struct Run {
+    bytes: Range<u64>,
+    /// What an earlier try has received of the first piece.
+    head: Bytes,
+}
+
+impl Run {
+    async fn new(filling: &Filling, bytes: Range<u64>) -> Self {
+        let first = filling.map().piece_at(bytes.start);
+        let tail = filling.tail().await.filter(|(piece, _)| Some(*piece) == first);
+        Self {
+            bytes,
+            head: tail.map_or_else(Bytes::new, |(_, head)| head),
+        }
+    }
+
+    /// `None` when nothing is missing.
+    async fn next(filling: &Filling) -> Option<Self> {
+        let bytes = missing_run(&filling.have(), filling.map())?;
+        Some(Self::new(filling, bytes).await)
+    }
+
+    /// The first byte that is not here.
+    fn wanted_from(&self) -> u64 {
+        self.bytes.start + self.head.len() as u64
+    }
+}
+
 /// The bytes of the first run of missing pieces.
-fn next_run(have: &PieceSet, map: PieceMap) -> Option<Range<u64>> {
+fn missing_run(have: &PieceSet, map: PieceMap) -> Option<Range<u64>> {
     let first = have.missing().next()?;
-    let end = (first..map.count()).find(|&index| have.contains(index)).unwrap_or(map.count());
+    let end = (first..map.count())
+        .find(|&index| have.contains(index))
+        .unwrap_or(map.count());
     Some(map.range(first).start..map.range(end - 1).end)
+}
+
+/// The piece that is being received, with what the store has of it as its tail.
+struct GrowingPiece<'a> {
+    filling: &'a Filling,
+    start: u64,
+    bytes: BytesMut,
+    kept: usize,
+    kept_at: Instant,
+}
+
+impl<'a> GrowingPiece<'a> {
+    fn new(filling: &'a Filling, run: &Run) -> Self {
+        let bytes = BytesMut::from(run.head.as_ref());
+        Self {
+            filling,
+            start: run.bytes.start,
+            kept: bytes.len(),
+            bytes,
+            kept_at: Instant::now(),
+        }
+    }
+
+    fn index(&self) -> u32 {
+        self.filling
+            .map()
+            .piece_at(self.start)
+            .expect("the piece lies within the blob")
+    }
+
+    /// Takes from `chunk` what the piece lacks. Once that is nothing the piece is written, and the next one begins.
+    async fn grow(&mut self, chunk: &mut Bytes) -> Result<Option<(u32, PieceHash)>, PullError> {
+        let index = self.index();
+        let piece_len = usize::try_from(self.filling.map().len(index)).expect("a piece fits in memory");
+        self.bytes
+            .extend_from_slice(&chunk.split_to(chunk.len().min(piece_len - self.bytes.len())));
+        if self.bytes.len() < piece_len {
+            return Ok(None);
+        }
+        let whole = self.bytes.split().freeze();
+        self.kept = 0;
+        let hash = self
+            .filling
+            .write_piece(index, whole, None)
+            .await
+            .map_err(|error| PullError::Store(error.to_string()))?;
+        self.start += piece_len as u64;
+        Ok(Some((index, hash)))
+    }
+
+    async fn keep_if_due(&mut self) {
+        if self.bytes.len() >= self.kept + TAIL_BYTES && self.kept_at.elapsed() >= TAIL_INTERVAL {
+            self.keep().await;
+        }
+    }
+
+    /// Adds to the tail what has come since. A failure only means that more is asked for again: the download goes on.
+    async fn keep(&mut self) {
+        let fresh = Bytes::copy_from_slice(&self.bytes[self.kept..]);
+        if fresh.is_empty() {
+            return;
+        }
+        let (index, offset) = (self.index(), self.kept as u64);
+        if let Err(error) = self.filling.write_tail(index, offset, fresh).await {
+            debug!(blob.digest = %self.filling.digest(), %error, "failed to keep the beginning of piece {index}: {error}");
+        }
+        self.kept = self.bytes.len();
+        self.kept_at = Instant::now();
+    }
 }
 
 enum Body {
@@ -308,9 +468,11 @@ impl Body {
 
     async fn chunk(&mut self) -> Result<Option<Bytes>, PullError> {
         match self {
-            Self::Answer(answer) => {
-                answer.body.chunk().await.map_err(|error| PullError::Unavailable(format!("upstream broke off: {}", innermost(&error))))
-            }
+            Self::Answer(answer) => answer
+                .body
+                .chunk()
+                .await
+                .map_err(|error| PullError::Unavailable(format!("upstream broke off: {}", innermost(&error)))),
             Self::Whole(bytes) => Ok(Some(std::mem::take(bytes)).filter(|bytes| !bytes.is_empty())),
         }
     }
@@ -324,15 +486,15 @@ mod tests {
     fn the_next_run_ends_where_a_piece_is_there() {
         let map = PieceMap::new(95, 10).unwrap();
         let mut have = PieceSet::new(10);
-        assert_eq!(next_run(&have, map), Some(0..95));
+        assert_eq!(missing_run(&have, map), Some(0..95));
         have.insert(0);
         have.insert(4);
-        assert_eq!(next_run(&have, map), Some(10..40));
+        assert_eq!(missing_run(&have, map), Some(10..40));
         for index in 1..9 {
             have.insert(index);
         }
-        assert_eq!(next_run(&have, map), Some(90..95));
+        assert_eq!(missing_run(&have, map), Some(90..95));
         have.insert(9);
-        assert_eq!(next_run(&have, map), None);
+        assert_eq!(missing_run(&have, map), None);
     }
 }

@@ -52,8 +52,21 @@ pub struct Manifests {
 
 impl Manifests {
     /// `tag_ttl`: how old the last check of a tag may be. Zero when the source itself remembers.
-    pub fn new(store: Store, source: Arc<dyn ManifestSource>, access: Arc<dyn Access>, sizes: BlobSizes, tag_ttl: Duration) -> Self {
-        Self { store, source, access, sizes, tag_ttl, running: Flights::default() }
+    pub fn new(
+        store: Store,
+        source: Arc<dyn ManifestSource>,
+        access: Arc<dyn Access>,
+        sizes: BlobSizes,
+        tag_ttl: Duration,
+    ) -> Self {
+        Self {
+            store,
+            source,
+            access,
+            sizes,
+            tag_ttl,
+            running: Flights::default(),
+        }
     }
 
     async fn resolve(self, at: Repository, reference: Reference) -> Result<FetchedManifest, PullError> {
@@ -63,7 +76,12 @@ impl Manifests {
         }
     }
 
-    async fn by_digest(&self, at: &Repository, digest: &Digest, reference: &Reference) -> Result<FetchedManifest, PullError> {
+    async fn by_digest(
+        &self,
+        at: &Repository,
+        digest: &Digest,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, PullError> {
         if let Some(manifest) = self.stored(at, digest).await? {
             return Ok(manifest);
         }
@@ -87,7 +105,10 @@ impl Manifests {
             Err(error) if !error.is_verdict() => match self.stored(at, &known.digest).await? {
                 Some(manifest) => {
                     warn!(upstream = at.upstream, repository = at.name, tag, %error, "serving {tag} as it was {:?} ago", known.age);
-                    Ok(FetchedManifest { warning: Some(format!("299 - \"stale: {}\"", quotable(&error))), ..manifest })
+                    Ok(FetchedManifest {
+                        warning: Some(format!("299 - \"stale: {}\"", quotable(&error))),
+                        ..manifest
+                    })
                 }
                 None => Err(error),
             },
@@ -100,7 +121,13 @@ impl Manifests {
     }
 
     /// HEAD costs upstream less than GET, and some count only GETs against their limits.
-    async fn revalidate(&self, at: &Repository, tag: &str, reference: &Reference, known: &Digest) -> Result<FetchedManifest, PullError> {
+    async fn revalidate(
+        &self,
+        at: &Repository,
+        tag: &str,
+        reference: &Reference,
+        known: &Digest,
+    ) -> Result<FetchedManifest, PullError> {
         let answer = self.source.head(at, reference).await?;
         if answer.digest == Some(*known)
             && let Some(manifest) = self.stored(at, known).await?
@@ -123,7 +150,10 @@ impl Manifests {
 
     async fn keep(&self, at: &Repository, manifest: &FetchedManifest) -> Result<(), PullError> {
         self.sizes.learn(&manifest.media_type, &manifest.bytes);
-        Ok(self.store.put_manifest(at, &manifest.digest, &manifest.media_type, manifest.bytes.clone()).await?)
+        Ok(self
+            .store
+            .put_manifest(at, &manifest.digest, &manifest.media_type, manifest.bytes.clone())
+            .await?)
     }
 
     async fn stored(&self, at: &Repository, digest: &Digest) -> Result<Option<FetchedManifest>, PullError> {
@@ -142,12 +172,24 @@ impl Manifests {
 
 #[async_trait]
 impl Tags for Manifests {
-    async fn manifest(&self, caller: &Caller, at: &Repository, reference: &Reference) -> Result<FetchedManifest, PullError> {
+    async fn manifest(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, PullError> {
         let key = (at.clone(), reference.to_string());
-        let resolving = self.running.join(key, || self.clone().resolve(at.clone(), reference.clone()));
+        let resolving = self
+            .running
+            .join(key, || self.clone().resolve(at.clone(), reference.clone()));
         let manifest = tokio::time::timeout(MANIFEST_TIMEOUT, resolving)
             .await
-            .unwrap_or_else(|_| Err(PullError::Unavailable(format!("no manifest within {} s", MANIFEST_TIMEOUT.as_secs()))))?;
+            .unwrap_or_else(|_| {
+                Err(PullError::Unavailable(format!(
+                    "no manifest within {} s",
+                    MANIFEST_TIMEOUT.as_secs()
+                )))
+            })?;
         self.access.require(caller, at, &manifest.digest).await?;
         Ok(manifest)
     }
@@ -155,7 +197,13 @@ impl Tags for Manifests {
 
 /// A text without what would end the quoted string of a `Warning`.
 fn quotable(error: &PullError) -> String {
-    error.to_string().chars().filter(|character| character.is_ascii_graphic() || *character == ' ').filter(|c| !"\"\\".contains(*c)).take(200).collect()
+    error
+        .to_string()
+        .chars()
+        .filter(|character| character.is_ascii_graphic() || *character == ' ')
+        .filter(|c| !"\"\\".contains(*c))
+        .take(200)
+        .collect()
 }
 
 /// Work that is done once for all who ask for it at the same time, and goes on when they leave.

@@ -66,7 +66,18 @@ fn way(from: Origin, to: Destination) -> Way {
 pub struct Traffic(Family<Way, Counter>);
 
 impl Traffic {
+    /// Adds the counters, all of them from zero on, so that a rate can be told from the first byte.
     pub fn register(&self, registry: &mut Registry) {
+        for (from, to) in [
+            (Origin::Upstream, Destination::Store),
+            (Origin::Mirror, Destination::Store),
+            (Origin::Peer, Destination::Store),
+            (Origin::Local, Destination::Client),
+            (Origin::Transfer, Destination::Client),
+            (Origin::Local, Destination::Node),
+        ] {
+            self.count(from, to, 0);
+        }
         registry.sub_registry_with_prefix("piecemeal").register_with_unit(
             "blob",
             "Bytes of blobs by where they came from and where they went",
@@ -87,6 +98,10 @@ impl Traffic {
 
 impl SentBytes for Traffic {
     fn to_client(&self, bytes: usize, local: bool) {
-        self.count(if local { Origin::Local } else { Origin::Transfer }, Destination::Client, bytes as u64);
+        self.count(
+            if local { Origin::Local } else { Origin::Transfer },
+            Destination::Client,
+            bytes as u64,
+        );
     }
 }

@@ -11,7 +11,9 @@ use std::{
 use async_trait::async_trait;
 use piecemeal_proto::{AuthorityKey, Digest, wire};
 use piecemeal_store::{Env, OpenStoreError, Store, StoreConfig};
-use piecemeal_swarm::{AuthorityClock, Inventory, Limiter, PiecePort, Session, SessionConfig, SessionEvent, piece_router, serve_pieces};
+use piecemeal_swarm::{
+    AuthorityClock, Inventory, Limiter, PiecePort, Session, SessionConfig, SessionEvent, piece_router, serve_pieces,
+};
 use prometheus_client::registry::Registry;
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -19,8 +21,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
-    AnonymousAccess, Announcer, BlobSizes, CacheConfig, Content, Destination, Front, Manifests, MirrorConfig, NodePort, Origin, Traffic,
-    Transfers, UpstreamBlobs, UpstreamNames, Upstreams, announce, bind, front_router, node_router, serve,
+    Announcer, AnonymousAccess, BlobSizes, CacheConfig, Content, Destination, Front, Manifests, MirrorConfig, NodePort,
+    Origin, Traffic, Transfers, UpstreamBlobs, UpstreamNames, Upstreams, announce, bind, front_router, node_router,
+    serve,
 };
 
 /// How often content past its time is looked for.
@@ -53,16 +56,30 @@ impl Mirror {
     /// # Errors
     /// [`StartMirrorError`]: a port in use, a cache folder that cannot be used.
     pub async fn start(config: MirrorConfig) -> Result<Self, StartMirrorError> {
-        let listeners = bind(&config.listen).await.map_err(|(address, source)| StartMirrorError::Bind { address, source })?;
-        let pieces = bind(&[config.piece_listen]).await.map_err(|(address, source)| StartMirrorError::Bind { address, source })?;
-        let store = open_store(&config.cache).await.map_err(|source| StartMirrorError::Store { dir: config.cache.dir.clone(), source })?;
+        let listeners = bind(&config.listen)
+            .await
+            .map_err(|(address, source)| StartMirrorError::Bind { address, source })?;
+        let pieces = bind(&[config.piece_listen])
+            .await
+            .map_err(|(address, source)| StartMirrorError::Bind { address, source })?;
+        let store = open_store(&config.cache)
+            .await
+            .map_err(|source| StartMirrorError::Store {
+                dir: config.cache.dir.clone(),
+                source,
+            })?;
         let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
         let traffic = Traffic::default();
         let clock = AuthorityClock::default();
         let addresses = advertised(&config.advertise, config.piece_listen);
 
         let session = session_config(&config, &store, &addresses).map(|session| {
-            Session::spawn(session, Arc::new(StoreInventory(store.clone())), clock.clone(), stop.clone())
+            Session::spawn(
+                session,
+                Arc::new(StoreInventory(store.clone())),
+                clock.clone(),
+                stop.clone(),
+            )
         });
         let (session, events) = session.unzip();
         let announcer = Announcer::new(session.clone(), traffic.clone());
@@ -83,7 +100,10 @@ impl Mirror {
         let names: Vec<String> = config.upstreams.iter().map(|upstream| upstream.name.clone()).collect();
         let upstream_names = UpstreamNames::new(names.clone(), config.default_upstream.clone());
         let front = Front {
-            content: Content { blobs: blobs.clone(), tags: Arc::new(tags) },
+            content: Content {
+                blobs: blobs.clone(),
+                tags: Arc::new(tags),
+            },
             names: upstream_names.clone(),
             sent: Arc::new(traffic.clone()),
         };
@@ -93,7 +113,11 @@ impl Mirror {
                 blobs,
                 names: upstream_names,
                 authority: Arc::clone(authority),
-                piece_addresses: if addresses.is_empty() { vec![config.piece_listen] } else { addresses },
+                piece_addresses: if addresses.is_empty() {
+                    vec![config.piece_listen]
+                } else {
+                    addresses
+                },
                 now: unix_seconds,
             })));
             let router = piece_router(piece_port(&store, authority, clock, &traffic));
@@ -107,7 +131,14 @@ impl Mirror {
             tracker.spawn(answer_scheduler(store.clone(), announcer, events, stop.clone()));
         }
         info!(listen = ?config.listen, pieces = %config.piece_listen, cache = %config.cache.dir.display(), "mirror ready");
-        Ok(Self { stop, tracker, store, traffic, session, upstreams: names })
+        Ok(Self {
+            stop,
+            tracker,
+            store,
+            traffic,
+            session,
+            upstreams: names,
+        })
     }
 
     /// Adds the mirror's metrics.
@@ -117,9 +148,13 @@ impl Mirror {
 
     /// Each dependency, with what is wrong with it.
     pub async fn readiness(&self) -> Vec<(String, Option<String>)> {
-        let mut dependencies = vec![("store".to_owned(), self.store.usage().await.err().map(|error| error.to_string()))];
+        let mut dependencies = vec![(
+            "store".to_owned(),
+            self.store.usage().await.err().map(|error| error.to_string()),
+        )];
         if let Some(session) = &self.session {
-            let problem = (!session.is_up()).then(|| "not connected; peers take their pieces from the mirror directly".to_owned());
+            let problem = (!session.is_up())
+                .then(|| "not connected; peers take their pieces from the mirror directly".to_owned());
             dependencies.push(("scheduler".to_owned(), problem));
         }
         dependencies
@@ -153,12 +188,18 @@ pub async fn open_store(cache: &CacheConfig) -> Result<Store, OpenStoreError> {
         free_bytes_min: cache.free_bytes_min,
         ttl: cache.ttl,
     };
-    tokio::task::spawn_blocking(|| Store::open(config, Env::system())).await.expect("opening a store does not panic")
+    tokio::task::spawn_blocking(|| Store::open(config, Env::system()))
+        .await
+        .expect("opening a store does not panic")
 }
 
 /// Where other nodes are told to find the piece port; empty when only the scheduler can see it.
 pub fn advertised(advertise: &[SocketAddr], listen: SocketAddr) -> Vec<SocketAddr> {
-    if advertise.is_empty() && !listen.ip().is_unspecified() { vec![listen] } else { advertise.to_vec() }
+    if advertise.is_empty() && !listen.ip().is_unspecified() {
+        vec![listen]
+    } else {
+        advertise.to_vec()
+    }
 }
 
 /// Sweeps the store now and then, and tells the scheduler what went.
@@ -181,7 +222,9 @@ pub async fn keep_clean(store: Store, announcer: Announcer, stop: CancellationTo
 /// What the store holds, as JSON.
 pub async fn store_status(store: &Store) -> serde_json::Value {
     match store.usage().await {
-        Ok(usage) => json!({ "blobs": usage.blobs, "blob_bytes": usage.blob_bytes, "partials": usage.partials, "reserved_bytes": usage.reserved_bytes, "manifests": usage.manifests }),
+        Ok(usage) => {
+            json!({ "blobs": usage.blobs, "blob_bytes": usage.blob_bytes, "partials": usage.partials, "reserved_bytes": usage.reserved_bytes, "manifests": usage.manifests })
+        }
         Err(error) => json!({ "error": error.to_string() }),
     }
 }
@@ -214,7 +257,11 @@ impl Inventory for StoreInventory {
 
     async fn live(&self) -> Vec<wire::report::Report> {
         let partials = self.0.partials().await.unwrap_or_default();
-        partials.iter().filter_map(|digest| self.0.filling(digest)).flat_map(|filling| announce::filling_reports(&filling)).collect()
+        partials
+            .iter()
+            .filter_map(|digest| self.0.filling(digest))
+            .flat_map(|filling| announce::filling_reports(&filling))
+            .collect()
     }
 }
 
@@ -253,7 +300,12 @@ fn piece_port(store: &Store, authority: &AuthorityKey, clock: AuthorityClock, tr
     }
 }
 
-async fn answer_scheduler(store: Store, announcer: Announcer, mut events: mpsc::Receiver<SessionEvent>, stop: CancellationToken) {
+async fn answer_scheduler(
+    store: Store,
+    announcer: Announcer,
+    mut events: mpsc::Receiver<SessionEvent>,
+    stop: CancellationToken,
+) {
     loop {
         let event = tokio::select! {
             () = stop.cancelled() => return,
@@ -264,12 +316,20 @@ async fn answer_scheduler(store: Store, announcer: Announcer, mut events: mpsc::
             Some(SessionEvent::Up) => info!("connected to the scheduler"),
             Some(SessionEvent::Down) => warn!("the scheduler is lost; peers take their pieces from here"),
             // A mirror wants nothing, so that it is leased nothing.
-            Some(SessionEvent::Lease(_) | SessionEvent::Cancel(_) | SessionEvent::Revoked { .. } | SessionEvent::WantRefused { .. }) => {}
+            Some(
+                SessionEvent::Lease(_)
+                | SessionEvent::Cancel(_)
+                | SessionEvent::Revoked { .. }
+                | SessionEvent::WantRefused { .. },
+            ) => {}
             None => return,
         }
     }
 }
 
 fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
 }

@@ -15,7 +15,9 @@ use axum::{
 };
 use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
 use bytes::Bytes;
-use piecemeal_proto::{AuthorityKey, Digest, FillId, Grant, NodeId, ParseReferenceError, PieceMap, RepositoryName, RoleKey};
+use piecemeal_proto::{
+    AuthorityKey, Digest, FillId, Grant, NodeId, ParseReferenceError, PieceMap, RepositoryName, RoleKey,
+};
 use piecemeal_store::Repository;
 use serde::{Deserialize, Serialize};
 
@@ -63,10 +65,21 @@ impl NodeBlob {
 }
 
 /// The request of a node: path with query, and headers.
-pub fn open_request(node: NodeId, role: &RoleKey, at: &Repository, digest: &Digest) -> (String, [(&'static str, String); 2]) {
-    let query = url::form_urlencoded::Serializer::new(String::new()).append_pair("ns", &at.upstream).append_pair("name", &at.name).finish();
+pub fn open_request(
+    node: NodeId,
+    role: &RoleKey,
+    at: &Repository,
+    digest: &Digest,
+) -> (String, [(&'static str, String); 2]) {
+    let query = url::form_urlencoded::Serializer::new(String::new())
+        .append_pair("ns", &at.upstream)
+        .append_pair("name", &at.name)
+        .finish();
     let proof = role.prove(&claim(node, at, digest));
-    (format!("/piecemeal/v1/blobs/{digest}?{query}"), [(NODE_HEADER, node.to_string()), (PROOF_HEADER, BASE64.encode(proof))])
+    (
+        format!("/piecemeal/v1/blobs/{digest}?{query}"),
+        [(NODE_HEADER, node.to_string()), (PROOF_HEADER, BASE64.encode(proof))],
+    )
 }
 
 fn claim(node: NodeId, at: &Repository, digest: &Digest) -> Vec<u8> {
@@ -91,7 +104,9 @@ struct OpenQuery {
 
 /// The route that nodes ask.
 pub fn node_router(port: Arc<NodePort>) -> Router {
-    Router::new().route("/piecemeal/v1/blobs/{digest}", get(open)).with_state(port)
+    Router::new()
+        .route("/piecemeal/v1/blobs/{digest}", get(open))
+        .with_state(port)
 }
 
 async fn open(
@@ -102,9 +117,11 @@ async fn open(
 ) -> Response<Body> {
     match port.open(&digest, query, &headers).await {
         Ok(blob) => Json(blob).into_response(),
-        Err(OpenError::NotANode) => {
-            (StatusCode::UNAUTHORIZED, "this is for nodes that hold the site's join.key (`piecemeal keygen`)\n").into_response()
-        }
+        Err(OpenError::NotANode) => (
+            StatusCode::UNAUTHORIZED,
+            "this is for nodes that hold the site's join.key (`piecemeal keygen`)\n",
+        )
+            .into_response(),
         Err(OpenError::Pull(error)) => error_response(&error, "BLOB_UNKNOWN"),
     }
 }
@@ -122,8 +139,13 @@ impl<E: Into<PullError>> From<E> for OpenError {
 
 impl NodePort {
     async fn open(&self, digest: &str, query: OpenQuery, headers: &HeaderMap) -> Result<NodeBlob, OpenError> {
-        let digest: Digest = digest.parse().map_err(|error| PullError::Malformed(ParseReferenceError::Digest(error)))?;
-        let at = Repository { upstream: query.ns, name: query.name };
+        let digest: Digest = digest
+            .parse()
+            .map_err(|error| PullError::Malformed(ParseReferenceError::Digest(error)))?;
+        let at = Repository {
+            upstream: query.ns,
+            name: query.name,
+        };
         let node = self.admitted(headers, &at, &digest).ok_or(OpenError::NotANode)?;
         at.name.parse::<RepositoryName>().map_err(PullError::from)?;
         self.names.require(&at.upstream)?;
@@ -134,17 +156,29 @@ impl NodePort {
     fn admitted(&self, headers: &HeaderMap, at: &Repository, digest: &Digest) -> Option<NodeId> {
         let node: NodeId = headers.get(NODE_HEADER)?.to_str().ok()?.parse().ok()?;
         let proof = BASE64.decode(headers.get(PROOF_HEADER)?).ok()?;
-        self.authority.join_key().peer_role().verify(&claim(node, at, digest), &proof).then_some(node)
+        self.authority
+            .join_key()
+            .peer_role()
+            .verify(&claim(node, at, digest), &proof)
+            .then_some(node)
     }
 
     async fn describe(&self, node: NodeId, digest: Digest, mut open: OpenBlob) -> Result<NodeBlob, PullError> {
         let (map, fill) = match &open {
             OpenBlob::Complete(blob) => (blob.map(), blob.fill()),
             OpenBlob::Filling(filling) => (filling.map(), filling.fill()),
-            OpenBlob::Starting { .. } => return Err(PullError::Unavailable("upstream has not answered yet".to_owned())),
+            OpenBlob::Starting { .. } => {
+                return Err(PullError::Unavailable("upstream has not answered yet".to_owned()));
+            }
         };
         let now = (self.now)();
-        let grant = Grant { node, digest, map, fill, expires: now + GRANT_LIFE.as_secs() };
+        let grant = Grant {
+            node,
+            digest,
+            map,
+            fill,
+            expires: now + GRANT_LIFE.as_secs(),
+        };
         Ok(NodeBlob {
             blob_bytes: map.blob_bytes(),
             piece_bytes: map.piece_bytes(),

@@ -26,7 +26,8 @@ pub async fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, (SocketA
 pub fn serve(tracker: &TaskTracker, listeners: Vec<TcpListener>, router: &Router, stop: &CancellationToken) {
     for listener in listeners {
         let (router, stopped) = (router.clone(), stop.clone());
-        let serving = axum::serve(tap_nodelay(listener), router).with_graceful_shutdown(stopped.clone().cancelled_owned());
+        let serving =
+            axum::serve(tap_nodelay(listener), router).with_graceful_shutdown(stopped.clone().cancelled_owned());
         tracker.spawn(async move {
             let drained = async {
                 stopped.cancelled().await;

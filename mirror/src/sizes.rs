@@ -42,6 +42,11 @@ impl BlobSizes {
 
     /// The size of a blob, when a manifest has told it.
     pub fn get(&self, digest: &Digest) -> Option<u64> {
-        self.0.lock().expect("no holder of this lock panics").sizes.get(digest).copied()
+        self.0
+            .lock()
+            .expect("no holder of this lock panics")
+            .sizes
+            .get(digest)
+            .copied()
     }
 }

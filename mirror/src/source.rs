@@ -29,7 +29,12 @@ pub trait Blobs: Send + Sync {
 #[async_trait]
 pub trait Tags: Send + Sync {
     /// The manifest that `reference` names now.
-    async fn manifest(&self, caller: &Caller, at: &Repository, reference: &Reference) -> Result<FetchedManifest, PullError>;
+    async fn manifest(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, PullError>;
 }
 
 /// Whether this caller may have content that is here already. What has to be fetched first is proven by the fetch.

@@ -29,7 +29,9 @@ const FAILURES_MAX: usize = 4096;
 #[derive(Clone)]
 pub enum Progress {
     /// `blob_bytes`: the size, when a manifest has told it before the source has.
-    Starting { blob_bytes: Option<u64> },
+    Starting {
+        blob_bytes: Option<u64>,
+    },
     Open(Filling),
     Complete(Blob),
     Failed(PullError),
@@ -60,24 +62,19 @@ impl Transfer {
     /// Waits for the first progress beyond `Starting`.
     pub async fn started(&self) -> Progress {
         let mut progress = self.progress.subscribe();
-        let started = progress.wait_for(|progress| !matches!(progress, Progress::Starting { .. })).await;
-        started.map_or_else(|_| Progress::Failed(PullError::Unavailable("the transfer was given up".to_owned())), |it| it.clone())
-    }
-
-    /// Waits for the end.
-    pub async fn ended(&self) -> Result<Blob, PullError> {
-        let mut progress = self.progress.subscribe();
-        let ended = progress.wait_for(|progress| matches!(progress, Progress::Complete(_) | Progress::Failed(_))).await;
-        match ended.map(|it| it.clone()) {
-            Ok(Progress::Complete(blob)) => Ok(blob),
-            Ok(Progress::Failed(error)) => Err(error),
-            Ok(Progress::Starting { .. } | Progress::Open(_)) | Err(_) => {
-                Err(PullError::Unavailable("the transfer was given up".to_owned()))
-            }
-        }
+        let started = progress
+            .wait_for(|progress| !matches!(progress, Progress::Starting { .. }))
+            .await;
+        started.map_or_else(
+            |_| Progress::Failed(PullError::Unavailable("the transfer was given up".to_owned())),
+            |it| it.clone(),
+        )
     }
 
     /// Waits at most `patience` until a client can be answered: with the blob, or with its size alone when that is known.
+    ///
+    /// # Errors
+    /// Why the transfer failed; [`PullError::Unavailable`] when nothing is known yet.
     pub async fn opened(self: &Arc<Self>, patience: Duration) -> Result<OpenBlob, PullError> {
         let progress = match tokio::time::timeout(patience, self.started()).await {
             Ok(progress) => progress,
@@ -87,10 +84,15 @@ impl Transfer {
             Progress::Open(filling) => Ok(OpenBlob::Filling(filling)),
             Progress::Complete(blob) => Ok(OpenBlob::Complete(blob)),
             Progress::Failed(error) => Err(error),
-            Progress::Starting { blob_bytes: Some(blob_bytes) } => Ok(OpenBlob::Starting { blob_bytes, transfer: Arc::clone(self) }),
-            Progress::Starting { blob_bytes: None } => {
-                Err(PullError::Unavailable("the source has not answered yet; it is still being asked".to_owned()))
-            }
+            Progress::Starting {
+                blob_bytes: Some(blob_bytes),
+            } => Ok(OpenBlob::Starting {
+                blob_bytes,
+                transfer: Arc::clone(self),
+            }),
+            Progress::Starting { blob_bytes: None } => Err(PullError::Unavailable(
+                "the source has not answered yet; it is still being asked".to_owned(),
+            )),
         }
     }
 }
@@ -114,14 +116,25 @@ struct Failure {
 impl Transfers {
     /// The live transfer of `digest`.
     pub fn get(&self, digest: &Digest) -> Option<Arc<Transfer>> {
-        self.0.lock().expect("no holder of this lock panics").live.get(digest).cloned()
+        self.0
+            .lock()
+            .expect("no holder of this lock panics")
+            .live
+            .get(digest)
+            .cloned()
     }
 
     /// The live transfer of `digest`, or a new one that `run` carries out in a task of its own.
     ///
     /// # Errors
     /// The last failure, while the digest cools down after it.
-    pub fn join_or_start<F>(&self, at: &Repository, digest: &Digest, blob_bytes: Option<u64>, run: impl FnOnce(Arc<Transfer>) -> F) -> Result<Arc<Transfer>, PullError>
+    pub fn join_or_start<F>(
+        &self,
+        at: &Repository,
+        digest: &Digest,
+        blob_bytes: Option<u64>,
+        run: impl FnOnce(Arc<Transfer>) -> F,
+    ) -> Result<Arc<Transfer>, PullError>
     where
         F: Future<Output = Result<Blob, PullError>> + Send + 'static,
     {
@@ -129,16 +142,25 @@ impl Transfers {
         if let Some(transfer) = table.live.get(digest) {
             return Ok(Arc::clone(transfer));
         }
-        if let Some(failure) = table.failures.get(digest).filter(|failure| Instant::now() < failure.until) {
+        if let Some(failure) = table
+            .failures
+            .get(digest)
+            .filter(|failure| Instant::now() < failure.until)
+        {
             return Err(failure.error.clone());
         }
-        let transfer = Arc::new(Transfer { at: at.clone(), progress: watch::Sender::new(Progress::Starting { blob_bytes }) });
+        let transfer = Arc::new(Transfer {
+            at: at.clone(),
+            progress: watch::Sender::new(Progress::Starting { blob_bytes }),
+        });
         table.live.insert(*digest, Arc::clone(&transfer));
         let (transfers, digest, work) = (self.clone(), *digest, run(Arc::clone(&transfer)));
         let running = Arc::clone(&transfer);
         tokio::spawn(async move {
             // Kept apart, so that even a panic in the work ends the transfer instead of leaving its readers waiting.
-            let result = tokio::spawn(work).await.unwrap_or_else(|_| Err(PullError::Store("the transfer broke".to_owned())));
+            let result = tokio::spawn(work)
+                .await
+                .unwrap_or_else(|_| Err(PullError::Store("the transfer broke".to_owned())));
             transfers.end(&digest, &running, result);
         });
         Ok(transfer)
@@ -172,7 +194,14 @@ impl Table {
         }
         let in_a_row = self.failures.get(digest).map_or(0, |failure| failure.in_a_row + 1);
         let cool_down = COOL_DOWN.saturating_mul(1 << in_a_row.min(10)).min(COOL_DOWN_MAX);
-        self.failures.insert(*digest, Failure { error, until: now + cool_down, in_a_row });
+        self.failures.insert(
+            *digest,
+            Failure {
+                error,
+                until: now + cool_down,
+                in_a_row,
+            },
+        );
     }
 }
 

@@ -7,7 +7,10 @@ use std::{
 
 use async_trait::async_trait;
 use piecemeal_mirror::Announcer;
-use piecemeal_proto::{Digest, PieceSet, wire::{LeaseEnded, Outcome, report::Report}};
+use piecemeal_proto::{
+    Digest, PieceSet,
+    wire::{LeaseEnded, Outcome, report::Report},
+};
 use piecemeal_store::{Filling, Store};
 use piecemeal_swarm::{Inventory, SessionEvent};
 use tokio::sync::mpsc;
@@ -41,7 +44,10 @@ impl Drop for Entered {
 impl LiveDownloads {
     pub(crate) fn enter(&self, digest: Digest, want: Report, filling: Filling, orders: mpsc::Sender<Order>) -> Entered {
         self.lock().insert(digest, Live { want, filling, orders });
-        Entered { downloads: self.clone(), digest }
+        Entered {
+            downloads: self.clone(),
+            digest,
+        }
     }
 
     /// The download has a new grant.
@@ -83,7 +89,11 @@ impl LiveDownloads {
                     };
                     if !taken {
                         // The download has just ended: the source is free again.
-                        announcer.report(Report::LeaseEnded(LeaseEnded { lease: id, outcome: Outcome::Cancelled.into(), piece: 0 }));
+                        announcer.report(Report::LeaseEnded(LeaseEnded {
+                            lease: id,
+                            outcome: Outcome::Cancelled.into(),
+                            piece: 0,
+                        }));
                     }
                 }
                 Some(SessionEvent::Cancel(lease)) => {
@@ -144,7 +154,10 @@ impl Inventory for PeerInventory {
 
     async fn live(&self) -> Vec<Report> {
         let downloads = self.downloads.lock();
-        downloads.values().map(|live| with_pieces(&live.want, &live.filling.have())).collect()
+        downloads
+            .values()
+            .map(|live| with_pieces(&live.want, &live.filling.have()))
+            .collect()
     }
 }
 

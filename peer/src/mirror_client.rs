@@ -31,18 +31,32 @@ pub(crate) struct MirrorClient {
 
 impl MirrorClient {
     pub(crate) fn new(url: Url, node: NodeId, role: RoleKey, clock: AuthorityClock) -> Self {
-        Self { url, node, role, http: http_client(), clock, health: Arc::default() }
+        Self {
+            url,
+            node,
+            role,
+            http: http_client(),
+            clock,
+            health: Arc::default(),
+        }
     }
 
     /// How long the mirror has not answered; `None` while it does.
     pub(crate) fn lost_for(&self) -> Option<Duration> {
-        self.health.lock().expect("no holder of this lock panics").map(|since| since.elapsed())
+        self.health
+            .lock()
+            .expect("no holder of this lock panics")
+            .map(|since| since.elapsed())
     }
 
     /// Notes whether the mirror has just answered.
     pub(crate) fn saw(&self, answered: bool) {
         let mut lost_since = self.health.lock().expect("no holder of this lock panics");
-        *lost_since = if answered { None } else { lost_since.or_else(|| Some(Instant::now())) };
+        *lost_since = if answered {
+            None
+        } else {
+            lost_since.or_else(|| Some(Instant::now()))
+        };
     }
 
     /// Asks for a blob: the verdict, how it is cut, the fill, the grant.
@@ -51,7 +65,10 @@ impl MirrorClient {
     /// The mirror's answer as a [`PullError`]; [`PullError::Unavailable`] when there is none.
     pub(crate) async fn open(&self, at: &Repository, digest: &Digest) -> Result<NodeBlob, PullError> {
         let (path, headers) = open_request(self.node, &self.role, at, digest);
-        let url = self.url.join(&path).map_err(|error| PullError::Unavailable(format!("the mirror's URL: {error}")))?;
+        let url = self
+            .url
+            .join(&path)
+            .map_err(|error| PullError::Unavailable(format!("the mirror's URL: {error}")))?;
         let mut request = self.http.get(url).timeout(OPEN_TIMEOUT);
         for (name, value) in headers {
             request = request.header(name, value);
@@ -59,7 +76,13 @@ impl MirrorClient {
         let response = request.send().await;
         self.saw(response.is_ok());
         let mut response = response.map_err(|_| PullError::Unavailable("the mirror does not answer".to_owned()))?;
-        let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let header = |name| {
+            response
+                .headers()
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+                .map(str::to_owned)
+        };
         let (retry_after, challenge) = (header(header::RETRY_AFTER), header(header::WWW_AUTHENTICATE));
         let status = response.status();
         let mut body = Vec::new();
@@ -75,7 +98,10 @@ impl MirrorClient {
         let blob: NodeBlob = serde_json::from_slice(&body)
             .map_err(|error| PullError::BadGateway(format!("the mirror's answer cannot be read: {error}")))?;
         self.clock.learn(blob.unix_seconds);
-        Ok(NodeBlob { piece_addresses: self.reachable(&blob.piece_addresses).await, ..blob })
+        Ok(NodeBlob {
+            piece_addresses: self.reachable(&blob.piece_addresses).await,
+            ..blob
+        })
     }
 
     /// A mirror that listens everywhere does not know its address: it is where its registry is.
@@ -83,9 +109,18 @@ impl MirrorClient {
         if addresses.iter().all(|address| !address.ip().is_unspecified()) {
             return addresses.to_vec();
         }
-        let host = self.url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let host = self
+            .url
+            .host_str()
+            .unwrap_or_default()
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_owned();
         let port = addresses.first().map_or(0, SocketAddr::port);
-        tokio::net::lookup_host((host, port)).await.map(Iterator::collect).unwrap_or_default()
+        tokio::net::lookup_host((host, port))
+            .await
+            .map(Iterator::collect)
+            .unwrap_or_default()
     }
 }
 
@@ -98,11 +133,20 @@ fn refusal(
     digest: &Digest,
 ) -> PullError {
     let upstream = at.upstream.clone();
-    let said = || format!("the mirror answered {status}: {}", String::from_utf8_lossy(&body[..body.len().min(500)]));
+    let said = || {
+        format!(
+            "the mirror answered {status}: {}",
+            String::from_utf8_lossy(&body[..body.len().min(500)])
+        )
+    };
     match status {
         StatusCode::NOT_FOUND => PullError::Unknown(format!("{upstream} has no {}/{digest}", at.name)),
         StatusCode::UNAUTHORIZED if challenge.is_none() => PullError::BadGateway(said()),
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => PullError::Denied { upstream, status: status.as_u16(), challenge },
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => PullError::Denied {
+            upstream,
+            status: status.as_u16(),
+            challenge,
+        },
         StatusCode::TOO_MANY_REQUESTS => PullError::TooManyRequests { upstream, retry_after },
         StatusCode::SERVICE_UNAVAILABLE => PullError::Unavailable(said()),
         _ => PullError::BadGateway(said()),

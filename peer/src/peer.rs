@@ -3,12 +3,15 @@
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use piecemeal_mirror::{
-    Announcer, BlobSizes, Content, Destination, Front, Manifests, Origin, Traffic, Transfers, UpstreamBlobs, UpstreamConfig, UpstreamNames,
-    Upstreams, advertised, bind, front_router, incarnation, keep_clean, open_store, serve, store_status, traffic_status,
+    Announcer, BlobSizes, Content, Destination, Front, Manifests, Origin, Traffic, Transfers, UpstreamBlobs,
+    UpstreamConfig, UpstreamNames, Upstreams, advertised, bind, front_router, incarnation, keep_clean, open_store,
+    serve, store_status, traffic_status,
 };
 use piecemeal_proto::wire;
 use piecemeal_store::{OpenStoreError, Store};
-use piecemeal_swarm::{AuthorityClock, Limiter, PieceClient, PiecePort, Session, SessionConfig, piece_router, serve_pieces};
+use piecemeal_swarm::{
+    AuthorityClock, Limiter, PieceClient, PiecePort, Session, SessionConfig, piece_router, serve_pieces,
+};
 use prometheus_client::registry::Registry;
 use serde_json::json;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -56,24 +59,43 @@ impl Peer {
         let in_use = |(address, source)| StartPeerError::Bind { address, source };
         let listeners = bind(&config.listen).await.map_err(in_use)?;
         let piece_listeners = bind(&[config.piece_listen]).await.map_err(in_use)?;
-        let store = open_store(&config.cache).await.map_err(|source| StartPeerError::Store { dir: config.cache.dir.clone(), source })?;
+        let store = open_store(&config.cache)
+            .await
+            .map_err(|source| StartPeerError::Store {
+                dir: config.cache.dir.clone(),
+                source,
+            })?;
         let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
-        let (traffic, clock, limiter) = (Traffic::default(), AuthorityClock::default(), Limiter::new(config.ratelimit));
+        let (traffic, clock, limiter) = (
+            Traffic::default(),
+            AuthorityClock::default(),
+            Limiter::new(config.ratelimit),
+        );
 
         let downloads = LiveDownloads::default();
-        let inventory = PeerInventory { store: store.clone(), downloads: downloads.clone() };
-        let session = session_config(&config, &store).map(|session| Session::spawn(session, Arc::new(inventory), clock.clone(), stop.clone()));
+        let inventory = PeerInventory {
+            store: store.clone(),
+            downloads: downloads.clone(),
+        };
+        let session = session_config(&config, &store)
+            .map(|session| Session::spawn(session, Arc::new(inventory), clock.clone(), stop.clone()));
         let (session, events) = session.unzip();
         let announcer = Announcer::new(session.clone(), traffic.clone());
 
-        let mirror = config.mirror.clone().map(|url| MirrorClient::new(url, store.node_id(), config.join_key.peer_role(), clock.clone()));
+        let mirror = config
+            .mirror
+            .clone()
+            .map(|url| MirrorClient::new(url, store.node_id(), config.join_key.peer_role(), clock.clone()));
         let upstreams = Upstreams::new(&config.upstreams);
         let source = Arc::new(MirrorFirst {
             mirror: mirror.clone().zip(registries_at_mirror(&config)),
             upstreams: upstreams.clone(),
             direct_fallback: config.direct_fallback,
         });
-        let access = Arc::new(SwarmAccess { store: store.clone(), source: Arc::clone(&source) });
+        let access = Arc::new(SwarmAccess {
+            store: store.clone(),
+            source: Arc::clone(&source),
+        });
         let sizes = BlobSizes::default();
         let parts = Parts {
             store: store.clone(),
@@ -95,12 +117,20 @@ impl Peer {
             direct_fallback: config.direct_fallback,
             mirror_grace: config.mirror_grace,
         };
-        let blobs = SwarmBlobs { parts, access: access.clone(), sizes: sizes.clone(), transfers: Transfers::default() };
+        let blobs = SwarmBlobs {
+            parts,
+            access: access.clone(),
+            sizes: sizes.clone(),
+            transfers: Transfers::default(),
+        };
         // The mirror remembers for the whole site when a tag was checked.
         let tags = Manifests::new(store.clone(), source, access, sizes, Duration::ZERO);
         let names = config.upstreams.iter().map(|upstream| upstream.name.clone());
         let front = Front {
-            content: Content { blobs: Arc::new(blobs), tags: Arc::new(tags) },
+            content: Content {
+                blobs: Arc::new(blobs),
+                tags: Arc::new(tags),
+            },
             names: UpstreamNames::new(names, config.default_upstream.clone()),
             sent: Arc::new(traffic.clone()),
         };
@@ -111,10 +141,24 @@ impl Peer {
         }
         tracker.spawn(keep_clean(store.clone(), announcer.clone(), stop.clone()));
         if let Some(events) = events {
-            tracker.spawn(downloads.clone().dispatch(store.clone(), announcer, events, stop.clone()));
+            tracker.spawn(
+                downloads
+                    .clone()
+                    .dispatch(store.clone(), announcer, events, stop.clone()),
+            );
         }
         info!(listen = ?config.listen, pieces = %config.piece_listen, cache = %config.cache.dir.display(), "peer ready");
-        Ok(Self { stop, tracker, store, traffic, session, mirror, limiter, downloads, pool: config.pool })
+        Ok(Self {
+            stop,
+            tracker,
+            store,
+            traffic,
+            session,
+            mirror,
+            limiter,
+            downloads,
+            pool: config.pool,
+        })
     }
 
     /// Adds the peer's metrics.
@@ -124,13 +168,18 @@ impl Peer {
 
     /// Each dependency, with what is wrong with it.
     pub async fn readiness(&self) -> Vec<(String, Option<String>)> {
-        let mut dependencies = vec![("store".to_owned(), self.store.usage().await.err().map(|error| error.to_string()))];
+        let mut dependencies = vec![(
+            "store".to_owned(),
+            self.store.usage().await.err().map(|error| error.to_string()),
+        )];
         if let Some(session) = &self.session {
             let problem = (!session.is_up()).then(|| "not connected; pieces come from the mirror directly".to_owned());
             dependencies.push(("scheduler".to_owned(), problem));
         }
         if let Some(mirror) = &self.mirror {
-            let problem = mirror.lost_for().map(|lost| format!("has not answered for {} s", lost.as_secs()));
+            let problem = mirror
+                .lost_for()
+                .map(|lost| format!("has not answered for {} s", lost.as_secs()));
             dependencies.push(("mirror".to_owned(), problem));
         }
         dependencies
@@ -165,12 +214,18 @@ impl Peer {
 /// The mirror as a registry, told by `ns` which upstream is meant.
 fn registries_at_mirror(config: &PeerConfig) -> Option<Upstreams> {
     let url = config.mirror.as_ref()?;
-    let at_mirror = config.upstreams.iter().map(|upstream| UpstreamConfig { name: upstream.name.clone(), url: url.clone() });
+    let at_mirror = config.upstreams.iter().map(|upstream| UpstreamConfig {
+        name: upstream.name.clone(),
+        url: url.clone(),
+    });
     Some(Upstreams::behind_mirror(&at_mirror.collect::<Vec<_>>()))
 }
 
 fn session_config(config: &PeerConfig, store: &Store) -> Option<SessionConfig> {
-    let scheduler = config.scheduler.as_ref().filter(|_| config.download_pattern == DownloadPattern::P2p)?;
+    let scheduler = config
+        .scheduler
+        .as_ref()
+        .filter(|_| config.download_pattern == DownloadPattern::P2p)?;
     Some(SessionConfig {
         scheduler: scheduler.to_string(),
         role: wire::Role::Peer,
@@ -185,7 +240,13 @@ fn session_config(config: &PeerConfig, store: &Store) -> Option<SessionConfig> {
     })
 }
 
-fn piece_port(config: &PeerConfig, store: &Store, clock: AuthorityClock, limiter: &Limiter, traffic: &Traffic) -> PiecePort {
+fn piece_port(
+    config: &PeerConfig,
+    store: &Store,
+    clock: AuthorityClock,
+    limiter: &Limiter,
+    traffic: &Traffic,
+) -> PiecePort {
     let traffic = traffic.clone();
     PiecePort {
         store: store.clone(),

@@ -2,8 +2,8 @@
 
 use async_trait::async_trait;
 use piecemeal_mirror::{
-    ANSWER_TIMEOUT, Access, BlobSizes, Blobs, Caller, FetchedManifest, ManifestAnswer, ManifestSource, OpenBlob, Progress, PullError, Transfers,
-    Upstream, Upstreams,
+    ANSWER_TIMEOUT, Access, BlobSizes, Blobs, Caller, FetchedManifest, ManifestAnswer, ManifestSource, OpenBlob,
+    Progress, PullError, Transfers, Upstream, Upstreams,
 };
 use piecemeal_proto::{Digest, Reference};
 use piecemeal_store::{Repository, Store};
@@ -40,10 +40,13 @@ impl Blobs for SwarmBlobs {
     async fn stat(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<u64, PullError> {
         let here = match self.parts.store.blob(digest).await? {
             Some(blob) => Some(blob.map().blob_bytes()),
-            None => self.transfers.get(digest).and_then(|transfer| match transfer.progress() {
-                Progress::Open(filling) => Some(filling.map().blob_bytes()),
-                Progress::Starting { .. } | Progress::Complete(_) | Progress::Failed(_) => None,
-            }),
+            None => self
+                .transfers
+                .get(digest)
+                .and_then(|transfer| match transfer.progress() {
+                    Progress::Open(filling) => Some(filling.map().blob_bytes()),
+                    Progress::Starting { .. } | Progress::Complete(_) | Progress::Failed(_) => None,
+                }),
         };
         if let Some(blob_bytes) = here {
             self.access.require(caller, at, digest).await?;
@@ -91,23 +94,32 @@ impl MirrorFirst {
         let result = ask(Arc::clone(registries.get(&at.upstream)?)).await;
         mirror.saw(!matches!(&result, Err(error) if error.is_source_lost()));
         match result {
-            Err(error) if error.is_source_lost() && self.direct_fallback == DirectFallback::Allowed => ask(upstream).await,
+            Err(error) if error.is_source_lost() && self.direct_fallback == DirectFallback::Allowed => {
+                ask(upstream).await
+            }
             result => result,
         }
     }
 
     async fn head_blob(&self, at: &Repository, digest: &Digest) -> Result<Option<u64>, PullError> {
-        self.ask(at, async |registry: Arc<Upstream>| registry.head_blob(at, digest).await).await
+        self.ask(at, async |registry: Arc<Upstream>| registry.head_blob(at, digest).await)
+            .await
     }
 }
 
 #[async_trait]
 impl ManifestSource for MirrorFirst {
     async fn fetch(&self, at: &Repository, reference: &Reference) -> Result<FetchedManifest, PullError> {
-        self.ask(at, |registry: Arc<Upstream>| async move { registry.manifest(at, reference).await }).await
+        self.ask(at, |registry: Arc<Upstream>| async move {
+            registry.manifest(at, reference).await
+        })
+        .await
     }
 
     async fn head(&self, at: &Repository, reference: &Reference) -> Result<ManifestAnswer, PullError> {
-        self.ask(at, |registry: Arc<Upstream>| async move { registry.head_manifest(at, reference).await }).await
+        self.ask(at, |registry: Arc<Upstream>| async move {
+            registry.head_manifest(at, reference).await
+        })
+        .await
     }
 }

@@ -4,9 +4,9 @@
 use std::{fs, path::PathBuf};
 
 use piecemeal_proto::wire::{
-    Address, Cancel, Challenge, Complete, Describe, HashAlgorithm, Have, Hello, Inventory, Lease, LeaseEnded, Lost, Order, Orders, Outcome,
-    Proven, Refused, Report, Reports, Revoke, Revoked, Role, Source, SourceKind, Unwant, Waiting, Want, WantRefused, Welcome, order,
-    report,
+    Address, Cancel, Challenge, Complete, Describe, HashAlgorithm, Have, Hello, Inventory, Lease, LeaseEnded, Lost,
+    Order, Orders, Outcome, Proven, Refused, Report, Reports, Revoke, Revoked, Role, Source, SourceKind, Unwant,
+    Waiting, Want, WantRefused, Welcome, order, report,
 };
 use prost::Message;
 
@@ -17,7 +17,10 @@ fn digest() -> String {
 }
 
 fn address() -> Address {
-    Address { ip: "10.88.1.1".to_owned(), port: 65002 }
+    Address {
+        ip: "10.88.1.1".to_owned(),
+        port: 65002,
+    }
 }
 
 fn reports() -> Vec<(&'static str, report::Report)> {
@@ -65,11 +68,42 @@ fn reports() -> Vec<(&'static str, report::Report)> {
                 hashes: vec![5; 32],
             }),
         ),
-        ("proven", R::Proven(Proven { digest: digest(), fill: 3 })),
-        ("revoke", R::Revoke(Revoke { digest: digest(), fill: 3 })),
-        ("lease_ended", R::LeaseEnded(LeaseEnded { lease: 4, outcome: Outcome::Corrupt.into(), piece: 8 })),
-        ("waiting", R::Waiting(Waiting { digest: digest(), piece: 8 })),
-        ("inventory", R::Inventory(Inventory { complete: vec![digest()], last: true })),
+        (
+            "proven",
+            R::Proven(Proven {
+                digest: digest(),
+                fill: 3,
+            }),
+        ),
+        (
+            "revoke",
+            R::Revoke(Revoke {
+                digest: digest(),
+                fill: 3,
+            }),
+        ),
+        (
+            "lease_ended",
+            R::LeaseEnded(LeaseEnded {
+                lease: 4,
+                outcome: Outcome::Corrupt.into(),
+                piece: 8,
+            }),
+        ),
+        (
+            "waiting",
+            R::Waiting(Waiting {
+                digest: digest(),
+                piece: 8,
+            }),
+        ),
+        (
+            "inventory",
+            R::Inventory(Inventory {
+                complete: vec![digest()],
+                last: true,
+            }),
+        ),
         ("lost", R::Lost(Lost { digest: digest() })),
         ("complete", R::Complete(Complete { digest: digest() })),
     ]
@@ -80,10 +114,27 @@ fn orders() -> Vec<(&'static str, order::Order)> {
     vec![
         (
             "challenge",
-            O::Challenge(Challenge { nonce: vec![1; 32], version_min: 1, version_max: 1, features: vec!["a".to_owned()] }),
+            O::Challenge(Challenge {
+                nonce: vec![1; 32],
+                version_min: 1,
+                version_max: 1,
+                features: vec!["a".to_owned()],
+            }),
         ),
-        ("welcome", O::Welcome(Welcome { version: 1, unix_seconds: 1_800_000_000, observed_ip: "10.88.1.1".to_owned() })),
-        ("refused", O::Refused(Refused { reason: "no".to_owned() })),
+        (
+            "welcome",
+            O::Welcome(Welcome {
+                version: 1,
+                unix_seconds: 1_800_000_000,
+                observed_ip: "10.88.1.1".to_owned(),
+            }),
+        ),
+        (
+            "refused",
+            O::Refused(Refused {
+                reason: "no".to_owned(),
+            }),
+        ),
         (
             "lease",
             O::Lease(Lease {
@@ -92,7 +143,11 @@ fn orders() -> Vec<(&'static str, order::Order)> {
                 fill: 3,
                 first: 2,
                 count: 1,
-                source: Some(Source { kind: SourceKind::Mirror.into(), node: vec![7; 16], addresses: vec![address()] }),
+                source: Some(Source {
+                    kind: SourceKind::Mirror.into(),
+                    node: vec![7; 16],
+                    addresses: vec![address()],
+                }),
                 ticket: b"ticket".to_vec(),
                 priority: 1,
                 hash_algorithm: HashAlgorithm::Sha256.into(),
@@ -100,34 +155,63 @@ fn orders() -> Vec<(&'static str, order::Order)> {
             }),
         ),
         ("cancel", O::Cancel(Cancel { lease: 4 })),
-        ("revoked", O::Revoked(Revoked { digest: digest(), fill: 3 })),
+        (
+            "revoked",
+            O::Revoked(Revoked {
+                digest: digest(),
+                fill: 3,
+            }),
+        ),
         ("describe", O::Describe(Describe { digest: digest() })),
-        ("want_refused", O::WantRefused(WantRefused { digest: digest(), reason: "old".to_owned() })),
+        (
+            "want_refused",
+            O::WantRefused(WantRefused {
+                digest: digest(),
+                reason: "old".to_owned(),
+            }),
+        ),
     ]
 }
 
 fn check<M: Message + Default + PartialEq + std::fmt::Debug>(name: &str, message: &M) {
-    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/v1").join(format!("{name}.bin"));
+    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/golden/v1")
+        .join(format!("{name}.bin"));
     if std::env::var_os("PIECEMEAL_BLESS").is_some() && !file.exists() {
-        fs::write(&file, message.encode_to_vec()).unwrap();
+        fs::write(&file, message.encode_to_vec()).expect("the folder of recorded messages is there");
     }
-    let recorded = fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}; record it with PIECEMEAL_BLESS=1", file.display()));
-    let read = M::decode(&*recorded).unwrap();
+    let recorded =
+        fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}; record it with PIECEMEAL_BLESS=1", file.display()));
+    let read = M::decode(&*recorded).expect("a recorded message");
     assert_eq!(&read, message, "{name} reads otherwise than it was written");
-    assert_eq!(read.encode_to_vec(), recorded, "{name} is written otherwise than it was");
+    assert_eq!(
+        read.encode_to_vec(),
+        recorded,
+        "{name} is written otherwise than it was"
+    );
 }
 
 #[test]
 fn every_report_of_version_1_is_read_and_written_back_without_loss() {
     for (name, report) in reports() {
-        check(name, &Reports { reports: vec![Report { report: Some(report) }] });
+        check(
+            name,
+            &Reports {
+                reports: vec![Report { report: Some(report) }],
+            },
+        );
     }
 }
 
 #[test]
 fn every_order_of_version_1_is_read_and_written_back_without_loss() {
     for (name, order) in orders() {
-        check(name, &Orders { orders: vec![Order { order: Some(order) }] });
+        check(
+            name,
+            &Orders {
+                orders: vec![Order { order: Some(order) }],
+            },
+        );
     }
 }
 
@@ -136,5 +220,5 @@ fn what_a_later_version_adds_is_ignored() {
     let mut bytes = Complete { digest: digest() }.encode_to_vec();
     // Field 99, a varint.
     bytes.extend([0x98, 0x06, 0x2a]);
-    assert_eq!(Complete::decode(&*bytes).unwrap().digest, DIGEST);
+    assert_eq!(Complete::decode(&*bytes).expect("a known field").digest, DIGEST);
 }

@@ -48,6 +48,8 @@ impl Metrics {
     }
 
     pub(crate) fn register(&self, registry: &mut Registry) {
+        // From zero on, so that the first refusal shows as a rise.
+        self.refused.get_or_create(&[("reason", "proof")]).inc_by(0);
         let registry = registry.sub_registry_with_prefix("piecemeal_scheduler");
         registry.register("sessions", "Daemons with a session", self.sessions.clone());
         registry.register(

@@ -37,6 +37,14 @@ CREATE TABLE partial_pieces (
     PRIMARY KEY (partial, piece)
 ) STRICT, WITHOUT ROWID;
 
+-- The first bytes of a piece that has not been written yet, with their SHA-256. A hint too.
+CREATE TABLE partial_tails (
+    partial INTEGER PRIMARY KEY REFERENCES partials (id) ON DELETE CASCADE,
+    piece   INTEGER NOT NULL,
+    bytes   INTEGER NOT NULL,
+    hash    BLOB    NOT NULL
+) STRICT;
+
 CREATE TABLE manifests (
     digest     TEXT    PRIMARY KEY,
     media_type TEXT    NOT NULL,

@@ -1,6 +1,6 @@
-//! What is written down in batches: pieces that landed, and last uses.
+//! What is written down in batches: pieces that landed, tails of those that have not, and last uses.
 //!
-//! A commit per piece would cost more than the piece. Both are hints, so losing the last batch in a crash costs a few pieces
+//! A commit per piece would cost more than the piece. All are hints, so losing the last batch in a crash costs a few pieces
 //! again and makes a blob look a little older. The batch is written by the first operation that finds the last one
 //! [`BATCH_INTERVAL`] old, by a sweep, and on close: there is no thread that could outlive its store.
 
@@ -14,11 +14,11 @@ use piecemeal_proto::Digest;
 use tracing::warn;
 
 use crate::{
-    IndexError, PieceHash, Repository, Store,
+    IndexError, Repository, Store,
     blocking::blocking,
     clock::Age,
     fill::Fill,
-    index::{Durability, blobs, names, partials},
+    index::{Durability, Progress, blobs, names, partials},
     lock::locked,
     store::Shared,
 };
@@ -44,14 +44,12 @@ impl Touched {
     }
 }
 
-type Pieces = Vec<(u32, PieceHash)>;
-
 /// One batch, taken out of the state; given back when it could not be written.
 #[derive(Default)]
 struct Batch {
     touched: Touched,
     blobs: Vec<(Digest, Age)>,
-    pieces: Vec<(Arc<Fill>, Pieces)>,
+    fills: Vec<(Arc<Fill>, Progress)>,
 }
 
 impl Store {
@@ -113,20 +111,20 @@ impl Shared {
             .iter()
             .filter_map(|digest| Some((*digest, state.ledger.get(digest)?.used)))
             .collect();
-        let pieces = state
+        let fills = state
             .live
             .values()
+            .filter(|live| live.fill.has_unsaved())
             .map(|live| (Arc::clone(&live.fill), live.fill.take_unsaved()))
-            .filter(|(_, pieces)| !pieces.is_empty())
             .collect();
-        Batch { touched, blobs, pieces }
+        Batch { touched, blobs, fills }
     }
 
     fn write_rows(&self, durability: Durability, batch: &Batch) -> Result<(), IndexError> {
         let now = self.now();
         self.write(durability, |transaction| {
-            for (fill, pieces) in &batch.pieces {
-                partials::add_pieces(transaction, fill.row(), pieces, now)?;
+            for (fill, progress) in &batch.fills {
+                partials::save(transaction, fill.row(), progress, now)?;
             }
             for (digest, used) in &batch.blobs {
                 blobs::touch(transaction, digest, *used)?;
@@ -145,8 +143,8 @@ impl Shared {
     }
 
     fn give_back(&self, batch: Batch) {
-        for (fill, pieces) in batch.pieces {
-            fill.give_back_unsaved(pieces);
+        for (fill, progress) in batch.fills {
+            fill.give_back_unsaved(progress);
         }
         let mut state = locked(&self.state);
         // Bounded even while the index fails: last uses beyond that are forgotten.

@@ -19,6 +19,7 @@ use crate::{
     lock::locked,
     quota::Kind,
     store::{Live, Shared},
+    tail::Tail,
 };
 
 /// Why a fill could not begin.
@@ -130,6 +131,9 @@ impl Shared {
         };
         let fill = Fill::new(*digest, map, row.fill, row.id, file);
         let torn = rehash(&fill, &row);
+        if let Some(tail) = row.tail.and_then(|tail| Tail::found(&fill, tail)) {
+            fill.adopt_tail(tail);
+        }
         debug!(
             blob.digest = %digest, pieces.kept = map.count() - fill.missing(), pieces.torn = torn.len(),
             "resuming {digest}"

@@ -1,11 +1,11 @@
 //! The state of one blob that is being filled.
 //!
 //! Invariant: a piece is in `have` only after its bytes had the hash that is kept for it and were written to the file, and
-//! nothing writes them again. `proven` is set only when the whole blob had its digest. Nothing here waits or touches the
+//! nothing writes them again. A tail is in the file, but in nothing that a reader or peer sees. `proven` is set only when the whole blob had its digest. Nothing here waits or touches the
 //! index; whatever readers may be waiting for moves `changes`.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, hash_map::Entry},
     io,
     ops::Range,
     sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard},
@@ -19,7 +19,9 @@ use tokio::sync::watch;
 use crate::{
     PieceHash,
     files::{OpenFile, read_exact_at},
+    index::Progress,
     lock::locked,
+    tail::Tail,
 };
 
 /// Why a fill ended without its blob.
@@ -69,8 +71,12 @@ struct FillState {
     hashes: Vec<PieceHash>,
     /// In `have`, and not yet in the index.
     unsaved: Vec<u32>,
-    /// Being written by somebody.
-    claimed: HashSet<u32>,
+    /// Of a piece that is not in `have`.
+    tail: Option<Tail>,
+    /// Whether the index has another tail.
+    tail_unsaved: bool,
+    /// Being written by somebody; and whether somebody else waits for that.
+    claimed: HashMap<u32, bool>,
     waits: BTreeMap<u64, Wait>,
     waits_begun: u64,
     proven: bool,
@@ -122,7 +128,9 @@ impl Fill {
                 have_bytes: 0,
                 hashes: vec![[0; 32]; map.count() as usize],
                 unsaved: Vec::new(),
-                claimed: HashSet::new(),
+                tail: None,
+                tail_unsaved: false,
+                claimed: HashMap::new(),
                 waits: BTreeMap::new(),
                 waits_begun: 0,
                 proven: false,
@@ -231,14 +239,23 @@ impl Fill {
         match &state.end {
             Some(End::Failed(why)) => Err(why.clone()),
             Some(_) => unreachable!("a fill that was proven has every piece"),
-            None if state.claimed.insert(index) => Ok(Claim::Yours),
-            None => Ok(Claim::Busy),
+            None => match state.claimed.entry(index) {
+                Entry::Vacant(free) => {
+                    free.insert(false);
+                    Ok(Claim::Yours)
+                }
+                Entry::Occupied(mut busy) => {
+                    busy.insert(true);
+                    Ok(Claim::Busy)
+                }
+            },
         }
     }
 
-    /// Gives a claim back; the next writer waiting for it goes on.
+    /// Gives a claim back; the next writer waiting for it goes on. Wakes nobody when there is none: each tail ends here.
     pub(crate) fn release(&self, index: u32) {
-        if locked(&self.state).claimed.remove(&index) {
+        let waited_for = locked(&self.state).claimed.remove(&index);
+        if waited_for == Some(true) {
             self.changed();
         }
     }
@@ -277,25 +294,55 @@ impl Fill {
             state.have_bytes += self.map.len(index);
             state.hashes[index as usize] = hash;
         }
+        if state.tail.as_ref().is_some_and(|tail| tail.index() == index) {
+            state.tail = None;
+            state.tail_unsaved = true;
+        }
     }
 
-    pub(crate) fn take_unsaved(&self) -> Vec<(u32, PieceHash)> {
+    pub(crate) fn tail(&self) -> Option<Tail> {
+        locked(&self.state).tail.clone()
+    }
+
+    /// The tail's bytes are in the file, and its piece is claimed. In place of another piece's.
+    pub(crate) fn keep_tail(&self, tail: Tail) {
+        let mut state = locked(&self.state);
+        state.tail = Some(tail);
+        state.tail_unsaved = true;
+    }
+
+    /// The tail was found in the file by a resume, and the index knows it.
+    pub(crate) fn adopt_tail(&self, tail: Tail) {
+        let mut state = locked(&self.state);
+        if !state.have.contains(tail.index()) {
+            state.tail = Some(tail);
+        }
+    }
+
+    pub(crate) fn take_unsaved(&self) -> Progress {
         let mut state = locked(&self.state);
         let unsaved = std::mem::take(&mut state.unsaved);
-        unsaved
-            .into_iter()
-            .map(|index| (index, state.hashes[index as usize]))
-            .collect()
+        state.tail_unsaved = false;
+        Progress {
+            pieces: unsaved
+                .into_iter()
+                .map(|index| (index, state.hashes[index as usize]))
+                .collect(),
+            tail: state.tail.as_ref().map(Tail::row),
+        }
     }
 
-    pub(crate) fn give_back_unsaved(&self, pieces: Vec<(u32, PieceHash)>) {
-        locked(&self.state)
+    pub(crate) fn give_back_unsaved(&self, progress: Progress) {
+        let mut state = locked(&self.state);
+        state
             .unsaved
-            .extend(pieces.into_iter().map(|(index, _)| index));
+            .extend(progress.pieces.into_iter().map(|(index, _)| index));
+        state.tail_unsaved = true;
     }
 
     pub(crate) fn has_unsaved(&self) -> bool {
-        !locked(&self.state).unsaved.is_empty()
+        let state = locked(&self.state);
+        !state.unsaved.is_empty() || state.tail_unsaved
     }
 
     // Proving.

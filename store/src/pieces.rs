@@ -41,6 +41,9 @@ pub enum WritePieceError {
     Mismatch { expected: PieceHash, computed: PieceHash },
     #[error("a blob of {count} pieces has no piece {index}")]
     NoSuchPiece { index: u32, count: u32 },
+    /// The tail that is remembered is another piece's, or of another length.
+    #[error("no tail of piece {index} ends at {offset}")]
+    NoSuchTail { index: u32, offset: u64 },
     /// Somebody ended the fill.
     #[error("the fill was abandoned")]
     Abandoned(#[source] FillFailure),
@@ -54,7 +57,7 @@ impl Filling {
         Self { handle }
     }
 
-    fn fill_state(&self) -> &Fill {
+    pub(crate) fn fill_state(&self) -> &Fill {
         &self.handle.fill
     }
 
@@ -121,13 +124,9 @@ impl Filling {
         bytes: Bytes,
         expected: Option<PieceHash>,
     ) -> Result<PieceHash, WritePieceError> {
-        let (map, got) = (self.map(), bytes.len() as u64);
-        if index >= map.count() {
-            let count = map.count();
-            return Err(WritePieceError::NoSuchPiece { index, count });
-        }
-        if got != map.len(index) {
-            let expected = map.len(index);
+        let (piece_len, got) = (self.piece_len(index)?, bytes.len() as u64);
+        if got != piece_len {
+            let expected = piece_len;
             return Err(WritePieceError::WrongLength { index, expected, got });
         }
         let claimed = match self.claim(index).await? {
@@ -135,6 +134,14 @@ impl Filling {
             Err(hash) => return Ok(hash),
         };
         blocking(move || claimed.write(&bytes, expected)).await?
+    }
+
+    pub(crate) fn piece_len(&self, index: u32) -> Result<u64, WritePieceError> {
+        let (map, count) = (self.map(), self.map().count());
+        match index < count {
+            true => Ok(map.len(index)),
+            false => Err(WritePieceError::NoSuchPiece { index, count }),
+        }
     }
 
     /// The right to write the piece, once nobody else is at it; or its hash, when it is here.
@@ -234,9 +241,9 @@ impl Filling {
 }
 
 /// The right to write one piece; given back when it is dropped.
-struct Claimed {
-    handle: Arc<Handle>,
-    index: u32,
+pub(crate) struct Claimed {
+    pub(crate) handle: Arc<Handle>,
+    pub(crate) index: u32,
 }
 
 impl Claimed {

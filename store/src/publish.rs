@@ -189,10 +189,10 @@ impl Shared {
     }
 
     fn save_pieces(&self, fill: &Fill) {
-        let pieces = fill.take_unsaved();
+        let progress = fill.take_unsaved();
         let now = self.now();
         let saved = self.write(Durability::Batched, |transaction| {
-            partials::add_pieces(transaction, fill.row(), &pieces, now)
+            partials::save(transaction, fill.row(), &progress, now)
         });
         if let Err(error) = saved {
             let digest = fill.digest();

@@ -166,8 +166,13 @@ impl Machine {
     async fn write_pieces(&mut self, content: &Content, filling: &Filling) {
         let missing: Vec<u32> = filling.have().missing().collect();
         for index in missing {
-            if self.random.random_range(0..4) == 0 {
-                continue;
+            match self.random.random_range(0..8) {
+                0 | 1 => continue,
+                2 => {
+                    self.write_tail(content, filling, index).await;
+                    continue;
+                }
+                _ => {}
             }
             let mut bytes = content.piece(index);
             if self.random.random_range(0..60) == 0 {
@@ -192,6 +197,33 @@ impl Machine {
         }
     }
 
+    /// Some of a piece, in two steps.
+    async fn write_tail(&mut self, content: &Content, filling: &Filling, index: u32) {
+        let piece = content.piece(index);
+        let (first, second) = (
+            self.random.random_range(0..piece.len()),
+            self.random.random_range(0..piece.len()),
+        );
+        let (first, second) = (first.min(second), first.max(second));
+        let _ = filling.write_tail(index, 0, piece.slice(..first)).await;
+        self.clock.advance(Duration::from_millis(10));
+        let _ = filling
+            .write_tail(index, first as u64, piece.slice(first..second))
+            .await;
+    }
+
+    /// A tail is the beginning of its piece or nothing.
+    async fn check_tail(content: &Content, filling: &Filling) {
+        if let Some((index, bytes)) = filling.tail().await {
+            assert!(!filling.have().contains(index));
+            assert!(
+                content.piece(index).starts_with(&bytes),
+                "a damaged tail of {}",
+                content.digest
+            );
+        }
+    }
+
     /// Everything that must hold after a crash; leaves the store closed.
     async fn check(&mut self) {
         let store = self.open();
@@ -209,6 +241,7 @@ impl Machine {
                 assert!(read_all(&blob).await == content.bytes, "{} is damaged", content.digest);
             } else if partials.contains(&content.digest) {
                 let filling = content.begin(&store).await;
+                Self::check_tail(&content, &filling).await;
                 for index in filling.have().iter() {
                     let bytes = filling.read_piece(index).await.unwrap().unwrap();
                     assert_eq!(Digest::of(&bytes), Digest::Sha256(filling.hash(index).unwrap()));

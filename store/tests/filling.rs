@@ -9,7 +9,8 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use piecemeal_proto::{Digest, FillId, PieceMap};
 use piecemeal_store::{
-    BeginFillError, DiskFiles, FillFailure, Filling, PublishBlobError, ReadBlobError, Store, WritePieceError,
+    BeginFillError, DiskFiles, Files as _, FillFailure, Filling, PublishBlobError, ReadBlobError, Store,
+    WritePieceError,
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use support::{Content, FakeClock, PIECE_BYTES, env, open, read_all, read_filling};
@@ -329,4 +330,107 @@ async fn fifty_readers_of_random_ranges_all_finish() {
             done.unwrap_or_else(|_| panic!("seed {seed}: a reader hangs")).unwrap();
         }
     }
+}
+
+/// A store as a killed process leaves it: what is only in memory is gone.
+struct Killed {
+    dir: tempfile::TempDir,
+    content: Content,
+    clock: Arc<FakeClock>,
+}
+
+impl Killed {
+    /// Dies after a batch in which 3000 bytes of piece 1 were its tail.
+    async fn with_a_tail() -> Self {
+        let (dir, clock, content) = (tempfile::tempdir().unwrap(), FakeClock::new(), Content::pieces(9, 3));
+        let store = open(dir.path(), &clock);
+        let filling = content.begin(&store).await;
+        content.write(&filling, 0).await;
+        filling.write_tail(1, 0, content.piece(1).slice(..1000)).await.unwrap();
+        clock.advance(Duration::from_millis(20));
+        filling
+            .write_tail(1, 1000, content.piece(1).slice(1000..3000))
+            .await
+            .unwrap();
+        Self { dir, content, clock }
+    }
+
+    async fn resume(&self) -> Filling {
+        self.content.begin(&open(self.dir.path(), &self.clock)).await
+    }
+
+    fn flip_a_byte(&self, offset: u64) {
+        let path = format!("store/partial/sha256-{}", self.content.digest.hex());
+        let file = DiskFiles.open(&self.dir.path().join(path)).unwrap();
+        let mut byte = [0];
+        file.read_at(&mut byte, offset).unwrap();
+        file.write_at(&[byte[0] ^ 1], offset).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_tail_outlives_the_process() {
+    let killed = Killed::with_a_tail().await;
+    let filling = killed.resume().await;
+    let piece = killed.content.piece(1);
+    assert_eq!(filling.tail().await, Some((1, piece.slice(..3000))));
+    assert_eq!(filling.have().iter().collect::<Vec<_>>(), [0]);
+    assert_eq!(filling.read_piece(1).await.unwrap(), None, "peers do not see it");
+    filling.write_tail(1, 3000, piece.slice(3000..3500)).await.unwrap();
+    assert_eq!(filling.tail().await, Some((1, piece.slice(..3500))), "it grows on");
+
+    killed.content.write(&filling, 1).await;
+    assert_eq!(filling.tail().await, None, "the whole piece is here");
+    killed.clock.advance(Duration::from_millis(20));
+    filling.write_tail(1, 0, piece.slice(..10)).await.unwrap();
+    assert_eq!(filling.tail().await, None, "a piece that is here is not written again");
+    killed.content.write(&filling, 2).await;
+    filling.publish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_damaged_tail_is_none() {
+    let killed = Killed::with_a_tail().await;
+    let filling = killed.resume().await;
+    killed.flip_a_byte(PIECE_BYTES + 2999);
+    assert_eq!(filling.tail().await, None, "while it is being filled");
+    drop(filling);
+    let filling = killed.resume().await;
+    assert_eq!(filling.tail().await, None, "after a restart");
+    filling
+        .write_tail(1, 0, killed.content.piece(1).slice(..7))
+        .await
+        .unwrap();
+    assert_eq!(filling.tail().await, Some((1, killed.content.piece(1).slice(..7))));
+}
+
+#[tokio::test]
+async fn a_tail_is_only_appended_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), &FakeClock::new());
+    let content = Content::pieces(9, 3);
+    let filling = content.begin(&store).await;
+    let bytes = content.piece(1).slice(..100);
+    filling.write_tail(1, 0, bytes.clone()).await.unwrap();
+    for (piece, offset) in [(1, 99), (1, 101), (0, 100)] {
+        let refused = filling.write_tail(piece, offset, bytes.clone()).await;
+        assert!(
+            matches!(refused, Err(WritePieceError::NoSuchTail { .. })),
+            "{refused:?}"
+        );
+    }
+    let whole = filling.write_tail(1, 0, content.piece(1)).await;
+    assert!(matches!(
+        whole,
+        Err(WritePieceError::WrongLength { got: PIECE_BYTES, .. })
+    ));
+    let beyond = filling.write_tail(3, 0, bytes.clone()).await;
+    assert!(matches!(beyond, Err(WritePieceError::NoSuchPiece { .. })));
+    assert_eq!(filling.tail().await, Some((1, bytes.clone())));
+    filling.write_tail(0, 0, content.piece(0).slice(..5)).await.unwrap();
+    assert_eq!(
+        filling.tail().await,
+        Some((0, content.piece(0).slice(..5))),
+        "the last one counts"
+    );
 }

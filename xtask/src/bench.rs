@@ -5,14 +5,26 @@ use anyhow::{Result, bail};
 use crate::{packages, shell};
 
 /// Name, package, cargo's bench target.
-const BENCHES: [(&str, &str, &str); 2] = [("leases", "piecemeal-scheduler", "leases"), ("cold", "piecemeal", "cold")];
+const BENCHES: [(&str, &str, &str); 2] = [
+    ("leases", "piecemeal-scheduler", "leases"),
+    ("cold", "piecemeal", "cold"),
+];
 
 pub(crate) fn run(names: &[&str]) -> Result<()> {
-    if let Some(unknown) = names.iter().find(|name| !BENCHES.iter().any(|(known, ..)| known == *name)) {
-        bail!("there is no benchmark {unknown}; there are: {}", BENCHES.map(|(name, ..)| name).join(", "));
+    if let Some(unknown) = names
+        .iter()
+        .find(|name| !BENCHES.iter().any(|(known, ..)| known == *name))
+    {
+        bail!(
+            "there is no benchmark {unknown}; there are: {}",
+            BENCHES.map(|(name, ..)| name).join(", ")
+        );
     }
     packages::install()?;
-    for (_, package, target) in BENCHES.iter().filter(|(name, ..)| names.is_empty() || names.contains(name)) {
+    for (_, package, target) in BENCHES
+        .iter()
+        .filter(|(name, ..)| names.is_empty() || names.contains(name))
+    {
         shell::run("cargo", &["bench", "--locked", "--package", package, "--bench", target])?;
     }
     Ok(())

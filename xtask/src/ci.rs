@@ -14,12 +14,30 @@ const CARGO_DENY: &str = "0.20.2";
 
 pub(crate) fn run() -> Result<()> {
     shell::run("cargo", &["fmt", "--all", "--check"])?;
-    shell::run("cargo", &["clippy", "--workspace", "--all-targets", "--all-features", "--locked", "--", "--deny", "warnings"])?;
+    shell::run(
+        "cargo",
+        &[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--all-features",
+            "--locked",
+            "--",
+            "--deny",
+            "warnings",
+        ],
+    )?;
     deny()?;
     test::run()?;
     run_with(
         "cargo",
-        &["doc", "--workspace", "--no-deps", "--document-private-items", "--locked"],
+        &[
+            "doc",
+            "--workspace",
+            "--no-deps",
+            "--document-private-items",
+            "--locked",
+        ],
         &[("RUSTDOCFLAGS", "--deny warnings")],
     )
 }
@@ -27,9 +45,15 @@ pub(crate) fn run() -> Result<()> {
 /// Bans, licences and sources always; advisories where their database can be had.
 fn deny() -> Result<()> {
     let program = cargo_deny()?;
-    shell::run(&program, &["check", "--hide-inclusion-graph", "bans", "licenses", "sources"])?;
+    shell::run(
+        &program,
+        &["check", "--hide-inclusion-graph", "bans", "licenses", "sources"],
+    )?;
     if shell::run(&program, &["check", "--hide-inclusion-graph", "advisories"]).is_err() {
-        let fetched = Command::new(&program).args(["fetch", "db"]).current_dir(shell::root()).output();
+        let fetched = Command::new(&program)
+            .args(["fetch", "db"])
+            .current_dir(shell::root())
+            .output();
         if fetched.is_ok_and(|output| output.status.success()) {
             anyhow::bail!("cargo deny found advisories");
         }
@@ -46,14 +70,31 @@ fn cargo_deny() -> Result<String> {
     let program = tools.join("bin/cargo-deny");
     if !program.is_file() {
         let root = tools.to_str().context("the cache folder's name is not text")?;
-        shell::run("cargo", &["install", "cargo-deny", "--locked", "--version", CARGO_DENY, "--root", root])?;
+        shell::run(
+            "cargo",
+            &[
+                "install",
+                "cargo-deny",
+                "--locked",
+                "--version",
+                CARGO_DENY,
+                "--root",
+                root,
+            ],
+        )?;
     }
-    Ok(program.to_str().context("the cache folder's name is not text")?.to_owned())
+    Ok(program
+        .to_str()
+        .context("the cache folder's name is not text")?
+        .to_owned())
 }
 
 /// Outside the clone, so that a fresh one finds them.
 fn tools_dir() -> Result<PathBuf> {
     let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let home = env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    Ok(cache.or(home).context("neither XDG_CACHE_HOME nor HOME is set")?.join("piecemeal/tools"))
+    Ok(cache
+        .or(home)
+        .context("neither XDG_CACHE_HOME nor HOME is set")?
+        .join("piecemeal/tools"))
 }

@@ -20,17 +20,32 @@ const NEEDED: [(&str, &str); 7] = [
 /// # Errors
 /// Names what is missing when it cannot be installed here.
 pub(crate) fn install() -> Result<()> {
-    let mut missing: Vec<&str> = NEEDED.iter().filter(|(program, _)| !shell::has(program)).map(|(_, package)| *package).collect();
+    let mut missing: Vec<&str> = NEEDED
+        .iter()
+        .filter(|(program, _)| !shell::has(program))
+        .map(|(_, package)| *package)
+        .collect();
     missing.dedup();
     if missing.is_empty() {
         return Ok(());
     }
     if !shell::has("apt-get") {
-        bail!("the end-to-end tests need {}; install them and run this again", missing.join(", "));
+        bail!(
+            "the end-to-end tests need {}; install them and run this again",
+            missing.join(", ")
+        );
     }
     let quiet = [("DEBIAN_FRONTEND", "noninteractive")];
-    let arguments: Vec<&str> = ["install", "--yes", "--no-install-recommends"].into_iter().chain(missing.iter().copied()).collect();
+    let arguments: Vec<&str> = ["install", "--yes", "--no-install-recommends"]
+        .into_iter()
+        .chain(missing.iter().copied())
+        .collect();
     shell::run_with("apt-get", &["update"], &quiet)
         .and_then(|()| shell::run_with("apt-get", &arguments, &quiet))
-        .map_err(|error| error.context(format!("the end-to-end tests need {}; run this as root, or install them", missing.join(", "))))
+        .map_err(|error| {
+            error.context(format!(
+                "the end-to-end tests need {}; run this as root, or install them",
+                missing.join(", ")
+            ))
+        })
 }

@@ -21,10 +21,17 @@ use super::{
 use crate::{OpenBlob, SentBytes};
 
 pub(super) fn respond_head(digest: &Digest, blob_bytes: u64) -> Response<Body> {
-    headers(StatusCode::OK, digest, blob_bytes).body(Body::empty()).expect("numbers and digests are header values")
+    headers(StatusCode::OK, digest, blob_bytes)
+        .body(Body::empty())
+        .expect("numbers and digests are header values")
 }
 
-pub(super) fn respond(open: OpenBlob, digest: &Digest, range: Option<&HeaderValue>, sent: &Arc<dyn SentBytes>) -> Response<Body> {
+pub(super) fn respond(
+    open: OpenBlob,
+    digest: &Digest,
+    range: Option<&HeaderValue>,
+    sent: &Arc<dyn SentBytes>,
+) -> Response<Body> {
     let blob_bytes = open.blob_bytes();
     let (status, range) = match asked(range.and_then(|value| value.to_str().ok()), blob_bytes) {
         Asked::Whole => (StatusCode::OK, 0..blob_bytes),
@@ -35,13 +42,20 @@ pub(super) fn respond(open: OpenBlob, digest: &Digest, range: Option<&HeaderValu
     };
     let mut response = headers(status, digest, range.end - range.start);
     if status == StatusCode::PARTIAL_CONTENT {
-        response = response.header(header::CONTENT_RANGE, format!("bytes {}-{}/{blob_bytes}", range.start, range.end - 1));
+        response = response.header(
+            header::CONTENT_RANGE,
+            format!("bytes {}-{}/{blob_bytes}", range.start, range.end - 1),
+        );
     }
-    response.body(body(open, *digest, range, Arc::clone(sent))).expect("numbers and digests are header values")
+    response
+        .body(body(open, *digest, range, Arc::clone(sent)))
+        .expect("numbers and digests are header values")
 }
 
 fn unsatisfiable(blob_bytes: u64) -> Response<Body> {
-    let message = format!("the blob has {blob_bytes} bytes; a range is bytes=first-last, bytes=first- or bytes=-length within it");
+    let message = format!(
+        "the blob has {blob_bytes} bytes; a range is bytes=first-last, bytes=first- or bytes=-length within it"
+    );
     let mut response = coded(StatusCode::RANGE_NOT_SATISFIABLE, "SIZE_INVALID", &message);
     if let Ok(value) = HeaderValue::from_str(&format!("bytes */{blob_bytes}")) {
         response.headers_mut().insert(header::CONTENT_RANGE, value);
@@ -67,7 +81,9 @@ fn body(open: OpenBlob, digest: Digest, range: Range<u64>, sent: Arc<dyn SentByt
             if range.is_empty() {
                 return Ok::<Option<(Bytes, _)>, ReadBlobError>(None);
             }
-            let bytes = open.read(range.clone()).await.inspect_err(|error| debug!(blob.digest = %digest, %error, "a client's stream of {digest} ends early"))?;
+            let bytes = open.read(range.clone()).await.inspect_err(
+                |error| debug!(blob.digest = %digest, %error, "a client's stream of {digest} ends early"),
+            )?;
             sent.to_client(bytes.len(), local);
             let rest = range.start + bytes.len() as u64..range.end;
             Ok(Some((bytes, (open, rest))))

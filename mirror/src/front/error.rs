@@ -26,8 +26,14 @@ pub fn error_response(error: &PullError, unknown: &'static str) -> Response<Body
     };
     let mut response = coded(status, code, &error.to_string());
     let extra = match error {
-        PullError::Denied { challenge: Some(challenge), .. } => Some((header::WWW_AUTHENTICATE, challenge)),
-        PullError::TooManyRequests { retry_after: Some(retry_after), .. } => Some((header::RETRY_AFTER, retry_after)),
+        PullError::Denied {
+            challenge: Some(challenge),
+            ..
+        } => Some((header::WWW_AUTHENTICATE, challenge)),
+        PullError::TooManyRequests {
+            retry_after: Some(retry_after),
+            ..
+        } => Some((header::RETRY_AFTER, retry_after)),
         _ => None,
     };
     if let Some((name, value)) = extra
@@ -55,6 +61,8 @@ pub(super) fn unsupported(method: &Method) -> Response<Body> {
         "UNSUPPORTED",
         &format!("{method} is not supported: this is a mirror for pulling; push to the registry itself"),
     );
-    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+    response
+        .headers_mut()
+        .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
     response
 }

@@ -14,9 +14,16 @@ pub(super) fn respond(manifest: FetchedManifest, head: bool) -> Response<Body> {
         .header(header::CONTENT_LENGTH, manifest.bytes.len())
         .header("docker-content-digest", &digest)
         .header(header::ETAG, format!("\"{digest}\""))
-        .body(if head { Body::empty() } else { Body::from(manifest.bytes) })
+        .body(if head {
+            Body::empty()
+        } else {
+            Body::from(manifest.bytes)
+        })
         .expect("numbers and digests are header values");
-    let optional = [(header::CONTENT_TYPE, Some(manifest.media_type)), (header::WARNING, manifest.warning)];
+    let optional = [
+        (header::CONTENT_TYPE, Some(manifest.media_type)),
+        (header::WARNING, manifest.warning),
+    ];
     for (name, value) in optional {
         if let Some(Ok(value)) = value.map(|value| HeaderValue::from_str(&value)) {
             response.headers_mut().insert(name, value);

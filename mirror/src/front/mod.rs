@@ -24,8 +24,10 @@ use crate::{Caller, Content, SentBytes};
 use name::{Endpoint, Target};
 
 /// `Docker-Distribution-API-Version`: by it old clients tell a registry from a captive portal.
-const API_VERSION: (HeaderName, HeaderValue) =
-    (HeaderName::from_static("docker-distribution-api-version"), HeaderValue::from_static("registry/2.0"));
+const API_VERSION: (HeaderName, HeaderValue) = (
+    HeaderName::from_static("docker-distribution-api-version"),
+    HeaderValue::from_static("registry/2.0"),
+);
 
 /// The front's state.
 pub struct Front {
@@ -36,7 +38,11 @@ pub struct Front {
 
 /// The routes under `/v2/`.
 pub fn front_router(front: Arc<Front>) -> Router {
-    Router::new().route("/v2", any(serve)).route("/v2/", any(serve)).route("/v2/{*path}", any(serve)).with_state(front)
+    Router::new()
+        .route("/v2", any(serve))
+        .route("/v2/", any(serve))
+        .route("/v2/{*path}", any(serve))
+        .with_state(front)
 }
 
 async fn serve(State(front): State<Arc<Front>>, method: Method, uri: Uri, headers: HeaderMap) -> Response<Body> {
@@ -68,13 +74,14 @@ impl Front {
         let caller = Caller::default();
         let head = method == Method::HEAD;
         match target.endpoint {
-            Endpoint::Ping => base().header(header::CONTENT_TYPE, "application/json").body(Body::from("{}")).expect("constant headers"),
-            Endpoint::Manifest(at, reference) => {
-                match self.content.tags.manifest(&caller, &at, &reference).await {
-                    Ok(found) => manifest::respond(found, head),
-                    Err(error) => error_response(&error, "MANIFEST_UNKNOWN"),
-                }
-            }
+            Endpoint::Ping => base()
+                .header(header::CONTENT_TYPE, "application/json")
+                .body(Body::from("{}"))
+                .expect("constant headers"),
+            Endpoint::Manifest(at, reference) => match self.content.tags.manifest(&caller, &at, &reference).await {
+                Ok(found) => manifest::respond(found, head),
+                Err(error) => error_response(&error, "MANIFEST_UNKNOWN"),
+            },
             Endpoint::Blob(at, digest) if head => match self.content.blobs.stat(&caller, &at, &digest).await {
                 Ok(blob_bytes) => blob::respond_head(&digest, blob_bytes),
                 Err(error) => error_response(&error, "BLOB_UNKNOWN"),

@@ -40,7 +40,10 @@ pub(super) enum Endpoint {
 impl UpstreamNames {
     /// `default`: meant by a request that names none.
     pub fn new(names: impl IntoIterator<Item = String>, default: Option<String>) -> Self {
-        Self { names: names.into_iter().collect(), default }
+        Self {
+            names: names.into_iter().collect(),
+            default,
+        }
     }
 
     /// Reads a request's path and query.
@@ -48,15 +51,25 @@ impl UpstreamNames {
         let namespace = query.and_then(namespace);
         let path = path.strip_prefix("/v2").unwrap_or(path).trim_start_matches('/');
         if path.is_empty() {
-            return Ok(Target { endpoint: Endpoint::Ping, namespace });
+            return Ok(Target {
+                endpoint: Endpoint::Ping,
+                namespace,
+            });
         }
         let malformed = |error: PullError| Box::new(error_response(&error, "NAME_UNKNOWN"));
         let endpoint = if let Some((name, reference)) = split(path, "/manifests/") {
             let at = self.repository(name, namespace.as_deref()).map_err(malformed)?;
-            Endpoint::Manifest(at, reference.parse().map_err(|error| malformed(PullError::Malformed(error)))?)
+            Endpoint::Manifest(
+                at,
+                reference
+                    .parse()
+                    .map_err(|error| malformed(PullError::Malformed(error)))?,
+            )
         } else if let Some((name, digest)) = split(path, "/blobs/") {
             let at = self.repository(name, namespace.as_deref()).map_err(malformed)?;
-            let digest = digest.parse::<Digest>().map_err(|error| malformed(PullError::Malformed(error.into())))?;
+            let digest = digest
+                .parse::<Digest>()
+                .map_err(|error| malformed(PullError::Malformed(error.into())))?;
             Endpoint::Blob(at, digest)
         } else {
             return Err(Box::new(coded(
@@ -71,21 +84,28 @@ impl UpstreamNames {
     /// # Errors
     /// [`PullError::UnknownUpstream`].
     pub(crate) fn require(&self, upstream: &str) -> Result<(), PullError> {
-        if self.names.contains(upstream) { Ok(()) } else { Err(PullError::UnknownUpstream(upstream.to_owned())) }
+        if self.names.contains(upstream) {
+            Ok(())
+        } else {
+            Err(PullError::UnknownUpstream(upstream.to_owned()))
+        }
     }
 
     fn repository(&self, name: &str, namespace: Option<&str>) -> Result<Repository, PullError> {
         let (upstream, name) = match namespace {
             Some(namespace) => (namespace.to_owned(), name),
-            None => self.from_path(name)?,
+            None => self.by_path(name)?,
         };
         self.require(&upstream)?;
         let name: RepositoryName = name.parse()?;
-        Ok(Repository { upstream, name: name.to_string() })
+        Ok(Repository {
+            upstream,
+            name: name.to_string(),
+        })
     }
 
     /// The first component is a host when it looks like one; a port is written `host__port`, since a colon is none of a path's.
-    fn from_path<'a>(&self, name: &'a str) -> Result<(String, &'a str), PullError> {
+    fn by_path<'a>(&self, name: &'a str) -> Result<(String, &'a str), PullError> {
         if let Some((first, rest)) = name.split_once('/') {
             let host = first.replace("__", ":");
             if self.names.contains(&host) || host.contains(['.', ':']) {
@@ -94,7 +114,9 @@ impl UpstreamNames {
         }
         match &self.default {
             Some(default) => Ok((default.clone(), name)),
-            None => Err(PullError::UnknownUpstream(name.split('/').next().unwrap_or_default().to_owned())),
+            None => Err(PullError::UnknownUpstream(
+                name.split('/').next().unwrap_or_default().to_owned(),
+            )),
         }
     }
 }
@@ -107,7 +129,9 @@ fn split<'a>(path: &'a str, separator: &str) -> Option<(&'a str, &'a str)> {
 
 /// The value of `ns`, decoded.
 fn namespace(query: &str) -> Option<String> {
-    url::form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "ns").map(|(_, value)| value.into_owned())
+    url::form_urlencoded::parse(query.as_bytes())
+        .find(|(key, _)| key == "ns")
+        .map(|(_, value)| value.into_owned())
 }
 
 #[cfg(test)]
@@ -115,28 +139,57 @@ mod tests {
     use super::*;
 
     fn names() -> UpstreamNames {
-        UpstreamNames::new(["docker.io", "origin.test", "localhost:5000"].map(str::to_owned), Some("docker.io".to_owned()))
+        UpstreamNames::new(
+            ["docker.io", "origin.test", "localhost:5000"].map(str::to_owned),
+            Some("docker.io".to_owned()),
+        )
     }
 
     fn at(upstream: &str, name: &str) -> Repository {
-        Repository { upstream: upstream.to_owned(), name: name.to_owned() }
+        Repository {
+            upstream: upstream.to_owned(),
+            name: name.to_owned(),
+        }
     }
 
     #[test]
     fn the_upstream_is_named_by_ns_by_path_or_is_the_default() {
         let cases = [
-            ("/v2/library/app/manifests/v1", Some("ns=origin.test"), at("origin.test", "library/app")),
-            ("/v2/library/app/manifests/v1", Some("x=1&ns=localhost%3A5000"), at("localhost:5000", "library/app")),
-            ("/v2/origin.test/library/app/manifests/v1", None, at("origin.test", "library/app")),
-            ("/v2/localhost__5000/app/manifests/v1", None, at("localhost:5000", "app")),
+            (
+                "/v2/library/app/manifests/v1",
+                Some("ns=origin.test"),
+                at("origin.test", "library/app"),
+            ),
+            (
+                "/v2/library/app/manifests/v1",
+                Some("x=1&ns=localhost%3A5000"),
+                at("localhost:5000", "library/app"),
+            ),
+            (
+                "/v2/origin.test/library/app/manifests/v1",
+                None,
+                at("origin.test", "library/app"),
+            ),
+            (
+                "/v2/localhost__5000/app/manifests/v1",
+                None,
+                at("localhost:5000", "app"),
+            ),
             ("/v2/localhost:5000/app/manifests/v1", None, at("localhost:5000", "app")),
             ("/v2/library/app/manifests/v1", None, at("docker.io", "library/app")),
             ("/v2/app/manifests/v1", None, at("docker.io", "app")),
             ("/v2/a/manifests/b/manifests/v1", None, at("docker.io", "a/manifests/b")),
         ];
         for (path, query, repository) in cases {
-            let target = names().target(path, query).map_err(|response| response.status()).unwrap();
-            assert_eq!(target.endpoint, Endpoint::Manifest(repository, Reference::Tag("v1".to_owned())), "{path}");
+            let target = names()
+                .target(path, query)
+                .map_err(|response| response.status())
+                .unwrap();
+            assert_eq!(
+                target.endpoint,
+                Endpoint::Manifest(repository, Reference::Tag("v1".to_owned())),
+                "{path}"
+            );
         }
     }
 
@@ -157,7 +210,10 @@ mod tests {
             assert_eq!(response.status(), status, "{path}");
         }
         let no_default = UpstreamNames::new(["origin.test".to_owned()], None);
-        assert_eq!(no_default.target("/v2/app/manifests/v1", None).unwrap_err().status(), StatusCode::NOT_FOUND);
+        assert_eq!(
+            no_default.target("/v2/app/manifests/v1", None).unwrap_err().status(),
+            StatusCode::NOT_FOUND
+        );
     }
 
     #[test]

@@ -22,7 +22,11 @@ pub(super) fn asked(header: Option<&str>, size: u64) -> Asked {
     if spec.contains(',') {
         return Asked::Whole;
     }
-    match spec.trim().split_once('-').and_then(|(first, last)| part(first, last, size)) {
+    match spec
+        .trim()
+        .split_once('-')
+        .and_then(|(first, last)| part(first, last, size))
+    {
         Some(range) if range.start < range.end => Asked::Part(range),
         _ => Asked::Unsatisfiable,
     }

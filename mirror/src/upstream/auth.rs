@@ -91,7 +91,9 @@ fn unquote(text: &str) -> (String, &str) {
 /// Whether both URLs are of one host, or of hosts under one registrable domain (its last two labels).
 fn same_site(a: &Url, b: &Url) -> bool {
     match (a.host(), b.host()) {
-        (Some(Host::Domain(a)), Some(Host::Domain(b))) => a == b || registrable(a).is_some_and(|a| Some(a) == registrable(b)),
+        (Some(Host::Domain(a)), Some(Host::Domain(b))) => {
+            a == b || registrable(a).is_some_and(|a| Some(a) == registrable(b))
+        }
         (a, b) => a == b,
     }
 }
@@ -117,14 +119,20 @@ impl Tokens {
     /// The token for `scope`, unless it is about to expire.
     pub(super) fn get(&self, scope: &str, now: Instant) -> Option<String> {
         let tokens = self.0.lock().expect("no holder of this lock panics");
-        tokens.get(scope).filter(|(_, until)| now < *until).map(|(token, _)| token.clone())
+        tokens
+            .get(scope)
+            .filter(|(_, until)| now < *until)
+            .map(|(token, _)| token.clone())
     }
 
     /// Keeps a token server's answer; gives the token.
     pub(super) fn put(&self, scope: &str, answer: TokenAnswer, now: Instant) -> Option<String> {
         let token = answer.token.or(answer.access_token)?;
         let life = answer.expires_in.map_or(TOKEN_LIFE_DEFAULT, Duration::from_secs);
-        let until = now + life.saturating_sub(TOKEN_LIFE_MARGIN).min(Duration::from_secs(24 * 3600));
+        let until = now
+            + life
+                .saturating_sub(TOKEN_LIFE_MARGIN)
+                .min(Duration::from_secs(24 * 3600));
         let mut tokens = self.0.lock().expect("no holder of this lock panics");
         if tokens.len() >= TOKENS_MAX {
             tokens.clear();
@@ -149,9 +157,21 @@ mod tests {
             Challenge::parse(r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:a/b:pull,push""#).unwrap();
         assert_eq!(challenge.realm, "https://auth.docker.io/token");
         assert_eq!(challenge.scope.as_deref(), Some("repository:a/b:pull,push"));
-        assert_eq!(Challenge::parse("bearer realm=https://x.io/t , service=a").unwrap().service.as_deref(), Some("a"));
+        assert_eq!(
+            Challenge::parse("bearer realm=https://x.io/t , service=a")
+                .unwrap()
+                .service
+                .as_deref(),
+            Some("a")
+        );
         assert_eq!(Challenge::parse(r#"Bearer realm="a\"b"#).unwrap().realm, "a\"b");
-        for other in ["", "Basic realm=\"x\"", "Bearer", "Bearer service=\"x\"", "Bearer realm"] {
+        for other in [
+            "",
+            "Basic realm=\"x\"",
+            "Bearer",
+            "Bearer service=\"x\"",
+            "Bearer realm",
+        ] {
             assert_eq!(Challenge::parse(other), None, "{other}");
         }
     }
@@ -169,7 +189,11 @@ mod tests {
             ("https://ghcr.io", "/token", false),
         ];
         for (registry, realm, asked) in cases {
-            let challenge = Challenge { realm: realm.to_owned(), service: None, scope: None };
+            let challenge = Challenge {
+                realm: realm.to_owned(),
+                service: None,
+                scope: None,
+            };
             let url = challenge.token_url(&Url::parse(registry).unwrap(), "repository:a:pull");
             assert_eq!(url.is_some(), asked, "{registry} {realm}");
         }
@@ -179,7 +203,11 @@ mod tests {
     fn tokens_end_before_their_server_says() {
         let tokens = Tokens::default();
         let now = Instant::now();
-        let answer = TokenAnswer { token: None, access_token: Some("t".to_owned()), expires_in: Some(100) };
+        let answer = TokenAnswer {
+            token: None,
+            access_token: Some("t".to_owned()),
+            expires_in: Some(100),
+        };
         assert_eq!(tokens.put("s", answer, now).as_deref(), Some("t"));
         assert!(tokens.get("s", now + Duration::from_secs(89)).is_some());
         assert!(tokens.get("s", now + Duration::from_secs(90)).is_none());

@@ -1,13 +1,21 @@
 //! Requests to one upstream registry.
 
-use std::{collections::BTreeMap, error::Error, sync::Arc, time::{Duration, Instant}};
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::{Bytes, BytesMut};
 use piecemeal_proto::{Digest, MANIFEST_ACCEPT, MANIFEST_BYTES_MAX, Reference};
 use piecemeal_store::Repository;
 use reqwest::{
     Method, Response, StatusCode,
-    header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, LOCATION, RANGE, RETRY_AFTER, WWW_AUTHENTICATE},
+    header::{
+        ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, LOCATION, RANGE, RETRY_AFTER,
+        WWW_AUTHENTICATE,
+    },
 };
 use tracing::debug;
 use url::Url;
@@ -58,14 +66,21 @@ impl Upstreams {
 
     fn clients(configs: &[UpstreamConfig], names_upstream: bool) -> Self {
         let http = http_client();
-        let upstream = |config: &UpstreamConfig| (config.name.clone(), Arc::new(Upstream::new(http.clone(), config, names_upstream)));
+        let upstream = |config: &UpstreamConfig| {
+            (
+                config.name.clone(),
+                Arc::new(Upstream::new(http.clone(), config, names_upstream)),
+            )
+        };
         Self(configs.iter().map(upstream).collect())
     }
 
     /// # Errors
     /// [`PullError::UnknownUpstream`].
     pub fn get(&self, name: &str) -> Result<&Arc<Upstream>, PullError> {
-        self.0.get(name).ok_or_else(|| PullError::UnknownUpstream(name.to_owned()))
+        self.0
+            .get(name)
+            .ok_or_else(|| PullError::UnknownUpstream(name.to_owned()))
     }
 
     pub fn contains(&self, name: &str) -> bool {
@@ -111,7 +126,13 @@ pub struct BlobAnswer {
 
 impl Upstream {
     fn new(http: reqwest::Client, config: &UpstreamConfig, names_upstream: bool) -> Self {
-        Self { name: config.name.clone(), url: config.url.clone(), names_upstream, http, tokens: Tokens::default() }
+        Self {
+            name: config.name.clone(),
+            url: config.url.clone(),
+            names_upstream,
+            http,
+            tokens: Tokens::default(),
+        }
     }
 
     /// GETs a manifest and verifies its digest when it was asked for by digest.
@@ -119,20 +140,42 @@ impl Upstream {
     /// # Errors
     /// [`PullError`]: the upstream's verdict, or what is wrong with its answer.
     pub async fn manifest(&self, at: &Repository, reference: &Reference) -> Result<FetchedManifest, PullError> {
-        let response = self.get(Method::GET, at, &format!("manifests/{reference}"), Some(MANIFEST_ACCEPT), None).await?;
+        let response = self
+            .get(
+                Method::GET,
+                at,
+                &format!("manifests/{reference}"),
+                Some(MANIFEST_ACCEPT),
+                None,
+            )
+            .await?;
         let media_type = self.media_type(&response)?;
-        let warning = response.headers().get(reqwest::header::WARNING).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let warning = response
+            .headers()
+            .get(reqwest::header::WARNING)
+            .and_then(|value| value.to_str().ok())
+            .map(str::to_owned);
         let stated = stated_digest(response.headers());
-        let bytes = read_body(response, MANIFEST_BYTES_MAX).await.map_err(|problem| self.bad(at, &problem))?;
+        let bytes = read_body(response, MANIFEST_BYTES_MAX)
+            .await
+            .map_err(|problem| self.bad(at, &problem))?;
         let digest = match (reference, stated) {
             (Reference::Digest(digest), _) => *digest,
             (Reference::Tag(_), Some(digest)) => digest,
             (Reference::Tag(_), None) => Digest::of(&bytes),
         };
         if !digest.matches(&bytes) {
-            return Err(self.bad(at, &format!("the manifest {reference} does not have the digest {digest}")));
+            return Err(self.bad(
+                at,
+                &format!("the manifest {reference} does not have the digest {digest}"),
+            ));
         }
-        Ok(FetchedManifest { digest, media_type, bytes, warning })
+        Ok(FetchedManifest {
+            digest,
+            media_type,
+            bytes,
+            warning,
+        })
     }
 
     /// HEADs a manifest.
@@ -140,8 +183,18 @@ impl Upstream {
     /// # Errors
     /// As [`Upstream::manifest`].
     pub async fn head_manifest(&self, at: &Repository, reference: &Reference) -> Result<ManifestAnswer, PullError> {
-        let response = self.get(Method::HEAD, at, &format!("manifests/{reference}"), Some(MANIFEST_ACCEPT), None).await?;
-        Ok(ManifestAnswer { digest: stated_digest(response.headers()) })
+        let response = self
+            .get(
+                Method::HEAD,
+                at,
+                &format!("manifests/{reference}"),
+                Some(MANIFEST_ACCEPT),
+                None,
+            )
+            .await?;
+        Ok(ManifestAnswer {
+            digest: stated_digest(response.headers()),
+        })
     }
 
     /// HEADs a blob: its size in bytes, when stated. That the upstream answers at all proves that it is in that repository.
@@ -149,7 +202,9 @@ impl Upstream {
     /// # Errors
     /// [`PullError`].
     pub async fn head_blob(&self, at: &Repository, digest: &Digest) -> Result<Option<u64>, PullError> {
-        let response = self.get(Method::HEAD, at, &format!("blobs/{digest}"), None, None).await?;
+        let response = self
+            .get(Method::HEAD, at, &format!("blobs/{digest}"), None, None)
+            .await?;
         self.not_a_page(at, &response)?;
         Ok(content_length(response.headers()))
     }
@@ -158,24 +213,47 @@ impl Upstream {
     ///
     /// # Errors
     /// [`PullError`].
-    pub async fn blob(&self, at: &Repository, digest: &Digest, offset: u64, end: Option<u64>) -> Result<BlobAnswer, PullError> {
+    pub async fn blob(
+        &self,
+        at: &Repository,
+        digest: &Digest,
+        offset: u64,
+        end: Option<u64>,
+    ) -> Result<BlobAnswer, PullError> {
         let range = match end {
             Some(end) => Some(format!("bytes={offset}-{}", end.saturating_sub(1))),
             None if offset > 0 => Some(format!("bytes={offset}-")),
             None => None,
         };
-        let response = self.get(Method::GET, at, &format!("blobs/{digest}"), None, range.as_deref()).await?;
+        let response = self
+            .get(Method::GET, at, &format!("blobs/{digest}"), None, range.as_deref())
+            .await?;
         self.not_a_page(at, &response)?;
         if response.status() == StatusCode::PARTIAL_CONTENT {
             let (start, total) = content_range(response.headers())
                 .ok_or_else(|| self.bad(at, "a 206 without a usable Content-Range"))?;
-            return Ok(BlobAnswer { blob_bytes: total, offset: start, body: response });
+            return Ok(BlobAnswer {
+                blob_bytes: total,
+                offset: start,
+                body: response,
+            });
         }
-        Ok(BlobAnswer { blob_bytes: content_length(response.headers()), offset: 0, body: response })
+        Ok(BlobAnswer {
+            blob_bytes: content_length(response.headers()),
+            offset: 0,
+            body: response,
+        })
     }
 
     /// Sends a request, with an anonymous token when one is asked for, and follows redirects. The status is a success.
-    async fn get(&self, method: Method, at: &Repository, path: &str, accept: Option<&str>, range: Option<&str>) -> Result<Response, PullError> {
+    async fn get(
+        &self,
+        method: Method,
+        at: &Repository,
+        path: &str,
+        accept: Option<&str>,
+        range: Option<&str>,
+    ) -> Result<Response, PullError> {
         let mut url = self.request_url(at, path)?;
         let scope = format!("repository:{}:pull", at.name);
         let mut token = self.tokens.get(&scope, Instant::now());
@@ -227,13 +305,19 @@ impl Upstream {
         match tokio::time::timeout(ANSWER_TIMEOUT, request.send()).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(unavailable(innermost(&error))),
-            Err(_) => Err(unavailable(format!("no status line within {} s", ANSWER_TIMEOUT.as_secs()))),
+            Err(_) => Err(unavailable(format!(
+                "no status line within {} s",
+                ANSWER_TIMEOUT.as_secs()
+            ))),
         }
     }
 
     /// `Ok(None)`: the challenge is not for a token that anybody can have; the 401 itself is the answer.
     async fn anonymous_token(&self, headers: &HeaderMap, scope: &str) -> Result<Option<String>, PullError> {
-        let challenge = headers.get(WWW_AUTHENTICATE).and_then(|value| value.to_str().ok()).and_then(Challenge::parse);
+        let challenge = headers
+            .get(WWW_AUTHENTICATE)
+            .and_then(|value| value.to_str().ok())
+            .and_then(Challenge::parse);
         let Some(url) = challenge.and_then(|challenge| challenge.token_url(&self.url, scope)) else {
             return Ok(None);
         };
@@ -251,24 +335,40 @@ impl Upstream {
     }
 
     fn judge(&self, at: &Repository, path: &str, response: Response) -> Result<Response, PullError> {
-        let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let header = |name| {
+            response
+                .headers()
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+                .map(str::to_owned)
+        };
         let upstream = self.name.clone();
         match response.status() {
             status if status.is_success() => Ok(response),
             StatusCode::NOT_FOUND => Err(PullError::Unknown(format!("{upstream} has no {}/{path}", at.name))),
-            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
-                Err(PullError::Denied { upstream, status: status.as_u16(), challenge: header(WWW_AUTHENTICATE) })
-            }
-            StatusCode::TOO_MANY_REQUESTS => Err(PullError::TooManyRequests { upstream, retry_after: header(RETRY_AFTER) }),
-            status if status.is_server_error() => {
-                Err(PullError::Unavailable(format!("{upstream} answered {status} for {}/{path}", at.name)))
-            }
+            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => Err(PullError::Denied {
+                upstream,
+                status: status.as_u16(),
+                challenge: header(WWW_AUTHENTICATE),
+            }),
+            StatusCode::TOO_MANY_REQUESTS => Err(PullError::TooManyRequests {
+                upstream,
+                retry_after: header(RETRY_AFTER),
+            }),
+            status if status.is_server_error() => Err(PullError::Unavailable(format!(
+                "{upstream} answered {status} for {}/{path}",
+                at.name
+            ))),
             status => Err(self.bad(at, &format!("status {status} for {path}"))),
         }
     }
 
     fn media_type(&self, response: &Response) -> Result<String, PullError> {
-        let value = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let value = response
+            .headers()
+            .get(CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default();
         let media_type = value.split(';').next().unwrap_or_default().trim();
         if media_type.is_empty() || media_type == "text/html" {
             return Err(PullError::BadGateway(format!(
@@ -329,5 +429,9 @@ pub(crate) fn innermost(error: &reqwest::Error) -> String {
     while let Some(source) = cause.source() {
         cause = source;
     }
-    if error.source().is_none() { "the connection failed".to_owned() } else { cause.to_string() }
+    if error.source().is_none() {
+        "the connection failed".to_owned()
+    } else {
+        cause.to_string()
+    }
 }

@@ -23,7 +23,11 @@ mod tests {
     #[test]
     fn redirects_are_resolved_and_never_lose_tls() {
         let cases = [
-            ("https://a.io/v2/x", "https://b.io/y?sig=1", Some("https://b.io/y?sig=1")),
+            (
+                "https://a.io/v2/x",
+                "https://b.io/y?sig=1",
+                Some("https://b.io/y?sig=1"),
+            ),
             ("https://a.io/v2/x", "/y", Some("https://a.io/y")),
             ("http://a.io/v2/x", "http://b.io/", Some("http://b.io/")),
             ("https://a.io/v2/x", "http://a.io/y", None),

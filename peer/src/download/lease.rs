@@ -42,19 +42,34 @@ pub(super) struct Fetch {
 impl Parts {
     /// Carries out a lease, of which `pieces` are still to be fetched.
     pub(super) async fn fetch_lease(self, at: Repository, filling: Filling, lease: Lease, pieces: Vec<u32>) -> Ended {
-        let kind = lease.source.as_ref().map_or(SourceKind::Unspecified, |source| source.kind());
+        let kind = lease
+            .source
+            .as_ref()
+            .map_or(SourceKind::Unspecified, |source| source.kind());
         if kind == SourceKind::Upstream {
             return self.fetch_upstream(&at, &filling, &pieces).await;
         }
         let addresses = lease.source.iter().flat_map(|source| &source.addresses);
-        let addresses = addresses.filter_map(|address| Some(SocketAddr::new(address.ip.parse().ok()?, u16::try_from(address.port).ok()?)));
+        let addresses = addresses.filter_map(|address| {
+            Some(SocketAddr::new(
+                address.ip.parse().ok()?,
+                u16::try_from(address.port).ok()?,
+            ))
+        });
         let hashes = piecemeal_proto::wire::split_hashes(&lease.hashes, lease.count).unwrap_or_default();
         let fetch = Fetch {
             addresses: addresses.collect(),
             token: String::from_utf8(lease.ticket).unwrap_or_default(),
-            origin: if kind == SourceKind::Mirror { Origin::Mirror } else { Origin::Peer },
+            origin: if kind == SourceKind::Mirror {
+                Origin::Mirror
+            } else {
+                Origin::Peer
+            },
             pieces,
-            hashes: (lease.first..).zip(hashes).filter_map(|(piece, hash)| Some((piece, hash?))).collect(),
+            hashes: (lease.first..)
+                .zip(hashes)
+                .filter_map(|(piece, hash)| Some((piece, hash?)))
+                .collect(),
             patient: false,
         };
         self.fetch_pieces(&filling, fetch).await
@@ -79,21 +94,35 @@ impl Parts {
                     Ok(piece) => piece,
                     Err(error) => {
                         debug!(blob.digest = %filling.digest(), source = ?fetch.addresses, %error, "a fetch ended early: {error}");
-                        return Ended { outcome: outcome(&error), piece: run.start };
+                        return Ended {
+                            outcome: outcome(&error),
+                            piece: run.start,
+                        };
                     }
                 };
-                self.traffic.count(fetch.origin, Destination::Store, piece.bytes.len() as u64);
-                let known = fetch.hashes.iter().find(|(index, _)| *index == piece.index).map(|(_, hash)| *hash);
+                self.traffic
+                    .count(fetch.origin, Destination::Store, piece.bytes.len() as u64);
+                let known = fetch
+                    .hashes
+                    .iter()
+                    .find(|(index, _)| *index == piece.index)
+                    .map(|(_, hash)| *hash);
                 // The mirror's own word is as good as the scheduler's, which had it from there. A peer's is none.
                 let stated = piece.hash.filter(|_| fetch.origin == Origin::Mirror);
                 let Some(expected) = known.or(stated) else {
-                    return Ended { outcome: Outcome::Cancelled, piece: piece.index };
+                    return Ended {
+                        outcome: Outcome::Cancelled,
+                        piece: piece.index,
+                    };
                 };
                 match filling.write_piece(piece.index, piece.bytes, Some(expected)).await {
                     Ok(hash) => self.announcer.landed(filling, piece.index, hash),
                     Err(WritePieceError::Mismatch { .. }) => {
                         warn!(blob.digest = %filling.digest(), source = ?fetch.addresses, "a corrupt piece {} of {} came from {:?}; it is dropped", piece.index, filling.digest(), fetch.addresses);
-                        return Ended { outcome: Outcome::Corrupt, piece: piece.index };
+                        return Ended {
+                            outcome: Outcome::Corrupt,
+                            piece: piece.index,
+                        };
                     }
                     Err(error) => {
                         debug!(blob.digest = %filling.digest(), %error, "a piece could not be kept");
@@ -111,7 +140,10 @@ impl Parts {
             let bytes = map.range(run.start).start..map.range(run.end - 1).end;
             if let Err(error) = self.upstream.fetch_run(at, filling, &bytes).await {
                 warn!(blob.digest = %filling.digest(), %error, "upstream, leased since the mirror is lost, failed: {error}");
-                return Ended { outcome: Outcome::Unreachable, piece: run.start };
+                return Ended {
+                    outcome: Outcome::Unreachable,
+                    piece: run.start,
+                };
             }
         }
         Outcome::Done.into()
@@ -120,7 +152,7 @@ impl Parts {
 
 fn outcome(error: &FetchPiecesError) -> Outcome {
     match error {
-        FetchPiecesError::Unreachable { .. } => Outcome::Unreachable,
+        FetchPiecesError::Unreachable => Outcome::Unreachable,
         FetchPiecesError::Missing => Outcome::Missing,
         FetchPiecesError::Refused => Outcome::Refused,
         FetchPiecesError::Stalled | FetchPiecesError::Busy | FetchPiecesError::Broken(_) => Outcome::Stalled,
@@ -129,7 +161,9 @@ fn outcome(error: &FetchPiecesError) -> Outcome {
 
 /// Contiguous runs of ascending pieces.
 fn runs(pieces: &[u32]) -> impl Iterator<Item = std::ops::Range<u32>> + '_ {
-    pieces.chunk_by(|a, b| a + 1 == *b).map(|run| run[0]..run[run.len() - 1] + 1)
+    pieces
+        .chunk_by(|a, b| a + 1 == *b)
+        .map(|run| run[0]..run[run.len() - 1] + 1)
 }
 
 #[cfg(test)]

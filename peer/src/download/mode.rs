@@ -52,7 +52,9 @@ impl Facts {
             (true, true) => usize::from(starved),
         };
         let grace_over = !self.mirror_configured
-            || self.mirror_lost.is_some_and(|lost| lost >= self.mirror_grace + self.jitter);
+            || self
+                .mirror_lost
+                .is_some_and(|lost| lost >= self.mirror_grace + self.jitter);
         Mode {
             direct_window,
             reopen: self.mirror_configured && self.idle >= REOPEN_AFTER,
@@ -78,7 +80,11 @@ mod tests {
         }
     }
 
-    const NOTHING: Mode = Mode { direct_window: 0, reopen: false, upstream: false };
+    const NOTHING: Mode = Mode {
+        direct_window: 0,
+        reopen: false,
+        upstream: false,
+    };
 
     #[test]
     fn while_all_is_well_only_leases_are_followed() {
@@ -87,29 +93,90 @@ mod tests {
 
     #[test]
     fn without_a_scheduler_the_mirror_is_asked_directly() {
-        let facts = Facts { scheduler_up: false, ..well() };
-        assert_eq!(facts.mode(), Mode { direct_window: DIRECT_WINDOW, ..NOTHING });
+        let facts = Facts {
+            scheduler_up: false,
+            ..well()
+        };
+        assert_eq!(
+            facts.mode(),
+            Mode {
+                direct_window: DIRECT_WINDOW,
+                ..NOTHING
+            }
+        );
     }
 
     #[test]
     fn a_starved_client_has_its_piece_fetched_from_the_mirror() {
-        let facts = Facts { starved: Some(STARVED_AFTER), ..well() };
-        assert_eq!(facts.mode(), Mode { direct_window: 1, ..NOTHING });
+        let facts = Facts {
+            starved: Some(STARVED_AFTER),
+            ..well()
+        };
+        assert_eq!(
+            facts.mode(),
+            Mode {
+                direct_window: 1,
+                ..NOTHING
+            }
+        );
     }
 
     #[test]
     fn upstream_is_the_last_resort_after_the_grace_and_only_where_allowed() {
-        let lost = |seconds| Facts { scheduler_up: false, mirror_lost: Some(Duration::from_secs(seconds)), ..well() };
+        let lost = |seconds| Facts {
+            scheduler_up: false,
+            mirror_lost: Some(Duration::from_secs(seconds)),
+            ..well()
+        };
         assert!(!lost(30).mode().upstream);
         assert!(lost(31).mode().upstream);
-        assert!(!Facts { may_use_upstream: false, ..lost(31) }.mode().upstream);
-        assert!(!Facts { scheduler_up: true, ..lost(31) }.mode().upstream, "the scheduler leases it to one peer");
-        assert!(Facts { scheduler_up: false, mirror_configured: false, ..well() }.mode().upstream);
+        assert!(
+            !Facts {
+                may_use_upstream: false,
+                ..lost(31)
+            }
+            .mode()
+            .upstream
+        );
+        assert!(
+            !Facts {
+                scheduler_up: true,
+                ..lost(31)
+            }
+            .mode()
+            .upstream,
+            "the scheduler leases it to one peer"
+        );
+        assert!(
+            Facts {
+                scheduler_up: false,
+                mirror_configured: false,
+                ..well()
+            }
+            .mode()
+            .upstream
+        );
     }
 
     #[test]
     fn an_idle_download_asks_the_mirror_again() {
-        assert!(Facts { idle: REOPEN_AFTER, ..well() }.mode().reopen);
-        assert!(Facts { idle: REOPEN_AFTER, mirror_lost: Some(REOPEN_AFTER), ..well() }.mode().reopen, "it may be back");
+        assert!(
+            Facts {
+                idle: REOPEN_AFTER,
+                ..well()
+            }
+            .mode()
+            .reopen
+        );
+        assert!(
+            Facts {
+                idle: REOPEN_AFTER,
+                mirror_lost: Some(REOPEN_AFTER),
+                ..well()
+            }
+            .mode()
+            .reopen,
+            "it may be back"
+        );
     }
 }

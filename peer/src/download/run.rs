@@ -5,9 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use piecemeal_mirror::{
-    Announcer, Destination, NodeBlob, Origin, PullError, Traffic, Transfer, UpstreamBlobs,
-};
+use piecemeal_mirror::{Announcer, Destination, NodeBlob, Origin, PullError, Traffic, Transfer, UpstreamBlobs};
 use piecemeal_proto::{
     Digest,
     wire::{self, Lease, Outcome, report::Report},
@@ -91,7 +89,12 @@ impl Parts {
     ///
     /// # Errors
     /// Why the blob cannot be had now; what has landed is kept for the next try.
-    pub(crate) async fn transfer(self, at: Repository, digest: Digest, transfer: Arc<Transfer>) -> Result<Blob, PullError> {
+    pub(crate) async fn transfer(
+        self,
+        at: Repository,
+        digest: Digest,
+        transfer: Arc<Transfer>,
+    ) -> Result<Blob, PullError> {
         let Some(opened) = self.open(&at, &digest).await? else {
             info!(blob.digest = %digest, "the mirror is lost: {digest} comes from {}", at.upstream);
             return self.upstream.clone().fill(at, digest, transfer).await;
@@ -103,9 +106,13 @@ impl Parts {
         };
         transfer.open(filling.clone());
         if let Some(content) = opened.content(&digest) {
-            self.traffic.count(Origin::Mirror, Destination::Store, content.len() as u64);
+            self.traffic
+                .count(Origin::Mirror, Destination::Store, content.len() as u64);
             if opened.blob_bytes > 0 {
-                filling.write_piece(0, content, None).await.map_err(|error| PullError::Store(error.to_string()))?;
+                filling
+                    .write_piece(0, content, None)
+                    .await
+                    .map_err(|error| PullError::Store(error.to_string()))?;
             }
             return self.upstream.publish(&at, &filling).await;
         }
@@ -116,7 +123,11 @@ impl Parts {
     async fn open(&self, at: &Repository, digest: &Digest) -> Result<Option<NodeBlob>, PullError> {
         let may_use_upstream = self.direct_fallback == DirectFallback::Allowed;
         let Some(mirror) = &self.mirror else {
-            return if may_use_upstream { Ok(None) } else { Err(PullError::Unavailable("there is no mirror".to_owned())) };
+            return if may_use_upstream {
+                Ok(None)
+            } else {
+                Err(PullError::Unavailable("there is no mirror".to_owned()))
+            };
         };
         loop {
             match mirror.open(at, digest).await {
@@ -125,7 +136,9 @@ impl Parts {
                 Err(error) => match mirror.lost_for() {
                     // It is there, and says itself that it cannot: upstream does not answer it either.
                     None => return Err(error),
-                    Some(lost) if lost >= self.mirror_grace => return if may_use_upstream { Ok(None) } else { Err(error) },
+                    Some(lost) if lost >= self.mirror_grace => {
+                        return if may_use_upstream { Ok(None) } else { Err(error) };
+                    }
                     Some(_) => tokio::time::sleep(REOPEN_DELAY).await,
                 },
             }
@@ -139,7 +152,8 @@ impl Parts {
             Ok(filling) => Ok(Begun::Filling(filling)),
             Err(BeginFillError::AlreadyComplete) => {
                 let blob = self.store.blob(digest).await?;
-                blob.map(Begun::Here).ok_or_else(|| PullError::Store("the blob has just gone".to_owned()))
+                blob.map(Begun::Here)
+                    .ok_or_else(|| PullError::Store("the blob has just gone".to_owned()))
             }
             Err(error @ BeginFillError::NoSpace { .. }) => Err(PullError::Unavailable(error.to_string())),
             Err(error) => Err(PullError::Store(error.to_string())),
@@ -183,7 +197,9 @@ impl Download {
             Ok(_) => {}
             Err(error) => {
                 debug!(blob.digest = %digest, %error, "the download of {digest} stops: {error}");
-                self.report(Report::Unwant(wire::Unwant { digest: digest.to_string() }));
+                self.report(Report::Unwant(wire::Unwant {
+                    digest: digest.to_string(),
+                }));
                 self.filling.abandon(FillFailure::Upstream(error.to_string())).await;
             }
         }
@@ -256,7 +272,10 @@ impl Download {
         let count = self.filling.map().count();
         let range = lease.first..lease.first.saturating_add(lease.count).min(count);
         let pieces = self.window.lease(id, range, &self.filling.have());
-        let fetch = self.parts.clone().fetch_lease(self.at.clone(), self.filling.clone(), lease, pieces);
+        let fetch = self
+            .parts
+            .clone()
+            .fetch_lease(self.at.clone(), self.filling.clone(), lease, pieces);
         let handle = self.fetches.spawn(async move { (Fetched::Lease(id), fetch.await) });
         self.leases.push((id, handle));
     }
@@ -281,7 +300,11 @@ impl Download {
     fn end_lease(&mut self, lease: u64, ended: &Ended) {
         self.leases.retain(|(id, _)| *id != lease);
         self.window.lease_ended(lease);
-        self.report(Report::LeaseEnded(wire::LeaseEnded { lease, outcome: ended.outcome.into(), piece: ended.piece }));
+        self.report(Report::LeaseEnded(wire::LeaseEnded {
+            lease,
+            outcome: ended.outcome.into(),
+            piece: ended.piece,
+        }));
     }
 
     /// Once a tick: tells the scheduler who waits, asks the mirror again, goes upstream.
@@ -291,7 +314,10 @@ impl Download {
             && self.last_waiting.is_none_or(|at| at.elapsed() >= WAITING_AFTER)
         {
             self.last_waiting = Some(Instant::now());
-            self.report(Report::Waiting(wire::Waiting { digest: self.filling.digest().to_string(), piece }));
+            self.report(Report::Waiting(wire::Waiting {
+                digest: self.filling.digest().to_string(),
+                piece,
+            }));
         }
         let mode = self.facts().mode();
         if mode.upstream {
@@ -321,7 +347,10 @@ impl Download {
     /// Asks the mirror for pieces on our own account, as far as the mode allows.
     fn help_itself(&mut self) {
         let size = self.facts().mode().direct_window;
-        while let Some(piece) = self.window.poll_request(size, &self.filling.have(), self.filling.wanted()) {
+        while let Some(piece) = self
+            .window
+            .poll_request(size, &self.filling.have(), self.filling.wanted())
+        {
             let fetch = Fetch {
                 addresses: self.opened.piece_addresses.clone(),
                 token: self.opened.grant.clone(),
@@ -331,7 +360,8 @@ impl Download {
                 patient: true,
             };
             let (parts, filling) = (self.parts.clone(), self.filling.clone());
-            self.fetches.spawn(async move { (Fetched::Direct(piece), parts.fetch_pieces(&filling, fetch).await) });
+            self.fetches
+                .spawn(async move { (Fetched::Direct(piece), parts.fetch_pieces(&filling, fetch).await) });
         }
     }
 
@@ -341,12 +371,12 @@ impl Download {
         let Some(mirror) = &self.parts.mirror else {
             return Ok(());
         };
-        match mirror.open(&self.at, &self.filling.digest()).await {
+        match mirror.open(&self.at, self.filling.digest()).await {
             Ok(opened) if opened.fill_id() == Some(self.filling.fill()) => {
                 let renewed = opened.grant != self.opened.grant;
                 self.opened = opened;
                 if renewed {
-                    self.parts.live.renew(&self.filling.digest(), self.want());
+                    self.parts.live.renew(self.filling.digest(), self.want());
                 }
                 Ok(())
             }

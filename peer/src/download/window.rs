@@ -17,12 +17,18 @@ pub(crate) struct Window {
 impl Window {
     /// For a blob of `count` pieces.
     pub(crate) fn new(count: u32) -> Self {
-        Self { in_flight: PieceSet::new(count), direct: PieceSet::new(count), leases: HashMap::new() }
+        Self {
+            in_flight: PieceSet::new(count),
+            direct: PieceSet::new(count),
+            leases: HashMap::new(),
+        }
     }
 
     /// A lease begins; gives the pieces that it is to fetch: those that are neither here nor in flight.
     pub(crate) fn lease(&mut self, lease: u64, pieces: impl Iterator<Item = u32>, have: &PieceSet) -> Vec<u32> {
-        let taken: Vec<u32> = pieces.filter(|&piece| !have.contains(piece) && self.in_flight.insert(piece)).collect();
+        let taken: Vec<u32> = pieces
+            .filter(|&piece| !have.contains(piece) && self.in_flight.insert(piece))
+            .collect();
         self.leases.insert(lease, taken.clone());
         taken
     }

@@ -93,7 +93,10 @@ mod tests {
         for seconds in [1, 2, 4, 8, 16, 30, 30] {
             backoff.strike(now, &policy);
             now += Time::from_secs(seconds);
-            assert!(backoff.is_active(now - Time::from_nanos(1)) && !backoff.is_active(now), "{seconds}");
+            assert!(
+                backoff.is_active(now - Time::from_nanos(1)) && !backoff.is_active(now),
+                "{seconds}"
+            );
         }
         now += Time::from_secs(31);
         backoff.strike(now, &policy);

@@ -74,7 +74,7 @@ impl Brain {
     /// Takes one event and appends what follows from it. Events of unknown members, and anything that does not fit what is
     /// known of the blob, change nothing.
     pub fn handle(&mut self, now: Time, event: Event, out: &mut Vec<Command>) {
-        self.now = self.now.max(now);
+        self.wake(now);
         match event {
             Event::Joined { member, info } => self.join(member, info, out),
             Event::Left { member } => self.leave(member, out),
@@ -114,12 +114,7 @@ impl Brain {
 
     /// Every deadline at or before `now`.
     pub fn handle_timeout(&mut self, now: Time, out: &mut Vec<Command>) {
-        self.now = self.now.max(now);
-        if let Some(due) = self.poll_timeout()
-            && self.now >= due + self.policy.silent_after / 4
-        {
-            self.awake_since = self.now;
-        }
+        self.wake(now);
         while let Some(&(at, timer)) = self.timers.first()
             && at <= self.now
         {
@@ -129,6 +124,15 @@ impl Brain {
                 Timer::Tick(swarm) => self.tick(swarm, out),
             }
             self.settle(out);
+        }
+    }
+
+    /// A deadline long past says that the brain was not called: then the silence, and how long leases took, is its own.
+    fn wake(&mut self, now: Time) {
+        self.now = self.now.max(now);
+        let due = self.poll_timeout();
+        if due.is_some_and(|due| self.now >= due + self.policy.silent_after / 4) {
+            self.awake_since = self.now;
         }
     }
 

@@ -7,11 +7,11 @@ use super::{Brain, brain::Timer, lease::LeaseState, swarm::Swarm};
 impl Brain {
     /// Asserts everything that the other files promise. For tests: it costs O(everything).
     pub fn check_invariants(&self) {
-        assert!(self.givers.is_empty() && self.takers.is_empty(), "everybody was matched");
+        assert!(
+            self.givers.is_empty() && self.takers.is_empty(),
+            "everybody was matched"
+        );
         self.check_members();
-        for (_, lease) in self.swarms.iter().flat_map(|(_, swarm)| swarm.seats.iter()) {
-            assert!(!(lease.wants && lease.mirror), "a mirror only gives");
-        }
         for (slot, swarm) in self.swarms.iter() {
             self.check_swarm(slot, swarm);
         }
@@ -29,28 +29,49 @@ impl Brain {
 
     fn check_members(&self) {
         assert_eq!(self.ids.len(), self.members.len());
+        let watches = self
+            .timers
+            .iter()
+            .filter(|(_, timer)| matches!(timer, Timer::Silence(_)));
+        assert!(watches.count() >= self.members.iter().filter(|(_, member)| member.watched).count());
         let mut fetching = 0;
         for (slot, member) in self.members.iter() {
             assert_eq!(self.ids[&member.id], slot);
             assert_eq!(self.nodes[&member.info.node], member.id);
-            assert!(member.serving.len() <= member.serving_max(&self.policy), "a source's queue is bounded");
-            assert!(member.fetching.len() <= self.policy.leases_max as usize + 1, "a receiver's too");
+            assert!(
+                member.serving.len() <= member.serving_max(&self.policy),
+                "a source's queue is bounded"
+            );
+            assert!(
+                member.fetching.len() <= self.policy.leases_max as usize + 1,
+                "a receiver's too"
+            );
             fetching += member.fetching.len();
             if member.silent {
-                assert!(member.serving.is_empty() && member.fetching.is_empty(), "the silent are not used");
+                assert!(
+                    member.serving.is_empty() && member.fetching.is_empty(),
+                    "the silent are not used"
+                );
             }
-            let watched = self.timers.iter().any(|(_, timer)| *timer == Timer::Silence(member.id));
-            assert_eq!(watched, member.watched);
+            let watched = member.watched;
             let idle = member.serving.is_empty() && member.fetching.is_empty() && !member.is_mirror();
             assert!(watched || idle || member.silent, "silence would be noticed");
-            let seats = member.seats.iter().map(|(&swarm, &seat)| &self.swarms[swarm].seats[seat]);
+            let seats = member
+                .seats
+                .iter()
+                .map(|(&swarm, &seat)| &self.swarms[swarm].seats[seat]);
             assert!(seats.clone().all(|seat| seat.member == slot));
             assert_eq!(seats.clone().filter(|seat| seat.wants).count(), member.wants);
             assert_eq!(seats.map(|seat| seat.reserved).sum::<u64>(), member.pieces);
         }
         assert_eq!(fetching, self.leases.len());
         for (slot, pool) in self.pools.iter() {
-            let members = || self.members.iter().map(|(_, member)| member).filter(|member| member.pool == slot);
+            let members = || {
+                self.members
+                    .iter()
+                    .map(|(_, member)| member)
+                    .filter(|member| member.pool == slot)
+            };
             assert_eq!(members().count(), pool.members);
             let mirrors = members().filter(|member| member.is_mirror() && !member.silent).count();
             assert_eq!(mirrors, pool.mirrors);
@@ -69,19 +90,26 @@ impl Brain {
         let tick = swarm.tick_at.map(|at| (at, Timer::Tick(slot)));
         assert!(tick.is_none_or(|tick| self.timers.contains(&tick)));
         assert!(tick.is_some() || !swarm.is_busy(), "a busy swarm ticks");
-        assert!(swarm.fill.is_some() || !swarm.is_live(), "who wants a blob has stated a fill");
+        assert!(
+            swarm.fill.is_some() || !swarm.is_live(),
+            "who wants a blob has stated a fill"
+        );
         let mut copies = vec![0; swarm.pieces() as usize];
         for (index, seat) in swarm.seats.iter() {
             assert_eq!(self.members[seat.member].seats.get(&slot), Some(&index));
-            assert!(!(seat.complete && (seat.wants || seat.leases > 0)), "complete seats want nothing");
-            let leases: Vec<&LeaseState> = self
-                .leases
-                .iter()
+            assert!(
+                !(seat.complete && (seat.wants || seat.leases > 0)),
+                "complete seats want nothing"
+            );
+            let fetching = self.members[seat.member].fetching.iter();
+            let leases: Vec<&LeaseState> = fetching
+                .filter_map(|&id| self.leases.get(id))
                 .filter(|lease| lease.swarm == slot && lease.seat == index)
                 .collect();
             assert_eq!(leases.len(), seat.leases as usize);
             assert!(seat.leases <= self.policy.leases_deep + 1, "leases are a few deep");
             assert!(seat.wants || leases.is_empty(), "only who wants is leased to");
+            assert!(!(seat.wants && seat.mirror), "a mirror only gives");
             let mut leased = PieceSet::new(seat.have.capacity());
             for piece in leases.iter().flat_map(|lease| lease.run.pieces()) {
                 if !seat.have.contains(piece) {
@@ -97,7 +125,10 @@ impl Brain {
             let pieces = swarm.pieces();
             assert!(seat.complete || seat.have.capacity() == pieces);
             let lacking = seat.wants && seat.accounted() < pieces;
-            assert_eq!(swarm.hungry.contains(index), lacking && seat.leases < self.policy.leases_deep);
+            assert_eq!(
+                swarm.hungry.contains(index),
+                lacking && seat.leases < self.policy.leases_deep
+            );
             assert_eq!(
                 swarm.sources.contains(index),
                 !seat.banned && (seat.complete || !seat.have.is_empty())

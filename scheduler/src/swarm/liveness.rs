@@ -22,7 +22,7 @@ impl Brain {
             .entry(info.pool.clone())
             .or_insert_with(|| pools.insert(Pool::new(info.pool.clone())));
         self.nodes.insert(info.node, id);
-        let member = MemberState::new(id, info, pool, self.now);
+        let member = MemberState::new(id, info, pool, self.now, &self.policy);
         let mirror = member.is_mirror();
         self.pools[pool].members += 1;
         let slot = self.members.insert(member);
@@ -40,7 +40,11 @@ impl Brain {
         };
         self.drop_leases(slot, out);
         out.retain(|command| command.to() != id);
-        let seats: Vec<(u32, u32)> = self.members[slot].seats.iter().map(|(&swarm, &seat)| (swarm, seat)).collect();
+        let seats: Vec<(u32, u32)> = self.members[slot]
+            .seats
+            .iter()
+            .map(|(&swarm, &seat)| (swarm, seat))
+            .collect();
         for (swarm, seat) in seats {
             self.leave_seat(swarm, seat);
             self.idle(swarm);

@@ -8,6 +8,8 @@ pub(super) struct MemberState {
     pub(super) id: MemberId,
     pub(super) info: Member,
     pub(super) pool: u32,
+    /// A hash of the zone's name: only a preference hangs on it.
+    pub(super) zone: u64,
     pub(super) heard: Time,
     /// Had leases and said nothing: not used until it is heard again.
     pub(super) silent: bool,
@@ -34,16 +36,17 @@ pub(super) struct MemberState {
 }
 
 impl MemberState {
-    pub(super) fn new(id: MemberId, info: Member, pool: u32, now: Time) -> Self {
+    pub(super) fn new(id: MemberId, info: Member, pool: u32, now: Time, policy: &Policy) -> Self {
         Self {
             id,
+            zone: fnv1a(&info.zone),
             info,
             pool,
             heard: now,
             silent: false,
             watched: false,
             slow: false,
-            window: 1,
+            window: policy.mirror_uploads_min as usize,
             fetching: Vec::new(),
             serving: Vec::new(),
             seats: BTreeMap::new(),
@@ -60,28 +63,31 @@ impl MemberState {
     }
 
     /// Whether one more lease may name it as the source.
-    pub(super) fn has_room(&self, policy: &Policy) -> bool {
-        let max = self.serving_max(policy);
-        self.serving.len() < if self.is_mirror() { self.window.max((policy.uploads_max + policy.queued_max+2) as usize).min(max) } else if self.slow { 1 } else { max }
+    pub(super) fn has_room(&self, policy: &Policy, urgent: bool) -> bool {
+        let max = match self.info.role {
+            Role::Peer if self.slow => 1,
+            Role::Mirror if !urgent => self.window,
+            _ => self.serving_max(policy),
+        };
+        self.serving.len() < max
     }
 
     /// The most leases that may ever name it as the source at once.
     pub(super) fn serving_max(&self, policy: &Policy) -> usize {
         let uploads = match self.info.role {
-            Role::Peer => policy.uploads_max,
+            Role::Peer => policy.uploads_max + policy.queued_max,
             Role::Mirror => policy.mirror_uploads_max,
         };
-        (uploads + policy.queued_max) as usize
+        uploads as usize
     }
 
-    /// One of its uploads took `took`, where `usual` is usual.
+    /// One of its uploads took `took`, where `usual` is usual among peers. A mirror gets more leases at once while it is no slower
+    /// than peers are, fewer when it is: its link may be much faster than theirs, or the only one that is full.
     pub(super) fn note_pace(&mut self, took: Time, usual: Time, policy: &Policy) {
-        self.slow = !self.is_mirror() && took > usual * policy.straggler_factor;
-        let max = self.serving_max(policy);
-        if took * 4 < usual * 5 {
-            self.window = (self.window + 1).min(max);
-        } else {
-            self.window = self.window.saturating_sub(1).max(1);
+        match self.info.role {
+            Role::Peer => self.slow = took > usual * policy.straggler_factor,
+            Role::Mirror if took < usual * 5 / 4 => self.window = (self.window + 1).min(self.serving_max(policy)),
+            Role::Mirror => self.window = (self.window - 1).max(policy.mirror_uploads_min as usize),
         }
     }
 }
@@ -129,4 +135,11 @@ impl Pool {
     pub(super) fn is_on_its_own(&self, now: Time, grace: Time) -> bool {
         self.lost_since.is_some_and(|since| now >= since + grace)
     }
+}
+
+/// FNV-1a, 64 bits.
+fn fnv1a(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
 }

@@ -38,10 +38,17 @@ pub struct Member {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// Replaces an older connection of the same node.
-    Joined { member: MemberId, info: Member },
-    Left { member: MemberId },
+    Joined {
+        member: MemberId,
+        info: Member,
+    },
+    Left {
+        member: MemberId,
+    },
     /// Any message, an empty heartbeat too.
-    Heard { member: MemberId },
+    Heard {
+        member: MemberId,
+    },
     /// It wants the blob and already holds the pieces `have` of `fill`. Repeated: the truth as of now.
     /// A peer that knows of no fill says `FillId(0)`. From a mirror it only states fill, map and pieces.
     Want {
@@ -52,7 +59,10 @@ pub enum Event {
         have: PieceSet,
     },
     /// It does not want the blob any more; it may go on serving what it holds.
-    Unwant { member: MemberId, digest: Digest },
+    Unwant {
+        member: MemberId,
+        digest: Digest,
+    },
     /// It holds the verified pieces from `first`, one a hash.
     Have {
         member: MemberId,
@@ -63,9 +73,15 @@ pub enum Event {
         hashes: Vec<Option<[u8; 32]>>,
     },
     /// It holds the whole verified blob, which is good under any fill.
-    Complete { member: MemberId, digest: Digest },
+    Complete {
+        member: MemberId,
+        digest: Digest,
+    },
     /// It holds nothing of the blob any more.
-    Lost { member: MemberId, digest: Digest },
+    Lost {
+        member: MemberId,
+        digest: Digest,
+    },
     /// By a mirror: the blob's own digest is proven over this fill.
     Proven {
         member: MemberId,
@@ -167,7 +183,9 @@ impl Command {
     /// Whom it is for.
     pub fn to(&self) -> MemberId {
         match self {
-            Self::Lease { to, .. } | Self::Cancel { to, .. } | Self::Revoked { to, .. } | Self::Describe { to, .. } => *to,
+            Self::Lease { to, .. } | Self::Cancel { to, .. } | Self::Revoked { to, .. } | Self::Describe { to, .. } => {
+                *to
+            }
         }
     }
 }

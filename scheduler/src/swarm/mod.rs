@@ -35,7 +35,10 @@ mod seat;
 mod slab;
 mod status;
 mod straggler;
-#[expect(clippy::module_inception, reason = "the noun is a swarm; the folder is named for the subsystem")]
+#[expect(
+    clippy::module_inception,
+    reason = "the noun is a swarm; the folder is named for the subsystem"
+)]
 mod swarm;
 mod upstream;
 mod waiting;

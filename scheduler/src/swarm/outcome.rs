@@ -46,9 +46,14 @@ impl Brain {
         for piece in lease.run.pieces() {
             state.gain(lease.seat, piece, self.now);
         }
+        let seat = &mut state.seats[lease.seat];
+        seat.stolen = seat.stolen.saturating_sub(1);
         let Some(source) = lease.source else {
             return;
         };
+        if lease.granted < self.awake_since {
+            return;
+        }
         let took = self.now - lease.granted;
         let member = &mut self.members[source];
         if let Some(usual) = state.usual {
@@ -106,4 +111,3 @@ impl Brain {
 
 /// One in so many parts of the usual lease time is the latest lease's.
 const USUAL_WEIGHT: u32 = 8;
-

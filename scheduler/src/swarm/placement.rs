@@ -32,7 +32,7 @@ impl Brain {
             let mut misses = 0;
             while let Some(tried) = swarm
                 && misses < SWARMS_SAMPLED
-                && self.has_room(giver)
+                && self.has_room(giver, false)
             {
                 if !self.give_once(giver, tried, choice, out) {
                     misses += 1;
@@ -46,7 +46,11 @@ impl Brain {
     fn next_swarm(&mut self, giver: u32) -> Option<u32> {
         for _ in 0..SWARMS_SAMPLED {
             let member = &mut self.members[giver];
-            let next = member.live.range(member.turn + 1..).next().or_else(|| member.live.first());
+            let next = member
+                .live
+                .range(member.turn + 1..)
+                .next()
+                .or_else(|| member.live.first());
             let &swarm = next?;
             member.turn = swarm;
             if member.seats.contains_key(&swarm) && self.swarms[swarm].is_live() {
@@ -71,21 +75,19 @@ impl Brain {
         let state = &self.swarms[swarm];
         let start = self.dice.below(state.hungry.len());
         let pieces = state.pieces();
-        let zone = &self.members[giver].info.zone;
+        let zone = state.seats[source].zone;
         let sample = state.hungry.as_slice().iter().cycle().skip(start);
         let mut ranked: Vec<(bool, u32, bool, u32)> = sample
             .take(self.policy.receivers_sampled.min(state.hungry.len()))
             .map(|&receiver| {
                 let seat = &state.seats[receiver];
-                let member = &self.members[seat.member];
                 // What only a slow uplink has, everybody waits for.
-                let slow = choice == Choice::Inject && member.slow;
+                let slow = choice == Choice::Inject && self.members[seat.member].slow;
                 let rank = seat.rank(pieces, self.now, self.policy.aging);
-                (slow, rank, member.info.zone != *zone, receiver)
+                (slow, rank, seat.zone != zone, receiver)
             })
             .collect();
-        ranked.sort_unstable();
-        for (.., receiver) in ranked {
+        while let Some((.., receiver)) = take_least(&mut ranked) {
             if let Some(run) = self.match_pair(swarm, source, receiver, choice) {
                 self.grant((swarm, receiver), Some(giver), run, Priority::Normal, out);
                 return true;
@@ -125,32 +127,32 @@ impl Brain {
         mirrors: bool,
     ) -> Option<(u32, Run)> {
         let state = &self.swarms[swarm];
-        let sample: Vec<(bool, usize, u32)> = if mirrors {
+        let urgent = matches!(choice, Choice::Piece(_));
+        let mut sample: Vec<(bool, usize, u32)> = if mirrors {
             state.mirrors.iter().map(|&source| (false, 0, source)).collect()
         } else {
-            let zone = &self.members[state.seats[receiver].member].info.zone;
+            let zone = state.seats[receiver].zone;
             let start = self.dice.below(state.sources.len());
             let sample = state.sources.as_slice().iter().cycle().skip(start);
-            let mut sample: Vec<_> = sample
+            sample
                 .take(self.policy.sources_sampled.min(state.sources.len()))
                 .filter(|&&source| !state.seats[source].mirror)
-                .filter(|&&source| self.has_room(state.seats[source].member))
+                .filter(|&&source| self.has_room(state.seats[source].member, urgent))
                 .map(|&source| {
                     let member = &self.members[state.seats[source].member];
-                    (member.info.zone != *zone, member.serving.len(), source)
+                    (state.seats[source].zone != zone, member.serving.len(), source)
                 })
-                .collect();
-            sample.sort_unstable();
-            sample
+                .collect()
         };
-        sample.into_iter().find_map(|(_, _, source)| {
+        while let Some((_, _, source)) = take_least(&mut sample) {
             let giver = self.swarms[swarm].seats[source].member;
-            let run = self
-                .has_room(giver)
-                .then(|| self.match_pair(swarm, source, receiver, choice))
-                .flatten()?;
-            Some((giver, run))
-        })
+            if self.has_room(giver, urgent)
+                && let Some(run) = self.match_pair(swarm, source, receiver, choice)
+            {
+                return Some((giver, run));
+            }
+        }
+        None
     }
 
     /// What the receiver should take from the source, if the two may be matched at all.
@@ -176,12 +178,14 @@ impl Brain {
                 .unwrap_or(u32::MAX)
                 .max(1),
         };
-        let patience = patience(state.usual.unwrap_or(USUAL_AT_FIRST), state.wanting);
+        let patience = patience(state.usual, state.wanting);
         let ripe = |piece, patience| {
             !giving.mirror || fill.is_scarce(piece) || fill.out_since(piece) <= self.now.saturating_sub(patience)
         };
         match choice {
-            Choice::Piece(piece) => pairing.at(piece).filter(|_| ripe(piece, patience.min(WAITING_PATIENCE))),
+            Choice::Piece(piece) => pairing
+                .at(piece)
+                .filter(|_| ripe(piece, patience.min(WAITING_PATIENCE))),
             Choice::Inject if state.complete_peers > 0 => None,
             Choice::Inject => pairing.scarcest(),
             Choice::Rarest => {
@@ -192,13 +196,19 @@ impl Brain {
     }
 
     /// Whether one more lease may name the member as its source.
-    pub(super) fn has_room(&self, slot: u32) -> bool {
+    pub(super) fn has_room(&self, slot: u32, urgent: bool) -> bool {
         self.members
             .get(slot)
-            .is_some_and(|member| member.has_room(&self.policy))
+            .is_some_and(|member| member.has_room(&self.policy, urgent))
             && self.is_usable(slot)
             && !self.members[slot].asides.for_everybody(self.now)
     }
+}
+
+/// The first is nearly always taken, so sorting all of them would be a waste.
+fn take_least<T: Ord>(sample: &mut Vec<T>) -> Option<T> {
+    let least = (0..sample.len()).min_by_key(|&index| &sample[index])?;
+    Some(sample.swap_remove(least))
 }
 
 /// Swarms that a source with room looks at in one event.
@@ -207,6 +217,3 @@ const SWARMS_SAMPLED: usize = 8;
 /// How long the swarm gets at most to pass on what a client waits for: with the second before its report, well below the 5 s in
 /// which it must get something.
 const WAITING_PATIENCE: Time = Time::from_secs(1);
-
-/// What a lease is taken to last before the first one is done.
-const USUAL_AT_FIRST: Time = Time::from_millis(250);

@@ -7,7 +7,8 @@ use super::Time;
 pub struct Policy {
     /// Uploads that a source runs at once. Source: 1, 2, 4, 8 slots cost 2, 4, 7, 13 % over the bound when the LAN is the limit.
     pub uploads_max: u32,
-    /// The same of a mirror, whose link is often faster than its receivers'.
+    /// Leases on a mirror at once: from the first to the last, as many as it serves no slower than peers do.
+    pub mirror_uploads_min: u32,
     pub mirror_uploads_max: u32,
     /// Leases on a source beyond the running uploads, so that its link never idles for the scheduler.
     pub queued_max: u32,
@@ -55,7 +56,8 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             uploads_max: 2,
-            mirror_uploads_max: 4,
+            mirror_uploads_min: 5,
+            mirror_uploads_max: 128,
             queued_max: 1,
             leases_deep: 4,
             leases_max: 8,

@@ -32,7 +32,7 @@ impl Brain {
         let Some((swarm, seat)) = self.sit(slot, digest) else {
             return;
         };
-        let in_force = self.agree(swarm, mirror, (fill, map), out);
+        let in_force = self.agree((swarm, seat), (fill, map), out);
         if !self.reserve(swarm, seat) {
             self.tidy(swarm, seat);
             return;
@@ -97,7 +97,10 @@ impl Brain {
             .is_some_and(|end| end <= map.count());
         let mirror = self.members[slot].is_mirror();
         let key = (self.members[slot].pool, digest);
-        let live = self.digests.get(&key).is_some_and(|&swarm| self.swarms[swarm].is_live());
+        let live = self
+            .digests
+            .get(&key)
+            .is_some_and(|&swarm| self.swarms[swarm].is_live());
         if !fits || hashes.is_empty() || !(mirror || live) {
             return;
         }
@@ -106,7 +109,7 @@ impl Brain {
         };
         let state = &self.swarms[swarm];
         let verified = state.seats[seat].complete && state.fill.as_ref().is_some_and(|known| known.map == map);
-        let good = verified && !mirror || self.agree(swarm, mirror, (fill, map), out) && self.reserve(swarm, seat);
+        let good = verified && !mirror || self.agree((swarm, seat), (fill, map), out) && self.reserve(swarm, seat);
         if !good {
             self.tidy(swarm, seat);
             return;
@@ -196,15 +199,14 @@ impl Brain {
         self.seat_of(slot, digest)
     }
 
-    /// Settles which fill is in force after a report of `fill`; says whether it is that one.
-    fn agree(
-        &mut self,
-        swarm: u32,
-        mirror: bool,
-        (fill, map): (FillId, PieceMap),
-        out: &mut Vec<Command>,
-    ) -> bool {
+    /// Settles which fill is in force after a seat's report of `fill`; says whether it is that one.
+    fn agree(&mut self, (swarm, seat): (u32, u32), (fill, map): (FillId, PieceMap), out: &mut Vec<Command>) -> bool {
         let state = &mut self.swarms[swarm];
+        let mirror = state.seats[seat].mirror;
+        let kept_by_another_mirror = state
+            .mirrors
+            .iter()
+            .any(|&other| other != seat && !state.seats[other].have.is_empty());
         if state.revoked.contains(&fill) || (mirror && fill == NO_FILL) {
             if state.fill.is_none() {
                 self.replace_fill(swarm, None, map, out);
@@ -216,6 +218,7 @@ impl Brain {
                 known.from_mirror |= mirror;
                 return true;
             }
+            Some(_) if mirror && kept_by_another_mirror => return false,
             Some(known) if !mirror && (fill == NO_FILL || known.from_mirror || known.is_in_use()) => return false,
             _ => {}
         }
@@ -271,6 +274,7 @@ impl Brain {
         let seat = self.swarms[swarm].seat(Seat {
             member: slot,
             mirror: member.is_mirror(),
+            zone: member.zone,
             have: PieceSet::new(pieces),
             leased: PieceSet::new(pieces),
             ..Seat::default()

@@ -11,6 +11,8 @@ pub(super) struct Seat {
     /// The member's slot.
     pub(super) member: u32,
     pub(super) mirror: bool,
+    /// Equal for members of one zone.
+    pub(super) zone: u64,
     pub(super) wants: bool,
     /// Holds the whole verified blob; `have` and `leased` are empty sets over no pieces then.
     pub(super) complete: bool,
@@ -24,6 +26,8 @@ pub(super) struct Seat {
     pub(super) taken: u32,
     /// When it last got a lease; when it began to want, before the first.
     pub(super) fed_at: Time,
+    /// Leases stolen from its sources, less those that came through: the next one gets twice the time for each.
+    pub(super) stolen: u32,
     /// The piece in which a connected client waits.
     pub(super) waiting: Option<u32>,
     /// Sources that it got banned.

@@ -2,34 +2,34 @@
 //!
 //! Invariant: a piece stays with one lease; the old one is cancelled before the new one is granted.
 
-use super::{Brain, Command, LeaseId, Priority, placement::Choice};
+use super::{Brain, Command, LeaseId, Priority, Time, placement::Choice, run::USUAL_AT_FIRST};
 
 impl Brain {
     /// Looks at the swarm's oldest leases. A straggler is stolen when it is all that its receiver still waits for: before that, a
     /// slow source is better than none.
     pub(super) fn steal(&mut self, swarm: u32, out: &mut Vec<Command>) {
-        let Some(usual) = self.swarms[swarm].usual else {
-            return;
-        };
+        let usual = self.swarms[swarm].usual.unwrap_or(USUAL_AT_FIRST);
         let limit = (usual * self.policy.straggler_factor).max(self.policy.rematch_every * 2);
         for _ in 0..self.policy.receivers_sampled {
             let Some(&id) = self.swarms[swarm].granted.front() else {
                 return;
             };
             let granted = self.leases.get(id).map(|lease| lease.granted);
-            if granted.is_some_and(|granted| granted + limit > self.now) {
+            if granted.is_some_and(|granted| granted.max(self.awake_since) + limit > self.now) {
                 return;
             }
             let queue = &mut self.swarms[swarm].granted;
             queue.pop_front();
             if granted.is_some() {
                 queue.push_back(id);
-                self.steal_one(id, out);
+                self.steal_one(id, limit, out);
             }
         }
     }
 
-    fn steal_one(&mut self, id: LeaseId, out: &mut Vec<Command>) {
+    /// The more was stolen from a receiver's sources without anything coming through, the longer the next one gets: if it is the
+    /// receiver's own link that is slow, every theft only throws away what has arrived.
+    fn steal_one(&mut self, id: LeaseId, limit: Time, out: &mut Vec<Command>) {
         let Some(lease) = self.leases.get(id) else {
             return;
         };
@@ -41,7 +41,9 @@ impl Brain {
         let Some(piece) = run.pieces().find(|&piece| taking.leased.contains(piece)) else {
             return;
         };
-        if slow.is_none() || !(finishing || waited_for) {
+        let since = lease.granted.max(self.awake_since);
+        let patient = since + limit * (1 << taking.stolen.min(STOLEN_MAX)) > self.now;
+        if slow.is_none() || patient || !(finishing || waited_for) {
             return;
         }
         let faster = self
@@ -51,6 +53,7 @@ impl Brain {
             return;
         };
         self.cancel(id, out);
+        self.swarms[swarm].seats[seat].stolen += 1;
         let source = self.members[faster].seats[&swarm];
         if let Some(run) = self.match_pair(swarm, source, seat, Choice::Piece(piece)) {
             self.grant((swarm, seat), Some(faster), run, Priority::Waiting, out);
@@ -60,18 +63,29 @@ impl Brain {
     /// Another source than `slow` with room that holds `piece`.
     fn pick_holder(&mut self, swarm: u32, seat: u32, piece: u32, slow: Option<u32>, mirrors: bool) -> Option<u32> {
         let state = &self.swarms[swarm];
-        let roll = if mirrors { &state.mirrors } else { state.sources.as_slice() };
+        let roll = if mirrors {
+            &state.mirrors
+        } else {
+            state.sources.as_slice()
+        };
         let start = self.dice.below(roll.len());
         let receiver = self.members[state.seats[seat].member].id;
-        let sample = roll.iter().cycle().skip(start).take(roll.len().min(self.policy.sources_sampled));
+        let sample = roll
+            .iter()
+            .cycle()
+            .skip(start)
+            .take(roll.len().min(self.policy.sources_sampled));
         sample
             .map(|&source| &state.seats[source])
             .find(|source| {
                 source.holds(piece)
                     && Some(source.member) != slow
-                    && self.has_room(source.member)
+                    && self.has_room(source.member, true)
                     && !self.members[source.member].asides.between(receiver, self.now)
             })
             .map(|source| source.member)
     }
 }
+
+/// The time doubles at most so often.
+const STOLEN_MAX: u32 = 10;

@@ -2,10 +2,7 @@
 //!
 //! Invariant: while a seat is chosen, no other seat of its swarm has a lease from upstream.
 
-use super::{
-    Brain, Command, Priority,
-    run::{Run, scarce_run},
-};
+use super::{Brain, Command, Priority, run::scarce_run};
 
 impl Brain {
     /// Orders from upstream what no peer of the swarm has, if `seat` is or may become the one that asks there.
@@ -20,20 +17,27 @@ impl Brain {
             || member.fetching.len() >= self.policy.leases_max as usize
             || !self.is_usable(taking.member)
             || state.complete_peers > 0
-            || state.upstream.is_some_and(|chosen| chosen != seat)
+            || state
+                .upstream
+                .is_some_and(|chosen| chosen != seat && !self.is_out_of_reach(swarm, chosen))
         {
             return false;
         }
-        let Some(run) = self.scarce_run(swarm) else {
+        let Some(run) = state
+            .fill
+            .as_ref()
+            .and_then(|fill| scarce_run(fill, self.policy.lease_bytes_max))
+        else {
             return false;
         };
         self.grant((swarm, seat), None, run, Priority::Normal, out);
         true
     }
 
-    fn scarce_run(&self, swarm: u32) -> Option<Run> {
-        let fill = self.swarms[swarm].fill.as_ref()?;
-        scarce_run(fill, self.policy.lease_bytes_max)
+    /// The chosen seat has nothing under way and is not heard.
+    fn is_out_of_reach(&self, swarm: u32, chosen: u32) -> bool {
+        let seat = &self.swarms[swarm].seats[chosen];
+        seat.leases == 0 && !self.is_usable(seat.member)
     }
 
     /// The seat is not the one that asks upstream any more, if it was; the next hungry one that may takes over.
@@ -44,7 +48,9 @@ impl Brain {
         if state.upstream == Some(seat) {
             state.upstream = None;
             let hungry = state.hungry.as_slice().iter();
-            let next = hungry.filter(|&&other| other != seat).take(self.policy.receivers_sampled);
+            let next = hungry
+                .filter(|&&other| other != seat)
+                .take(self.policy.receivers_sampled);
             self.takers.extend(next.map(|&other| (swarm, other)));
         }
     }

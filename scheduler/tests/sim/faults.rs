@@ -87,7 +87,10 @@ fn everyone_finishes_although_the_mirror_restarts() {
         plan.clients_are_fed = false;
         let world = everybody_finishes(plan);
         let pieces = u64::from(world.plan.pieces) * world.plan.blobs as u64;
-        assert!(world.plan.wan == 0 || world.upstream_pieces <= pieces + 1, "seed {seed}: one copy over the WAN");
+        assert!(
+            world.plan.wan == 0 || world.upstream_pieces <= pieces + 1,
+            "seed {seed}: one copy over the WAN"
+        );
     }
 }
 
@@ -101,6 +104,19 @@ fn everyone_finishes_although_the_scheduler_restarts() {
         plan.duplicates = 100;
         plan.clients_are_fed = false;
         everybody_finishes(plan);
+    }
+}
+
+#[test]
+fn a_pause_of_the_scheduler_costs_no_more_than_it_lasts() {
+    for seed in seeds() {
+        let (mut plan, mut chance) = Plan::drawn(seed);
+        plan.clients_are_fed = false;
+        let usual = World::new(plan.clone()).run(300 * SECOND);
+        let at = chance.among(0..plan.once_through());
+        plan.fault(at, Fault::PauseScheduler(5 * SECOND));
+        let paused = World::new(plan).run(300 * SECOND);
+        assert!(paused < usual + 6 * SECOND, "seed {seed}: {paused} after {usual}");
     }
 }
 

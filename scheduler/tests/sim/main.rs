@@ -11,10 +11,11 @@ mod transfer;
 mod upstream;
 mod world;
 
-/// Seeds that every scenario with faults runs.
+/// Seeds that every scenario with faults runs: `PIECEMEAL_SEED` names one, `PIECEMEAL_SEEDS` says how many.
 fn seeds() -> std::ops::Range<u64> {
-    match std::env::var("PIECEMEAL_SEED").map(|seed| seed.parse()) {
-        Ok(Ok(seed)) => seed..seed + 1,
-        _ => 0..20,
+    let number = |name| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
+    match number("PIECEMEAL_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("PIECEMEAL_SEEDS").unwrap_or(20),
     }
 }

@@ -46,6 +46,7 @@ pub struct Holding {
     pub fill: FillId,
     pub have: PieceSet,
     pub content: Vec<u64>,
+    pub stored_at: Vec<Nanos>,
     pub complete: bool,
     /// A client reads from the start: since when it waits in the first piece that is missing.
     pub prefix: u32,
@@ -59,6 +60,7 @@ impl Holding {
             fill: FillId(0),
             have: PieceSet::new(map.count()),
             content: vec![0; map.count() as usize],
+            stored_at: vec![0; map.count() as usize],
             complete: false,
             prefix: 0,
             fed_at: 0,
@@ -75,6 +77,7 @@ impl Holding {
     pub fn store(&mut self, piece: u32, content: u64, now: Nanos) {
         self.have.insert(piece);
         self.content[piece as usize] = content;
+        self.stored_at[piece as usize] = now;
         while self.have.contains(self.prefix) {
             self.prefix += 1;
             self.fed_at = now;
@@ -82,7 +85,10 @@ impl Holding {
     }
 
     pub fn is_genuine(&self, blob: usize) -> bool {
-        self.have.is_full() && (0..).zip(&self.content).all(|(piece, &content)| content == genuine(blob, piece))
+        self.have.is_full()
+            && (0..)
+                .zip(&self.content)
+                .all(|(piece, &content)| content == genuine(blob, piece))
     }
 }
 

@@ -52,6 +52,8 @@ pub enum Fault {
     /// Says and serves nothing, but stays connected.
     Freeze(usize),
     Thaw(usize),
+    /// The scheduler does nothing for this long; what arrives waits.
+    PauseScheduler(Nanos),
     /// A new brain that knows nothing; everybody reconnects.
     RestartScheduler,
 }
@@ -91,9 +93,9 @@ impl Plan {
     pub fn drawn(seed: u64) -> (Self, Chance) {
         let mut chance = Chance::new(seed);
         let mut plan = Self::new(seed);
-        plan.peers = chance.among(2..12) as usize;
+        plan.peers = chance.among(2..10) as usize;
         plan.blobs = chance.among(1..4) as usize;
-        plan.pieces = chance.among(1..90) as u32;
+        plan.pieces = chance.among(1..50) as u32;
         plan.piece_bytes = 1 << chance.among(18..22);
         plan.lan = chance.among(20..200) << 20;
         plan.mirror_up = chance.among(20..200) << 20;
@@ -110,7 +112,10 @@ impl Plan {
     /// How long the blobs take over the slowest of the links that carry each byte once.
     pub fn once_through(&self) -> Nanos {
         let bytes = self.blobs as u64 * u64::from(self.pieces) * self.piece_bytes;
-        let slowest = self.lan.min(self.mirror_up).min(if self.wan == 0 { u64::MAX } else { self.wan });
+        let slowest = self
+            .lan
+            .min(self.mirror_up)
+            .min(if self.wan == 0 { u64::MAX } else { self.wan });
         (u128::from(bytes) * u128::from(crate::link::SECOND) / u128::from(slowest)) as Nanos
     }
 }

@@ -25,7 +25,12 @@ impl World {
             Happening::Beat { node, life } => self.beat(node, life),
             Happening::Filled { life, blob, piece } => self.filled(life, blob, piece),
             Happening::Asked { by, lease, piece } => self.asked(by, lease, piece),
-            Happening::Sent { to, lease, piece, content } => {
+            Happening::Sent {
+                to,
+                lease,
+                piece,
+                content,
+            } => {
                 if let Some(fetch) = self.fetch(to, lease).filter(|fetch| fetch.next == piece) {
                     let from = fetch.source;
                     let gone = from.is_some_and(|(node, life)| self.nodes[node].life != life);
@@ -36,17 +41,32 @@ impl World {
                     }
                     let bytes = self.map.len(piece);
                     let at = self.nodes[to.0].down.receive(self.now, bytes);
-                    self.at(at, Happening::Landed { to, lease, piece, content });
+                    self.at(
+                        at,
+                        Happening::Landed {
+                            to,
+                            lease,
+                            piece,
+                            content,
+                        },
+                    );
                 }
             }
-            Happening::Landed { to, lease, piece, content } => self.landed(to, lease, piece, content),
+            Happening::Landed {
+                to,
+                lease,
+                piece,
+                content,
+            } => self.landed(to, lease, piece, content),
             Happening::Failed { to, lease, outcome } => {
                 if self.fetch(to, lease).is_some() {
                     self.end(to.0, lease, outcome);
                 }
             }
             Happening::Checked { by, lease, piece } => self.look(by, lease, piece),
-            Happening::Said { .. } | Happening::Timer | Happening::Fault(_) | Happening::Connect { .. } => unreachable!(),
+            Happening::Said { .. } | Happening::Timer | Happening::Fault(_) | Happening::Connect { .. } => {
+                unreachable!()
+            }
         }
     }
 
@@ -79,7 +99,9 @@ impl World {
     }
 
     fn blob(&self, of: piecemeal_proto::Digest) -> usize {
-        (0..self.plan.blobs).find(|&blob| digest(blob) == of).expect("only known blobs")
+        (0..self.plan.blobs)
+            .find(|&blob| digest(blob) == of)
+            .expect("only known blobs")
     }
 
     /// `Have` for runs of the pieces, with their hashes.
@@ -132,7 +154,14 @@ impl World {
             Ok(_) => self.advance(node, id),
             Err(()) => {
                 let (at, to) = (self.now + self.hop(), (node, self.nodes[node].life));
-                self.at(at, Happening::Failed { to, lease: id, outcome: Outcome::Unreachable });
+                self.at(
+                    at,
+                    Happening::Failed {
+                        to,
+                        lease: id,
+                        outcome: Outcome::Unreachable,
+                    },
+                );
             }
         }
     }
@@ -158,7 +187,15 @@ impl World {
                 self.upstream_pieces += 1;
                 let sent = self.wan.send(self.now, self.map.len(piece));
                 let content = genuine(blob, piece);
-                self.at(sent + hop, Happening::Sent { to: by, lease: id, piece, content });
+                self.at(
+                    sent + hop,
+                    Happening::Sent {
+                        to: by,
+                        lease: id,
+                        piece,
+                        content,
+                    },
+                );
             }
         }
         self.at(self.now + SECOND, Happening::Checked { by, lease: id, piece });
@@ -175,16 +212,31 @@ impl World {
         let state = &self.nodes[source];
         if !state.running || state.life != life {
             let at = self.now + self.hop();
-            self.at(at, Happening::Failed { to: by, lease, outcome: Outcome::Unreachable });
+            self.at(
+                at,
+                Happening::Failed {
+                    to: by,
+                    lease,
+                    outcome: Outcome::Unreachable,
+                },
+            );
             return;
         }
         if state.frozen {
+            self.nodes[by.0].fetches.get_mut(&lease).expect("it asked").lost = true;
             return;
         }
         let holding = &state.blobs[blob];
         if !holding.have.contains(piece) || (holding.fill != fill && !holding.complete) {
             let at = self.now + self.hop();
-            self.at(at, Happening::Failed { to: by, lease, outcome: Outcome::Missing { piece } });
+            self.at(
+                at,
+                Happening::Failed {
+                    to: by,
+                    lease,
+                    outcome: Outcome::Missing { piece },
+                },
+            );
             return;
         }
         let lie = state.liar && self.chance.happens(500);
@@ -194,7 +246,15 @@ impl World {
         let state = &mut self.nodes[source];
         let link = if summed { &mut state.down } else { &mut state.up };
         let at = link.send(self.now, self.map.len(piece)) + self.hop();
-        self.at(at, Happening::Sent { to: by, lease, piece, content });
+        self.at(
+            at,
+            Happening::Sent {
+                to: by,
+                lease,
+                piece,
+                content,
+            },
+        );
     }
 
     fn landed(&mut self, to: (usize, u32), lease: LeaseId, piece: u32, content: u64) {
@@ -203,7 +263,15 @@ impl World {
         };
         if self.nodes[to.0].frozen {
             let later = self.now + 50 * MILLISECOND;
-            return self.at(later, Happening::Landed { to, lease, piece, content });
+            return self.at(
+                later,
+                Happening::Landed {
+                    to,
+                    lease,
+                    piece,
+                    content,
+                },
+            );
         }
         let (blob, fill, upstream) = (fetch.blob, fetch.lease.fill, fetch.source.is_none());
         let stated = fetch.lease.hashes[(piece - fetch.lease.first) as usize];
@@ -211,7 +279,10 @@ impl World {
             return self.end(to.0, lease, Outcome::Corrupt { piece });
         }
         let bad_fill = fill.0 % 2 == 1 && self.plan.revoked_at.is_some();
-        assert!(bad_fill || content == genuine(blob, piece), "unverified bytes were accepted");
+        assert!(
+            bad_fill || content == genuine(blob, piece),
+            "unverified bytes were accepted"
+        );
         let node = &mut self.nodes[to.0];
         node.blobs[blob].store(piece, content, self.now);
         let mut landed = PieceSet::new(self.map.count());
@@ -246,7 +317,13 @@ impl World {
             state.finished_at = Some(self.now);
         }
         if let Some(member) = state.member {
-            self.say(node, Event::Complete { member, digest: digest(blob) });
+            self.say(
+                node,
+                Event::Complete {
+                    member,
+                    digest: digest(blob),
+                },
+            );
         }
     }
 
@@ -287,10 +364,19 @@ impl World {
             let (piece, waited) = (holding.prefix, self.now - holding.fed_at);
             if holding.wanted && waited >= SECOND {
                 if self.plan.clients_are_fed {
-                    let held = self.nodes[MIRROR].blobs[blob].have.contains(piece);
-                    assert!(waited < 5 * SECOND || !held, "seed {}: node {node} starves", self.plan.seed);
+                    let mirror = &self.nodes[MIRROR].blobs[blob];
+                    let held = self.now - mirror.stored_at[piece as usize];
+                    let starves = mirror.have.contains(piece) && held.min(waited) >= 5 * SECOND;
+                    assert!(!starves, "seed {}: node {node} starves", self.plan.seed);
                 }
-                self.say(node, Event::Waiting { member, digest: digest(blob), piece });
+                self.say(
+                    node,
+                    Event::Waiting {
+                        member,
+                        digest: digest(blob),
+                        piece,
+                    },
+                );
             }
         }
     }
@@ -316,7 +402,12 @@ impl World {
         let holding = &mut mirror.blobs[blob];
         holding.store(piece, genuine(blob, piece) ^ u64::from(bad) << 50, self.now);
         self.upstream_pieces += 1;
-        if bad && self.plan.revoked_at.is_some_and(|at| holding.have.count() > at || holding.have.is_full()) {
+        if bad
+            && self
+                .plan
+                .revoked_at
+                .is_some_and(|at| holding.have.count() > at || holding.have.is_full())
+        {
             return self.revoke();
         }
         let mut filled = PieceSet::new(self.map.count());
@@ -341,7 +432,14 @@ impl World {
         for blob in 0..self.plan.blobs {
             self.nodes[MIRROR].blobs[blob].restart(self.fill);
             if let Some(member) = member {
-                self.say(MIRROR, Event::Revoke { member, digest: digest(blob), fill: bad });
+                self.say(
+                    MIRROR,
+                    Event::Revoke {
+                        member,
+                        digest: digest(blob),
+                        fill: bad,
+                    },
+                );
             }
         }
         self.fill_on();

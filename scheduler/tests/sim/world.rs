@@ -28,6 +28,7 @@ pub struct World {
     pub fill: FillId,
     brain: Brain,
     scheduler_life: u32,
+    paused_until: Nanos,
     members_ever: u32,
     queue: BTreeMap<(Nanos, u64), Happening>,
     queued: u64,
@@ -70,6 +71,7 @@ impl World {
             fill: FillId(if plan.revoked_at.is_some() { 1 } else { 2 }),
             brain: Brain::new(plan.policy.clone(), plan.seed),
             scheduler_life: 0,
+            paused_until: 0,
             members_ever: 0,
             queue: BTreeMap::new(),
             queued: 0,
@@ -142,10 +144,6 @@ impl World {
         self.nodes[1..].iter()
     }
 
-    pub fn brain(&self) -> &Brain {
-        &self.brain
-    }
-
     pub fn all_finished(&self) -> bool {
         self.peers().all(|node| node.finished_at.is_some())
     }
@@ -157,12 +155,6 @@ impl World {
             self.step();
         }
         self.peers().filter_map(|node| node.finished_at).max().unwrap_or(0)
-    }
-
-    pub fn run_until(&mut self, end: Nanos) {
-        while self.now < end {
-            self.step();
-        }
     }
 
     fn report(&self) -> String {
@@ -177,6 +169,9 @@ impl World {
         let ((time, _), happening) = self.queue.pop_first().expect("heartbeats never end");
         self.now = time;
         match happening {
+            paused @ (Happening::Said { .. } | Happening::Timer) if self.now < self.paused_until => {
+                self.at(self.paused_until, paused);
+            }
             Happening::Said { life, event } => {
                 if life == self.scheduler_life {
                     self.think(Some(event));
@@ -250,6 +245,7 @@ impl World {
             }
             Fault::Freeze(node) => self.nodes[node].frozen = true,
             Fault::Thaw(node) => self.nodes[node].frozen = false,
+            Fault::PauseScheduler(time) => self.paused_until = self.now + time,
             Fault::RestartScheduler => {
                 self.scheduler_life += 1;
                 self.brain = Brain::new(self.plan.policy.clone(), self.chance.draw());
@@ -296,8 +292,10 @@ impl World {
                     self.nodes[node].blobs[blob].store(piece, genuine(blob, piece), 0);
                 }
             }
-            if self.nodes[node].blobs[blob].have.is_full() {
-                self.nodes[node].blobs[blob].have.remove(0);
+            let holding = &mut self.nodes[node].blobs[blob];
+            if holding.have.is_full() {
+                holding.have.remove(0);
+                holding.prefix = 0;
             }
         }
     }

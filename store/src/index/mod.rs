@@ -22,7 +22,7 @@ use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehav
 
 pub(crate) use blobs::BlobRow;
 pub(crate) use names::TagRow;
-pub(crate) use partials::PartialRow;
+pub(crate) use partials::{PartialRow, Progress, TailRow};
 pub(crate) use schema::OpenIndexError;
 
 use crate::{
@@ -214,12 +214,22 @@ mod tests {
             fill: FillId(u64::MAX),
             piece_hashes: hashes.into(),
         };
+        let tail = TailRow {
+            piece: 1,
+            bytes: 3,
+            hash: hashes[0],
+        };
         let id = index
             .write(Durability::Batched, stamp(0), |transaction| {
                 blobs::insert(transaction, &digest, &row, Age(4))?;
                 let id = partials::insert(transaction, &digest, map, FillId(u64::MAX), Age(4))?;
-                partials::add_pieces(transaction, id, &[(2, hashes[0]), (7, hashes[0])], Age(5))?;
-                partials::add_pieces(transaction, id + 1, &[(1, hashes[0])], Age(5))?;
+                let pieces = vec![(2, hashes[0]), (7, hashes[0])];
+                let progress = Progress {
+                    pieces,
+                    tail: Some(tail),
+                };
+                partials::save(transaction, id, &progress, Age(5))?;
+                partials::save(transaction, id + 1, &progress, Age(5))?;
                 Ok(id)
             })
             .unwrap();
@@ -227,6 +237,10 @@ mod tests {
         let partial = index.partial(&digest).unwrap().unwrap();
         assert_eq!((partial.id, partial.fill), (id, FillId(u64::MAX)));
         assert_eq!(partial.pieces, [(2, hashes[0])], "no piece beyond the map");
+        assert_eq!(partial.tail, Some(tail));
+        index.read().execute("UPDATE partial_tails SET bytes = 4", []).unwrap();
+        let partial = index.partial(&digest).unwrap().unwrap();
+        assert_eq!(partial.tail, None, "a whole piece is no tail");
         for damage in [
             "UPDATE blobs SET piece_hashes = x'00'",
             "UPDATE blobs SET blob_bytes = -1",

@@ -1,7 +1,7 @@
 //! Rows of blobs that are not complete, and of their pieces.
 
 use piecemeal_proto::{Digest, FillId, PieceMap};
-use rusqlite::{OptionalExtension as _, Transaction};
+use rusqlite::{Connection, OptionalExtension as _, Transaction};
 
 use super::{
     Index, IndexError, ListedRow, digest_from_sql, fill_from_sql, fill_to_sql, from_sql, map_from_sql, to_sql,
@@ -16,6 +16,25 @@ pub(crate) struct PartialRow {
     pub(crate) fill: FillId,
     /// Ascending, each below the map's count.
     pub(crate) pieces: Vec<(u32, PieceHash)>,
+    /// Shorter than its piece.
+    pub(crate) tail: Option<TailRow>,
+}
+
+/// The first `bytes` of a piece, and their hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TailRow {
+    pub(crate) piece: u32,
+    pub(crate) bytes: u64,
+    pub(crate) hash: PieceHash,
+}
+
+/// What has changed of a partial since it was last written down.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    /// Those that landed.
+    pub(crate) pieces: Vec<(u32, PieceHash)>,
+    /// As it is now.
+    pub(crate) tail: Option<TailRow>,
 }
 
 impl Index {
@@ -51,6 +70,7 @@ impl Index {
             map,
             fill: fill_from_sql(fill),
             pieces,
+            tail: read_tail(&connection, id)?.filter(|tail| tail.bytes < map.len(tail.piece)),
         }))
     }
 
@@ -67,6 +87,21 @@ impl Index {
         })?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
+}
+
+/// `None` also for a row that makes no sense by itself.
+fn read_tail(connection: &Connection, id: i64) -> rusqlite::Result<Option<TailRow>> {
+    let row: Option<(i64, i64, Vec<u8>)> = connection
+        .prepare_cached("SELECT piece, bytes, hash FROM partial_tails WHERE partial = ?1")?
+        .query_row([id], |row| row.try_into())
+        .optional()?;
+    Ok(row.and_then(|(piece, bytes, hash)| {
+        Some(TailRow {
+            piece: u32::try_from(piece).ok()?,
+            bytes: u64::try_from(bytes).ok()?,
+            hash: hash.try_into().ok()?,
+        })
+    }))
 }
 
 /// Adds a partial without pieces, in place of an older one; returns its id.
@@ -92,13 +127,8 @@ pub(crate) fn insert(
     Ok(transaction.last_insert_rowid())
 }
 
-/// Adds pieces to a partial, unless that one is gone by now.
-pub(crate) fn add_pieces(
-    transaction: &Transaction<'_>,
-    id: i64,
-    pieces: &[(u32, PieceHash)],
-    used: Age,
-) -> rusqlite::Result<()> {
+/// Adds pieces to a partial and replaces its tail, unless that partial is gone by now.
+pub(crate) fn save(transaction: &Transaction<'_>, id: i64, progress: &Progress, used: Age) -> rusqlite::Result<()> {
     let known = transaction
         .prepare_cached("UPDATE partials SET used_ms = ?2 WHERE id = ?1")?
         .execute((id, to_sql(used.0)))?;
@@ -107,9 +137,23 @@ pub(crate) fn add_pieces(
     }
     let mut statement = transaction
         .prepare_cached("INSERT OR REPLACE INTO partial_pieces (partial, piece, hash) VALUES (?1, ?2, ?3)")?;
-    for (piece, hash) in pieces {
+    for (piece, hash) in &progress.pieces {
         statement.execute((id, i64::from(*piece), hash))?;
     }
+    set_tail(transaction, id, progress.tail.as_ref())
+}
+
+fn set_tail(transaction: &Transaction<'_>, id: i64, tail: Option<&TailRow>) -> rusqlite::Result<()> {
+    match tail {
+        Some(tail) => transaction
+            .prepare_cached(
+                "INSERT OR REPLACE INTO partial_tails (partial, piece, bytes, hash) VALUES (?1, ?2, ?3, ?4)",
+            )?
+            .execute((id, i64::from(tail.piece), to_sql(tail.bytes), tail.hash))?,
+        None => transaction
+            .prepare_cached("DELETE FROM partial_tails WHERE partial = ?1")?
+            .execute([id])?,
+    };
     Ok(())
 }
 

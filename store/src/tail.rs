@@ -1,0 +1,131 @@
+//! The tail of a fill: the first bytes of a piece that has not arrived in full.
+//!
+//! A piece is up to 4 MiB. What has come of it survives a cut and a crash in the place where the piece will be, and nobody
+//! but the fill's owner ever sees it. A fill remembers one tail, the last that was written. It is a hint: it counts only
+//! while the file has bytes with the hash that is kept for it, and the whole piece is written and hashed again in the end.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use piecemeal_proto::{Algorithm, Digest, Hasher};
+
+use crate::{
+    Filling, PieceHash, WritePieceError,
+    blocking::blocking,
+    files::write_all_at,
+    fill::{Claim, Fill, read_range},
+    index::TailRow,
+    pieces::Claimed,
+};
+
+/// The first `len` bytes of a piece, hashed.
+#[derive(Clone)]
+pub(crate) struct Tail {
+    index: u32,
+    len: u64,
+    hasher: Hasher,
+}
+
+impl Tail {
+    fn new(index: u32) -> Self {
+        Self {
+            index,
+            len: 0,
+            hasher: Algorithm::Sha256.hasher(),
+        }
+    }
+
+    /// The tail that the row tells of, when its bytes are in the file.
+    pub(crate) fn found(fill: &Fill, row: TailRow) -> Option<Self> {
+        let start = fill.map().range(row.piece).start;
+        let bytes = read_range(fill.file().as_ref(), start..start + row.bytes).ok()?;
+        let tail = Self::new(row.piece).extended(&bytes);
+        (tail.row() == row).then_some(tail)
+    }
+
+    pub(crate) fn index(&self) -> u32 {
+        self.index
+    }
+
+    pub(crate) fn row(&self) -> TailRow {
+        TailRow {
+            piece: self.index,
+            bytes: self.len,
+            hash: self.hash(),
+        }
+    }
+
+    fn hash(&self) -> PieceHash {
+        match self.hasher.clone().finish() {
+            Digest::Sha256(hash) => hash,
+            Digest::Sha512(_) => unreachable!("a tail is hashed with sha256"),
+        }
+    }
+
+    fn extended(mut self, bytes: &[u8]) -> Self {
+        self.hasher.update(bytes);
+        self.len += bytes.len() as u64;
+        self
+    }
+
+    fn read(&self, fill: &Fill) -> Option<Vec<u8>> {
+        let start = fill.map().range(self.index).start;
+        let bytes = read_range(fill.file().as_ref(), start..start + self.len).ok()?;
+        (Self::new(self.index).extended(&bytes).hash() == self.hash()).then_some(bytes)
+    }
+}
+
+impl Filling {
+    /// Keeps bytes of a piece that is still on its way, to go on from after a cut or a crash: see [`Filling::tail`]. They
+    /// follow those that were kept before; at `offset` 0 they begin a tail in place of any other. Does nothing for a piece
+    /// that is here or that somebody else is writing. Cancel safe: a write that has begun runs to its end.
+    ///
+    /// # Errors
+    /// [`WritePieceError`]: `WrongLength` for the whole piece or more, which only [`Filling::write_piece`] takes.
+    pub async fn write_tail(&self, index: u32, offset: u64, bytes: Bytes) -> Result<(), WritePieceError> {
+        let (expected, got) = (self.piece_len(index)?, offset.saturating_add(bytes.len() as u64));
+        if got >= expected {
+            return Err(WritePieceError::WrongLength { index, expected, got });
+        }
+        let Claim::Yours = self.fill_state().claim(index).map_err(WritePieceError::Abandoned)? else {
+            return Ok(());
+        };
+        let handle = Arc::clone(&self.handle);
+        let claimed = Claimed { handle, index };
+        blocking(move || claimed.write_tail(offset, &bytes)).await?
+    }
+
+    /// What is here of a piece that is not here in full: the piece, and its first bytes. `None` also when the file does not
+    /// have them any more.
+    pub async fn tail(&self) -> Option<(u32, Bytes)> {
+        let tail = self.fill_state().tail()?;
+        let (index, handle) = (tail.index, Arc::clone(&self.handle));
+        let bytes = blocking(move || tail.read(&handle.fill)).await.ok()??;
+        let wanted = self.failure().is_none() && !self.fill_state().has(index);
+        wanted.then(|| (index, bytes.into()))
+    }
+}
+
+impl Claimed {
+    fn write_tail(self, offset: u64, bytes: &[u8]) -> Result<(), WritePieceError> {
+        let fill = &self.handle.fill;
+        let tail = self.tail_up_to(offset)?;
+        {
+            let _writing = fill.enter_write().map_err(WritePieceError::Abandoned)?;
+            write_all_at(fill.file().as_ref(), bytes, fill.map().range(self.index).start + offset)?;
+            fill.keep_tail(tail.extended(bytes));
+        }
+        self.handle.shared().batch_if_due();
+        Ok(())
+    }
+
+    fn tail_up_to(&self, offset: u64) -> Result<Tail, WritePieceError> {
+        let index = self.index;
+        if offset == 0 {
+            return Ok(Tail::new(index));
+        }
+        let tail = self.handle.fill.tail();
+        tail.filter(|tail| tail.index == index && tail.len == offset)
+            .ok_or(WritePieceError::NoSuchTail { index, offset })
+    }
+}

@@ -1,0 +1,51 @@
+//! `docs/metrics.md` names every metric, and nothing that does not exist.
+
+mod support;
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use support::{Cluster, HOST, Image, Site};
+
+#[test]
+fn the_documented_metrics_are_those_that_daemons_have() {
+    let mut cluster = Cluster::cold(Site::builder().nodes(2).wan_mbit(100).lan_mbit(400));
+    let image = Image::new("library/app", "v1").layer_bytes(&[3 << 20]);
+    cluster.registry.push(&image);
+    for fetch in cluster.fetch_all(&image.reference(HOST)) {
+        assert!(fetch.ok, "{}", fetch.output);
+    }
+    // A session that ends, and nothing else, is counted only once it has happened.
+    cluster.peers.pop().expect("there are two").kill();
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let scheduler = cluster.scheduler.as_ref().expect("it runs").metrics();
+    let exposed: BTreeSet<String> = [cluster.peers[0].metrics(), cluster.mirror.metrics(), scheduler]
+        .iter()
+        .flat_map(|text| names(text))
+        .collect();
+    assert_eq!(exposed, documented());
+}
+
+/// Metric families as a query would name them, by OpenMetrics' suffixes.
+fn names(exposition: &str) -> Vec<String> {
+    let types = exposition
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    types
+        .map(|(name, kind)| match kind {
+            "counter" => format!("{name}_total"),
+            "info" => format!("{name}_info"),
+            _ => name.to_owned(),
+        })
+        .collect()
+}
+
+fn documented() -> BTreeSet<String> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
+    let text = fs::read_to_string(file).expect("the table of metrics");
+    let rows = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    rows.map(|(name, _)| name.to_owned())
+        .filter(|name| name.starts_with("piecemeal_"))
+        .collect()
+}

@@ -1,0 +1,209 @@
+//! Bad requests get a clear answer, and whoever lacks the site's key gets nothing.
+
+mod support;
+
+use std::{
+    net::SocketAddr,
+    process::Stdio,
+    thread,
+    time::{Duration, Instant},
+};
+
+use support::{Cluster, HOST, Image, Keys, Request, Response, Site};
+
+const NOWHERE: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
+
+fn cluster() -> (Cluster, Image) {
+    let cluster = Cluster::cold(Site::builder().nodes(1).wan_mbit(100).lan_mbit(400));
+    let image = Image::new("library/app", "v1").layer_bytes(&[700_000]);
+    cluster.registry.push(&image);
+    (cluster, image)
+}
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().expect("an address")
+}
+
+/// The registry ports of the node's peer and of the mirror.
+fn registries() -> [SocketAddr; 2] {
+    [address("127.0.0.1:65001"), address("10.88.0.2:65011")]
+}
+
+fn ask(cluster: &Cluster, request: Request) -> Response {
+    request.send_from(cluster.site.node(0)).expect("an answer")
+}
+
+/// The code of the first OCI error in a body.
+fn code(response: &Response) -> String {
+    let body: serde_json::Value = serde_json::from_slice(&response.body).expect("an OCI error body");
+    body["errors"][0]["code"].as_str().expect("a code").to_owned()
+}
+
+#[test]
+fn malformed_and_unknown_names_get_oci_errors() {
+    let (cluster, image) = cluster();
+    let layer = &image.layers()[0].digest;
+    let cases = [
+        (
+            format!("/v2/library/app/blobs/sha256:baddigeststring?ns={HOST}"),
+            400,
+            "DIGEST_INVALID",
+        ),
+        (
+            format!("/v2/library/app/blobs/{NOWHERE}?ns={HOST}"),
+            404,
+            "BLOB_UNKNOWN",
+        ),
+        (
+            format!("/v2/library/app/manifests/nope?ns={HOST}"),
+            404,
+            "MANIFEST_UNKNOWN",
+        ),
+        (
+            format!("/v2/library/app/manifests/{NOWHERE}?ns={HOST}"),
+            404,
+            "MANIFEST_UNKNOWN",
+        ),
+        (
+            format!("/v2/library/app/manifests/-bad?ns={HOST}"),
+            400,
+            "MANIFEST_INVALID",
+        ),
+        (format!("/v2/UPPER/manifests/v1?ns={HOST}"), 400, "NAME_INVALID"),
+        (
+            format!("/v2/library/other/blobs/{layer}?ns={HOST}"),
+            404,
+            "BLOB_UNKNOWN",
+        ),
+        (
+            "/v2/library/app/manifests/v1?ns=evil.test".to_owned(),
+            404,
+            "NAME_UNKNOWN",
+        ),
+        ("/v2/evil.test/library/app/manifests/v1".to_owned(), 404, "NAME_UNKNOWN"),
+    ];
+    // The layer is known here, under its own repository only.
+    cluster.containerds[0].fetch(&image.reference(HOST)).expect_ok();
+    for registry in registries() {
+        for (target, status, expected) in &cases {
+            let response = ask(&cluster, Request::get(registry, target));
+            assert_eq!(
+                (response.status, &*code(&response)),
+                (*status, *expected),
+                "{registry}{target}"
+            );
+        }
+        let push = ask(
+            &cluster,
+            Request::new("POST", registry, &format!("/v2/library/app/blobs/uploads/?ns={HOST}")),
+        );
+        assert_eq!((push.status, &*code(&push)), (405, "UNSUPPORTED"));
+    }
+}
+
+#[test]
+fn ranges_are_exact_and_impossible_ones_are_refused() {
+    let (cluster, image) = cluster();
+    let layer = &image.layers()[0];
+    let target = format!("/v2/library/app/blobs/{}?ns={HOST}", layer.digest);
+    let size = layer.bytes.len();
+    for registry in registries() {
+        for (range, expected) in [
+            ("bytes=500-1499", 500..1500),
+            ("bytes=699000-", 699_000..size),
+            ("bytes=-500", size - 500..size),
+            ("bytes=699999-9999999", 699_999..size),
+        ] {
+            let response = ask(&cluster, Request::get(registry, &target).header("Range", range));
+            assert_eq!(response.status, 206, "{range}");
+            assert_eq!(response.body, layer.bytes[expected.clone()], "{range}");
+            let stated = format!("bytes {}-{}/{size}", expected.start, expected.end - 1);
+            assert_eq!(response.headers.get("content-range"), Some(&*stated));
+        }
+        for range in ["bytes=500-0", "bytes=700000-", "bytes=x-y"] {
+            let response = ask(&cluster, Request::get(registry, &target).header("Range", range));
+            assert_eq!((response.status, &*code(&response)), (416, "SIZE_INVALID"), "{range}");
+        }
+        let whole = ask(
+            &cluster,
+            Request::get(registry, &target).header("Range", "bytes=0-1,4-5"),
+        );
+        assert_eq!(
+            (whole.status, whole.body.len()),
+            (200, size),
+            "several ranges are answered with the whole"
+        );
+    }
+    assert_eq!(
+        cluster.registry.blob_bytes_served(&layer.digest),
+        size as u64,
+        "ranges on a cold blob cost one download"
+    );
+}
+
+#[test]
+fn piece_ports_and_the_nodes_door_refuse_whoever_lacks_the_sites_key() {
+    let (cluster, image) = cluster();
+    cluster.containerds[0].fetch(&image.reference(HOST)).expect_ok();
+    let layer = &image.layers()[0].digest;
+    for port in ["10.88.1.1:65002", "10.88.0.2:65002"] {
+        let target = format!("/piece/v1/{layer}/0000000000000001/0-0");
+        for token in [None, Some("Piecemeal forged"), Some("Bearer x")] {
+            let request = Request::get(address(port), &target);
+            let request = token.map_or(request.clone(), |token| request.header("Authorization", token));
+            assert_eq!(ask(&cluster, request).status, 401, "{port} {token:?}");
+        }
+    }
+    let target = format!("/piecemeal/v1/blobs/{layer}?ns={HOST}&name=library/app");
+    let door = Request::get(address("10.88.0.2:65011"), &target);
+    assert_eq!(ask(&cluster, door.clone()).status, 401);
+    let forged = door
+        .header("Piecemeal-Node", &"a".repeat(32))
+        .header("Piecemeal-Proof", "AAAA");
+    assert_eq!(ask(&cluster, forged).status, 401);
+}
+
+#[test]
+fn the_scheduler_refuses_a_peer_of_another_site_and_says_why() {
+    let (cluster, _) = cluster();
+    let strangers = Keys::generate(&cluster.site.dir().join("other-keys"));
+    let log = cluster.site.dir().join("stranger.log");
+    let file = std::fs::File::create(&log).expect("a log");
+    let mut command = cluster.site.node(0).command(env!("CARGO_BIN_EXE_piecemeal"));
+    command.args([
+        "peer",
+        "--listen",
+        "127.0.0.1:65101",
+        "--piece-listen",
+        "10.88.1.1:65102",
+        "--admin-listen",
+        "127.0.0.1:65103",
+    ]);
+    command.args([
+        "--mirror",
+        "http://10.88.0.2:65011",
+        "--scheduler",
+        "http://10.88.0.2:65012",
+        "--pool",
+        "site-a",
+    ]);
+    command.args(["--upstream", "origin.test=http://10.99.0.2:5000"]);
+    command
+        .arg("--cache-dir")
+        .arg(cluster.site.dir().join("stranger-cache"));
+    command.arg("--join-key-file").arg(strangers.join());
+    let mut stranger = command.stderr(file).stdout(Stdio::null()).spawn().expect("it starts");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let said = loop {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        if text.contains("keygen") || Instant::now() > deadline {
+            break text;
+        }
+        thread::sleep(Duration::from_millis(50));
+    };
+    stranger.kill().expect("it runs");
+    stranger.wait().expect("it ends");
+    assert!(said.contains("ERROR") && said.contains("keygen"), "{said}");
+    let scheduler = cluster.scheduler.as_ref().expect("it runs");
+    assert!(scheduler.metric("piecemeal_scheduler_refused_total{reason=\"proof\"}") >= 1.0);
+}
