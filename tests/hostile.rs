@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use support::{Behaviour, Cluster, FakeUpstream, HOST, Image, ORIGIN_IP, Site};
+use support::{Behaviour, Cluster, FakeUpstream, HOST, Image, ORIGIN_IP, Request, Site};
 
 const MIB: usize = 1 << 20;
 const HOSTILE: SocketAddrV4 = SocketAddrV4::new(ORIGIN_IP, 5001);
@@ -175,8 +175,44 @@ fn a_range_that_is_ignored_costs_time_but_no_harm() {
     story
         .upstream
         .behave(story.layer(), Behaviour::ShortBody { at: 5 << 20, times: 1 });
-    story.pull_everywhere();
-    story.upstream.behave(story.layer(), Behaviour::IgnoreRange);
-    story.cluster.containerds[0].remove_all_content();
-    assert_eq!(story.pull_everywhere(), 1);
+    thread::scope(|scope| {
+        let pull = scope.spawn(|| story.pull_everywhere());
+        let started = Instant::now();
+        while story.upstream.requests(story.layer()) == 0 {
+            assert!(started.elapsed() < Duration::from_secs(20), "nobody asked");
+            thread::sleep(Duration::from_millis(5));
+        }
+        // The first answer is under way, and will be short; what is asked for then is a range.
+        story.upstream.behave(story.layer(), Behaviour::IgnoreRange);
+        assert_eq!(pull.join().expect("the pull succeeds"), 1);
+    });
+    assert_eq!(story.upstream.requests(story.layer()), 2, "no range was ever asked for");
+}
+
+#[test]
+fn an_upstream_that_freezes_ends_the_streams_instead_of_leaving_them_hanging() {
+    let story = story(1);
+    // It sends its headers, then nothing, however often it is asked.
+    story
+        .upstream
+        .behave(story.layer(), Behaviour::Stall { at: 0, seconds: 300 });
+    let target = format!("/v2/library/app/blobs/{}?ns={HOST}", story.layer());
+    let node = story.cluster.site.node(0);
+    for registry in ["10.88.0.2:65011", "127.0.0.1:65001"] {
+        let started = Instant::now();
+        let request = Request::get(registry.parse().expect("an address"), &target).patience(Duration::from_secs(100));
+        let answer = request.send_from(node).expect("an answer");
+        let whole = story.image.layers()[0].bytes.len();
+        // The whole of it never came: cut short of its length, or refused while the digest cools down.
+        assert!(
+            answer.body.len() < whole && (answer.status != 200 || !answer.complete),
+            "{}",
+            answer.status
+        );
+        assert!(
+            started.elapsed() < Duration::from_secs(90),
+            "{registry} took {:?}",
+            started.elapsed()
+        );
+    }
 }

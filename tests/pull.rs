@@ -92,6 +92,11 @@ fn in_source_pattern_every_node_pulls_from_the_mirror_over_one_wan_copy() {
     cluster.registry.push(&image);
     pull_everywhere(&cluster, &image);
     assert_served_once(&cluster, &image);
+    let blobs: usize = image.blobs().map(|blob| blob.bytes.len()).sum();
+    for peer in &cluster.peers {
+        let from_mirror = peer.metric("piecemeal_blob_bytes_total{from=\"mirror\",to=\"store\"}");
+        assert_eq!(from_mirror, blobs as f64, "a piece crossed the LAN twice");
+    }
 }
 
 #[test]

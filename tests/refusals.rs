@@ -102,6 +102,47 @@ fn malformed_and_unknown_names_get_oci_errors() {
 }
 
 #[test]
+fn asking_the_wrong_repository_takes_a_blob_from_nobody() {
+    let (cluster, image) = cluster();
+    let layer = &image.layers()[0];
+    for registry in registries() {
+        for _ in 0..3 {
+            let wrong = ask(
+                &cluster,
+                Request::get(registry, &format!("/v2/library/other/blobs/{}?ns={HOST}", layer.digest)),
+            );
+            assert_eq!(wrong.status, 404);
+        }
+    }
+    for registry in registries() {
+        let right = ask(
+            &cluster,
+            Request::get(registry, &format!("/v2/library/app/blobs/{}?ns={HOST}", layer.digest)),
+        );
+        assert_eq!((right.status, right.body.len()), (200, layer.bytes.len()), "{registry}");
+    }
+}
+
+/// The node has no way to the upstream: its peer asks the mirror.
+#[test]
+fn the_size_of_a_cold_blob_is_known_through_a_peer_and_costs_no_download() {
+    let (cluster, image) = cluster();
+    let layer = &image.layers()[0];
+    for registry in registries() {
+        let head = ask(
+            &cluster,
+            Request::head(registry, &format!("/v2/library/app/blobs/{}?ns={HOST}", layer.digest)),
+        );
+        assert_eq!(head.status, 200, "{registry}");
+        assert_eq!(
+            head.headers.get("content-length"),
+            Some(&*layer.bytes.len().to_string())
+        );
+    }
+    assert_eq!(cluster.registry.blob_bytes_served(&layer.digest), 0);
+}
+
+#[test]
 fn ranges_are_exact_and_impossible_ones_are_refused() {
     let (cluster, image) = cluster();
     let layer = &image.layers()[0];

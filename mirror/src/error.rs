@@ -33,9 +33,12 @@ pub enum PullError {
     /// The source answered something that cannot be right. 502.
     #[error("{0}")]
     BadGateway(String),
-    /// The source does not answer, or there is no way to it now. 503.
+    /// The source answers that it cannot now, or has not answered yet. 503.
     #[error("{0}")]
     Unavailable(String),
+    /// There is no answer at all from the source. 503.
+    #[error("{0}")]
+    Unreachable(String),
     /// This node's disk. 500; the client goes elsewhere.
     #[error("the content store failed: {0}")]
     Store(String),
@@ -50,9 +53,9 @@ impl PullError {
         )
     }
 
-    /// Whether another source may be asked for the same.
+    /// Whether the source gave no answer at all: it is not there, and another may be asked for the same.
     pub fn is_source_lost(&self) -> bool {
-        matches!(self, Self::Unavailable(_))
+        matches!(self, Self::Unreachable(_))
     }
 }
 
@@ -64,5 +67,7 @@ impl From<StoreError> for PullError {
 
 /// How long a client waits for a status line at most when nothing moves: containerd before 2.3 has no limit of its own.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a source may take to its status line, through redirects' and tokens' round trips one by one.
+pub const SOURCE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client waits for a manifest while the source makes progress.
 pub const MANIFEST_TIMEOUT: Duration = Duration::from_secs(10);

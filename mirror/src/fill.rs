@@ -1,7 +1,7 @@
 //! The fill: one download of a blob from upstream into the store, whatever the number of its readers.
 //!
-//! It resumes by Range after every cut and across restarts, in mid-piece if need be, gives up only when upstream has sent nothing for
-//! [`FILL_PATIENCE`], and keeps what it has for the next try. A body that does not have the digest is revoked as a whole.
+//! It resumes by Range after every cut and across restarts, in mid-piece if need be, gives up only when upstream has sent nothing new
+//! for [`FILL_PATIENCE`], and keeps what it has for the next try. A body that does not have the digest is revoked as a whole.
 
 use std::{
     ops::Range,
@@ -21,7 +21,7 @@ use crate::{
     Upstream, Upstreams, upstream::innermost,
 };
 
-/// How long upstream may send nothing before a fill is given up.
+/// How long upstream may send nothing new before a fill is given up.
 const FILL_PATIENCE: Duration = Duration::from_secs(30);
 const RETRY_DELAY: Duration = Duration::from_millis(200);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(3);
@@ -66,8 +66,7 @@ impl Blobs for UpstreamBlobs {
             return Ok(OpenBlob::Complete(blob));
         }
         let fill = |transfer| self.clone().fill(at.clone(), *digest, transfer);
-        let transfer = self.transfers.join_or_start(at, digest, None, fill)?;
-        let opened = transfer.opened(ANSWER_TIMEOUT).await?;
+        let (_, opened) = self.transfers.open(at, digest, None, ANSWER_TIMEOUT, fill).await?;
         self.access.require(caller, at, digest).await?;
         Ok(opened)
     }
@@ -90,7 +89,7 @@ impl Blobs for UpstreamBlobs {
         let stated = self.upstreams.get(&at.upstream)?.head_blob(at, digest).await?;
         self.store.record_source(at, digest).await?;
         stated
-            .or_else(|| self.sizes.get(digest))
+            .or_else(|| self.sizes.get(at, digest))
             .ok_or_else(|| PullError::BadGateway(format!("{} does not state the size of {digest}", at.upstream)))
     }
 }
@@ -124,7 +123,7 @@ impl UpstreamBlobs {
         digest: &Digest,
     ) -> Result<(Filling, Option<Body>), PullError> {
         let answer = upstream.blob(at, digest, 0, None).await?;
-        let hint = self.sizes.get(digest);
+        let hint = self.sizes.get(at, digest);
         if let (Some(stated), Some(hint)) = (answer.blob_bytes, hint)
             && stated != hint
         {
@@ -174,7 +173,10 @@ impl UpstreamBlobs {
         map: PieceMap,
     ) -> Result<(Filling, Option<Body>), PullError> {
         let filling = self.reserve(digest, map).await?;
-        let body = match Run::next(&filling).await {
+        let run = Run::next(&filling).await;
+        let from = run.as_ref().map_or(map.blob_bytes(), Run::wanted_from);
+        info!(blob.digest = %digest, blob.bytes = map.blob_bytes(), pieces = filling.have().count(), "the fill of {digest} goes on at byte {from}");
+        let body = match run {
             Some(run) => Some(Body::Answer(self.request(upstream, at, &filling, &run).await?)),
             None => {
                 upstream.head_blob(at, digest).await?;
@@ -229,8 +231,7 @@ impl UpstreamBlobs {
         let upstream = Arc::clone(self.upstreams.get(&at.upstream)?);
         let run = Run::new(filling, run.clone()).await;
         let answer = self.request(&upstream, at, filling, &run).await?;
-        self.drain(Body::Answer(answer), filling, &run, &mut Instant::now())
-            .await
+        self.drain(Body::Answer(answer), filling, &run).await
     }
 
     /// Fetches until nothing is missing.
@@ -242,28 +243,31 @@ impl UpstreamBlobs {
         first: Option<Body>,
     ) -> Result<(), PullError> {
         let mut body = first;
-        let mut last_byte = Instant::now();
+        let mut last_progress = Instant::now();
+        let mut wanted_from = None;
         let mut delay = RETRY_DELAY;
         while let Some(run) = Run::next(filling).await {
+            // Only what was not here before is progress: an upstream without ranges sends the same beginning again and again.
+            if wanted_from.replace(run.wanted_from()) != Some(run.wanted_from()) {
+                last_progress = Instant::now();
+                delay = RETRY_DELAY;
+            }
             let had = filling.have().count();
             let result = match body.take() {
-                Some(body) => self.drain(body, filling, &run, &mut last_byte).await,
+                Some(body) => self.drain(body, filling, &run).await,
                 None => match self.request(upstream, at, filling, &run).await {
-                    Ok(answer) => self.drain(Body::Answer(answer), filling, &run, &mut last_byte).await,
+                    Ok(answer) => self.drain(Body::Answer(answer), filling, &run).await,
                     Err(error) => Err(error),
                 },
             };
-            if filling.have().count() > had {
-                delay = RETRY_DELAY;
-                if result.is_ok() {
-                    continue;
-                }
+            if result.is_ok() && filling.have().count() > had {
+                continue;
             }
             let error = result
                 .err()
                 .unwrap_or_else(|| PullError::BadGateway(format!("{} sent fewer bytes than it stated", at.upstream)));
             let hopeless = error.is_verdict() || matches!(error, PullError::Store(_));
-            if hopeless || last_byte.elapsed() + delay > FILL_PATIENCE {
+            if hopeless || last_progress.elapsed() + delay > FILL_PATIENCE {
                 warn!(blob.digest = %filling.digest(), upstream = at.upstream, %error, "the fill of {} stops: {error}", filling.digest());
                 return Err(error);
             }
@@ -275,22 +279,16 @@ impl UpstreamBlobs {
 
     /// Cuts a body into the pieces of `run`, which it is expected to cover, or to begin before. What has come of a piece when
     /// the body breaks off is kept for the next try.
-    async fn drain(&self, body: Body, filling: &Filling, run: &Run, last_byte: &mut Instant) -> Result<(), PullError> {
+    async fn drain(&self, body: Body, filling: &Filling, run: &Run) -> Result<(), PullError> {
         let mut piece = GrowingPiece::new(filling, run);
-        let result = self.receive(body, &mut piece, run, last_byte).await;
+        let result = self.receive(body, &mut piece, run).await;
         if result.is_err() {
             piece.keep().await;
         }
         result
     }
 
-    async fn receive(
-        &self,
-        mut body: Body,
-        piece: &mut GrowingPiece<'_>,
-        run: &Run,
-        last_byte: &mut Instant,
-    ) -> Result<(), PullError> {
+    async fn receive(&self, mut body: Body, piece: &mut GrowingPiece<'_>, run: &Run) -> Result<(), PullError> {
         let skip = run.wanted_from().checked_sub(body.offset());
         let mut skip = skip.ok_or_else(|| PullError::BadGateway("a range that begins too late".to_owned()))?;
         while piece.start < run.bytes.end {
@@ -298,7 +296,6 @@ impl UpstreamBlobs {
                 return Err(PullError::Unavailable("upstream broke off".to_owned()));
             };
             self.received(chunk.len()).await;
-            *last_byte = Instant::now();
             let skipped = usize::try_from(skip).map_or(chunk.len(), |skip| skip.min(chunk.len()));
             drop(chunk.split_to(skipped));
             skip -= skipped as u64;

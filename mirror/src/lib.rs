@@ -22,7 +22,7 @@ mod upstream;
 pub use access::AnonymousAccess;
 pub use announce::{Announcer, complete, filling_reports, have, lost};
 pub use config::{CacheConfig, MirrorConfig, UpstreamConfig};
-pub use error::{ANSWER_TIMEOUT, MANIFEST_TIMEOUT, PullError};
+pub use error::{ANSWER_TIMEOUT, MANIFEST_TIMEOUT, PullError, SOURCE_TIMEOUT};
 pub use fill::{FillObserver, UpstreamBlobs};
 pub use front::{Front, UpstreamNames, error_response, front_router};
 pub use manifests::{ManifestSource, Manifests};

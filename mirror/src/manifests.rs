@@ -17,7 +17,10 @@ use piecemeal_store::{Repository, Store};
 use tokio::sync::watch;
 use tracing::warn;
 
-use crate::{Access, BlobSizes, Caller, FetchedManifest, MANIFEST_TIMEOUT, ManifestAnswer, PullError, Tags, Upstreams};
+use crate::{
+    ANSWER_TIMEOUT, Access, BlobSizes, Caller, FetchedManifest, MANIFEST_TIMEOUT, ManifestAnswer, PullError, Tags,
+    Upstreams,
+};
 
 /// Whom manifests are had from.
 #[async_trait]
@@ -101,7 +104,15 @@ impl Manifests {
         {
             return Ok(manifest);
         }
-        match self.revalidate(at, tag, reference, &known.digest).await {
+        // With something older to serve, nobody waits for a source that does not answer.
+        let revalidated = tokio::time::timeout(ANSWER_TIMEOUT, self.revalidate(at, tag, reference, &known.digest));
+        let revalidated = revalidated.await.unwrap_or_else(|_| {
+            Err(PullError::Unavailable(format!(
+                "{} does not answer in time",
+                at.upstream
+            )))
+        });
+        match revalidated {
             Err(error) if !error.is_verdict() => match self.stored(at, &known.digest).await? {
                 Some(manifest) => {
                     warn!(upstream = at.upstream, repository = at.name, tag, %error, "serving {tag} as it was {:?} ago", known.age);
@@ -149,7 +160,7 @@ impl Manifests {
     }
 
     async fn keep(&self, at: &Repository, manifest: &FetchedManifest) -> Result<(), PullError> {
-        self.sizes.learn(&manifest.media_type, &manifest.bytes);
+        self.sizes.learn(at, &manifest.media_type, &manifest.bytes);
         Ok(self
             .store
             .put_manifest(at, &manifest.digest, &manifest.media_type, manifest.bytes.clone())
@@ -160,7 +171,7 @@ impl Manifests {
         let Some(manifest) = self.store.manifest(at, digest).await? else {
             return Ok(None);
         };
-        self.sizes.learn(&manifest.media_type, &manifest.bytes);
+        self.sizes.learn(at, &manifest.media_type, &manifest.bytes);
         Ok(Some(FetchedManifest {
             digest: *digest,
             media_type: manifest.media_type,

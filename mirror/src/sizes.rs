@@ -1,7 +1,7 @@
 //! The sizes of blobs, as the manifests that went through here state them.
 //!
 //! A hint only: it lets a client be answered before the source has, and shows an answer of another size to be wrong. The
-//! digest alone says what is right.
+//! digest alone says what is right, and what the manifests of one repository say means nothing in another.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -9,28 +9,30 @@ use std::{
 };
 
 use piecemeal_proto::{Digest, Manifest};
+use piecemeal_store::Repository;
 
 /// The most blobs remembered: the layers of a thousand images.
 const SIZES_MAX: usize = 32 * 1024;
 
-/// Sizes in bytes by digest, the oldest forgotten first.
+/// Sizes in bytes by repository and digest, the oldest forgotten first.
 #[derive(Clone, Default)]
 pub struct BlobSizes(Arc<Mutex<Table>>);
 
 #[derive(Default)]
 struct Table {
-    sizes: HashMap<Digest, u64>,
-    order: VecDeque<Digest>,
+    sizes: HashMap<(Repository, Digest), u64>,
+    order: VecDeque<(Repository, Digest)>,
 }
 
 impl BlobSizes {
-    /// Remembers what a manifest says.
-    pub fn learn(&self, media_type: &str, manifest: &[u8]) {
+    /// Remembers what a manifest of the repository says.
+    pub fn learn(&self, at: &Repository, media_type: &str, manifest: &[u8]) {
         let manifest = Manifest::read(media_type, manifest);
         let mut table = self.0.lock().expect("no holder of this lock panics");
         for blob in manifest.blobs() {
-            if table.sizes.insert(blob.digest, blob.size).is_none() {
-                table.order.push_back(blob.digest);
+            let key = (at.clone(), blob.digest);
+            if table.sizes.insert(key.clone(), blob.size).is_none() {
+                table.order.push_back(key);
             }
             if table.order.len() > SIZES_MAX
                 && let Some(oldest) = table.order.pop_front()
@@ -40,13 +42,13 @@ impl BlobSizes {
         }
     }
 
-    /// The size of a blob, when a manifest has told it.
-    pub fn get(&self, digest: &Digest) -> Option<u64> {
+    /// The size of a blob, when a manifest of the repository has told it.
+    pub fn get(&self, at: &Repository, digest: &Digest) -> Option<u64> {
         self.0
             .lock()
             .expect("no holder of this lock panics")
             .sizes
-            .get(digest)
+            .get(&(at.clone(), *digest))
             .copied()
     }
 }

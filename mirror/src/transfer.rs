@@ -72,10 +72,7 @@ impl Transfer {
     }
 
     /// Waits at most `patience` until a client can be answered: with the blob, or with its size alone when that is known.
-    ///
-    /// # Errors
-    /// Why the transfer failed; [`PullError::Unavailable`] when nothing is known yet.
-    pub async fn opened(self: &Arc<Self>, patience: Duration) -> Result<OpenBlob, PullError> {
+    async fn opened(self: &Arc<Self>, patience: Duration) -> Result<OpenBlob, PullError> {
         let progress = match tokio::time::timeout(patience, self.started()).await {
             Ok(progress) => progress,
             Err(_) => self.progress(),
@@ -104,7 +101,7 @@ pub struct Transfers(Arc<Mutex<Table>>);
 #[derive(Default)]
 struct Table {
     live: HashMap<Digest, Arc<Transfer>>,
-    failures: HashMap<Digest, Failure>,
+    failures: HashMap<(Repository, Digest), Failure>,
 }
 
 struct Failure {
@@ -124,16 +121,43 @@ impl Transfers {
             .cloned()
     }
 
-    /// The live transfer of `digest`, or a new one that `run` carries out in a task of its own.
+    /// Joins the live transfer of `digest`, or starts one that `run` carries out in a task of its own, and waits at most
+    /// `patience` until a client can be answered.
+    ///
+    /// A verdict (it does not exist, it is not allowed) is one repository's: who joined another repository's transfer and
+    /// hears one asks again for itself.
     ///
     /// # Errors
-    /// The last failure, while the digest cools down after it.
-    pub fn join_or_start<F>(
+    /// Why the transfer failed; the last failure, while the digest cools down after it under this repository.
+    pub async fn open<F>(
         &self,
         at: &Repository,
         digest: &Digest,
         blob_bytes: Option<u64>,
-        run: impl FnOnce(Arc<Transfer>) -> F,
+        patience: Duration,
+        run: impl Fn(Arc<Transfer>) -> F,
+    ) -> Result<(Arc<Transfer>, OpenBlob), PullError>
+    where
+        F: Future<Output = Result<Blob, PullError>> + Send + 'static,
+    {
+        let joined = self.join_or_start(at, digest, blob_bytes, &run)?;
+        match joined.opened(patience).await {
+            Ok(opened) => Ok((joined, opened)),
+            Err(error) if error.is_verdict() && joined.at != *at => {
+                let own = self.join_or_start(at, digest, blob_bytes, &run)?;
+                let opened = own.opened(patience).await?;
+                Ok((own, opened))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn join_or_start<F>(
+        &self,
+        at: &Repository,
+        digest: &Digest,
+        blob_bytes: Option<u64>,
+        run: impl Fn(Arc<Transfer>) -> F,
     ) -> Result<Arc<Transfer>, PullError>
     where
         F: Future<Output = Result<Blob, PullError>> + Send + 'static,
@@ -142,9 +166,10 @@ impl Transfers {
         if let Some(transfer) = table.live.get(digest) {
             return Ok(Arc::clone(transfer));
         }
+        let key = (at.clone(), *digest);
         if let Some(failure) = table
             .failures
-            .get(digest)
+            .get(&key)
             .filter(|failure| Instant::now() < failure.until)
         {
             return Err(failure.error.clone());
@@ -154,28 +179,30 @@ impl Transfers {
             progress: watch::Sender::new(Progress::Starting { blob_bytes }),
         });
         table.live.insert(*digest, Arc::clone(&transfer));
-        let (transfers, digest, work) = (self.clone(), *digest, run(Arc::clone(&transfer)));
-        let running = Arc::clone(&transfer);
+        let (transfers, running, work) = (self.clone(), Arc::clone(&transfer), run(Arc::clone(&transfer)));
         tokio::spawn(async move {
             // Kept apart, so that even a panic in the work ends the transfer instead of leaving its readers waiting.
             let result = tokio::spawn(work)
                 .await
                 .unwrap_or_else(|_| Err(PullError::Store("the transfer broke".to_owned())));
-            transfers.end(&digest, &running, result);
+            if let (Err(error), Progress::Open(filling)) = (&result, running.progress()) {
+                filling.abandon(FillFailure::Upstream(error.to_string())).await;
+            }
+            transfers.end(key, &running, result);
         });
         Ok(transfer)
     }
 
-    fn end(&self, digest: &Digest, transfer: &Transfer, result: Result<Blob, PullError>) {
+    fn end(&self, key: (Repository, Digest), transfer: &Transfer, result: Result<Blob, PullError>) {
         let mut table = self.0.lock().expect("no holder of this lock panics");
-        table.live.remove(digest);
+        table.live.remove(&key.1);
         let progress = match result {
             Ok(blob) => {
-                table.failures.remove(digest);
+                table.failures.remove(&key);
                 Progress::Complete(blob)
             }
             Err(error) => {
-                table.remember(digest, error.clone());
+                table.remember(key, error.clone());
                 Progress::Failed(error)
             }
         };
@@ -184,7 +211,7 @@ impl Transfers {
 }
 
 impl Table {
-    fn remember(&mut self, digest: &Digest, error: PullError) {
+    fn remember(&mut self, key: (Repository, Digest), error: PullError) {
         let now = Instant::now();
         if self.failures.len() >= FAILURES_MAX {
             self.failures.retain(|_, failure| now < failure.until);
@@ -192,10 +219,10 @@ impl Table {
         if self.failures.len() >= FAILURES_MAX {
             self.failures.clear();
         }
-        let in_a_row = self.failures.get(digest).map_or(0, |failure| failure.in_a_row + 1);
+        let in_a_row = self.failures.get(&key).map_or(0, |failure| failure.in_a_row + 1);
         let cool_down = COOL_DOWN.saturating_mul(1 << in_a_row.min(10)).min(COOL_DOWN_MAX);
         self.failures.insert(
-            *digest,
+            key,
             Failure {
                 error,
                 until: now + cool_down,

@@ -1,7 +1,7 @@
 //! The downloads under way: where the scheduler's orders go, and what it is told after a reconnection.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex},
 };
 
@@ -21,7 +21,14 @@ use crate::download::Order;
 
 /// All downloads under way, by digest.
 #[derive(Clone, Default)]
-pub(crate) struct LiveDownloads(Arc<Mutex<BTreeMap<Digest, Live>>>);
+pub(crate) struct LiveDownloads(Arc<Mutex<Table>>);
+
+#[derive(Default)]
+struct Table {
+    downloads: BTreeMap<Digest, Live>,
+    /// Which download carries out a lease.
+    leases: HashMap<u64, Digest>,
+}
 
 struct Live {
     want: Report,
@@ -37,13 +44,15 @@ pub(crate) struct Entered {
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        self.downloads.lock().remove(&self.digest);
+        let mut table = self.downloads.lock();
+        table.downloads.remove(&self.digest);
+        table.leases.retain(|_, digest| *digest != self.digest);
     }
 }
 
 impl LiveDownloads {
     pub(crate) fn enter(&self, digest: Digest, want: Report, filling: Filling, orders: mpsc::Sender<Order>) -> Entered {
-        self.lock().insert(digest, Live { want, filling, orders });
+        self.lock().downloads.insert(digest, Live { want, filling, orders });
         Entered {
             downloads: self.clone(),
             digest,
@@ -52,9 +61,14 @@ impl LiveDownloads {
 
     /// The download has a new grant.
     pub(crate) fn renew(&self, digest: &Digest, want: Report) {
-        if let Some(live) = self.lock().get_mut(digest) {
+        if let Some(live) = self.lock().downloads.get_mut(digest) {
             live.want = want;
         }
+    }
+
+    /// The lease has ended: no order is about it any more.
+    pub(crate) fn lease_ended(&self, lease: u64) {
+        self.lock().leases.remove(&lease);
     }
 
     /// Passes the session's events on to the downloads that they are about, until `stop`.
@@ -74,7 +88,7 @@ impl LiveDownloads {
                 None => return,
                 Some(SessionEvent::Up) => {
                     info!("connected to the scheduler");
-                    let all: Vec<Digest> = self.lock().keys().copied().collect();
+                    let all: Vec<Digest> = self.lock().downloads.keys().copied().collect();
                     for digest in all {
                         self.order(&digest, Order::Up).await;
                     }
@@ -84,10 +98,14 @@ impl LiveDownloads {
                 Some(SessionEvent::Lease(lease)) => {
                     let id = lease.lease;
                     let taken = match lease.digest.parse() {
-                        Ok(digest) => self.order(&digest, Order::Lease(lease)).await,
+                        Ok(digest) => {
+                            self.lock().leases.insert(id, digest);
+                            self.order(&digest, Order::Lease(lease)).await
+                        }
                         Err(_) => false,
                     };
                     if !taken {
+                        self.lease_ended(id);
                         // The download has just ended: the source is free again.
                         announcer.report(Report::LeaseEnded(LeaseEnded {
                             lease: id,
@@ -97,8 +115,8 @@ impl LiveDownloads {
                     }
                 }
                 Some(SessionEvent::Cancel(lease)) => {
-                    let all: Vec<Digest> = self.lock().keys().copied().collect();
-                    for digest in all {
+                    let digest = self.lock().leases.remove(&lease);
+                    if let Some(digest) = digest {
                         self.order(&digest, Order::Cancel(lease)).await;
                     }
                 }
@@ -112,10 +130,10 @@ impl LiveDownloads {
         }
     }
 
-    /// Each download's own queue is bounded; the session waits for it, and the scheduler cuts off who does not read.
+    /// Each download's own queue is bounded; a download reads it at once, since all its waiting is in tasks of their own.
     /// Says whether there was a download to take the order.
     async fn order(&self, digest: &Digest, order: Order) -> bool {
-        let orders = self.lock().get(digest).map(|live| live.orders.clone());
+        let orders = self.lock().downloads.get(digest).map(|live| live.orders.clone());
         match orders {
             Some(orders) => orders.send(order).await.is_ok(),
             None => false,
@@ -124,15 +142,15 @@ impl LiveDownloads {
 
     /// Each download with its pieces, for `piecemeal status`.
     pub(crate) fn status(&self) -> Vec<serde_json::Value> {
-        let downloads = self.lock();
-        let rows = downloads.iter().map(|(digest, live)| {
+        let table = self.lock();
+        let rows = table.downloads.iter().map(|(digest, live)| {
             let have = live.filling.have();
             serde_json::json!({ "digest": digest.to_string(), "pieces": have.capacity(), "have": have.count() })
         });
         rows.collect()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Digest, Live>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Table> {
         self.0.lock().expect("no holder of this lock panics")
     }
 }
@@ -153,8 +171,9 @@ impl Inventory for PeerInventory {
     }
 
     async fn live(&self) -> Vec<Report> {
-        let downloads = self.downloads.lock();
-        downloads
+        let table = self.downloads.lock();
+        table
+            .downloads
             .values()
             .map(|live| with_pieces(&live.want, &live.filling.have()))
             .collect()

@@ -75,7 +75,7 @@ impl MirrorClient {
         }
         let response = request.send().await;
         self.saw(response.is_ok());
-        let mut response = response.map_err(|_| PullError::Unavailable("the mirror does not answer".to_owned()))?;
+        let mut response = response.map_err(|_| PullError::Unreachable("the mirror does not answer".to_owned()))?;
         let header = |name| {
             response
                 .headers()

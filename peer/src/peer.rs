@@ -120,6 +120,7 @@ impl Peer {
         let blobs = SwarmBlobs {
             parts,
             access: access.clone(),
+            source: Arc::clone(&source),
             sizes: sizes.clone(),
             transfers: Transfers::default(),
         };

@@ -15,6 +15,7 @@ use crate::{DirectFallback, download::Parts, mirror_client::MirrorClient};
 pub(crate) struct SwarmBlobs {
     pub(crate) parts: Parts,
     pub(crate) access: Arc<dyn Access>,
+    pub(crate) source: Arc<MirrorFirst>,
     pub(crate) sizes: BlobSizes,
     pub(crate) transfers: Transfers,
 }
@@ -27,8 +28,8 @@ impl Blobs for SwarmBlobs {
             return Ok(OpenBlob::Complete(blob));
         }
         let run = |transfer| self.parts.clone().transfer(at.clone(), *digest, transfer);
-        let transfer = self.transfers.join_or_start(at, digest, self.sizes.get(digest), run)?;
-        let opened = transfer.opened(ANSWER_TIMEOUT).await?;
+        let hint = self.sizes.get(at, digest);
+        let (transfer, opened) = self.transfers.open(at, digest, hint, ANSWER_TIMEOUT, run).await?;
         // A transfer that has not started yet yields no byte before the mirror has given its verdict on this very repository.
         let verdict_pending = matches!(opened, OpenBlob::Starting { .. }) && transfer.at() == at;
         if !verdict_pending {
@@ -52,7 +53,11 @@ impl Blobs for SwarmBlobs {
             self.access.require(caller, at, digest).await?;
             return Ok(blob_bytes);
         }
-        self.parts.upstream.stat(caller, at, digest).await
+        let stated = self.source.head_blob(at, digest).await?;
+        self.parts.store.record_source(at, digest).await?;
+        stated
+            .or_else(|| self.sizes.get(at, digest))
+            .ok_or_else(|| PullError::BadGateway(format!("nobody states the size of {digest}")))
     }
 }
 

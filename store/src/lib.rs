@@ -12,7 +12,7 @@
 //! # What it leaves to others
 //! Who may read what: a digest is no permission. [`Store::has_source`] says only that an upstream answered for a blob.
 //! There is no thread and no timer in here either: pieces and last uses are written in batches by the operation that finds
-//! the last batch 20 ms old, and the owner calls [`Store::sweep`] every minute or so.
+//! the last batch 5 ms old, and the owner calls [`Store::sweep`] every minute or so.
 //!
 //! # Folder
 //! ```text

@@ -21,7 +21,7 @@ pub fn error_response(error: &PullError, unknown: &'static str) -> Response<Body
         PullError::Denied { .. } => (StatusCode::FORBIDDEN, "DENIED"),
         PullError::TooManyRequests { .. } => (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS"),
         PullError::BadGateway(_) => (StatusCode::BAD_GATEWAY, "UNKNOWN"),
-        PullError::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"),
+        PullError::Unavailable(_) | PullError::Unreachable(_) => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"),
         PullError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN"),
     };
     let mut response = coded(status, code, &error.to_string());

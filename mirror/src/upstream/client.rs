@@ -24,7 +24,7 @@ use super::{
     auth::{Challenge, TokenAnswer, Tokens},
     redirect,
 };
-use crate::{ANSWER_TIMEOUT, PullError, UpstreamConfig};
+use crate::{PullError, SOURCE_TIMEOUT, UpstreamConfig};
 
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -301,13 +301,13 @@ impl Upstream {
     }
 
     async fn send(&self, request: reqwest::RequestBuilder) -> Result<Response, PullError> {
-        let unavailable = |reason: String| PullError::Unavailable(format!("{} does not answer: {reason}", self.name));
-        match tokio::time::timeout(ANSWER_TIMEOUT, request.send()).await {
+        let unreachable = |reason: String| PullError::Unreachable(format!("{} does not answer: {reason}", self.name));
+        match tokio::time::timeout(SOURCE_TIMEOUT, request.send()).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(unavailable(innermost(&error))),
-            Err(_) => Err(unavailable(format!(
+            Ok(Err(error)) => Err(unreachable(innermost(&error))),
+            Err(_) => Err(unreachable(format!(
                 "no status line within {} s",
-                ANSWER_TIMEOUT.as_secs()
+                SOURCE_TIMEOUT.as_secs()
             ))),
         }
     }

@@ -31,6 +31,10 @@ const TICK: Duration = Duration::from_millis(250);
 const WAITING_AFTER: Duration = Duration::from_secs(1);
 /// Between questions to a mirror that does not answer.
 const REOPEN_DELAY: Duration = Duration::from_millis(500);
+/// How long a mirror that is there may answer with errors before a download without new pieces ends.
+const REFUSED_PATIENCE: Duration = Duration::from_secs(10);
+/// How long, beyond the mirror's grace, a download may get no piece from anybody.
+const IDLE_MAX: Duration = Duration::from_secs(30);
 /// The spread of peers that go upstream for themselves.
 const UPSTREAM_JITTER_MAX_MS: u64 = 2000;
 /// The most orders that wait for one download.
@@ -70,18 +74,28 @@ struct Download {
     filling: Filling,
     opened: NodeBlob,
     window: Window,
-    fetches: JoinSet<(Fetched, Ended)>,
+    tasks: JoinSet<Ran>,
     leases: Vec<(u64, AbortHandle)>,
     jitter: Duration,
     last_landed: Instant,
     last_waiting: Option<Instant>,
-    last_reopen: Instant,
+    last_reopened: Instant,
+    /// The mirror is being asked again, or is to be at the next look around.
+    reopening: bool,
+    reopen_now: bool,
+    upstream_running: bool,
+    /// Since when the mirror, being there, has answered with errors only.
+    refused_since: Option<Instant>,
+    /// No request of our own before then: the last one failed.
+    direct_after: Instant,
 }
 
-#[derive(Clone, Copy)]
-enum Fetched {
-    Lease(u64),
-    Direct(u32),
+/// What a task of a download has done. All waiting is in tasks, so that orders are never kept waiting.
+enum Ran {
+    Lease(u64, Ended),
+    Direct(u32, Ended),
+    Reopened(Result<NodeBlob, PullError>),
+    Upstream(Result<(), PullError>),
 }
 
 impl Parts {
@@ -129,19 +143,22 @@ impl Parts {
                 Err(PullError::Unavailable("there is no mirror".to_owned()))
             };
         };
+        let asked_since = Instant::now();
         loop {
-            match mirror.open(at, digest).await {
+            let error = match mirror.open(at, digest).await {
                 Ok(opened) => return Ok(Some(opened)),
-                Err(error) if !error.is_source_lost() => return Err(error),
-                Err(error) => match mirror.lost_for() {
-                    // It is there, and says itself that it cannot: upstream does not answer it either.
-                    None => return Err(error),
-                    Some(lost) if lost >= self.mirror_grace => {
-                        return if may_use_upstream { Ok(None) } else { Err(error) };
-                    }
-                    Some(_) => tokio::time::sleep(REOPEN_DELAY).await,
-                },
+                Err(error) => error,
+            };
+            match (&error, mirror.lost_for()) {
+                (PullError::Unreachable(_), Some(lost)) if lost >= self.mirror_grace => {
+                    return if may_use_upstream { Ok(None) } else { Err(error) };
+                }
+                (PullError::Unreachable(_), _) => {}
+                // It is there, and upstream has not answered it yet.
+                (PullError::Unavailable(_), _) if asked_since.elapsed() < REFUSED_PATIENCE => {}
+                _ => return Err(error),
             }
+            tokio::time::sleep(REOPEN_DELAY).await;
         }
     }
 
@@ -176,12 +193,17 @@ impl Download {
             at,
             filling,
             opened,
-            fetches: JoinSet::new(),
+            tasks: JoinSet::new(),
             leases: Vec::new(),
             jitter,
             last_landed: now,
             last_waiting: None,
-            last_reopen: now,
+            last_reopened: now,
+            reopening: false,
+            reopen_now: false,
+            upstream_running: false,
+            refused_since: None,
+            direct_after: now,
         }
     }
 
@@ -192,16 +214,15 @@ impl Download {
         let _live = self.parts.live.enter(digest, self.want(), self.filling.clone(), orders);
         self.report(self.want());
         let result = self.follow(&mut inbox).await;
-        self.fetches.shutdown().await;
-        match &result {
-            Ok(_) => {}
-            Err(error) => {
-                debug!(blob.digest = %digest, %error, "the download of {digest} stops: {error}");
-                self.report(Report::Unwant(wire::Unwant {
-                    digest: digest.to_string(),
-                }));
-                self.filling.abandon(FillFailure::Upstream(error.to_string())).await;
-            }
+        self.tasks.shutdown().await;
+        for (lease, _) in std::mem::take(&mut self.leases) {
+            self.end_lease(lease, &Outcome::Cancelled.into());
+        }
+        if let Err(error) = &result {
+            debug!(blob.digest = %digest, %error, "the download of {digest} stops: {error}");
+            self.report(Report::Unwant(wire::Unwant {
+                digest: digest.to_string(),
+            }));
         }
         result
     }
@@ -220,13 +241,14 @@ impl Download {
             }
             tokio::select! {
                 Some(order) = inbox.recv() => self.obey(order).await?,
-                Some(ended) = self.fetches.join_next(), if !self.fetches.is_empty() => {
-                    if let Ok((fetched, ended)) = ended {
-                        self.fetch_ended(fetched, &ended);
+                Some(ran) = self.tasks.join_next(), if !self.tasks.is_empty() => {
+                    // A task that was cancelled has been accounted for by who cancelled it.
+                    if let Ok(ran) = ran {
+                        self.ran(ran)?;
                     }
                 }
                 _ = changes.changed() => {}
-                _ = tick.tick() => self.look_around().await?,
+                _ = tick.tick() => self.look_around()?,
             }
             let have = self.filling.have().count();
             if have > had {
@@ -251,6 +273,7 @@ impl Download {
                 if let Some(position) = self.leases.iter().position(|(id, _)| *id == lease) {
                     self.leases.swap_remove(position).1.abort();
                     self.window.lease_ended(lease);
+                    self.parts.live.lease_ended(lease);
                 }
             }
             Order::Revoked(fill) if fill == self.filling.fill().0 => {
@@ -261,7 +284,7 @@ impl Download {
             Order::Up => self.report(self.want()),
             Order::WantRefused(reason) => {
                 debug!(blob.digest = %self.filling.digest(), reason, "the want was refused; a new grant is asked for");
-                self.reopen().await?;
+                self.reopen_now = true;
             }
         }
         Ok(())
@@ -276,30 +299,27 @@ impl Download {
             .parts
             .clone()
             .fetch_lease(self.at.clone(), self.filling.clone(), lease, pieces);
-        let handle = self.fetches.spawn(async move { (Fetched::Lease(id), fetch.await) });
+        let handle = self.tasks.spawn(async move { Ran::Lease(id, fetch.await) });
         self.leases.push((id, handle));
     }
 
-    fn fetch_ended(&mut self, fetched: Fetched, ended: &Ended) {
-        match fetched {
-            Fetched::Lease(lease) => self.end_lease(lease, ended),
-            Fetched::Direct(piece) => {
-                self.window.request_ended(piece);
-                if let Some(mirror) = &self.parts.mirror {
-                    match ended.outcome {
-                        Outcome::Unreachable => mirror.saw(false),
-                        Outcome::Done => mirror.saw(true),
-                        // The mirror has restarted or begun another fill: it has to be asked again.
-                        _ => self.last_landed -= self.last_landed.elapsed().max(Duration::from_secs(2)),
-                    }
-                }
+    fn ran(&mut self, ran: Ran) -> Result<(), PullError> {
+        match ran {
+            Ran::Lease(lease, ended) => self.end_lease(lease, &ended),
+            Ran::Direct(piece, ended) => self.end_direct(piece, &ended),
+            Ran::Reopened(result) => return self.reopened(result),
+            Ran::Upstream(result) => {
+                self.upstream_running = false;
+                return result;
             }
         }
+        Ok(())
     }
 
     fn end_lease(&mut self, lease: u64, ended: &Ended) {
         self.leases.retain(|(id, _)| *id != lease);
         self.window.lease_ended(lease);
+        self.parts.live.lease_ended(lease);
         self.report(Report::LeaseEnded(wire::LeaseEnded {
             lease,
             outcome: ended.outcome.into(),
@@ -307,8 +327,46 @@ impl Download {
         }));
     }
 
-    /// Once a tick: tells the scheduler who waits, asks the mirror again, goes upstream.
-    async fn look_around(&mut self) -> Result<(), PullError> {
+    fn end_direct(&mut self, piece: u32, ended: &Ended) {
+        self.window.request_ended(piece);
+        if ended.outcome == Outcome::Done {
+            return;
+        }
+        self.direct_after = Instant::now() + TICK;
+        if ended.outcome == Outcome::Unreachable
+            && let Some(mirror) = &self.parts.mirror
+        {
+            mirror.saw(false);
+        }
+        // It may have restarted, or begun another fill: it fills what it is asked for.
+        self.reopen_now = true;
+    }
+
+    /// Once a tick: tells the scheduler who waits, asks the mirror again, goes upstream, gives up.
+    fn look_around(&mut self) -> Result<(), PullError> {
+        self.report_waiting();
+        let facts = self.facts();
+        let mode = facts.mode();
+        if mode.upstream && !self.upstream_running {
+            info!(blob.digest = %self.filling.digest(), "mirror and scheduler are lost: the rest of {} comes from {}", self.filling.digest(), self.at.upstream);
+            self.upstream_running = true;
+            let (upstream, at, filling) = (self.parts.upstream.clone(), self.at.clone(), self.filling.clone());
+            self.tasks
+                .spawn(async move { Ran::Upstream(upstream.complete(&at, &filling).await) });
+        }
+        if (mode.reopen || self.reopen_now) && !self.reopening && self.last_reopened.elapsed() >= REOPEN_DELAY {
+            self.reopen();
+        }
+        if facts.idle >= self.parts.mirror_grace + IDLE_MAX && !self.upstream_running {
+            return Err(PullError::Unavailable(format!(
+                "nobody has had a piece for {} s",
+                facts.idle.as_secs()
+            )));
+        }
+        Ok(())
+    }
+
+    fn report_waiting(&mut self) {
         if let Some((piece, waited)) = self.filling.longest_wait()
             && waited >= WAITING_AFTER
             && self.last_waiting.is_none_or(|at| at.elapsed() >= WAITING_AFTER)
@@ -319,15 +377,6 @@ impl Download {
                 piece,
             }));
         }
-        let mode = self.facts().mode();
-        if mode.upstream {
-            info!(blob.digest = %self.filling.digest(), "mirror and scheduler are lost: the rest of {} comes from {}", self.filling.digest(), self.at.upstream);
-            return self.parts.upstream.complete(&self.at, &self.filling).await;
-        }
-        if mode.reopen && self.last_reopen.elapsed() >= REOPEN_DELAY * 2 {
-            self.reopen().await?;
-        }
-        Ok(())
     }
 
     fn facts(&self) -> Facts {
@@ -346,6 +395,9 @@ impl Download {
 
     /// Asks the mirror for pieces on our own account, as far as the mode allows.
     fn help_itself(&mut self) {
+        if Instant::now() < self.direct_after {
+            return;
+        }
         let size = self.facts().mode().direct_window;
         while let Some(piece) = self
             .window
@@ -360,30 +412,45 @@ impl Download {
                 patient: true,
             };
             let (parts, filling) = (self.parts.clone(), self.filling.clone());
-            self.fetches
-                .spawn(async move { (Fetched::Direct(piece), parts.fetch_pieces(&filling, fetch).await) });
+            self.tasks
+                .spawn(async move { Ran::Direct(piece, parts.fetch_pieces(&filling, fetch).await) });
         }
     }
 
     /// A mirror that has restarted fills again what it is asked for, and its grants are new.
-    async fn reopen(&mut self) -> Result<(), PullError> {
-        self.last_reopen = Instant::now();
-        let Some(mirror) = &self.parts.mirror else {
-            return Ok(());
+    fn reopen(&mut self) {
+        let Some(mirror) = self.parts.mirror.clone() else {
+            return;
         };
-        match mirror.open(&self.at, self.filling.digest()).await {
+        (self.reopening, self.reopen_now, self.last_reopened) = (true, false, Instant::now());
+        let (at, digest) = (self.at.clone(), *self.filling.digest());
+        self.tasks
+            .spawn(async move { Ran::Reopened(mirror.open(&at, &digest).await) });
+    }
+
+    fn reopened(&mut self, result: Result<NodeBlob, PullError>) -> Result<(), PullError> {
+        (self.reopening, self.last_reopened) = (false, Instant::now());
+        match result {
             Ok(opened) if opened.fill_id() == Some(self.filling.fill()) => {
-                let renewed = opened.grant != self.opened.grant;
+                self.refused_since = None;
                 self.opened = opened;
-                if renewed {
-                    self.parts.live.renew(self.filling.digest(), self.want());
-                }
+                self.parts.live.renew(self.filling.digest(), self.want());
                 Ok(())
             }
             Ok(_) => Err(PullError::Unavailable("the mirror has begun another fill".to_owned())),
             Err(error) if error.is_verdict() => Err(error),
-            // It is still lost, or its fill fails for now: the swarm may have the pieces, and it is asked again.
-            Err(_) => Ok(()),
+            // Lost: it may come back, and the swarm may have the pieces meanwhile.
+            Err(PullError::Unreachable(_)) => Ok(()),
+            // There, but its own fill fails. While pieces still land from elsewhere that is no reason to stop.
+            Err(error) => {
+                let refused = self.refused_since.get_or_insert_with(Instant::now).elapsed();
+                let idle = self.last_landed.elapsed();
+                if refused.min(idle) >= REFUSED_PATIENCE {
+                    Err(error)
+                } else {
+                    Ok(())
+                }
+            }
         }
     }
 

@@ -55,3 +55,44 @@ fn knows_more(swarm: &Swarm, seat: u32, start: usize) -> bool {
 
 /// Bitmap words that one look covers.
 const WORDS_MAX: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        Event, Time,
+        testing::{MIRROR, Site, peer},
+    };
+
+    #[test]
+    fn a_piece_without_a_hash_is_asked_for_and_not_leased() {
+        let mut site = Site::new(4, 1);
+        site.complete(MIRROR);
+        site.want(peer(1), []);
+        assert_eq!(site.described(), [MIRROR]);
+        assert!(site.leases().is_empty());
+        site.pass(Time::from_millis(900), &[]);
+        assert!(site.described().is_empty(), "once a second at most");
+        site.pass(Time::from_millis(200), &[]);
+        assert_eq!(site.described(), [MIRROR]);
+        site.have(MIRROR, 0..4);
+        assert_eq!(site.leases().len(), 4);
+    }
+
+    #[test]
+    fn who_holds_the_whole_blob_states_hashes_under_any_fill() {
+        let mut site = Site::without_mirror(4, 2);
+        site.complete(peer(1));
+        site.want(peer(2), []);
+        assert_eq!(site.described(), [peer(1)]);
+        let (digest, map) = (site.digest, site.map);
+        site.event(Event::Have {
+            member: peer(1),
+            digest,
+            map,
+            fill: piecemeal_proto::FillId(0),
+            first: 0,
+            hashes: vec![Some([3; 32]); 4],
+        });
+        assert_eq!(site.leases().len(), 3, "as many as a peer uploads");
+    }
+}

@@ -196,3 +196,84 @@ impl Brain {
         leases.any(|lease| lease.swarm == swarm && lease.run.contains(piece))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        Event, LeaseId, Outcome,
+        testing::{MIRROR, Site, peer},
+    };
+
+    #[test]
+    fn a_lease_is_a_run_of_small_pieces_up_to_its_bytes() {
+        let mut site = Site::new(16, 1);
+        site.map = piecemeal_proto::PieceMap::new(16 << 18, 1 << 18).unwrap();
+        site.have(MIRROR, 0..16);
+        site.want(peer(1), []);
+        let runs: Vec<_> = site
+            .leases()
+            .iter()
+            .map(|(_, lease)| (lease.first, lease.count))
+            .collect();
+        assert_eq!(runs, [(0, 4), (4, 4), (8, 4), (12, 4)]);
+    }
+
+    #[test]
+    fn pieces_of_an_active_lease_are_offered_at_once() {
+        let mut site = Site::new(16, 2);
+        site.brain.policy.lease_bytes_max = 16 << 20;
+        site.have(MIRROR, 0..16);
+        site.want(peer(1), []);
+        assert_eq!(site.lease().1.count, 16);
+        site.want(peer(2), []);
+        assert!(
+            site.leases().is_empty(),
+            "they are on their way to a peer that will pass them on"
+        );
+        site.have(peer(1), 0..1);
+        let (to, lease) = site.lease();
+        assert_eq!((to, lease.first, lease.count), (peer(2), 0, 1));
+    }
+
+    #[test]
+    fn late_doubled_and_foreign_reports_change_nothing() {
+        let mut site = Site::new(2, 2);
+        site.have(MIRROR, 0..2);
+        site.want(peer(1), []);
+        let (_, lease) = site.leases()[0].clone();
+        site.end(peer(2), lease.id, Outcome::Done);
+        site.end(peer(1), LeaseId(0), Outcome::Done);
+        assert_eq!(site.brain.leases.len(), 2);
+        site.end(peer(1), lease.id, Outcome::Done);
+        site.end(peer(1), lease.id, Outcome::Corrupt { piece: 0 });
+        assert_eq!(site.brain.leases.len(), 1);
+    }
+
+    #[test]
+    fn two_brains_give_different_ids() {
+        let [one, other] = [1, 2].map(|seed| {
+            let mut site = Site::new(1, 1);
+            site.brain = super::super::Brain::new(super::super::Policy::default(), seed);
+            site.join(MIRROR, 0, super::super::Role::Mirror);
+            site.join(peer(1), 1, super::super::Role::Peer);
+            site.have(MIRROR, 0..1);
+            site.want(peer(1), []);
+            site.lease().1.id
+        });
+        assert_ne!(one, other);
+    }
+
+    #[test]
+    fn an_unwanted_blob_is_not_fetched_on() {
+        let mut site = Site::new(8, 1);
+        site.have(MIRROR, 0..8);
+        site.want(peer(1), []);
+        let digest = site.digest;
+        site.event(Event::Unwant {
+            member: peer(1),
+            digest,
+        });
+        assert_eq!(site.cancelled().len(), 4);
+        assert_eq!(site.brain.status().idle_swarms, 1);
+    }
+}

@@ -152,3 +152,80 @@ impl Brain {
 
 /// Swarms in which a member that is heard again is matched at once.
 const SWARMS_WELCOMED: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        Event, Role, Time,
+        testing::{MIRROR, Site, is_from, peer},
+    };
+
+    #[test]
+    fn a_silent_source_loses_its_leases_to_another() {
+        let mut site = Site::without_mirror(1, 3);
+        site.complete(peer(1));
+        site.want(peer(3), []);
+        site.have(peer(1), 0..1);
+        let lost = site.lease().1;
+        site.complete(peer(2));
+        site.pass(Time::from_millis(1100), &[peer(1)]);
+        assert_eq!(site.cancelled(), [lost.id]);
+        assert!(is_from(&site.lease().1, peer(2)));
+    }
+
+    #[test]
+    fn a_silent_receiver_is_not_used_until_it_is_heard() {
+        let mut site = Site::new(8, 1);
+        site.have(MIRROR, 0..8);
+        site.want(peer(1), []);
+        assert_eq!(site.leases().len(), 4);
+        site.pass(Time::from_secs(5), &[peer(1)]);
+        assert_eq!((site.cancelled().len(), site.leases().len()), (4, 0));
+        site.event(Event::Heard { member: peer(1) });
+        assert_eq!(site.leases().len(), 4);
+    }
+
+    #[test]
+    fn who_leaves_takes_everything_along() {
+        let mut site = Site::new(8, 2);
+        site.have(MIRROR, 0..8);
+        site.want(peer(1), []);
+        site.want(peer(2), []);
+        site.event(Event::Left { member: MIRROR });
+        assert!(site.leases().is_empty() && !site.cancelled().is_empty());
+        site.event(Event::Left { member: peer(1) });
+        site.event(Event::Left { member: peer(2) });
+        let status = site.brain.status();
+        assert!(status.members.is_empty() && status.swarms.is_empty() && status.idle_swarms == 0);
+        assert!(site.brain.pools.len() == 0 && site.brain.nodes.is_empty());
+    }
+
+    #[test]
+    fn a_new_connection_of_a_node_replaces_the_old_one() {
+        let mut site = Site::new(8, 1);
+        site.have(MIRROR, 0..8);
+        site.want(peer(1), []);
+        site.join(peer(9), 1, Role::Peer);
+        assert_eq!(site.brain.status().members.len(), 2);
+        assert_eq!(site.brain.leases.len(), 0);
+        site.want(peer(9), 0..4);
+        assert!(
+            site.leases()
+                .iter()
+                .all(|(to, lease)| *to == peer(9) && lease.first >= 4)
+        );
+        site.event(Event::Left { member: peer(1) });
+        assert_eq!(site.brain.status().members.len(), 2);
+    }
+
+    #[test]
+    fn a_pause_of_the_brain_is_nobodys_silence() {
+        let mut site = Site::new(8, 1);
+        site.have(MIRROR, 0..8);
+        site.want(peer(1), []);
+        site.now += Time::from_secs(5);
+        site.out.clear();
+        site.brain.handle_timeout(site.now, &mut site.out);
+        assert!(site.out.is_empty(), "{:?}", site.out);
+    }
+}

@@ -143,3 +143,45 @@ fn fnv1a(text: &str) -> u64 {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Outcome, Time, testing};
+
+    #[test]
+    fn a_mirror_that_keeps_up_with_peers_gets_more_to_do() {
+        let mut site = testing::Site::new(1, 1);
+        let usual = Time::from_millis(100);
+        let policy = site.brain.policy.clone();
+        let slot = site.brain.ids[&testing::MIRROR];
+        let mirror = &mut site.brain.members[slot];
+        for _ in 0..200 {
+            mirror.note_pace(usual, usual, &policy);
+        }
+        assert_eq!(mirror.window, policy.mirror_uploads_max as usize);
+        for _ in 0..200 {
+            mirror.note_pace(usual * 2, usual, &policy);
+        }
+        assert_eq!(mirror.window, policy.mirror_uploads_min as usize);
+    }
+
+    #[test]
+    fn a_slow_peer_gets_one_lease_at_a_time_until_it_is_fast_again() {
+        let mut site = testing::Site::without_mirror(8, 2);
+        let (source, receiver) = (testing::peer(1), testing::peer(2));
+        site.complete(source);
+        site.want(receiver, []);
+        site.have(source, 0..8);
+        let leases = site.leases();
+        assert_eq!(leases.len(), 3);
+        for (_, lease) in &leases[..2] {
+            site.pass(Time::from_millis(100), &[]);
+            site.end(receiver, lease.id, Outcome::Done);
+        }
+        let slot = site.brain.ids[&source];
+        assert!(!site.brain.members[slot].slow);
+        site.pass(Time::from_millis(700), &[]);
+        site.end(receiver, leases[2].1.id, Outcome::Done);
+        assert!(site.brain.members[slot].slow && site.leases().is_empty());
+    }
+}

@@ -32,6 +32,7 @@ mod report;
 mod roll;
 mod run;
 mod seat;
+mod seating;
 mod slab;
 mod status;
 mod straggler;
@@ -40,6 +41,8 @@ mod straggler;
     reason = "the noun is a swarm; the folder is named for the subsystem"
 )]
 mod swarm;
+#[cfg(test)]
+mod testing;
 mod upstream;
 mod waiting;
 

@@ -9,7 +9,7 @@ impl Brain {
         let Some(slot) = self.hear(member) else {
             return;
         };
-        if !self.leases.get(id).is_some_and(|lease| lease.receiver == slot) {
+        if self.leases.get(id).is_none_or(|lease| lease.receiver != slot) {
             return;
         }
         if outcome == Outcome::Done {
@@ -22,7 +22,7 @@ impl Brain {
             if outcome != Outcome::Done && outcome != Outcome::Cancelled {
                 let state = &mut self.swarms[lease.swarm];
                 state.seats[lease.seat].upstream.strike(self.now, &self.policy);
-                self.pass_upstream_on(lease.swarm, lease.seat);
+                self.retire_from_upstream(lease.swarm, lease.seat, out);
             }
             return;
         };
@@ -104,10 +104,122 @@ impl Brain {
         *accusations += 1;
         state.ban(seat);
         self.cancel_uploads(source, lease.swarm, out);
-        self.pass_upstream_on(lease.swarm, seat);
+        self.retire_from_upstream(lease.swarm, seat, out);
         self.touch(lease.swarm, seat);
     }
 }
 
 /// One in so many parts of the usual lease time is the latest lease's.
 const USUAL_WEIGHT: u32 = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        Outcome, Source, Time,
+        testing::{MIRROR, Site, is_from, peer},
+    };
+
+    /// One receiver (3) of one piece that two complete peers hold, served by the first of them.
+    fn two_sources() -> (Site, super::super::Lease) {
+        let mut site = Site::without_mirror(1, 3);
+        site.complete(peer(1));
+        site.want(peer(3), []);
+        site.have(peer(1), 0..1);
+        let lease = site.lease().1;
+        site.complete(peer(2));
+        (site, lease)
+    }
+
+    #[test]
+    fn a_failed_source_is_left_alone_and_another_takes_over_at_once() {
+        for outcome in [Outcome::Unreachable, Outcome::Stalled, Outcome::Refused] {
+            let (mut site, lease) = two_sources();
+            site.end(peer(3), lease.id, outcome);
+            assert!(is_from(&site.lease().1, peer(2)));
+        }
+    }
+
+    #[test]
+    fn the_only_source_is_tried_again_after_a_second() {
+        let mut site = Site::without_mirror(1, 2);
+        site.complete(peer(1));
+        site.want(peer(2), []);
+        site.have(peer(1), 0..1);
+        let lease = site.lease().1;
+        site.end(peer(2), lease.id, Outcome::Unreachable);
+        assert!(site.leases().is_empty());
+        site.pass(Time::from_millis(900), &[]);
+        assert!(site.leases().is_empty());
+        site.pass(Time::from_millis(200), &[]);
+        assert!(is_from(&site.lease().1, peer(1)));
+    }
+
+    #[test]
+    fn a_corrupt_source_is_never_used_for_the_blob_again() {
+        let (mut site, lease) = two_sources();
+        site.end(peer(3), lease.id, Outcome::Corrupt { piece: 0 });
+        site.have(peer(2), 0..1);
+        let second = site.lease().1;
+        assert!(is_from(&second, peer(2)));
+        site.end(peer(3), second.id, Outcome::Unreachable);
+        site.complete(peer(1));
+        site.have(peer(1), 0..1);
+        site.pass(Time::from_secs(10), &[]);
+        assert!(!site.leases().is_empty());
+        assert!(site.leases().iter().all(|(_, lease)| is_from(lease, peer(2))));
+    }
+
+    #[test]
+    fn one_liar_cannot_take_every_source_from_the_others() {
+        let mut site = Site::without_mirror(1, 12);
+        for number in 1..=10 {
+            site.complete(peer(number));
+        }
+        site.want(peer(11), []);
+        site.have(peer(1), 0..1);
+        let mut leases = site.leases();
+        while let Some((to, lease)) = leases.pop() {
+            site.end(to, lease.id, Outcome::Corrupt { piece: 0 });
+            let Source::Member(source) = lease.source else {
+                unreachable!();
+            };
+            // Only peers state hashes here, so that each doubt has to be dispelled.
+            let another = (1..=10).map(peer).find(|&member| member != source);
+            site.have(another.unwrap(), 0..1);
+            leases = site.leases();
+        }
+        site.want(peer(12), []);
+        site.have(peer(10), 0..1);
+        site.pass(Time::from_millis(200), &[]);
+        let honest = site.brain.swarms.iter().next().unwrap().1.sources.len();
+        assert!(honest >= 6, "{honest}");
+    }
+
+    #[test]
+    fn a_missing_piece_is_struck_and_only_it() {
+        let mut site = Site::new(2, 2);
+        site.have(MIRROR, 0..2);
+        site.want(peer(1), []);
+        let lease = site.leases()[0].1.clone();
+        assert_eq!(lease.first, 0);
+        site.end(peer(1), lease.id, Outcome::Missing { piece: 0 });
+        site.pass(Time::from_secs(3), &[]);
+        assert!(site.leases().is_empty(), "nobody has it");
+        site.have(MIRROR, 0..1);
+        assert_eq!(site.lease().1.first, 0);
+    }
+
+    #[test]
+    fn a_piece_that_a_whole_blob_lacks_is_struck_too() {
+        let mut site = Site::new(3, 2);
+        site.complete(peer(2));
+        site.want(peer(1), []);
+        site.have(peer(2), 0..3);
+        let (_, lease) = site.leases().into_iter().find(|(_, lease)| lease.first == 1).unwrap();
+        site.end(peer(1), lease.id, Outcome::Missing { piece: 1 });
+        site.end(peer(1), lease.id, Outcome::Missing { piece: 9 });
+        let (_, swarm) = site.brain.swarms.iter().next().unwrap();
+        let held = swarm.seats.iter().map(|(_, seat)| seat).find(|seat| seat.member == 1);
+        assert_eq!(held.unwrap().have.iter().collect::<Vec<_>>(), [0, 2]);
+    }
+}

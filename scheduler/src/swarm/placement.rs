@@ -217,3 +217,123 @@ const SWARMS_SAMPLED: usize = 8;
 /// How long the swarm gets at most to pass on what a client waits for: with the second before its report, well below the 5 s in
 /// which it must get something.
 const WAITING_PATIENCE: Time = Time::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeSet, VecDeque};
+
+    use super::super::{
+        Event, Outcome, Role,
+        testing::{MIRROR, Site, is_from, peer},
+    };
+
+    #[test]
+    fn a_mirror_injects_every_piece_once_in_order() {
+        let mut site = Site::new(8, 3);
+        for number in 1..=3 {
+            site.want(peer(number), []);
+        }
+        site.have(MIRROR, 0..8);
+        let mut injected = Vec::new();
+        let mut leases = VecDeque::from(site.leases());
+        while let Some((to, lease)) = leases.pop_front() {
+            if is_from(&lease, MIRROR) {
+                injected.push(lease.first);
+            }
+            site.now += super::Time::from_millis(10);
+            site.end(to, lease.id, Outcome::Done);
+            leases.extend(site.leases());
+        }
+        assert_eq!(injected.iter().collect::<BTreeSet<_>>().len(), 8);
+        assert_eq!(injected.len(), 8, "links were fast: nobody needed the mirror twice");
+    }
+
+    #[test]
+    fn the_least_complete_receiver_is_served_first() {
+        let mut site = Site::new(64, 3);
+        site.want(peer(1), 0..40);
+        site.want(peer(2), 0..10);
+        site.want(peer(3), 0..60);
+        site.have(MIRROR, 63..64);
+        let (to, lease) = site.lease();
+        assert_eq!((to, lease.first, lease.count), (peer(2), 63, 1));
+    }
+
+    #[test]
+    fn whoever_got_nothing_for_long_is_served_before_the_least_complete() {
+        let mut site = Site::new(64, 2);
+        site.want(peer(1), 0..40);
+        site.pass(site.brain.policy.aging, &[]);
+        site.want(peer(2), 0..10);
+        site.have(MIRROR, 63..64);
+        assert_eq!(site.lease().0, peer(1));
+    }
+
+    #[test]
+    fn claims_to_have_lost_everything_gain_nothing() {
+        let mut site = Site::new(64, 2);
+        site.want(peer(1), 0..40);
+        site.want(peer(2), 0..39);
+        site.want(peer(1), []);
+        site.have(MIRROR, 63..64);
+        assert_eq!(site.lease().0, peer(2));
+    }
+
+    #[test]
+    fn the_rarest_piece_goes_first() {
+        let mut site = Site::without_mirror(4, 4);
+        for number in 1..=3 {
+            site.want(peer(number), []);
+            site.have(peer(number), 0..3);
+        }
+        site.have(peer(3), 3..4);
+        let early: Vec<u32> = site.leases().iter().map(|(_, lease)| lease.first).collect();
+        assert_eq!(early, [3, 3], "the two who lack it get it at once");
+    }
+
+    #[test]
+    fn a_source_of_the_own_zone_is_preferred() {
+        for seed in 0..10 {
+            let mut site = Site::without_mirror(1, 0);
+            site.brain = super::super::Brain::new(super::super::Policy::default(), seed);
+            for (number, zone) in [(1, "east"), (2, "west"), (3, "west"), (4, "east")] {
+                let mut info = super::super::Member {
+                    node: piecemeal_proto::NodeId([0; 16]),
+                    role: Role::Peer,
+                    pool: "site".into(),
+                    zone: zone.into(),
+                    may_use_upstream: true,
+                };
+                info.node.0[0] = number;
+                let member = peer(u32::from(number));
+                site.event(Event::Joined { member, info });
+            }
+            for number in [1, 2] {
+                site.complete(peer(number));
+            }
+            site.want(peer(4), []);
+            site.have(peer(1), 0..1);
+            site.want(peer(3), []);
+            let (to, lease) = site.lease();
+            assert!(to == peer(3) && is_from(&lease, peer(2)), "seed {seed}: {lease:?}");
+        }
+    }
+
+    #[test]
+    fn pools_do_not_mix() {
+        let mut site = Site::new(4, 0);
+        site.have(MIRROR, 0..4);
+        let info = super::super::Member {
+            node: piecemeal_proto::NodeId([9; 16]),
+            role: Role::Peer,
+            pool: "another site".into(),
+            zone: "rack".into(),
+            may_use_upstream: true,
+        };
+        site.event(Event::Joined { member: peer(9), info });
+        site.want(peer(9), []);
+        site.pass(super::Time::from_millis(200), &[]);
+        assert!(site.leases().is_empty());
+        assert_eq!(site.brain.status().swarms.len(), 1);
+    }
+}

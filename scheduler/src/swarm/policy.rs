@@ -38,7 +38,7 @@ pub struct Policy {
     pub rematch_every: Time,
     /// A swarm asks for missing hashes at most this often.
     pub describe_every: Time,
-    /// Hungry receivers that a source looks at.
+    /// Hungry receivers that a source looks at. Source: 8 to 24 do as well as all of them.
     pub receivers_sampled: usize,
     /// Sources that a receiver looks at.
     pub sources_sampled: usize,
@@ -72,8 +72,8 @@ impl Default for Policy {
             straggler_factor: 3,
             rematch_every: Time::from_millis(50),
             describe_every: Time::from_secs(1),
-            receivers_sampled: 24,
-            sources_sampled: 16,
+            receivers_sampled: 12,
+            sources_sampled: 8,
             pieces_sampled: 32,
             wants_max: 1024,
             blobs_max: 1 << 20,

@@ -5,7 +5,7 @@
 
 use piecemeal_proto::{Digest, FillId, PieceMap, PieceSet};
 
-use super::{Brain, Command, MemberId, fill::Fill, seat::Seat, swarm::Swarm};
+use super::{Brain, Command, MemberId, fill::Fill};
 
 impl Brain {
     pub(super) fn want(
@@ -254,129 +254,6 @@ impl Brain {
         }
         self.rouse(swarm);
     }
-
-    /// The member's seat in the blob's swarm, taken if it has none; `None` when it sits in too many.
-    fn sit(&mut self, slot: u32, digest: Digest) -> Option<(u32, u32)> {
-        if let Some(seated) = self.seat_of(slot, &digest) {
-            return Some(seated);
-        }
-        let member = &mut self.members[slot];
-        if member.seats.len() >= self.policy.blobs_max {
-            return None;
-        }
-        let key = (member.pool, digest);
-        let swarms = &mut self.swarms;
-        let &mut swarm = self
-            .digests
-            .entry(key)
-            .or_insert_with(|| swarms.insert(Swarm::new(key.0, digest)));
-        let pieces = self.swarms[swarm].pieces();
-        let seat = self.swarms[swarm].seat(Seat {
-            member: slot,
-            mirror: member.is_mirror(),
-            zone: member.zone,
-            have: PieceSet::new(pieces),
-            leased: PieceSet::new(pieces),
-            ..Seat::default()
-        });
-        member.seats.insert(swarm, seat);
-        Some((swarm, seat))
-    }
-
-    /// Counts a seat's bitmaps in its member's budget; says whether they fit.
-    fn reserve(&mut self, swarm: u32, seat: u32) -> bool {
-        let pieces = u64::from(self.swarms[swarm].pieces());
-        let seat = &mut self.swarms[swarm].seats[seat];
-        let member = &mut self.members[seat.member];
-        let after = member.pieces - seat.reserved + pieces;
-        let fits = seat.mirror || after <= self.policy.pieces_max;
-        if fits {
-            member.pieces = after;
-            seat.reserved = pieces;
-        }
-        fits
-    }
-
-    fn release(&mut self, swarm: u32, seat: u32) {
-        let seat = &mut self.swarms[swarm].seats[seat];
-        self.members[seat.member].pieces -= std::mem::take(&mut seat.reserved);
-    }
-
-    /// Its leases are over already.
-    pub(super) fn stop_wanting(&mut self, swarm: u32, seat: u32) {
-        let state = &mut self.swarms[swarm];
-        if std::mem::take(&mut state.seats[seat].wants) {
-            state.wanting -= 1;
-            let member = state.seats[seat].member;
-            self.members[member].wants -= 1;
-        }
-        self.pass_upstream_on(swarm, seat);
-        self.swarms[swarm].refresh(seat, self.policy.leases_deep);
-        self.idle(swarm);
-    }
-
-    /// A swarm that nobody wants any more keeps its holders of the whole blob, and what mirrors are filling.
-    pub(super) fn idle(&mut self, swarm: u32) {
-        let Some(state) = self.swarms.get(swarm).filter(|state| !state.is_live()) else {
-            return;
-        };
-        let partial = state
-            .seats
-            .iter()
-            .filter(|(_, seat)| !seat.complete && !seat.mirror && !seat.banned);
-        for seat in partial.map(|(index, _)| index).collect::<Vec<_>>() {
-            self.leave_seat(swarm, seat);
-        }
-        self.forget_fill(swarm);
-    }
-
-    /// Empties a seat of which nothing is known, and with the last one the swarm.
-    pub(super) fn tidy(&mut self, swarm: u32, seat: u32) {
-        let seats = self.swarms.get(swarm).map(|state| &state.seats);
-        if seats.and_then(|seats| seats.get(seat)).is_some_and(Seat::is_vacant) {
-            self.leave_seat(swarm, seat);
-        }
-        self.forget_fill(swarm);
-    }
-
-    /// Drops the fill of a swarm that nobody wants, unless a mirror is filling it.
-    fn forget_fill(&mut self, swarm: u32) {
-        let Some(state) = self.swarms.get_mut(swarm).filter(|state| !state.is_live()) else {
-            return;
-        };
-        let filling = |&mirror: &u32| !state.seats[mirror].complete && !state.seats[mirror].have.is_empty();
-        if state.fill.is_some() && !state.mirrors.iter().any(filling) {
-            state.fill = None;
-            for seat in state.seats.iter_mut() {
-                seat.have = PieceSet::default();
-                seat.leased = PieceSet::default();
-            }
-        }
-    }
-
-    /// Its leases are over already.
-    pub(super) fn leave_seat(&mut self, swarm: u32, seat: u32) {
-        self.pass_upstream_on(swarm, seat);
-        self.release(swarm, seat);
-        let state = &mut self.swarms[swarm];
-        let member = state.seats[seat].member;
-        if state.seats[seat].wants {
-            state.wanting -= 1;
-            self.members[member].wants -= 1;
-        }
-        state.forget_claims(seat);
-        state.unseat(seat);
-        let empty = state.seats.len() == 0;
-        self.members[member].seats.remove(&swarm);
-        self.members[member].live.remove(&swarm);
-        if empty {
-            let state = self.swarms.remove(swarm).expect("it had a seat just now");
-            self.digests.remove(&(state.pool, state.digest));
-            if let Some(at) = state.tick_at {
-                self.timers.remove(&(at, super::brain::Timer::Tick(swarm)));
-            }
-        }
-    }
 }
 
 /// What a peer says that knows of no fill.
@@ -384,3 +261,204 @@ const NO_FILL: FillId = FillId(0);
 
 /// Revoked fills that a swarm remembers, against reports that were on their way.
 const REVOKED_MAX: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        Command, Event, Role, Time,
+        testing::{MIRROR, Site, peer},
+    };
+    use super::*;
+
+    #[test]
+    fn a_mirrors_new_fill_replaces_the_old_and_cancels_its_leases() {
+        let mut site = Site::new(8, 1);
+        site.have(MIRROR, 0..8);
+        site.want(peer(1), []);
+        site.fill = FillId(2);
+        site.have(MIRROR, 0..1);
+        assert_eq!(site.cancelled().len(), 4);
+        assert_eq!(site.lease().1.fill, FillId(2));
+        assert!(
+            !site
+                .out
+                .iter()
+                .any(|command| matches!(command, Command::Revoked { .. }))
+        );
+    }
+
+    #[test]
+    fn a_peer_cannot_replace_a_mirrors_fill() {
+        let mut site = Site::new(8, 2);
+        site.have(MIRROR, 0..4);
+        site.fill = FillId(66);
+        site.want(peer(1), 0..8);
+        site.have(peer(1), 0..8);
+        assert!(site.leases().iter().all(|(_, lease)| lease.fill == FillId(1)));
+        assert_eq!(site.brain.status().swarms[0].pieces_held, 0);
+    }
+
+    #[test]
+    fn a_peers_fill_is_adopted_while_nothing_better_is_known() {
+        let mut site = Site::without_mirror(8, 3);
+        site.fill = FillId(0);
+        site.want(peer(1), []);
+        let minted = site.brain.status().swarms[0].fill;
+        site.fill = FillId(5);
+        site.want(peer(2), 0..4);
+        assert_ne!(minted, Some(FillId(5)));
+        assert_eq!(site.brain.status().swarms[0].fill, Some(FillId(5)));
+        site.fill = FillId(6);
+        site.want(peer(3), 0..8);
+        assert_eq!(
+            site.brain.status().swarms[0].fill,
+            Some(FillId(5)),
+            "somebody has pieces of it"
+        );
+    }
+
+    #[test]
+    fn a_revoked_fill_is_forgotten_and_everybody_told() {
+        let mut site = Site::new(8, 3);
+        site.complete(peer(3));
+        site.have(MIRROR, 0..8);
+        site.want(peer(1), 0..2);
+        site.want(peer(2), []);
+        let outstanding = site.brain.leases.len();
+        let (digest, fill) = (site.digest, site.fill);
+        site.event(Event::Revoke {
+            member: MIRROR,
+            digest,
+            fill,
+        });
+        let told = site
+            .out
+            .iter()
+            .filter(|command| matches!(command, Command::Revoked { .. }));
+        assert_eq!(told.count(), 4);
+        assert_eq!(site.cancelled().len(), outstanding);
+        site.have(peer(1), 0..2);
+        site.have(MIRROR, 0..2);
+        let status = site.brain.status().swarms[0].clone();
+        assert_eq!((status.pieces_held, status.partial, status.complete), (0, 0, 1));
+        site.fill = FillId(2);
+        site.have(MIRROR, 0..1);
+        assert_eq!(site.lease().1.fill, FillId(2));
+    }
+
+    #[test]
+    fn a_peer_revokes_and_proves_nothing() {
+        let mut site = Site::new(8, 1);
+        site.have(MIRROR, 0..8);
+        site.want(peer(1), []);
+        let (digest, fill) = (site.digest, site.fill);
+        let member = peer(1);
+        site.event(Event::Revoke { member, digest, fill });
+        site.event(Event::Proven { member, digest, fill });
+        assert!(site.out.is_empty() && !site.brain.status().swarms[0].proven);
+        site.event(Event::Proven {
+            member: MIRROR,
+            digest,
+            fill,
+        });
+        assert!(site.brain.status().swarms[0].proven);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_ignored() {
+        let mut site = Site::new(8, 1);
+        let (digest, fill, map) = (site.digest, site.fill, site.map);
+        for (first, len) in [(7, 2), (8, 1), (u32::MAX, 2), (0, 0)] {
+            site.event(Event::Have {
+                member: MIRROR,
+                digest,
+                map,
+                fill,
+                first,
+                hashes: vec![None; len],
+            });
+        }
+        site.event(Event::Want {
+            member: peer(1),
+            digest,
+            map,
+            fill,
+            have: PieceSet::new(9),
+        });
+        site.event(Event::Want {
+            member: peer(1),
+            digest,
+            map: PieceMap::new(0, 1).unwrap(),
+            fill,
+            have: PieceSet::new(0),
+        });
+        site.event(Event::Heard { member: peer(77) });
+        assert_eq!(site.brain.swarms.len(), 0);
+    }
+
+    #[test]
+    fn one_peer_cannot_fill_the_memory() {
+        let mut site = Site::new(8, 1);
+        site.brain.policy.pieces_max = 100;
+        site.brain.policy.wants_max = 5;
+        for number in 0..20_u8 {
+            site.digest = Digest::of(&[number]);
+            site.want(peer(1), []);
+        }
+        assert_eq!(site.brain.swarms.len(), 5);
+        site.brain.policy.wants_max = 50;
+        for number in 20..40_u8 {
+            site.digest = Digest::of(&[number]);
+            site.want(peer(1), []);
+        }
+        assert_eq!(site.brain.swarms.len(), 12, "of 8 pieces each");
+    }
+
+    #[test]
+    fn a_repeated_want_is_the_truth_as_of_now() {
+        let mut site = Site::new(8, 1);
+        site.have(MIRROR, 0..8);
+        site.want(peer(1), 0..6);
+        assert_eq!(site.leases().len(), 2);
+        site.want(peer(1), 3..8);
+        assert_eq!(site.brain.status().swarms[0].pieces_held, 5);
+        let digest = site.digest;
+        site.event(Event::Lost {
+            member: peer(1),
+            digest,
+        });
+        assert_eq!(site.brain.status().swarms[0].pieces_held, 0);
+        assert_eq!(site.leases().len(), 4);
+    }
+
+    #[test]
+    fn the_second_mirror_of_a_pool_does_not_replace_the_firsts_fill() {
+        let mut site = Site::new(8, 1);
+        site.join(peer(8), 8, Role::Mirror);
+        site.want(peer(1), []);
+        site.have(MIRROR, 0..1);
+        site.fill = FillId(2);
+        site.have(peer(8), 0..1);
+        assert_eq!(site.brain.status().swarms[0].fill, Some(FillId(1)));
+    }
+
+    #[test]
+    fn a_swarm_that_nobody_wants_keeps_its_holders_only() {
+        let mut site = Site::new(8, 2);
+        site.complete(MIRROR);
+        site.want(peer(1), 0..3);
+        site.complete(peer(2));
+        let digest = site.digest;
+        site.event(Event::Unwant {
+            member: peer(1),
+            digest,
+        });
+        let (_, swarm) = site.brain.swarms.iter().next().unwrap();
+        assert!(swarm.fill.is_none() && swarm.seats.len() == 2);
+        site.pass(Time::from_secs(1), &[]);
+        site.want(peer(1), []);
+        assert_eq!(site.described(), [MIRROR]);
+        site.have(MIRROR, 0..8);
+        assert_eq!(site.leases().len(), 4);
+    }
+}

@@ -124,3 +124,60 @@ pub(super) fn scarce_run(fill: &Fill, bytes_max: u64) -> Option<Run> {
         count: 1 + u32::try_from(more.count()).ok()?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use piecemeal_proto::{FillId, PieceMap, PieceSet};
+    use proptest::{collection::btree_set, prelude::*};
+
+    use super::*;
+
+    const PIECES: u32 = 200;
+
+    fn set(pieces: &std::collections::BTreeSet<u32>) -> PieceSet {
+        let mut set = PieceSet::new(PIECES);
+        for &piece in pieces {
+            set.insert(piece);
+        }
+        set
+    }
+
+    proptest! {
+        #[test]
+        fn a_run_fits_and_is_found_whenever_there_is_one(
+            held in btree_set(0..PIECES, 0..60),
+            had in btree_set(0..PIECES, 0..150),
+            unhashed in btree_set(0..PIECES, 0..20),
+            copied in btree_set(0..PIECES, 0..PIECES as usize),
+            start in any::<u64>(),
+            run_max in 1_u32..5,
+        ) {
+            let mut fill = Fill::new(FillId(1), PieceMap::new(u64::from(PIECES), 1).unwrap());
+            for piece in (0..PIECES).filter(|piece| !unhashed.contains(piece)) {
+                fill.state(piece, [1; 32], true);
+            }
+            for &piece in &copied {
+                fill.add_copy(piece, Time::ZERO);
+            }
+            let source = Seat { have: set(&held), ..Seat::default() };
+            let receiver = Seat { have: set(&had), leased: PieceSet::new(PIECES), ..Seat::default() };
+            let pairing = Pairing { fill: &fill, source: &source, receiver: &receiver, run_max };
+            let fits = |piece: &u32| held.contains(piece) && !had.contains(piece) && !unhashed.contains(piece);
+            let fitting: Vec<u32> = (0..PIECES).filter(fits).collect();
+
+            let rarest = pairing.rarest(start, PIECES, |_| true);
+            prop_assert_eq!(rarest.is_some(), !fitting.is_empty());
+            if let Some(run) = rarest {
+                prop_assert!(run.count >= 1 && run.count <= run_max && run.pieces().all(|piece| fits(&piece)));
+                prop_assert_eq!(Some(fill.copies(run.first)), fitting.iter().map(|&piece| fill.copies(piece)).min());
+            }
+            let scarce: Vec<u32> = fitting.iter().copied().filter(|piece| !copied.contains(piece)).collect();
+            let scarcest = pairing.scarcest();
+            prop_assert_eq!(scarcest.map(|run| run.first), scarce.first().copied());
+            prop_assert!(scarcest.is_none_or(|run| run.pieces().all(|piece| scarce.contains(&piece))));
+            for piece in 0..PIECES {
+                prop_assert_eq!(pairing.at(piece).is_some(), fits(&piece));
+            }
+        }
+    }
+}

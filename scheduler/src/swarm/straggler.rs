@@ -89,3 +89,40 @@ impl Brain {
 
 /// The time doubles at most so often.
 const STOLEN_MAX: u32 = 10;
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        Time,
+        testing::{MIRROR, Site, is_from, peer},
+    };
+
+    #[test]
+    fn the_last_lease_is_stolen_from_a_slow_source_and_then_left_in_peace() {
+        let mut site = Site::without_mirror(1, 3);
+        site.complete(peer(1));
+        site.want(peer(3), []);
+        site.have(peer(1), 0..1);
+        let slow = site.lease().1;
+        site.complete(peer(2));
+        site.pass(Time::from_millis(700), &[]);
+        assert!(site.cancelled().is_empty());
+        site.pass(Time::from_millis(200), &[]);
+        assert_eq!(site.cancelled(), [slow.id]);
+        let stolen = site.lease().1;
+        assert!(is_from(&stolen, peer(2)));
+        site.pass(Time::from_millis(1200), &[]);
+        assert!(site.cancelled().is_empty(), "twice the time");
+        site.pass(Time::from_millis(400), &[]);
+        assert_eq!(site.cancelled(), [stolen.id]);
+    }
+
+    #[test]
+    fn a_slow_source_is_better_than_none() {
+        let mut site = Site::new(1, 1);
+        site.have(MIRROR, 0..1);
+        site.want(peer(1), []);
+        site.pass(Time::from_secs(20), &[]);
+        assert!(site.cancelled().is_empty());
+    }
+}

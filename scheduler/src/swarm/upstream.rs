@@ -40,6 +40,18 @@ impl Brain {
         seat.leases == 0 && !self.is_usable(seat.member)
     }
 
+    /// The seat's fetches from upstream fail, or it is not to be trusted: it stops, and another takes over.
+    pub(super) fn retire_from_upstream(&mut self, swarm: u32, seat: u32, out: &mut Vec<Command>) {
+        let member = self.swarms[swarm].seats[seat].member;
+        for id in self.members[member].fetching.clone() {
+            let lease = self.leases.get(id);
+            if lease.is_some_and(|lease| lease.swarm == swarm && lease.source.is_none()) {
+                self.cancel(id, out);
+            }
+        }
+        self.pass_upstream_on(swarm, seat);
+    }
+
     /// The seat is not the one that asks upstream any more, if it was; the next hungry one that may takes over.
     pub(super) fn pass_upstream_on(&mut self, swarm: u32, seat: u32) {
         let Some(state) = self.swarms.get_mut(swarm) else {
@@ -53,5 +65,81 @@ impl Brain {
                 .take(self.policy.receivers_sampled);
             self.takers.extend(next.map(|&other| (swarm, other)));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        Event, MemberId, Outcome, Role, Source, Time,
+        testing::{MIRROR, Site, peer},
+    };
+
+    fn upstream_receivers(site: &Site) -> Vec<MemberId> {
+        let leases = site.leases().into_iter();
+        let upstream = leases.filter(|(_, lease)| lease.source == Source::Upstream);
+        upstream.map(|(to, _)| to).collect()
+    }
+
+    #[test]
+    fn one_peer_asks_upstream_after_the_grace_and_another_when_it_fails() {
+        let mut site = Site::without_mirror(8, 3);
+        for number in 1..=3 {
+            site.want(peer(number), []);
+        }
+        site.pass(Time::from_millis(29_900), &[]);
+        assert!(site.leases().is_empty());
+        site.pass(Time::from_millis(200), &[]);
+        let asking = upstream_receivers(&site);
+        assert_eq!(asking, [asking[0]; 4]);
+        let lease = site.leases()[0].1.clone();
+        for number in 1..=3 {
+            site.end(peer(number), lease.id, Outcome::Unreachable);
+            if peer(number) == asking[0] {
+                break;
+            }
+        }
+        site.pass(Time::from_millis(200), &[]);
+        let next = upstream_receivers(&site);
+        assert!(next.iter().all(|&to| to == next[0] && to != asking[0]), "{next:?}");
+    }
+
+    #[test]
+    fn a_mirror_that_is_back_ends_it() {
+        let mut site = Site::without_mirror(20, 1);
+        site.want(peer(1), []);
+        site.pass(Time::from_secs(31), &[]);
+        let leases = site.leases();
+        assert_eq!(leases.len(), 4);
+        site.join(MIRROR, 0, Role::Mirror);
+        site.end(peer(1), leases[0].1.id, Outcome::Done);
+        assert!(site.leases().is_empty());
+        site.have(MIRROR, 0..20);
+        let (_, lease) = site.lease();
+        assert_eq!((lease.source, lease.first), (Source::Member(MIRROR), 4));
+    }
+
+    #[test]
+    fn what_the_one_has_fetched_the_others_get_from_it() {
+        let mut site = Site::without_mirror(4, 2);
+        site.want(peer(1), []);
+        site.want(peer(2), []);
+        site.pass(Time::from_secs(31), &[]);
+        let (to, lease) = site.leases()[0].clone();
+        site.have(to, lease.first..lease.first + lease.count);
+        let (other, passed_on) = site.lease();
+        assert!(other != to && passed_on.source == Source::Member(to) && passed_on.first == lease.first);
+    }
+
+    #[test]
+    fn who_may_not_use_upstream_does_not() {
+        let mut site = Site::without_mirror(4, 0);
+        site.join(peer(1), 1, Role::Peer);
+        let slot = site.brain.ids[&peer(1)];
+        site.brain.members[slot].info.may_use_upstream = false;
+        site.want(peer(1), []);
+        site.pass(Time::from_secs(40), &[]);
+        assert!(site.leases().is_empty());
+        site.event(Event::Left { member: peer(1) });
     }
 }

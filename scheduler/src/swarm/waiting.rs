@@ -58,3 +58,62 @@ impl Brain {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        Event, Outcome, Priority,
+        testing::{MIRROR, Site, peer},
+    };
+
+    #[test]
+    fn what_a_client_waits_for_is_leased_next() {
+        let mut site = Site::new(64, 1);
+        site.have(MIRROR, 0..64);
+        site.want(peer(1), []);
+        let leased = site.leases();
+        assert_eq!(leased.len(), 4);
+        site.event(Event::Waiting {
+            member: peer(1),
+            digest: site.digest,
+            piece: 40,
+        });
+        let (_, lease) = site.lease();
+        assert_eq!((lease.first, lease.priority), (40, Priority::Waiting));
+        site.end(peer(1), leased[0].1.id, Outcome::Done);
+        assert!(
+            site.leases()
+                .iter()
+                .all(|(_, lease)| lease.priority == Priority::Normal)
+        );
+    }
+
+    #[test]
+    fn a_piece_that_comes_later_goes_to_who_waits_for_it() {
+        let mut site = Site::new(64, 2);
+        site.want(peer(1), 0..8);
+        site.want(peer(2), []);
+        site.event(Event::Waiting {
+            member: peer(1),
+            digest: site.digest,
+            piece: 8,
+        });
+        site.have(MIRROR, 8..9);
+        let (to, lease) = site.lease();
+        assert_eq!((to, lease.priority), (peer(1), Priority::Waiting));
+    }
+
+    #[test]
+    fn a_piece_beyond_the_blob_is_ignored() {
+        let mut site = Site::new(4, 1);
+        site.want(peer(1), []);
+        for piece in [4, u32::MAX] {
+            site.event(Event::Waiting {
+                member: peer(1),
+                digest: site.digest,
+                piece,
+            });
+        }
+        assert!(site.out.is_empty());
+    }
+}

@@ -1,56 +1,57 @@
 //! What the simulated world is made of: serial links and seeded chance.
 
 /// Nanoseconds since the start.
-pub type Nanos = u64;
+pub(crate) type Nanos = u64;
 
-pub const MILLISECOND: Nanos = 1_000_000;
-pub const SECOND: Nanos = 1000 * MILLISECOND;
+pub(crate) const MILLISECOND: Nanos = 1_000_000;
+pub(crate) const SECOND: Nanos = 1000 * MILLISECOND;
 
 /// Carries one thing at a time, in the order of arrival.
 #[derive(Clone, Copy)]
-pub struct Link {
+pub(crate) struct Link {
     bytes_per_second: u64,
     free_at: Nanos,
 }
 
 impl Link {
-    pub fn new(bytes_per_second: u64) -> Self {
+    pub(crate) fn new(bytes_per_second: u64) -> Self {
         Self {
             bytes_per_second,
             free_at: 0,
         }
     }
 
-    pub fn takes(&self, bytes: u64) -> Nanos {
-        bytes * SECOND / self.bytes_per_second
+    pub(crate) fn takes(&self, bytes: u64) -> Nanos {
+        let nanos = u128::from(bytes) * u128::from(SECOND) / u128::from(self.bytes_per_second);
+        nanos.try_into().expect("links are not that slow")
     }
 
     /// When `bytes` that arrive at `now` are through.
-    pub fn send(&mut self, now: Nanos, bytes: u64) -> Nanos {
+    pub(crate) fn send(&mut self, now: Nanos, bytes: u64) -> Nanos {
         self.free_at = self.free_at.max(now) + self.takes(bytes);
         self.free_at
     }
 
     /// The same for bytes that have been flowing in since they left a link, the last of them at `now`.
-    pub fn receive(&mut self, now: Nanos, bytes: u64) -> Nanos {
+    pub(crate) fn receive(&mut self, now: Nanos, bytes: u64) -> Nanos {
         self.free_at = now.max(self.free_at + self.takes(bytes));
         self.free_at
     }
 
-    pub fn reset(&mut self, now: Nanos) {
+    pub(crate) fn reset(&mut self, now: Nanos) {
         self.free_at = now;
     }
 }
 
 /// Seeded randomness (SplitMix64): a seed replays for ever.
-pub struct Chance(u64);
+pub(crate) struct Chance(u64);
 
 impl Chance {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed ^ 0x5157_11ab_70c3_9d2e)
     }
 
-    pub fn draw(&mut self) -> u64 {
+    pub(crate) fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -58,11 +59,16 @@ impl Chance {
     }
 
     /// One of `range`.
-    pub fn among(&mut self, range: std::ops::Range<u64>) -> u64 {
+    pub(crate) fn among(&mut self, range: std::ops::Range<u64>) -> u64 {
         range.start + self.draw() % (range.end - range.start)
     }
 
-    pub fn happens(&mut self, per_mille: u64) -> bool {
+    /// The same for numbers of nodes.
+    pub(crate) fn index(&mut self, range: std::ops::Range<usize>) -> usize {
+        usize::try_from(self.among(range.start as u64..range.end as u64)).expect("below the range's end")
+    }
+
+    pub(crate) fn happens(&mut self, per_mille: u64) -> bool {
         self.among(0..1000) < per_mille
     }
 }

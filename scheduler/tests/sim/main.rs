@@ -5,8 +5,10 @@
 mod bounds;
 mod faults;
 mod link;
+mod mirror;
 mod node;
 mod plan;
+mod session;
 mod transfer;
 mod upstream;
 mod world;
@@ -16,6 +18,6 @@ fn seeds() -> std::ops::Range<u64> {
     let number = |name| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
     match number("PIECEMEAL_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("PIECEMEAL_SEEDS").unwrap_or(20),
+        None => 0..number("PIECEMEAL_SEEDS").unwrap_or(16),
     }
 }

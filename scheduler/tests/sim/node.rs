@@ -7,54 +7,54 @@ use piecemeal_scheduler::swarm::{Lease, LeaseId, MemberId};
 
 use crate::link::{Link, Nanos};
 
-pub struct Node {
-    pub mirror: bool,
-    pub liar: bool,
-    pub up: Link,
-    pub down: Link,
+pub(crate) struct Node {
+    pub(crate) mirror: bool,
+    pub(crate) liar: bool,
+    pub(crate) up: Link,
+    pub(crate) down: Link,
     /// `None`: not connected.
-    pub member: Option<MemberId>,
-    pub running: bool,
-    pub frozen: bool,
+    pub(crate) member: Option<MemberId>,
+    pub(crate) running: bool,
+    pub(crate) frozen: bool,
     /// Grows with every start: what was on its way to an earlier one is lost.
-    pub life: u32,
+    pub(crate) life: u32,
     /// Messages arrive in order.
-    pub said_until: Nanos,
-    pub told_until: Nanos,
-    pub blobs: Vec<Holding>,
-    pub fetches: BTreeMap<LeaseId, Fetch>,
-    pub finished_at: Option<Nanos>,
+    pub(crate) said_until: Nanos,
+    pub(crate) told_until: Nanos,
+    pub(crate) blobs: Vec<Holding>,
+    pub(crate) fetches: BTreeMap<LeaseId, Fetch>,
+    pub(crate) finished_at: Option<Nanos>,
     /// Pieces that it sent.
-    pub sent: u64,
+    pub(crate) sent: u64,
 }
 
 /// One lease being worked off, a piece at a time.
-pub struct Fetch {
-    pub lease: Lease,
-    pub blob: usize,
-    pub next: u32,
+pub(crate) struct Fetch {
+    pub(crate) lease: Lease,
+    pub(crate) blob: usize,
+    pub(crate) next: u32,
     /// The source's node and life; `None` is upstream.
-    pub source: Option<(usize, u32)>,
+    pub(crate) source: Option<(usize, u32)>,
     /// The piece asked for will never come.
-    pub lost: bool,
+    pub(crate) lost: bool,
 }
 
 /// What a node has of a blob.
 #[derive(Clone)]
-pub struct Holding {
-    pub wanted: bool,
-    pub fill: FillId,
-    pub have: PieceSet,
-    pub content: Vec<u64>,
-    pub stored_at: Vec<Nanos>,
-    pub complete: bool,
+pub(crate) struct Holding {
+    pub(crate) wanted: bool,
+    pub(crate) fill: FillId,
+    pub(crate) have: PieceSet,
+    pub(crate) content: Vec<u64>,
+    pub(crate) stored_at: Vec<Nanos>,
+    pub(crate) complete: bool,
     /// A client reads from the start: since when it waits in the first piece that is missing.
-    pub prefix: u32,
-    pub fed_at: Nanos,
+    pub(crate) prefix: u32,
+    pub(crate) fed_at: Nanos,
 }
 
 impl Holding {
-    pub fn new(map: PieceMap) -> Self {
+    pub(crate) fn new(map: PieceMap) -> Self {
         Self {
             wanted: false,
             fill: FillId(0),
@@ -68,13 +68,13 @@ impl Holding {
     }
 
     /// Drops everything, to begin again under `fill`.
-    pub fn restart(&mut self, fill: FillId) {
+    pub(crate) fn restart(&mut self, fill: FillId) {
         self.fill = fill;
         self.have = PieceSet::new(self.have.capacity());
         self.prefix = 0;
     }
 
-    pub fn store(&mut self, piece: u32, content: u64, now: Nanos) {
+    pub(crate) fn store(&mut self, piece: u32, content: u64, now: Nanos) {
         self.have.insert(piece);
         self.content[piece as usize] = content;
         self.stored_at[piece as usize] = now;
@@ -84,7 +84,7 @@ impl Holding {
         }
     }
 
-    pub fn is_genuine(&self, blob: usize) -> bool {
+    pub(crate) fn is_genuine(&self, blob: usize) -> bool {
         self.have.is_full()
             && (0..)
                 .zip(&self.content)
@@ -92,16 +92,16 @@ impl Holding {
     }
 }
 
-pub fn digest(blob: usize) -> Digest {
+pub(crate) fn digest(blob: usize) -> Digest {
     Digest::of(&blob.to_le_bytes())
 }
 
 /// The blob's bytes, in one number a piece.
-pub fn genuine(blob: usize, piece: u32) -> u64 {
+pub(crate) fn genuine(blob: usize, piece: u32) -> u64 {
     (blob as u64) << 32 | u64::from(piece) | 1 << 60
 }
 
-pub fn hash(content: u64) -> [u8; 32] {
+pub(crate) fn hash(content: u64) -> [u8; 32] {
     let mut hash = [7; 32];
     hash[..8].copy_from_slice(&content.to_le_bytes());
     hash

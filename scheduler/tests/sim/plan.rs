@@ -2,49 +2,49 @@
 
 use piecemeal_scheduler::swarm::Policy;
 
-use crate::link::{Chance, Nanos};
+use crate::link::{Chance, Link, Nanos};
 
 #[derive(Clone)]
-pub struct Plan {
-    pub seed: u64,
-    pub policy: Policy,
-    pub peers: usize,
-    pub blobs: usize,
-    pub pieces: u32,
-    pub piece_bytes: u64,
+pub(crate) struct Plan {
+    pub(crate) seed: u64,
+    pub(crate) policy: Policy,
+    pub(crate) peers: usize,
+    pub(crate) blobs: usize,
+    pub(crate) pieces: u32,
+    pub(crate) piece_bytes: u64,
     /// Bytes per second of every peer's and the mirror's uplink and downlink.
-    pub lan: u64,
-    pub mirror_up: u64,
+    pub(crate) lan: u64,
+    pub(crate) mirror_up: u64,
     /// A peer's uplink and downlink are one: a cap on both summed.
-    pub summed: bool,
+    pub(crate) summed: bool,
     /// Peers, the last ones, whose uplink is ten times slower.
-    pub slow: usize,
+    pub(crate) slow: usize,
     /// Bytes per second from upstream; 0: the mirror holds everything at the start.
-    pub wan: u64,
-    pub delay: Nanos,
+    pub(crate) wan: u64,
+    pub(crate) delay: Nanos,
     /// Added to the delay: up to this much.
-    pub jitter: Nanos,
+    pub(crate) jitter: Nanos,
     /// Pieces in a thousand that never arrive.
-    pub loss: u64,
+    pub(crate) loss: u64,
     /// Peers, the first ones, that send other bytes than they claim.
-    pub liars: usize,
+    pub(crate) liars: usize,
     /// Lease reports in a thousand that come twice, the second time late.
-    pub duplicates: u64,
+    pub(crate) duplicates: u64,
     /// Peers arrive evenly over this time.
-    pub arrivals: Nanos,
+    pub(crate) arrivals: Nanos,
     /// Peers hold a random part at the start.
-    pub head_start: bool,
+    pub(crate) head_start: bool,
     /// At most this many copies of the mirror's first fill are good: it is revoked there.
-    pub revoked_at: Option<u32>,
+    pub(crate) revoked_at: Option<u32>,
     /// Asserts that no client starves.
-    pub clients_are_fed: bool,
-    pub faults: Vec<(Nanos, Fault)>,
+    pub(crate) clients_are_fed: bool,
+    pub(crate) faults: Vec<(Nanos, Fault)>,
     /// Recount everything after every step.
-    pub checked: bool,
+    pub(crate) checked: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// The connection drops and the process is gone; its disk stays.
     Crash(usize),
     /// Begins again with what is on its disk.
@@ -59,10 +59,10 @@ pub enum Fault {
 }
 
 /// The mirror's place among the nodes; peers follow from 1.
-pub const MIRROR: usize = 0;
+pub(crate) const MIRROR: usize = 0;
 
 impl Plan {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self {
             seed,
             policy: Policy::default(),
@@ -90,12 +90,12 @@ impl Plan {
     }
 
     /// A world of which the seed draws size, rates and jitter.
-    pub fn drawn(seed: u64) -> (Self, Chance) {
+    pub(crate) fn drawn(seed: u64) -> (Self, Chance) {
         let mut chance = Chance::new(seed);
         let mut plan = Self::new(seed);
-        plan.peers = chance.among(2..10) as usize;
-        plan.blobs = chance.among(1..4) as usize;
-        plan.pieces = chance.among(1..50) as u32;
+        plan.peers = chance.index(2..10);
+        plan.blobs = chance.index(1..4);
+        plan.pieces = u32::try_from(chance.among(1..50)).expect("a small number");
         plan.piece_bytes = 1 << chance.among(18..22);
         plan.lan = chance.among(20..200) << 20;
         plan.mirror_up = chance.among(20..200) << 20;
@@ -105,17 +105,17 @@ impl Plan {
         (plan, chance)
     }
 
-    pub fn fault(&mut self, at: Nanos, fault: Fault) {
+    pub(crate) fn fault(&mut self, at: Nanos, fault: Fault) {
         self.faults.push((at, fault));
     }
 
     /// How long the blobs take over the slowest of the links that carry each byte once.
-    pub fn once_through(&self) -> Nanos {
+    pub(crate) fn once_through(&self) -> Nanos {
         let bytes = self.blobs as u64 * u64::from(self.pieces) * self.piece_bytes;
         let slowest = self
             .lan
             .min(self.mirror_up)
             .min(if self.wan == 0 { u64::MAX } else { self.wan });
-        (u128::from(bytes) * u128::from(crate::link::SECOND) / u128::from(slowest)) as Nanos
+        Link::new(slowest).takes(bytes)
     }
 }

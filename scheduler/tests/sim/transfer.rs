@@ -1,7 +1,7 @@
 //! How daemons act: they work their leases off piece by piece, verify, report, and drop what is revoked.
 
 use piecemeal_proto::{FillId, PieceSet};
-use piecemeal_scheduler::swarm::{Command, Event, Lease, LeaseId, MemberId, Outcome, Source};
+use piecemeal_scheduler::swarm::{Command, Event, Lease, LeaseId, Outcome, Source};
 
 use crate::{
     link::{MILLISECOND, SECOND},
@@ -11,7 +11,7 @@ use crate::{
 };
 
 impl World {
-    pub fn happen(&mut self, happening: Happening) {
+    pub(crate) fn happen(&mut self, happening: Happening) {
         match happening {
             Happening::Told { node, member, command } => {
                 if self.nodes[node].member != Some(member) {
@@ -36,7 +36,11 @@ impl World {
                     let gone = from.is_some_and(|(node, life)| self.nodes[node].life != life);
                     let lost = gone || self.chance.happens(self.plan.loss);
                     if lost {
-                        self.nodes[to.0].fetches.get_mut(&lease).unwrap().lost = true;
+                        self.nodes[to.0]
+                            .fetches
+                            .get_mut(&lease)
+                            .expect("it is being worked off")
+                            .lost = true;
                         return;
                     }
                     let bytes = self.map.len(piece);
@@ -105,7 +109,7 @@ impl World {
     }
 
     /// `Have` for runs of the pieces, with their hashes.
-    fn tell_pieces(&mut self, node: usize, blob: usize, pieces: &PieceSet) {
+    pub(crate) fn tell_pieces(&mut self, node: usize, blob: usize, pieces: &PieceSet) {
         let Some(member) = self.nodes[node].member else {
             return;
         };
@@ -347,101 +351,5 @@ impl World {
         } else {
             self.at(self.now + SECOND, Happening::Checked { by, lease, piece });
         }
-    }
-
-    /// A heartbeat, and what the node's clients wait for.
-    fn beat(&mut self, node: usize, life: u32) {
-        if self.nodes[node].life != life || !self.nodes[node].running {
-            return;
-        }
-        self.at(self.now + SECOND / 2, Happening::Beat { node, life });
-        let Some(member) = self.nodes[node].member.filter(|_| !self.nodes[node].frozen) else {
-            return;
-        };
-        self.say(node, Event::Heard { member });
-        for blob in 0..self.plan.blobs {
-            let holding = &self.nodes[node].blobs[blob];
-            let (piece, waited) = (holding.prefix, self.now - holding.fed_at);
-            if holding.wanted && waited >= SECOND {
-                if self.plan.clients_are_fed {
-                    let mirror = &self.nodes[MIRROR].blobs[blob];
-                    let held = self.now - mirror.stored_at[piece as usize];
-                    let starves = mirror.have.contains(piece) && held.min(waited) >= 5 * SECOND;
-                    assert!(!starves, "seed {}: node {node} starves", self.plan.seed);
-                }
-                self.say(
-                    node,
-                    Event::Waiting {
-                        member,
-                        digest: digest(blob),
-                        piece,
-                    },
-                );
-            }
-        }
-    }
-
-    /// The mirror goes on with what it is filling.
-    pub fn fill_on(&mut self) {
-        let life = self.nodes[MIRROR].life;
-        for blob in 0..self.plan.blobs {
-            let missing = self.nodes[MIRROR].blobs[blob].have.missing().next();
-            if let Some(piece) = missing {
-                let at = self.wan.send(self.now, self.map.len(piece));
-                return self.at(at, Happening::Filled { life, blob, piece });
-            }
-        }
-    }
-
-    fn filled(&mut self, life: u32, blob: usize, piece: u32) {
-        let mirror = &mut self.nodes[MIRROR];
-        if mirror.life != life || !mirror.running {
-            return;
-        }
-        let bad = self.fill.0 % 2 == 1;
-        let holding = &mut mirror.blobs[blob];
-        holding.store(piece, genuine(blob, piece) ^ u64::from(bad) << 50, self.now);
-        self.upstream_pieces += 1;
-        if bad
-            && self
-                .plan
-                .revoked_at
-                .is_some_and(|at| holding.have.count() > at || holding.have.is_full())
-        {
-            return self.revoke();
-        }
-        let mut filled = PieceSet::new(self.map.count());
-        filled.insert(piece);
-        self.tell_pieces(MIRROR, blob, &filled);
-        if self.nodes[MIRROR].blobs[blob].have.is_full() {
-            self.nodes[MIRROR].blobs[blob].complete = true;
-            if let Some(member) = self.nodes[MIRROR].member {
-                let (digest, fill) = (digest(blob), self.fill);
-                self.say(MIRROR, Event::Proven { member, digest, fill });
-                self.say(MIRROR, Event::Complete { member, digest });
-            }
-        }
-        self.fill_on();
-    }
-
-    /// The mirror finds its fill to be bad, and begins another.
-    fn revoke(&mut self) {
-        let bad = self.fill;
-        self.fill = FillId(bad.0 + 1);
-        let member: Option<MemberId> = self.nodes[MIRROR].member;
-        for blob in 0..self.plan.blobs {
-            self.nodes[MIRROR].blobs[blob].restart(self.fill);
-            if let Some(member) = member {
-                self.say(
-                    MIRROR,
-                    Event::Revoke {
-                        member,
-                        digest: digest(blob),
-                        fill: bad,
-                    },
-                );
-            }
-        }
-        self.fill_on();
     }
 }

@@ -4,61 +4,100 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use piecemeal_proto::{FillId, NodeId, PieceMap};
-use piecemeal_scheduler::swarm::{Brain, Command, Event, Lease, LeaseId, Member, MemberId, Outcome, Role};
+use piecemeal_proto::{FillId, PieceMap};
+use piecemeal_scheduler::swarm::{Brain, Command, Event, Lease, LeaseId, MemberId, Outcome};
 
 use crate::{
     link::{Chance, Link, MILLISECOND, Nanos, SECOND},
-    node::{Holding, Node, digest, genuine},
+    node::{Holding, Node, genuine},
     plan::{Fault, MIRROR, Plan},
 };
 
-pub struct World {
-    pub plan: Plan,
-    pub map: PieceMap,
-    pub now: Nanos,
-    pub chance: Chance,
-    pub nodes: Vec<Node>,
-    pub wan: Link,
+pub(crate) struct World {
+    pub(crate) plan: Plan,
+    pub(crate) map: PieceMap,
+    pub(crate) now: Nanos,
+    pub(crate) chance: Chance,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) wan: Link,
     /// Pieces that came from upstream, to the mirror or a peer.
-    pub upstream_pieces: u64,
-    pub leases: u64,
-    pub members: BTreeMap<MemberId, usize>,
+    pub(crate) upstream_pieces: u64,
+    pub(crate) leases: u64,
+    pub(crate) members: BTreeMap<MemberId, usize>,
     /// The mirror's present fill; odd ones hold bad bytes.
-    pub fill: FillId,
+    pub(crate) fill: FillId,
     brain: Brain,
-    scheduler_life: u32,
+    pub(crate) scheduler_life: u32,
     paused_until: Nanos,
-    members_ever: u32,
+    pub(crate) members_ever: u32,
     queue: BTreeMap<(Nanos, u64), Happening>,
     queued: u64,
     timer_at: Option<Nanos>,
 }
 
-pub enum Happening {
+pub(crate) enum Happening {
     /// A message reaches the scheduler that it was sent to.
-    Said { life: u32, event: Event },
+    Said {
+        life: u32,
+        event: Event,
+    },
     /// A message reaches the daemon that it was sent to.
-    Told { node: usize, member: MemberId, command: Command },
+    Told {
+        node: usize,
+        member: MemberId,
+        command: Command,
+    },
     Timer,
-    Beat { node: usize, life: u32 },
-    Connect { node: usize, life: u32 },
+    Beat {
+        node: usize,
+        life: u32,
+    },
+    Connect {
+        node: usize,
+        life: u32,
+    },
     Fault(Fault),
     /// The mirror's next piece arrives from upstream.
-    Filled { life: u32, blob: usize, piece: u32 },
+    Filled {
+        life: u32,
+        blob: usize,
+        piece: u32,
+    },
     /// A request reaches a source.
-    Asked { by: (usize, u32), lease: LeaseId, piece: u32 },
+    Asked {
+        by: (usize, u32),
+        lease: LeaseId,
+        piece: u32,
+    },
     /// A piece has left its source.
-    Sent { to: (usize, u32), lease: LeaseId, piece: u32, content: u64 },
-    Landed { to: (usize, u32), lease: LeaseId, piece: u32, content: u64 },
-    Failed { to: (usize, u32), lease: LeaseId, outcome: Outcome },
+    Sent {
+        to: (usize, u32),
+        lease: LeaseId,
+        piece: u32,
+        content: u64,
+    },
+    Landed {
+        to: (usize, u32),
+        lease: LeaseId,
+        piece: u32,
+        content: u64,
+    },
+    Failed {
+        to: (usize, u32),
+        lease: LeaseId,
+        outcome: Outcome,
+    },
     /// A receiver looks whether its source still sends.
-    Checked { by: (usize, u32), lease: LeaseId, piece: u32 },
+    Checked {
+        by: (usize, u32),
+        lease: LeaseId,
+        piece: u32,
+    },
 }
 
 impl World {
-    pub fn new(plan: Plan) -> Self {
-        let map = PieceMap::new(u64::from(plan.pieces) * plan.piece_bytes, plan.piece_bytes).unwrap();
+    pub(crate) fn new(plan: Plan) -> Self {
+        let map = PieceMap::new(u64::from(plan.pieces) * plan.piece_bytes, plan.piece_bytes).expect("a small blob");
         let mut world = Self {
             map,
             now: 0,
@@ -130,28 +169,34 @@ impl World {
         self.at(at, Happening::Fault(Fault::Start(node)));
     }
 
-    pub fn at(&mut self, time: Nanos, happening: Happening) {
+    pub(crate) fn at(&mut self, time: Nanos, happening: Happening) {
         self.queued += 1;
         self.queue.insert((time.max(self.now), self.queued), happening);
     }
 
     /// One way over the network.
-    pub fn hop(&mut self) -> Nanos {
+    pub(crate) fn hop(&mut self) -> Nanos {
         self.plan.delay + self.chance.among(0..self.plan.jitter + 1)
     }
 
-    pub fn peers(&self) -> impl Iterator<Item = &Node> {
+    pub(crate) fn peers(&self) -> impl Iterator<Item = &Node> {
         self.nodes[1..].iter()
     }
 
-    pub fn all_finished(&self) -> bool {
+    pub(crate) fn all_finished(&self) -> bool {
         self.peers().all(|node| node.finished_at.is_some())
     }
 
     /// Demands that everybody finishes before `end`; says when the last did.
-    pub fn run(&mut self, end: Nanos) -> Nanos {
+    pub(crate) fn run(&mut self, end: Nanos) -> Nanos {
         while !self.all_finished() {
-            assert!(self.now < end, "seed {}: not done at {} s\n{}", self.plan.seed, end / SECOND, self.report());
+            assert!(
+                self.now < end,
+                "seed {}: not done at {} s\n{}",
+                self.plan.seed,
+                end / SECOND,
+                self.report()
+            );
             self.step();
         }
         self.peers().filter_map(|node| node.finished_at).max().unwrap_or(0)
@@ -160,7 +205,10 @@ impl World {
     fn report(&self) -> String {
         let nodes = self.nodes.iter().enumerate().map(|(index, node)| {
             let held: Vec<u32> = node.blobs.iter().map(|blob| blob.have.count()).collect();
-            format!("node {index} running {} frozen {} held {held:?}\n", node.running, node.frozen)
+            format!(
+                "node {index} running {} frozen {} held {held:?}\n",
+                node.running, node.frozen
+            )
         });
         format!("{}{:#?}", nodes.collect::<String>(), self.brain.status())
     }
@@ -215,7 +263,10 @@ impl World {
             self.nodes[node].told_until = at;
             self.at(at, Happening::Told { node, member, command });
         }
-        let next = self.brain.poll_timeout().map(|at| u64::try_from(at.as_nanos()).unwrap());
+        let next = self
+            .brain
+            .poll_timeout()
+            .map(|at| u64::try_from(at.as_nanos()).expect("runs are short"));
         if let Some(next) = next.filter(|&next| self.timer_at.is_none_or(|set| next < set)) {
             self.timer_at = Some(next);
             self.at(next, Happening::Timer);
@@ -223,13 +274,19 @@ impl World {
     }
 
     /// Sends an event, in order with the node's others.
-    pub fn say(&mut self, node: usize, event: Event) {
+    pub(crate) fn say(&mut self, node: usize, event: Event) {
         let at = (self.now + self.hop()).max(self.nodes[node].said_until);
         self.nodes[node].said_until = at;
         let life = self.scheduler_life;
         if matches!(event, Event::LeaseEnded { .. }) && self.chance.happens(self.plan.duplicates) {
             let late = at + self.chance.among(0..SECOND);
-            self.at(late, Happening::Said { life, event: event.clone() });
+            self.at(
+                late,
+                Happening::Said {
+                    life,
+                    event: event.clone(),
+                },
+            );
         }
         self.at(at, Happening::Said { life, event });
     }
@@ -259,109 +316,14 @@ impl World {
             }
         }
     }
-
-    fn start(&mut self, node: usize) {
-        let state = &mut self.nodes[node];
-        if state.running {
-            return;
-        }
-        state.running = true;
-        state.life += 1;
-        let (life, now) = (state.life, self.now);
-        state.up.reset(now);
-        state.down.reset(now);
-        for blob in &mut state.blobs {
-            blob.wanted = !state.mirror && !blob.complete;
-            blob.fed_at = now;
-        }
-        if node == MIRROR {
-            self.fill_on();
-        } else if self.plan.head_start && life == 1 {
-            self.hand_out(node);
-        }
-        self.connect(node);
-        self.at(now, Happening::Beat { node, life });
-    }
-
-    /// A random part is on the node's disk already.
-    fn hand_out(&mut self, node: usize) {
-        for blob in 0..self.plan.blobs {
-            self.nodes[node].blobs[blob].fill = self.fill;
-            for piece in 0..self.plan.pieces {
-                if self.chance.happens(300) {
-                    self.nodes[node].blobs[blob].store(piece, genuine(blob, piece), 0);
-                }
-            }
-            let holding = &mut self.nodes[node].blobs[blob];
-            if holding.have.is_full() {
-                holding.have.remove(0);
-                holding.prefix = 0;
-            }
-        }
-    }
-
-    fn connect(&mut self, node: usize) {
-        let member = MemberId(self.members_ever);
-        self.members_ever += 1;
-        self.members.insert(member, node);
-        let mut id = [0; 16];
-        id[..8].copy_from_slice(&(node as u64).to_le_bytes());
-        self.nodes[node].member = Some(member);
-        let info = Member {
-            node: NodeId(id),
-            role: if node == MIRROR { Role::Mirror } else { Role::Peer },
-            pool: "site".into(),
-            zone: format!("rack {}", node % 2),
-            may_use_upstream: node % 3 != 0 || self.plan.peers < 3,
-        };
-        self.say(node, Event::Joined { member, info });
-        for blob in 0..self.plan.blobs {
-            self.introduce(node, blob);
-        }
-    }
-
-    fn disconnect(&mut self, node: usize) {
-        self.nodes[node].fetches.clear();
-        if let Some(member) = self.nodes[node].member.take() {
-            self.members.remove(&member);
-            self.say(node, Event::Left { member });
-        }
-    }
-
-    /// What a daemon says of a blob after it connects.
-    fn introduce(&mut self, node: usize, blob: usize) {
-        let fill = self.fill_that(node, blob);
-        let state = &self.nodes[node];
-        let (holding, digest) = (&state.blobs[blob], digest(blob));
-        let member = state.member.expect("it has just connected");
-        if holding.complete {
-            self.say(node, Event::Complete { member, digest });
-        } else if holding.wanted || (state.mirror && !holding.have.is_empty()) {
-            let event = Event::Want {
-                member,
-                digest,
-                map: self.map,
-                fill,
-                have: holding.have.clone(),
-            };
-            self.say(node, event);
-        }
-    }
-
-    /// The fill that a node speaks of: its own, or the one that the mirror's answer named.
-    fn fill_that(&mut self, node: usize, blob: usize) -> FillId {
-        let mirror_answers = self.nodes[MIRROR].running && !self.nodes[MIRROR].frozen;
-        let (fill, holding) = (self.fill, &mut self.nodes[node].blobs[blob]);
-        if mirror_answers && holding.have.is_empty() && !holding.complete {
-            holding.fill = fill;
-        }
-        holding.fill
-    }
 }
 
 fn check_lease(lease: &Lease) {
     assert!(lease.count > 0 && lease.hashes.len() == lease.count as usize);
     assert!(lease.first + lease.count <= lease.map.count());
     let member = matches!(lease.source, piecemeal_scheduler::swarm::Source::Member(_));
-    assert!(!member || lease.hashes.iter().all(Option::is_some), "a member's lease has its hashes");
+    assert!(
+        !member || lease.hashes.iter().all(Option::is_some),
+        "a member's lease has its hashes"
+    );
 }

@@ -9,6 +9,8 @@ use rusqlite::{Connection, TransactionBehavior};
 
 /// Marks an SQLite file as ours: "PMst".
 const APPLICATION_ID: i64 = 0x504d_7374;
+/// The log is carried over into the database when it has this many pages of 4 KiB.
+const WAL_PAGES_MAX: u32 = 16 * 1024;
 /// The log is cut back to this after a checkpoint; one manifest may have blown it up to 8 MiB.
 const WAL_BYTES_MAX: i64 = 16 * 1024 * 1024;
 /// Nobody else writes; a person with the sqlite3 shell may read.
@@ -41,6 +43,8 @@ pub(super) fn prepare(connection: &mut Connection) -> Result<(), OpenIndexError>
     connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
+    // A checkpoint waits for the disk, and progress waits for it: seldom, then.
+    connection.pragma_update(None, "wal_autocheckpoint", WAL_PAGES_MAX)?;
     connection.query_row(&format!("PRAGMA journal_size_limit = {WAL_BYTES_MAX}"), [], |_| Ok(()))?;
     for (version, migration) in (1_i64..).zip(MIGRATIONS) {
         if version > found {

@@ -157,8 +157,7 @@ impl PiecePort {
         if asked.pieces.end > map.count() {
             return Err(ServePiecesError::Missing("the blob has no such piece"));
         }
-        let hashes = content.hashes(asked.pieces.clone());
-        if hashes.is_none() && !may_wait {
+        if content.hashes(asked.pieces.clone()).is_none() && !may_wait {
             return Err(ServePiecesError::Missing("a piece is not here"));
         }
         let start = map.range(asked.pieces.start).start;
@@ -175,6 +174,8 @@ impl PiecePort {
         };
         // What cannot be had is said while it can still be said.
         body.fill().await?;
+        // A piece that had to be waited for has a hash only now.
+        let hashes = body.content.hashes(asked.pieces.clone());
         let mut response = Response::builder()
             .header(header::CONTENT_TYPE, "application/octet-stream")
             .header(header::CONTENT_LENGTH, end - start)
