@@ -143,7 +143,8 @@ fn greet(settings: &UpSettings, dir: &Path, unready: Option<&str>) {
         .or(settings.upstreams.first().map(|upstream| &*upstream.name));
     let image = match name {
         Some("docker.io") | None => "docker.io/library/alpine:3.20".to_owned(),
-        Some(name) => format!("{name}/REPOSITORY:TAG"),
+        // A colon has no place in a path.
+        Some(name) => format!("{}/REPOSITORY:TAG", name.replace(':', "__")),
     };
     println!(
         "

@@ -1,5 +1,10 @@
 //! The settings as text. A field is a flag, a key of the file and, in capitals after `PIECEMEAL_`, an environment variable.
 
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "these docs are the text of --help, where brackets hold the defaults"
+)]
+
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
