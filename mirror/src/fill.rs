@@ -17,8 +17,8 @@ use piecemeal_swarm::Limiter;
 use tracing::{debug, info, warn};
 
 use crate::{
-    ANSWER_TIMEOUT, Access, BlobAnswer, BlobSizes, Blobs, Caller, OpenBlob, Progress, PullError, Transfer, Transfers,
-    Upstream, Upstreams, upstream::innermost,
+    ANSWER_TIMEOUT, Access, BlobAnswer, BlobSizes, Blobs, Caller, OpenBlob, PullError, Transfer, Transfers, Upstream,
+    Upstreams, upstream::innermost,
 };
 
 /// How long upstream may send nothing new before a fill is given up.
@@ -72,17 +72,7 @@ impl Blobs for UpstreamBlobs {
     }
 
     async fn stat(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<u64, PullError> {
-        let here = match self.store.blob(digest).await? {
-            Some(blob) => Some(blob.map().blob_bytes()),
-            None => self
-                .transfers
-                .get(digest)
-                .and_then(|transfer| match transfer.progress() {
-                    Progress::Open(filling) => Some(filling.map().blob_bytes()),
-                    Progress::Starting { .. } | Progress::Complete(_) | Progress::Failed(_) => None,
-                }),
-        };
-        if let Some(blob_bytes) = here {
+        if let Some(blob_bytes) = self.transfers.blob_bytes_here(&self.store, digest).await? {
             self.access.require(caller, at, digest).await?;
             return Ok(blob_bytes);
         }

@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use piecemeal_proto::Digest;
-use piecemeal_store::{Blob, FillFailure, Filling, ReadBlobError, Repository};
+use piecemeal_store::{Blob, FillFailure, Filling, ReadBlobError, Repository, Store};
 use tokio::sync::watch;
 
 use crate::PullError;
@@ -111,14 +111,25 @@ struct Failure {
 }
 
 impl Transfers {
-    /// The live transfer of `digest`.
-    pub fn get(&self, digest: &Digest) -> Option<Arc<Transfer>> {
-        self.0
+    /// The size in bytes of a blob that is here, whole or on its way; `None` when nothing is known of it.
+    ///
+    /// # Errors
+    /// [`PullError::Store`].
+    pub async fn blob_bytes_here(&self, store: &Store, digest: &Digest) -> Result<Option<u64>, PullError> {
+        if let Some(blob) = store.blob(digest).await? {
+            return Ok(Some(blob.map().blob_bytes()));
+        }
+        let live = self
+            .0
             .lock()
             .expect("no holder of this lock panics")
             .live
             .get(digest)
-            .cloned()
+            .cloned();
+        Ok(live.and_then(|transfer| match transfer.progress() {
+            Progress::Open(filling) => Some(filling.map().blob_bytes()),
+            Progress::Starting { .. } | Progress::Complete(_) | Progress::Failed(_) => None,
+        }))
     }
 
     /// Joins the live transfer of `digest`, or starts one that `run` carries out in a task of its own, and waits at most

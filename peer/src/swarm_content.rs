@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use piecemeal_mirror::{
     ANSWER_TIMEOUT, Access, BlobSizes, Blobs, Caller, FetchedManifest, ManifestAnswer, ManifestSource, OpenBlob,
-    Progress, PullError, Transfers, Upstream, Upstreams,
+    PullError, Transfers, Upstream, Upstreams,
 };
 use piecemeal_proto::{Digest, Reference};
 use piecemeal_store::{Repository, Store};
@@ -39,17 +39,7 @@ impl Blobs for SwarmBlobs {
     }
 
     async fn stat(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<u64, PullError> {
-        let here = match self.parts.store.blob(digest).await? {
-            Some(blob) => Some(blob.map().blob_bytes()),
-            None => self
-                .transfers
-                .get(digest)
-                .and_then(|transfer| match transfer.progress() {
-                    Progress::Open(filling) => Some(filling.map().blob_bytes()),
-                    Progress::Starting { .. } | Progress::Complete(_) | Progress::Failed(_) => None,
-                }),
-        };
-        if let Some(blob_bytes) = here {
+        if let Some(blob_bytes) = self.transfers.blob_bytes_here(&self.parts.store, digest).await? {
             self.access.require(caller, at, digest).await?;
             return Ok(blob_bytes);
         }
