@@ -22,8 +22,8 @@ use tracing::{info, warn};
 
 use crate::{
     Announcer, AnonymousAccess, BlobSizes, CacheConfig, Content, Destination, Front, Manifests, MirrorConfig, NodePort,
-    Origin, Traffic, Transfers, UpstreamBlobs, UpstreamNames, Upstreams, announce, bind, front_router, node_router,
-    serve,
+    Origin, Traffic, Transfers, Upstream, UpstreamBlobs, UpstreamNames, Upstreams, announce, bind, front_router,
+    node_router, serve,
 };
 
 /// How often content past its time is looked for.
@@ -96,6 +96,10 @@ impl Mirror {
             observer: Arc::new(announcer.clone()),
             limiter: Limiter::new(None),
         });
+        for upstream in upstreams.iter() {
+            let (stopped, checked) = (stop.clone(), check(upstream.clone()));
+            tracker.spawn(async move { stopped.run_until_cancelled(checked).await });
+        }
         let tags = Manifests::new(store.clone(), Arc::new(upstreams), access, sizes, config.tag_ttl);
         let names: Vec<String> = config.upstreams.iter().map(|upstream| upstream.name.clone()).collect();
         let upstream_names = UpstreamNames::new(names.clone(), config.default_upstream.clone());
@@ -171,6 +175,15 @@ impl Mirror {
         self.tracker.close();
         self.tracker.wait().await;
         self.store.close().await;
+    }
+}
+
+/// What is wrong with an upstream is told at the start, not at the first pull; and how far away it is gets known.
+async fn check(upstream: Arc<Upstream>) {
+    let name = upstream.name();
+    match upstream.check().await {
+        Ok(()) => info!(upstream = name, "{name} answers"),
+        Err(error) => warn!(upstream = name, %error, "{error}"),
     }
 }
 

@@ -39,11 +39,12 @@ CREATE TABLE partial_pieces (
 
 -- The first bytes of a piece that has not been written yet, with their SHA-256. A hint too.
 CREATE TABLE partial_tails (
-    partial INTEGER PRIMARY KEY REFERENCES partials (id) ON DELETE CASCADE,
+    partial INTEGER NOT NULL REFERENCES partials (id) ON DELETE CASCADE,
     piece   INTEGER NOT NULL,
     bytes   INTEGER NOT NULL,
-    hash    BLOB    NOT NULL
-) STRICT;
+    hash    BLOB    NOT NULL,
+    PRIMARY KEY (partial, piece)
+) STRICT, WITHOUT ROWID;
 
 CREATE TABLE manifests (
     digest     TEXT    PRIMARY KEY,

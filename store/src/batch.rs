@@ -76,14 +76,15 @@ impl Store {
 }
 
 impl Shared {
-    /// Writes a batch if one is due. Call on a blocking thread, holding no lock.
+    /// Writes a batch if one is due and nobody is at the index: the caller has a piece to hand on, and the next one finds
+    /// the batch still due. Call on a blocking thread, holding no lock.
     pub(crate) fn batch_if_due(&self) {
         let now = self.clock.monotonic();
         let due = {
             let state = locked(&self.state);
             now.saturating_sub(state.batched_at) >= BATCH_INTERVAL || state.touched.len() >= TOUCHED_MAX
         };
-        if due {
+        if due && self.index.is_idle() {
             self.write_batch(Durability::Batched);
         }
     }

@@ -131,7 +131,7 @@ impl Shared {
         };
         let fill = Fill::new(*digest, map, row.fill, row.id, file);
         let torn = rehash(&fill, &row);
-        if let Some(tail) = row.tail.and_then(|tail| Tail::found(&fill, tail)) {
+        for tail in row.tails.iter().filter_map(|tail| Tail::found(&fill, *tail)) {
             fill.adopt_tail(tail);
         }
         debug!(

@@ -21,7 +21,7 @@ use crate::{
     files::{OpenFile, read_exact_at},
     index::Progress,
     lock::locked,
-    tail::Tail,
+    tail::{Tail, Tails},
 };
 
 /// Why a fill ended without its blob.
@@ -71,10 +71,8 @@ struct FillState {
     hashes: Vec<PieceHash>,
     /// In `have`, and not yet in the index.
     unsaved: Vec<u32>,
-    /// Of a piece that is not in `have`.
-    tail: Option<Tail>,
-    /// Whether the index has another tail.
-    tail_unsaved: bool,
+    /// Of pieces that are not in `have`.
+    tails: Tails,
     /// Being written by somebody; and whether somebody else waits for that.
     claimed: HashMap<u32, bool>,
     waits: BTreeMap<u64, Wait>,
@@ -128,8 +126,7 @@ impl Fill {
                 have_bytes: 0,
                 hashes: vec![[0; 32]; map.count() as usize],
                 unsaved: Vec::new(),
-                tail: None,
-                tail_unsaved: false,
+                tails: Tails::default(),
                 claimed: HashMap::new(),
                 waits: BTreeMap::new(),
                 waits_begun: 0,
@@ -294,55 +291,49 @@ impl Fill {
             state.have_bytes += self.map.len(index);
             state.hashes[index as usize] = hash;
         }
-        if state.tail.as_ref().is_some_and(|tail| tail.index() == index) {
-            state.tail = None;
-            state.tail_unsaved = true;
-        }
+        state.tails.forget(index);
     }
 
-    pub(crate) fn tail(&self) -> Option<Tail> {
-        locked(&self.state).tail.clone()
+    pub(crate) fn tail(&self, index: u32) -> Option<Tail> {
+        locked(&self.state).tails.get(index).cloned()
     }
 
-    /// The tail's bytes are in the file, and its piece is claimed. In place of another piece's.
+    /// The tail's bytes are in the file, and its piece is claimed.
     pub(crate) fn keep_tail(&self, tail: Tail) {
-        let mut state = locked(&self.state);
-        state.tail = Some(tail);
-        state.tail_unsaved = true;
+        locked(&self.state).tails.keep(tail);
     }
 
     /// The tail was found in the file by a resume, and the index knows it.
     pub(crate) fn adopt_tail(&self, tail: Tail) {
         let mut state = locked(&self.state);
         if !state.have.contains(tail.index()) {
-            state.tail = Some(tail);
+            state.tails.adopt(tail);
         }
     }
 
     pub(crate) fn take_unsaved(&self) -> Progress {
         let mut state = locked(&self.state);
         let unsaved = std::mem::take(&mut state.unsaved);
-        state.tail_unsaved = false;
         Progress {
+            tails: state.tails.take_unsaved(),
             pieces: unsaved
                 .into_iter()
                 .map(|index| (index, state.hashes[index as usize]))
                 .collect(),
-            tail: state.tail.as_ref().map(Tail::row),
         }
     }
 
     pub(crate) fn give_back_unsaved(&self, progress: Progress) {
         let mut state = locked(&self.state);
+        state.tails.give_back_unsaved(&progress.tails);
         state
             .unsaved
             .extend(progress.pieces.into_iter().map(|(index, _)| index));
-        state.tail_unsaved = true;
     }
 
     pub(crate) fn has_unsaved(&self) -> bool {
         let state = locked(&self.state);
-        !state.unsaved.is_empty() || state.tail_unsaved
+        !state.unsaved.is_empty() || state.tails.has_unsaved()
     }
 
     // Proving.

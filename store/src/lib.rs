@@ -6,7 +6,7 @@
 //!   proven. Every reader waits for its own piece and for nothing else.
 //! - Space for a whole blob is reserved before its first byte is written. What must go for it goes by last use.
 //! - After a crash the disk holds what the rows say: files without a row are removed, rows without a file are dropped, and
-//!   a partial is offered again only in the pieces, and in the tail of one more, whose bytes still have their hash.
+//!   a partial is offered again only in the pieces, and in the tails of a few more, whose bytes still have their hash.
 //! - A file that is missing or damaged is a miss that heals itself; disk content never panics.
 //!
 //! # What it leaves to others

@@ -1,10 +1,11 @@
 //! The tail of a fill: the first bytes of a piece that has not arrived in full.
 //!
 //! A piece is up to 4 MiB. What has come of it survives a cut and a crash in the place where the piece will be, and nobody
-//! but the fill's owner ever sees it. A fill remembers one tail, the last that was written. It is a hint: it counts only
-//! while the file has bytes with the hash that is kept for it, and the whole piece is written and hashed again in the end.
+//! but the fill's owner ever sees it. A fill remembers a tail for each of the few pieces that are on their way at once. It is
+//! a hint: it counts only while the file has bytes with the hash that is kept for it, and the whole piece is written and
+//! hashed again in the end.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
 use piecemeal_proto::{Algorithm, Digest, Hasher};
@@ -14,9 +15,69 @@ use crate::{
     blocking::blocking,
     files::write_all_at,
     fill::{Claim, Fill, read_range},
-    index::TailRow,
+    index::{TailChange, TailRow},
     pieces::Claimed,
 };
+
+/// The most tails of one fill: as many as one upstream is asked for at once.
+pub(crate) const TAILS_MAX: usize = 8;
+
+/// The tails of one fill.
+#[derive(Default)]
+pub(crate) struct Tails {
+    /// Of different pieces; the one that was written to last is the last.
+    tails: Vec<Tail>,
+    /// Pieces whose tails the index does not know as they are.
+    unsaved: BTreeSet<u32>,
+}
+
+impl Tails {
+    pub(crate) fn get(&self, index: u32) -> Option<&Tail> {
+        self.tails.iter().find(|tail| tail.index == index)
+    }
+
+    /// In place of the piece's last one. Beyond [`TAILS_MAX`] the one that has not grown for longest is forgotten.
+    pub(crate) fn keep(&mut self, tail: Tail) {
+        self.unsaved.insert(tail.index);
+        self.adopt(tail);
+    }
+
+    /// As [`Tails::keep`], for a tail that the index knows.
+    pub(crate) fn adopt(&mut self, tail: Tail) {
+        self.tails.retain(|other| other.index != tail.index);
+        if self.tails.len() >= TAILS_MAX {
+            let oldest = self.tails.remove(0);
+            self.unsaved.insert(oldest.index);
+        }
+        self.tails.push(tail);
+    }
+
+    /// The whole piece is here.
+    pub(crate) fn forget(&mut self, index: u32) {
+        let had = self.tails.len();
+        self.tails.retain(|tail| tail.index != index);
+        if self.tails.len() < had {
+            self.unsaved.insert(index);
+        }
+    }
+
+    pub(crate) fn has_unsaved(&self) -> bool {
+        !self.unsaved.is_empty()
+    }
+
+    pub(crate) fn take_unsaved(&mut self) -> Vec<TailChange> {
+        let unsaved = std::mem::take(&mut self.unsaved);
+        let change = |piece| TailChange {
+            piece,
+            now: self.get(piece).map(Tail::row),
+        };
+        unsaved.into_iter().map(change).collect()
+    }
+
+    pub(crate) fn give_back_unsaved(&mut self, changes: &[TailChange]) {
+        self.unsaved.extend(changes.iter().map(|change| change.piece));
+    }
+}
 
 /// The first `len` bytes of a piece, hashed.
 #[derive(Clone)]
@@ -77,7 +138,8 @@ impl Tail {
 
 impl Filling {
     /// Keeps bytes of a piece that is still on its way, to go on from after a cut or a crash: see [`Filling::tail`]. They
-    /// follow those that were kept before; at `offset` 0 they begin a tail in place of any other. Does nothing for a piece
+    /// follow those that were kept before; at `offset` 0 they begin a tail in place of the piece's last one. Of more than eight
+    /// pieces, the tail that has not grown for longest is forgotten. Does nothing for a piece
     /// that is here or that somebody else is writing. Cancel safe: a write that has begun runs to its end.
     ///
     /// # Errors
@@ -95,14 +157,14 @@ impl Filling {
         blocking(move || claimed.write_tail(offset, &bytes)).await?
     }
 
-    /// What is here of a piece that is not here in full: the piece, and its first bytes. `None` also when the file does not
-    /// have them any more.
-    pub async fn tail(&self) -> Option<(u32, Bytes)> {
-        let tail = self.fill_state().tail()?;
-        let (index, handle) = (tail.index, Arc::clone(&self.handle));
+    /// What is here of a piece that is not here in full: its first bytes. `None` also when the file does not have them any
+    /// more.
+    pub async fn tail(&self, index: u32) -> Option<Bytes> {
+        let tail = self.fill_state().tail(index)?;
+        let handle = Arc::clone(&self.handle);
         let bytes = blocking(move || tail.read(&handle.fill)).await.ok()??;
         let wanted = self.failure().is_none() && !self.fill_state().has(index);
-        wanted.then(|| (index, bytes.into()))
+        wanted.then(|| bytes.into())
     }
 }
 
@@ -124,8 +186,8 @@ impl Claimed {
         if offset == 0 {
             return Ok(Tail::new(index));
         }
-        let tail = self.handle.fill.tail();
-        tail.filter(|tail| tail.index == index && tail.len == offset)
+        let tail = self.handle.fill.tail(index);
+        tail.filter(|tail| tail.len == offset)
             .ok_or(WritePieceError::NoSuchTail { index, offset })
     }
 }

@@ -373,17 +373,17 @@ async fn a_tail_outlives_the_process() {
     let killed = Killed::with_a_tail().await;
     let filling = killed.resume().await;
     let piece = killed.content.piece(1);
-    assert_eq!(filling.tail().await, Some((1, piece.slice(..3000))));
+    assert_eq!(filling.tail(1).await, Some(piece.slice(..3000)));
     assert_eq!(filling.have().iter().collect::<Vec<_>>(), [0]);
     assert_eq!(filling.read_piece(1).await.unwrap(), None, "peers do not see it");
     filling.write_tail(1, 3000, piece.slice(3000..3500)).await.unwrap();
-    assert_eq!(filling.tail().await, Some((1, piece.slice(..3500))), "it grows on");
+    assert_eq!(filling.tail(1).await, Some(piece.slice(..3500)), "it grows on");
 
     killed.content.write(&filling, 1).await;
-    assert_eq!(filling.tail().await, None, "the whole piece is here");
+    assert_eq!(filling.tail(1).await, None, "the whole piece is here");
     killed.clock.advance(Duration::from_millis(20));
     filling.write_tail(1, 0, piece.slice(..10)).await.unwrap();
-    assert_eq!(filling.tail().await, None, "a piece that is here is not written again");
+    assert_eq!(filling.tail(1).await, None, "a piece that is here is not written again");
     killed.content.write(&filling, 2).await;
     filling.publish().await.unwrap();
 }
@@ -393,15 +393,15 @@ async fn a_damaged_tail_is_none() {
     let killed = Killed::with_a_tail().await;
     let filling = killed.resume().await;
     killed.flip_a_byte(PIECE_BYTES + 2999);
-    assert_eq!(filling.tail().await, None, "while it is being filled");
+    assert_eq!(filling.tail(1).await, None, "while it is being filled");
     drop(filling);
     let filling = killed.resume().await;
-    assert_eq!(filling.tail().await, None, "after a restart");
+    assert_eq!(filling.tail(1).await, None, "after a restart");
     filling
         .write_tail(1, 0, killed.content.piece(1).slice(..7))
         .await
         .unwrap();
-    assert_eq!(filling.tail().await, Some((1, killed.content.piece(1).slice(..7))));
+    assert_eq!(filling.tail(1).await, Some(killed.content.piece(1).slice(..7)));
 }
 
 #[tokio::test]
@@ -426,11 +426,29 @@ async fn a_tail_is_only_appended_to() {
     ));
     let beyond = filling.write_tail(3, 0, bytes.clone()).await;
     assert!(matches!(beyond, Err(WritePieceError::NoSuchPiece { .. })));
-    assert_eq!(filling.tail().await, Some((1, bytes.clone())));
-    filling.write_tail(0, 0, content.piece(0).slice(..5)).await.unwrap();
-    assert_eq!(
-        filling.tail().await,
-        Some((0, content.piece(0).slice(..5))),
-        "the last one counts"
-    );
+    assert_eq!(filling.tail(1).await, Some(bytes.clone()));
+}
+
+#[tokio::test]
+async fn each_of_eight_pieces_has_a_tail_of_its_own() {
+    let (dir, clock, content) = (tempfile::tempdir().unwrap(), FakeClock::new(), Content::pieces(9, 10));
+    let tail_of = |piece: u32| content.piece(piece).slice(..100 + piece as usize);
+    {
+        let store = open(dir.path(), &clock);
+        let filling = content.begin(&store).await;
+        for piece in 0..8 {
+            filling.write_tail(piece, 0, tail_of(piece)).await.unwrap();
+        }
+        // Grows on, which makes piece 1 the one that has not grown for longest.
+        filling.write_tail(0, 0, tail_of(0)).await.unwrap();
+        filling.write_tail(9, 0, tail_of(9)).await.unwrap();
+        content.write(&filling, 5).await;
+        clock.advance(Duration::from_millis(20));
+        filling.write_tail(7, 0, tail_of(7)).await.unwrap();
+    }
+    let filling = content.begin(&open(dir.path(), &clock)).await;
+    for piece in 0..10 {
+        let kept = ![1, 5, 8].contains(&piece);
+        assert_eq!(filling.tail(piece).await, kept.then(|| tail_of(piece)), "piece {piece}");
+    }
 }

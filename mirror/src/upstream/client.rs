@@ -22,6 +22,7 @@ use url::Url;
 
 use super::{
     auth::{Challenge, TokenAnswer, Tokens},
+    lanes::Lanes,
     redirect,
 };
 use crate::{PullError, SOURCE_TIMEOUT, UpstreamConfig};
@@ -30,6 +31,7 @@ use crate::{PullError, SOURCE_TIMEOUT, UpstreamConfig};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a body may pause before it is given up; it is resumed by Range.
 const STALL_TIMEOUT: Duration = Duration::from_secs(10);
+const CHECK_BYTES_MAX: usize = 64 * 1024;
 const TOKEN_BYTES_MAX: usize = 64 * 1024;
 
 /// A client as every component uses it: redirects by hand, no proxy, nothing decoded behind our back.
@@ -83,6 +85,11 @@ impl Upstreams {
             .ok_or_else(|| PullError::UnknownUpstream(name.to_owned()))
     }
 
+    /// All of them.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Upstream>> {
+        self.0.values()
+    }
+
     pub fn contains(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }
@@ -96,6 +103,7 @@ pub struct Upstream {
     names_upstream: bool,
     http: reqwest::Client,
     tokens: Tokens,
+    lanes: Lanes,
 }
 
 /// A manifest as the upstream sent it, its digest verified.
@@ -121,6 +129,8 @@ pub struct BlobAnswer {
     pub blob_bytes: Option<u64>,
     /// The offset that the body begins at: 0 unless the upstream honoured the range.
     pub offset: u64,
+    /// It is the range that was asked for (206).
+    pub is_part: bool,
     pub body: Response,
 }
 
@@ -132,7 +142,17 @@ impl Upstream {
             names_upstream,
             http,
             tokens: Tokens::default(),
+            lanes: Lanes::default(),
         }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The connections of fills.
+    pub(crate) fn lanes(&self) -> &Lanes {
+        &self.lanes
     }
 
     /// GETs a manifest and verifies its digest when it was asked for by digest.
@@ -235,14 +255,37 @@ impl Upstream {
             return Ok(BlobAnswer {
                 blob_bytes: total,
                 offset: start,
+                is_part: true,
                 body: response,
             });
         }
         Ok(BlobAnswer {
             blob_bytes: content_length(response.headers()),
             offset: 0,
+            is_part: false,
             body: response,
         })
+    }
+
+    /// Asks whether it is a registry that answers.
+    ///
+    /// # Errors
+    /// [`PullError`]; a 401 is no error, since it is how a registry asks for a token.
+    pub(crate) async fn check(&self) -> Result<(), PullError> {
+        let base = self.url.as_str().trim_end_matches('/');
+        let response = self.send(self.http.get(format!("{base}/v2/"))).await?;
+        let status = response.status();
+        // Read to its end, so that the connection can be used again.
+        read_body(response, CHECK_BYTES_MAX)
+            .await
+            .map_err(PullError::Unavailable)?;
+        if status.is_success() || status == StatusCode::UNAUTHORIZED {
+            return Ok(());
+        }
+        Err(PullError::BadGateway(format!(
+            "{} answered {status} for /v2/: is that a registry?",
+            self.name
+        )))
     }
 
     /// Sends a request, with an anonymous token when one is asked for, and follows redirects. The status is a success.
@@ -302,8 +345,12 @@ impl Upstream {
 
     async fn send(&self, request: reqwest::RequestBuilder) -> Result<Response, PullError> {
         let unreachable = |reason: String| PullError::Unreachable(format!("{} does not answer: {reason}", self.name));
+        let sent = Instant::now();
         match tokio::time::timeout(SOURCE_TIMEOUT, request.send()).await {
-            Ok(Ok(response)) => Ok(response),
+            Ok(Ok(response)) => {
+                self.lanes.answered_after(sent.elapsed());
+                Ok(response)
+            }
             Ok(Err(error)) => Err(unreachable(innermost(&error))),
             Err(_) => Err(unreachable(format!(
                 "no status line within {} s",

@@ -5,7 +5,8 @@
 //! a fact (its file was synced first), a partial's pieces are hints. Rows that make no sense are skipped, never a panic.
 //!
 //! Durability is chosen per transaction. [`Durability::Batched`] may lose the last seconds in a power cut, in order and as
-//! a whole; the next [`Durability::Synced`] one makes everything before it durable too.
+//! a whole; the next [`Durability::Synced`] one makes everything before it durable too. Waiting for the disk happens beside
+//! the connection: progress and readers must not wait for somebody else's sync.
 
 pub(crate) mod blobs;
 pub(crate) mod names;
@@ -13,8 +14,10 @@ pub(crate) mod partials;
 mod schema;
 
 use std::{
-    path::Path,
-    sync::{Mutex, MutexGuard},
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, TryLockError},
 };
 
 use piecemeal_proto::{Digest, FillId, NodeId, PieceMap};
@@ -22,7 +25,7 @@ use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehav
 
 pub(crate) use blobs::BlobRow;
 pub(crate) use names::TagRow;
-pub(crate) use partials::{PartialRow, Progress, TailRow};
+pub(crate) use partials::{PartialRow, Progress, TailChange, TailRow};
 pub(crate) use schema::OpenIndexError;
 
 use crate::{
@@ -32,8 +35,12 @@ use crate::{
 
 /// The index could not be read or written.
 #[derive(Debug, thiserror::Error)]
-#[error("the store's index failed")]
-pub struct IndexError(#[from] rusqlite::Error);
+pub enum IndexError {
+    #[error("the store's index failed")]
+    Sqlite(#[from] rusqlite::Error),
+    #[error("the store's index could not be synced")]
+    Sync(#[source] io::Error),
+}
 
 /// Digest, size in bytes and last use; or the key of a row that makes no sense, to be deleted.
 pub(crate) type ListedRow = Result<(Digest, u64, Age), String>;
@@ -50,6 +57,8 @@ pub(crate) enum Durability {
 /// The open index.
 pub(crate) struct Index {
     connection: Mutex<Connection>,
+    /// SQLite's write-ahead log.
+    log: PathBuf,
 }
 
 impl Index {
@@ -57,8 +66,11 @@ impl Index {
     pub(crate) fn open(path: &Path) -> Result<Self, OpenIndexError> {
         let mut connection = Connection::open(path)?;
         schema::prepare(&mut connection)?;
+        let mut log = path.as_os_str().to_owned();
+        log.push("-wal");
         Ok(Self {
             connection: Mutex::new(connection),
+            log: log.into(),
         })
     }
 
@@ -95,15 +107,24 @@ impl Index {
         stamp: Stamp,
         work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, IndexError> {
-        let mut connection = locked(&self.connection);
+        let result = transact(&mut locked(&self.connection), stamp, work)?;
         if durability == Durability::Synced {
-            connection.pragma_update(None, "synchronous", "FULL")?;
+            self.sync_log()?;
         }
-        let result = transact(&mut connection, stamp, work);
-        if durability == Durability::Synced {
-            connection.pragma_update(None, "synchronous", "NORMAL")?;
+        Ok(result)
+    }
+
+    /// Whether nobody uses the connection at this moment.
+    pub(crate) fn is_idle(&self) -> bool {
+        !matches!(self.connection.try_lock(), Err(TryLockError::WouldBlock))
+    }
+
+    /// What was committed is in the log, or was synced when a checkpoint moved it.
+    fn sync_log(&self) -> Result<(), IndexError> {
+        match File::open(&self.log).and_then(|log| log.sync_data()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(IndexError::Sync(error)),
+            _ => Ok(()),
         }
-        Ok(result?)
     }
 
     /// Moves the log into the database file.
@@ -177,22 +198,15 @@ mod tests {
     }
 
     #[test]
-    fn a_synced_transaction_syncs_and_a_batched_one_does_not() {
-        let (_dir, index) = index();
-        let synchronous = |durability| {
-            let query = |transaction: &Transaction<'_>| {
-                transaction.query_row("PRAGMA synchronous", [], |row| row.get::<_, i64>(0))
-            };
-            index.write(durability, stamp(0), query).unwrap()
-        };
-        // 1 is NORMAL, 2 is FULL.
-        assert_eq!(synchronous(Durability::Batched), 1);
-        assert_eq!(synchronous(Durability::Synced), 2);
-        let failed = index.write(Durability::Synced, stamp(0), |_| {
-            Err::<(), _>(rusqlite::Error::InvalidQuery)
-        });
-        assert!(failed.is_err());
-        assert_eq!(synchronous(Durability::Batched), 1, "also after a failure");
+    fn a_synced_transaction_syncs_the_log_and_a_batched_one_does_not() {
+        let (dir, mut index) = index();
+        assert!(index.log.exists(), "where SQLite keeps it");
+        index.write(Durability::Synced, stamp(0), |_| Ok(())).unwrap();
+        // What cannot be opened cannot be synced.
+        index.log = dir.path().join("index.db/log");
+        index.write(Durability::Batched, stamp(0), |_| Ok(())).unwrap();
+        let failed = index.write(Durability::Synced, stamp(0), |_| Ok(()));
+        assert!(matches!(failed, Err(IndexError::Sync(_))), "{failed:?}");
     }
 
     #[test]
@@ -226,7 +240,10 @@ mod tests {
                 let pieces = vec![(2, hashes[0]), (7, hashes[0])];
                 let progress = Progress {
                     pieces,
-                    tail: Some(tail),
+                    tails: vec![TailChange {
+                        piece: 1,
+                        now: Some(tail),
+                    }],
                 };
                 partials::save(transaction, id, &progress, Age(5))?;
                 partials::save(transaction, id + 1, &progress, Age(5))?;
@@ -237,10 +254,10 @@ mod tests {
         let partial = index.partial(&digest).unwrap().unwrap();
         assert_eq!((partial.id, partial.fill), (id, FillId(u64::MAX)));
         assert_eq!(partial.pieces, [(2, hashes[0])], "no piece beyond the map");
-        assert_eq!(partial.tail, Some(tail));
+        assert_eq!(partial.tails, [tail]);
         index.read().execute("UPDATE partial_tails SET bytes = 4", []).unwrap();
         let partial = index.partial(&digest).unwrap().unwrap();
-        assert_eq!(partial.tail, None, "a whole piece is no tail");
+        assert_eq!(partial.tails, [], "a whole piece is no tail");
         for damage in [
             "UPDATE blobs SET piece_hashes = x'00'",
             "UPDATE blobs SET blob_bytes = -1",

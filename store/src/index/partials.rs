@@ -16,8 +16,8 @@ pub(crate) struct PartialRow {
     pub(crate) fill: FillId,
     /// Ascending, each below the map's count.
     pub(crate) pieces: Vec<(u32, PieceHash)>,
-    /// Shorter than its piece.
-    pub(crate) tail: Option<TailRow>,
+    /// Each shorter than its piece, which is not among `pieces` unless the process died between two writes.
+    pub(crate) tails: Vec<TailRow>,
 }
 
 /// The first `bytes` of a piece, and their hash.
@@ -28,13 +28,20 @@ pub(crate) struct TailRow {
     pub(crate) hash: PieceHash,
 }
 
+/// What a piece's tail is now.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TailChange {
+    pub(crate) piece: u32,
+    /// `None`: it has none.
+    pub(crate) now: Option<TailRow>,
+}
+
 /// What has changed of a partial since it was last written down.
 #[derive(Debug)]
 pub(crate) struct Progress {
     /// Those that landed.
     pub(crate) pieces: Vec<(u32, PieceHash)>,
-    /// As it is now.
-    pub(crate) tail: Option<TailRow>,
+    pub(crate) tails: Vec<TailChange>,
 }
 
 impl Index {
@@ -70,7 +77,7 @@ impl Index {
             map,
             fill: fill_from_sql(fill),
             pieces,
-            tail: read_tail(&connection, id)?.filter(|tail| tail.bytes < map.len(tail.piece)),
+            tails: read_tails(&connection, id, map)?,
         }))
     }
 
@@ -89,19 +96,21 @@ impl Index {
     }
 }
 
-/// `None` also for a row that makes no sense by itself.
-fn read_tail(connection: &Connection, id: i64) -> rusqlite::Result<Option<TailRow>> {
-    let row: Option<(i64, i64, Vec<u8>)> = connection
-        .prepare_cached("SELECT piece, bytes, hash FROM partial_tails WHERE partial = ?1")?
-        .query_row([id], |row| row.try_into())
-        .optional()?;
-    Ok(row.and_then(|(piece, bytes, hash)| {
-        Some(TailRow {
-            piece: u32::try_from(piece).ok()?,
-            bytes: u64::try_from(bytes).ok()?,
-            hash: hash.try_into().ok()?,
-        })
-    }))
+/// Rows that make no sense are left out.
+fn read_tails(connection: &Connection, id: i64, map: PieceMap) -> rusqlite::Result<Vec<TailRow>> {
+    let mut statement = connection.prepare_cached("SELECT piece, bytes, hash FROM partial_tails WHERE partial = ?1")?;
+    let rows = statement.query_map([id], |row| <(i64, i64, Vec<u8>)>::try_from(row))?;
+    let mut tails = Vec::new();
+    for row in rows {
+        let (piece, bytes, hash) = row?;
+        if let (Ok(piece), Ok(bytes), Ok(hash)) = (u32::try_from(piece), u64::try_from(bytes), hash.try_into())
+            && piece < map.count()
+            && bytes < map.len(piece)
+        {
+            tails.push(TailRow { piece, bytes, hash });
+        }
+    }
+    Ok(tails)
 }
 
 /// Adds a partial without pieces, in place of an older one; returns its id.
@@ -127,7 +136,7 @@ pub(crate) fn insert(
     Ok(transaction.last_insert_rowid())
 }
 
-/// Adds pieces to a partial and replaces its tail, unless that partial is gone by now.
+/// Adds pieces to a partial and changes its tails, unless that partial is gone by now.
 pub(crate) fn save(transaction: &Transaction<'_>, id: i64, progress: &Progress, used: Age) -> rusqlite::Result<()> {
     let known = transaction
         .prepare_cached("UPDATE partials SET used_ms = ?2 WHERE id = ?1")?
@@ -140,19 +149,23 @@ pub(crate) fn save(transaction: &Transaction<'_>, id: i64, progress: &Progress, 
     for (piece, hash) in &progress.pieces {
         statement.execute((id, i64::from(*piece), hash))?;
     }
-    set_tail(transaction, id, progress.tail.as_ref())
+    for tail in &progress.tails {
+        set_tail(transaction, id, tail)?;
+    }
+    Ok(())
 }
 
-fn set_tail(transaction: &Transaction<'_>, id: i64, tail: Option<&TailRow>) -> rusqlite::Result<()> {
-    match tail {
-        Some(tail) => transaction
+fn set_tail(transaction: &Transaction<'_>, id: i64, tail: &TailChange) -> rusqlite::Result<()> {
+    let piece = i64::from(tail.piece);
+    match &tail.now {
+        Some(row) => transaction
             .prepare_cached(
                 "INSERT OR REPLACE INTO partial_tails (partial, piece, bytes, hash) VALUES (?1, ?2, ?3, ?4)",
             )?
-            .execute((id, i64::from(tail.piece), to_sql(tail.bytes), tail.hash))?,
+            .execute((id, piece, to_sql(row.bytes), row.hash))?,
         None => transaction
-            .prepare_cached("DELETE FROM partial_tails WHERE partial = ?1")?
-            .execute([id])?,
+            .prepare_cached("DELETE FROM partial_tails WHERE partial = ?1 AND piece = ?2")?
+            .execute((id, piece))?,
     };
     Ok(())
 }

@@ -1,0 +1,278 @@
+//! One connection of a fill: it asks for a segment, and cuts what comes into pieces.
+
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::{Bytes, BytesMut};
+use piecemeal_proto::PieceHash;
+use piecemeal_store::{Filling, Repository};
+use tokio::sync::Notify;
+use tracing::debug;
+
+use super::UpstreamBlobs;
+use crate::{
+    BlobAnswer, PullError,
+    upstream::{Upstream, innermost},
+};
+
+/// How much of a piece a cut or a crash may cost.
+const TAIL_BYTES: usize = 64 * 1024;
+/// An upstream that is faster than 100 Mbit/s loses so much time instead: a write for each 64 KiB would slow it down.
+const TAIL_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Counts the connections of a fill that will have ended by the time an answer to a new request could be here.
+#[derive(Default)]
+pub(super) struct Ending {
+    count: AtomicUsize,
+    changed: Notify,
+}
+
+impl Ending {
+    pub(super) fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Until one more is about to end.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+}
+
+/// Where a fill's bytes come from and go to. Shared by its connections.
+#[derive(Clone)]
+pub(super) struct Way<'a> {
+    pub(super) ending: Arc<Ending>,
+    pub(super) blobs: &'a UpstreamBlobs,
+    pub(super) upstream: &'a Upstream,
+    pub(super) at: &'a Repository,
+    pub(super) filling: &'a Filling,
+}
+
+/// A segment on its way: missing pieces in a row.
+pub(super) struct Lane {
+    pub(super) bytes: Range<u64>,
+    /// What an earlier try has received of the first piece.
+    head: Bytes,
+}
+
+impl Lane {
+    pub(super) async fn new(filling: &Filling, bytes: Range<u64>) -> Self {
+        let head = match filling.map().piece_at(bytes.start) {
+            Some(first) => filling.tail(first).await.unwrap_or_default(),
+            None => Bytes::new(),
+        };
+        Self { bytes, head }
+    }
+
+    /// The first byte that is not here.
+    pub(super) fn wanted_from(&self) -> u64 {
+        self.bytes.start + self.head.len() as u64
+    }
+
+    /// Asks upstream for it: by Range, unless it is the whole blob.
+    pub(super) async fn request(&self, way: &Way<'_>) -> Result<BlobAnswer, PullError> {
+        let blob_bytes = way.filling.map().blob_bytes();
+        let from = self.wanted_from();
+        let end = (self.bytes.end < blob_bytes).then_some(self.bytes.end);
+        let answer = way.upstream.blob(way.at, way.filling.digest(), from, end).await?;
+        match answer.blob_bytes {
+            Some(stated) if stated != blob_bytes => Err(PullError::BadGateway(format!(
+                "{} states {stated} bytes for {}, but its manifest or an earlier answer said {blob_bytes}",
+                way.at.upstream,
+                way.filling.digest()
+            ))),
+            _ => Ok(answer),
+        }
+    }
+
+    /// Cuts a body, which is expected to cover the segment or to begin before, into its pieces. What has come of a piece
+    /// when the body breaks off is kept for the next try. Says also whether anything came that was not here before.
+    pub(super) async fn receive(&self, way: &Way<'_>, body: Body) -> (Result<(), PullError>, bool) {
+        let mut piece = GrowingPiece::new(way.filling, self);
+        let result = self.cut(way, body, &mut piece).await;
+        if result.is_err() {
+            piece.keep().await;
+        }
+        let progressed = piece.start > self.bytes.start || piece.kept > self.head.len();
+        (result, progressed)
+    }
+
+    async fn cut(&self, way: &Way<'_>, mut body: Body, piece: &mut GrowingPiece<'_>) -> Result<(), PullError> {
+        let skip = self.wanted_from().checked_sub(body.offset());
+        let mut skip = skip.ok_or_else(|| PullError::BadGateway("a range that begins too late".to_owned()))?;
+        let mut end = EndInSight::new(way, self.bytes.end - body.offset());
+        while piece.start < self.bytes.end {
+            let Some(mut chunk) = body.chunk().await? else {
+                return Err(PullError::Unavailable(format!("{} broke off", way.at.upstream)));
+            };
+            way.upstream.lanes().received(chunk.len());
+            end.received(chunk.len());
+            way.blobs.received(chunk.len()).await;
+            let skipped = usize::try_from(skip).map_or(chunk.len(), |skip| skip.min(chunk.len()));
+            drop(chunk.split_to(skipped));
+            skip -= skipped as u64;
+            while !chunk.is_empty() && piece.start < self.bytes.end {
+                if let Some((index, hash)) = piece.grow(&mut chunk).await? {
+                    way.blobs.observer.landed(piece.filling, index, hash);
+                }
+            }
+            piece.keep_if_due().await;
+            if !chunk.is_empty() && self.bytes.end == way.filling.map().blob_bytes() {
+                return Err(PullError::BadGateway(format!(
+                    "{} sent more bytes than it stated",
+                    way.at.upstream
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Tells when a segment has less to come than arrives in one round trip: the next one is asked for then, since a connection
+/// that waits for an answer carries nothing.
+struct EndInSight<'a> {
+    way: &'a Way<'a>,
+    begun: Instant,
+    received: u64,
+    missing: u64,
+    told: bool,
+}
+
+impl<'a> EndInSight<'a> {
+    fn new(way: &'a Way<'a>, missing: u64) -> Self {
+        Self {
+            way,
+            begun: Instant::now(),
+            received: 0,
+            missing,
+            told: false,
+        }
+    }
+
+    fn received(&mut self, bytes: usize) {
+        self.received += bytes as u64;
+        self.missing = self.missing.saturating_sub(bytes as u64);
+        if self.told {
+            return;
+        }
+        let (took, latency) = (self.begun.elapsed(), self.way.upstream.lanes().latency());
+        // Before that the first packets, which come together, would say anything.
+        if took < latency {
+            return;
+        }
+        let in_a_round_trip = u128::from(self.received) * latency.as_micros() * 3 / 2 / took.as_micros().max(1);
+        if u128::from(self.missing) <= in_a_round_trip {
+            self.told = true;
+            self.way.ending.count.fetch_add(1, Ordering::Relaxed);
+            self.way.ending.changed.notify_one();
+        }
+    }
+}
+
+impl Drop for EndInSight<'_> {
+    fn drop(&mut self) {
+        if self.told {
+            self.way.ending.count.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The piece that is being received, with what the store has of it as its tail.
+struct GrowingPiece<'a> {
+    filling: &'a Filling,
+    start: u64,
+    bytes: BytesMut,
+    kept: usize,
+    kept_at: Instant,
+}
+
+impl<'a> GrowingPiece<'a> {
+    fn new(filling: &'a Filling, lane: &Lane) -> Self {
+        let bytes = BytesMut::from(lane.head.as_ref());
+        Self {
+            filling,
+            start: lane.bytes.start,
+            kept: bytes.len(),
+            bytes,
+            kept_at: Instant::now(),
+        }
+    }
+
+    fn index(&self) -> u32 {
+        self.filling
+            .map()
+            .piece_at(self.start)
+            .expect("the piece lies within the blob")
+    }
+
+    /// Takes from `chunk` what the piece lacks. Once that is nothing the piece is written, and the next one begins.
+    async fn grow(&mut self, chunk: &mut Bytes) -> Result<Option<(u32, PieceHash)>, PullError> {
+        let index = self.index();
+        let piece_len = usize::try_from(self.filling.map().len(index)).expect("a piece fits in memory");
+        self.bytes
+            .extend_from_slice(&chunk.split_to(chunk.len().min(piece_len - self.bytes.len())));
+        if self.bytes.len() < piece_len {
+            return Ok(None);
+        }
+        let whole = self.bytes.split().freeze();
+        self.kept = 0;
+        let hash = self
+            .filling
+            .write_piece(index, whole, None)
+            .await
+            .map_err(|error| PullError::Store(error.to_string()))?;
+        self.start += piece_len as u64;
+        Ok(Some((index, hash)))
+    }
+
+    async fn keep_if_due(&mut self) {
+        if self.bytes.len() >= self.kept + TAIL_BYTES && self.kept_at.elapsed() >= TAIL_INTERVAL {
+            self.keep().await;
+        }
+    }
+
+    /// Adds to the tail what has come since. A failure only means that more is asked for again: the download goes on.
+    async fn keep(&mut self) {
+        let fresh = Bytes::copy_from_slice(&self.bytes[self.kept..]);
+        if fresh.is_empty() {
+            return;
+        }
+        let (index, offset) = (self.index(), self.kept as u64);
+        if let Err(error) = self.filling.write_tail(index, offset, fresh).await {
+            debug!(blob.digest = %self.filling.digest(), %error, "failed to keep the beginning of piece {index}: {error}");
+        }
+        self.kept = self.bytes.len();
+        self.kept_at = Instant::now();
+    }
+}
+
+pub(super) enum Body {
+    Answer(BlobAnswer),
+    Whole(Bytes),
+}
+
+impl Body {
+    pub(super) fn offset(&self) -> u64 {
+        match self {
+            Self::Answer(answer) => answer.offset,
+            Self::Whole(_) => 0,
+        }
+    }
+
+    async fn chunk(&mut self) -> Result<Option<Bytes>, PullError> {
+        match self {
+            Self::Answer(answer) => answer
+                .body
+                .chunk()
+                .await
+                .map_err(|error| PullError::Unavailable(format!("upstream broke off: {}", innermost(&error)))),
+            Self::Whole(bytes) => Ok(Some(std::mem::take(bytes)).filter(|bytes| !bytes.is_empty())),
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! The fill: one download of a blob from upstream into the store, whatever the number of its readers.
+//!
+//! It uses as many connections as the way to upstream deserves, each for one segment after the other. It resumes by Range after
+//! every cut and across restarts, in mid-piece if need be, gives up only when upstream has sent nothing new for
+//! [`FILL_PATIENCE`], and keeps what it has for the next try. A body that does not have the digest is revoked as a whole.
+
+mod lane;
+mod plan;
+mod pour;
+
+use std::{
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use piecemeal_proto::{Digest, FillId, PieceHash, PieceMap};
+use piecemeal_store::{BeginFillError, Blob, FillFailure, Filling, PublishBlobError, Repository, Store};
+use piecemeal_swarm::Limiter;
+use tracing::{info, warn};
+
+use self::{lane::Body, pour::Pour};
+use crate::{
+    ANSWER_TIMEOUT, Access, BlobAnswer, BlobSizes, Blobs, Caller, OpenBlob, PullError, Transfer, Transfers, Upstream,
+    Upstreams, upstream::innermost,
+};
+
+/// How long upstream may send nothing new before a fill is given up.
+const FILL_PATIENCE: Duration = Duration::from_secs(30);
+/// The largest blob whose size nobody states that is taken: it has to be held in memory until its end shows the size.
+const UNSIZED_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// What is told of a fill as it goes. All methods return at once.
+pub trait FillObserver: Send + Sync {
+    /// The fill has begun, or gone on with the pieces that it has.
+    fn opened(&self, filling: &Filling);
+    /// A piece has landed.
+    fn landed(&self, filling: &Filling, piece: u32, hash: PieceHash);
+    /// The blob's digest is proven; the blob is published.
+    fn proven(&self, digest: &Digest, fill: FillId);
+    /// None of the fill's pieces may be kept.
+    fn revoked(&self, digest: &Digest, fill: FillId);
+    /// `bytes` of a body have come from upstream.
+    fn received(&self, bytes: usize);
+}
+
+/// Blobs from upstream, by way of the store.
+#[derive(Clone)]
+pub struct UpstreamBlobs {
+    pub store: Store,
+    pub upstreams: Upstreams,
+    pub access: Arc<dyn Access>,
+    pub sizes: BlobSizes,
+    pub transfers: Transfers,
+    pub observer: Arc<dyn FillObserver>,
+    pub limiter: Limiter,
+}
+
+#[async_trait]
+impl Blobs for UpstreamBlobs {
+    async fn open(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<OpenBlob, PullError> {
+        if let Some(blob) = self.store.blob(digest).await? {
+            self.access.require(caller, at, digest).await?;
+            return Ok(OpenBlob::Complete(blob));
+        }
+        let fill = |transfer| self.clone().fill(at.clone(), *digest, transfer);
+        let (_, opened) = self.transfers.open(at, digest, None, ANSWER_TIMEOUT, fill).await?;
+        self.access.require(caller, at, digest).await?;
+        Ok(opened)
+    }
+
+    async fn stat(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<u64, PullError> {
+        if let Some(blob_bytes) = self.transfers.blob_bytes_here(&self.store, digest).await? {
+            self.access.require(caller, at, digest).await?;
+            return Ok(blob_bytes);
+        }
+        let stated = self.upstreams.get(&at.upstream)?.head_blob(at, digest).await?;
+        self.store.record_source(at, digest).await?;
+        stated
+            .or_else(|| self.sizes.get(at, digest))
+            .ok_or_else(|| PullError::BadGateway(format!("{} does not state the size of {digest}", at.upstream)))
+    }
+}
+
+impl UpstreamBlobs {
+    /// Carries out a transfer: the whole blob, from where an earlier try has left it.
+    ///
+    /// # Errors
+    /// [`PullError`]; what has landed is kept, unless it proved to be bad.
+    pub async fn fill(self, at: Repository, digest: Digest, transfer: Arc<Transfer>) -> Result<Blob, PullError> {
+        let upstream = Arc::clone(self.upstreams.get(&at.upstream)?);
+        let started = Instant::now();
+        let filling = match self.known_map(&at, &digest).await? {
+            Some(map) => {
+                let filling = self.reserve(&digest, map).await?;
+                self.pour_known(&upstream, &at, &filling, &transfer).await?;
+                filling
+            }
+            None => self.pour_unknown(&upstream, &at, &digest, &transfer).await?,
+        };
+        let blob = self.publish(&at, &filling).await?;
+        let bytes = blob.map().blob_bytes();
+        info!(blob.digest = %digest, blob.bytes = bytes, upstream = at.upstream, repository = at.name, seconds = started.elapsed().as_secs_f64(), "filled {digest} from {}", at.upstream);
+        Ok(blob)
+    }
+
+    /// How the blob is cut, as an earlier try or its manifest tells.
+    async fn known_map(&self, at: &Repository, digest: &Digest) -> Result<Option<PieceMap>, PullError> {
+        if let Some(map) = self.store.partial_map(digest).await? {
+            return Ok(Some(map));
+        }
+        let hint = self.sizes.get(at, digest).filter(|&blob_bytes| blob_bytes > 0);
+        hint.map(|blob_bytes| PieceMap::for_blob(blob_bytes).map_err(|error| PullError::BadGateway(error.to_string())))
+            .transpose()
+    }
+
+    /// Upstream is asked before anybody is served: its first answer opens the transfer.
+    async fn pour_known(
+        &self,
+        upstream: &Upstream,
+        at: &Repository,
+        filling: &Filling,
+        transfer: &Transfer,
+    ) -> Result<(), PullError> {
+        let (had, map) = (filling.have().count(), filling.map());
+        if had > 0 {
+            info!(blob.digest = %filling.digest(), blob.bytes = map.blob_bytes(), pieces = had, "the fill of {} goes on", filling.digest());
+        }
+        let result = if had == map.count() {
+            upstream.head_blob(at, filling.digest()).await.map(drop)
+        } else {
+            let mut pour = Pour::new(self, upstream, at, filling, &(0..map.blob_bytes()), FILL_PATIENCE);
+            let answered = pour.first_answer().await;
+            if answered.is_ok() {
+                self.opened(at, filling, transfer).await?;
+                return pour.rest().await;
+            }
+            answered
+        };
+        match result {
+            Ok(()) => self.opened(at, filling, transfer).await,
+            Err(error) => {
+                // Space is not kept for what upstream does not have, or not for everybody.
+                if had == 0 && filling.have().is_empty() {
+                    filling.abandon(FillFailure::Revoked).await;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn opened(&self, at: &Repository, filling: &Filling, transfer: &Transfer) -> Result<(), PullError> {
+        self.store.record_source(at, filling.digest()).await?;
+        self.observer.opened(filling);
+        transfer.open(filling.clone());
+        Ok(())
+    }
+
+    /// Nobody has told the size yet: upstream's answer does, or the end of its body.
+    async fn pour_unknown(
+        &self,
+        upstream: &Upstream,
+        at: &Repository,
+        digest: &Digest,
+        transfer: &Transfer,
+    ) -> Result<Filling, PullError> {
+        let answer = upstream.blob(at, digest, 0, None).await?;
+        // A manifest may say 0; whoever lies, nothing is served that does not have the digest.
+        let (blob_bytes, body) = match answer.blob_bytes.or_else(|| self.sizes.get(at, digest)) {
+            Some(blob_bytes) => (blob_bytes, Body::Answer(answer)),
+            None => {
+                let whole = self.read_unsized(at, digest, answer).await?;
+                (whole.len() as u64, Body::Whole(whole))
+            }
+        };
+        let map = PieceMap::for_blob(blob_bytes).map_err(|error| PullError::BadGateway(error.to_string()))?;
+        let filling = self.reserve(digest, map).await?;
+        self.opened(at, &filling, transfer).await?;
+        let mut pour = Pour::new(self, upstream, at, &filling, &(0..blob_bytes), FILL_PATIENCE);
+        pour.begin_with(body).await;
+        pour.rest().await?;
+        Ok(filling)
+    }
+
+    /// A body without a length, whose size no manifest told: its end shows the size.
+    async fn read_unsized(&self, at: &Repository, digest: &Digest, mut answer: BlobAnswer) -> Result<Bytes, PullError> {
+        let mut whole = BytesMut::new();
+        while let Some(chunk) = answer
+            .body
+            .chunk()
+            .await
+            .map_err(|error| PullError::Unavailable(innermost(&error)))?
+        {
+            self.received(chunk.len()).await;
+            if whole.len() + chunk.len() > UNSIZED_BYTES_MAX {
+                return Err(PullError::BadGateway(format!(
+                    "{} does not state the size of {digest}",
+                    at.upstream
+                )));
+            }
+            whole.extend_from_slice(&chunk);
+        }
+        Ok(whole.freeze())
+    }
+
+    async fn reserve(&self, digest: &Digest, map: PieceMap) -> Result<Filling, PullError> {
+        match self.store.begin(digest, map, None).await {
+            Ok(filling) => Ok(filling),
+            Err(error @ BeginFillError::NoSpace { .. }) => Err(PullError::Unavailable(error.to_string())),
+            Err(error) => Err(PullError::Store(error.to_string())),
+        }
+    }
+
+    /// Fetches what is missing of a blob, for a swarm that has lost its mirror.
+    ///
+    /// # Errors
+    /// As [`UpstreamBlobs::fill`].
+    pub async fn complete(&self, at: &Repository, filling: &Filling) -> Result<(), PullError> {
+        let upstream = Arc::clone(self.upstreams.get(&at.upstream)?);
+        let all = 0..filling.map().blob_bytes();
+        Pour::new(self, &upstream, at, filling, &all, FILL_PATIENCE)
+            .rest()
+            .await
+    }
+
+    /// Fetches one run of pieces, as the scheduler has leased it. The first failure ends it: the scheduler knows others.
+    ///
+    /// # Errors
+    /// As [`UpstreamBlobs::fill`].
+    pub async fn fetch_run(&self, at: &Repository, filling: &Filling, run: &Range<u64>) -> Result<(), PullError> {
+        let upstream = Arc::clone(self.upstreams.get(&at.upstream)?);
+        Pour::new(self, &upstream, at, filling, run, Duration::ZERO)
+            .rest()
+            .await
+    }
+
+    async fn received(&self, bytes: usize) {
+        self.observer.received(bytes);
+        self.limiter.take(bytes).await;
+    }
+
+    /// Verifies and publishes a blob that is all here; drops all of it when it proves to be another.
+    ///
+    /// # Errors
+    /// [`PullError::BadGateway`] for the wrong bytes, [`PullError::Store`].
+    pub async fn publish(&self, at: &Repository, filling: &Filling) -> Result<Blob, PullError> {
+        match filling.publish().await {
+            Ok(blob) => {
+                self.observer.proven(filling.digest(), filling.fill());
+                Ok(blob)
+            }
+            Err(PublishBlobError::DigestMismatch { expected, computed }) => {
+                warn!(blob.digest = %expected, upstream = at.upstream, "{} sent bytes with digest {computed} for {expected}; all of them are dropped", at.upstream);
+                self.observer.revoked(filling.digest(), filling.fill());
+                filling.abandon(FillFailure::Revoked).await;
+                Err(PullError::BadGateway(format!(
+                    "{} sent other bytes for {expected}",
+                    at.upstream
+                )))
+            }
+            Err(error) => Err(PullError::Store(error.to_string())),
+        }
+    }
+}

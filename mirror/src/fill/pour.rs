@@ -1,0 +1,270 @@
+//! The connections of one fill at work: what they do is `lane`, what each asks for is `plan`, how many there are is the
+//! upstream's `lanes`. Here they are started, ended, and started again after a failure.
+
+use std::{
+    future::Future,
+    ops::Range,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use piecemeal_store::{Filling, Repository};
+use tracing::{debug, warn};
+
+use super::{
+    UpstreamBlobs,
+    lane::{Body, Lane, Way},
+    plan::{Pace, Plan},
+};
+use crate::{
+    BlobAnswer, PullError,
+    upstream::{Seat, Upstream, WIDTH_MAX},
+};
+
+const RETRY_DELAY: Duration = Duration::from_millis(200);
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(3);
+/// How often it is looked whether a client waits for something that nobody fetches yet.
+const LOOK_AROUND: Duration = Duration::from_millis(100);
+
+/// A fill while it pours in.
+pub(super) struct Pour<'a> {
+    way: Way<'a>,
+    plan: Plan,
+    seat: Seat<'a>,
+    lanes: FuturesUnordered<Pin<Box<dyn Future<Output = Step> + Send + 'a>>>,
+    /// Of `lanes`, those whose body has begun.
+    receiving: usize,
+    /// One of those carries all that is missing: upstream knows no ranges.
+    whole: bool,
+    patience: Patience,
+}
+
+/// What a connection has come to.
+enum Step {
+    Answered(Lane, Result<BlobAnswer, PullError>),
+    Ended {
+        segment: Range<u64>,
+        result: Result<(), PullError>,
+        progressed: bool,
+    },
+}
+
+impl<'a> Pour<'a> {
+    /// Of what is missing of `within`. `patience`: how long upstream may send nothing new.
+    pub(super) fn new(
+        blobs: &'a UpstreamBlobs,
+        upstream: &'a Upstream,
+        at: &'a Repository,
+        filling: &'a Filling,
+        within: &Range<u64>,
+        patience: Duration,
+    ) -> Self {
+        Self {
+            way: Way {
+                ending: Arc::default(),
+                blobs,
+                upstream,
+                at,
+                filling,
+            },
+            plan: Plan::new(filling.map(), &filling.have(), within),
+            seat: upstream.lanes().enter(at, missing_bytes(filling)),
+            lanes: FuturesUnordered::new(),
+            receiving: 0,
+            whole: false,
+            patience: Patience::new(patience),
+        }
+    }
+
+    /// Until upstream has answered for the first time.
+    ///
+    /// # Errors
+    /// The first answer, when it is none to go on with.
+    pub(super) async fn first_answer(&mut self) -> Result<(), PullError> {
+        self.start_lanes().await;
+        while let Some(step) = self.lanes.next().await {
+            match self.take(step) {
+                // Others of its first requests may be answered better, unless this is a word that stands.
+                Err(error) if error.is_verdict() || self.lanes.is_empty() => return Err(error),
+                Err(_) => {}
+                Ok(()) => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on with the body of a blob that was asked for as a whole.
+    pub(super) async fn begin_with(&mut self, body: Body) {
+        let all = self.plan.take_rest(0);
+        if !all.is_empty() {
+            let lane = Lane::new(self.way.filling, all).await;
+            self.whole = true;
+            self.receive(lane, body);
+        }
+    }
+
+    /// Until nothing is missing.
+    ///
+    /// # Errors
+    /// Why there is no sense in going on.
+    pub(super) async fn rest(mut self) -> Result<(), PullError> {
+        let mut look_around = tokio::time::interval(LOOK_AROUND);
+        look_around.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            if self.patience.rested() {
+                self.start_lanes().await;
+            }
+            if self.lanes.is_empty() && self.patience.rested() {
+                return Ok(());
+            }
+            let step = tokio::select! {
+                Some(step) = self.lanes.next(), if !self.lanes.is_empty() => step,
+                () = self.way.ending.changed() => continue,
+                _ = look_around.tick() => continue,
+            };
+            let result = self.take(step);
+            let Err(error) = result else { continue };
+            let hopeless = error.is_verdict() || matches!(error, PullError::Store(_));
+            if hopeless || self.patience.is_over() {
+                let digest = self.way.filling.digest();
+                warn!(blob.digest = %digest, upstream = self.way.at.upstream, %error, "the fill of {digest} stops: {error}");
+                return Err(error);
+            }
+            self.patience.rest();
+        }
+    }
+
+    async fn start_lanes(&mut self) {
+        let filling = self.way.filling;
+        while !self.whole {
+            let busy = self.lanes.len() - self.way.ending.count();
+            let share = self.seat.share(missing_bytes(filling), busy);
+            let wanted = filling.wanted();
+            // Somebody who waits does not wait for a segment to end.
+            let allowed =
+                share + usize::from(self.plan.lacks(wanted) && self.receiving == self.lanes.len() && share > 1);
+            if busy >= allowed || self.lanes.len() >= allowed.max(WIDTH_MAX) {
+                return;
+            }
+            let pace = Pace {
+                lanes: share,
+                busy,
+                lane_rate: self.seat.lane_rate(),
+            };
+            let Some(segment) = self.plan.take(wanted, pace) else {
+                return;
+            };
+            let (lane, way) = (Lane::new(filling, segment).await, self.way.clone());
+            self.lanes.push(Box::pin(async move {
+                let answer = lane.request(&way).await;
+                Step::Answered(lane, answer)
+            }));
+        }
+    }
+
+    fn receive(&mut self, lane: Lane, body: Body) {
+        self.receiving += 1;
+        let way = self.way.clone();
+        self.lanes.push(Box::pin(async move {
+            let (result, progressed) = lane.receive(&way, body).await;
+            Step::Ended {
+                segment: lane.bytes,
+                result,
+                progressed,
+            }
+        }));
+    }
+
+    fn take(&mut self, step: Step) -> Result<(), PullError> {
+        match step {
+            Step::Answered(lane, Ok(answer)) => self.answered(lane, answer),
+            Step::Answered(lane, Err(error)) => {
+                self.plan.give_back(&lane.bytes, &self.way.filling.have());
+                if matches!(error, PullError::TooManyRequests { .. }) {
+                    self.way.upstream.lanes().calm_down();
+                }
+                return Err(error);
+            }
+            Step::Ended {
+                segment,
+                result,
+                progressed,
+            } => {
+                self.receiving -= 1;
+                self.whole &= self.receiving > 0;
+                if progressed {
+                    self.patience.renew();
+                }
+                self.plan.give_back(&segment, &self.way.filling.have());
+                return result;
+            }
+        }
+        Ok(())
+    }
+
+    fn answered(&mut self, mut lane: Lane, answer: BlobAnswer) {
+        let all_of_it = lane.bytes == (0..self.way.filling.map().blob_bytes());
+        if answer.is_part || all_of_it {
+            return self.receive(lane, Body::Answer(answer));
+        }
+        // It was asked for a part and sends the whole: from it one connection takes what it can.
+        debug!(
+            upstream = self.way.at.upstream,
+            "{} knows no ranges", self.way.at.upstream
+        );
+        self.way.upstream.lanes().calm_down();
+        if self.receiving > 0 {
+            self.plan.give_back(&lane.bytes, &self.way.filling.have());
+            return;
+        }
+        self.whole = true;
+        lane.bytes = self.plan.take_rest(lane.bytes.start);
+        self.receive(lane, Body::Answer(answer));
+    }
+}
+
+/// To the piece.
+fn missing_bytes(filling: &Filling) -> u64 {
+    let have = filling.have();
+    u64::from(have.capacity() - have.count()) * filling.map().piece_bytes()
+}
+
+/// How long upstream may fail.
+struct Patience {
+    max: Duration,
+    last_progress: Instant,
+    delay: Duration,
+    resting_until: Option<Instant>,
+}
+
+impl Patience {
+    fn new(max: Duration) -> Self {
+        Self {
+            max,
+            last_progress: Instant::now(),
+            delay: RETRY_DELAY,
+            resting_until: None,
+        }
+    }
+
+    /// Something came that was not here before: an upstream without ranges sends the same beginning again and again.
+    fn renew(&mut self) {
+        self.last_progress = Instant::now();
+        self.delay = RETRY_DELAY;
+    }
+
+    fn is_over(&self) -> bool {
+        self.last_progress.elapsed() + self.delay > self.max
+    }
+
+    fn rest(&mut self) {
+        self.resting_until = Some(Instant::now() + self.delay);
+        self.delay = (self.delay * 2).min(RETRY_DELAY_MAX);
+    }
+
+    fn rested(&self) -> bool {
+        self.resting_until.is_none_or(|until| Instant::now() >= until)
+    }
+}
