@@ -216,3 +216,98 @@ fn an_upstream_that_freezes_ends_the_streams_instead_of_leaving_them_hanging() {
         );
     }
 }
+
+#[test]
+fn an_upstream_that_always_breaks_off_and_knows_no_ranges_is_given_up() {
+    let story = story(1);
+    let at = 5 << 20;
+    story.upstream.behave(story.layer(), Behaviour::AlwaysCut { at });
+    story.assert_refused();
+    let sent = story.upstream.body_bytes(story.layer());
+    assert!(sent <= 40 * at, "it was asked for {sent} bytes, again and again");
+    story.tell_the_truth();
+    story.pull_everywhere();
+}
+
+#[test]
+fn a_size_that_another_repository_states_harms_nobody_else() {
+    let story = story(2);
+    let liar = Image::new("library/liar", "v1")
+        .seed(7)
+        .layer_bytes(&[12 * MIB])
+        .overstate_layers(1000);
+    let honest = Image::new("library/honest", "v1").seed(7).layer_bytes(&[12 * MIB]);
+    assert_eq!(liar.layers()[0].digest, honest.layers()[0].digest);
+    story.upstream.add_image(&liar);
+    story.upstream.add_image(&honest);
+    let [first, second] = &story.cluster.containerds[..] else {
+        panic!("two nodes")
+    };
+
+    thread::scope(|scope| {
+        // Its own pull fails, or not; that is its own affair.
+        let lied_to = scope.spawn(|| first.fetch(&liar.reference(HOST)));
+        let told_the_truth = scope.spawn(|| second.fetch(&honest.reference(HOST)));
+        let outcome = told_the_truth.join().expect("the pull ends");
+        assert!(outcome.ok, "{}", outcome.output);
+        lied_to.join().expect("the pull ends");
+    });
+    first.remove_all_content();
+    let outcome = first.fetch(&honest.reference(HOST));
+    assert!(outcome.ok, "{}", outcome.output);
+    assert!(first.content_digest_ok(&honest.layers()[0].digest));
+    let sent = story.upstream.body_bytes(&liar.layers()[0].digest);
+    // What was on its way when the wrong size came to light is all that may come twice.
+    assert!(sent <= (12 << 20) + (2 << 20), "{sent} bytes");
+}
+
+#[test]
+fn a_late_status_line_is_not_waited_for_longer_than_a_client_can_wait() {
+    let story = story(1);
+    story.upstream.behave(story.layer(), Behaviour::Late { millis: 4000 });
+    let target = format!("/v2/{}/blobs/{}?ns={HOST}", story.image.repository(), story.layer());
+    let ask = || {
+        let started = Instant::now();
+        let request = Request::get("127.0.0.1:65001".parse().expect("an address"), &target);
+        let answer = request
+            .patience(Duration::from_secs(30))
+            .send_from(story.cluster.site.node(0))
+            .expect("an answer");
+        (answer.status, started.elapsed())
+    };
+    // Nobody knows the blob's size yet, so nothing can be promised.
+    let (status, waited) = ask();
+    assert_eq!(status, 503);
+    assert!(waited < Duration::from_secs(4), "it took {waited:?}");
+    // A client that has read the manifest is answered at once, and waits in the body.
+    assert_eq!(story.pull_everywhere(), 1);
+}
+
+#[test]
+fn a_far_upstream_is_asked_over_several_connections_and_sends_each_byte_once() {
+    let story = story(2);
+    story.upstream.move_away(Duration::from_millis(100));
+    assert_eq!(story.pull_everywhere(), 1);
+    let parts = story.upstream.requests(story.layer());
+    assert!(parts >= 4, "only {parts} requests for a far upstream's blob");
+    assert_eq!(story.upstream.body_bytes(story.layer()), 12 << 20);
+}
+
+#[test]
+fn connections_to_a_far_upstream_that_break_off_are_resumed_where_they_did() {
+    let story = story(2);
+    story.upstream.move_away(Duration::from_millis(100));
+    thread::scope(|scope| {
+        let pull = scope.spawn(|| story.pull_everywhere());
+        let started = Instant::now();
+        while story.upstream.body_bytes(story.layer()) == 0 {
+            assert!(started.elapsed() < Duration::from_secs(20), "nobody asked");
+            thread::sleep(Duration::from_millis(5));
+        }
+        let cut = Behaviour::ShortBody { at: 100_000, times: 10 };
+        story.upstream.behave(story.layer(), cut);
+        assert_eq!(pull.join().expect("the pull succeeds"), 1);
+    });
+    let (sent, blob) = (story.upstream.body_bytes(story.layer()), 12 << 20);
+    assert!(sent <= blob + 10 * 64 * 1024, "{sent} bytes for a blob of {blob}");
+}

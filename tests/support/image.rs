@@ -81,6 +81,21 @@ impl Image {
         self
     }
 
+    /// Lets the manifest state these many bytes more for each layer than it has. Comes after [`Self::layer_bytes`].
+    pub fn overstate_layers(mut self, by: u64) -> Self {
+        let stated: Vec<Blob> = self
+            .layers
+            .iter()
+            .cloned()
+            .map(|layer| Blob {
+                size: layer.size + by,
+                ..layer
+            })
+            .collect();
+        (self.config, self.manifest) = describe(&stated, &[]);
+        self
+    }
+
     /// Wraps the manifest in an index, as images for several platforms are. Comes after [`Self::layer_bytes`].
     pub fn in_index(mut self) -> Self {
         let mut entry = self.manifest.descriptor();

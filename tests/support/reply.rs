@@ -34,6 +34,14 @@ pub enum Behaviour {
         at: u64,
         seconds: u64,
     },
+    /// A pause before the status line.
+    Late {
+        millis: u64,
+    },
+    /// The blob's beginning with 200, whatever range was asked for, and then a closed connection.
+    AlwaysCut {
+        at: u64,
+    },
     /// This status with an OCI error body.
     Status(u16),
     /// 200 with `Content-Length: 0`.
@@ -60,6 +68,10 @@ impl Behaviour {
                 }
             }
             Self::Stall { at, seconds } => truth.stall = Some((*at, Duration::from_secs(*seconds))),
+            Self::AlwaysCut { at } => {
+                truth = truth.ignoring_range();
+                truth.cut_at = Some(*at);
+            }
             _ => return self.twist_head(truth),
         }
         truth
@@ -68,7 +80,15 @@ impl Behaviour {
     /// Answers a HEAD, or a GET whose head alone is twisted.
     pub fn twist_head(&self, mut truth: Reply) -> Reply {
         match self {
-            Self::Truth | Self::ShortBody { .. } | Self::LieFrom { .. } | Self::Stall { .. } => truth,
+            Self::Truth
+            | Self::ShortBody { .. }
+            | Self::LieFrom { .. }
+            | Self::Stall { .. }
+            | Self::AlwaysCut { .. } => truth,
+            Self::Late { millis } => {
+                truth.late = Duration::from_millis(*millis);
+                truth
+            }
             Self::NoContentLength => {
                 truth.declared = None;
                 truth
@@ -102,6 +122,8 @@ pub struct Reply {
     cut_at: Option<u64>,
     lie_from: Option<u64>,
     stall: Option<(u64, Duration)>,
+    /// Before the status line.
+    late: Duration,
 }
 
 impl Reply {
@@ -146,12 +168,18 @@ impl Reply {
             cut_at: None,
             lie_from: None,
             stall: None,
+            late: Duration::ZERO,
         }
     }
 
     pub fn header(mut self, name: &'static str, value: String) -> Self {
         self.headers.push((name, value));
         self
+    }
+
+    /// Waits as long as it was told to, without holding anybody else up.
+    pub fn wait(&self) {
+        thread::sleep(self.late);
     }
 
     /// The status line and the header fields.

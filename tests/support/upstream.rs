@@ -9,6 +9,7 @@ use std::{
     net::{Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use super::{
@@ -82,6 +83,11 @@ impl FakeUpstream {
         shelf.tags.insert(tag, image.digest().to_owned());
     }
 
+    /// Answers everything this much later from now on.
+    pub fn move_away(&self, latency: Duration) {
+        lock(&self.shelf).latency = latency;
+    }
+
     /// How to answer for this digest from now on.
     pub fn behave(&self, digest: &str, behaviour: Behaviour) {
         lock(&self.shelf).behaviours.insert(digest.to_owned(), behaviour);
@@ -128,6 +134,7 @@ impl Drop for FakeUpstream {
 #[derive(Debug, Default)]
 struct Shelf {
     contents: HashMap<String, Content>,
+    latency: Duration,
     /// By the path of the manifest.
     tags: HashMap<String, String>,
     behaviours: HashMap<String, Behaviour>,
@@ -244,6 +251,9 @@ fn serve_connection(stream: &TcpStream, shelf: &Mutex<Shelf>) -> io::Result<()> 
             headers,
         };
         let (digest, reply) = lock(shelf).answer(&request);
+        let far = lock(shelf).latency;
+        thread::sleep(far);
+        reply.wait();
         let mut writer = CountedWriter { stream, shelf, digest };
         writer.stream.write_all(reply.head().as_bytes())?;
         if request.method != "HEAD" {

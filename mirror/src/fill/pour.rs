@@ -25,6 +25,9 @@ use crate::{
 
 const RETRY_DELAY: Duration = Duration::from_millis(200);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(3);
+/// So many bodies in a row that bring nothing new are enough: an upstream without ranges that always breaks off would send
+/// its beginning again and again.
+const BARREN_MAX: u32 = 5;
 /// How often it is looked whether a client waits for something that nobody fetches yet.
 const LOOK_AROUND: Duration = Duration::from_millis(100);
 
@@ -196,6 +199,8 @@ impl<'a> Pour<'a> {
                 self.whole &= self.receiving > 0;
                 if progressed {
                     self.patience.renew();
+                } else {
+                    self.patience.barren += 1;
                 }
                 self.plan.give_back(&segment, &self.way.filling.have());
                 return result;
@@ -235,6 +240,8 @@ fn missing_bytes(filling: &Filling) -> u64 {
 struct Patience {
     max: Duration,
     last_progress: Instant,
+    /// Bodies since then.
+    barren: u32,
     delay: Duration,
     resting_until: Option<Instant>,
 }
@@ -244,19 +251,21 @@ impl Patience {
         Self {
             max,
             last_progress: Instant::now(),
+            barren: 0,
             delay: RETRY_DELAY,
             resting_until: None,
         }
     }
 
-    /// Something came that was not here before: an upstream without ranges sends the same beginning again and again.
+    /// Something came that was not here before.
     fn renew(&mut self) {
         self.last_progress = Instant::now();
+        self.barren = 0;
         self.delay = RETRY_DELAY;
     }
 
     fn is_over(&self) -> bool {
-        self.last_progress.elapsed() + self.delay > self.max
+        self.barren >= BARREN_MAX || self.last_progress.elapsed() + self.delay > self.max
     }
 
     fn rest(&mut self) {
