@@ -135,8 +135,8 @@ impl Transfers {
     /// Joins the live transfer of `digest`, or starts one that `run` carries out in a task of its own, and waits at most
     /// `patience` until a client can be answered.
     ///
-    /// A failure may be one repository's (it does not exist there, its manifest lied): who joined another repository's
-    /// transfer and hears of one asks again for itself.
+    /// A verdict (it does not exist, it is not allowed) is one repository's: who joined another repository's transfer and
+    /// hears one asks again for itself.
     ///
     /// # Errors
     /// Why the transfer failed; the last failure, while the digest cools down after it under this repository.
@@ -154,7 +154,7 @@ impl Transfers {
         let joined = self.join_or_start(at, digest, blob_bytes, &run)?;
         match joined.opened(patience).await {
             Ok(opened) => Ok((joined, opened)),
-            Err(error) if !matches!(error, PullError::Store(_)) && joined.at != *at => {
+            Err(error) if error.is_verdict() && joined.at != *at => {
                 let own = self.join_or_start(at, digest, blob_bytes, &run)?;
                 let opened = own.opened(patience).await?;
                 Ok((own, opened))

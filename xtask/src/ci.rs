@@ -1,6 +1,6 @@
 //! What has to hold before a change lands.
 
-use std::{env, path::PathBuf, process::Command};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 
@@ -66,7 +66,7 @@ fn cargo_deny() -> Result<String> {
     if has("cargo-deny") {
         return Ok("cargo-deny".to_owned());
     }
-    let tools = tools_dir()?;
+    let tools = shell::tools_dir()?;
     let program = tools.join("bin/cargo-deny");
     if !program.is_file() {
         let root = tools.to_str().context("the cache folder's name is not text")?;
@@ -87,14 +87,4 @@ fn cargo_deny() -> Result<String> {
         .to_str()
         .context("the cache folder's name is not text")?
         .to_owned())
-}
-
-/// Outside the clone, so that a fresh one finds them.
-fn tools_dir() -> Result<PathBuf> {
-    let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let home = env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    Ok(cache
-        .or(home)
-        .context("neither XDG_CACHE_HOME nor HOME is set")?
-        .join("piecemeal/tools"))
 }

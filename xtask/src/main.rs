@@ -1,7 +1,9 @@
-//! The project's own commands: `cargo xtask test`, `cargo xtask ci`, `cargo xtask bench`.
+//! The project's own commands: `cargo xtask test`, `cargo xtask conformance`, `cargo xtask ci`, `cargo xtask bench`.
 
 mod bench;
 mod ci;
+mod conformance;
+mod go_tools;
 mod packages;
 mod shell;
 mod test;
@@ -11,7 +13,8 @@ use std::process::ExitCode;
 const HELP: &str = "\
 cargo xtask COMMAND
 
-  test          installs what the tests need (apt, where it may), then runs every test
+  test          installs what the tests need (apt, where it may; Go), then runs every test
+  conformance   the OCI conformance suite against a mirror of Debian's docker-registry
   ci            format, lints, dependencies' licences and sources, every test, docs
   bench [NAME]  the benchmarks, or the one named; they print, they assert nothing
 ";
@@ -21,6 +24,7 @@ fn main() -> ExitCode {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match arguments[..] {
         ["test"] => test::run(),
+        ["conformance"] => conformance::run(),
         ["ci"] => ci::run(),
         ["bench", ref names @ ..] => bench::run(names),
         _ => {

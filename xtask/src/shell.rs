@@ -1,6 +1,10 @@
 //! Running commands from the workspace's root, with their output shown.
 
-use std::{path::Path, process::Command};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result, ensure};
 
@@ -31,6 +35,16 @@ pub(crate) fn run_with(program: &str, arguments: &[&str], environment: &[(&str, 
 
 /// Whether a program is on the PATH.
 pub(crate) fn has(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).any(|folder| folder.join(program).is_file())
+}
+
+/// Where programs are kept that are built for these commands: outside the clone, so that a fresh one finds them.
+pub(crate) fn tools_dir() -> Result<PathBuf> {
+    let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    Ok(cache
+        .or(home)
+        .context("neither XDG_CACHE_HOME nor HOME is set")?
+        .join("piecemeal/tools"))
 }

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use crate::{packages, shell};
+use crate::{go_tools, packages, shell};
 
 pub(crate) fn run() -> Result<()> {
     packages::install()?;
@@ -10,6 +10,7 @@ pub(crate) fn run() -> Result<()> {
         is_root(),
         "the end-to-end tests make network namespaces of their own and need root: run `sudo --preserve-env=PATH,HOME cargo xtask test`"
     );
+    go_tools::install()?;
     // End-to-end tests share the machine's two cores with real containerds: one binary after the other, as cargo does.
     shell::run("cargo", &["test", "--workspace", "--all-features", "--locked"])
 }

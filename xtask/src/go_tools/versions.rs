@@ -1,0 +1,11 @@
+//! The versions of the clients that are built by Go. A tool's file is `<tools>/bin/<name>-<version>`, so that another
+//! version is another file.
+//!
+//! Nothing but constants: whoever runs the tools may include this file.
+
+pub(crate) const CRANE: &str = "v0.22.1";
+pub(crate) const ORAS: &str = "v1.3.6";
+/// Of `containerd` and of `ctr`.
+pub(crate) const CONTAINERD: &str = "v2.4.2";
+/// The suite as rewritten in April 2026 is in no release yet, hence a commit.
+pub(crate) const OCI_CONFORMANCE: &str = "v0.0.0-20260831232431-97274622c111";
