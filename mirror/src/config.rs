@@ -5,13 +5,55 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use piecemeal_proto::AuthorityKey;
 use url::Url;
 
+use crate::{ClientConfig, CredentialSource};
+
 /// A registry that may be mirrored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamConfig {
-    /// The registry's `host` or `host:port`, as clients name it: `docker.io`.
+    /// The registry's `host` or `host:port`, as clients name it: `docker.io`. `*.example.com` stands for every registry below
+    /// that domain.
     pub name: String,
-    /// Where it answers: `https://registry-1.docker.io`.
-    pub url: Url,
+    /// Where it answers, in the order of preference: `https://registry-1.docker.io`. A `*` for the host's beginning stands for
+    /// what the name's stands for.
+    pub urls: Vec<Url>,
+    /// Certificates to trust there besides the usual ones, PEM.
+    pub ca_file: Option<PathBuf>,
+    /// A certificate and its key to show there, PEM.
+    pub client_certificate_file: Option<PathBuf>,
+    /// The site's own credentials there.
+    pub credentials: Option<CredentialSource>,
+    /// Whether everybody on the LAN is served with those, and not only admitted nodes.
+    pub serves_site: bool,
+}
+
+impl UpstreamConfig {
+    /// One that needs nothing but its address.
+    pub fn new(name: String, urls: Vec<Url>) -> Self {
+        Self {
+            name,
+            urls,
+            ca_file: None,
+            client_certificate_file: None,
+            credentials: None,
+            serves_site: false,
+        }
+    }
+
+    /// The registry `name` that this pattern stands for; `None` when its URL would make no sense.
+    pub(crate) fn for_name(&self, name: &str) -> Option<Self> {
+        let wild = name.strip_suffix(self.name.strip_prefix('*')?)?;
+        let url = |url: &Url| -> Option<Url> {
+            let mut url = url.clone();
+            let host = url.host_str()?.replacen('*', wild, 1);
+            url.set_host(Some(&host)).ok()?;
+            Some(url)
+        };
+        Some(Self {
+            name: name.to_owned(),
+            urls: self.urls.iter().map(url).collect::<Option<_>>()?,
+            ..self.clone()
+        })
+    }
 }
 
 /// A content store's place and bounds.
@@ -37,6 +79,11 @@ pub struct MirrorConfig {
     pub advertise: Vec<SocketAddr>,
     pub cache: CacheConfig,
     pub upstreams: Vec<UpstreamConfig>,
+    pub client: ClientConfig,
+    /// The most bytes a second that fills may take from upstream; `None`: no limit.
+    pub wan_limit: Option<u64>,
+    /// How long a node that proved its right is served while upstream cannot be asked.
+    pub offline_grace: Duration,
     /// The upstream meant by a request that names none.
     pub default_upstream: Option<String>,
     /// How old a tag's last check upstream may be before it is checked again.

@@ -11,6 +11,9 @@ pub enum PullError {
     /// The request itself is malformed. 400, or 404 where the specification wants it.
     #[error("{0}")]
     Malformed(#[from] ParseReferenceError),
+    /// A number was expected in the query. 400.
+    #[error("{0:?} is not a number of tags")]
+    Number(String),
     /// The upstream is not configured: the client goes there itself. 404.
     #[error("no upstream named {0} is configured here")]
     UnknownUpstream(String),
@@ -24,6 +27,12 @@ pub enum PullError {
         status: u16,
         challenge: Option<String>,
     },
+    /// The caller's credential may not be sent on from here. 403.
+    #[error("{0}")]
+    Withheld(String),
+    /// The request has come back to where it started. 421.
+    #[error("{0}")]
+    Loop(String),
     /// Upstream asks to come back later. 429.
     #[error("{upstream} answered 429, too many requests")]
     TooManyRequests {
@@ -49,7 +58,13 @@ impl PullError {
     pub fn is_verdict(&self) -> bool {
         matches!(
             self,
-            Self::Malformed(_) | Self::UnknownUpstream(_) | Self::Unknown(_) | Self::Denied { .. }
+            Self::Malformed(_)
+                | Self::Number(_)
+                | Self::UnknownUpstream(_)
+                | Self::Unknown(_)
+                | Self::Denied { .. }
+                | Self::Withheld(_)
+                | Self::Loop(_)
         )
     }
 

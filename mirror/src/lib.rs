@@ -5,10 +5,13 @@
 
 mod access;
 mod announce;
+mod caller;
 mod config;
 mod error;
 mod fill;
 mod front;
+mod identity;
+mod lists;
 mod manifests;
 mod metrics;
 mod mirror;
@@ -19,20 +22,26 @@ mod source;
 mod transfer;
 mod upstream;
 
-pub use access::AnonymousAccess;
+pub use access::{RightSource, Rights};
 pub use announce::{Announcer, complete, filling_reports, have, lost};
+pub use caller::{Caller, Credential};
 pub use config::{CacheConfig, MirrorConfig, UpstreamConfig};
 pub use error::{ANSWER_TIMEOUT, MANIFEST_TIMEOUT, PullError, SOURCE_TIMEOUT};
 pub use fill::{FillObserver, UpstreamBlobs};
-pub use front::{Front, UpstreamNames, error_response, front_router};
+pub use front::{Admission, Front, UpstreamNames, error_response, front_router};
+pub use identity::NodeIdentity;
+pub use lists::{List, ListQuery};
 pub use manifests::{ManifestSource, Manifests};
 pub use metrics::{Destination, Origin, SentBytes, Traffic};
 pub use mirror::{
     Mirror, StartMirrorError, advertised, incarnation, keep_clean, open_store, store_status, traffic_status,
 };
-pub use node::{INLINE_BYTES_MAX, NodeBlob, NodePort, node_router, open_request};
+pub use node::{INLINE_BYTES_MAX, NodeBlob, NodePort, node_router, open_path};
 pub use server::{bind, serve};
 pub use sizes::BlobSizes;
-pub use source::{Access, Blobs, Caller, Content, Tags};
+pub use source::{Access, Blobs, Content, Item, Tags};
 pub use transfer::{OpenBlob, Progress, Transfer, Transfers};
-pub use upstream::{BlobAnswer, FetchedManifest, ManifestAnswer, Upstream, Upstreams, http_client};
+pub use upstream::{
+    BlobAnswer, ClientConfig, ClientError, CredentialSource, FetchedManifest, ListAnswer, ManifestAnswer, ProxyConfig,
+    RewriteRule, Upstream, Upstreams, http_client, require_cover,
+};

@@ -18,40 +18,60 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use crate::{
-    ANSWER_TIMEOUT, Access, BlobSizes, Caller, FetchedManifest, MANIFEST_TIMEOUT, ManifestAnswer, PullError, Tags,
-    Upstreams,
+    ANSWER_TIMEOUT, Access, BlobSizes, Caller, Credential, FetchedManifest, Item, List, ListAnswer, ListQuery,
+    MANIFEST_TIMEOUT, ManifestAnswer, PullError, Tags, Upstreams, lists::TagLists,
 };
 
 /// Whom manifests are had from.
 #[async_trait]
 pub trait ManifestSource: Send + Sync {
     /// GETs a manifest, its digest verified.
-    async fn fetch(&self, at: &Repository, reference: &Reference) -> Result<FetchedManifest, PullError>;
+    async fn fetch(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, PullError>;
     /// HEADs a manifest.
-    async fn head(&self, at: &Repository, reference: &Reference) -> Result<ManifestAnswer, PullError>;
+    async fn head(&self, caller: &Caller, at: &Repository, reference: &Reference) -> Result<ManifestAnswer, PullError>;
+    /// GETs a page of a list below the repository.
+    async fn list(&self, caller: &Caller, at: &Repository, path: &str) -> Result<ListAnswer, PullError>;
 }
 
 #[async_trait]
 impl ManifestSource for Upstreams {
-    async fn fetch(&self, at: &Repository, reference: &Reference) -> Result<FetchedManifest, PullError> {
-        self.get(&at.upstream)?.manifest(at, reference).await
+    async fn fetch(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, PullError> {
+        self.get(&at.upstream)?.manifest(caller, at, reference).await
     }
 
-    async fn head(&self, at: &Repository, reference: &Reference) -> Result<ManifestAnswer, PullError> {
-        self.get(&at.upstream)?.head_manifest(at, reference).await
+    async fn head(&self, caller: &Caller, at: &Repository, reference: &Reference) -> Result<ManifestAnswer, PullError> {
+        self.get(&at.upstream)?.head_manifest(caller, at, reference).await
+    }
+
+    async fn list(&self, caller: &Caller, at: &Repository, path: &str) -> Result<ListAnswer, PullError> {
+        self.get(&at.upstream)?.list(caller, at, path).await
     }
 }
 
 /// The manifests of a daemon.
 #[derive(Clone)]
 pub struct Manifests {
-    store: Store,
-    source: Arc<dyn ManifestSource>,
-    access: Arc<dyn Access>,
+    pub(crate) store: Store,
+    pub(crate) source: Arc<dyn ManifestSource>,
+    pub(crate) access: Arc<dyn Access>,
     sizes: BlobSizes,
-    tag_ttl: Duration,
-    running: Flights<(Repository, String), Result<FetchedManifest, PullError>>,
+    pub(crate) tag_ttl: Duration,
+    pub(crate) lists: TagLists,
+    running: Flights<Lookup, Result<FetchedManifest, PullError>>,
 }
+
+/// What is looked up, once for all who ask at the same time: by whoever asked first, or by one caller for itself alone.
+type Lookup = (Repository, String, Option<Credential>);
 
 impl Manifests {
     /// `tag_ttl`: how old the last check of a tag may be. Zero when the source itself remembers.
@@ -68,19 +88,39 @@ impl Manifests {
             access,
             sizes,
             tag_ttl,
+            lists: TagLists::default(),
             running: Flights::default(),
         }
     }
 
-    async fn resolve(self, at: Repository, reference: Reference) -> Result<FetchedManifest, PullError> {
+    async fn resolve(self, caller: Caller, at: Repository, reference: Reference) -> Result<FetchedManifest, PullError> {
         match &reference {
-            Reference::Digest(digest) => self.by_digest(&at, digest, &reference).await,
-            Reference::Tag(tag) => self.by_tag(&at, tag, &reference).await,
+            Reference::Digest(digest) => self.by_digest(&caller, &at, digest, &reference).await,
+            Reference::Tag(tag) => self.by_tag(&caller, &at, tag, &reference).await,
         }
+    }
+
+    async fn join(
+        &self,
+        own: Option<Credential>,
+        caller: &Caller,
+        at: &Repository,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, PullError> {
+        let key = (at.clone(), reference.to_string(), own);
+        let work = || self.clone().resolve(caller.clone(), at.clone(), reference.clone());
+        let joined = tokio::time::timeout(MANIFEST_TIMEOUT, self.running.join(key, work));
+        joined.await.unwrap_or_else(|_| {
+            Err(PullError::Unavailable(format!(
+                "no manifest within {} s",
+                MANIFEST_TIMEOUT.as_secs()
+            )))
+        })
     }
 
     async fn by_digest(
         &self,
+        caller: &Caller,
         at: &Repository,
         digest: &Digest,
         reference: &Reference,
@@ -88,16 +128,22 @@ impl Manifests {
         if let Some(manifest) = self.stored(at, digest).await? {
             return Ok(manifest);
         }
-        let manifest = self.source.fetch(at, reference).await?;
+        let manifest = self.source.fetch(caller, at, reference).await?;
         self.keep(at, &manifest).await?;
         Ok(manifest)
     }
 
-    async fn by_tag(&self, at: &Repository, tag: &str, reference: &Reference) -> Result<FetchedManifest, PullError> {
+    async fn by_tag(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        tag: &str,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, PullError> {
         let known = self.store.tag(at, tag).await?;
         let Some(known) = known else {
             // Nothing to compare with: a GET brings digest and manifest in one round trip.
-            return self.fetch_tag(at, tag, reference).await;
+            return self.fetch_tag(caller, at, tag, reference).await;
         };
         if known.age < self.tag_ttl
             && let Some(manifest) = self.stored(at, &known.digest).await?
@@ -105,7 +151,10 @@ impl Manifests {
             return Ok(manifest);
         }
         // With something older to serve, nobody waits for a source that does not answer.
-        let revalidated = tokio::time::timeout(ANSWER_TIMEOUT, self.revalidate(at, tag, reference, &known.digest));
+        let revalidated = tokio::time::timeout(
+            ANSWER_TIMEOUT,
+            self.revalidate(caller, at, tag, reference, &known.digest),
+        );
         let revalidated = revalidated.await.unwrap_or_else(|_| {
             Err(PullError::Unavailable(format!(
                 "{} does not answer in time",
@@ -117,13 +166,14 @@ impl Manifests {
                 Some(manifest) => {
                     warn!(upstream = at.upstream, repository = at.name, tag, %error, "serving {tag} as it was {:?} ago", known.age);
                     Ok(FetchedManifest {
-                        warning: Some(format!("299 - \"stale: {}\"", quotable(&error))),
+                        warning: Some(stale(&error)),
                         ..manifest
                     })
                 }
                 None => Err(error),
             },
-            Err(error @ PullError::Unknown(_)) => {
+            // Some registries say 404 to those who may not know: only who may pull can tell that a tag is gone.
+            Err(error @ PullError::Unknown(_)) if self.access.allows(caller, at) => {
                 self.store.forget_tag(at, tag).await?;
                 Err(error)
             }
@@ -134,23 +184,35 @@ impl Manifests {
     /// HEAD costs upstream less than GET, and some count only GETs against their limits.
     async fn revalidate(
         &self,
+        caller: &Caller,
         at: &Repository,
         tag: &str,
         reference: &Reference,
         known: &Digest,
     ) -> Result<FetchedManifest, PullError> {
-        let answer = self.source.head(at, reference).await?;
+        let answer = self.source.head(caller, at, reference).await?;
         if answer.digest == Some(*known)
             && let Some(manifest) = self.stored(at, known).await?
         {
-            self.store.put_tag(at, tag, known).await?;
-            return Ok(manifest);
+            if answer.warning.is_none() {
+                self.store.put_tag(at, tag, known).await?;
+            }
+            return Ok(FetchedManifest {
+                warning: answer.warning,
+                ..manifest
+            });
         }
-        self.fetch_tag(at, tag, reference).await
+        self.fetch_tag(caller, at, tag, reference).await
     }
 
-    async fn fetch_tag(&self, at: &Repository, tag: &str, reference: &Reference) -> Result<FetchedManifest, PullError> {
-        let manifest = self.source.fetch(at, reference).await?;
+    async fn fetch_tag(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        tag: &str,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, PullError> {
+        let manifest = self.source.fetch(caller, at, reference).await?;
         self.keep(at, &manifest).await?;
         // What the source itself calls old is not a check of the tag.
         if manifest.warning.is_none() {
@@ -189,21 +251,31 @@ impl Tags for Manifests {
         at: &Repository,
         reference: &Reference,
     ) -> Result<FetchedManifest, PullError> {
-        let key = (at.clone(), reference.to_string());
-        let resolving = self
-            .running
-            .join(key, || self.clone().resolve(at.clone(), reference.clone()));
-        let manifest = tokio::time::timeout(MANIFEST_TIMEOUT, resolving)
-            .await
-            .unwrap_or_else(|_| {
-                Err(PullError::Unavailable(format!(
-                    "no manifest within {} s",
-                    MANIFEST_TIMEOUT.as_secs()
-                )))
-            })?;
-        self.access.require(caller, at, &manifest.digest).await?;
+        let mut manifest = self.join(None, caller, at, reference).await;
+        if manifest.as_ref().is_err_and(PullError::is_verdict) {
+            // It may have been said of another caller, whom this one has joined. The client itself remembers its own.
+            manifest = self.join(caller.credential.clone(), caller, at, reference).await;
+        }
+        let manifest = manifest?;
+        self.access
+            .require(caller, at, Item::Manifest(&manifest.digest))
+            .await?;
         Ok(manifest)
     }
+
+    async fn list(&self, caller: &Caller, at: &Repository, query: &ListQuery) -> Result<List, PullError> {
+        match query {
+            ListQuery::Tags { n, last } => self.tags(caller, at, *n, last.as_deref()).await,
+            ListQuery::Referrers { subject, artifact_type } => {
+                self.referrers(caller, at, subject, artifact_type.as_deref()).await
+            }
+        }
+    }
+}
+
+/// The `Warning` that comes with what is old.
+pub(crate) fn stale(error: &PullError) -> String {
+    format!("299 - \"stale: {}\"", quotable(error))
 }
 
 /// A text without what would end the quoted string of a `Warning`.

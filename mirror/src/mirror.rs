@@ -21,9 +21,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
-    Announcer, AnonymousAccess, BlobSizes, CacheConfig, Content, Destination, Front, Manifests, MirrorConfig, NodePort,
-    Origin, Traffic, Transfers, Upstream, UpstreamBlobs, UpstreamNames, Upstreams, announce, bind, front_router,
-    node_router, serve,
+    Admission, Announcer, BlobSizes, CacheConfig, ClientError, Content, Destination, Front, Manifests, MirrorConfig,
+    NodePort, Origin, Rights, Traffic, Transfers, Upstream, UpstreamBlobs, UpstreamNames, Upstreams, announce, bind,
+    front_router, node_router, serve,
 };
 
 /// How often content past its time is looked for.
@@ -38,7 +38,8 @@ pub struct Mirror {
     store: Store,
     traffic: Traffic,
     session: Option<Session>,
-    upstreams: Vec<String>,
+    upstreams: Upstreams,
+    upstream_names: Vec<String>,
 }
 
 /// Why a daemon cannot start.
@@ -48,6 +49,8 @@ pub enum StartMirrorError {
     Bind { address: SocketAddr, source: io::Error },
     #[error("cannot use the cache folder {dir}: {source}")]
     Store { dir: PathBuf, source: OpenStoreError },
+    #[error(transparent)]
+    Client(#[from] ClientError),
 }
 
 impl Mirror {
@@ -84,8 +87,9 @@ impl Mirror {
         let (session, events) = session.unzip();
         let announcer = Announcer::new(session.clone(), traffic.clone());
 
-        let upstreams = Upstreams::new(&config.upstreams);
-        let access = Arc::new(AnonymousAccess::new(store.clone(), upstreams.clone()));
+        let upstreams = Upstreams::new(&config.upstreams, &config.client, store.node_id())?;
+        let rights = Rights::new(store.clone(), Arc::new(upstreams.clone()), config.offline_grace);
+        let access = Arc::new(rights);
         let sizes = BlobSizes::default();
         let blobs = Arc::new(UpstreamBlobs {
             store: store.clone(),
@@ -94,13 +98,19 @@ impl Mirror {
             sizes: sizes.clone(),
             transfers: Transfers::default(),
             observer: Arc::new(announcer.clone()),
-            limiter: Limiter::new(None),
+            limiter: Limiter::new(config.wan_limit),
         });
         for upstream in upstreams.iter() {
             let (stopped, checked) = (stop.clone(), check(upstream.clone()));
             tracker.spawn(async move { stopped.run_until_cancelled(checked).await });
         }
-        let tags = Manifests::new(store.clone(), Arc::new(upstreams), access, sizes, config.tag_ttl);
+        let tags = Manifests::new(
+            store.clone(),
+            Arc::new(upstreams.clone()),
+            access,
+            sizes,
+            config.tag_ttl,
+        );
         let names: Vec<String> = config.upstreams.iter().map(|upstream| upstream.name.clone()).collect();
         let upstream_names = UpstreamNames::new(names.clone(), config.default_upstream.clone());
         let front = Front {
@@ -110,6 +120,14 @@ impl Mirror {
             },
             names: upstream_names.clone(),
             sent: Arc::new(traffic.clone()),
+            admission: Admission {
+                nodes: config
+                    .authority_key
+                    .as_ref()
+                    .map(|authority| authority.join_key().peer_role()),
+                own: None,
+                id: store.node_id(),
+            },
         };
         let mut router = front_router(Arc::new(front));
         if let Some(authority) = &config.authority_key {
@@ -141,13 +159,15 @@ impl Mirror {
             store,
             traffic,
             session,
-            upstreams: names,
+            upstreams,
+            upstream_names: names,
         })
     }
 
     /// Adds the mirror's metrics.
     pub fn register_metrics(&self, registry: &mut Registry) {
         self.traffic.register(registry);
+        self.upstreams.register(registry);
     }
 
     /// Each dependency, with what is wrong with it.
@@ -166,7 +186,7 @@ impl Mirror {
 
     /// What it holds and has carried, for `piecemeal status`.
     pub async fn status(&self) -> serde_json::Value {
-        json!({ "role": "mirror", "upstreams": self.upstreams, "store": store_status(&self.store).await, "bytes": traffic_status(&self.traffic) })
+        json!({ "role": "mirror", "upstreams": self.upstream_names, "store": store_status(&self.store).await, "bytes": traffic_status(&self.traffic) })
     }
 
     /// Lets client streams end, then stops.

@@ -9,15 +9,13 @@ use axum::{
     Json, Router,
     body::Body,
     extract::{Path, Query, State},
-    http::{HeaderMap, Response, StatusCode},
+    http::{HeaderMap, Response, StatusCode, Uri},
     response::IntoResponse,
     routing::get,
 };
 use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
 use bytes::Bytes;
-use piecemeal_proto::{
-    AuthorityKey, Digest, FillId, Grant, NodeId, ParseReferenceError, PieceMap, RepositoryName, RoleKey,
-};
+use piecemeal_proto::{AuthorityKey, Digest, FillId, Grant, NodeId, ParseReferenceError, PieceMap, RepositoryName};
 use piecemeal_store::Repository;
 use serde::{Deserialize, Serialize};
 
@@ -27,8 +25,6 @@ use crate::{ANSWER_TIMEOUT, Blobs, Caller, OpenBlob, PullError, UpstreamNames, e
 pub const INLINE_BYTES_MAX: u64 = 64 * 1024;
 /// The life of a grant: longer than any pull, shorter than a day.
 const GRANT_LIFE: Duration = Duration::from_secs(6 * 3600);
-const NODE_HEADER: &str = "piecemeal-node";
-const PROOF_HEADER: &str = "piecemeal-proof";
 
 /// What a node is told of a blob that it may have.
 #[derive(Debug, Serialize, Deserialize)]
@@ -64,26 +60,13 @@ impl NodeBlob {
     }
 }
 
-/// The request of a node: path with query, and headers.
-pub fn open_request(
-    node: NodeId,
-    role: &RoleKey,
-    at: &Repository,
-    digest: &Digest,
-) -> (String, [(&'static str, String); 2]) {
+/// The path and query of a node's request.
+pub fn open_path(at: &Repository, digest: &Digest) -> String {
     let query = url::form_urlencoded::Serializer::new(String::new())
         .append_pair("ns", &at.upstream)
         .append_pair("name", &at.name)
         .finish();
-    let proof = role.prove(&claim(node, at, digest));
-    (
-        format!("/piecemeal/v1/blobs/{digest}?{query}"),
-        [(NODE_HEADER, node.to_string()), (PROOF_HEADER, BASE64.encode(proof))],
-    )
-}
-
-fn claim(node: NodeId, at: &Repository, digest: &Digest) -> Vec<u8> {
-    format!("piecemeal open v1\0{node}\0{digest}\0{}\0{}", at.upstream, at.name).into_bytes()
+    format!("/piecemeal/v1/blobs/{digest}?{query}")
 }
 
 /// The mirror's side.
@@ -113,9 +96,11 @@ async fn open(
     State(port): State<Arc<NodePort>>,
     Path(digest): Path<String>,
     Query(query): Query<OpenQuery>,
+    uri: Uri,
     headers: HeaderMap,
 ) -> Response<Body> {
-    match port.open(&digest, query, &headers).await {
+    let caller = Caller::of_request(&headers, &uri, Some(&port.authority.join_key().peer_role()));
+    match port.open(&digest, query, caller).await {
         Ok(blob) => Json(blob).into_response(),
         Err(OpenError::NotANode) => (
             StatusCode::UNAUTHORIZED,
@@ -138,7 +123,8 @@ impl<E: Into<PullError>> From<E> for OpenError {
 }
 
 impl NodePort {
-    async fn open(&self, digest: &str, query: OpenQuery, headers: &HeaderMap) -> Result<NodeBlob, OpenError> {
+    async fn open(&self, digest: &str, query: OpenQuery, caller: Caller) -> Result<NodeBlob, OpenError> {
+        let node = caller.node.ok_or(OpenError::NotANode)?;
         let digest: Digest = digest
             .parse()
             .map_err(|error| PullError::Malformed(ParseReferenceError::Digest(error)))?;
@@ -146,21 +132,10 @@ impl NodePort {
             upstream: query.ns,
             name: query.name,
         };
-        let node = self.admitted(headers, &at, &digest).ok_or(OpenError::NotANode)?;
         at.name.parse::<RepositoryName>().map_err(PullError::from)?;
         self.names.require(&at.upstream)?;
-        let open = self.blobs.open(&Caller { node: Some(node) }, &at, &digest).await?;
+        let open = self.blobs.open(&caller, &at, &digest).await?;
         Ok(self.describe(node, digest, open).await?)
-    }
-
-    fn admitted(&self, headers: &HeaderMap, at: &Repository, digest: &Digest) -> Option<NodeId> {
-        let node: NodeId = headers.get(NODE_HEADER)?.to_str().ok()?.parse().ok()?;
-        let proof = BASE64.decode(headers.get(PROOF_HEADER)?).ok()?;
-        self.authority
-            .join_key()
-            .peer_role()
-            .verify(&claim(node, at, digest), &proof)
-            .then_some(node)
     }
 
     async fn describe(&self, node: NodeId, digest: Digest, mut open: OpenBlob) -> Result<NodeBlob, PullError> {

@@ -3,17 +3,10 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use piecemeal_proto::{Digest, NodeId, Reference};
+use piecemeal_proto::{Digest, Reference};
 use piecemeal_store::Repository;
 
-use crate::{FetchedManifest, OpenBlob, PullError};
-
-/// Who asks.
-#[derive(Clone, Debug, Default)]
-pub struct Caller {
-    /// The admitted node that asks, if it has proven to be one.
-    pub node: Option<NodeId>,
-}
+use crate::{Caller, FetchedManifest, List, ListQuery, OpenBlob, PullError};
 
 /// Where a blob's bytes come from.
 #[async_trait]
@@ -35,6 +28,16 @@ pub trait Tags: Send + Sync {
         at: &Repository,
         reference: &Reference,
     ) -> Result<FetchedManifest, PullError>;
+
+    /// A list of what the repository has: its tags, or what refers to a manifest.
+    async fn list(&self, caller: &Caller, at: &Repository, query: &ListQuery) -> Result<List, PullError>;
+}
+
+/// What a right is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Item<'a> {
+    Manifest(&'a Digest),
+    Blob(&'a Digest),
 }
 
 /// Whether this caller may have content that is here already. What has to be fetched first is proven by the fetch.
@@ -42,7 +45,10 @@ pub trait Tags: Send + Sync {
 pub trait Access: Send + Sync {
     /// # Errors
     /// The source's own verdict, or why it cannot be had.
-    async fn require(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<(), PullError>;
+    async fn require(&self, caller: &Caller, at: &Repository, item: Item<'_>) -> Result<(), PullError>;
+
+    /// Whether it is known already, without asking anybody, that the caller may pull from the repository.
+    fn allows(&self, caller: &Caller, at: &Repository) -> bool;
 }
 
 /// What the front serves from.

@@ -16,7 +16,7 @@ use piecemeal_proto::Digest;
 use piecemeal_store::{Blob, FillFailure, Filling, ReadBlobError, Repository, Store};
 use tokio::sync::watch;
 
-use crate::PullError;
+use crate::{Caller, Credential, PullError};
 
 /// After a failure a digest is answered with that failure for this long, so that a client's resume goes to its next host
 /// instead of starting the same download over. Doubles with each failure in a row.
@@ -40,13 +40,15 @@ pub enum Progress {
 /// One blob on its way.
 pub struct Transfer {
     at: Repository,
+    /// Of whoever asked for it first.
+    credential: Option<Credential>,
     progress: watch::Sender<Progress>,
 }
 
 impl Transfer {
-    /// The repository that it was asked for under first.
-    pub fn at(&self) -> &Repository {
-        &self.at
+    /// Whether it was begun with this right, so that what the source says of it is said of this caller.
+    pub fn is_of(&self, caller: &Caller, at: &Repository) -> bool {
+        self.at == *at && self.credential == caller.credential
     }
 
     /// The store's handle is there: readers may begin.
@@ -135,13 +137,14 @@ impl Transfers {
     /// Joins the live transfer of `digest`, or starts one that `run` carries out in a task of its own, and waits at most
     /// `patience` until a client can be answered.
     ///
-    /// A verdict (it does not exist, it is not allowed) is one repository's: who joined another repository's transfer and
-    /// hears one asks again for itself.
+    /// A failure may be one caller's in one repository (it does not exist there, it is not allowed, its manifest lied): who
+    /// joined another's transfer and hears of one asks again for itself.
     ///
     /// # Errors
     /// Why the transfer failed; the last failure, while the digest cools down after it under this repository.
     pub async fn open<F>(
         &self,
+        caller: &Caller,
         at: &Repository,
         digest: &Digest,
         blob_bytes: Option<u64>,
@@ -151,11 +154,11 @@ impl Transfers {
     where
         F: Future<Output = Result<Blob, PullError>> + Send + 'static,
     {
-        let joined = self.join_or_start(at, digest, blob_bytes, &run)?;
+        let joined = self.join_or_start(caller, at, digest, blob_bytes, &run)?;
         match joined.opened(patience).await {
             Ok(opened) => Ok((joined, opened)),
-            Err(error) if error.is_verdict() && joined.at != *at => {
-                let own = self.join_or_start(at, digest, blob_bytes, &run)?;
+            Err(error) if !matches!(error, PullError::Store(_)) && !joined.is_of(caller, at) => {
+                let own = self.join_or_start(caller, at, digest, blob_bytes, &run)?;
                 let opened = own.opened(patience).await?;
                 Ok((own, opened))
             }
@@ -165,6 +168,7 @@ impl Transfers {
 
     fn join_or_start<F>(
         &self,
+        caller: &Caller,
         at: &Repository,
         digest: &Digest,
         blob_bytes: Option<u64>,
@@ -187,6 +191,7 @@ impl Transfers {
         }
         let transfer = Arc::new(Transfer {
             at: at.clone(),
+            credential: caller.credential.clone(),
             progress: watch::Sender::new(Progress::Starting { blob_bytes }),
         });
         table.live.insert(*digest, Arc::clone(&transfer));
@@ -213,7 +218,10 @@ impl Transfers {
                 Progress::Complete(blob)
             }
             Err(error) => {
-                table.remember(key, error.clone());
+                // A verdict is one caller's, and whoever gave it remembers it.
+                if !error.is_verdict() {
+                    table.remember(key, error.clone());
+                }
                 Progress::Failed(error)
             }
         };

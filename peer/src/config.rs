@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use piecemeal_mirror::{CacheConfig, UpstreamConfig};
+use piecemeal_mirror::{CacheConfig, ClientConfig, UpstreamConfig};
 use piecemeal_proto::JoinKey;
 use url::Url;
 
@@ -46,4 +46,7 @@ pub struct PeerConfig {
     pub direct_fallback: DirectFallback,
     /// How long streams wait for a lost mirror before they go upstream.
     pub mirror_grace: Duration,
+    pub client: ClientConfig,
+    /// How long this node is served what it proved its right to while nobody can be asked.
+    pub offline_grace: Duration,
 }

@@ -6,8 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use piecemeal_mirror::{NodeBlob, PullError, http_client, open_request};
-use piecemeal_proto::{Digest, NodeId, RoleKey};
+use piecemeal_mirror::{Caller, NodeBlob, NodeIdentity, PullError, http_client, open_path, require_cover};
+use piecemeal_proto::Digest;
 use piecemeal_store::Repository;
 use piecemeal_swarm::AuthorityClock;
 use reqwest::{StatusCode, header};
@@ -22,19 +22,19 @@ const ANSWER_BYTES_MAX: usize = 128 * 1024;
 #[derive(Clone)]
 pub(crate) struct MirrorClient {
     url: Url,
-    node: NodeId,
-    role: RoleKey,
+    identity: NodeIdentity,
+    allow_plain_credentials: bool,
     http: reqwest::Client,
     clock: AuthorityClock,
     health: Arc<Mutex<Option<Instant>>>,
 }
 
 impl MirrorClient {
-    pub(crate) fn new(url: Url, node: NodeId, role: RoleKey, clock: AuthorityClock) -> Self {
+    pub(crate) fn new(url: Url, identity: NodeIdentity, allow_plain_credentials: bool, clock: AuthorityClock) -> Self {
         Self {
             url,
-            node,
-            role,
+            identity,
+            allow_plain_credentials,
             http: http_client(),
             clock,
             health: Arc::default(),
@@ -63,15 +63,18 @@ impl MirrorClient {
     ///
     /// # Errors
     /// The mirror's answer as a [`PullError`]; [`PullError::Unavailable`] when there is none.
-    pub(crate) async fn open(&self, at: &Repository, digest: &Digest) -> Result<NodeBlob, PullError> {
-        let (path, headers) = open_request(self.node, &self.role, at, digest);
+    pub(crate) async fn open(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<NodeBlob, PullError> {
         let url = self
             .url
-            .join(&path)
+            .join(&open_path(at, digest))
             .map_err(|error| PullError::Unavailable(format!("the mirror's URL: {error}")))?;
-        let mut request = self.http.get(url).timeout(OPEN_TIMEOUT);
-        for (name, value) in headers {
+        let mut request = self.http.get(url.clone()).timeout(OPEN_TIMEOUT);
+        for (name, value) in self.identity.proof(&url) {
             request = request.header(name, value);
+        }
+        if let Some(credential) = &caller.credential {
+            require_cover(&url, self.allow_plain_credentials, "the mirror")?;
+            request = request.header(header::AUTHORIZATION, credential.header());
         }
         let response = request.send().await;
         self.saw(response.is_ok());

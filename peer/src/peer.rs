@@ -3,9 +3,9 @@
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use piecemeal_mirror::{
-    Announcer, BlobSizes, Content, Destination, Front, Manifests, Origin, Traffic, Transfers, UpstreamBlobs,
-    UpstreamConfig, UpstreamNames, Upstreams, advertised, bind, front_router, incarnation, keep_clean, open_store,
-    serve, store_status, traffic_status,
+    Admission, Announcer, BlobSizes, ClientError, Content, Destination, Front, Manifests, NodeIdentity, Origin, Rights,
+    Traffic, Transfers, UpstreamBlobs, UpstreamNames, Upstreams, advertised, bind, front_router, incarnation,
+    keep_clean, open_store, serve, store_status, traffic_status,
 };
 use piecemeal_proto::wire;
 use piecemeal_store::{OpenStoreError, Store};
@@ -22,7 +22,7 @@ use crate::{
     download::Parts,
     live::{LiveDownloads, PeerInventory},
     mirror_client::MirrorClient,
-    swarm_content::{MirrorFirst, SwarmAccess, SwarmBlobs},
+    swarm_content::{MirrorFirst, SwarmBlobs},
 };
 
 /// The most requests that the piece port works on at once: the scheduler leases a few, the rest is slack.
@@ -34,6 +34,7 @@ pub struct Peer {
     tracker: TaskTracker,
     store: Store,
     traffic: Traffic,
+    upstreams: Upstreams,
     session: Option<Session>,
     mirror: Option<MirrorClient>,
     limiter: Limiter,
@@ -48,6 +49,8 @@ pub enum StartPeerError {
     Bind { address: SocketAddr, source: io::Error },
     #[error("cannot use the cache folder {dir}: {source}")]
     Store { dir: PathBuf, source: OpenStoreError },
+    #[error(transparent)]
+    Client(#[from] ClientError),
 }
 
 impl Peer {
@@ -82,20 +85,20 @@ impl Peer {
         let (session, events) = session.unzip();
         let announcer = Announcer::new(session.clone(), traffic.clone());
 
+        let identity = NodeIdentity::new(store.node_id(), config.join_key.peer_role());
+        let allow_plain = config.client.allow_plain_credentials;
         let mirror = config
             .mirror
             .clone()
-            .map(|url| MirrorClient::new(url, store.node_id(), config.join_key.peer_role(), clock.clone()));
-        let upstreams = Upstreams::new(&config.upstreams);
+            .map(|url| MirrorClient::new(url, identity.clone(), allow_plain, clock.clone()));
+        let upstreams = Upstreams::new(&config.upstreams, &config.client, store.node_id())?;
         let source = Arc::new(MirrorFirst {
-            mirror: mirror.clone().zip(registries_at_mirror(&config)),
+            mirror: mirror.clone().zip(registries_at_mirror(&config, identity)),
             upstreams: upstreams.clone(),
             direct_fallback: config.direct_fallback,
         });
-        let access = Arc::new(SwarmAccess {
-            store: store.clone(),
-            source: Arc::clone(&source),
-        });
+        let rights = Rights::new(store.clone(), Arc::clone(&source) as _, config.offline_grace);
+        let access = Arc::new(rights);
         let sizes = BlobSizes::default();
         let parts = Parts {
             store: store.clone(),
@@ -105,7 +108,7 @@ impl Peer {
             pieces: PieceClient::new(limiter.clone()),
             upstream: UpstreamBlobs {
                 store: store.clone(),
-                upstreams,
+                upstreams: upstreams.clone(),
                 access: access.clone(),
                 sizes: sizes.clone(),
                 transfers: Transfers::default(),
@@ -134,6 +137,11 @@ impl Peer {
             },
             names: UpstreamNames::new(names, config.default_upstream.clone()),
             sent: Arc::new(traffic.clone()),
+            admission: Admission {
+                nodes: None,
+                own: Some(store.node_id()),
+                id: store.node_id(),
+            },
         };
         serve(&tracker, listeners, &front_router(Arc::new(front)), &stop);
         let pieces = piece_router(piece_port(&config, &store, clock, &limiter, &traffic));
@@ -154,6 +162,7 @@ impl Peer {
             tracker,
             store,
             traffic,
+            upstreams,
             session,
             mirror,
             limiter,
@@ -165,6 +174,7 @@ impl Peer {
     /// Adds the peer's metrics.
     pub fn register_metrics(&self, registry: &mut Registry) {
         self.traffic.register(registry);
+        self.upstreams.register(registry);
     }
 
     /// Each dependency, with what is wrong with it.
@@ -213,13 +223,10 @@ impl Peer {
 }
 
 /// The mirror as a registry, told by `ns` which upstream is meant.
-fn registries_at_mirror(config: &PeerConfig) -> Option<Upstreams> {
-    let url = config.mirror.as_ref()?;
-    let at_mirror = config.upstreams.iter().map(|upstream| UpstreamConfig {
-        name: upstream.name.clone(),
-        url: url.clone(),
-    });
-    Some(Upstreams::behind_mirror(&at_mirror.collect::<Vec<_>>()))
+fn registries_at_mirror(config: &PeerConfig, identity: NodeIdentity) -> Option<Upstreams> {
+    let names = config.upstreams.iter().map(|upstream| upstream.name.clone());
+    let mirror = config.mirror.as_ref()?;
+    Some(Upstreams::behind_mirror(names, mirror, identity, &config.client))
 }
 
 fn session_config(config: &PeerConfig, store: &Store) -> Option<SessionConfig> {

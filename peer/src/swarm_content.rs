@@ -2,11 +2,11 @@
 
 use async_trait::async_trait;
 use piecemeal_mirror::{
-    ANSWER_TIMEOUT, Access, BlobSizes, Blobs, Caller, FetchedManifest, ManifestAnswer, ManifestSource, OpenBlob,
-    PullError, Transfers, Upstream, Upstreams,
+    ANSWER_TIMEOUT, Access, BlobSizes, Blobs, Caller, FetchedManifest, Item, ListAnswer, ManifestAnswer,
+    ManifestSource, OpenBlob, PullError, RightSource, Transfers, Upstream, Upstreams,
 };
 use piecemeal_proto::{Digest, Reference};
-use piecemeal_store::{Repository, Store};
+use piecemeal_store::{Holder, Repository};
 use std::sync::Arc;
 
 use crate::{DirectFallback, download::Parts, mirror_client::MirrorClient};
@@ -24,47 +24,37 @@ pub(crate) struct SwarmBlobs {
 impl Blobs for SwarmBlobs {
     async fn open(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<OpenBlob, PullError> {
         if let Some(blob) = self.parts.store.blob(digest).await? {
-            self.access.require(caller, at, digest).await?;
+            self.access.require(caller, at, Item::Blob(digest)).await?;
             return Ok(OpenBlob::Complete(blob));
         }
-        let run = |transfer| self.parts.clone().transfer(at.clone(), *digest, transfer);
+        let run = |transfer| {
+            self.parts
+                .clone()
+                .transfer(caller.clone(), at.clone(), *digest, transfer)
+        };
         let hint = self.sizes.get(at, digest);
-        let (transfer, opened) = self.transfers.open(at, digest, hint, ANSWER_TIMEOUT, run).await?;
-        // A transfer that has not started yet yields no byte before the mirror has given its verdict on this very repository.
-        let verdict_pending = matches!(opened, OpenBlob::Starting { .. }) && transfer.at() == at;
+        let (transfer, opened) = self
+            .transfers
+            .open(caller, at, digest, hint, ANSWER_TIMEOUT, run)
+            .await?;
+        // A transfer of this very caller that has not started yet yields no byte before the mirror has given its verdict.
+        let verdict_pending = matches!(opened, OpenBlob::Starting { .. }) && transfer.is_of(caller, at);
         if !verdict_pending {
-            self.access.require(caller, at, digest).await?;
+            self.access.require(caller, at, Item::Blob(digest)).await?;
         }
         Ok(opened)
     }
 
     async fn stat(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<u64, PullError> {
         if let Some(blob_bytes) = self.transfers.blob_bytes_here(&self.parts.store, digest).await? {
-            self.access.require(caller, at, digest).await?;
+            self.access.require(caller, at, Item::Blob(digest)).await?;
             return Ok(blob_bytes);
         }
-        let stated = self.source.head_blob(at, digest).await?;
+        let stated = self.source.head_blob(caller, at, digest).await?;
         self.parts.store.record_source(at, digest).await?;
         stated
             .or_else(|| self.sizes.get(at, digest))
             .ok_or_else(|| PullError::BadGateway(format!("nobody states the size of {digest}")))
-    }
-}
-
-/// Content that is here may be had once the mirror, or upstream while the mirror is lost, has said so for that repository.
-pub(crate) struct SwarmAccess {
-    pub(crate) store: Store,
-    pub(crate) source: Arc<MirrorFirst>,
-}
-
-#[async_trait]
-impl Access for SwarmAccess {
-    async fn require(&self, _caller: &Caller, at: &Repository, digest: &Digest) -> Result<(), PullError> {
-        if self.store.has_source(at, digest).await? {
-            return Ok(());
-        }
-        self.source.head_blob(at, digest).await?;
-        Ok(self.store.record_source(at, digest).await?)
     }
 }
 
@@ -82,11 +72,11 @@ impl MirrorFirst {
         F: Future<Output = Result<T, PullError>>,
     {
         // An upstream that is not configured is nobody's, whatever the mirror would say.
-        let upstream = Arc::clone(self.upstreams.get(&at.upstream)?);
+        let upstream = self.upstreams.get(&at.upstream)?;
         let Some((mirror, registries)) = &self.mirror else {
             return ask(upstream).await;
         };
-        let result = ask(Arc::clone(registries.get(&at.upstream)?)).await;
+        let result = ask(registries.get(&at.upstream)?).await;
         mirror.saw(!matches!(&result, Err(error) if error.is_source_lost()));
         match result {
             Err(error) if error.is_source_lost() && self.direct_fallback == DirectFallback::Allowed => {
@@ -96,24 +86,61 @@ impl MirrorFirst {
         }
     }
 
-    async fn head_blob(&self, at: &Repository, digest: &Digest) -> Result<Option<u64>, PullError> {
-        self.ask(at, async |registry: Arc<Upstream>| registry.head_blob(at, digest).await)
-            .await
+    async fn head_blob(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<Option<u64>, PullError> {
+        self.ask(at, async |registry: Arc<Upstream>| {
+            registry.head_blob(caller, at, digest).await
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl RightSource for MirrorFirst {
+    async fn prove(&self, caller: &Caller, at: &Repository, item: Item<'_>) -> Result<(), PullError> {
+        match item {
+            Item::Manifest(digest) => drop(self.head(caller, at, &Reference::Digest(*digest)).await?),
+            Item::Blob(digest) => drop(self.head_blob(caller, at, digest).await?),
+        }
+        Ok(())
+    }
+
+    fn allows(&self, caller: &Caller, at: &Repository) -> bool {
+        let at_mirror = self.mirror.iter().map(|(_, registries)| registries);
+        at_mirror
+            .chain([&self.upstreams])
+            .any(|registries| registries.allows(caller, at))
+    }
+
+    /// Whether the mirror would serve anybody, or this node alone, is not known here.
+    fn holder(&self, caller: &Caller, _at: &Repository) -> Option<Holder> {
+        caller.node.map(Holder::Node)
     }
 }
 
 #[async_trait]
 impl ManifestSource for MirrorFirst {
-    async fn fetch(&self, at: &Repository, reference: &Reference) -> Result<FetchedManifest, PullError> {
-        self.ask(at, |registry: Arc<Upstream>| async move {
-            registry.manifest(at, reference).await
+    async fn fetch(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, PullError> {
+        self.ask(at, async |registry: Arc<Upstream>| {
+            registry.manifest(caller, at, reference).await
         })
         .await
     }
 
-    async fn head(&self, at: &Repository, reference: &Reference) -> Result<ManifestAnswer, PullError> {
-        self.ask(at, |registry: Arc<Upstream>| async move {
-            registry.head_manifest(at, reference).await
+    async fn head(&self, caller: &Caller, at: &Repository, reference: &Reference) -> Result<ManifestAnswer, PullError> {
+        self.ask(at, async |registry: Arc<Upstream>| {
+            registry.head_manifest(caller, at, reference).await
+        })
+        .await
+    }
+
+    async fn list(&self, caller: &Caller, at: &Repository, path: &str) -> Result<ListAnswer, PullError> {
+        self.ask(at, async |registry: Arc<Upstream>| {
+            registry.list(caller, at, path).await
         })
         .await
     }

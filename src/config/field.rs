@@ -10,7 +10,7 @@ use std::{
 };
 
 use piecemeal_mirror::UpstreamConfig;
-use piecemeal_proto::{ParseKeyError, is_registry};
+use piecemeal_proto::ParseKeyError;
 use tracing_subscriber::EnvFilter;
 use url::Url;
 
@@ -89,44 +89,17 @@ pub(super) fn service(problems: &mut Problems, key: &str, text: Text) -> Option<
         .map_or(Some(None), |url| url.map(Some))
 }
 
-/// `NAME=URL` each: at least one, and no name twice.
-pub(super) fn upstreams(problems: &mut Problems, key: &str, texts: Texts) -> Option<Vec<UpstreamConfig>> {
-    let texts = problems.require(key, texts.filter(|texts| !texts.is_empty()))?;
-    let mut upstreams: Vec<UpstreamConfig> = Vec::new();
-    let mut is_good = true;
-    for text in &texts {
-        match parse_upstream(text) {
-            Ok(upstream) if upstreams.iter().any(|other| other.name == upstream.name) => {
-                problems.add(key, format!("{} is named twice", upstream.name));
-                is_good = false;
-            }
-            Ok(upstream) => upstreams.push(upstream),
-            Err(problem) => {
-                problems.add(key, problem);
-                is_good = false;
-            }
-        }
-    }
-    is_good.then_some(upstreams)
-}
-
-fn parse_upstream(text: &str) -> Result<UpstreamConfig, String> {
-    let Some((name, url)) = text.split_once('=') else {
-        return Err(format!(
-            "{text:?} is not NAME=URL, such as docker.io=https://registry-1.docker.io"
-        ));
-    };
-    if !is_registry(name) {
-        return Err(format!("{name:?} is not the host or host:port of a registry"));
-    }
-    Ok(UpstreamConfig {
-        name: name.to_owned(),
-        url: parse_origin(url)?,
-    })
-}
-
 /// Scheme, host and port, and nothing else.
-fn parse_origin(text: &str) -> Result<Url, String> {
+pub(super) fn parse_origin(text: &str) -> Result<Url, String> {
+    let url = parse_registry(text)?;
+    if matches!(url.path(), "" | "/") {
+        return Ok(url);
+    }
+    Err(format!("{text:?}: the URL must end after the host and port"))
+}
+
+/// Where a registry answers: an origin, and perhaps a path that comes before every repository's name.
+pub(super) fn parse_registry(text: &str) -> Result<Url, String> {
     let url: Url = text
         .parse()
         .map_err(|error| format!("{text:?} is not a URL, such as http://10.88.0.2:65011: {error}"))?;
@@ -135,8 +108,8 @@ fn parse_origin(text: &str) -> Result<Url, String> {
     } else if !url.username().is_empty() || url.password().is_some() {
         // Not repeated in the message: it goes to logs.
         return Err("the URL must not carry credentials".to_owned());
-    } else if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
-        "the URL must end after the host and port"
+    } else if url.query().is_some() || url.fragment().is_some() {
+        "the URL must have neither a query nor a fragment"
     } else {
         return Ok(url);
     };

@@ -12,6 +12,7 @@ mod layers;
 mod problems;
 mod raw;
 mod size;
+mod upstream;
 mod validate;
 
 pub(crate) use layers::{CONFIG_VARIABLE, Layers, Raw, Settings, load};

@@ -26,12 +26,42 @@ pub(crate) struct RawMirror {
     /// Where other nodes reach the piece port, when that is not --piece-listen; may repeat
     #[arg(long, value_name = "IP:PORT")]
     pub advertise: Option<Vec<String>>,
-    /// A registry that may be mirrored, and where it answers; may repeat
+    /// A registry that may be mirrored, and where it answers; a name that repeats has several endpoints; may repeat
     #[arg(long, value_name = "NAME=URL")]
     pub upstream: Option<Vec<String>>,
     /// The upstream meant by a request that names none
     #[arg(long, value_name = "NAME")]
     pub default_upstream: Option<String>,
+    /// Certificates to trust at an upstream besides the usual ones, PEM; may repeat
+    #[arg(long, value_name = "NAME=FILE")]
+    pub upstream_ca: Option<Vec<String>>,
+    /// A certificate and its key to show to an upstream, PEM; may repeat
+    #[arg(long, value_name = "NAME=FILE")]
+    pub upstream_client_certificate: Option<Vec<String>>,
+    /// Whether credentials may cross the network without TLS [false]
+    #[arg(long, value_name = "true|false")]
+    pub allow_plain_credentials: Option<String>,
+    /// How upstreams are reached: environment (HTTPS_PROXY, NO_PROXY), none, or a proxy's URL [environment]
+    #[arg(long, value_name = "HOW")]
+    pub proxy: Option<String>,
+    /// The hosts that are reached without that proxy, as in NO_PROXY
+    #[arg(long, value_name = "HOSTS")]
+    pub no_proxy: Option<String>,
+    /// Redirects to storage that is nearer by another name: oss-accelerate, or FROM=TO; may repeat
+    #[arg(long, value_name = "RULE")]
+    pub rewrite_redirects: Option<Vec<String>>,
+    /// How long a node is served what it proved its right to while nobody can be asked [24h]
+    #[arg(long, value_name = "DURATION")]
+    pub offline_grace: Option<String>,
+    /// The site's own credentials at an upstream: file:PATH, docker-config:PATH or helper:PROGRAM; may repeat
+    #[arg(long, value_name = "NAME=SOURCE")]
+    pub credentials: Option<Vec<String>>,
+    /// An upstream whose images the whole LAN is served with those credentials, and not only the site's nodes; may repeat
+    #[arg(long, value_name = "NAME")]
+    pub serve_site: Option<Vec<String>>,
+    /// The most bytes a second from all upstreams together; 0: no limit [0]
+    #[arg(long, value_name = "SIZE")]
+    pub wan_limit: Option<String>,
     /// The site's scheduler; absent: peers take every piece from this mirror
     #[arg(long, value_name = "URL")]
     pub scheduler: Option<String>,
@@ -118,6 +148,27 @@ pub(crate) struct RawPeer {
     /// The upstream meant by a request that names none
     #[arg(long, value_name = "NAME")]
     pub default_upstream: Option<String>,
+    /// Certificates to trust at an upstream besides the usual ones, PEM; may repeat
+    #[arg(long, value_name = "NAME=FILE")]
+    pub upstream_ca: Option<Vec<String>>,
+    /// A certificate and its key to show to an upstream, PEM; may repeat
+    #[arg(long, value_name = "NAME=FILE")]
+    pub upstream_client_certificate: Option<Vec<String>>,
+    /// Whether credentials may cross the network without TLS [false]
+    #[arg(long, value_name = "true|false")]
+    pub allow_plain_credentials: Option<String>,
+    /// How upstreams are reached: environment (HTTPS_PROXY, NO_PROXY), none, or a proxy's URL [environment]
+    #[arg(long, value_name = "HOW")]
+    pub proxy: Option<String>,
+    /// The hosts that are reached without that proxy, as in NO_PROXY
+    #[arg(long, value_name = "HOSTS")]
+    pub no_proxy: Option<String>,
+    /// Redirects to storage that is nearer by another name: oss-accelerate, or FROM=TO; may repeat
+    #[arg(long, value_name = "RULE")]
+    pub rewrite_redirects: Option<Vec<String>>,
+    /// How long a node is served what it proved its right to while nobody can be asked [24h]
+    #[arg(long, value_name = "DURATION")]
+    pub offline_grace: Option<String>,
     /// The site's join.key
     #[arg(long, value_name = "FILE")]
     pub join_key_file: Option<String>,

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use piecemeal_mirror::{CacheConfig, MirrorConfig, UpstreamConfig};
+use piecemeal_mirror::{CacheConfig, ClientConfig, MirrorConfig, UpstreamConfig};
 use piecemeal_peer::{DirectFallback, DownloadPattern, PeerConfig};
 use piecemeal_proto::AuthorityKey;
 use piecemeal_scheduler::SchedulerConfig;
@@ -17,6 +17,7 @@ use super::{
     field::{self, Text},
     problems::Problems,
     raw::{RawMirror, RawPeer, RawScheduler, RawUp},
+    upstream::{self, ClientTexts, UpstreamTexts},
 };
 
 /// A daemon's own settings, and those of its process.
@@ -35,7 +36,23 @@ impl RawMirror {
         let piece_listen = field::address(problems, "piece_listen", self.piece_listen);
         let admin_listen = field::address(problems, "admin_listen", self.admin_listen);
         let advertise = field::advertised(problems, "advertise", self.advertise);
-        let upstreams = field::upstreams(problems, "upstream", self.upstream);
+        let upstreams = UpstreamTexts {
+            upstream: self.upstream,
+            upstream_ca: self.upstream_ca,
+            upstream_client_certificate: self.upstream_client_certificate,
+            credentials: self.credentials,
+            serve_site: self.serve_site,
+        };
+        let upstreams = upstreams.validate(problems);
+        let client = ClientTexts {
+            allow_plain_credentials: self.allow_plain_credentials,
+            proxy: self.proxy,
+            no_proxy: self.no_proxy,
+            rewrite_redirects: self.rewrite_redirects,
+        };
+        let client = client.validate(problems);
+        let wan_limit = field::limit(problems, "wan_limit", self.wan_limit);
+        let offline_grace = field::duration_or_zero(problems, "offline_grace", self.offline_grace);
         let default_upstream = field::default_upstream(
             problems,
             "default_upstream",
@@ -77,6 +94,9 @@ impl RawMirror {
                 upstreams: upstreams?,
                 default_upstream: default_upstream?,
                 tag_ttl: tag_ttl?,
+                client: client?,
+                wan_limit: wan_limit?,
+                offline_grace: offline_grace?,
                 scheduler: scheduler?,
                 pool: pool?,
                 zone: zone?,
@@ -119,7 +139,21 @@ impl RawPeer {
         let advertise = field::advertised(problems, "advertise", self.advertise);
         let mirror = field::service(problems, "mirror", self.mirror);
         let scheduler = field::service(problems, "scheduler", self.scheduler);
-        let upstreams = field::upstreams(problems, "upstream", self.upstream);
+        let upstreams = UpstreamTexts {
+            upstream: self.upstream,
+            upstream_ca: self.upstream_ca,
+            upstream_client_certificate: self.upstream_client_certificate,
+            ..UpstreamTexts::default()
+        };
+        let upstreams = upstreams.validate(problems);
+        let client = ClientTexts {
+            allow_plain_credentials: self.allow_plain_credentials,
+            proxy: self.proxy,
+            no_proxy: self.no_proxy,
+            rewrite_redirects: self.rewrite_redirects,
+        };
+        let client = client.validate(problems);
+        let offline_grace = field::duration_or_zero(problems, "offline_grace", self.offline_grace);
         let default_upstream = field::default_upstream(
             problems,
             "default_upstream",
@@ -171,6 +205,8 @@ impl RawPeer {
                 download_pattern: download_pattern?,
                 direct_fallback: direct_fallback?,
                 mirror_grace: mirror_grace?,
+                client: client?,
+                offline_grace: offline_grace?,
             },
             admin_listen: admin_listen?,
             log: log?,
@@ -227,7 +263,7 @@ impl RawUp {
     /// Checks everything; `None` has left a problem.
     pub(crate) fn validate(self, problems: &mut Problems) -> Option<UpSettings> {
         let listen = loopback_listen(problems, self.listen);
-        let upstreams = field::upstreams(problems, "upstream", self.upstream);
+        let upstreams = upstream::upstreams(problems, "upstream", self.upstream);
         let has_docker_hub = upstreams.iter().flatten().any(|upstream| upstream.name == DOCKER_HUB);
         let default_upstream = self
             .default_upstream
@@ -304,6 +340,9 @@ pub(crate) fn site_of_one(settings: &UpSettings, dir: &Path, key: AuthorityKey) 
                 upstreams: settings.upstreams.clone(),
                 default_upstream: settings.default_upstream.clone(),
                 tag_ttl: UP_TAG_TTL,
+                client: ClientConfig::default(),
+                wan_limit: None,
+                offline_grace: UP_OFFLINE_GRACE,
                 scheduler: Some(url(scheduler_listen)),
                 pool: pool.clone(),
                 zone: zone.clone(),
@@ -329,6 +368,8 @@ pub(crate) fn site_of_one(settings: &UpSettings, dir: &Path, key: AuthorityKey) 
                 download_pattern: DownloadPattern::P2p,
                 direct_fallback: DirectFallback::Allowed,
                 mirror_grace: UP_MIRROR_GRACE,
+                client: ClientConfig::default(),
+                offline_grace: UP_OFFLINE_GRACE,
             },
             admin_listen: peer_admin,
             log,
@@ -382,6 +423,7 @@ const DOCKER_HUB: &str = "docker.io";
 const UP_FREE_BYTES_MIN: u64 = 1_000_000_000;
 const UP_TAG_TTL: Duration = Duration::from_secs(30);
 const UP_MIRROR_GRACE: Duration = Duration::from_secs(30);
+const UP_OFFLINE_GRACE: Duration = Duration::from_secs(24 * 3600);
 
 #[cfg(test)]
 mod tests {

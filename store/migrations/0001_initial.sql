@@ -72,6 +72,16 @@ CREATE TABLE sources (
     PRIMARY KEY (digest, upstream, repository)
 ) STRICT, WITHOUT ROWID;
 
+-- The upstream itself served the holder from this repository. An empty holder is anybody; otherwise it is a node's id.
+CREATE TABLE rights (
+    upstream   TEXT    NOT NULL,
+    repository TEXT    NOT NULL,
+    holder     BLOB    NOT NULL,
+    proven_ms  INTEGER NOT NULL,
+    PRIMARY KEY (upstream, repository, holder)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX sources_by_repository ON sources (upstream, repository);
 CREATE INDEX manifests_by_use ON manifests (used_ms);
 CREATE INDEX tags_by_use ON tags (used_ms);
 CREATE INDEX sources_by_use ON sources (used_ms);

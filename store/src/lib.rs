@@ -55,7 +55,7 @@ pub use evict::Swept;
 pub use files::{DiskFiles, FileEntry, Files, OpenFile};
 pub use fill::FillFailure;
 pub use index::IndexError;
-pub use names::{MANIFEST_BYTES_MAX, Manifest, Repository, Tag};
+pub use names::{Holder, MANIFEST_BYTES_MAX, Manifest, Repository, Tag};
 pub use open::{Env, OpenStoreError, StoreConfig};
 pub use pieces::{Filling, WritePieceError};
 pub use publish::PublishBlobError;

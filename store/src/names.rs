@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use piecemeal_proto::Digest;
+use piecemeal_proto::{Digest, NodeId};
 
 use crate::{
     Store, StoreError,
@@ -24,6 +24,15 @@ pub struct Repository {
     pub upstream: String,
     /// Such as `library/alpine`.
     pub name: String,
+}
+
+/// In whose name a right to pull from a repository is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Holder {
+    /// Upstream serves the repository to everybody.
+    Anybody,
+    /// An admitted node, from which upstream took a credential.
+    Node(NodeId),
 }
 
 /// A manifest or index.
@@ -193,5 +202,58 @@ impl Store {
             Ok(known)
         })
         .await
+    }
+
+    /// Notes that upstream just served the holder from `at`.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub async fn record_right(&self, at: &Repository, holder: Holder) -> Result<(), StoreError> {
+        let at = at.clone();
+        self.run(move |shared| {
+            let proven = shared.now();
+            shared.write(Durability::Batched, |transaction| {
+                names::put_right(transaction, &at, holder, proven)
+            })?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// How long ago upstream last served the holder from `at`; a restart adds an hour at the most.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub async fn right_age(&self, at: &Repository, holder: Holder) -> Result<Option<Duration>, StoreError> {
+        let at = at.clone();
+        self.run(move |shared| {
+            let proven = shared.index.right(&at, holder)?;
+            Ok(proven.map(|proven| shared.now().since(proven)))
+        })
+        .await
+    }
+
+    /// Forgets a right, for one that upstream has just denied.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub async fn forget_right(&self, at: &Repository, holder: Holder) -> Result<(), StoreError> {
+        let at = at.clone();
+        self.run(move |shared| {
+            shared.write(Durability::Batched, |transaction| {
+                names::delete_right(transaction, &at, holder)
+            })?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// The tags of a repository that are known here, in their order.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub async fn tags(&self, at: &Repository) -> Result<Vec<String>, StoreError> {
+        let at = at.clone();
+        self.run(move |shared| Ok(shared.index.tags(&at)?)).await
     }
 }

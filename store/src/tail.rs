@@ -19,8 +19,9 @@ use crate::{
     pieces::Claimed,
 };
 
-/// The most tails of one fill: as many as one upstream is asked for at once.
-pub(crate) const TAILS_MAX: usize = 8;
+/// The most tails of one fill: of the eight pieces that are on their way at once, and of as many that broke off and wait for
+/// their turn.
+pub(crate) const TAILS_MAX: usize = 16;
 
 /// The tails of one fill.
 #[derive(Default)]

@@ -430,25 +430,25 @@ async fn a_tail_is_only_appended_to() {
 }
 
 #[tokio::test]
-async fn each_of_eight_pieces_has_a_tail_of_its_own() {
-    let (dir, clock, content) = (tempfile::tempdir().unwrap(), FakeClock::new(), Content::pieces(9, 10));
+async fn each_of_sixteen_pieces_has_a_tail_of_its_own() {
+    let (dir, clock, content) = (tempfile::tempdir().unwrap(), FakeClock::new(), Content::pieces(9, 18));
     let tail_of = |piece: u32| content.piece(piece).slice(..100 + piece as usize);
     {
         let store = open(dir.path(), &clock);
         let filling = content.begin(&store).await;
-        for piece in 0..8 {
+        for piece in 0..16 {
             filling.write_tail(piece, 0, tail_of(piece)).await.unwrap();
         }
         // Grows on, which makes piece 1 the one that has not grown for longest.
         filling.write_tail(0, 0, tail_of(0)).await.unwrap();
-        filling.write_tail(9, 0, tail_of(9)).await.unwrap();
+        filling.write_tail(17, 0, tail_of(17)).await.unwrap();
         content.write(&filling, 5).await;
         clock.advance(Duration::from_millis(20));
         filling.write_tail(7, 0, tail_of(7)).await.unwrap();
     }
     let filling = content.begin(&open(dir.path(), &clock)).await;
-    for piece in 0..10 {
-        let kept = ![1, 5, 8].contains(&piece);
+    for piece in 0..18 {
+        let kept = ![1, 5, 16].contains(&piece);
         assert_eq!(filling.tail(piece).await, kept.then(|| tail_of(piece)), "piece {piece}");
     }
 }

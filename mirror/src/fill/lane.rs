@@ -17,7 +17,7 @@ use tracing::debug;
 
 use super::UpstreamBlobs;
 use crate::{
-    BlobAnswer, PullError,
+    BlobAnswer, Caller, PullError,
     upstream::{Upstream, innermost},
 };
 
@@ -50,6 +50,7 @@ pub(super) struct Way<'a> {
     pub(super) ending: Arc<Ending>,
     pub(super) blobs: &'a UpstreamBlobs,
     pub(super) upstream: &'a Upstream,
+    pub(super) caller: &'a Caller,
     pub(super) at: &'a Repository,
     pub(super) filling: &'a Filling,
 }
@@ -80,7 +81,10 @@ impl Lane {
         let blob_bytes = way.filling.map().blob_bytes();
         let from = self.wanted_from();
         let end = (self.bytes.end < blob_bytes).then_some(self.bytes.end);
-        let answer = way.upstream.blob(way.at, way.filling.digest(), from, end).await?;
+        let answer = way
+            .upstream
+            .blob(way.caller, way.at, way.filling.digest(), from, end)
+            .await?;
         match answer.blob_bytes {
             Some(stated) if stated != blob_bytes => Err(PullError::BadGateway(format!(
                 "{} states {stated} bytes for {}, but its manifest or an earlier answer said {blob_bytes}",

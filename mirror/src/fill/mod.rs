@@ -23,8 +23,8 @@ use tracing::{info, warn};
 
 use self::{lane::Body, pour::Pour};
 use crate::{
-    ANSWER_TIMEOUT, Access, BlobAnswer, BlobSizes, Blobs, Caller, OpenBlob, PullError, Transfer, Transfers, Upstream,
-    Upstreams, upstream::innermost,
+    ANSWER_TIMEOUT, Access, BlobAnswer, BlobSizes, Blobs, Caller, Item, OpenBlob, PullError, Transfer, Transfers,
+    Upstream, Upstreams, upstream::innermost,
 };
 
 /// How long upstream may send nothing new before a fill is given up.
@@ -58,25 +58,36 @@ pub struct UpstreamBlobs {
     pub limiter: Limiter,
 }
 
+/// Where a fill comes from, and with whose right.
+#[derive(Clone, Copy)]
+struct Whence<'a> {
+    upstream: &'a Upstream,
+    caller: &'a Caller,
+    at: &'a Repository,
+}
+
 #[async_trait]
 impl Blobs for UpstreamBlobs {
     async fn open(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<OpenBlob, PullError> {
         if let Some(blob) = self.store.blob(digest).await? {
-            self.access.require(caller, at, digest).await?;
+            self.access.require(caller, at, Item::Blob(digest)).await?;
             return Ok(OpenBlob::Complete(blob));
         }
-        let fill = |transfer| self.clone().fill(at.clone(), *digest, transfer);
-        let (_, opened) = self.transfers.open(at, digest, None, ANSWER_TIMEOUT, fill).await?;
-        self.access.require(caller, at, digest).await?;
+        let fill = |transfer| self.clone().fill(caller.clone(), at.clone(), *digest, transfer);
+        let (_, opened) = self
+            .transfers
+            .open(caller, at, digest, None, ANSWER_TIMEOUT, fill)
+            .await?;
+        self.access.require(caller, at, Item::Blob(digest)).await?;
         Ok(opened)
     }
 
     async fn stat(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<u64, PullError> {
         if let Some(blob_bytes) = self.transfers.blob_bytes_here(&self.store, digest).await? {
-            self.access.require(caller, at, digest).await?;
+            self.access.require(caller, at, Item::Blob(digest)).await?;
             return Ok(blob_bytes);
         }
-        let stated = self.upstreams.get(&at.upstream)?.head_blob(at, digest).await?;
+        let stated = self.upstreams.get(&at.upstream)?.head_blob(caller, at, digest).await?;
         self.store.record_source(at, digest).await?;
         stated
             .or_else(|| self.sizes.get(at, digest))
@@ -89,16 +100,27 @@ impl UpstreamBlobs {
     ///
     /// # Errors
     /// [`PullError`]; what has landed is kept, unless it proved to be bad.
-    pub async fn fill(self, at: Repository, digest: Digest, transfer: Arc<Transfer>) -> Result<Blob, PullError> {
-        let upstream = Arc::clone(self.upstreams.get(&at.upstream)?);
+    pub async fn fill(
+        self,
+        caller: Caller,
+        at: Repository,
+        digest: Digest,
+        transfer: Arc<Transfer>,
+    ) -> Result<Blob, PullError> {
+        let upstream = self.upstreams.get(&at.upstream)?;
+        let whence = Whence {
+            upstream: &upstream,
+            caller: &caller,
+            at: &at,
+        };
         let started = Instant::now();
         let filling = match self.known_map(&at, &digest).await? {
             Some(map) => {
                 let filling = self.reserve(&digest, map).await?;
-                self.pour_known(&upstream, &at, &filling, &transfer).await?;
+                self.pour_known(whence, &filling, &transfer).await?;
                 filling
             }
-            None => self.pour_unknown(&upstream, &at, &digest, &transfer).await?,
+            None => self.pour_unknown(whence, &digest, &transfer).await?,
         };
         let blob = self.publish(&at, &filling).await?;
         let bytes = blob.map().blob_bytes();
@@ -117,21 +139,16 @@ impl UpstreamBlobs {
     }
 
     /// Upstream is asked before anybody is served: its first answer opens the transfer.
-    async fn pour_known(
-        &self,
-        upstream: &Upstream,
-        at: &Repository,
-        filling: &Filling,
-        transfer: &Transfer,
-    ) -> Result<(), PullError> {
+    async fn pour_known(&self, whence: Whence<'_>, filling: &Filling, transfer: &Transfer) -> Result<(), PullError> {
+        let Whence { upstream, caller, at } = whence;
         let (had, map) = (filling.have().count(), filling.map());
         if had > 0 {
             info!(blob.digest = %filling.digest(), blob.bytes = map.blob_bytes(), pieces = had, "the fill of {} goes on", filling.digest());
         }
         let result = if had == map.count() {
-            upstream.head_blob(at, filling.digest()).await.map(drop)
+            upstream.head_blob(caller, at, filling.digest()).await.map(drop)
         } else {
-            let mut pour = Pour::new(self, upstream, at, filling, &(0..map.blob_bytes()), FILL_PATIENCE);
+            let mut pour = Pour::new(self, whence, filling, &(0..map.blob_bytes()), FILL_PATIENCE);
             let answered = pour.first_answer().await;
             if answered.is_ok() {
                 self.opened(at, filling, transfer).await?;
@@ -161,12 +178,12 @@ impl UpstreamBlobs {
     /// Nobody has told the size yet: upstream's answer does, or the end of its body.
     async fn pour_unknown(
         &self,
-        upstream: &Upstream,
-        at: &Repository,
+        whence: Whence<'_>,
         digest: &Digest,
         transfer: &Transfer,
     ) -> Result<Filling, PullError> {
-        let answer = upstream.blob(at, digest, 0, None).await?;
+        let Whence { upstream, caller, at } = whence;
+        let answer = upstream.blob(caller, at, digest, 0, None).await?;
         // A manifest may say 0; whoever lies, nothing is served that does not have the digest.
         let (blob_bytes, body) = match answer.blob_bytes.or_else(|| self.sizes.get(at, digest)) {
             Some(blob_bytes) => (blob_bytes, Body::Answer(answer)),
@@ -178,7 +195,7 @@ impl UpstreamBlobs {
         let map = PieceMap::for_blob(blob_bytes).map_err(|error| PullError::BadGateway(error.to_string()))?;
         let filling = self.reserve(digest, map).await?;
         self.opened(at, &filling, transfer).await?;
-        let mut pour = Pour::new(self, upstream, at, &filling, &(0..blob_bytes), FILL_PATIENCE);
+        let mut pour = Pour::new(self, whence, &filling, &(0..blob_bytes), FILL_PATIENCE);
         pour.begin_with(body).await;
         pour.rest().await?;
         Ok(filling)
@@ -217,23 +234,35 @@ impl UpstreamBlobs {
     ///
     /// # Errors
     /// As [`UpstreamBlobs::fill`].
-    pub async fn complete(&self, at: &Repository, filling: &Filling) -> Result<(), PullError> {
-        let upstream = Arc::clone(self.upstreams.get(&at.upstream)?);
+    pub async fn complete(&self, caller: &Caller, at: &Repository, filling: &Filling) -> Result<(), PullError> {
+        let upstream = self.upstreams.get(&at.upstream)?;
+        let whence = Whence {
+            upstream: &upstream,
+            caller,
+            at,
+        };
         let all = 0..filling.map().blob_bytes();
-        Pour::new(self, &upstream, at, filling, &all, FILL_PATIENCE)
-            .rest()
-            .await
+        Pour::new(self, whence, filling, &all, FILL_PATIENCE).rest().await
     }
 
     /// Fetches one run of pieces, as the scheduler has leased it. The first failure ends it: the scheduler knows others.
     ///
     /// # Errors
     /// As [`UpstreamBlobs::fill`].
-    pub async fn fetch_run(&self, at: &Repository, filling: &Filling, run: &Range<u64>) -> Result<(), PullError> {
-        let upstream = Arc::clone(self.upstreams.get(&at.upstream)?);
-        Pour::new(self, &upstream, at, filling, run, Duration::ZERO)
-            .rest()
-            .await
+    pub async fn fetch_run(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        filling: &Filling,
+        run: &Range<u64>,
+    ) -> Result<(), PullError> {
+        let upstream = self.upstreams.get(&at.upstream)?;
+        let whence = Whence {
+            upstream: &upstream,
+            caller,
+            at,
+        };
+        Pour::new(self, whence, filling, run, Duration::ZERO).rest().await
     }
 
     async fn received(&self, bytes: usize) {

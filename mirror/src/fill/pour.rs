@@ -10,17 +10,17 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use piecemeal_store::{Filling, Repository};
+use piecemeal_store::Filling;
 use tracing::{debug, warn};
 
 use super::{
-    UpstreamBlobs,
+    UpstreamBlobs, Whence,
     lane::{Body, Lane, Way},
     plan::{Pace, Plan},
 };
 use crate::{
     BlobAnswer, PullError,
-    upstream::{Seat, Upstream, WIDTH_MAX},
+    upstream::{Seat, WIDTH_MAX},
 };
 
 const RETRY_DELAY: Duration = Duration::from_millis(200);
@@ -58,8 +58,7 @@ impl<'a> Pour<'a> {
     /// Of what is missing of `within`. `patience`: how long upstream may send nothing new.
     pub(super) fn new(
         blobs: &'a UpstreamBlobs,
-        upstream: &'a Upstream,
-        at: &'a Repository,
+        Whence { upstream, caller, at }: Whence<'a>,
         filling: &'a Filling,
         within: &Range<u64>,
         patience: Duration,
@@ -69,6 +68,7 @@ impl<'a> Pour<'a> {
                 ending: Arc::default(),
                 blobs,
                 upstream,
+                caller,
                 at,
                 filling,
             },

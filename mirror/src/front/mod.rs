@@ -2,8 +2,10 @@
 //!
 //! It parses, asks the traits behind it and answers; it decides nothing about where content comes from.
 
+mod accelerated;
 mod blob;
 mod error;
+mod list;
 mod manifest;
 mod name;
 mod range;
@@ -20,7 +22,9 @@ use axum::{
 pub use error::error_response;
 pub use name::UpstreamNames;
 
-use crate::{Caller, Content, SentBytes};
+use piecemeal_proto::{NodeId, RoleKey};
+
+use crate::{Caller, Content, PullError, SentBytes, upstream::via};
 use name::{Endpoint, Target};
 
 /// `Docker-Distribution-API-Version`: by it old clients tell a registry from a captive portal.
@@ -34,6 +38,17 @@ pub struct Front {
     pub content: Content,
     pub names: UpstreamNames,
     pub sent: Arc<dyn SentBytes>,
+    pub admission: Admission,
+}
+
+/// How the front knows whom it speaks with.
+pub struct Admission {
+    /// What the site's nodes prove themselves with; `None` where there are none.
+    pub nodes: Option<RoleKey>,
+    /// The node that every client is on, where clients are all local.
+    pub own: Option<NodeId>,
+    /// This daemon: a request that has passed it already is a loop.
+    pub id: NodeId,
 }
 
 /// The routes under `/v2/`.
@@ -57,12 +72,17 @@ impl Front {
         if method != Method::GET && method != Method::HEAD {
             return error::unsupported(method);
         }
-        let target = match self.names.target(uri.path(), uri.query()) {
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        let target = match self.names.target(uri.path(), uri.query(), host) {
             Ok(target) => target,
             Err(response) => return *response,
         };
+        let caller = match self.admission.caller(headers, uri) {
+            Ok(caller) => caller,
+            Err(error) => return error_response(&error, "UNSUPPORTED"),
+        };
         let namespace = target.namespace.clone();
-        let mut response = self.pull(method, headers, target).await;
+        let mut response = self.pull(&caller, method, uri, headers, target).await;
         // Only a client that named the upstream by `ns` expects to hear that it was understood.
         if let Some(namespace) = namespace.and_then(|name| HeaderValue::from_str(&name).ok()) {
             response.headers_mut().insert("oci-namespace", namespace);
@@ -70,27 +90,58 @@ impl Front {
         response
     }
 
-    async fn pull(&self, method: &Method, headers: &HeaderMap, target: Target) -> Response<Body> {
-        let caller = Caller::default();
+    async fn pull(
+        &self,
+        caller: &Caller,
+        method: &Method,
+        uri: &Uri,
+        headers: &HeaderMap,
+        target: Target,
+    ) -> Response<Body> {
         let head = method == Method::HEAD;
         match target.endpoint {
             Endpoint::Ping => base()
                 .header(header::CONTENT_TYPE, "application/json")
                 .body(Body::from("{}"))
                 .expect("constant headers"),
-            Endpoint::Manifest(at, reference) => match self.content.tags.manifest(&caller, &at, &reference).await {
+            Endpoint::Manifest(at, reference) => match self.content.tags.manifest(caller, &at, &reference).await {
                 Ok(found) => manifest::respond(found, head),
                 Err(error) => error_response(&error, "MANIFEST_UNKNOWN"),
             },
-            Endpoint::Blob(at, digest) if head => match self.content.blobs.stat(&caller, &at, &digest).await {
+            Endpoint::List(at, query) => match self.content.tags.list(caller, &at, &query).await {
+                Ok(found) => list::respond(found, &query, &at, uri, head),
+                Err(error) => error_response(&error, "NAME_UNKNOWN"),
+            },
+            Endpoint::Blob(at, digest) if head => match self.content.blobs.stat(caller, &at, &digest).await {
                 Ok(blob_bytes) => blob::respond_head(&digest, blob_bytes),
                 Err(error) => error_response(&error, "BLOB_UNKNOWN"),
             },
-            Endpoint::Blob(at, digest) => match self.content.blobs.open(&caller, &at, &digest).await {
+            Endpoint::Blob(at, digest) => match self.content.blobs.open(caller, &at, &digest).await {
                 Ok(open) => blob::respond(open, &digest, headers.get(header::RANGE), &self.sent),
                 Err(error) => error_response(&error, "BLOB_UNKNOWN"),
             },
         }
+    }
+}
+
+impl Admission {
+    fn caller(&self, headers: &HeaderMap, uri: &Uri) -> Result<Caller, PullError> {
+        let caller = Caller::of_request(headers, uri, self.nodes.as_ref());
+        let own = via(self.id);
+        if caller
+            .via
+            .as_ref()
+            .is_some_and(|path| path.split(", ").any(|host| host == own))
+        {
+            return Err(PullError::Loop(
+                "this request has come back to where it was sent from: an upstream's URL leads to this very mirror"
+                    .to_owned(),
+            ));
+        }
+        Ok(Caller {
+            node: caller.node.or(self.own),
+            ..caller
+        })
     }
 }
 

@@ -1,7 +1,9 @@
 //! What a request names: the upstream, the repository, the manifest or blob.
 //!
-//! The upstream is named by `?ns=` (containerd), by the first component of the path (podman, skopeo, crane), or is the
-//! default. Only configured upstreams are ever meant: `ns` is no way to reach other hosts.
+//! The upstream is named by `?ns=` (containerd), by the first component of the path (podman, skopeo, crane), by the Host
+//! header, or is the default. Only configured upstreams are ever meant: `ns` is no way to reach other hosts.
+//!
+//! Wherever a name occurs it may be an accelerated one, which stands for the registry that it was made from.
 
 use std::collections::BTreeSet;
 
@@ -12,8 +14,11 @@ use axum::{
 use piecemeal_proto::{Digest, Reference, RepositoryName};
 use piecemeal_store::Repository;
 
-use super::error::{coded, error_response};
-use crate::PullError;
+use super::{
+    accelerated,
+    error::{coded, error_response},
+};
+use crate::{ListQuery, PullError, upstream::matches_pattern};
 
 /// The upstreams that may be named.
 #[derive(Clone, Debug, Default)]
@@ -35,6 +40,7 @@ pub(super) enum Endpoint {
     Ping,
     Manifest(Repository, Reference),
     Blob(Repository, Digest),
+    List(Repository, ListQuery),
 }
 
 impl UpstreamNames {
@@ -47,7 +53,12 @@ impl UpstreamNames {
     }
 
     /// Reads a request's path and query.
-    pub(super) fn target(&self, path: &str, query: Option<&str>) -> Result<Target, Box<Response<Body>>> {
+    pub(super) fn target(
+        &self,
+        path: &str,
+        query: Option<&str>,
+        host: Option<&str>,
+    ) -> Result<Target, Box<Response<Body>>> {
         let namespace = query.and_then(namespace);
         let path = path.strip_prefix("/v2").unwrap_or(path).trim_start_matches('/');
         if path.is_empty() {
@@ -57,8 +68,9 @@ impl UpstreamNames {
             });
         }
         let malformed = |error: PullError| Box::new(error_response(&error, "NAME_UNKNOWN"));
+        let repository = |name| self.repository(name, namespace.as_deref(), host).map_err(malformed);
         let endpoint = if let Some((name, reference)) = split(path, "/manifests/") {
-            let at = self.repository(name, namespace.as_deref()).map_err(malformed)?;
+            let at = repository(name)?;
             Endpoint::Manifest(
                 at,
                 reference
@@ -66,16 +78,27 @@ impl UpstreamNames {
                     .map_err(|error| malformed(PullError::Malformed(error)))?,
             )
         } else if let Some((name, digest)) = split(path, "/blobs/") {
-            let at = self.repository(name, namespace.as_deref()).map_err(malformed)?;
-            let digest = digest
-                .parse::<Digest>()
-                .map_err(|error| malformed(PullError::Malformed(error.into())))?;
-            Endpoint::Blob(at, digest)
+            let at = repository(name)?;
+            Endpoint::Blob(at, parse_digest(digest).map_err(malformed)?)
+        } else if let Some(name) = path.strip_suffix("/tags/list") {
+            let parameter = |name| query.and_then(|query| parameter(query, name));
+            let n = parameter("n")
+                .map(|n| n.parse().map_err(|_| malformed(PullError::Number(n))))
+                .transpose()?;
+            let last = parameter("last");
+            Endpoint::List(repository(name)?, ListQuery::Tags { n, last })
+        } else if let Some((name, subject)) = split(path, "/referrers/") {
+            let at = repository(name)?;
+            let subject = parse_digest(subject).map_err(malformed)?;
+            let artifact_type = query
+                .and_then(|query| parameter(query, "artifactType"))
+                .filter(|wanted| !wanted.is_empty());
+            Endpoint::List(at, ListQuery::Referrers { subject, artifact_type })
         } else {
             return Err(Box::new(coded(
                 StatusCode::NOT_FOUND,
                 "UNSUPPORTED",
-                "only manifests and blobs can be pulled here: /v2/<name>/manifests/<reference> and /v2/<name>/blobs/<digest>",
+                "there is no such resource: /v2/<name>/ has manifests/<reference>, blobs/<digest>, tags/list and referrers/<digest>",
             )));
         };
         Ok(Target { endpoint, namespace })
@@ -84,19 +107,39 @@ impl UpstreamNames {
     /// # Errors
     /// [`PullError::UnknownUpstream`].
     pub(crate) fn require(&self, upstream: &str) -> Result<(), PullError> {
-        if self.names.contains(upstream) {
+        if self.knows(upstream) {
             Ok(())
         } else {
             Err(PullError::UnknownUpstream(upstream.to_owned()))
         }
     }
 
-    fn repository(&self, name: &str, namespace: Option<&str>) -> Result<Repository, PullError> {
+    fn knows(&self, upstream: &str) -> bool {
+        let is_host = || piecemeal_proto::is_registry(upstream);
+        self.names.contains(upstream)
+            || self
+                .names
+                .iter()
+                .any(|name| matches_pattern(name, upstream) && is_host())
+    }
+
+    /// The registry that a name stands for, which may be an accelerated one.
+    fn resolve(&self, name: &str) -> Option<String> {
+        let original = || accelerated::original(name).find(|original| self.knows(original));
+        self.knows(name).then(|| name.to_owned()).or_else(original)
+    }
+
+    fn repository(&self, name: &str, namespace: Option<&str>, host: Option<&str>) -> Result<Repository, PullError> {
         let (upstream, name) = match namespace {
-            Some(namespace) => (namespace.to_owned(), name),
-            None => self.by_path(name)?,
+            Some(namespace) => {
+                let resolved = self.resolve(namespace);
+                (
+                    resolved.ok_or_else(|| PullError::UnknownUpstream(namespace.to_owned()))?,
+                    name,
+                )
+            }
+            None => self.by_path(name, host)?,
         };
-        self.require(&upstream)?;
         let name: RepositoryName = name.parse()?;
         Ok(Repository {
             upstream,
@@ -105,19 +148,22 @@ impl UpstreamNames {
     }
 
     /// The first component is a host when it looks like one; a port is written `host__port`, since a colon is none of a path's.
-    fn by_path<'a>(&self, name: &'a str) -> Result<(String, &'a str), PullError> {
+    fn by_path<'a>(&self, name: &'a str, host: Option<&str>) -> Result<(String, &'a str), PullError> {
         if let Some((first, rest)) = name.split_once('/') {
-            let host = first.replace("__", ":");
-            if self.names.contains(&host) || host.contains(['.', ':']) {
-                return Ok((host, rest));
+            let named = first.replace("__", ":");
+            if let Some(upstream) = self.resolve(&named) {
+                return Ok((upstream, rest));
+            }
+            if named.contains(['.', ':']) {
+                return Err(PullError::UnknownUpstream(named));
             }
         }
-        match &self.default {
-            Some(default) => Ok((default.clone(), name)),
-            None => Err(PullError::UnknownUpstream(
-                name.split('/').next().unwrap_or_default().to_owned(),
-            )),
-        }
+        // Only an accelerated name says that the client means a registry by it, and not just us.
+        let by_host = host.and_then(|host| accelerated::original(host).find(|original| self.knows(original)));
+        by_host
+            .or_else(|| self.default.clone())
+            .map(|upstream| (upstream, name))
+            .ok_or_else(|| PullError::UnknownUpstream(name.split('/').next().unwrap_or_default().to_owned()))
     }
 }
 
@@ -129,9 +175,18 @@ fn split<'a>(path: &'a str, separator: &str) -> Option<(&'a str, &'a str)> {
 
 /// The value of `ns`, decoded.
 fn namespace(query: &str) -> Option<String> {
+    parameter(query, "ns")
+}
+
+fn parameter(query: &str, name: &str) -> Option<String> {
     url::form_urlencoded::parse(query.as_bytes())
-        .find(|(key, _)| key == "ns")
+        .find(|(key, _)| key == name)
         .map(|(_, value)| value.into_owned())
+}
+
+fn parse_digest(text: &str) -> Result<Digest, PullError> {
+    text.parse::<Digest>()
+        .map_err(|error| PullError::Malformed(error.into()))
 }
 
 #[cfg(test)]
@@ -182,7 +237,7 @@ mod tests {
         ];
         for (path, query, repository) in cases {
             let target = names()
-                .target(path, query)
+                .target(path, query, None)
                 .map_err(|response| response.status())
                 .unwrap();
             assert_eq!(
@@ -202,16 +257,25 @@ mod tests {
             ("/v2/APP/manifests/v1", None, StatusCode::BAD_REQUEST),
             ("/v2/app/manifests/-bad", None, StatusCode::BAD_REQUEST),
             ("/v2/app/manifests/", None, StatusCode::BAD_REQUEST),
-            ("/v2/app/tags/list", None, StatusCode::NOT_FOUND),
+            ("/v2/app/tags/list", Some("n=x"), StatusCode::BAD_REQUEST),
+            (
+                "/v2/app/referrers/sha256:baddigeststring",
+                None,
+                StatusCode::BAD_REQUEST,
+            ),
+            ("/v2/app/uploads/x", None, StatusCode::NOT_FOUND),
             ("/v2/app", None, StatusCode::NOT_FOUND),
         ];
         for (path, query, status) in cases {
-            let response = names().target(path, query).unwrap_err();
+            let response = names().target(path, query, None).unwrap_err();
             assert_eq!(response.status(), status, "{path}");
         }
         let no_default = UpstreamNames::new(["origin.test".to_owned()], None);
         assert_eq!(
-            no_default.target("/v2/app/manifests/v1", None).unwrap_err().status(),
+            no_default
+                .target("/v2/app/manifests/v1", None, None)
+                .unwrap_err()
+                .status(),
             StatusCode::NOT_FOUND
         );
     }
@@ -219,7 +283,7 @@ mod tests {
     #[test]
     fn the_ping_names_nothing() {
         for path in ["/v2", "/v2/"] {
-            assert_eq!(names().target(path, None).unwrap().endpoint, Endpoint::Ping);
+            assert_eq!(names().target(path, None, None).unwrap().endpoint, Endpoint::Ping);
         }
     }
 }

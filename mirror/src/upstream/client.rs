@@ -1,109 +1,85 @@
-//! Requests to one upstream registry.
+//! What is asked of one upstream registry: manifests, blobs, and lists of names.
 
-use std::{
-    collections::BTreeMap,
-    error::Error,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{error::Error, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use piecemeal_proto::{Digest, MANIFEST_ACCEPT, MANIFEST_BYTES_MAX, Reference};
 use piecemeal_store::Repository;
 use reqwest::{
     Method, Response, StatusCode,
-    header::{
-        ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, LOCATION, RANGE, RETRY_AFTER,
-        WWW_AUTHENTICATE,
-    },
+    header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LINK, WARNING},
 };
-use tracing::debug;
 use url::Url;
 
 use super::{
-    auth::{Challenge, TokenAnswer, Tokens},
+    ask::{Ask, Purpose, text},
+    auth::Tokens,
+    gate::Gate,
+    held::Held,
     lanes::Lanes,
-    redirect,
+    rewrite::Rewrites,
+    verdicts::Verdicts,
 };
-use crate::{PullError, SOURCE_TIMEOUT, UpstreamConfig};
+use crate::{Caller, NodeIdentity, PullError};
 
-/// How long a connection may take to come about.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long a body may pause before it is given up; it is resumed by Range.
-const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 const CHECK_BYTES_MAX: usize = 64 * 1024;
-const TOKEN_BYTES_MAX: usize = 64 * 1024;
-
-/// A client as every component uses it: redirects by hand, no proxy, nothing decoded behind our back.
-///
-/// # Panics
-/// When no TLS provider is installed: the binary installs ring's before anything else.
-pub fn http_client() -> reqwest::Client {
-    reqwest::Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        .connect_timeout(CONNECT_TIMEOUT)
-        .read_timeout(STALL_TIMEOUT)
-        .pool_idle_timeout(Duration::from_secs(60))
-        .tcp_nodelay(true)
-        .http1_only()
-        .user_agent(concat!("piecemeal/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .expect("a client without certificates of its own can always be built")
-}
-
-/// The configured upstreams by name.
-#[derive(Clone, Default)]
-pub struct Upstreams(BTreeMap<String, Arc<Upstream>>);
-
-impl Upstreams {
-    /// Clients of the registries themselves.
-    pub fn new(configs: &[UpstreamConfig]) -> Self {
-        Self::clients(configs, false)
-    }
-
-    /// Clients of a mirror, which is told by `?ns=` which registry is meant.
-    pub fn behind_mirror(configs: &[UpstreamConfig]) -> Self {
-        Self::clients(configs, true)
-    }
-
-    fn clients(configs: &[UpstreamConfig], names_upstream: bool) -> Self {
-        let http = http_client();
-        let upstream = |config: &UpstreamConfig| {
-            (
-                config.name.clone(),
-                Arc::new(Upstream::new(http.clone(), config, names_upstream)),
-            )
-        };
-        Self(configs.iter().map(upstream).collect())
-    }
-
-    /// # Errors
-    /// [`PullError::UnknownUpstream`].
-    pub fn get(&self, name: &str) -> Result<&Arc<Upstream>, PullError> {
-        self.0
-            .get(name)
-            .ok_or_else(|| PullError::UnknownUpstream(name.to_owned()))
-    }
-
-    /// All of them.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Upstream>> {
-        self.0.values()
-    }
-
-    pub fn contains(&self, name: &str) -> bool {
-        self.0.contains_key(name)
-    }
-}
+/// Source: OCI distribution-spec, "Listing Referrers".
+pub(crate) const FILTERS_APPLIED: &str = "oci-filters-applied";
+/// The most bytes of a list of tags or referrers.
+const LIST_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// A registry that is pulled from: an upstream, or for a peer its mirror.
 pub struct Upstream {
-    name: String,
-    url: Url,
-    /// Whether requests name the real upstream by `?ns=`: the registry is itself a mirror.
-    names_upstream: bool,
-    http: reqwest::Client,
-    tokens: Tokens,
-    lanes: Lanes,
+    pub(super) name: String,
+    /// In the order in which they are asked.
+    pub(super) endpoints: Vec<Endpoint>,
+    /// Who asks, when the registry is the site's mirror: it is told so, and by `?ns=` which upstream is meant.
+    pub(super) node: Option<NodeIdentity>,
+    pub(super) http: reqwest::Client,
+    pub(super) tokens: Tokens,
+    pub(super) verdicts: Verdicts,
+    /// How long a right counts as proven.
+    pub(super) allowed_life: Duration,
+    /// The site's own user and password here.
+    pub(super) held: Option<Held>,
+    /// Whether those are used for everybody who asks, and not only for the site's nodes.
+    pub(super) serves_site: bool,
+    pub(super) allow_plain_credentials: bool,
+    pub(super) rewrites: Arc<Rewrites>,
+    /// This daemon, as `Via` names it.
+    pub(super) via: String,
+    pub(super) lanes: Lanes,
+}
+
+/// One of the places where a registry answers.
+pub(super) struct Endpoint {
+    /// Its path, if it has one, comes before every repository's name: so do caches that hold several registries name one.
+    pub(super) url: Url,
+    pub(super) gate: Gate,
+    /// For what upstream may count: manifests.
+    pub(super) manifests: Gate,
+}
+
+impl Endpoint {
+    pub(super) fn new(url: Url) -> Self {
+        Self {
+            url,
+            gate: Gate::default(),
+            manifests: Gate::default(),
+        }
+    }
+
+    /// What comes before a repository's name there: nothing, or a path that ends with a slash.
+    pub(super) fn prefix(&self) -> String {
+        match self.url.path().trim_matches('/') {
+            "" => String::new(),
+            path => format!("{path}/"),
+        }
+    }
+
+    fn v2(&self, rest: &str) -> Option<Url> {
+        self.url.join(&format!("/v2/{rest}")).ok()
+    }
 }
 
 /// A manifest as the upstream sent it, its digest verified.
@@ -121,6 +97,19 @@ pub struct FetchedManifest {
 pub struct ManifestAnswer {
     /// `None` when the upstream does not say.
     pub digest: Option<Digest>,
+    /// As in [`FetchedManifest`].
+    pub warning: Option<String>,
+}
+
+/// A page of a list of tags or referrers.
+pub struct ListAnswer {
+    pub bytes: Bytes,
+    /// `Link` to the next page, as upstream wrote it.
+    pub next: Option<String>,
+    /// `OCI-Filters-Applied`.
+    pub filters: Option<String>,
+    /// As in [`FetchedManifest`].
+    pub warning: Option<String>,
 }
 
 /// An upstream's answer to GET of a blob, before its body.
@@ -135,17 +124,6 @@ pub struct BlobAnswer {
 }
 
 impl Upstream {
-    fn new(http: reqwest::Client, config: &UpstreamConfig, names_upstream: bool) -> Self {
-        Self {
-            name: config.name.clone(),
-            url: config.url.clone(),
-            names_upstream,
-            http,
-            tokens: Tokens::default(),
-            lanes: Lanes::default(),
-        }
-    }
-
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -159,22 +137,16 @@ impl Upstream {
     ///
     /// # Errors
     /// [`PullError`]: the upstream's verdict, or what is wrong with its answer.
-    pub async fn manifest(&self, at: &Repository, reference: &Reference) -> Result<FetchedManifest, PullError> {
-        let response = self
-            .get(
-                Method::GET,
-                at,
-                &format!("manifests/{reference}"),
-                Some(MANIFEST_ACCEPT),
-                None,
-            )
-            .await?;
+    pub async fn manifest(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, PullError> {
+        let path = format!("manifests/{reference}");
+        let response = self.ask(manifest_ask(&Method::GET, caller, at, &path)).await?;
         let media_type = self.media_type(&response)?;
-        let warning = response
-            .headers()
-            .get(reqwest::header::WARNING)
-            .and_then(|value| value.to_str().ok())
-            .map(str::to_owned);
+        let warning = text(response.headers(), WARNING);
         let stated = stated_digest(response.headers());
         let bytes = read_body(response, MANIFEST_BYTES_MAX)
             .await
@@ -202,18 +174,17 @@ impl Upstream {
     ///
     /// # Errors
     /// As [`Upstream::manifest`].
-    pub async fn head_manifest(&self, at: &Repository, reference: &Reference) -> Result<ManifestAnswer, PullError> {
-        let response = self
-            .get(
-                Method::HEAD,
-                at,
-                &format!("manifests/{reference}"),
-                Some(MANIFEST_ACCEPT),
-                None,
-            )
-            .await?;
+    pub async fn head_manifest(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        reference: &Reference,
+    ) -> Result<ManifestAnswer, PullError> {
+        let path = format!("manifests/{reference}");
+        let response = self.ask(manifest_ask(&Method::HEAD, caller, at, &path)).await?;
         Ok(ManifestAnswer {
             digest: stated_digest(response.headers()),
+            warning: text(response.headers(), WARNING),
         })
     }
 
@@ -221,10 +192,17 @@ impl Upstream {
     ///
     /// # Errors
     /// [`PullError`].
-    pub async fn head_blob(&self, at: &Repository, digest: &Digest) -> Result<Option<u64>, PullError> {
-        let response = self
-            .get(Method::HEAD, at, &format!("blobs/{digest}"), None, None)
-            .await?;
+    pub async fn head_blob(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<Option<u64>, PullError> {
+        let ask = Ask {
+            method: &Method::HEAD,
+            caller,
+            at,
+            path: &format!("blobs/{digest}"),
+            accept: None,
+            range: None,
+            purpose: Purpose::Lookup,
+        };
+        let response = self.ask(ask).await?;
         self.not_a_page(at, &response)?;
         Ok(content_length(response.headers()))
     }
@@ -235,6 +213,7 @@ impl Upstream {
     /// [`PullError`].
     pub async fn blob(
         &self,
+        caller: &Caller,
         at: &Repository,
         digest: &Digest,
         offset: u64,
@@ -245,9 +224,16 @@ impl Upstream {
             None if offset > 0 => Some(format!("bytes={offset}-")),
             None => None,
         };
-        let response = self
-            .get(Method::GET, at, &format!("blobs/{digest}"), None, range.as_deref())
-            .await?;
+        let ask = Ask {
+            method: &Method::GET,
+            caller,
+            at,
+            path: &format!("blobs/{digest}"),
+            accept: None,
+            range: range.as_deref(),
+            purpose: Purpose::Fill,
+        };
+        let response = self.ask(ask).await?;
         self.not_a_page(at, &response)?;
         if response.status() == StatusCode::PARTIAL_CONTENT {
             let (start, total) = content_range(response.headers())
@@ -267,13 +253,54 @@ impl Upstream {
         })
     }
 
+    /// One page of a list below a repository, as upstream has it: `tags/list?n=100`, `referrers/<digest>`.
+    ///
+    /// # Errors
+    /// [`PullError`].
+    pub async fn list(&self, caller: &Caller, at: &Repository, path: &str) -> Result<ListAnswer, PullError> {
+        let ask = Ask {
+            method: &Method::GET,
+            caller,
+            at,
+            path,
+            accept: None,
+            range: None,
+            purpose: Purpose::List,
+        };
+        let response = self.ask(ask).await?;
+        self.not_a_page(at, &response)?;
+        let next = text(response.headers(), LINK);
+        let filters = text(response.headers(), HeaderName::from_static(FILTERS_APPLIED));
+        let warning = text(response.headers(), WARNING);
+        let bytes = read_body(response, LIST_BYTES_MAX)
+            .await
+            .map_err(|problem| self.bad(at, &problem))?;
+        Ok(ListAnswer {
+            bytes,
+            next,
+            filters,
+            warning,
+        })
+    }
+
     /// Asks whether it is a registry that answers.
     ///
     /// # Errors
     /// [`PullError`]; a 401 is no error, since it is how a registry asks for a token.
     pub(crate) async fn check(&self) -> Result<(), PullError> {
-        let base = self.url.as_str().trim_end_matches('/');
-        let response = self.send(self.http.get(format!("{base}/v2/"))).await?;
+        let mut result = Ok(());
+        for endpoint in &self.endpoints {
+            result = self.check_endpoint(endpoint).await;
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
+    }
+
+    async fn check_endpoint(&self, endpoint: &Endpoint) -> Result<(), PullError> {
+        let url = endpoint.v2("").ok_or_else(|| self.bad_url(endpoint))?;
+        let response = self.await_answer(self.http.get(url), None).await?;
         let status = response.status();
         // Read to its end, so that the connection can be used again.
         read_body(response, CHECK_BYTES_MAX)
@@ -288,126 +315,27 @@ impl Upstream {
         )))
     }
 
-    /// Sends a request, with an anonymous token when one is asked for, and follows redirects. The status is a success.
-    async fn get(
-        &self,
-        method: Method,
-        at: &Repository,
-        path: &str,
-        accept: Option<&str>,
-        range: Option<&str>,
-    ) -> Result<Response, PullError> {
-        let mut url = self.request_url(at, path)?;
-        let scope = format!("repository:{}:pull", at.name);
-        let mut token = self.tokens.get(&scope, Instant::now());
-        let mut asked_token = false;
-        let mut redirects = 0;
-        loop {
-            let mut request = self.http.request(method.clone(), url.clone());
-            for (name, value) in [(ACCEPT, accept), (RANGE, range)] {
-                if let Some(value) = value {
-                    request = request.header(name, value);
-                }
-            }
-            if let Some(token) = token.as_deref().filter(|_| redirects == 0) {
-                request = request.header(AUTHORIZATION, format!("Bearer {token}"));
-            }
-            let response = self.send(request).await?;
-            let status = response.status();
-            if status == StatusCode::UNAUTHORIZED && redirects == 0 && !asked_token {
-                asked_token = true;
-                self.tokens.drop(&scope);
-                token = self.anonymous_token(response.headers(), &scope).await?;
-                if token.is_some() {
-                    continue;
-                }
-            }
-            if status.is_redirection() && response.headers().contains_key(LOCATION) {
-                redirects += 1;
-                url = redirect::target(&url, response.headers())
-                    .filter(|_| redirects <= redirect::REDIRECTS_MAX)
-                    .ok_or_else(|| self.bad(at, "a redirect that may not be followed"))?;
-                continue;
-            }
-            return self.judge(at, path, response);
-        }
-    }
-
-    fn request_url(&self, at: &Repository, path: &str) -> Result<Url, PullError> {
-        let base = self.url.as_str().trim_end_matches('/');
-        let mut url = Url::parse(&format!("{base}/v2/{}/{path}", at.name))
-            .map_err(|error| PullError::BadGateway(format!("{}: {error}", self.name)))?;
-        if self.names_upstream {
+    pub(super) fn request_url(&self, endpoint: &Endpoint, at: &Repository, path: &str) -> Result<Url, PullError> {
+        let mut url = endpoint
+            .v2(&format!("{}{}/{path}", endpoint.prefix(), at.name))
+            .ok_or_else(|| self.bad_url(endpoint))?;
+        if self.node.is_some() {
             url.query_pairs_mut().append_pair("ns", &at.upstream);
         }
         Ok(url)
     }
 
-    async fn send(&self, request: reqwest::RequestBuilder) -> Result<Response, PullError> {
-        let unreachable = |reason: String| PullError::Unreachable(format!("{} does not answer: {reason}", self.name));
-        let sent = Instant::now();
-        match tokio::time::timeout(SOURCE_TIMEOUT, request.send()).await {
-            Ok(Ok(response)) => {
-                self.lanes.answered_after(sent.elapsed());
-                Ok(response)
-            }
-            Ok(Err(error)) => Err(unreachable(innermost(&error))),
-            Err(_) => Err(unreachable(format!(
-                "no status line within {} s",
-                SOURCE_TIMEOUT.as_secs()
-            ))),
-        }
+    fn bad_url(&self, endpoint: &Endpoint) -> PullError {
+        PullError::BadGateway(format!("{}: {} is no registry's URL", self.name, endpoint.url))
     }
 
-    /// `Ok(None)`: the challenge is not for a token that anybody can have; the 401 itself is the answer.
-    async fn anonymous_token(&self, headers: &HeaderMap, scope: &str) -> Result<Option<String>, PullError> {
-        let challenge = headers
-            .get(WWW_AUTHENTICATE)
-            .and_then(|value| value.to_str().ok())
-            .and_then(Challenge::parse);
-        let Some(url) = challenge.and_then(|challenge| challenge.token_url(&self.url, scope)) else {
-            return Ok(None);
+    /// The hosts that a request has passed, with this one.
+    pub(super) fn via(&self, caller: &Caller) -> HeaderValue {
+        let path = match &caller.via {
+            Some(before) => format!("{before}, {}", self.via),
+            None => self.via.clone(),
         };
-        debug!(upstream = self.name, scope, "asking for an anonymous token");
-        let response = self.send(self.http.get(url)).await?;
-        if !response.status().is_success() {
-            return Ok(None);
-        }
-        let body = read_body(response, TOKEN_BYTES_MAX)
-            .await
-            .map_err(|problem| PullError::BadGateway(format!("{}'s token server: {problem}", self.name)))?;
-        let answer: TokenAnswer = serde_json::from_slice(&body)
-            .map_err(|_| PullError::BadGateway(format!("{}'s token server sent no token", self.name)))?;
-        Ok(self.tokens.put(scope, answer, Instant::now()))
-    }
-
-    fn judge(&self, at: &Repository, path: &str, response: Response) -> Result<Response, PullError> {
-        let header = |name| {
-            response
-                .headers()
-                .get(name)
-                .and_then(|value| value.to_str().ok())
-                .map(str::to_owned)
-        };
-        let upstream = self.name.clone();
-        match response.status() {
-            status if status.is_success() => Ok(response),
-            StatusCode::NOT_FOUND => Err(PullError::Unknown(format!("{upstream} has no {}/{path}", at.name))),
-            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => Err(PullError::Denied {
-                upstream,
-                status: status.as_u16(),
-                challenge: header(WWW_AUTHENTICATE),
-            }),
-            StatusCode::TOO_MANY_REQUESTS => Err(PullError::TooManyRequests {
-                upstream,
-                retry_after: header(RETRY_AFTER),
-            }),
-            status if status.is_server_error() => Err(PullError::Unavailable(format!(
-                "{upstream} answered {status} for {}/{path}",
-                at.name
-            ))),
-            status => Err(self.bad(at, &format!("status {status} for {path}"))),
-        }
+        HeaderValue::from_str(&path).unwrap_or_else(|_| HeaderValue::from_static("1.1 piecemeal"))
     }
 
     fn media_type(&self, response: &Response) -> Result<String, PullError> {
@@ -438,8 +366,20 @@ impl Upstream {
         Ok(())
     }
 
-    fn bad(&self, at: &Repository, problem: &str) -> PullError {
+    pub(super) fn bad(&self, at: &Repository, problem: &str) -> PullError {
         PullError::BadGateway(format!("{} answered {problem} ({})", self.name, at.name))
+    }
+}
+
+fn manifest_ask<'a>(method: &'a Method, caller: &'a Caller, at: &'a Repository, path: &'a str) -> Ask<'a> {
+    Ask {
+        method,
+        caller,
+        at,
+        path,
+        accept: Some(MANIFEST_ACCEPT),
+        range: None,
+        purpose: Purpose::Manifest,
     }
 }
 
@@ -459,7 +399,7 @@ fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
     Some((start, total.parse().ok()))
 }
 
-async fn read_body(mut response: Response, bytes_max: usize) -> Result<Bytes, String> {
+pub(super) async fn read_body(mut response: Response, bytes_max: usize) -> Result<Bytes, String> {
     let mut bytes = BytesMut::new();
     while let Some(chunk) = response.chunk().await.map_err(|error| innermost(&error))? {
         if bytes.len() + chunk.len() > bytes_max {

@@ -1,10 +1,23 @@
-//! The client of an upstream registry: requests, redirects by hand, anonymous tokens, and how many connections it is worth.
+//! The client of an upstream registry: whose right a request is made with, which endpoint it goes to, where it is led, what
+//! came of it, and how many connections a download is worth.
 
+mod ask;
 mod auth;
 mod client;
+mod gate;
+mod held;
 mod lanes;
 mod redirect;
+mod rewrite;
+mod set;
+mod verdicts;
 
-pub(crate) use client::innermost;
-pub use client::{BlobAnswer, FetchedManifest, ManifestAnswer, Upstream, Upstreams, http_client};
+pub use ask::require_cover;
+pub use client::{BlobAnswer, FetchedManifest, ListAnswer, ManifestAnswer, Upstream};
+pub(crate) use client::{FILTERS_APPLIED, innermost};
+pub use held::CredentialSource;
 pub(crate) use lanes::{Seat, WIDTH_MAX};
+pub use rewrite::RewriteRule;
+pub use set::{ClientConfig, ClientError, ProxyConfig, Upstreams, http_client};
+pub(crate) use set::{matches_pattern, via};
+pub(crate) use verdicts::Who;

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, pin::pin};
 
 use futures_util::StreamExt;
-use piecemeal_mirror::{Destination, FillObserver, Origin};
+use piecemeal_mirror::{Caller, Destination, FillObserver, Origin};
 use piecemeal_proto::{
     PieceHash,
     wire::{Lease, Outcome, SourceKind},
@@ -41,13 +41,20 @@ pub(super) struct Fetch {
 
 impl Parts {
     /// Carries out a lease, of which `pieces` are still to be fetched.
-    pub(super) async fn fetch_lease(self, at: Repository, filling: Filling, lease: Lease, pieces: Vec<u32>) -> Ended {
+    pub(super) async fn fetch_lease(
+        self,
+        caller: Caller,
+        at: Repository,
+        filling: Filling,
+        lease: Lease,
+        pieces: Vec<u32>,
+    ) -> Ended {
         let kind = lease
             .source
             .as_ref()
             .map_or(SourceKind::Unspecified, |source| source.kind());
         if kind == SourceKind::Upstream {
-            return self.fetch_upstream(&at, &filling, &pieces).await;
+            return self.fetch_upstream(&caller, &at, &filling, &pieces).await;
         }
         let addresses = lease.source.iter().flat_map(|source| &source.addresses);
         let addresses = addresses.filter_map(|address| {
@@ -143,11 +150,11 @@ impl Parts {
         Outcome::Done.into()
     }
 
-    async fn fetch_upstream(&self, at: &Repository, filling: &Filling, pieces: &[u32]) -> Ended {
+    async fn fetch_upstream(&self, caller: &Caller, at: &Repository, filling: &Filling, pieces: &[u32]) -> Ended {
         for run in runs(pieces) {
             let map = filling.map();
             let bytes = map.range(run.start).start..map.range(run.end - 1).end;
-            if let Err(error) = self.upstream.fetch_run(at, filling, &bytes).await {
+            if let Err(error) = self.upstream.fetch_run(caller, at, filling, &bytes).await {
                 warn!(blob.digest = %filling.digest(), %error, "upstream, leased since the mirror is lost, failed: {error}");
                 return Ended {
                     outcome: Outcome::Unreachable,

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use piecemeal_mirror::{Announcer, Destination, NodeBlob, Origin, PullError, Traffic, Transfer, UpstreamBlobs};
+use piecemeal_mirror::{Announcer, Caller, Destination, NodeBlob, Origin, PullError, Traffic, Transfer, UpstreamBlobs};
 use piecemeal_proto::{
     Digest,
     wire::{self, Lease, Outcome, report::Report},
@@ -70,6 +70,8 @@ pub(crate) struct Parts {
 /// One blob on its way from the swarm.
 struct Download {
     parts: Parts,
+    /// Whoever asked first: the mirror and upstream are asked with that right.
+    caller: Caller,
     at: Repository,
     filling: Filling,
     opened: NodeBlob,
@@ -105,13 +107,14 @@ impl Parts {
     /// Why the blob cannot be had now; what has landed is kept for the next try.
     pub(crate) async fn transfer(
         self,
+        caller: Caller,
         at: Repository,
         digest: Digest,
         transfer: Arc<Transfer>,
     ) -> Result<Blob, PullError> {
-        let Some(opened) = self.open(&at, &digest).await? else {
+        let Some(opened) = self.open(&caller, &at, &digest).await? else {
             info!(blob.digest = %digest, "the mirror is lost: {digest} comes from {}", at.upstream);
-            return self.upstream.clone().fill(at, digest, transfer).await;
+            return self.upstream.clone().fill(caller, at, digest, transfer).await;
         };
         self.store.record_source(&at, &digest).await?;
         let filling = match self.begin(&digest, &opened).await? {
@@ -130,11 +133,11 @@ impl Parts {
             }
             return self.upstream.publish(&at, &filling).await;
         }
-        Download::new(self, at, filling, opened).run().await
+        Download::new(self, caller, at, filling, opened).run().await
     }
 
     /// Asks the mirror, until it answers or its grace is over. `None`: it is lost, and upstream may be asked instead.
-    async fn open(&self, at: &Repository, digest: &Digest) -> Result<Option<NodeBlob>, PullError> {
+    async fn open(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<Option<NodeBlob>, PullError> {
         let may_use_upstream = self.direct_fallback == DirectFallback::Allowed;
         let Some(mirror) = &self.mirror else {
             return if may_use_upstream {
@@ -145,7 +148,7 @@ impl Parts {
         };
         let asked_since = Instant::now();
         loop {
-            let error = match mirror.open(at, digest).await {
+            let error = match mirror.open(caller, at, digest).await {
                 Ok(opened) => return Ok(Some(opened)),
                 Err(error) => error,
             };
@@ -184,12 +187,13 @@ enum Begun {
 }
 
 impl Download {
-    fn new(parts: Parts, at: Repository, filling: Filling, opened: NodeBlob) -> Self {
+    fn new(parts: Parts, caller: Caller, at: Repository, filling: Filling, opened: NodeBlob) -> Self {
         let jitter = Duration::from_millis(parts.store.random_u64() % UPSTREAM_JITTER_MAX_MS);
         let now = Instant::now();
         Self {
             window: Window::new(filling.map().count()),
             parts,
+            caller,
             at,
             filling,
             opened,
@@ -295,10 +299,13 @@ impl Download {
         let count = self.filling.map().count();
         let range = lease.first..lease.first.saturating_add(lease.count).min(count);
         let pieces = self.window.lease(id, range, &self.filling.have());
-        let fetch = self
-            .parts
-            .clone()
-            .fetch_lease(self.at.clone(), self.filling.clone(), lease, pieces);
+        let fetch = self.parts.clone().fetch_lease(
+            self.caller.clone(),
+            self.at.clone(),
+            self.filling.clone(),
+            lease,
+            pieces,
+        );
         let handle = self.tasks.spawn(async move { Ran::Lease(id, fetch.await) });
         self.leases.push((id, handle));
     }
@@ -350,9 +357,10 @@ impl Download {
         if mode.upstream && !self.upstream_running {
             info!(blob.digest = %self.filling.digest(), "mirror and scheduler are lost: the rest of {} comes from {}", self.filling.digest(), self.at.upstream);
             self.upstream_running = true;
-            let (upstream, at, filling) = (self.parts.upstream.clone(), self.at.clone(), self.filling.clone());
+            let (upstream, filling) = (self.parts.upstream.clone(), self.filling.clone());
+            let (caller, at) = (self.caller.clone(), self.at.clone());
             self.tasks
-                .spawn(async move { Ran::Upstream(upstream.complete(&at, &filling).await) });
+                .spawn(async move { Ran::Upstream(upstream.complete(&caller, &at, &filling).await) });
         }
         if (mode.reopen || self.reopen_now) && !self.reopening && self.last_reopened.elapsed() >= REOPEN_DELAY {
             self.reopen();
@@ -423,9 +431,9 @@ impl Download {
             return;
         };
         (self.reopening, self.reopen_now, self.last_reopened) = (true, false, Instant::now());
-        let (at, digest) = (self.at.clone(), *self.filling.digest());
+        let (caller, at, digest) = (self.caller.clone(), self.at.clone(), *self.filling.digest());
         self.tasks
-            .spawn(async move { Ran::Reopened(mirror.open(&at, &digest).await) });
+            .spawn(async move { Ran::Reopened(mirror.open(&caller, &at, &digest).await) });
     }
 
     fn reopened(&mut self, result: Result<NodeBlob, PullError>) -> Result<(), PullError> {

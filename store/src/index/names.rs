@@ -4,7 +4,7 @@ use piecemeal_proto::Digest;
 use rusqlite::{OptionalExtension as _, Transaction};
 
 use super::{Index, IndexError, digest_from_sql, from_sql, to_sql};
-use crate::{Repository, clock::Age};
+use crate::{Holder, Repository, clock::Age};
 
 /// A manifest as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +63,25 @@ impl Index {
         Ok(row.is_some())
     }
 
+    /// When upstream last served the holder.
+    pub(crate) fn right(&self, at: &Repository, holder: Holder) -> Result<Option<Age>, IndexError> {
+        let connection = self.read();
+        let row: Option<i64> = connection
+            .prepare_cached("SELECT proven_ms FROM rights WHERE holder = ?1 AND upstream = ?2 AND repository = ?3")?
+            .query_row((holder_to_sql(holder), &at.upstream, &at.name), |row| row.get(0))
+            .optional()?;
+        Ok(row.map(|proven_ms| Age(from_sql(proven_ms))))
+    }
+
+    /// In the order of their bytes.
+    pub(crate) fn tags(&self, at: &Repository) -> Result<Vec<String>, IndexError> {
+        let connection = self.read();
+        let mut statement =
+            connection.prepare_cached("SELECT tag FROM tags WHERE upstream = ?1 AND repository = ?2 ORDER BY tag")?;
+        let rows = statement.query_map((&at.upstream, &at.name), |row| row.get(0))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
     pub(crate) fn manifest_count(&self) -> Result<u64, IndexError> {
         let count = self
             .read()
@@ -116,6 +135,35 @@ pub(crate) fn put_tag(transaction: &Transaction<'_>, at: &Repository, tag: &str,
     Ok(())
 }
 
+pub(crate) fn put_right(
+    transaction: &Transaction<'_>,
+    at: &Repository,
+    holder: Holder,
+    proven: Age,
+) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached(
+            "INSERT OR REPLACE INTO rights (holder, upstream, repository, proven_ms) VALUES (?1, ?2, ?3, ?4)",
+        )?
+        .execute((holder_to_sql(holder), &at.upstream, &at.name, to_sql(proven.0)))?;
+    Ok(())
+}
+
+pub(crate) fn delete_right(transaction: &Transaction<'_>, at: &Repository, holder: Holder) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached("DELETE FROM rights WHERE holder = ?1 AND upstream = ?2 AND repository = ?3")?
+        .execute((holder_to_sql(holder), &at.upstream, &at.name))?;
+    Ok(())
+}
+
+/// A node's id; nothing for anybody.
+fn holder_to_sql(holder: Holder) -> Vec<u8> {
+    match holder {
+        Holder::Anybody => Vec::new(),
+        Holder::Node(node) => node.0.to_vec(),
+    }
+}
+
 pub(crate) fn delete_tag(transaction: &Transaction<'_>, at: &Repository, tag: &str) -> rusqlite::Result<()> {
     transaction
         .prepare_cached("DELETE FROM tags WHERE upstream = ?1 AND repository = ?2 AND tag = ?3")?
@@ -156,19 +204,26 @@ pub(crate) fn expire(transaction: &Transaction<'_>, moment: Age) -> rusqlite::Re
             .prepare_cached(&format!("DELETE FROM {table} WHERE used_ms <= ?1"))?
             .execute([to_sql(moment.0)])?;
     }
+    // A right is kept as long as there is anything to have by it.
+    transaction.execute(
+        "DELETE FROM rights WHERE NOT EXISTS (
+             SELECT 1 FROM sources WHERE sources.upstream = rights.upstream AND sources.repository = rights.repository)",
+        [],
+    )?;
     Ok(())
 }
 
 /// Deletes the least recently used names beyond these counts, and manifests beyond that many bytes.
 pub(crate) fn cap(transaction: &Transaction<'_>, rows_max: u64, manifest_bytes_max: u64) -> rusqlite::Result<()> {
-    for (table, key) in [
-        ("tags", "upstream, repository, tag"),
-        ("sources", "digest, upstream, repository"),
+    for (table, key, time) in [
+        ("tags", "upstream, repository, tag", "used_ms"),
+        ("sources", "digest, upstream, repository", "used_ms"),
+        ("rights", "upstream, repository, holder", "proven_ms"),
     ] {
         transaction
             .prepare_cached(&format!(
                 "DELETE FROM {table} WHERE ({key}) IN
-                 (SELECT {key} FROM {table} ORDER BY used_ms DESC LIMIT -1 OFFSET ?1)"
+                 (SELECT {key} FROM {table} ORDER BY {time} DESC LIMIT -1 OFFSET ?1)"
             ))?
             .execute([to_sql(rows_max)])?;
     }

@@ -1,0 +1,437 @@
+//! One request to a registry: with whose right it is made, through which endpoint, over which redirects.
+
+use std::time::{Duration, Instant};
+
+use piecemeal_store::Repository;
+use reqwest::{
+    Method, RequestBuilder, Response, StatusCode,
+    header::{ACCEPT, AUTHORIZATION, HeaderMap, LOCATION, RANGE, RETRY_AFTER, VIA, WWW_AUTHENTICATE},
+};
+use tracing::debug;
+use url::Url;
+
+use super::{
+    auth::{Challenge, TokenAnswer},
+    client::{Endpoint, Upstream, innermost, read_body},
+    gate::{BUSY_PAUSE, Pass, SILENCE_PAUSE},
+    redirect,
+    verdicts::Who,
+};
+use crate::{ANSWER_TIMEOUT, Caller, Credential, PullError, SOURCE_TIMEOUT};
+
+const TOKEN_BYTES_MAX: usize = 64 * 1024;
+
+/// What is asked.
+#[derive(Clone, Copy)]
+pub(super) struct Ask<'a> {
+    pub(super) method: &'a Method,
+    pub(super) caller: &'a Caller,
+    pub(super) at: &'a Repository,
+    /// Below `/v2/<name>/`, with its query: `manifests/v1`.
+    pub(super) path: &'a str,
+    pub(super) accept: Option<&'a str>,
+    pub(super) range: Option<&'a str>,
+    pub(super) purpose: Purpose,
+}
+
+/// What hangs on the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Somebody waits, and may be answered with what is here.
+    Lookup,
+    /// The same, for what may be there the next moment: that it does not exist is not remembered.
+    List,
+    /// The same, and upstream may count it against a limit.
+    Manifest,
+    /// A download, which has a patience of its own.
+    Fill,
+}
+
+/// With whose right a request is made.
+enum Wallet {
+    Anybody,
+    Holder(Credential),
+    /// The site's own user and password.
+    Site(Credential),
+}
+
+impl Wallet {
+    fn holders(&self) -> Option<&Credential> {
+        match self {
+            Self::Holder(credential) => Some(credential),
+            Self::Anybody | Self::Site(_) => None,
+        }
+    }
+
+    fn who(&self) -> Who {
+        match self {
+            Self::Anybody => Who::Anybody,
+            Self::Holder(credential) => Who::Holder(credential.fingerprint()),
+            Self::Site(_) => Who::Site,
+        }
+    }
+}
+
+impl Upstream {
+    /// Whether upstream has served the caller from the repository not long ago.
+    pub(crate) fn allows(&self, caller: &Caller, at: &Repository) -> bool {
+        self.verdicts.allow(&self.who(caller), &at.name, Instant::now())
+    }
+
+    /// By whose right a caller is served: what is learnt of one counts for all who have the same.
+    pub(crate) fn who(&self, caller: &Caller) -> Who {
+        match &caller.credential {
+            Some(credential) => Who::Holder(credential.fingerprint()),
+            None if self.may_use_sites_right(caller) => Who::Site,
+            None => Who::Anybody,
+        }
+    }
+
+    fn may_use_sites_right(&self, caller: &Caller) -> bool {
+        self.held.is_some() && (self.serves_site || caller.node.is_some())
+    }
+
+    async fn wallet(&self, caller: &Caller) -> Result<Wallet, PullError> {
+        Ok(match (&caller.credential, &self.held) {
+            (Some(credential), _) => Wallet::Holder(credential.clone()),
+            (None, Some(held)) if self.may_use_sites_right(caller) => Wallet::Site(held.credential(&self.name).await?),
+            _ => Wallet::Anybody,
+        })
+    }
+
+    /// Sends a request and follows redirects. The status is a success.
+    ///
+    /// # Errors
+    /// [`PullError`].
+    pub(super) async fn ask(&self, ask: Ask<'_>) -> Result<Response, PullError> {
+        let wallet = self.wallet(ask.caller).await?;
+        let who = wallet.who();
+        if ask.purpose != Purpose::Fill
+            && let Some(refusal) = self.verdicts.refusal(&who, &ask.at.name, ask.path, Instant::now())
+        {
+            return Err(refusal);
+        }
+        let result = self.ask_as(ask, wallet).await;
+        match result {
+            // The credential that a download began with has expired: another one of the same repository was accepted since.
+            Err(PullError::Denied { .. }) if ask.purpose == Purpose::Fill => match self.newer_credential(ask) {
+                Some(credential) => self.ask_as(ask, Wallet::Holder(credential)).await,
+                None => result,
+            },
+            result => result,
+        }
+    }
+
+    fn newer_credential(&self, ask: Ask<'_>) -> Option<Credential> {
+        let own = ask.caller.credential.as_ref()?;
+        let accepted = self.verdicts.accepted(&ask.at.name, Instant::now());
+        accepted.filter(|accepted| accepted != own)
+    }
+
+    /// Endpoint after endpoint, until one gives an answer that stands; what comes of it is remembered.
+    async fn ask_as(&self, ask: Ask<'_>, wallet: Wallet) -> Result<Response, PullError> {
+        let mut result = Err(PullError::Unreachable(format!("{} has no endpoint", self.name)));
+        for endpoint in &self.endpoints {
+            result = self.ask_endpoint(endpoint, ask, &wallet).await;
+            if result.as_ref().is_ok() || result.as_ref().is_err_and(PullError::is_verdict) {
+                break;
+            }
+        }
+        let (who, now) = (wallet.who(), Instant::now());
+        match &result {
+            Ok(_) => self
+                .verdicts
+                .allowed(&who, &ask.at.name, wallet.holders(), self.allowed_life, now),
+            Err(PullError::Unknown(_)) if ask.purpose == Purpose::List => {}
+            Err(error) => self.verdicts.refused(&who, &ask.at.name, ask.path, error, now),
+        }
+        result
+    }
+
+    async fn ask_endpoint(&self, endpoint: &Endpoint, ask: Ask<'_>, wallet: &Wallet) -> Result<Response, PullError> {
+        let limit = match ask.purpose {
+            Purpose::Manifest => Some(endpoint.manifests.enter(Instant::now())?),
+            Purpose::Lookup | Purpose::List | Purpose::Fill => None,
+        };
+        let result = self.follow(endpoint, ask, wallet).await;
+        match (limit, &result) {
+            (Some(limit), Err(error @ PullError::TooManyRequests { retry_after, .. })) => {
+                let pause = retry_after.as_deref().and_then(seconds).unwrap_or(BUSY_PAUSE);
+                limit.close(error.clone(), pause, Instant::now());
+            }
+            (Some(limit), Ok(_)) => limit.open(),
+            _ => {}
+        }
+        result
+    }
+
+    /// Through tokens and redirects to an answer.
+    async fn follow(&self, endpoint: &Endpoint, ask: Ask<'_>, wallet: &Wallet) -> Result<Response, PullError> {
+        let url = self.request_url(endpoint, ask.at, ask.path)?;
+        let scope = format!("repository:{}{}:pull", endpoint.prefix(), ask.at.name);
+        let mut authorization = self.first_authorization(&url, wallet, &scope)?;
+        let mut response = self.send(endpoint, ask, &url, authorization.as_ref()).await?;
+        if response.status() == StatusCode::UNAUTHORIZED {
+            authorization = self.answer_challenge(endpoint, &response, wallet, &scope).await?;
+            if authorization.is_some() {
+                let challenge = response.headers().get(WWW_AUTHENTICATE).cloned();
+                response = self.send(endpoint, ask, &url, authorization.as_ref()).await?;
+                // What the client is to be told is how it gets a right of its own, not what was wrong with ours.
+                if let (StatusCode::UNAUTHORIZED, Some(challenge)) = (response.status(), challenge) {
+                    response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+                }
+            }
+        }
+        let mut at = url;
+        for _ in 0..redirect::REDIRECTS_MAX {
+            if !response.status().is_redirection() || !response.headers().contains_key(LOCATION) {
+                return self.judge(endpoint, ask, response);
+            }
+            at = redirect::target(&at, response.headers())
+                .ok_or_else(|| self.bad(ask.at, "a redirect that may not be followed"))?;
+            // Storage hosts refuse a foreign `Authorization`, and strangers must not see it.
+            response = self.fetch_stored(endpoint, ask, &at).await?;
+        }
+        Err(self.bad(ask.at, "too many redirects"))
+    }
+
+    /// What to send along before anybody has asked for it.
+    fn first_authorization(&self, url: &Url, wallet: &Wallet, scope: &str) -> Result<Option<Credential>, PullError> {
+        match wallet {
+            Wallet::Holder(credential) => {
+                require_cover(url, self.allow_plain_credentials, &self.name)?;
+                Ok(Some(credential.clone()))
+            }
+            Wallet::Anybody | Wallet::Site(_) => {
+                let token = self.tokens.get(&wallet.token_key(scope), Instant::now());
+                Ok(token.and_then(|token| Credential::bearer(&token)))
+            }
+        }
+    }
+
+    /// What a challenge asks for, as far as it is ours to give. `None`: the challenge itself is the answer.
+    async fn answer_challenge(
+        &self,
+        endpoint: &Endpoint,
+        response: &Response,
+        wallet: &Wallet,
+        scope: &str,
+    ) -> Result<Option<Credential>, PullError> {
+        let Some(challenge) = response
+            .headers()
+            .get(WWW_AUTHENTICATE)
+            .and_then(|value| value.to_str().ok())
+        else {
+            return Ok(None);
+        };
+        let key = wallet.token_key(scope);
+        self.tokens.drop(&key);
+        let site = match wallet {
+            // The client answers for itself.
+            Wallet::Holder(_) => return Ok(None),
+            Wallet::Anybody => None,
+            Wallet::Site(credential) => Some(credential),
+        };
+        let Some(bearer) = Challenge::parse(challenge) else {
+            let is_basic = challenge
+                .trim()
+                .get(..5)
+                .is_some_and(|scheme| scheme.eq_ignore_ascii_case("basic"));
+            return match site.filter(|_| is_basic) {
+                Some(credential) => {
+                    require_cover(&endpoint.url, self.allow_plain_credentials, &self.name)?;
+                    Ok(Some(credential.clone()))
+                }
+                None => Ok(None),
+            };
+        };
+        let Some(url) = bearer.token_url(&endpoint.url, scope) else {
+            debug!(
+                upstream = self.name,
+                "{} names a token server elsewhere; it is not asked", self.name
+            );
+            return Ok(None);
+        };
+        let token = self.fetch_token(url, site, &key).await?;
+        Ok(token.and_then(|token| Credential::bearer(&token)))
+    }
+
+    /// `Ok(None)`: the token server grants nothing; the registry's 401 is the answer.
+    async fn fetch_token(&self, url: Url, site: Option<&Credential>, key: &str) -> Result<Option<String>, PullError> {
+        let mut request = self.http.get(url.clone());
+        if let Some(credential) = site {
+            require_cover(&url, self.allow_plain_credentials, &self.name)?;
+            request = request.header(AUTHORIZATION, credential.header());
+        }
+        debug!(upstream = self.name, "asking for a token");
+        let response = self.await_answer(request, None).await?;
+        if !response.status().is_success() {
+            return Ok(None);
+        }
+        let body = read_body(response, TOKEN_BYTES_MAX)
+            .await
+            .map_err(|problem| PullError::BadGateway(format!("{}'s token server: {problem}", self.name)))?;
+        let answer: TokenAnswer = serde_json::from_slice(&body)
+            .map_err(|_| PullError::BadGateway(format!("{}'s token server sent no token", self.name)))?;
+        Ok(self.tokens.put(key, answer, Instant::now()))
+    }
+
+    async fn send(
+        &self,
+        endpoint: &Endpoint,
+        ask: Ask<'_>,
+        url: &Url,
+        authorization: Option<&Credential>,
+    ) -> Result<Response, PullError> {
+        let mut request =
+            dressed(self.http.request(ask.method.clone(), url.clone()), ask).header(VIA, self.via(ask.caller));
+        if let Some(credential) = authorization {
+            request = request.header(AUTHORIZATION, credential.header());
+        }
+        if let Some(node) = &self.node {
+            for (name, value) in node.proof(url) {
+                request = request.header(name, value);
+            }
+        }
+        let pass = match ask.purpose {
+            Purpose::Fill => None,
+            Purpose::Lookup | Purpose::List | Purpose::Manifest => Some(endpoint.gate.enter(Instant::now())?),
+        };
+        self.await_answer(request, pass).await
+    }
+
+    /// Where a redirect leads, through the accelerated host when there is one.
+    async fn fetch_stored(&self, endpoint: &Endpoint, ask: Ask<'_>, url: &Url) -> Result<Response, PullError> {
+        let request = |url: &Url| dressed(self.http.request(ask.method.clone(), url.clone()), ask);
+        if let Some(faster) = self.rewrites.apply(url, Instant::now()) {
+            match self.await_answer(request(&faster), None).await {
+                Ok(response) if !response.status().is_client_error() => return Ok(response),
+                _ => self.rewrites.failed(url, Instant::now()),
+            }
+        }
+        let _ = endpoint;
+        self.await_answer(request(url), None).await
+    }
+
+    pub(super) async fn await_answer(
+        &self,
+        request: RequestBuilder,
+        pass: Option<Pass<'_>>,
+    ) -> Result<Response, PullError> {
+        let unreachable = |reason: String| PullError::Unreachable(format!("{} does not answer: {reason}", self.name));
+        let silent = |waited: Duration| unreachable(format!("no status line within {} s", waited.as_secs()));
+        let sent = Instant::now();
+        let mut pass = pass;
+        let answering = request.send();
+        tokio::pin!(answering);
+        let answer = match tokio::time::timeout(ANSWER_TIMEOUT, &mut answering).await {
+            Ok(answer) => Ok(answer),
+            Err(_) => {
+                if let Some(pass) = pass.as_mut() {
+                    pass.warn(silent(ANSWER_TIMEOUT), Instant::now());
+                }
+                tokio::time::timeout(SOURCE_TIMEOUT - ANSWER_TIMEOUT, answering).await
+            }
+        };
+        let error = match answer {
+            Ok(Ok(response)) => {
+                self.lanes.answered_after(sent.elapsed());
+                if let Some(pass) = pass {
+                    pass.open();
+                }
+                return Ok(response);
+            }
+            Ok(Err(error)) => unreachable(innermost(&error)),
+            Err(_) => silent(SOURCE_TIMEOUT),
+        };
+        // A refused connection costs nobody any time.
+        if let Some(pass) = pass.filter(|_| sent.elapsed() >= ANSWER_TIMEOUT) {
+            pass.close(error.clone(), SILENCE_PAUSE, Instant::now());
+        }
+        Err(error)
+    }
+
+    fn judge(&self, endpoint: &Endpoint, ask: Ask<'_>, response: Response) -> Result<Response, PullError> {
+        let header = |name| text(response.headers(), name);
+        let upstream = self.name.clone();
+        match response.status() {
+            status if status.is_success() => Ok(response),
+            StatusCode::NOT_FOUND => Err(PullError::Unknown(format!(
+                "{upstream} has no {}/{}",
+                ask.at.name, ask.path
+            ))),
+            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => Err(PullError::Denied {
+                upstream,
+                status: status.as_u16(),
+                challenge: header(WWW_AUTHENTICATE).filter(|challenge| self.may_be_replayed(endpoint, challenge)),
+            }),
+            StatusCode::TOO_MANY_REQUESTS => Err(PullError::TooManyRequests {
+                upstream,
+                retry_after: header(RETRY_AFTER),
+            }),
+            status if status.is_server_error() => Err(PullError::Unavailable(format!(
+                "{upstream} answered {status} for {}/{}",
+                ask.at.name, ask.path
+            ))),
+            status => Err(self.bad(ask.at, &format!("status {status} for {}", ask.path))),
+        }
+    }
+
+    /// A client answers a challenge with its secrets: one that leads elsewhere is not passed on.
+    fn may_be_replayed(&self, endpoint: &Endpoint, challenge: &str) -> bool {
+        // A mirror has looked at it already, with the registry's own URL before it.
+        self.node.is_some()
+            || Challenge::parse(challenge).is_none_or(|bearer| bearer.token_url(&endpoint.url, "").is_some())
+    }
+}
+
+impl Wallet {
+    fn token_key(&self, scope: &str) -> String {
+        match self {
+            Self::Site(_) => format!("site {scope}"),
+            Self::Anybody | Self::Holder(_) => scope.to_owned(),
+        }
+    }
+}
+
+fn dressed(request: RequestBuilder, ask: Ask<'_>) -> RequestBuilder {
+    [(ACCEPT, ask.accept), (RANGE, ask.range)]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value?)))
+        .fold(request, |request, (name, value)| request.header(name, value))
+}
+
+/// Lets a credential for `whom` go to `url` only where nobody on the way can read it, or where that is `allowed`.
+///
+/// # Errors
+/// [`PullError::Withheld`], which says what to do.
+pub fn require_cover(url: &Url, allowed: bool, whom: &str) -> Result<(), PullError> {
+    if allowed || url.scheme() == "https" || is_loopback(url) {
+        return Ok(());
+    }
+    Err(PullError::Withheld(format!(
+        "a credential for {whom} would go to {} in the clear: let its URL begin with https://, or set allow_plain_credentials",
+        url.host_str().unwrap_or_default()
+    )))
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(url::Host::Domain(domain)) => domain == "localhost",
+        Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+        None => false,
+    }
+}
+
+/// `Retry-After` in seconds. A date is left to the default: clocks of edge boards are not to be trusted.
+fn seconds(retry_after: &str) -> Option<Duration> {
+    retry_after.trim().parse().ok().map(Duration::from_secs)
+}
+
+pub(super) fn text(headers: &HeaderMap, name: reqwest::header::HeaderName) -> Option<String> {
+    headers
+        .get(name)
+        .and_then(|value| value.to_str().ok())
+        .map(str::to_owned)
+}

@@ -1,0 +1,288 @@
+//! The upstreams of a daemon by name.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use piecemeal_proto::NodeId;
+use prometheus_client::registry::Registry;
+use reqwest::{Certificate, ClientBuilder, Identity, NoProxy, Proxy};
+use url::Url;
+
+use super::{
+    auth::Tokens,
+    client::{Endpoint, Upstream},
+    held::Held,
+    lanes::Lanes,
+    rewrite::{RewriteRule, Rewrites},
+    verdicts::{ALLOWED_LIFE, ALLOWED_LIFE_AT_MIRROR, Verdicts},
+};
+use crate::{NodeIdentity, PullError, UpstreamConfig};
+
+/// How long a connection may take to come about.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a body may pause before it is given up; it is resumed by Range.
+const STALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// The most registries that the names with a `*` stand for at one time.
+const WILD_MAX: usize = 256;
+
+/// What all clients of a daemon have in common.
+#[derive(Clone, Debug, Default)]
+pub struct ClientConfig {
+    /// Whether a credential may cross a network without TLS.
+    pub allow_plain_credentials: bool,
+    /// How upstreams are reached.
+    pub proxy: ProxyConfig,
+    /// Redirects to storage that is nearer by another name.
+    pub rewrites: Vec<RewriteRule>,
+}
+
+/// A proxy between the mirror and its upstreams.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ProxyConfig {
+    /// As `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` say.
+    #[default]
+    Environment,
+    None,
+    /// `no_proxy`: as in `NO_PROXY`.
+    Url {
+        url: Url,
+        no_proxy: String,
+    },
+}
+
+/// Why a client cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("cannot read {path}: {source}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{path} is not what it should be: {problem}")]
+    Content { path: PathBuf, problem: String },
+    #[error("the HTTP client cannot be made: {0}")]
+    Build(String),
+}
+
+/// A client as every component uses it within a site: redirects by hand, no proxy, nothing decoded behind our back.
+///
+/// # Panics
+/// When no TLS provider is installed: the binary installs ring's before anything else.
+pub fn http_client() -> reqwest::Client {
+    client_builder()
+        .no_proxy()
+        .build()
+        .expect("a client without certificates of its own can always be built")
+}
+
+fn client_builder() -> ClientBuilder {
+    reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(STALL_TIMEOUT)
+        .pool_idle_timeout(Duration::from_secs(60))
+        .tcp_nodelay(true)
+        .http1_only()
+        .user_agent(concat!("piecemeal/", env!("CARGO_PKG_VERSION")))
+}
+
+/// The configured upstreams by name.
+#[derive(Clone)]
+pub struct Upstreams(Arc<Set>);
+
+struct Set {
+    named: BTreeMap<String, Arc<Upstream>>,
+    patterns: Vec<Pattern>,
+    /// Those that a pattern stood for when they were asked for.
+    wild: Mutex<BTreeMap<String, Arc<Upstream>>>,
+    maker: Maker,
+}
+
+/// A name that begins with `*.`, and its registries.
+struct Pattern {
+    config: UpstreamConfig,
+    http: reqwest::Client,
+}
+
+/// What one upstream has in common with the others.
+struct Maker {
+    node: Option<NodeIdentity>,
+    via: String,
+    allow_plain_credentials: bool,
+    rewrites: Arc<Rewrites>,
+}
+
+impl Upstreams {
+    /// Clients of the registries themselves. `id`: this daemon.
+    ///
+    /// # Errors
+    /// [`ClientError`]: a certificate or key that cannot be used.
+    pub fn new(configs: &[UpstreamConfig], common: &ClientConfig, id: NodeId) -> Result<Self, ClientError> {
+        let maker = Maker {
+            node: None,
+            via: via(id),
+            allow_plain_credentials: common.allow_plain_credentials,
+            rewrites: Arc::new(Rewrites::new(common.rewrites.clone())),
+        };
+        let http = |config: &UpstreamConfig| upstream_client(config, &common.proxy);
+        Self::made(configs, maker, http)
+    }
+
+    /// Clients of the site's mirror, which is told which registry is meant and which node asks.
+    pub fn behind_mirror(
+        names: impl Iterator<Item = String>,
+        mirror: &Url,
+        node: NodeIdentity,
+        common: &ClientConfig,
+    ) -> Self {
+        let http = http_client();
+        let maker = Maker {
+            via: via(node.node()),
+            node: Some(node),
+            allow_plain_credentials: common.allow_plain_credentials,
+            rewrites: Arc::default(),
+        };
+        let configs: Vec<_> = names
+            .map(|name| UpstreamConfig::new(name, vec![mirror.clone()]))
+            .collect();
+        match Self::made(&configs, maker, |_| Ok(http.clone())) {
+            Ok(upstreams) => upstreams,
+            Err(error) => unreachable!("the client is there already: {error}"),
+        }
+    }
+
+    fn made(
+        configs: &[UpstreamConfig],
+        maker: Maker,
+        http: impl Fn(&UpstreamConfig) -> Result<reqwest::Client, ClientError>,
+    ) -> Result<Self, ClientError> {
+        let mut set = Set {
+            named: BTreeMap::new(),
+            patterns: Vec::new(),
+            wild: Mutex::default(),
+            maker,
+        };
+        for config in configs {
+            let http = http(config)?;
+            if config.name.starts_with("*.") {
+                let config = config.clone();
+                set.patterns.push(Pattern { config, http });
+            } else {
+                let upstream = set.maker.make(config, http);
+                set.named.insert(config.name.clone(), Arc::new(upstream));
+            }
+        }
+        Ok(Self(Arc::new(set)))
+    }
+
+    /// # Errors
+    /// [`PullError::UnknownUpstream`].
+    pub fn get(&self, name: &str) -> Result<Arc<Upstream>, PullError> {
+        if let Some(upstream) = self.0.named.get(name) {
+            return Ok(Arc::clone(upstream));
+        }
+        let unknown = || PullError::UnknownUpstream(name.to_owned());
+        let pattern = self
+            .0
+            .patterns
+            .iter()
+            .find(|pattern| matches_pattern(&pattern.config.name, name));
+        let pattern = pattern.ok_or_else(unknown)?;
+        let mut wild = self.0.wild.lock().expect("no holder of this lock panics");
+        if let Some(upstream) = wild.get(name) {
+            return Ok(Arc::clone(upstream));
+        }
+        let config = pattern.config.for_name(name).ok_or_else(unknown)?;
+        let upstream = Arc::new(self.0.maker.make(&config, pattern.http.clone()));
+        if wild.len() >= WILD_MAX {
+            // What somebody is busy with lives on.
+            wild.clear();
+        }
+        wild.insert(name.to_owned(), Arc::clone(&upstream));
+        Ok(upstream)
+    }
+
+    /// All that have a name of their own.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Upstream>> {
+        self.0.named.values()
+    }
+
+    /// Adds what the clients count.
+    pub fn register(&self, registry: &mut Registry) {
+        self.0.maker.rewrites.register(registry);
+    }
+}
+
+impl Maker {
+    fn make(&self, config: &UpstreamConfig, http: reqwest::Client) -> Upstream {
+        Upstream {
+            name: config.name.clone(),
+            endpoints: config.urls.iter().cloned().map(Endpoint::new).collect(),
+            node: self.node.clone(),
+            http,
+            tokens: Tokens::default(),
+            verdicts: Verdicts::default(),
+            allowed_life: if self.node.is_some() {
+                ALLOWED_LIFE_AT_MIRROR
+            } else {
+                ALLOWED_LIFE
+            },
+            held: config.credentials.clone().map(Held::new),
+            serves_site: config.serves_site,
+            allow_plain_credentials: self.allow_plain_credentials,
+            rewrites: Arc::clone(&self.rewrites),
+            via: self.via.clone(),
+            lanes: Lanes::default(),
+        }
+    }
+}
+
+/// `*.example.com` stands for every name that ends with `.example.com`.
+pub(crate) fn matches_pattern(pattern: &str, name: &str) -> bool {
+    pattern
+        .strip_prefix('*')
+        .is_some_and(|suffix| name.len() > suffix.len() && name.ends_with(suffix))
+}
+
+/// This daemon as `Via` names it.
+pub(crate) fn via(id: NodeId) -> String {
+    format!("1.1 piecemeal-{id}")
+}
+
+fn upstream_client(config: &UpstreamConfig, proxy: &ProxyConfig) -> Result<reqwest::Client, ClientError> {
+    let mut builder = client_builder();
+    builder = match proxy {
+        ProxyConfig::Environment => builder,
+        ProxyConfig::None => builder.no_proxy(),
+        ProxyConfig::Url { url, no_proxy } => {
+            let proxy = Proxy::all(url.as_str()).map_err(|error| ClientError::Build(error.to_string()))?;
+            builder.proxy(proxy.no_proxy(NoProxy::from_string(no_proxy)))
+        }
+    };
+    if let Some(path) = &config.ca_file {
+        let certificates = Certificate::from_pem_bundle(&read(path)?).map_err(content(path))?;
+        builder = builder.tls_certs_merge(certificates);
+    }
+    if let Some(path) = &config.client_certificate_file {
+        builder = builder.identity(Identity::from_pem(&read(path)?).map_err(content(path))?);
+    }
+    builder
+        .build()
+        .map_err(|error| ClientError::Build(super::innermost(&error)))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, ClientError> {
+    fs::read(path).map_err(|source| ClientError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn content(path: &Path) -> impl Fn(reqwest::Error) -> ClientError + '_ {
+    |error| ClientError::Content {
+        path: path.to_owned(),
+        problem: super::innermost(&error),
+    }
+}

@@ -1,0 +1,284 @@
+//! Reads what is set about upstreams: where they answer, what is shown to them, how they are reached.
+
+use std::path::PathBuf;
+
+use piecemeal_mirror::{ClientConfig, CredentialSource, ProxyConfig, RewriteRule, UpstreamConfig};
+use piecemeal_proto::is_registry;
+use url::Url;
+
+use super::{
+    field::{self, Text, Texts},
+    problems::Problems,
+};
+
+/// The texts of the settings about single upstreams.
+#[derive(Default)]
+pub(super) struct UpstreamTexts {
+    pub upstream: Texts,
+    pub upstream_ca: Texts,
+    pub upstream_client_certificate: Texts,
+    pub credentials: Texts,
+    pub serve_site: Texts,
+}
+
+impl UpstreamTexts {
+    /// At least one upstream. A name that occurs again has another endpoint.
+    pub(super) fn validate(self, problems: &mut Problems) -> Option<Vec<UpstreamConfig>> {
+        let mut upstreams = upstreams(problems, "upstream", self.upstream)?;
+        let file = |text: &str| -> Result<PathBuf, String> {
+            let path = PathBuf::from(text);
+            let opened = std::fs::File::open(&path).map_err(|error| format!("cannot read {text}: {error}"));
+            opened.map(|_| path)
+        };
+        let mut is_good = true;
+        is_good &= each(
+            problems,
+            "upstream_ca",
+            self.upstream_ca,
+            &mut upstreams,
+            |upstream, text| {
+                upstream.ca_file = Some(file(text)?);
+                Ok(())
+            },
+        );
+        let certificate = self.upstream_client_certificate;
+        is_good &= each(
+            problems,
+            "upstream_client_certificate",
+            certificate,
+            &mut upstreams,
+            |upstream, text| {
+                upstream.client_certificate_file = Some(file(text)?);
+                Ok(())
+            },
+        );
+        is_good &= each(
+            problems,
+            "credentials",
+            self.credentials,
+            &mut upstreams,
+            |upstream, text| {
+                upstream.credentials = Some(credential_source(text)?);
+                Ok(())
+            },
+        );
+        for name in self.serve_site.unwrap_or_default() {
+            match upstreams.iter_mut().find(|upstream| upstream.name == name) {
+                Some(upstream) if upstream.credentials.is_some() => upstream.serves_site = true,
+                Some(_) => {
+                    problems.add(
+                        "serve_site",
+                        format!("there are no credentials for {name}; give --credentials too"),
+                    );
+                    is_good = false;
+                }
+                None => {
+                    problems.add("serve_site", format!("{name:?} is not among the upstreams"));
+                    is_good = false;
+                }
+            }
+        }
+        is_good.then_some(upstreams)
+    }
+}
+
+/// The texts of how upstreams are reached.
+pub(super) struct ClientTexts {
+    pub allow_plain_credentials: Text,
+    pub proxy: Text,
+    pub no_proxy: Text,
+    pub rewrite_redirects: Texts,
+}
+
+impl ClientTexts {
+    pub(super) fn validate(self, problems: &mut Problems) -> Option<ClientConfig> {
+        let allowed = field::choice(
+            problems,
+            "allow_plain_credentials",
+            self.allow_plain_credentials,
+            &[("true", true), ("false", false)],
+        );
+        let proxy = proxy(problems, self.proxy, self.no_proxy);
+        let rules: Vec<Option<RewriteRule>> = self
+            .rewrite_redirects
+            .unwrap_or_default()
+            .iter()
+            .map(|text| problems.check("rewrite_redirects", text.parse()))
+            .collect();
+        Some(ClientConfig {
+            allow_plain_credentials: allowed?,
+            proxy: proxy?,
+            rewrites: rules.into_iter().collect::<Option<_>>()?,
+        })
+    }
+}
+
+fn proxy(problems: &mut Problems, text: Text, no_proxy: Text) -> Option<ProxyConfig> {
+    let text = problems.require("proxy", text)?;
+    let proxy = match text.as_str() {
+        "environment" => ProxyConfig::Environment,
+        "none" => ProxyConfig::None,
+        url => {
+            let url = problems.check("proxy", field::parse_origin(url))?;
+            let no_proxy = no_proxy.clone().unwrap_or_default();
+            ProxyConfig::Url { url, no_proxy }
+        }
+    };
+    if no_proxy.is_some() && !matches!(proxy, ProxyConfig::Url { .. }) {
+        problems.add("no_proxy", "means something only beside a --proxy with a URL");
+        return None;
+    }
+    Some(proxy)
+}
+
+/// `NAME=URL` each.
+pub(super) fn upstreams(problems: &mut Problems, key: &str, texts: Texts) -> Option<Vec<UpstreamConfig>> {
+    let texts = problems.require(key, texts.filter(|texts| !texts.is_empty()))?;
+    let mut upstreams: Vec<UpstreamConfig> = Vec::new();
+    let mut is_good = true;
+    for text in &texts {
+        match parse_upstream(text) {
+            Err(problem) => {
+                problems.add(key, problem);
+                is_good = false;
+            }
+            Ok((name, url)) => match upstreams.iter_mut().find(|upstream| upstream.name == name) {
+                Some(upstream) if upstream.urls.contains(&url) => {
+                    problems.add(key, format!("{text} is there twice"));
+                    is_good = false;
+                }
+                Some(upstream) => upstream.urls.push(url),
+                None => upstreams.push(UpstreamConfig::new(name, vec![url])),
+            },
+        }
+    }
+    is_good.then_some(upstreams)
+}
+
+fn parse_upstream(text: &str) -> Result<(String, Url), String> {
+    let Some((name, url)) = text.split_once('=') else {
+        return Err(format!(
+            "{text:?} is not NAME=URL, such as docker.io=https://registry-1.docker.io"
+        ));
+    };
+    let host = name.strip_prefix("*.").unwrap_or(name);
+    if !is_registry(host) || (host.len() < name.len() && !host.contains('.')) {
+        return Err(format!(
+            "{name:?} is not the host or host:port of a registry, nor *. and a domain"
+        ));
+    }
+    let url = field::parse_registry(url)?;
+    if host.len() == name.len() && url.host_str().is_some_and(|host| host.contains('*')) {
+        return Err(format!("{url} has a * that {name} gives no meaning to"));
+    }
+    Ok((name.to_owned(), url))
+}
+
+/// `NAME=VALUE` each, for an upstream that there is.
+fn each(
+    problems: &mut Problems,
+    key: &str,
+    texts: Texts,
+    upstreams: &mut [UpstreamConfig],
+    mut set: impl FnMut(&mut UpstreamConfig, &str) -> Result<(), String>,
+) -> bool {
+    let mut is_good = true;
+    for text in texts.unwrap_or_default() {
+        let result = match text.split_once('=') {
+            None => Err(format!("{text:?} is not NAME=VALUE")),
+            Some((name, value)) => match upstreams.iter_mut().find(|upstream| upstream.name == name) {
+                None => Err(format!("{name:?} is not among the upstreams")),
+                Some(upstream) => set(upstream, value),
+            },
+        };
+        is_good &= problems.check(key, result).is_some();
+    }
+    is_good
+}
+
+fn credential_source(text: &str) -> Result<CredentialSource, String> {
+    match text.split_once(':') {
+        Some(("file", path)) if !path.is_empty() => Ok(CredentialSource::File(path.into())),
+        Some(("docker-config", path)) if !path.is_empty() => Ok(CredentialSource::DockerConfig(path.into())),
+        Some(("helper", program)) if !program.is_empty() => Ok(CredentialSource::Helper(program.to_owned())),
+        // Not repeated in the message: somebody may have written the password itself.
+        _ => Err(
+            "credentials are file:PATH (its first line is user:password), docker-config:PATH or helper:PROGRAM"
+                .to_owned(),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(texts: &[&str]) -> Texts {
+        Some(texts.iter().map(|text| (*text).to_owned()).collect())
+    }
+
+    #[test]
+    fn upstreams_have_endpoints_patterns_and_paths() {
+        let mut problems = Problems::default();
+        let read = UpstreamTexts {
+            upstream: texts(&[
+                "docker.io=https://registry-1.docker.io",
+                "docker.io=https://mirror.example.com/docker.io",
+                "*.cr.aliyuncs.com=https://*.cr.aliyuncs.com",
+            ]),
+            credentials: texts(&["docker.io=docker-config:/root/.docker/config.json"]),
+            serve_site: texts(&["docker.io"]),
+            ..UpstreamTexts::default()
+        };
+        let upstreams = read.validate(&mut problems).unwrap();
+        assert_eq!(upstreams.len(), 2);
+        assert_eq!(upstreams[0].urls.len(), 2);
+        assert!(upstreams[0].serves_site && upstreams[0].credentials.is_some());
+        assert_eq!(upstreams[1].name, "*.cr.aliyuncs.com");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_named() {
+        let good = "a.io=https://a.io";
+        let cases = [
+            UpstreamTexts {
+                upstream: texts(&["a.io=https://*.io"]),
+                ..UpstreamTexts::default()
+            },
+            UpstreamTexts {
+                upstream: texts(&["*.io=https://x"]),
+                ..UpstreamTexts::default()
+            },
+            UpstreamTexts {
+                upstream: texts(&[good, good]),
+                ..UpstreamTexts::default()
+            },
+            UpstreamTexts {
+                upstream: texts(&[good]),
+                credentials: texts(&["a.io=user:pass"]),
+                ..UpstreamTexts::default()
+            },
+            UpstreamTexts {
+                upstream: texts(&[good]),
+                credentials: texts(&["b.io=file:/x"]),
+                ..UpstreamTexts::default()
+            },
+            UpstreamTexts {
+                upstream: texts(&[good]),
+                serve_site: texts(&["a.io"]),
+                ..UpstreamTexts::default()
+            },
+            UpstreamTexts {
+                upstream: texts(&[good]),
+                upstream_ca: texts(&["a.io=/nowhere.pem"]),
+                ..UpstreamTexts::default()
+            },
+        ];
+        for case in cases {
+            let mut problems = Problems::default();
+            assert!(case.validate(&mut problems).is_none());
+            let said = problems.finish(None::<()>).unwrap_err().to_string();
+            assert!(!said.contains("user:pass,"), "{said}");
+        }
+    }
+}
