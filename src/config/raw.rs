@@ -50,6 +50,9 @@ pub(crate) struct RawMirror {
     /// Redirects to storage that is nearer by another name: oss-accelerate, or FROM=TO; may repeat
     #[arg(long, value_name = "RULE")]
     pub rewrite_redirects: Option<Vec<String>>,
+    /// How long a right counts that an upstream has granted; what is revoked takes effect within it [5m]
+    #[arg(long, value_name = "DURATION")]
+    pub verdict_ttl: Option<String>,
     /// How long a node is served what it proved its right to while nobody can be asked [24h]
     #[arg(long, value_name = "DURATION")]
     pub offline_grace: Option<String>,
@@ -166,6 +169,9 @@ pub(crate) struct RawPeer {
     /// Redirects to storage that is nearer by another name: oss-accelerate, or FROM=TO; may repeat
     #[arg(long, value_name = "RULE")]
     pub rewrite_redirects: Option<Vec<String>>,
+    /// How long a right counts that an upstream has granted; what is revoked takes effect within it [5m]
+    #[arg(long, value_name = "DURATION")]
+    pub verdict_ttl: Option<String>,
     /// How long a node is served what it proved its right to while nobody can be asked [24h]
     #[arg(long, value_name = "DURATION")]
     pub offline_grace: Option<String>,

@@ -84,6 +84,7 @@ impl UpstreamTexts {
 
 /// The texts of how upstreams are reached.
 pub(super) struct ClientTexts {
+    pub verdict_ttl: Text,
     pub allow_plain_credentials: Text,
     pub proxy: Text,
     pub no_proxy: Text,
@@ -98,6 +99,7 @@ impl ClientTexts {
             self.allow_plain_credentials,
             &[("true", true), ("false", false)],
         );
+        let verdict_ttl = field::duration(problems, "verdict_ttl", self.verdict_ttl);
         let proxy = proxy(problems, self.proxy, self.no_proxy);
         let rules: Vec<Option<RewriteRule>> = self
             .rewrite_redirects
@@ -106,6 +108,7 @@ impl ClientTexts {
             .map(|text| problems.check("rewrite_redirects", text.parse()))
             .collect();
         Some(ClientConfig {
+            verdict_ttl: verdict_ttl?,
             allow_plain_credentials: allowed?,
             proxy: proxy?,
             rewrites: rules.into_iter().collect::<Option<_>>()?,

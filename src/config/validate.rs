@@ -45,6 +45,7 @@ impl RawMirror {
         };
         let upstreams = upstreams.validate(problems);
         let client = ClientTexts {
+            verdict_ttl: self.verdict_ttl,
             allow_plain_credentials: self.allow_plain_credentials,
             proxy: self.proxy,
             no_proxy: self.no_proxy,
@@ -147,6 +148,7 @@ impl RawPeer {
         };
         let upstreams = upstreams.validate(problems);
         let client = ClientTexts {
+            verdict_ttl: self.verdict_ttl,
             allow_plain_credentials: self.allow_plain_credentials,
             proxy: self.proxy,
             no_proxy: self.no_proxy,

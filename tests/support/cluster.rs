@@ -10,7 +10,7 @@ use super::{
     containerd::Containerd,
     outcome::CommandOutcome,
     piecemeal::{Keys, Mirror, MirrorOptions, Peer, PeerOptions, Scheduler, SchedulerOptions},
-    registry::DockerRegistry,
+    registry::{DockerRegistry, RegistryAuth},
     site::{ORIGIN_IP, Site, SiteBuilder},
 };
 
@@ -54,6 +54,15 @@ impl Cluster {
 
     /// Like [`Self::cold`], with options changed first.
     pub fn cold_with(site: SiteBuilder, change: impl FnOnce(&mut ClusterOptions)) -> Self {
+        Self::guarded(site, |_| RegistryAuth::Nothing, change)
+    }
+
+    /// Like [`Self::cold_with`], with a registry that asks its clients for something.
+    pub fn guarded<'a>(
+        site: SiteBuilder,
+        auth: impl FnOnce(&Site) -> RegistryAuth<'a>,
+        change: impl FnOnce(&mut ClusterOptions),
+    ) -> Self {
         let site = site.build();
         let keys = Keys::generate(&site.dir().join("keys"));
         let mut options = ClusterOptions {
@@ -65,7 +74,8 @@ impl Cluster {
         options.mirror.with_scheduler &= options.scheduler.is_some();
         options.peer.with_scheduler &= options.scheduler.is_some();
 
-        let registry = DockerRegistry::start(site.origin(), REGISTRY);
+        let auth = auth(&site);
+        let registry = DockerRegistry::start_guarded(site.origin(), REGISTRY, &auth);
         let scheduler = options.scheduler.map(|options| Scheduler::start(&site, options));
         let mirror = Mirror::start(&site, options.mirror);
         let peers = on_every_node(&site, |node| Peer::start(&site, node, options.peer.clone()));

@@ -34,6 +34,7 @@ mod reply;
 mod scratch;
 mod site;
 pub mod skopeo;
+mod token_server;
 mod tools;
 mod upstream;
 
@@ -46,10 +47,11 @@ pub use self::{
     outcome::CommandOutcome,
     piecemeal::{Daemon, Keys, Mirror, MirrorOptions, Peer, PeerOptions, Scheduler, SchedulerOptions},
     process::Process,
-    registry::DockerRegistry,
+    registry::{DockerRegistry, PASSWORD, RegistryAuth, USER, basic},
     reply::Behaviour,
     scratch::ScratchDir,
     site::{MIRROR_IP, MIRROR_WAN_IP, ORIGIN_IP, Site, SiteBuilder, node_ip},
+    token_server::TokenServer,
     tools::require_tools,
     upstream::{FakeUpstream, RecordedRequest},
 };

@@ -3,10 +3,12 @@
 use std::{
     fs,
     net::{SocketAddr, SocketAddrV4},
-    path::PathBuf,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
+
+use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
 
 use super::{
     http::{Request, Response},
@@ -14,6 +16,7 @@ use super::{
     netns::Netns,
     process::{Process, append_to},
     scratch::ScratchDir,
+    token_server::{ISSUER, SERVICE, TokenServer},
 };
 
 /// A running registry with storage of its own.
@@ -23,19 +26,48 @@ pub struct DockerRegistry {
     netns: Netns,
     address: SocketAddr,
     access_log: PathBuf,
+    /// What pushes are allowed with.
+    authorization: Option<String>,
     _scratch: ScratchDir,
+}
+
+/// What a registry asks of its clients.
+#[derive(Debug)]
+pub enum RegistryAuth<'a> {
+    Nothing,
+    /// User and password: [`USER`] and [`PASSWORD`].
+    Htpasswd,
+    /// A token of this server.
+    Token(&'a TokenServer),
+}
+
+/// The one user of a registry with passwords.
+pub const USER: &str = "alice";
+pub const PASSWORD: &str = "s3cret";
+/// The password above, by bcrypt.
+const PASSWORD_HASH: &str = "$2b$05$abcdefghijklmnopqrstuuLK7U1u6pVRmL7L1BBM2aS35PSZnDXlK";
+
+/// `Basic` and user and password in base64.
+pub fn basic(user: &str, password: &str) -> String {
+    format!("Basic {}", BASE64.encode(format!("{user}:{password}")))
 }
 
 impl DockerRegistry {
     /// Starts an empty registry at `address` inside the namespace.
     pub fn start(netns: &Netns, address: SocketAddrV4) -> Self {
+        Self::start_guarded(netns, address, &RegistryAuth::Nothing)
+    }
+
+    /// Starts an empty registry that asks its clients for something.
+    pub fn start_guarded(netns: &Netns, address: SocketAddrV4, auth: &RegistryAuth<'_>) -> Self {
         let scratch = ScratchDir::new();
         let storage = scratch.folder("storage");
+        let (auth, authorization) = auth.configure(scratch.path());
         let config = format!(
             "version: 0.1\n\
              log: {{level: info, accesslog: {{disabled: false}}}}\n\
              storage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\n\
-             http: {{addr: '{address}'}}\n",
+             http: {{addr: '{address}'}}\n{auth}",
             storage.display()
         );
         let config_file = scratch.path().join("config.yml");
@@ -50,6 +82,7 @@ impl DockerRegistry {
             netns: netns.clone(),
             address: address.into(),
             access_log,
+            authorization,
             _scratch: scratch,
         };
         registry.wait_until_ready();
@@ -94,6 +127,16 @@ impl DockerRegistry {
     /// The process, to freeze it for example.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
+    }
+
+    /// Requests of this method whose path ends so and that were answered with this status, by the access log.
+    pub fn requests(&self, method: &str, path_end: &str, status: u16) -> usize {
+        let (method, status) = (format!("\"{method} "), format!(" HTTP/1.1\" {status} "));
+        let matches = |line: &&str| {
+            let target = line.split_once(&method).and_then(|(_, rest)| rest.split_once(&status));
+            target.is_some_and(|(target, _)| target.split('?').next().is_some_and(|path| path.ends_with(path_end)))
+        };
+        self.log_text().lines().filter(matches).count()
     }
 
     /// Bytes of bodies sent in answer to GETs of a blob, by the access log.
@@ -168,7 +211,11 @@ impl DockerRegistry {
     }
 
     fn send(&self, request: Request) -> Response {
-        request.send_from(&self.netns).expect("speaking to the registry")
+        let authorization = self.authorization.iter();
+        authorization
+            .fold(request, |request, value| request.header("Authorization", value))
+            .send_from(&self.netns)
+            .expect("speaking to the registry")
     }
 
     fn wait_until_ready(&self) {
@@ -176,7 +223,7 @@ impl DockerRegistry {
         let request = Request::get(self.address, "/v2/");
         while !request
             .send_from(&self.netns)
-            .is_ok_and(|response| response.status == 200)
+            .is_ok_and(|response| matches!(response.status, 200 | 401))
         {
             assert!(
                 Instant::now() < deadline,
@@ -184,6 +231,31 @@ impl DockerRegistry {
                 self.process.log_tail()
             );
             thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl RegistryAuth<'_> {
+    /// The section of the registry's configuration, and the `Authorization` of pushes.
+    fn configure(&self, dir: &Path) -> (String, Option<String>) {
+        match self {
+            Self::Nothing => (String::new(), None),
+            Self::Htpasswd => {
+                let file = dir.join("htpasswd");
+                fs::write(&file, format!("{USER}:{PASSWORD_HASH}\n")).expect("writing htpasswd");
+                let section = format!("auth: {{htpasswd: {{realm: tests, path: {}}}}}\n", file.display());
+                (section, Some(basic(USER, PASSWORD)))
+            }
+            Self::Token(server) => {
+                let file = dir.join("token.pem");
+                fs::write(&file, server.certificate_pem()).expect("writing the token server's certificate");
+                let section = format!(
+                    "auth: {{token: {{realm: '{}', service: {SERVICE}, issuer: {ISSUER}, rootcertbundle: {}}}}}\n",
+                    server.realm(),
+                    file.display()
+                );
+                (section, Some(format!("Bearer {}", server.push_token())))
+            }
         }
     }
 }

@@ -44,6 +44,10 @@ pub enum Behaviour {
     },
     /// This status with an OCI error body.
     Status(u16),
+    /// 429 with this `Retry-After`.
+    Busy {
+        seconds: u64,
+    },
     /// 200 with `Content-Length: 0`.
     Empty200,
     /// 307 to this URL.
@@ -103,6 +107,10 @@ impl Behaviour {
                 "application/json",
                 r#"{"errors":[{"code":"UNKNOWN","message":"as told"}]}"#,
             ),
+            Self::Busy { seconds } => {
+                let body = r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"as told"}]}"#;
+                Reply::short(429, "application/json", body).header("Retry-After", seconds.to_string())
+            }
             Self::Empty200 => Reply::short(200, "application/octet-stream", ""),
             Self::Redirect(url) => Reply::short(307, "text/plain", "").header("Location", url.clone()),
             Self::IgnoreRange => truth.ignoring_range(),

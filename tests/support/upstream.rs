@@ -191,16 +191,36 @@ struct Count {
 }
 
 impl Shelf {
+    /// Unsorted, whatever was asked for: so are some.
+    fn list_tags(&self, repository: &str) -> Reply {
+        let prefix = format!("{repository}/manifests/");
+        let tags: Vec<&str> = self.tags.keys().filter_map(|path| path.strip_prefix(&prefix)).collect();
+        let name = repository.trim_start_matches("/v2/");
+        Reply::short(
+            200,
+            "application/json",
+            &serde_json::json!({ "name": name, "tags": tags }).to_string(),
+        )
+    }
+
     /// Decides on the answer, and records the request.
     fn answer(&mut self, request: &RecordedRequest) -> (String, Reply) {
         self.recorded.push(request.clone());
-        let path = request.target.split('?').next().unwrap_or_default();
+        // As a proxy it is sent whole URLs.
+        let target = match request.target.split_once("://") {
+            Some((_, rest)) => rest.find('/').map_or("/", |start| &rest[start..]),
+            None => &request.target,
+        };
+        let path = target.split('?').next().unwrap_or_default();
         let is_get = request.method == "GET";
         if let Some(stopped) = self.guard.as_ref().and_then(|guard| guard.stop(path, &request.headers)) {
             return (String::new(), stopped);
         }
         if path == "/v2/" {
             return (String::new(), Reply::short(200, "application/json", "{}"));
+        }
+        if let Some(repository) = path.strip_suffix("/tags/list") {
+            return (String::new(), self.list_tags(repository));
         }
         let digest = self
             .tags

@@ -19,7 +19,7 @@ use super::{
     held::Held,
     lanes::Lanes,
     rewrite::{RewriteRule, Rewrites},
-    verdicts::{ALLOWED_LIFE, ALLOWED_LIFE_AT_MIRROR, Verdicts},
+    verdicts::Verdicts,
 };
 use crate::{NodeIdentity, PullError, UpstreamConfig};
 
@@ -27,18 +27,33 @@ use crate::{NodeIdentity, PullError, UpstreamConfig};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a body may pause before it is given up; it is resumed by Range.
 const STALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// A peer asks its mirror more often than that asks upstream, so that both together remember little longer than one.
+const AT_MIRROR_DIVISOR: u32 = 30;
 /// The most registries that the names with a `*` stand for at one time.
 const WILD_MAX: usize = 256;
 
 /// What all clients of a daemon have in common.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct ClientConfig {
+    /// How long a right counts that an upstream has granted.
+    pub verdict_ttl: Duration,
     /// Whether a credential may cross a network without TLS.
     pub allow_plain_credentials: bool,
     /// How upstreams are reached.
     pub proxy: ProxyConfig,
     /// Redirects to storage that is nearer by another name.
     pub rewrites: Vec<RewriteRule>,
+}
+
+impl Default for ClientConfig {
+    fn default() -> Self {
+        Self {
+            verdict_ttl: Duration::from_secs(5 * 60),
+            allow_plain_credentials: false,
+            proxy: ProxyConfig::default(),
+            rewrites: Vec::new(),
+        }
+    }
 }
 
 /// A proxy between the mirror and its upstreams.
@@ -110,6 +125,7 @@ struct Pattern {
 struct Maker {
     node: Option<NodeIdentity>,
     via: String,
+    allowed_life: Duration,
     allow_plain_credentials: bool,
     rewrites: Arc<Rewrites>,
 }
@@ -123,6 +139,7 @@ impl Upstreams {
         let maker = Maker {
             node: None,
             via: via(id),
+            allowed_life: common.verdict_ttl,
             allow_plain_credentials: common.allow_plain_credentials,
             rewrites: Arc::new(Rewrites::new(common.rewrites.clone())),
         };
@@ -140,6 +157,7 @@ impl Upstreams {
         let http = http_client();
         let maker = Maker {
             via: via(node.node()),
+            allowed_life: common.verdict_ttl / AT_MIRROR_DIVISOR,
             node: Some(node),
             allow_plain_credentials: common.allow_plain_credentials,
             rewrites: Arc::default(),
@@ -224,11 +242,7 @@ impl Maker {
             http,
             tokens: Tokens::default(),
             verdicts: Verdicts::default(),
-            allowed_life: if self.node.is_some() {
-                ALLOWED_LIFE_AT_MIRROR
-            } else {
-                ALLOWED_LIFE
-            },
+            allowed_life: self.allowed_life,
             held: config.credentials.clone().map(Held::new),
             serves_site: config.serves_site,
             allow_plain_credentials: self.allow_plain_credentials,

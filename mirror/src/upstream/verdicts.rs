@@ -1,6 +1,6 @@
 //! What an upstream has said of whom, for as long as it counts.
 //!
-//! "Allowed" is said of a repository: who was once served anything of it may have the rest of it for [`ALLOWED_LIFE`].
+//! "Allowed" is said of a repository: who was once served anything of it may have the rest of it for a while.
 //! A refusal is remembered briefly, so that many who ask at once cost upstream one request.
 
 use std::{
@@ -12,10 +12,6 @@ use std::{
 
 use crate::{Credential, PullError, caller::Fingerprint};
 
-/// How long a right that upstream has granted is taken for granted. What is changed or revoked takes effect within it.
-pub(crate) const ALLOWED_LIFE: Duration = Duration::from_secs(5 * 60);
-/// The same at a peer, which asks its mirror: short, so that both together are no longer than the mirror's alone.
-pub(crate) const ALLOWED_LIFE_AT_MIRROR: Duration = Duration::from_secs(10);
 /// How long 401, 403 and 404 are remembered.
 const REFUSED_LIFE: Duration = Duration::from_secs(10);
 /// The most of each kind that is remembered.
@@ -146,6 +142,8 @@ impl<K: Eq + Hash, V> Timed<K, V> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const ALLOWED_LIFE: Duration = Duration::from_secs(300);
 
     fn denied() -> PullError {
         PullError::Denied {
