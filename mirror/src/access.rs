@@ -61,6 +61,8 @@ pub struct Rights {
     store: Store,
     source: Arc<dyn RightSource>,
     offline_grace: Duration,
+    /// The same for what the source serves to everybody; `None`: for as long as it is here.
+    public_grace: Option<Duration>,
     /// What was written down lately, so that it is not written again for every blob.
     noted: Mutex<HashMap<(Holder, Repository), Instant>>,
 }
@@ -70,12 +72,19 @@ const NOTED_LIFE: Duration = Duration::from_secs(60);
 const NOTED_MAX: usize = 4096;
 
 impl Rights {
-    /// `offline_grace`: how long a node that proved its right is served while the source cannot be asked.
-    pub fn new(store: Store, source: Arc<dyn RightSource>, offline_grace: Duration) -> Self {
+    /// `offline_grace`: how long a node that proved its right is served while the source cannot be asked. `public_grace`: the
+    /// same for what the source serves to everybody; `None`: for as long as it is here.
+    pub fn new(
+        store: Store,
+        source: Arc<dyn RightSource>,
+        offline_grace: Duration,
+        public_grace: Option<Duration>,
+    ) -> Self {
         Self {
             store,
             source,
             offline_grace,
+            public_grace,
             noted: Mutex::default(),
         }
     }
@@ -119,7 +128,8 @@ impl Rights {
         if !self.store.has_source(at, digest).await? {
             return Ok(false);
         }
-        if self.store.right_age(at, Holder::Anybody).await?.is_some() {
+        let public = self.store.right_age(at, Holder::Anybody).await?;
+        if public.is_some_and(|age| self.public_grace.is_none_or(|grace| age <= grace)) {
             return Ok(true);
         }
         let Some(node) = caller.node else {
@@ -142,17 +152,23 @@ impl Access for Rights {
                 self.store.record_source(at, digest).await?;
                 self.remember(caller, at).await
             }
-            Err(error @ PullError::Denied { .. }) => {
-                self.forget(caller, at).await?;
+            Err(error) if error.is_verdict() => {
+                self.refused(caller, at, &error).await?;
                 Err(error)
             }
-            Err(error) if error.is_verdict() => Err(error),
             Err(error) if self.holds_offline(caller, at, digest).await? => {
                 info!(upstream = at.upstream, repository = at.name, %error, "serving what is here: {error}");
                 Ok(())
             }
             Err(error) => Err(error),
         }
+    }
+
+    async fn refused(&self, caller: &Caller, at: &Repository, error: &PullError) -> Result<(), PullError> {
+        if matches!(error, PullError::Denied { .. }) {
+            self.forget(caller, at).await?;
+        }
+        Ok(())
     }
 
     fn allows(&self, caller: &Caller, at: &Repository) -> bool {

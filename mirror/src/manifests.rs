@@ -256,6 +256,9 @@ impl Tags for Manifests {
             // It may have been said of another caller, whom this one has joined. The client itself remembers its own.
             manifest = self.join(caller.credential.clone(), caller, at, reference).await;
         }
+        if let Err(error) = &manifest {
+            self.access.refused(caller, at, error).await?;
+        }
         let manifest = manifest?;
         self.access
             .require(caller, at, Item::Manifest(&manifest.digest))

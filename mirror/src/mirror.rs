@@ -88,7 +88,7 @@ impl Mirror {
         let announcer = Announcer::new(session.clone(), traffic.clone());
 
         let upstreams = Upstreams::new(&config.upstreams, &config.client, store.node_id())?;
-        let rights = Rights::new(store.clone(), Arc::new(upstreams.clone()), config.offline_grace);
+        let rights = Rights::new(store.clone(), Arc::new(upstreams.clone()), config.offline_grace, None);
         let access = Arc::new(rights);
         let sizes = BlobSizes::default();
         let blobs = Arc::new(UpstreamBlobs {

@@ -47,6 +47,9 @@ pub trait Access: Send + Sync {
     /// The source's own verdict, or why it cannot be had.
     async fn require(&self, caller: &Caller, at: &Repository, item: Item<'_>) -> Result<(), PullError>;
 
+    /// The source has just refused the caller, while it was asked for something else: no right of his outlives that.
+    async fn refused(&self, caller: &Caller, at: &Repository, error: &PullError) -> Result<(), PullError>;
+
     /// Whether it is known already, without asking anybody, that the caller may pull from the repository.
     fn allows(&self, caller: &Caller, at: &Repository) -> bool;
 }

@@ -150,6 +150,7 @@ fn refusal(
             status: status.as_u16(),
             challenge,
         },
+        StatusCode::MISDIRECTED_REQUEST => PullError::Loop(said()),
         StatusCode::TOO_MANY_REQUESTS => PullError::TooManyRequests { upstream, retry_after },
         StatusCode::SERVICE_UNAVAILABLE => PullError::Unavailable(said()),
         _ => PullError::BadGateway(said()),

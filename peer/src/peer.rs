@@ -97,7 +97,9 @@ impl Peer {
             upstreams: upstreams.clone(),
             direct_fallback: config.direct_fallback,
         });
-        let rights = Rights::new(store.clone(), Arc::clone(&source) as _, config.offline_grace);
+        // Whether the mirror serves everybody, or this node by credentials of the site's own, is not known here.
+        let grace = config.offline_grace;
+        let rights = Rights::new(store.clone(), Arc::clone(&source) as _, grace, Some(grace));
         let access = Arc::new(rights);
         let sizes = BlobSizes::default();
         let parts = Parts {

@@ -33,10 +33,14 @@ impl Blobs for SwarmBlobs {
                 .transfer(caller.clone(), at.clone(), *digest, transfer)
         };
         let hint = self.sizes.get(at, digest);
-        let (transfer, opened) = self
+        let opened = self
             .transfers
             .open(caller, at, digest, hint, ANSWER_TIMEOUT, run)
-            .await?;
+            .await;
+        if let Err(error) = &opened {
+            self.access.refused(caller, at, error).await?;
+        }
+        let (transfer, opened) = opened?;
         // A transfer of this very caller that has not started yet yields no byte before the mirror has given its verdict.
         let verdict_pending = matches!(opened, OpenBlob::Starting { .. }) && transfer.is_of(caller, at);
         if !verdict_pending {
@@ -111,9 +115,12 @@ impl RightSource for MirrorFirst {
             .any(|registries| registries.allows(caller, at))
     }
 
-    /// Whether the mirror would serve anybody, or this node alone, is not known here.
+    /// What is served to a client that shows nothing is anybody's on this node.
     fn holder(&self, caller: &Caller, _at: &Repository) -> Option<Holder> {
-        caller.node.map(Holder::Node)
+        match &caller.credential {
+            None => Some(Holder::Anybody),
+            Some(_) => caller.node.map(Holder::Node),
+        }
     }
 }
 

@@ -28,7 +28,7 @@ pub struct DockerRegistry {
     access_log: PathBuf,
     /// What pushes are allowed with.
     authorization: Option<String>,
-    _scratch: ScratchDir,
+    scratch: ScratchDir,
 }
 
 /// What a registry asks of its clients.
@@ -83,7 +83,7 @@ impl DockerRegistry {
             address: address.into(),
             access_log,
             authorization,
-            _scratch: scratch,
+            scratch,
         };
         registry.wait_until_ready();
         registry
@@ -122,6 +122,30 @@ impl DockerRegistry {
     pub fn start_again(&mut self) {
         self.process.start_again();
         self.wait_until_ready();
+    }
+
+    /// Starts it again behind TLS, asking every client for a certificate of this CA. It cannot be pushed to any more.
+    pub fn start_again_with_tls(&mut self, [certificate, key, client_ca]: [&Path; 3]) {
+        self.process.kill();
+        let file = self.scratch.path().join("config.yml");
+        let config = fs::read_to_string(&file).expect("reading the registry's configuration");
+        let tls = format!(
+            "tls: {{certificate: {}, key: {}, clientcas: [{}]}}, addr:",
+            certificate.display(),
+            key.display(),
+            client_ca.display()
+        );
+        fs::write(&file, config.replace("addr:", &tls)).expect("writing the registry's configuration");
+        self.process.start_again();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.netns.enter(|| std::net::TcpStream::connect(self.address)).is_err() {
+            assert!(
+                Instant::now() < deadline,
+                "docker-registry does not listen\n{}",
+                self.process.log_tail()
+            );
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// The process, to freeze it for example.

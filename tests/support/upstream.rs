@@ -112,6 +112,11 @@ impl FakeUpstream {
         lock(&self.shelf).counts.get(digest).map_or(0, |count| count.body_bytes)
     }
 
+    /// As a proxy, or a server of many names: answers 403 for every host whose name contains this.
+    pub fn refuse_hosts(&self, containing: &str) {
+        lock(&self.shelf).refused_hosts = Some(containing.to_owned());
+    }
+
     /// Every request in the order of arrival.
     pub fn recorded(&self) -> Vec<RecordedRequest> {
         lock(&self.shelf).recorded.clone()
@@ -139,6 +144,7 @@ struct Shelf {
     tags: HashMap<String, String>,
     behaviours: HashMap<String, Behaviour>,
     guard: Option<Guard>,
+    refused_hosts: Option<String>,
     counts: HashMap<String, Count>,
     recorded: Vec<RecordedRequest>,
     /// To be shut down in the end, those that still are.
@@ -216,6 +222,16 @@ impl Shelf {
         if let Some(stopped) = self.guard.as_ref().and_then(|guard| guard.stop(path, &request.headers)) {
             return (String::new(), stopped);
         }
+        let host = request.target.split('/').nth(2).unwrap_or_default();
+        let is_url = request.target.contains("://");
+        if is_url
+            && self
+                .refused_hosts
+                .as_ref()
+                .is_some_and(|refused| host.contains(refused))
+        {
+            return (String::new(), Reply::short(403, "application/xml", "<Error/>"));
+        }
         if path == "/v2/" {
             return (String::new(), Reply::short(200, "application/json", "{}"));
         }
@@ -240,7 +256,13 @@ impl Shelf {
             &content.bytes,
             request.headers.get("range"),
         );
-        let behaviour = self.behaviours.entry(digest.clone()).or_insert(Behaviour::Truth);
+        // What lies behind a redirect is always true.
+        let mut stored = Behaviour::Truth;
+        let behaviour = if path.starts_with("/v2/") {
+            self.behaviours.entry(digest.clone()).or_insert(Behaviour::Truth)
+        } else {
+            &mut stored
+        };
         let reply = if is_get {
             behaviour.twist(truth)
         } else {

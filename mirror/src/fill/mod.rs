@@ -74,10 +74,14 @@ impl Blobs for UpstreamBlobs {
             return Ok(OpenBlob::Complete(blob));
         }
         let fill = |transfer| self.clone().fill(caller.clone(), at.clone(), *digest, transfer);
-        let (_, opened) = self
+        let opened = self
             .transfers
             .open(caller, at, digest, None, ANSWER_TIMEOUT, fill)
-            .await?;
+            .await;
+        if let Err(error) = &opened {
+            self.access.refused(caller, at, error).await?;
+        }
+        let (_, opened) = opened?;
         self.access.require(caller, at, Item::Blob(digest)).await?;
         Ok(opened)
     }

@@ -365,6 +365,9 @@ impl Upstream {
                 status: status.as_u16(),
                 challenge: header(WWW_AUTHENTICATE).filter(|challenge| self.may_be_replayed(endpoint, challenge)),
             }),
+            StatusCode::MISDIRECTED_REQUEST => Err(PullError::Loop(format!(
+                "{upstream} says that the request has come back to where it was sent from: its URL leads to this very mirror"
+            ))),
             StatusCode::TOO_MANY_REQUESTS => Err(PullError::TooManyRequests {
                 upstream,
                 retry_after: header(RETRY_AFTER),
