@@ -161,6 +161,11 @@ impl fmt::Debug for JoinKey {
 pub struct AuthorityPublic([u8; 32]);
 
 impl AuthorityPublic {
+    /// The Ed25519 public key.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// Whether the authority signed `message`.
     pub fn verify(&self, message: &[u8], signature: &[u8]) -> bool {
         signature::UnparsedPublicKey::new(&signature::ED25519, self.0)

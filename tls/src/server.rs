@@ -1,0 +1,86 @@
+//! The server's side: one port for both kinds of connection.
+
+use std::{io, sync::Arc, time::Duration};
+
+use piecemeal_proto::AuthorityKey;
+use rustls::{ServerConfig, crypto::ring, version::TLS13};
+use tokio::{net::TcpStream, time::timeout};
+use tokio_rustls::TlsAcceptor;
+
+use crate::{ServerRole, SiteStream, authority};
+
+/// How long a connection may say nothing at first.
+const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a handshake may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The first byte of a TLS record that begins a handshake. No HTTP, of any version, begins with it.
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// How a connection begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opening {
+    Plain,
+    Tls,
+}
+
+/// Waits for the first byte, and leaves it where it is.
+///
+/// # Errors
+/// The connection ended, or said nothing for 30 seconds.
+pub async fn opening(stream: &TcpStream) -> io::Result<Opening> {
+    let mut first = [0];
+    match timeout(FIRST_BYTE_TIMEOUT, stream.peek(&mut first)).await?? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ if first[0] == TLS_HANDSHAKE => Ok(Opening::Tls),
+        _ => Ok(Opening::Plain),
+    }
+}
+
+/// Makes TLS connections of a server that holds the site's authority. Cheap to clone.
+#[derive(Clone)]
+pub struct Acceptor(TlsAcceptor);
+
+/// Why there is no certificate. The system lacks random numbers, most likely.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot make a certificate: {0}")]
+pub struct MakeCertificateError(String);
+
+impl Acceptor {
+    /// Makes a certificate, good for as long as the process runs.
+    ///
+    /// # Errors
+    /// [`MakeCertificateError`].
+    pub fn new(authority: &AuthorityKey, role: ServerRole) -> Result<Self, MakeCertificateError> {
+        let (certificate, key) =
+            authority::issue(authority, role).map_err(|error| MakeCertificateError(error.to_string()))?;
+        // Both ends are ours: there is nothing older to talk to.
+        let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_protocol_versions(&[&TLS13])
+            .expect("ring has what TLS 1.3 needs")
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], key)
+            .map_err(|error| MakeCertificateError(error.to_string()))?;
+        config.alpn_protocols = role.alpn();
+        Ok(Self(TlsAcceptor::from(Arc::new(config))))
+    }
+
+    /// Takes a connection as it comes: a TLS handshake is done, anything else is left as it is.
+    ///
+    /// # Errors
+    /// The connection ended, said nothing, or is not what it began as.
+    pub async fn take(&self, stream: TcpStream) -> io::Result<SiteStream> {
+        match opening(&stream).await? {
+            Opening::Plain => Ok(SiteStream::Plain(stream)),
+            Opening::Tls => self.shake(stream).await,
+        }
+    }
+
+    /// The handshake with a client that has begun one.
+    ///
+    /// # Errors
+    /// The client trusts another site, is no client, or takes too long.
+    pub async fn shake(&self, stream: TcpStream) -> io::Result<SiteStream> {
+        let stream = timeout(HANDSHAKE_TIMEOUT, self.0.accept(stream)).await??;
+        Ok(SiteStream::Tls(Box::new(stream)))
+    }
+}
