@@ -43,5 +43,5 @@ pub use source::{Access, Blobs, Content, Item, Tags};
 pub use transfer::{OpenBlob, Progress, Transfer, Transfers};
 pub use upstream::{
     BlobAnswer, ClientConfig, ClientError, CredentialSource, FetchedManifest, ListAnswer, ManifestAnswer, ProxyConfig,
-    RewriteRule, Upstream, Upstreams, http_client, require_cover,
+    RewriteRule, Upstream, Upstreams, mirror_http_client, mirror_unanswered, require_cover,
 };

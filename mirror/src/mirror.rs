@@ -14,6 +14,7 @@ use piecemeal_store::{Env, OpenStoreError, Store, StoreConfig};
 use piecemeal_swarm::{
     AuthorityClock, Inventory, Limiter, PiecePort, Session, SessionConfig, SessionEvent, piece_router, serve_pieces,
 };
+use piecemeal_tls::{Acceptor, MakeCertificateError, ServerRole};
 use prometheus_client::registry::Registry;
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -51,6 +52,8 @@ pub enum StartMirrorError {
     Store { dir: PathBuf, source: OpenStoreError },
     #[error(transparent)]
     Client(#[from] ClientError),
+    #[error(transparent)]
+    Certificate(#[from] MakeCertificateError),
 }
 
 impl Mirror {
@@ -71,6 +74,9 @@ impl Mirror {
                 dir: config.cache.dir.clone(),
                 source,
             })?;
+        let authority = config.authority_key.as_deref();
+        let tls = authority.map(|authority| Acceptor::new(authority, ServerRole::Mirror));
+        let tls = tls.transpose()?;
         let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
         let traffic = Traffic::default();
         let clock = AuthorityClock::default();
@@ -147,7 +153,7 @@ impl Mirror {
                 tracker.spawn(serve_pieces(listener, router.clone(), stop.clone()));
             }
         }
-        serve(&tracker, listeners, &router, &stop);
+        serve(&tracker, listeners, &router, tls.as_ref(), &stop);
         tracker.spawn(keep_clean(store.clone(), announcer.clone(), stop.clone()));
         if let Some(events) = events {
             tracker.spawn(answer_scheduler(store.clone(), announcer, events, stop.clone()));
@@ -177,8 +183,8 @@ impl Mirror {
             self.store.usage().await.err().map(|error| error.to_string()),
         )];
         if let Some(session) = &self.session {
-            let problem = (!session.is_up())
-                .then(|| "not connected; peers take their pieces from the mirror directly".to_owned());
+            let problem = session.problem();
+            let problem = problem.map(|why| format!("{why}; peers take their pieces from the mirror directly"));
             dependencies.push(("scheduler".to_owned(), problem));
         }
         dependencies
@@ -302,6 +308,7 @@ fn session_config(config: &MirrorConfig, store: &Store, addresses: &[SocketAddr]
     let (scheduler, authority) = config.scheduler.as_ref().zip(config.authority_key.as_ref())?;
     Some(SessionConfig {
         scheduler: scheduler.to_string(),
+        authority: authority.public(),
         role: wire::Role::Mirror,
         role_key: authority.mirror_role(),
         node: store.node_id(),

@@ -1,11 +1,13 @@
 //! Listening for OCI clients, and draining when told to stop.
 //!
-//! A client that takes a plain port for one with TLS must be told so in words that it understands: containerd tries TLS first
-//! at `localhost`, and goes on without it only when the answer begins with `HTTP/`.
+//! A site's mirror speaks TLS as well as plain HTTP on the same port. Where there is no TLS, a client that takes the port for
+//! one with it must be told so in words that it understands: containerd tries TLS first at `localhost`, and goes on without it
+//! only when the answer begins with `HTTP/`.
 
 use std::{io, net::SocketAddr, time::Duration};
 
 use axum::{Router, serve::Listener};
+use piecemeal_tls::{Acceptor, Opening, SiteStream, opening};
 use tokio::{
     io::AsyncWriteExt,
     net::{TcpListener, TcpStream},
@@ -16,15 +18,11 @@ use tracing::{debug, warn};
 
 /// How long client streams may go on after the daemon was told to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a connection may say nothing at first.
-const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The most connections that wait to be served at one time.
 const WAITING_MAX: usize = 64;
 /// The pause after an accept failed, as it does when there are too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The first byte of a TLS record that begins a handshake.
-const TLS_HANDSHAKE: u8 = 0x16;
 const NOT_TLS: &[u8] =
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 44\r\nConnection: close\r\n\r\n\
     this port speaks plain HTTP: use http://...\n";
@@ -41,17 +39,24 @@ pub async fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, (SocketA
     Ok(listeners)
 }
 
-/// Serves `router` on every listener until `stop`; then lets the open streams end, for a minute at most.
-pub fn serve(tracker: &TaskTracker, listeners: Vec<TcpListener>, router: &Router, stop: &CancellationToken) {
+/// Serves `router` on every listener until `stop`; then lets the open streams end, for a minute at most. `tls`: for those
+/// clients that begin with a TLS handshake.
+pub fn serve(
+    tracker: &TaskTracker,
+    listeners: Vec<TcpListener>,
+    router: &Router,
+    tls: Option<&Acceptor>,
+    stop: &CancellationToken,
+) {
     for listener in listeners {
         let (router, stopped) = (router.clone(), stop.clone());
         let Ok(address) = listener.local_addr() else {
             continue;
         };
-        let (sender, plain) = mpsc::channel(WAITING_MAX);
-        tracker.spawn(accept_all(listener, sender, stop.clone()));
+        let (sender, greeted) = mpsc::channel(WAITING_MAX);
+        tracker.spawn(accept_all(listener, sender, tls.cloned(), stop.clone()));
         let serving =
-            axum::serve(Plain { plain, address }, router).with_graceful_shutdown(stopped.clone().cancelled_owned());
+            axum::serve(Greeted { greeted, address }, router).with_graceful_shutdown(stopped.clone().cancelled_owned());
         tracker.spawn(async move {
             let drained = async {
                 stopped.cancelled().await;
@@ -66,17 +71,17 @@ pub fn serve(tracker: &TaskTracker, listeners: Vec<TcpListener>, router: &Router
 }
 
 /// The connections of one listener that are what they should be.
-struct Plain {
-    plain: mpsc::Receiver<(TcpStream, SocketAddr)>,
+struct Greeted {
+    greeted: mpsc::Receiver<(SiteStream, SocketAddr)>,
     address: SocketAddr,
 }
 
-impl Listener for Plain {
-    type Io = TcpStream;
+impl Listener for Greeted {
+    type Io = SiteStream;
     type Addr = SocketAddr;
 
-    async fn accept(&mut self) -> (TcpStream, SocketAddr) {
-        match self.plain.recv().await {
+    async fn accept(&mut self) -> (SiteStream, SocketAddr) {
+        match self.greeted.recv().await {
             Some(connection) => connection,
             // Told to stop: the server ends by that.
             None => std::future::pending().await,
@@ -88,7 +93,12 @@ impl Listener for Plain {
     }
 }
 
-async fn accept_all(listener: TcpListener, plain: mpsc::Sender<(TcpStream, SocketAddr)>, stop: CancellationToken) {
+async fn accept_all(
+    listener: TcpListener,
+    greeted: mpsc::Sender<(SiteStream, SocketAddr)>,
+    tls: Option<Acceptor>,
+    stop: CancellationToken,
+) {
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
@@ -96,11 +106,13 @@ async fn accept_all(listener: TcpListener, plain: mpsc::Sender<(TcpStream, Socke
         };
         match accepted {
             Ok((stream, address)) => {
-                let plain = plain.clone();
+                let (greeted, tls) = (greeted.clone(), tls.clone());
                 tokio::spawn(async move {
-                    if let Some(stream) = greet(stream).await {
-                        // Nobody serves any more.
-                        let _ = plain.send((stream, address)).await;
+                    match greet(stream, tls.as_ref()).await {
+                        // An error: nobody serves any more.
+                        Ok(Some(stream)) => drop(greeted.send((stream, address)).await),
+                        Ok(None) => {}
+                        Err(error) => debug!(%error, "a connection of {address} came to nothing: {error}"),
                     }
                 });
             }
@@ -112,21 +124,19 @@ async fn accept_all(listener: TcpListener, plain: mpsc::Sender<(TcpStream, Socke
     }
 }
 
-/// The stream, once its first byte shows that it speaks HTTP.
-async fn greet(mut stream: TcpStream) -> Option<TcpStream> {
+/// The stream, once HTTP can be spoken over it. `None`: it was told that it cannot.
+async fn greet(mut stream: TcpStream, tls: Option<&Acceptor>) -> io::Result<Option<SiteStream>> {
     // Small answers must not wait for more to send.
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "TCP_NODELAY could not be set");
     }
-    let mut first = [0];
-    match tokio::time::timeout(FIRST_BYTE_TIMEOUT, stream.peek(&mut first)).await {
-        Ok(Ok(1)) if first[0] == TLS_HANDSHAKE => {
-            // It may be gone already.
-            let _ = stream.write_all(NOT_TLS).await;
-            let _ = stream.shutdown().await;
-            None
+    match (opening(&stream).await?, tls) {
+        (Opening::Plain, _) => Ok(Some(SiteStream::Plain(stream))),
+        (Opening::Tls, Some(tls)) => tls.shake(stream).await.map(Some),
+        (Opening::Tls, None) => {
+            stream.write_all(NOT_TLS).await?;
+            stream.shutdown().await?;
+            Ok(None)
         }
-        Ok(Ok(1)) => Some(stream),
-        _ => None,
     }
 }

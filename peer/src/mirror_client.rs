@@ -2,15 +2,17 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
-use piecemeal_mirror::{Caller, NodeBlob, NodeIdentity, PullError, http_client, open_path, require_cover};
+use piecemeal_mirror::{Caller, NodeBlob, NodeIdentity, PullError, mirror_unanswered, open_path, require_cover};
 use piecemeal_proto::Digest;
 use piecemeal_store::Repository;
 use piecemeal_swarm::AuthorityClock;
+use piecemeal_tls::{ServerRole, refusal as refusal_of};
 use reqwest::{StatusCode, header};
+use tracing::error;
 use url::Url;
 
 /// The mirror answers within its own two seconds, or is slow to be reached.
@@ -26,37 +28,83 @@ pub(crate) struct MirrorClient {
     allow_plain_credentials: bool,
     http: reqwest::Client,
     clock: AuthorityClock,
-    health: Arc<Mutex<Option<Instant>>>,
+    lost: Arc<Mutex<Option<Lost>>>,
+}
+
+/// A mirror that does not answer.
+struct Lost {
+    since: Instant,
+    /// The last reason.
+    why: String,
 }
 
 impl MirrorClient {
-    pub(crate) fn new(url: Url, identity: NodeIdentity, allow_plain_credentials: bool, clock: AuthorityClock) -> Self {
+    pub(crate) fn new(
+        url: Url,
+        http: reqwest::Client,
+        identity: NodeIdentity,
+        allow_plain_credentials: bool,
+        clock: AuthorityClock,
+    ) -> Self {
         Self {
             url,
             identity,
             allow_plain_credentials,
-            http: http_client(),
+            http,
             clock,
-            health: Arc::default(),
+            lost: Arc::default(),
         }
     }
 
     /// How long the mirror has not answered; `None` while it does.
     pub(crate) fn lost_for(&self) -> Option<Duration> {
-        self.health
-            .lock()
-            .expect("no holder of this lock panics")
-            .map(|since| since.elapsed())
+        self.lost().as_ref().map(|lost| lost.since.elapsed())
     }
 
-    /// Notes whether the mirror has just answered.
-    pub(crate) fn saw(&self, answered: bool) {
-        let mut lost_since = self.health.lock().expect("no holder of this lock panics");
-        *lost_since = if answered {
-            None
-        } else {
-            lost_since.or_else(|| Some(Instant::now()))
-        };
+    /// Why the mirror does not answer, and for how long; `None` while it does.
+    pub(crate) fn problem(&self) -> Option<String> {
+        let lost = self.lost();
+        let lost = lost.as_ref()?;
+        Some(format!("{}; so for {} s", lost.why, lost.since.elapsed().as_secs()))
+    }
+
+    /// Notes that the mirror has just answered, or why it did not.
+    pub(crate) fn saw(&self, answered: Result<(), String>) {
+        let mut lost = self.lost();
+        *lost = answered.err().map(|why| Lost {
+            since: lost.as_ref().map_or_else(Instant::now, |lost| lost.since),
+            why,
+        });
+    }
+
+    fn lost(&self) -> MutexGuard<'_, Option<Lost>> {
+        self.lost.lock().expect("no holder of this lock panics")
+    }
+
+    /// Says at the start, not at the first pull, when this is not the mirror of this node's site. Only that: a mirror that is
+    /// not there yet may come before it is needed.
+    pub(crate) async fn check(self) {
+        let Ok(url) = self.url.join("/v2/") else { return };
+        if url.scheme() != "https" {
+            return;
+        }
+        if let Err(error) = self.http.get(url).timeout(OPEN_TIMEOUT).send().await
+            && refusal_of(&error, ServerRole::Mirror).is_some()
+        {
+            self.note(&error);
+        }
+    }
+
+    /// Notes that the mirror did not answer. One that is refused is an operator's business, and logged once.
+    fn note(&self, error: &reqwest::Error) -> PullError {
+        let unanswered = mirror_unanswered(error);
+        let why = unanswered.to_string();
+        let is_news = self.lost().as_ref().is_none_or(|lost| lost.why != why);
+        if is_news && refusal_of(error, ServerRole::Mirror).is_some() {
+            error!("the mirror {} is not used: {why}", self.url);
+        }
+        self.saw(Err(why));
+        unanswered
     }
 
     /// Asks for a blob: the verdict, how it is cut, the fill, the grant.
@@ -76,9 +124,8 @@ impl MirrorClient {
             require_cover(&url, self.allow_plain_credentials, "the mirror")?;
             request = request.header(header::AUTHORIZATION, credential.header());
         }
-        let response = request.send().await;
-        self.saw(response.is_ok());
-        let mut response = response.map_err(|_| PullError::Unreachable("the mirror does not answer".to_owned()))?;
+        let mut response = request.send().await.map_err(|error| self.note(&error))?;
+        self.saw(Ok(()));
         let header = |name| {
             response
                 .headers()

@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use piecemeal_mirror::{
     Admission, Announcer, BlobSizes, ClientError, Content, Destination, Front, Manifests, NodeIdentity, Origin, Rights,
     Traffic, Transfers, UpstreamBlobs, UpstreamNames, Upstreams, advertised, bind, front_router, incarnation,
-    keep_clean, open_store, serve, store_status, traffic_status,
+    keep_clean, mirror_http_client, open_store, serve, store_status, traffic_status,
 };
 use piecemeal_proto::wire;
 use piecemeal_store::{OpenStoreError, Store};
@@ -87,13 +87,14 @@ impl Peer {
 
         let identity = NodeIdentity::new(store.node_id(), config.join_key.peer_role());
         let allow_plain = config.client.allow_plain_credentials;
+        let http = mirror_http_client(config.join_key.authority());
         let mirror = config
             .mirror
             .clone()
-            .map(|url| MirrorClient::new(url, identity.clone(), allow_plain, clock.clone()));
+            .map(|url| MirrorClient::new(url, http.clone(), identity.clone(), allow_plain, clock.clone()));
         let upstreams = Upstreams::new(&config.upstreams, &config.client, store.node_id())?;
         let source = Arc::new(MirrorFirst {
-            mirror: mirror.clone().zip(registries_at_mirror(&config, identity)),
+            mirror: mirror.clone().zip(registries_at_mirror(&config, &http, identity)),
             upstreams: upstreams.clone(),
             direct_fallback: config.direct_fallback,
         });
@@ -145,12 +146,17 @@ impl Peer {
                 id: store.node_id(),
             },
         };
-        serve(&tracker, listeners, &front_router(Arc::new(front)), &stop);
+        // Plain: clients are on this node.
+        serve(&tracker, listeners, &front_router(Arc::new(front)), None, &stop);
         let pieces = piece_router(piece_port(&config, &store, clock, &limiter, &traffic));
         for listener in piece_listeners {
             tracker.spawn(serve_pieces(listener, pieces.clone(), stop.clone()));
         }
         tracker.spawn(keep_clean(store.clone(), announcer.clone(), stop.clone()));
+        if let Some(mirror) = mirror.clone() {
+            let stopped = stop.clone();
+            tracker.spawn(async move { stopped.run_until_cancelled(mirror.check()).await });
+        }
         if let Some(events) = events {
             tracker.spawn(
                 downloads
@@ -186,14 +192,12 @@ impl Peer {
             self.store.usage().await.err().map(|error| error.to_string()),
         )];
         if let Some(session) = &self.session {
-            let problem = (!session.is_up()).then(|| "not connected; pieces come from the mirror directly".to_owned());
+            let problem = session.problem();
+            let problem = problem.map(|why| format!("{why}; pieces come from the mirror directly"));
             dependencies.push(("scheduler".to_owned(), problem));
         }
         if let Some(mirror) = &self.mirror {
-            let problem = mirror
-                .lost_for()
-                .map(|lost| format!("has not answered for {} s", lost.as_secs()));
-            dependencies.push(("mirror".to_owned(), problem));
+            dependencies.push(("mirror".to_owned(), mirror.problem()));
         }
         dependencies
     }
@@ -225,10 +229,10 @@ impl Peer {
 }
 
 /// The mirror as a registry, told by `ns` which upstream is meant.
-fn registries_at_mirror(config: &PeerConfig, identity: NodeIdentity) -> Option<Upstreams> {
+fn registries_at_mirror(config: &PeerConfig, http: &reqwest::Client, identity: NodeIdentity) -> Option<Upstreams> {
     let names = config.upstreams.iter().map(|upstream| upstream.name.clone());
     let mirror = config.mirror.as_ref()?;
-    Some(Upstreams::behind_mirror(names, mirror, identity, &config.client))
+    Some(Upstreams::behind_mirror(names, mirror, http, identity, &config.client))
 }
 
 fn session_config(config: &PeerConfig, store: &Store) -> Option<SessionConfig> {
@@ -238,6 +242,7 @@ fn session_config(config: &PeerConfig, store: &Store) -> Option<SessionConfig> {
         .filter(|_| config.download_pattern == DownloadPattern::P2p)?;
     Some(SessionConfig {
         scheduler: scheduler.to_string(),
+        authority: config.join_key.authority(),
         role: wire::Role::Peer,
         role_key: config.join_key.peer_role(),
         node: store.node_id(),

@@ -81,7 +81,10 @@ impl MirrorFirst {
             return ask(upstream).await;
         };
         let result = ask(registries.get(&at.upstream)?).await;
-        mirror.saw(!matches!(&result, Err(error) if error.is_source_lost()));
+        mirror.saw(match &result {
+            Err(error) if error.is_source_lost() => Err(error.to_string()),
+            _ => Ok(()),
+        });
         match result {
             Err(error) if error.is_source_lost() && self.direct_fallback == DirectFallback::Allowed => {
                 ask(upstream).await

@@ -10,10 +10,11 @@ use piecemeal_proto::wire::{
     self, MESSAGE_BYTES_MAX,
     scheduler_server::{Scheduler as Service, SchedulerServer},
 };
+use piecemeal_tls::{Acceptor, MakeCertificateError, ServerRole, SiteStream};
 use prometheus_client::registry::Registry;
 use serde_json::json;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     task::JoinHandle,
     time::{Duration, sleep, timeout},
@@ -21,7 +22,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Response, Status, Streaming, transport::Server};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     SchedulerConfig,
@@ -55,13 +56,16 @@ pub enum StartSchedulerError {
         #[source]
         source: io::Error,
     },
+    /// The system lacks what a key is made of.
+    #[error(transparent)]
+    Certificate(#[from] MakeCertificateError),
 }
 
 impl Scheduler {
     /// Listens, and answers daemons from then on.
     ///
     /// # Errors
-    /// [`StartSchedulerError`] when the address cannot be listened on.
+    /// [`StartSchedulerError`]: the address cannot be listened on, most likely.
     pub async fn start(config: SchedulerConfig) -> Result<Self, StartSchedulerError> {
         let address = config.listen;
         let failed = |source: io::Error| match source.kind() {
@@ -70,6 +74,8 @@ impl Scheduler {
         };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let local_addr = listener.local_addr().map_err(failed)?;
+
+        let tls = Acceptor::new(&config.authority_key, ServerRole::Scheduler)?;
 
         let (inputs, received) = mpsc::channel(INPUTS_MAX);
         let metrics = Metrics::new();
@@ -88,7 +94,7 @@ impl Scheduler {
             sessions: Arc::new(sessions),
             seats: Arc::clone(&seats),
         };
-        let server = tokio::spawn(serve(listener, door, stop.clone()));
+        let server = tokio::spawn(serve(listener, tls, door, stop.clone()));
         let placement = tokio::spawn(supervise(received, metrics.clone(), stop.clone()));
         info!(address = %local_addr, "the scheduler listens on {local_addr}");
         Ok(Self {
@@ -203,7 +209,7 @@ impl Door {
     }
 }
 
-async fn serve(listener: TcpListener, door: Door, stop: CancellationToken) {
+async fn serve(listener: TcpListener, tls: Acceptor, door: Door, stop: CancellationToken) {
     let (connections, accepted) = mpsc::channel(1);
     let service = SchedulerServer::new(door)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -221,7 +227,7 @@ async fn serve(listener: TcpListener, door: Door, stop: CancellationToken) {
         sleep(DRAIN_MAX).await;
     };
     tokio::select! {
-        () = accept(listener, connections, stop.clone()) => {}
+        () = accept(listener, tls, connections, stop.clone()) => {}
         served = server => if let Err(failure) = served {
             error!(error = %failure, "the listener failed");
         },
@@ -229,17 +235,30 @@ async fn serve(listener: TcpListener, door: Door, stop: CancellationToken) {
     }
 }
 
-/// Never ends by itself: a host that is out of file descriptors has some again later.
-async fn accept(listener: TcpListener, connections: mpsc::Sender<io::Result<TcpStream>>, stop: CancellationToken) {
+/// Never ends by itself: a host that is out of file descriptors has some again later. Daemons come with TLS or without.
+async fn accept(
+    listener: TcpListener,
+    tls: Acceptor,
+    connections: mpsc::Sender<io::Result<SiteStream>>,
+    stop: CancellationToken,
+) {
     let accept = async {
         loop {
             match listener.accept().await {
-                Ok((connection, _)) => {
+                Ok((connection, remote)) => {
                     // Costs latency alone when it fails.
                     let _ = connection.set_nodelay(true);
-                    if connections.send(Ok(connection)).await.is_err() {
-                        return;
-                    }
+                    let (tls, connections) = (tls.clone(), connections.clone());
+                    // Apart, so that whoever says nothing keeps nobody waiting.
+                    tokio::spawn(async move {
+                        match tls.take(connection).await {
+                            // An error: nobody serves any more.
+                            Ok(connection) => drop(connections.send(Ok(connection)).await),
+                            Err(failure) => {
+                                debug!(error = %failure, "a connection of {remote} came to nothing: {failure}");
+                            }
+                        }
+                    });
                 }
                 Err(failure) => {
                     warn!(error = %failure, "failed to accept a connection");

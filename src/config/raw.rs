@@ -65,7 +65,7 @@ pub(crate) struct RawMirror {
     /// The most bytes a second from all upstreams together; 0: no limit [0]
     #[arg(long, value_name = "SIZE")]
     pub wan_limit: Option<String>,
-    /// The site's scheduler; absent: peers take every piece from this mirror
+    /// The site's scheduler, over TLS when the URL says https; absent: peers take every piece from this mirror
     #[arg(long, value_name = "URL")]
     pub scheduler: Option<String>,
     /// The site's authority.key; absent: a plain pull-through cache, without pieces
@@ -139,10 +139,10 @@ pub(crate) struct RawPeer {
     /// Where other nodes reach the piece port, when that is not --piece-listen; may repeat
     #[arg(long, value_name = "IP:PORT")]
     pub advertise: Option<Vec<String>>,
-    /// The site's mirror
+    /// The site's mirror; over TLS when the URL says https
     #[arg(long, value_name = "URL")]
     pub mirror: Option<String>,
-    /// The site's scheduler
+    /// The site's scheduler; over TLS when the URL says https
     #[arg(long, value_name = "URL")]
     pub scheduler: Option<String>,
     /// A registry that may be pulled from, and where it answers; may repeat

@@ -185,6 +185,7 @@ fn key() -> AuthorityKey {
 fn config(address: SocketAddr) -> SessionConfig {
     SessionConfig {
         scheduler: format!("http://{address}"),
+        authority: key().public(),
         role: wire::Role::Peer,
         role_key: key().join_key().peer_role(),
         node: NodeId([9; 16]),

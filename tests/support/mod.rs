@@ -45,7 +45,9 @@ pub use self::{
     image::{Blob, CONFIG, INDEX, Image, LAYER, MANIFEST, sha256},
     netns::Netns,
     outcome::CommandOutcome,
-    piecemeal::{Daemon, Keys, Mirror, MirrorOptions, Peer, PeerOptions, Scheduler, SchedulerOptions},
+    piecemeal::{
+        Daemon, Keys, Mirror, MirrorOptions, Peer, PeerOptions, Scheduler, SchedulerOptions, mirror_url, scheduler_url,
+    },
     process::Process,
     registry::{DockerRegistry, PASSWORD, RegistryAuth, USER, basic},
     reply::Behaviour,

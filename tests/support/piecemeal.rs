@@ -53,6 +53,7 @@ pub struct MirrorOptions {
     /// `<host>=<url>` each.
     pub upstreams: Vec<String>,
     pub with_scheduler: bool,
+    pub scheduler_url: String,
     pub cache_dir: Option<PathBuf>,
     pub extra_args: Vec<String>,
 }
@@ -63,6 +64,7 @@ impl MirrorOptions {
             authority_key: keys.authority(),
             upstreams: vec![UPSTREAM.to_owned()],
             with_scheduler: true,
+            scheduler_url: scheduler_url("http"),
             cache_dir: None,
             extra_args: Vec::new(),
         }
@@ -90,7 +92,9 @@ impl SchedulerOptions {
 pub struct PeerOptions {
     pub join_key: PathBuf,
     pub upstreams: Vec<String>,
+    pub mirror_url: String,
     pub with_scheduler: bool,
+    pub scheduler_url: String,
     pub zone: String,
     /// `0` is unlimited.
     pub ratelimit: String,
@@ -105,7 +109,9 @@ impl PeerOptions {
         Self {
             join_key: keys.join(),
             upstreams: vec![UPSTREAM.to_owned()],
+            mirror_url: mirror_url("http"),
             with_scheduler: true,
+            scheduler_url: scheduler_url("http"),
             zone: "rack-1".to_owned(),
             ratelimit: "0".to_owned(),
             download_pattern: "p2p".to_owned(),
@@ -126,7 +132,8 @@ impl Mirror {
         plan.flag("--piece-listen", format!("{MIRROR_IP}:65002"));
         plan.keep_cache(options.cache_dir);
         plan.flag("--authority-key-file", options.authority_key.display());
-        plan.join_site(options.with_scheduler, &options.upstreams);
+        let scheduler = options.with_scheduler.then_some(options.scheduler_url);
+        plan.join_site(scheduler, &options.upstreams);
         Self(plan.start(options.extra_args))
     }
 }
@@ -151,18 +158,26 @@ pub struct Peer(Daemon);
 impl Peer {
     /// `node` is the node's index from 0.
     pub fn start(site: &Site, node: usize, options: PeerOptions) -> Self {
+        let mut peer = Self::start_unready(site, node, options);
+        peer.wait_until_ready();
+        peer
+    }
+
+    /// Like [`Self::start`] for a peer that may never be ready.
+    pub fn start_unready(site: &Site, node: usize, options: PeerOptions) -> Self {
         let mut plan = Plan::new(site, "peer", site.node(node), (Ipv4Addr::LOCALHOST, 65003).into());
         plan.name = format!("peer{}", node + 1);
         plan.flag("--listen", "127.0.0.1:65001");
         plan.flag("--piece-listen", format!("{}:65002", node_ip(node)));
         plan.keep_cache(options.cache_dir);
-        plan.flag("--mirror", format!("http://{MIRROR_IP}:65011"));
+        plan.flag("--mirror", options.mirror_url);
         plan.flag("--zone", options.zone);
         plan.flag("--join-key-file", options.join_key.display());
         plan.flag("--ratelimit", options.ratelimit);
         plan.flag("--download-pattern", options.download_pattern);
-        plan.join_site(options.with_scheduler, &options.upstreams);
-        Self(plan.start(options.extra_args))
+        let scheduler = options.with_scheduler.then_some(options.scheduler_url);
+        plan.join_site(scheduler, &options.upstreams);
+        Self(plan.start_unready(options.extra_args))
     }
 }
 
@@ -310,10 +325,10 @@ impl<'a> Plan<'a> {
         self.flag("--cache-dir", self.cache_dir.display().to_string());
     }
 
-    fn join_site(&mut self, with_scheduler: bool, upstreams: &[String]) {
+    fn join_site(&mut self, scheduler: Option<String>, upstreams: &[String]) {
         self.flag("--pool", "site-a");
-        if with_scheduler {
-            self.flag("--scheduler", format!("http://{MIRROR_IP}:65012"));
+        if let Some(url) = scheduler {
+            self.flag("--scheduler", url);
         }
         for upstream in upstreams {
             self.flag("--upstream", upstream);
@@ -321,6 +336,12 @@ impl<'a> Plan<'a> {
     }
 
     fn start(self, extra_arguments: Vec<String>) -> Daemon {
+        let mut daemon = self.start_unready(extra_arguments);
+        daemon.wait_until_ready();
+        daemon
+    }
+
+    fn start_unready(self, extra_arguments: Vec<String>) -> Daemon {
         let mut command = self.netns.command(PIECEMEAL);
         command.args(self.arguments).args(extra_arguments);
         if let Some(filter) = env::var_os("PIECEMEAL_TEST_LOG") {
@@ -328,15 +349,23 @@ impl<'a> Plan<'a> {
         }
         let log = self.site.dir().join(format!("{}.log", self.name));
         let process = Process::start(&self.name, command, &log);
-        let mut daemon = Daemon {
+        Daemon {
             process,
             netns: self.netns.clone(),
             admin: self.admin,
             cache_dir: self.cache_dir,
-        };
-        daemon.wait_until_ready();
-        daemon
+        }
     }
+}
+
+/// The mirror's registry port; `scheme` is `http` or `https`.
+pub fn mirror_url(scheme: &str) -> String {
+    format!("{scheme}://{MIRROR_IP}:65011")
+}
+
+/// The scheduler's port; `scheme` is `http` or `https`.
+pub fn scheduler_url(scheme: &str) -> String {
+    format!("{scheme}://{MIRROR_IP}:65012")
 }
 
 const PIECEMEAL: &str = env!("CARGO_BIN_EXE_piecemeal");

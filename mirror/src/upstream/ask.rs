@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use piecemeal_store::Repository;
+use piecemeal_tls::ServerRole;
 use reqwest::{
     Method, RequestBuilder, Response, StatusCode,
     header::{ACCEPT, AUTHORIZATION, HeaderMap, LOCATION, RANGE, RETRY_AFTER, VIA, WWW_AUTHENTICATE},
@@ -341,6 +342,7 @@ impl Upstream {
                 }
                 return Ok(response);
             }
+            Ok(Err(error)) if self.node.is_some() => mirror_unanswered(&error),
             Ok(Err(error)) => unreachable(innermost(&error)),
             Err(_) => silent(SOURCE_TIMEOUT),
         };
@@ -402,6 +404,14 @@ fn dressed(request: RequestBuilder, ask: Ask<'_>) -> RequestBuilder {
         .into_iter()
         .filter_map(|(name, value)| Some((name, value?)))
         .fold(request, |request, (name, value)| request.header(name, value))
+}
+
+/// What a request to the mirror came to that got no answer, or none of the mirror.
+pub fn mirror_unanswered(error: &reqwest::Error) -> PullError {
+    PullError::Unreachable(match piecemeal_tls::refusal(error, ServerRole::Mirror) {
+        Some(refused) => refused.to_string(),
+        None => format!("the mirror does not answer: {}", innermost(error)),
+    })
 }
 
 /// Lets a credential for `whom` go to `url` only where nobody on the way can read it, or where that is `allowed`.

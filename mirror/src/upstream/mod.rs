@@ -12,12 +12,12 @@ mod rewrite;
 mod set;
 mod verdicts;
 
-pub use ask::require_cover;
+pub use ask::{mirror_unanswered, require_cover};
 pub use client::{BlobAnswer, FetchedManifest, ListAnswer, ManifestAnswer, Upstream};
 pub(crate) use client::{FILTERS_APPLIED, innermost};
 pub use held::CredentialSource;
 pub(crate) use lanes::{Seat, WIDTH_MAX};
 pub use rewrite::RewriteRule;
-pub use set::{ClientConfig, ClientError, ProxyConfig, Upstreams, http_client};
+pub use set::{ClientConfig, ClientError, ProxyConfig, Upstreams, mirror_http_client};
 pub(crate) use set::{matches_pattern, via};
 pub(crate) use verdicts::Who;

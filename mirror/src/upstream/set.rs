@@ -8,7 +8,8 @@ use std::{
     time::Duration,
 };
 
-use piecemeal_proto::NodeId;
+use piecemeal_proto::{AuthorityPublic, NodeId};
+use piecemeal_tls::{ServerRole, client_config};
 use prometheus_client::registry::Registry;
 use reqwest::{Certificate, ClientBuilder, Identity, NoProxy, Proxy};
 use url::Url;
@@ -81,15 +82,17 @@ pub enum ClientError {
     Build(String),
 }
 
-/// A client as every component uses it within a site: redirects by hand, no proxy, nothing decoded behind our back.
+/// A node's client of its site's mirror: redirects by hand, no proxy, nothing decoded behind our back. Over TLS it trusts that
+/// mirror and nobody else.
 ///
 /// # Panics
-/// When no TLS provider is installed: the binary installs ring's before anything else.
-pub fn http_client() -> reqwest::Client {
+/// Only when reqwest was built for another rustls.
+pub fn mirror_http_client(authority: AuthorityPublic) -> reqwest::Client {
     client_builder()
         .no_proxy()
+        .tls_backend_preconfigured(client_config(authority, ServerRole::Mirror))
         .build()
-        .expect("a client without certificates of its own can always be built")
+        .expect("a client that has its TLS configuration can always be built")
 }
 
 fn client_builder() -> ClientBuilder {
@@ -147,14 +150,15 @@ impl Upstreams {
         Self::made(configs, maker, http)
     }
 
-    /// Clients of the site's mirror, which is told which registry is meant and which node asks.
+    /// Clients of the site's mirror, which is told which registry is meant and which node asks. `http`: from
+    /// [`mirror_http_client`].
     pub fn behind_mirror(
         names: impl Iterator<Item = String>,
         mirror: &Url,
+        http: &reqwest::Client,
         node: NodeIdentity,
         common: &ClientConfig,
     ) -> Self {
-        let http = http_client();
         let maker = Maker {
             via: via(node.node()),
             allowed_life: common.verdict_ttl / AT_MIRROR_DIVISOR,

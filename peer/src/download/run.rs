@@ -343,7 +343,7 @@ impl Download {
         if ended.outcome == Outcome::Unreachable
             && let Some(mirror) = &self.parts.mirror
         {
-            mirror.saw(false);
+            mirror.saw(Err("the mirror's piece port cannot be reached".to_owned()));
         }
         // It may have restarted, or begun another fill: it fills what it is asked for.
         self.reopen_now = true;

@@ -3,13 +3,15 @@
 use std::net::SocketAddr;
 
 use async_trait::async_trait;
-use piecemeal_proto::{Digest, FillId, NodeId, RoleKey, wire};
+use piecemeal_proto::{AuthorityPublic, Digest, FillId, NodeId, RoleKey, wire};
 
 /// Who this daemon is, and where its scheduler.
 #[derive(Clone, Debug)]
 pub struct SessionConfig {
-    /// The scheduler's URL, `http://host:65012`.
+    /// The scheduler's URL, `http://host:65012` or `https://host:65012`.
     pub scheduler: String,
+    /// Whose scheduler it must be, when that is `https`.
+    pub authority: AuthorityPublic,
     pub role: wire::Role,
     /// The secret of the role: proves that the daemon belongs to the site.
     pub role_key: RoleKey,

@@ -3,18 +3,23 @@
 //! Reading and writing go on side by side, so that neither direction's backpressure stops the other. A scheduler that is
 //! silent for a second counts as down at once, but is listened to for a while longer: it may only have been frozen.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, io, sync::Arc};
 
+use futures_util::future::BoxFuture;
+use http::Uri;
+use hyper_util::rt::TokioIo;
 use piecemeal_proto::wire::{
     self, HEARTBEAT, INVENTORY_CHUNK_MAX, MESSAGE_BYTES_MAX, VERSION, order::Order, report::Report,
     scheduler_client::SchedulerClient,
 };
+use piecemeal_tls::{ClientStream, Connector, RefuseServerError, ServerRole, refusal};
 use tokio::{
     sync::mpsc::{self, error::SendTimeoutError},
     time::{Duration, Instant, sleep, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Streaming, transport::Endpoint};
+use tower::service_fn;
 use tracing::{debug, warn};
 
 use super::{Inventory, SessionConfig, SessionEvent, order, queue::pack, run::Shared};
@@ -41,6 +46,9 @@ pub(super) enum EndConnectionError {
     /// Trying again soon will not help.
     #[error("{0}")]
     Refused(String),
+    /// What answers is not this site's scheduler: trying again soon will not help either.
+    #[error(transparent)]
+    Untrusted(#[from] RefuseServerError),
     /// Try again.
     #[error("{0}")]
     Lost(String),
@@ -49,7 +57,7 @@ pub(super) enum EndConnectionError {
     Unheeded,
 }
 
-use EndConnectionError::{Lost, Refused, Unheeded};
+use EndConnectionError::{Lost, Refused, Unheeded, Untrusted};
 
 impl Connection {
     /// Connects and is welcomed.
@@ -85,17 +93,22 @@ impl Connection {
     }
 
     async fn connect(&self) -> Result<(mpsc::Sender<wire::Reports>, Orders), EndConnectionError> {
-        let lost = |error: tonic::transport::Error| Lost(causes(&error));
-        let channel = Endpoint::from_shared(self.config.scheduler.clone())
+        let lost = |error: tonic::transport::Error| {
+            let refused = refusal(&error, ServerRole::Scheduler);
+            refused.map_or_else(|| Lost(causes(&error)), Untrusted)
+        };
+        let endpoint = Endpoint::from_shared(self.config.scheduler.clone())
             .map_err(lost)?
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE)
-            .keep_alive_while_idle(true)
-            .connect()
-            .await
-            .map_err(lost)?;
+            .keep_alive_while_idle(true);
+        let channel = match endpoint.uri().scheme_str() {
+            Some("https") => endpoint.connect_with_connector(service_fn(self.tls())).await,
+            _ => endpoint.connect().await,
+        };
+        let channel = channel.map_err(lost)?;
         // What waits in here has left the queue, and can no longer be merged: so little.
         let (reports, outgoing) = mpsc::channel(1);
         let stream = SchedulerClient::new(channel)
@@ -106,6 +119,20 @@ impl Connection {
             .into_inner();
         let read = VecDeque::new();
         Ok((reports, Orders { stream, read }))
+    }
+
+    /// Connects to the scheduler that a URL names, and to no other site's. Not tonic's own TLS: that cannot tell a server of
+    /// another site from any other failure.
+    fn tls(&self) -> impl Fn(Uri) -> BoxFuture<'static, io::Result<TokioIo<ClientStream>>> + use<> {
+        let connector = Connector::new(self.config.authority, ServerRole::Scheduler);
+        move |uri| {
+            let connector = connector.clone();
+            Box::pin(async move {
+                let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+                let port = uri.port_u16().unwrap_or(HTTPS_PORT);
+                connector.connect(host, port).await.map(TokioIo::new)
+            })
+        }
     }
 
     fn hello(&self, nonce: &[u8]) -> wire::Hello {
@@ -294,6 +321,8 @@ fn causes(error: &dyn std::error::Error) -> String {
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
+/// Of an `https` URL without a port.
+const HTTPS_PORT: u16 = 443;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// From the first packet to the welcome. The scheduler gives the hello as long.
 const GREETING_MAX: Duration = Duration::from_secs(5);

@@ -2,7 +2,7 @@
 
 use std::{
     hash::{BuildHasher as _, RandomState},
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 use piecemeal_proto::wire;
@@ -32,6 +32,14 @@ pub struct Session {
 pub(super) struct Shared {
     pub(super) queue: ReportQueue,
     pub(super) up: watch::Sender<bool>,
+    /// Why the last connection ended; `None` once a later one was welcomed.
+    ended: Mutex<Option<String>>,
+}
+
+impl Shared {
+    fn note_end(&self, why: Option<String>) {
+        *self.ended.lock().expect("no holder of this lock panics") = why;
+    }
 }
 
 impl Session {
@@ -46,6 +54,7 @@ impl Session {
         let shared = Arc::new(Shared {
             queue: ReportQueue::default(),
             up: watch::Sender::new(false),
+            ended: Mutex::default(),
         });
         let connection = Connection {
             config,
@@ -75,6 +84,18 @@ impl Session {
         *self.shared.up.borrow()
     }
 
+    /// What is wrong while [`Session::is_up`] is not so.
+    pub fn problem(&self) -> Option<String> {
+        if self.is_up() {
+            return None;
+        }
+        let ended = self.shared.ended.lock().expect("no holder of this lock panics");
+        Some(match &*ended {
+            Some(why) => format!("not connected: {why}"),
+            None => "not connected".to_owned(),
+        })
+    }
+
     /// Follows [`Session::is_up`].
     pub fn up(&self) -> watch::Receiver<bool> {
         self.shared.up.subscribe()
@@ -86,15 +107,23 @@ async fn keep(mut connection: Connection) {
     let scheduler = connection.config.scheduler.clone();
     loop {
         let (end, was_welcomed) = match connection.greet().await {
-            Ok(greeted) => (connection.attend(greeted).await, true),
+            Ok(greeted) => {
+                connection.shared.note_end(None);
+                (connection.attend(greeted).await, true)
+            }
             Err(end) => (end, false),
         };
         connection.shared.queue.close();
+        connection.shared.note_end(Some(end.to_string()));
         connection.set_up(false).await;
         let delay = match &end {
             EndConnectionError::Unheeded => return,
             EndConnectionError::Refused(reason) => {
                 error!("the scheduler {scheduler} refuses this daemon: {reason}");
+                REFUSED_DELAY
+            }
+            EndConnectionError::Untrusted(refused) => {
+                error!("the scheduler {scheduler} is not used: {refused}");
                 REFUSED_DELAY
             }
             EndConnectionError::Lost(_) if was_welcomed => {
