@@ -33,10 +33,7 @@ impl Blobs for SwarmBlobs {
                 .transfer(caller.clone(), at.clone(), *digest, transfer)
         };
         let hint = self.sizes.get(at, digest);
-        let opened = self
-            .transfers
-            .open(caller, at, digest, hint, ANSWER_TIMEOUT, run)
-            .await;
+        let opened = self.transfers.open(caller, at, digest, hint, ANSWER_TIMEOUT, run).await;
         if let Err(error) = &opened {
             self.access.refused(caller, at, error).await?;
         }
