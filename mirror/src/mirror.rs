@@ -15,7 +15,7 @@ use piecemeal_swarm::{
     AuthorityClock, Inventory, Limiter, PiecePort, Session, SessionConfig, SessionEvent, piece_router, serve_pieces,
 };
 use piecemeal_tls::{Acceptor, MakeCertificateError, ServerRole};
-use prometheus_client::registry::Registry;
+use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -39,6 +39,7 @@ pub struct Mirror {
     store: Store,
     traffic: Traffic,
     session: Option<Session>,
+    damaged: Counter,
     upstreams: Upstreams,
     upstream_names: Vec<String>,
 }
@@ -136,8 +137,11 @@ impl Mirror {
             },
         };
         let mut router = front_router(Arc::new(front));
+        let damaged = Counter::default();
         if let Some(authority) = &config.authority_key {
             router = router.merge(node_router(Arc::new(NodePort {
+                store: store.clone(),
+                damaged: damaged.clone(),
                 blobs,
                 names: upstream_names,
                 authority: Arc::clone(authority),
@@ -165,6 +169,7 @@ impl Mirror {
             store,
             traffic,
             session,
+            damaged,
             upstreams,
             upstream_names: names,
         })
@@ -174,6 +179,11 @@ impl Mirror {
     pub fn register_metrics(&self, registry: &mut Registry) {
         self.traffic.register(registry);
         self.upstreams.register(registry);
+        registry.sub_registry_with_prefix("piecemeal").register(
+            "damaged_blobs",
+            "Blobs that were found damaged on disk and dropped",
+            self.damaged.clone(),
+        );
     }
 
     /// Each dependency, with what is wrong with it.

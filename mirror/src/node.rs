@@ -16,7 +16,8 @@ use axum::{
 use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
 use bytes::Bytes;
 use piecemeal_proto::{AuthorityKey, Digest, FillId, Grant, NodeId, ParseReferenceError, PieceMap, RepositoryName};
-use piecemeal_store::Repository;
+use piecemeal_store::{Repository, Store};
+use prometheus_client::metrics::counter::Counter;
 use serde::{Deserialize, Serialize};
 
 use crate::{ANSWER_TIMEOUT, Blobs, Caller, OpenBlob, PullError, UpstreamNames, error_response};
@@ -61,16 +62,22 @@ impl NodeBlob {
 }
 
 /// The path and query of a node's request.
-pub fn open_path(at: &Repository, digest: &Digest) -> String {
-    let query = url::form_urlencoded::Serializer::new(String::new())
-        .append_pair("ns", &at.upstream)
-        .append_pair("name", &at.name)
-        .finish();
-    format!("/piecemeal/v1/blobs/{digest}?{query}")
+///
+/// `suspect`: a piece that came wrong, so that the mirror looks whether its own is.
+pub fn open_path(at: &Repository, digest: &Digest, suspect: Option<u32>) -> String {
+    let mut query = url::form_urlencoded::Serializer::new(String::new());
+    query.append_pair("ns", &at.upstream).append_pair("name", &at.name);
+    if let Some(piece) = suspect {
+        query.append_pair("suspect", &piece.to_string());
+    }
+    format!("/piecemeal/v1/blobs/{digest}?{}", query.finish())
 }
 
 /// The mirror's side.
 pub struct NodePort {
+    pub store: Store,
+    /// Blobs that were found damaged on disk.
+    pub damaged: Counter,
     pub blobs: Arc<dyn Blobs>,
     pub names: UpstreamNames,
     pub authority: Arc<AuthorityKey>,
@@ -83,6 +90,7 @@ pub struct NodePort {
 struct OpenQuery {
     ns: String,
     name: String,
+    suspect: Option<u32>,
 }
 
 /// The route that nodes ask.
@@ -134,7 +142,13 @@ impl NodePort {
         };
         at.name.parse::<RepositoryName>().map_err(PullError::from)?;
         self.names.require(&at.upstream)?;
-        let open = self.blobs.open(&caller, &at, &digest).await?;
+        let mut open = self.blobs.open(&caller, &at, &digest).await?;
+        if let Some(piece) = query.suspect
+            && self.store.recheck(&digest, piece).await.map_err(PullError::from)?
+        {
+            self.damaged.inc();
+            open = self.blobs.open(&caller, &at, &digest).await?;
+        }
         Ok(self.describe(node, digest, open).await?)
     }
 

@@ -107,14 +107,20 @@ impl MirrorClient {
         unanswered
     }
 
-    /// Asks for a blob: the verdict, how it is cut, the fill, the grant.
+    /// Asks for a blob: the verdict, how it is cut, the fill, the grant. `suspect`: a piece that came wrong.
     ///
     /// # Errors
     /// The mirror's answer as a [`PullError`]; [`PullError::Unavailable`] when there is none.
-    pub(crate) async fn open(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<NodeBlob, PullError> {
+    pub(crate) async fn open(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        digest: &Digest,
+        suspect: Option<u32>,
+    ) -> Result<NodeBlob, PullError> {
         let url = self
             .url
-            .join(&open_path(at, digest))
+            .join(&open_path(at, digest, suspect))
             .map_err(|error| PullError::Unavailable(format!("the mirror's URL: {error}")))?;
         let mut request = self.http.get(url.clone()).timeout(OPEN_TIMEOUT);
         for (name, value) in self.identity.proof(&url) {

@@ -94,6 +94,31 @@ impl Store {
         .await
     }
 
+    /// Hashes one piece of a complete blob again, for somebody who got wrong bytes. A damaged blob is dropped, so that it is
+    /// fetched again; says whether it was.
+    ///
+    /// # Errors
+    /// As [`Store::blob`].
+    pub async fn recheck(&self, digest: &Digest, piece: u32) -> Result<bool, StoreError> {
+        let Some(blob) = self.blob(digest).await? else {
+            return Ok(false);
+        };
+        let Some(&expected) = blob.inner.row.piece_hashes.get(piece as usize) else {
+            return Ok(false);
+        };
+        let (inner, range) = (Arc::clone(&blob.inner), blob.map().range(piece));
+        let is_whole = self
+            .run(move |_| {
+                let bytes = read_range(inner.file.as_ref(), range)?;
+                Ok::<_, StoreError>(Digest::Sha256(expected).matches(&bytes))
+            })
+            .await?;
+        if !is_whole {
+            self.drop_damaged(*digest, blob.inner.pin.generation()).await?;
+        }
+        Ok(!is_whole)
+    }
+
     async fn drop_damaged(&self, digest: Digest, generation: Generation) -> Result<(), StoreError> {
         let gate = self.shared.gates.enter(&digest).await;
         self.run(move |shared| Ok(shared.discard_damaged(&gate, generation)?))

@@ -116,6 +116,26 @@ async fn missing_and_truncated_files_are_misses_that_heal() {
 }
 
 #[tokio::test]
+async fn a_flipped_byte_is_found_by_looking_again_and_only_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), &FakeClock::new());
+    let content = Content::pieces(1, 3);
+    content.publish(&store).await;
+    let file = blob_path(dir.path(), &content);
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[0] ^= 1;
+    fs::write(&file, bytes).unwrap();
+
+    for whole in [1, 2, 99] {
+        assert!(!store.recheck(&content.digest, whole).await.unwrap());
+    }
+    assert!(store.blob(&content.digest).await.unwrap().is_some());
+    assert!(store.recheck(&content.digest, 0).await.unwrap());
+    assert!(store.blob(&content.digest).await.unwrap().is_none());
+    assert!(!store.recheck(&content.digest, 0).await.unwrap());
+}
+
+#[tokio::test]
 async fn removing_a_blob_takes_it_away_and_readers_go_on() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path(), &FakeClock::new());

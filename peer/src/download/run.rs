@@ -85,6 +85,8 @@ struct Download {
     /// The mirror is being asked again, or is to be at the next look around.
     reopening: bool,
     reopen_now: bool,
+    /// A piece that came wrong: the mirror is to look at its own.
+    suspect: Option<u32>,
     upstream_running: bool,
     /// Since when the mirror, being there, has answered with errors only.
     refused_since: Option<Instant>,
@@ -148,7 +150,7 @@ impl Parts {
         };
         let asked_since = Instant::now();
         loop {
-            let error = match mirror.open(caller, at, digest).await {
+            let error = match mirror.open(caller, at, digest, None).await {
                 Ok(opened) => return Ok(Some(opened)),
                 Err(error) => error,
             };
@@ -205,6 +207,7 @@ impl Download {
             last_reopened: now,
             reopening: false,
             reopen_now: false,
+            suspect: None,
             upstream_running: false,
             refused_since: None,
             direct_after: now,
@@ -324,6 +327,7 @@ impl Download {
     }
 
     fn end_lease(&mut self, lease: u64, ended: &Ended) {
+        self.note_corrupt(ended);
         self.leases.retain(|(id, _)| *id != lease);
         self.window.lease_ended(lease);
         self.parts.live.lease_ended(lease);
@@ -334,7 +338,14 @@ impl Download {
         }));
     }
 
+    fn note_corrupt(&mut self, ended: &Ended) {
+        if ended.outcome == Outcome::Corrupt {
+            (self.suspect, self.reopen_now) = (Some(ended.piece), true);
+        }
+    }
+
     fn end_direct(&mut self, piece: u32, ended: &Ended) {
+        self.note_corrupt(ended);
         self.window.request_ended(piece);
         if ended.outcome == Outcome::Done {
             return;
@@ -431,9 +442,10 @@ impl Download {
             return;
         };
         (self.reopening, self.reopen_now, self.last_reopened) = (true, false, Instant::now());
+        let suspect = self.suspect.take();
         let (caller, at, digest) = (self.caller.clone(), self.at.clone(), *self.filling.digest());
         self.tasks
-            .spawn(async move { Ran::Reopened(mirror.open(&caller, &at, &digest).await) });
+            .spawn(async move { Ran::Reopened(mirror.open(&caller, &at, &digest, suspect).await) });
     }
 
     fn reopened(&mut self, result: Result<NodeBlob, PullError>) -> Result<(), PullError> {
