@@ -12,7 +12,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{image::sha256, netns::Netns, outcome::CommandOutcome, process::Process, tools::run};
+use super::{
+    image::{architecture, sha256},
+    netns::Netns,
+    outcome::CommandOutcome,
+    process::Process,
+    tools::{go_tool, run},
+};
 
 /// A running containerd without CRI.
 #[derive(Debug)]
@@ -20,32 +26,61 @@ pub struct Containerd {
     process: Process,
     netns: Netns,
     dir: PathBuf,
+    ctr: PathBuf,
+}
+
+/// How a containerd of today takes a layer apart into chunks, which it fetches side by side.
+#[derive(Clone, Copy, Debug)]
+pub struct Chunks {
+    pub bytes: usize,
+    /// Of all layers of an image together.
+    pub at_once: usize,
 }
 
 impl Containerd {
-    /// Starts one with root, state and socket in `dir`, whose path must leave room for a socket name (108 bytes).
+    /// Starts Debian's, with root, state and socket in `dir`, whose path must leave room for a socket name (108 bytes).
     pub fn start(netns: &Netns, dir: &Path) -> Self {
-        fs::create_dir_all(dir.join("certs.d")).expect("creating containerd's folder");
-        let (root, state) = (dir.join("root"), dir.join("state"));
-        let config = format!(
-            "version = 2\n\
-             root = {root:?}\n\
-             state = {state:?}\n\
-             disabled_plugins = [{UNUSED_PLUGINS}]\n\
-             [grpc]\n\
-             address = {:?}\n",
-            socket(dir)
-        );
-        let config_file = dir.join("config.toml");
-        fs::write(&config_file, config).expect("writing containerd's configuration");
+        Self::start_as(
+            netns,
+            dir,
+            ["containerd", "ctr"].map(PathBuf::from),
+            &settings(2, dir, ""),
+        )
+    }
 
-        let mut command = netns.command("containerd");
+    /// Starts the one of today, which `cargo xtask test` builds. [`Self::pull`] goes through its transfer service, so that
+    /// the daemon downloads and not `ctr`.
+    pub fn start_chunked(netns: &Netns, dir: &Path, chunks: Chunks) -> Self {
+        let more = format!(
+            "[debug]\n\
+             level = \"debug\"\n\
+             [plugins.\"io.containerd.transfer.v1.local\"]\n\
+             concurrent_layer_fetch_buffer = {}\n\
+             max_concurrent_downloads = {}\n\
+             [[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n\
+             platform = \"linux/{}\"\n\
+             snapshotter = \"native\"\n\
+             differ = \"walking\"\n",
+            chunks.bytes,
+            chunks.at_once,
+            architecture()
+        );
+        Self::start_as(netns, dir, ["containerd", "ctr"].map(go_tool), &settings(3, dir, &more))
+    }
+
+    fn start_as(netns: &Netns, dir: &Path, [containerd, ctr]: [PathBuf; 2], settings: &str) -> Self {
+        fs::create_dir_all(dir.join("certs.d")).expect("creating containerd's folder");
+        let config_file = dir.join("config.toml");
+        fs::write(&config_file, settings).expect("writing containerd's configuration");
+
+        let mut command = netns.command(containerd.to_str().expect("the tools' path is text"));
         command.arg("--config").arg(config_file);
         let process = Process::start("containerd", command, &dir.join("containerd.log"));
         let containerd = Self {
             process,
             netns: netns.clone(),
             dir: dir.to_owned(),
+            ctr,
         };
         containerd.wait_until_ready();
         containerd
@@ -103,6 +138,12 @@ impl Containerd {
         self.process.log_text()
     }
 
+    /// Like [`Self::fetch`] as somebody who has a password for the image's registry.
+    pub fn fetch_as(&self, user_and_password: &str, reference: &str) -> CommandOutcome {
+        let mut command = self.ctr(&["content", "fetch", "--user", user_and_password, "--hosts-dir"]);
+        CommandOutcome::of(command.arg(self.dir.join("certs.d")).arg(reference), Instant::now())
+    }
+
     fn fetch_command(&self, reference: &str) -> Command {
         let mut command = self.ctr(&["content", "fetch", "--hosts-dir"]);
         command.arg(self.dir.join("certs.d")).arg(reference);
@@ -110,7 +151,7 @@ impl Containerd {
     }
 
     fn ctr(&self, arguments: &[&str]) -> Command {
-        let mut command = self.netns.command("ctr");
+        let mut command = self.netns.command(self.ctr.to_str().expect("the tools' path is text"));
         command.arg("--address").arg(socket(&self.dir)).args(arguments);
         command
     }
@@ -138,9 +179,23 @@ impl Containerd {
     }
 }
 
+/// A configuration file of this version, which ends with `more`.
+fn settings(version: u32, dir: &Path, more: &str) -> String {
+    let (root, state, socket) = (dir.join("root"), dir.join("state"), socket(dir));
+    format!(
+        "version = {version}\n\
+         root = {root:?}\n\
+         state = {state:?}\n\
+         disabled_plugins = [{UNUSED_PLUGINS}]\n\
+         [grpc]\n\
+         address = {socket:?}\n\
+         {more}"
+    )
+}
+
 fn socket(dir: &Path) -> PathBuf {
     dir.join("containerd.sock")
 }
 
 /// CRI wants a network configuration, `opt` creates /opt/containerd, and the others cost time at each start.
-const UNUSED_PLUGINS: &str = r#""io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt", "io.containerd.internal.v1.tracing", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.aufs""#;
+const UNUSED_PLUGINS: &str = r#""io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt", "io.containerd.internal.v1.tracing", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.aufs""#;

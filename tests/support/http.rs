@@ -73,11 +73,33 @@ impl Request {
     /// # Errors
     /// When there is no answer; an answer of any status is a [`Response`].
     pub fn send(&self) -> io::Result<Response> {
+        Response::read(
+            &mut BufReader::with_capacity(1 << 16, self.open()?),
+            self.method == "HEAD",
+        )
+    }
+
+    /// Sends it from inside a namespace, and hangs up after this many bytes of the answer's body, which are returned.
+    ///
+    /// # Errors
+    /// When there are not as many.
+    pub fn send_and_hang_up(&self, netns: &Netns, body_bytes: usize) -> io::Result<Vec<u8>> {
+        netns.enter(|| {
+            let mut reader = BufReader::new(self.open()?);
+            read_head(&mut reader)?;
+            let mut body = vec![0; body_bytes];
+            reader.read_exact(&mut body)?;
+            Ok(body)
+        })
+    }
+
+    /// Sends it, over a connection of its own.
+    fn open(&self) -> io::Result<TcpStream> {
         let mut stream = TcpStream::connect_timeout(&self.address, self.patience)?;
         stream.set_read_timeout(Some(self.patience))?;
         stream.write_all(self.head_text().as_bytes())?;
         stream.write_all(&self.body)?;
-        Response::read(&mut BufReader::with_capacity(1 << 16, stream), self.method == "HEAD")
+        Ok(stream)
     }
 
     fn head_text(&self) -> String {
@@ -144,6 +166,11 @@ impl Response {
 pub struct Headers(Vec<(String, String)>);
 
 impl Headers {
+    /// All fields, names and values.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
     /// The first field of that name.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0

@@ -184,7 +184,8 @@ fn index_json(entry: &Value) -> Vec<u8> {
         .into_bytes()
 }
 
-fn architecture() -> &'static str {
+/// As images name this machine's.
+pub fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",

@@ -7,7 +7,7 @@
 //! | everything running on it | [`Cluster`] |
 //! | an image | [`Image`] |
 //! | an upstream | [`DockerRegistry`], or [`FakeUpstream`] and its [`Behaviour`]s |
-//! | a client | [`Containerd`], [`skopeo`], or bare HTTP with [`Request`] |
+//! | a client | [`Containerd`], [`skopeo`], those of a [`Home`], or bare HTTP with [`Request`] |
 //! | the product | [`Mirror`], [`Scheduler`], [`Peer`] |
 //!
 //! The tests need root and the programs that [`require_tools`] names. Whatever they make is gone after them; the first test
@@ -22,6 +22,7 @@
 
 mod cluster;
 mod containerd;
+mod home;
 mod http;
 mod image;
 mod netns;
@@ -40,9 +41,10 @@ mod upstream;
 
 pub use self::{
     cluster::{Cluster, ClusterOptions, FetchOutcome, HOST, PEER_URL, REGISTRY, hosts_toml, start_containerd},
-    containerd::Containerd,
+    containerd::{Chunks, Containerd},
+    home::Home,
     http::{Headers, Request, Response},
-    image::{Blob, CONFIG, INDEX, Image, LAYER, MANIFEST, sha256},
+    image::{Blob, CONFIG, INDEX, Image, LAYER, MANIFEST, architecture, sha256},
     netns::Netns,
     outcome::CommandOutcome,
     piecemeal::{

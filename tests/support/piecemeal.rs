@@ -18,7 +18,7 @@ use super::{
     http::{Request, Response},
     netns::Netns,
     process::Process,
-    site::{MIRROR_IP, Site, node_ip},
+    site::{MIRROR_IP, ORIGIN_IP, Site, node_ip},
     tools::run,
 };
 
@@ -127,9 +127,19 @@ pub struct Mirror(Daemon);
 
 impl Mirror {
     pub fn start(site: &Site, options: MirrorOptions) -> Self {
-        let mut plan = Plan::new(site, "mirror", site.mirror(), (MIRROR_IP, 65013).into());
-        plan.flag("--listen", format!("{MIRROR_IP}:65011"));
-        plan.flag("--piece-listen", format!("{MIRROR_IP}:65002"));
+        Self::start_at("mirror", (site.mirror(), MIRROR_IP), site, options)
+    }
+
+    /// Starts another one at the far end of the WAN, which is none of the site's.
+    pub fn start_beyond_wan(site: &Site, options: MirrorOptions) -> Self {
+        Self::start_at("far-mirror", (site.origin(), ORIGIN_IP), site, options)
+    }
+
+    fn start_at(name: &str, (netns, ip): (&Netns, Ipv4Addr), site: &Site, options: MirrorOptions) -> Self {
+        let mut plan = Plan::new(site, "mirror", netns, (ip, 65013).into());
+        plan.name = name.to_owned();
+        plan.flag("--listen", format!("{ip}:65011"));
+        plan.flag("--piece-listen", format!("{ip}:65002"));
         plan.keep_cache(options.cache_dir);
         plan.flag("--authority-key-file", options.authority_key.display());
         let scheduler = options.with_scheduler.then_some(options.scheduler_url);

@@ -203,7 +203,8 @@ impl DockerRegistry {
         written.elapsed().unwrap_or_default()
     }
 
-    fn push_blob(&self, repository: &str, blob: &Blob) {
+    /// Uploads one blob, unless the repository has it.
+    pub fn push_blob(&self, repository: &str, blob: &Blob) {
         let head = Request::head(self.address, &format!("/v2/{repository}/blobs/{}", blob.digest));
         if self.send(head).status == 200 {
             return;
@@ -220,7 +221,8 @@ impl DockerRegistry {
         );
     }
 
-    fn put_manifest(&self, repository: &str, name: &str, manifest: &Blob) {
+    /// Puts a manifest under a tag or under its digest.
+    pub fn put_manifest(&self, repository: &str, name: &str, manifest: &Blob) {
         let put = Request::new("PUT", self.address, &format!("/v2/{repository}/manifests/{name}"));
         self.demand(
             put.header("Content-Type", manifest.media_type).body(&manifest.bytes),

@@ -3,6 +3,9 @@
 //! A missing program is a failed test that names the package to install, never a silent skip: a suite that skips itself
 //! proves nothing.
 
+#[path = "../../xtask/src/go_tools/versions.rs"]
+mod versions;
+
 use std::{
     env,
     path::PathBuf,
@@ -39,6 +42,29 @@ pub fn run(command: &mut Command) -> String {
         String::from_utf8_lossy(&output.stderr)
     );
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A client that `cargo xtask test` has built, in the version pinned there.
+///
+/// # Panics
+/// When it is not there.
+pub fn go_tool(name: &str) -> PathBuf {
+    let version = match name {
+        "crane" => versions::CRANE,
+        "oras" => versions::ORAS,
+        "containerd" | "ctr" => versions::CONTAINERD,
+        other => panic!("no version of {other} is pinned"),
+    };
+    let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let cache = cache.or_else(home).expect("XDG_CACHE_HOME or HOME is set");
+    let file = cache.join(format!("piecemeal/tools/bin/{name}-{version}"));
+    assert!(
+        file.is_file(),
+        "{} is missing: `cargo xtask test` builds it",
+        file.display()
+    );
+    file
 }
 
 fn find_program(program: &str) -> Option<PathBuf> {

@@ -1,0 +1,88 @@
+//! A user's home on some machine: the registry clients that are run there, and the settings and passwords that they find.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use serde_json::{Map, Value, json};
+
+use super::{netns::Netns, outcome::CommandOutcome, tools::go_tool};
+
+/// Where a user's clients look for their settings. Everything of the real user's is out of their sight.
+#[derive(Debug)]
+pub struct Home {
+    netns: Netns,
+    dir: PathBuf,
+}
+
+impl Home {
+    /// An empty one, whose clients run inside the namespace.
+    pub fn new(netns: &Netns, dir: &Path) -> Self {
+        fs::create_dir_all(dir).expect("creating a home");
+        let (netns, dir) = (netns.clone(), dir.to_owned());
+        let home = Self { netns, dir };
+        home.log_in(&[]);
+        home
+    }
+
+    /// A place in it.
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Keeps these passwords, in the file that `docker login` writes and all clients read: registry and `user:password` in
+    /// base64.
+    pub fn log_in(&self, passwords: &[(&str, &str)]) {
+        let auths: Map<String, Value> = passwords
+            .iter()
+            .map(|(registry, password)| ((*registry).to_owned(), json!({ "auth": password })))
+            .collect();
+        fs::write(self.join(PASSWORDS), json!({ "auths": auths }).to_string()).expect("writing the passwords");
+    }
+
+    /// Sends pulls from `registry` to `mirror`, a host with a path, as podman and CRI-O are told to.
+    pub fn write_registries_conf(&self, registry: &str, mirror: &str) {
+        let conf = format!(
+            "[[registry]]\nlocation = \"{registry}\"\n\n\
+             [[registry.mirror]]\nlocation = \"{mirror}\"\ninsecure = true\n"
+        );
+        let file = self.join(".config/containers/registries.conf");
+        fs::create_dir_all(file.parent().expect("a file lies in a folder")).expect("creating skopeo's folder");
+        fs::write(file, conf).expect("writing registries.conf");
+    }
+
+    pub fn crane(&self, arguments: &[&str]) -> CommandOutcome {
+        self.run(&go_tool("crane"), arguments)
+    }
+
+    pub fn oras(&self, arguments: &[&str]) -> CommandOutcome {
+        self.run(&go_tool("oras"), arguments)
+    }
+
+    /// Copies an image with all that it is made of into a folder here.
+    pub fn skopeo_copy(&self, flags: &[&str], image: &str, folder: &str) -> CommandOutcome {
+        // Without the policy the copy needs /etc/containers/policy.json, which not every installation has.
+        let copy = ["--insecure-policy", "copy", "--all", "--preserve-digests"];
+        let (from, to) = (
+            format!("docker://{image}"),
+            format!("dir:{}", self.join(folder).display()),
+        );
+        self.run(Path::new("skopeo"), &[&copy[..], flags, &[&from, &to]].concat())
+    }
+
+    fn run(&self, program: &Path, arguments: &[&str]) -> CommandOutcome {
+        let mut command = self.netns.command(program.to_str().expect("the tools' path is text"));
+        command
+            .args(arguments)
+            .current_dir(&self.dir)
+            .env("HOME", &self.dir)
+            .env("DOCKER_CONFIG", &self.dir)
+            .env("REGISTRY_AUTH_FILE", self.join(PASSWORDS));
+        CommandOutcome::of(&mut command, Instant::now())
+    }
+}
+
+/// The name that Docker's clients look for.
+const PASSWORDS: &str = "config.json";
