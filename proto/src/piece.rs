@@ -76,8 +76,9 @@ impl PieceMap {
 
     /// The bytes of piece `index`: empty when the blob has no such piece.
     pub fn range(&self, index: u32) -> Range<u64> {
-        let start = (u64::from(index) * self.piece_bytes).min(self.blob_bytes);
-        start..(start + self.piece_bytes).min(self.blob_bytes)
+        // Somebody else may have stated pieces far larger than the blob, and any index.
+        let start = u64::from(index).saturating_mul(self.piece_bytes).min(self.blob_bytes);
+        start..start.saturating_add(self.piece_bytes).min(self.blob_bytes)
     }
 
     /// The length of piece `index` in bytes.
@@ -282,6 +283,14 @@ mod tests {
             PieceMap::for_blob(u64::MAX),
             Err(PieceMapError::TooManyPieces { .. })
         ));
+    }
+
+    #[test]
+    fn no_stated_size_and_no_index_overflow() {
+        let map = PieceMap::new(5, u64::MAX).unwrap();
+        assert_eq!((map.range(0), map.range(1), map.range(u32::MAX)), (0..5, 5..5, 5..5));
+        let map = PieceMap::new(u64::MAX, 1 << 45).unwrap();
+        assert_eq!(map.len(map.last().unwrap()), (1 << 45) - 1);
     }
 
     #[test]

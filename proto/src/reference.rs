@@ -159,7 +159,10 @@ pub fn is_registry(text: &str) -> bool {
         Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
         None => host.len() <= 253 && host.split('.').all(is_dns_label),
     };
-    host_fits && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port != 0))
+    // Digits only: a number's parser also takes a sign.
+    let is_port =
+        |port: &str| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port != 0);
+    host_fits && port.is_none_or(is_port)
 }
 
 fn is_dns_label(label: &str) -> bool {
@@ -259,6 +262,7 @@ mod tests {
             "nginx:",
             "A/b",
             "host:0/x",
+            "host:+80/x",
             "host:99999/x",
             "-h.io/x",
             "x@sha256:1",

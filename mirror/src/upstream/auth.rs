@@ -20,15 +20,15 @@ const TOKENS_MAX: usize = 4096;
 
 /// A Bearer challenge: `Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="…"`.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Challenge {
-    pub(super) realm: String,
-    pub(super) service: Option<String>,
-    pub(super) scope: Option<String>,
+pub(crate) struct Challenge {
+    pub(crate) realm: String,
+    pub(crate) service: Option<String>,
+    pub(crate) scope: Option<String>,
 }
 
 impl Challenge {
     /// Reads the value of `WWW-Authenticate`; `None` when it is not a Bearer challenge with a realm.
-    pub(super) fn parse(header: &str) -> Option<Self> {
+    pub(crate) fn parse(header: &str) -> Option<Self> {
         let (scheme, rest) = header.trim().split_once(' ')?;
         if !scheme.eq_ignore_ascii_case("bearer") {
             return None;
@@ -43,7 +43,7 @@ impl Challenge {
 
     /// Where the token is to be had, when `registry` may send us there: over TLS unless the registry itself has none, to
     /// the registry's own host or another of its domain. Nobody else's server is asked on a registry's word alone.
-    pub(super) fn token_url(&self, registry: &Url, scope: &str) -> Option<Url> {
+    pub(crate) fn token_url(&self, registry: &Url, scope: &str) -> Option<Url> {
         let mut realm = Url::parse(&self.realm).ok()?;
         let scheme_fits = realm.scheme() == "https" || (realm.scheme() == "http" && registry.scheme() == "http");
         if !scheme_fits || !same_site(&realm, registry) {
@@ -92,6 +92,8 @@ fn unquote(text: &str) -> (String, &str) {
 fn same_site(a: &Url, b: &Url) -> bool {
     match (a.host(), b.host()) {
         (Some(Host::Domain(a)), Some(Host::Domain(b))) => {
+            // A dot at the end is no label: with it, all of `.io.` would be one site.
+            let [a, b] = [a, b].map(|domain| domain.strip_suffix('.').unwrap_or(domain));
             a == b || registrable(a).is_some_and(|a| Some(a) == registrable(b))
         }
         (a, b) => a == b,
@@ -99,8 +101,11 @@ fn same_site(a: &Url, b: &Url) -> bool {
 }
 
 fn registrable(domain: &str) -> Option<&str> {
-    let dot = domain.rfind('.')?;
-    Some(domain[..dot].rfind('.').map_or(domain, |dot| &domain[dot + 1..]))
+    let mut labels = domain.rsplit('.');
+    let (top, second) = (labels.next()?, labels.next()?);
+    // URLs allow what DNS does not: empty labels, which all hosts would have in common.
+    let real = !top.is_empty() && !second.is_empty();
+    real.then(|| &domain[domain.len() - second.len() - 1 - top.len()..])
 }
 
 /// What a token server answers.
@@ -183,6 +188,10 @@ mod tests {
             ("https://ghcr.io", "https://ghcr.io/token", true),
             ("http://10.0.0.1:5000", "http://10.0.0.1:5001/token", true),
             ("https://ghcr.io", "https://evil.io/token", false),
+            ("https://ghcr.io.", "https://evil.io./token", false),
+            ("https://ghcr.io..", "https://evil.com..", false),
+            ("https://a..io", "https://b..io", false),
+            ("https://registry.docker.io.", "https://auth.docker.io/token", true),
             ("https://ghcr.io", "http://ghcr.io/token", false),
             ("http://10.0.0.1:5000", "http://10.0.0.2/token", false),
             ("https://ghcr.io", "file:///etc/passwd", false),
