@@ -40,9 +40,13 @@ fn main() {
     println!("Cold pulls of a 64 MiB image of 3 layers, WAN 100 Mbit/s, LAN 400 Mbit/s a node; {RUNS} runs each.\n");
     let near = || Site::builder().wan_mbit(100).lan_mbit(400);
     let far = || near().wan_delay_ms(50);
-    let parts: [(&str, &dyn Fn()); 4] = [
+    let lossy = || far().wan_loss_percent(1.0);
+    let parts: [(&str, &dyn Fn()); 5] = [
         ("8 nodes, near", &|| flash_crowd(8, Client::Pull, near)),
         ("8 nodes, WAN round trip 100 ms", &|| flash_crowd(8, Client::Pull, far)),
+        ("8 nodes, WAN round trip 100 ms and 1 % loss", &|| {
+            flash_crowd(8, Client::Pull, lossy)
+        }),
         ("8 containerds, near", &|| flash_crowd(8, Client::Containerd, near)),
         (
             "alone: 1 containerd through Piecemeal against 1 directly",

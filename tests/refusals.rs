@@ -3,13 +3,14 @@
 mod support;
 
 use std::{
-    net::SocketAddr,
+    net::{SocketAddr, SocketAddrV4},
     process::Stdio,
     thread,
     time::{Duration, Instant},
 };
 
-use support::{Cluster, HOST, Image, Keys, Request, Response, Site};
+use sha2::Digest as _;
+use support::{Blob, Cluster, FakeUpstream, HOST, Image, Keys, ORIGIN_IP, Request, Response, Site};
 
 const NOWHERE: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
 
@@ -120,6 +121,96 @@ fn asking_the_wrong_repository_takes_a_blob_from_nobody() {
             Request::get(registry, &format!("/v2/library/app/blobs/{}?ns={HOST}", layer.digest)),
         );
         assert_eq!((right.status, right.body.len()), (200, layer.bytes.len()), "{registry}");
+    }
+}
+
+#[test]
+fn headers_are_exact_and_head_says_what_get_does() {
+    let (cluster, image) = cluster();
+    let layer = &image.layers()[0];
+    let blob = format!("/v2/library/app/blobs/{}?ns={HOST}", layer.digest);
+    let manifest = |name: &str| format!("/v2/library/app/manifests/{name}?ns={HOST}");
+    for registry in registries() {
+        // Cold, and again with everything here.
+        for _ in 0..2 {
+            for (target, digest, media_type) in [
+                (
+                    manifest("v1"),
+                    image.digest(),
+                    "application/vnd.oci.image.manifest.v1+json",
+                ),
+                (
+                    manifest(image.digest()),
+                    image.digest(),
+                    "application/vnd.oci.image.manifest.v1+json",
+                ),
+                (blob.clone(), &*layer.digest, "application/octet-stream"),
+            ] {
+                let head = ask(&cluster, Request::head(registry, &target));
+                // A compressed answer would have another digest and other ranges.
+                let get = Request::get(registry, &target).header("Accept-Encoding", "zstd, gzip, deflate");
+                let get = ask(&cluster, get);
+                let is_blob = target == blob;
+                for answer in [&head, &get] {
+                    let header = |name| answer.headers.get(name);
+                    assert_eq!(answer.status, 200, "{registry}{target}");
+                    assert_eq!(header("docker-content-digest"), Some(digest));
+                    assert_eq!(header("etag"), Some(&*format!("\"{digest}\"")));
+                    assert_eq!(header("content-type"), Some(media_type));
+                    assert_eq!(header("content-length"), Some(&*get.body.len().to_string()));
+                    assert_eq!(header("accept-ranges"), is_blob.then_some("bytes"), "{target}");
+                    assert_eq!(header("docker-distribution-api-version"), Some("registry/2.0"));
+                    assert_eq!(header("oci-namespace"), Some(HOST));
+                    assert_eq!((header("content-encoding"), header("transfer-encoding")), (None, None));
+                }
+                assert!(head.body.is_empty());
+            }
+        }
+        let whole = ask(
+            &cluster,
+            Request::get(registry, &manifest("v1")).header("Range", "bytes=0-"),
+        );
+        assert_eq!(whole.status, 200, "a manifest has no ranges");
+        for method in ["POST", "PUT", "PATCH", "DELETE"] {
+            for target in [&*blob, "/v2/library/app/blobs/uploads/", &*manifest("v1")] {
+                let push = ask(&cluster, Request::new(method, registry, target));
+                assert_eq!((push.status, &*code(&push)), (405, "UNSUPPORTED"), "{method} {target}");
+                assert_eq!(push.headers.get("allow"), Some("GET, HEAD"));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_blob_may_be_named_by_sha512_and_is_verified_by_it() {
+    let hostile = SocketAddrV4::new(ORIGIN_IP, 5001);
+    let cluster = Cluster::cold_with(Site::builder().nodes(1), |options| {
+        let upstream = vec![format!("{HOST}=http://{hostile}")];
+        options.mirror.upstreams.clone_from(&upstream);
+        options.peer.upstreams = upstream;
+    });
+    let image = Image::new("library/app", "v1").layer_bytes(&[700_000]);
+    let upstream = FakeUpstream::start(cluster.site.origin(), hostile, &image);
+    let bytes = image.layers()[0].bytes.clone();
+    let hex: String = sha2::Sha512::digest(&bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let [right, wrong] = [hex.clone(), "0".repeat(128)].map(|hex| Blob {
+        digest: format!("sha512:{hex}"),
+        ..Blob::new("application/octet-stream", bytes.clone())
+    });
+    upstream.add_blob(&right);
+    upstream.add_blob(&wrong);
+    for registry in registries() {
+        let target = |blob: &Blob| format!("/v2/library/app/blobs/{}?ns={HOST}", blob.digest);
+        let got = ask(&cluster, Request::get(registry, &target(&right)));
+        assert!(got.status == 200 && got.body == bytes, "{registry}: {}", got.status);
+        let lie = ask(&cluster, Request::get(registry, &target(&wrong)));
+        assert!(
+            lie.status != 200 || !lie.complete,
+            "{registry}: bytes of another digest were served whole"
+        );
     }
 }
 

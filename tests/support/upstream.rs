@@ -14,7 +14,7 @@ use std::{
 
 use super::{
     http::{Headers, read_head},
-    image::Image,
+    image::{Blob, Image},
     netns::Netns,
     reply::{Behaviour, Reply},
 };
@@ -81,6 +81,15 @@ impl FakeUpstream {
         }
         let tag = format!("/v2/{}/manifests/{}", image.repository(), image.tag());
         shelf.tags.insert(tag, image.digest().to_owned());
+    }
+
+    /// Serves one more blob, in every repository.
+    pub fn add_blob(&self, blob: &Blob) {
+        let content = Content {
+            media_type: blob.media_type,
+            bytes: Arc::new(blob.bytes.clone()),
+        };
+        lock(&self.shelf).contents.insert(blob.digest.clone(), content);
     }
 
     /// Answers everything this much later from now on.
