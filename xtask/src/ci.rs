@@ -5,6 +5,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::{
+    conformance,
     shell::{self, has, run_with},
     test,
 };
@@ -29,6 +30,7 @@ pub(crate) fn run() -> Result<()> {
     )?;
     deny()?;
     test::run()?;
+    conformance::run()?;
     run_with(
         "cargo",
         &[
