@@ -10,6 +10,8 @@ mod config;
 mod error;
 mod fill;
 mod front;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod identity;
 mod lists;
 mod manifests;

@@ -3,6 +3,8 @@
 //! Pure: no I/O, no clock, no randomness of its own.
 
 mod digest;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod hex;
 mod id;
 mod key;

@@ -1,8 +1,10 @@
-//! The project's own commands: `cargo xtask test`, `cargo xtask conformance`, `cargo xtask ci`, `cargo xtask bench`.
+//! The project's own commands: `cargo xtask test`, `cargo xtask conformance`, `cargo xtask ci`, `cargo xtask bench`,
+//! `cargo xtask fuzz`.
 
 mod bench;
 mod ci;
 mod conformance;
+mod fuzz;
 mod go_tools;
 mod packages;
 mod shell;
@@ -17,6 +19,8 @@ cargo xtask COMMAND
   conformance   the OCI conformance suite against a mirror of Debian's docker-registry
   ci            format, lints, dependencies' licences and sources, every test, docs
   bench [NAME]  the benchmarks, or the one named; they print, they assert nothing
+  fuzz [SECONDS [TARGET…]]
+                the fuzzer's targets, or those named, for a minute each or as long as told
 ";
 
 fn main() -> ExitCode {
@@ -27,6 +31,7 @@ fn main() -> ExitCode {
         ["conformance"] => conformance::run(),
         ["ci"] => ci::run(),
         ["bench", ref names @ ..] => bench::run(names),
+        ["fuzz", ref arguments @ ..] => fuzz::run(arguments),
         _ => {
             eprint!("{HELP}");
             return ExitCode::from(64);

@@ -21,6 +21,8 @@ use axum::{
 };
 pub use error::error_response;
 pub use name::UpstreamNames;
+#[cfg(any(test, fuzzing))]
+pub(crate) use range::{Asked, asked};
 
 use piecemeal_proto::{NodeId, RoleKey};
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 /// What a `Range` header asks of a body of known size.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Asked {
+pub(crate) enum Asked {
     /// No range, one of another unit, or several: the whole body. Several would be a multipart answer, which no client needs
     /// and which those that ask for several understand the lack of.
     Whole,
@@ -15,7 +15,7 @@ pub(super) enum Asked {
 }
 
 /// Reads the value of `Range` for a body of `size` bytes.
-pub(super) fn asked(header: Option<&str>, size: u64) -> Asked {
+pub(crate) fn asked(header: Option<&str>, size: u64) -> Asked {
     let Some(spec) = header.and_then(|value| value.trim().strip_prefix("bytes=")) else {
         return Asked::Whole;
     };

@@ -13,6 +13,8 @@ mod set;
 mod verdicts;
 
 pub use ask::{mirror_unanswered, require_cover};
+#[cfg(any(test, fuzzing))]
+pub(crate) use auth::Challenge;
 pub use client::{BlobAnswer, FetchedManifest, ListAnswer, ManifestAnswer, Upstream};
 pub(crate) use client::{FILTERS_APPLIED, innermost};
 pub use held::CredentialSource;

@@ -1,0 +1,5 @@
+//! Manifests and indexes. The property is where the parser is.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| piecemeal_proto::fuzzing::manifest(input));
