@@ -284,6 +284,24 @@ fn a_late_status_line_is_not_waited_for_longer_than_a_client_can_wait() {
 }
 
 #[test]
+fn a_list_without_end_is_given_up_and_its_registry_named() {
+    let story = story(1);
+    story.upstream.list_without_end();
+    let digest = story.layer();
+    for resource in ["tags/list".to_owned(), format!("referrers/{digest}")] {
+        let before = story.upstream.recorded().len();
+        let target = format!("/v2/library/app/{resource}?ns={HOST}");
+        let request = Request::get("10.88.0.2:65011".parse().expect("an address"), &target);
+        let answer = request.send_from(story.cluster.site.node(0)).expect("an answer");
+        assert_eq!(answer.status, 502, "{}", answer.text());
+        assert!(answer.text().contains("page by page"), "{}", answer.text());
+        // Pages of a MiB or a little less, 16 MiB at the most.
+        let pages = story.upstream.recorded().len() - before;
+        assert!((2..=24).contains(&pages), "{pages} pages");
+    }
+}
+
+#[test]
 fn a_far_upstream_is_asked_over_several_connections_and_sends_each_byte_once() {
     let story = story(2);
     story.upstream.move_away(Duration::from_millis(100));

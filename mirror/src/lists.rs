@@ -14,7 +14,8 @@ use std::{
 use piecemeal_proto::{Digest, Reference};
 use piecemeal_store::Repository;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::value::RawValue;
+use tokio::sync::Semaphore;
 use tracing::warn;
 use url::Url;
 
@@ -24,8 +25,16 @@ use crate::{Caller, Item, ListAnswer, PullError, manifests::Manifests, upstream:
 const PAGE_TAGS: usize = 1000;
 /// The most pages of one list: a million tags.
 const PAGES_MAX: usize = 1000;
+/// The most bytes of all its pages together.
+const LIST_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// The longest that one is put together.
+const LIST_TIMEOUT: Duration = Duration::from_secs(60);
+/// The most lists that are put together at a time.
+const LISTING_MAX: usize = 4;
 /// The most tags that are sent when a client does not say how many it wants, or too many.
 const TAGS_MAX: usize = 100_000;
+/// The most tags that are remembered, of all lists together.
+const REMEMBERED_TAGS_MAX: usize = 500_000;
 /// The most lists that are remembered.
 const LISTS_MAX: usize = 64;
 
@@ -55,18 +64,30 @@ pub struct List {
     pub warning: Option<String>,
 }
 
-/// The tags of repositories, as upstream had them not long ago.
-#[derive(Clone, Default)]
-pub(crate) struct TagLists(Arc<Mutex<HashMap<Repository, Listed>>>);
+/// The lists that are being put together, and the tags of repositories as upstream had them not long ago.
+#[derive(Clone)]
+pub(crate) struct Lists {
+    known: Arc<Mutex<HashMap<Repository, Listed>>>,
+    room: Arc<Semaphore>,
+}
+
+impl Default for Lists {
+    fn default() -> Self {
+        Self {
+            known: Arc::default(),
+            room: Arc::new(Semaphore::new(LISTING_MAX)),
+        }
+    }
+}
 
 struct Listed {
     tags: Arc<Vec<String>>,
     at: Instant,
 }
 
-impl TagLists {
+impl Lists {
     fn get(&self, at: &Repository, age_max: Duration) -> Option<Arc<Vec<String>>> {
-        let lists = self.0.lock().expect("no holder of this lock panics");
+        let lists = self.known.lock().expect("no holder of this lock panics");
         lists
             .get(at)
             .filter(|listed| listed.at.elapsed() < age_max)
@@ -74,8 +95,9 @@ impl TagLists {
     }
 
     fn put(&self, at: &Repository, tags: Arc<Vec<String>>) {
-        let mut lists = self.0.lock().expect("no holder of this lock panics");
-        if lists.len() >= LISTS_MAX {
+        let mut lists = self.known.lock().expect("no holder of this lock panics");
+        let remembered: usize = lists.values().map(|listed| listed.tags.len()).sum();
+        if lists.len() >= LISTS_MAX || remembered + tags.len() > REMEMBERED_TAGS_MAX {
             lists.clear();
         }
         let listed = Listed {
@@ -83,6 +105,46 @@ impl TagLists {
             at: Instant::now(),
         };
         lists.insert(at.clone(), listed);
+    }
+
+    /// Carries out `work` when there is room for it, for so long and no longer.
+    async fn bounded<T>(
+        &self,
+        at: &Repository,
+        work: impl Future<Output = Result<T, PullError>>,
+    ) -> Result<T, PullError> {
+        let bounded = tokio::time::timeout(LIST_TIMEOUT, async {
+            let _room = self.room.acquire().await;
+            work.await
+        });
+        bounded.await.unwrap_or_else(|_| {
+            let seconds = LIST_TIMEOUT.as_secs();
+            Err(PullError::Unavailable(format!(
+                "{} has not sent the whole list of {} within {seconds} s",
+                at.upstream, at.name
+            )))
+        })
+    }
+}
+
+/// The pages of one list so far.
+#[derive(Default)]
+struct Pages {
+    count: usize,
+    bytes: usize,
+}
+
+impl Pages {
+    fn add(&mut self, at: &Repository, page: &ListAnswer) -> Result<(), PullError> {
+        self.count += 1;
+        self.bytes += page.bytes.len();
+        if self.count > PAGES_MAX || self.bytes > LIST_BYTES_MAX {
+            return Err(PullError::BadGateway(format!(
+                "a list of {} has more than {PAGES_MAX} pages or {LIST_BYTES_MAX} bytes: ask {} for it page by page",
+                at.name, at.upstream
+            )));
+        }
+        Ok(())
     }
 }
 
@@ -99,8 +161,15 @@ struct Index {
     schema_version: u32,
     #[serde(default = "index_type")]
     media_type: String,
+    /// Descriptors as they came.
     #[serde(default)]
-    manifests: Vec<Value>,
+    manifests: Vec<Box<RawValue>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ArtifactType {
+    artifact_type: Option<String>,
 }
 
 fn schema_version() -> u32 {
@@ -125,7 +194,7 @@ impl Manifests {
             .filter(|_| self.access.allows(caller, at));
         let (tags, warning) = match known {
             Some(tags) => (tags, None),
-            None => match self.all_tags(caller, at).await {
+            None => match self.lists.bounded(at, self.all_tags(caller, at)).await {
                 Ok((tags, warning)) => (tags, warning),
                 Err(error) if error.is_verdict() => return Err(error),
                 Err(error) => self.tags_here(caller, at, error).await?,
@@ -142,11 +211,11 @@ impl Manifests {
         caller: &Caller,
         at: &Repository,
     ) -> Result<(Arc<Vec<String>>, Option<String>), PullError> {
-        let (mut tags, mut warning) = (BTreeSet::new(), None);
+        let (mut tags, mut warning, mut pages) = (BTreeSet::new(), None, Pages::default());
         let mut path = Some(format!("tags/list?n={PAGE_TAGS}"));
-        for _ in 0..PAGES_MAX {
-            let Some(asked) = path else { break };
+        while let Some(asked) = path {
             let answer = self.source.list(caller, at, &asked).await?;
+            pages.add(at, &answer)?;
             let read: TagsAnswer = read(at, &answer.bytes)?;
             let before = tags.len();
             tags.extend(read.tags.unwrap_or_default());
@@ -187,7 +256,11 @@ impl Manifests {
         subject: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<List, PullError> {
-        let (mut index, filtered, warning) = match self.listed_referrers(caller, at, subject, artifact_type).await {
+        let (mut index, filtered, warning) = match self
+            .lists
+            .bounded(at, self.listed_referrers(caller, at, subject, artifact_type))
+            .await
+        {
             // Such a registry knows no lists of referrers: clients keep them under a tag.
             Err(PullError::Unknown(_)) => self.tagged_referrers(caller, at, subject).await?,
             listed => listed?,
@@ -195,7 +268,7 @@ impl Manifests {
         if let Some(wanted) = artifact_type.filter(|_| !filtered) {
             index
                 .manifests
-                .retain(|descriptor| descriptor["artifactType"].as_str() == Some(wanted));
+                .retain(|descriptor| artifact_type_of(descriptor).as_deref() == Some(wanted));
         }
         let referrers = serde_json::to_vec(&index).map_err(|error| PullError::BadGateway(error.to_string()))?;
         Ok(List {
@@ -220,10 +293,10 @@ impl Manifests {
         });
         let mut path = Some(query.map_or(resource.clone(), |query| format!("{resource}?{query}")));
         let mut index = empty_index();
-        let (mut filtered, mut warning) = (artifact_type.is_some(), None);
-        for _ in 0..PAGES_MAX {
-            let Some(asked) = path else { break };
+        let (mut filtered, mut warning, mut pages) = (artifact_type.is_some(), None, Pages::default());
+        while let Some(asked) = path {
             let answer = self.source.list(caller, at, &asked).await?;
+            pages.add(at, &answer)?;
             let read: Index = read(at, &answer.bytes)?;
             path = next_path(&answer, &resource).filter(|_| !read.manifests.is_empty());
             index.manifests.extend(read.manifests);
@@ -250,6 +323,11 @@ impl Manifests {
             Err(error) => Err(error),
         }
     }
+}
+
+fn artifact_type_of(descriptor: &RawValue) -> Option<String> {
+    let read: Option<ArtifactType> = serde_json::from_str(descriptor.get()).ok();
+    read?.artifact_type
 }
 
 fn empty_index() -> Index {

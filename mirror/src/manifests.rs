@@ -19,7 +19,7 @@ use tracing::warn;
 
 use crate::{
     ANSWER_TIMEOUT, Access, BlobSizes, Caller, Credential, FetchedManifest, Item, List, ListAnswer, ListQuery,
-    MANIFEST_TIMEOUT, ManifestAnswer, PullError, Tags, Upstreams, lists::TagLists,
+    MANIFEST_TIMEOUT, ManifestAnswer, PullError, Tags, Upstreams, lists::Lists,
 };
 
 /// Whom manifests are had from.
@@ -66,7 +66,7 @@ pub struct Manifests {
     pub(crate) access: Arc<dyn Access>,
     sizes: BlobSizes,
     pub(crate) tag_ttl: Duration,
-    pub(crate) lists: TagLists,
+    pub(crate) lists: Lists,
     running: Flights<Lookup, Result<FetchedManifest, PullError>>,
 }
 
@@ -88,7 +88,7 @@ impl Manifests {
             access,
             sizes,
             tag_ttl,
-            lists: TagLists::default(),
+            lists: Lists::default(),
             running: Flights::default(),
         }
     }

@@ -121,6 +121,11 @@ impl FakeUpstream {
         lock(&self.shelf).counts.get(digest).map_or(0, |count| count.body_bytes)
     }
 
+    /// From now on no list of tags or referrers ends: each page is large, new and names a next one.
+    pub fn list_without_end(&self) {
+        lock(&self.shelf).endless = true;
+    }
+
     /// As a proxy, or a server of many names: answers 403 for every host whose name contains this.
     pub fn refuse_hosts(&self, containing: &str) {
         lock(&self.shelf).refused_hosts = Some(containing.to_owned());
@@ -154,6 +159,7 @@ struct Shelf {
     behaviours: HashMap<String, Behaviour>,
     guard: Option<Guard>,
     refused_hosts: Option<String>,
+    endless: bool,
     counts: HashMap<String, Count>,
     recorded: Vec<RecordedRequest>,
     /// To be shut down in the end, those that still are.
@@ -244,6 +250,9 @@ impl Shelf {
         if path == "/v2/" {
             return (String::new(), Reply::short(200, "application/json", "{}"));
         }
+        if self.endless && (path.ends_with("/tags/list") || path.contains("/referrers/")) {
+            return (String::new(), endless_page(path, self.recorded.len()));
+        }
         if let Some(repository) = path.strip_suffix("/tags/list") {
             return (String::new(), self.list_tags(repository));
         }
@@ -279,6 +288,21 @@ impl Shelf {
         };
         (digest, reply)
     }
+}
+
+/// A MiB of tags, or of descriptors, that no page before had.
+fn endless_page(path: &str, number: usize) -> Reply {
+    let entries = 0..8 * 1024;
+    let page = if path.ends_with("/tags/list") {
+        let tags: Vec<_> = entries.map(|entry| format!("{number:08}-{entry:0119}")).collect();
+        serde_json::json!({ "tags": tags })
+    } else {
+        let descriptor =
+            serde_json::json!({ "mediaType": "a/b", "digest": "sha256:".to_owned() + &"0".repeat(64), "size": 1 });
+        serde_json::json!({ "manifests": vec![descriptor; entries.len()] })
+    };
+    let next = format!("<{path}?page={number}>; rel=\"next\"");
+    Reply::short(200, "application/json", &page.to_string()).header("Link", next)
 }
 
 fn accept_all(listener: &TcpListener, shelf: &Arc<Mutex<Shelf>>) {

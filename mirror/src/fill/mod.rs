@@ -32,6 +32,9 @@ const FILL_PATIENCE: Duration = Duration::from_secs(30);
 /// The largest blob whose size nobody states that is taken: it has to be held in memory until its end shows the size.
 const UNSIZED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// The longest that one is read.
+const UNSIZED_TIMEOUT: Duration = Duration::from_secs(600);
+
 /// What is told of a fill as it goes. All methods return at once.
 pub trait FillObserver: Send + Sync {
     /// The fill has begun, or gone on with the pieces that it has.
@@ -117,6 +120,7 @@ impl UpstreamBlobs {
             caller: &caller,
             at: &at,
         };
+        let _room = upstream.limits().fill().await?;
         let started = Instant::now();
         let filling = match self.known_map(&at, &digest).await? {
             Some(map) => {
@@ -192,7 +196,11 @@ impl UpstreamBlobs {
         let (blob_bytes, body) = match answer.blob_bytes.or_else(|| self.sizes.get(at, digest)) {
             Some(blob_bytes) => (blob_bytes, Body::Answer(answer)),
             None => {
-                let whole = self.read_unsized(at, digest, answer).await?;
+                let _room = upstream.limits().unsized_blob().await?;
+                let read = self.read_unsized(at, digest, answer);
+                let whole = tokio::time::timeout(UNSIZED_TIMEOUT, read)
+                    .await
+                    .map_err(|_| too_slow(at, digest))??;
                 (whole.len() as u64, Body::Whole(whole))
             }
         };
@@ -296,4 +304,12 @@ impl UpstreamBlobs {
             Err(error) => Err(PullError::Store(error.to_string())),
         }
     }
+}
+
+fn too_slow(at: &Repository, digest: &Digest) -> PullError {
+    let seconds = UNSIZED_TIMEOUT.as_secs();
+    PullError::BadGateway(format!(
+        "{} does not state the size of {digest} and has not sent all of it within {seconds} s",
+        at.upstream
+    ))
 }

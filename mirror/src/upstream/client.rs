@@ -17,11 +17,14 @@ use super::{
     gate::Gate,
     held::Held,
     lanes::Lanes,
+    limits::{Limits, SMALL_BODY_BYTES},
     rewrite::Rewrites,
     verdicts::Verdicts,
 };
 use crate::{Caller, NodeIdentity, PullError};
 
+/// Enough for the largest manifest at a tenth of a megabyte a second.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 const CHECK_BYTES_MAX: usize = 64 * 1024;
 /// Source: OCI distribution-spec, "Listing Referrers".
 pub(crate) const FILTERS_APPLIED: &str = "oci-filters-applied";
@@ -49,6 +52,7 @@ pub struct Upstream {
     /// This daemon, as `Via` names it.
     pub(super) via: String,
     pub(super) lanes: Lanes,
+    pub(super) limits: Limits,
 }
 
 /// One of the places where a registry answers.
@@ -133,6 +137,11 @@ impl Upstream {
         &self.lanes
     }
 
+    /// What it may make us hold.
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     /// GETs a manifest and verifies its digest when it was asked for by digest.
     ///
     /// # Errors
@@ -148,9 +157,7 @@ impl Upstream {
         let media_type = self.media_type(&response)?;
         let warning = text(response.headers(), WARNING);
         let stated = stated_digest(response.headers());
-        let bytes = read_body(response, MANIFEST_BYTES_MAX)
-            .await
-            .map_err(|problem| self.bad(at, &problem))?;
+        let bytes = self.read_lookup(at, response, MANIFEST_BYTES_MAX).await?;
         let digest = match (reference, stated) {
             (Reference::Digest(digest), _) => *digest,
             (Reference::Tag(_), Some(digest)) => digest,
@@ -272,15 +279,25 @@ impl Upstream {
         let next = text(response.headers(), LINK);
         let filters = text(response.headers(), HeaderName::from_static(FILTERS_APPLIED));
         let warning = text(response.headers(), WARNING);
-        let bytes = read_body(response, LIST_BYTES_MAX)
-            .await
-            .map_err(|problem| self.bad(at, &problem))?;
+        let bytes = self.read_lookup(at, response, LIST_BYTES_MAX).await?;
         Ok(ListAnswer {
             bytes,
             next,
             filters,
             warning,
         })
+    }
+
+    /// The body of a manifest or a list.
+    async fn read_lookup(&self, at: &Repository, response: Response, bytes_max: usize) -> Result<Bytes, PullError> {
+        let is_small = content_length(response.headers()).is_some_and(|length| length <= SMALL_BODY_BYTES as u64);
+        let _room = if is_small {
+            None
+        } else {
+            Some(self.limits.large_body().await?)
+        };
+        let bytes = read_body(response, bytes_max).await;
+        bytes.map_err(|problem| self.bad(at, &problem))
     }
 
     /// Asks whether it is a registry that answers.
@@ -399,15 +416,20 @@ fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
     Some((start, total.parse().ok()))
 }
 
+/// Reads a body to its end, within [`BODY_TIMEOUT`] at the latest: one that drips would be waited for by everybody.
 pub(super) async fn read_body(mut response: Response, bytes_max: usize) -> Result<Bytes, String> {
-    let mut bytes = BytesMut::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| innermost(&error))? {
-        if bytes.len() + chunk.len() > bytes_max {
-            return Err(format!("a body of more than {bytes_max} bytes"));
+    let read = async {
+        let mut bytes = BytesMut::new();
+        while let Some(chunk) = response.chunk().await.map_err(|error| innermost(&error))? {
+            if bytes.len() + chunk.len() > bytes_max {
+                return Err(format!("a body of more than {bytes_max} bytes"));
+            }
+            bytes.extend_from_slice(&chunk);
         }
-        bytes.extend_from_slice(&chunk);
-    }
-    Ok(bytes.freeze())
+        Ok(bytes.freeze())
+    };
+    let read = tokio::time::timeout(BODY_TIMEOUT, read).await;
+    read.unwrap_or_else(|_| Err(format!("a body that takes longer than {} s", BODY_TIMEOUT.as_secs())))
 }
 
 /// The last cause of an error: reqwest's own text repeats the URL, whose query may be a secret.

@@ -7,6 +7,7 @@ mod client;
 mod gate;
 mod held;
 mod lanes;
+mod limits;
 mod redirect;
 mod rewrite;
 mod set;

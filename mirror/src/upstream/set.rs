@@ -19,6 +19,7 @@ use super::{
     client::{Endpoint, Upstream},
     held::Held,
     lanes::Lanes,
+    limits::Limits,
     rewrite::{RewriteRule, Rewrites},
     verdicts::Verdicts,
 };
@@ -122,6 +123,8 @@ struct Set {
 struct Pattern {
     config: UpstreamConfig,
     http: reqwest::Client,
+    /// All the names together: anybody may own one.
+    limits: Limits,
 }
 
 /// What one upstream has in common with the others.
@@ -190,9 +193,10 @@ impl Upstreams {
             let http = http(config)?;
             if config.name.starts_with("*.") {
                 let config = config.clone();
-                set.patterns.push(Pattern { config, http });
+                let limits = Limits::default();
+                set.patterns.push(Pattern { config, http, limits });
             } else {
-                let upstream = set.maker.make(config, http);
+                let upstream = set.maker.make(config, http, Limits::default());
                 set.named.insert(config.name.clone(), Arc::new(upstream));
             }
         }
@@ -217,7 +221,7 @@ impl Upstreams {
             return Ok(Arc::clone(upstream));
         }
         let config = pattern.config.for_name(name).ok_or_else(unknown)?;
-        let upstream = Arc::new(self.0.maker.make(&config, pattern.http.clone()));
+        let upstream = Arc::new(self.0.maker.make(&config, pattern.http.clone(), pattern.limits.clone()));
         if wild.len() >= WILD_MAX {
             // What somebody is busy with lives on.
             wild.clear();
@@ -238,7 +242,7 @@ impl Upstreams {
 }
 
 impl Maker {
-    fn make(&self, config: &UpstreamConfig, http: reqwest::Client) -> Upstream {
+    fn make(&self, config: &UpstreamConfig, http: reqwest::Client, limits: Limits) -> Upstream {
         Upstream {
             name: config.name.clone(),
             endpoints: config.urls.iter().cloned().map(Endpoint::new).collect(),
@@ -253,6 +257,7 @@ impl Maker {
             rewrites: Arc::clone(&self.rewrites),
             via: self.via.clone(),
             lanes: Lanes::default(),
+            limits,
         }
     }
 }
