@@ -14,17 +14,24 @@ use std::{
 };
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use piecemeal_proto::{Digest, Reference};
 use piecemeal_store::{Holder, Repository, Store};
 use tracing::info;
 
-use crate::{Access, Caller, Item, PullError, Upstreams, upstream::Who};
+use crate::{ANSWER_TIMEOUT, Access, Caller, Item, OpenBlob, PullError, Upstreams, upstream::Who};
 
 /// Whom rights are had from.
 #[async_trait]
 pub trait RightSource: Send + Sync {
-    /// Asks for the item with the caller's own right.
-    async fn prove(&self, caller: &Caller, at: &Repository, item: Item<'_>) -> Result<(), PullError>;
+    /// Asks for the item with the caller's own right. `known`: what a blob that is here has to agree with.
+    async fn prove(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        item: Item<'_>,
+        known: Option<Known>,
+    ) -> Result<(), PullError>;
 
     /// Whether it has served the caller from the repository not long ago.
     fn allows(&self, caller: &Caller, at: &Repository) -> bool;
@@ -33,13 +40,51 @@ pub trait RightSource: Send + Sync {
     fn holder(&self, caller: &Caller, at: &Repository) -> Option<Holder>;
 }
 
+/// A blob that is here.
+pub struct Known {
+    pub blob_bytes: u64,
+    /// Some of its bytes from an offset on, for an upstream that has never served it: anybody can say of any digest that he has
+    /// it, and would be believed to have what another registry keeps private.
+    pub sample: Option<(u64, Bytes)>,
+}
+
 #[async_trait]
 impl RightSource for Upstreams {
-    async fn prove(&self, caller: &Caller, at: &Repository, item: Item<'_>) -> Result<(), PullError> {
+    async fn prove(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        item: Item<'_>,
+        known: Option<Known>,
+    ) -> Result<(), PullError> {
         let upstream = self.get(&at.upstream)?;
-        match item {
-            Item::Manifest(digest) => drop(upstream.head_manifest(caller, at, &Reference::Digest(*digest)).await?),
-            Item::Blob(digest) => drop(upstream.head_blob(caller, at, digest).await?),
+        let lied = |what: &str| PullError::BadGateway(format!("{} {what} of {}", at.upstream, at.name));
+        match (item, known) {
+            (Item::Manifest(digest), _) => {
+                let stated = upstream.head_manifest(caller, at, &Reference::Digest(*digest)).await?;
+                if stated.digest.is_some_and(|stated| stated != *digest) {
+                    return Err(lied("answered with another manifest"));
+                }
+            }
+            (
+                Item::Blob(_) | Item::Filling(_),
+                Some(Known {
+                    sample: Some((start, sample)),
+                    ..
+                }),
+            ) => {
+                if !upstream.has_sample(caller, at, item.digest(), start, &sample).await? {
+                    return Err(lied("says that it has a blob, and does not have its bytes,"));
+                }
+            }
+            (Item::Blob(_) | Item::Filling(_), known) => {
+                let stated = upstream.head_blob(caller, at, item.digest()).await?;
+                if let (Some(stated), Some(known)) = (stated, known)
+                    && stated != known.blob_bytes
+                {
+                    return Err(lied("states another size for a blob"));
+                }
+            }
         }
         Ok(())
     }
@@ -67,6 +112,10 @@ pub struct Rights {
     noted: Mutex<HashMap<(Holder, Repository), Instant>>,
 }
 
+/// How much of a blob an upstream has to show.
+const SAMPLE_BYTES: u64 = 1024;
+/// Where in one that is still on its way.
+const SAMPLE_WITHIN: u64 = 64 * 1024;
 /// How long a note in the store is fresh enough.
 const NOTED_LIFE: Duration = Duration::from_secs(60);
 const NOTED_MAX: usize = 4096;
@@ -87,6 +136,50 @@ impl Rights {
             public_grace,
             noted: Mutex::default(),
         }
+    }
+
+    /// Asks the source, which has to know what it says that it has.
+    async fn prove(&self, caller: &Caller, at: &Repository, item: Item<'_>) -> Result<(), PullError> {
+        let known = match item {
+            Item::Manifest(_) => None,
+            Item::Blob(digest) => self.store.blob(digest).await?.map(OpenBlob::Complete),
+            Item::Filling(filling) => Some(OpenBlob::Filling(filling.clone())),
+        };
+        let known = match known {
+            Some(blob) => Some(self.known(at, item.digest(), blob).await?),
+            None => None,
+        };
+        self.source.prove(caller, at, item, known).await
+    }
+
+    /// What an upstream has to agree with.
+    async fn known(&self, at: &Repository, digest: &Digest, mut blob: OpenBlob) -> Result<Known, PullError> {
+        let blob_bytes = blob.blob_bytes();
+        if blob_bytes == 0 || self.store.has_upstream(&at.upstream, digest).await? {
+            return Ok(Known {
+                blob_bytes,
+                sample: None,
+            });
+        }
+        let start = match &blob {
+            // Its beginning comes first.
+            OpenBlob::Filling(_) => self.store.random_u64() % blob_bytes.min(SAMPLE_WITHIN),
+            _ => self.store.random_u64() % blob_bytes,
+        };
+        let read = blob.read(start..blob_bytes.min(start + SAMPLE_BYTES));
+        let bytes = match tokio::time::timeout(ANSWER_TIMEOUT, read).await {
+            Ok(Ok(bytes)) => bytes,
+            Ok(Err(error)) => return Err(PullError::Unavailable(error.to_string())),
+            Err(_) => {
+                return Err(PullError::Unavailable(format!(
+                    "{digest} is on its way from another registry, and nothing of it is here yet; try again"
+                )));
+            }
+        };
+        Ok(Known {
+            blob_bytes,
+            sample: Some((start, bytes)),
+        })
     }
 
     /// For the time when the source cannot be asked.
@@ -143,17 +236,20 @@ impl Rights {
 #[async_trait]
 impl Access for Rights {
     async fn require(&self, caller: &Caller, at: &Repository, item: Item<'_>) -> Result<(), PullError> {
-        let (Item::Manifest(digest) | Item::Blob(digest)) = item;
+        let digest = item.digest();
         if self.source.allows(caller, at) && self.store.has_source(at, digest).await? {
             return self.remember(caller, at).await;
         }
-        match self.source.prove(caller, at, item).await {
+        match self.prove(caller, at, item).await {
             Ok(()) => {
                 self.store.record_source(at, digest).await?;
                 self.remember(caller, at).await
             }
             Err(error) if error.is_verdict() => {
-                self.refused(caller, at, &error).await?;
+                // Of what it once served.
+                if matches!(error, PullError::Denied { .. }) {
+                    self.forget(caller, at).await?;
+                }
                 Err(error)
             }
             Err(error) if self.holds_offline(caller, at, digest).await? => {
@@ -165,7 +261,8 @@ impl Access for Rights {
     }
 
     async fn refused(&self, caller: &Caller, at: &Repository, error: &PullError) -> Result<(), PullError> {
-        if matches!(error, PullError::Denied { .. }) {
+        // What is forbidden (403) may be one thing among others.
+        if matches!(error, PullError::Denied { status: 401, .. }) {
             self.forget(caller, at).await?;
         }
         Ok(())

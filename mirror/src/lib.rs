@@ -24,7 +24,7 @@ mod source;
 mod transfer;
 mod upstream;
 
-pub use access::{RightSource, Rights};
+pub use access::{Known, RightSource, Rights};
 pub use announce::{Announcer, complete, filling_reports, have, lost};
 pub use caller::{Caller, Credential};
 pub use config::{CacheConfig, MirrorConfig, UpstreamConfig};
@@ -45,5 +45,5 @@ pub use source::{Access, Blobs, Content, Item, Tags};
 pub use transfer::{OpenBlob, Progress, Transfer, Transfers};
 pub use upstream::{
     BlobAnswer, ClientConfig, ClientError, CredentialSource, FetchedManifest, ListAnswer, ManifestAnswer, ProxyConfig,
-    RewriteRule, Upstream, Upstreams, mirror_http_client, mirror_unanswered, require_cover,
+    RewriteRule, Served, Upstream, Upstreams, mirror_http_client, mirror_unanswered, require_cover,
 };

@@ -28,9 +28,12 @@ const PAGES_MAX: usize = 1000;
 /// The most bytes of all its pages together.
 const LIST_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// The longest that one is put together.
-const LIST_TIMEOUT: Duration = Duration::from_secs(60);
-/// The most lists that are put together at a time.
+const LIST_TIMEOUT: Duration = Duration::from_secs(30);
+/// The most lists of one upstream that are put together at a time, and how long others wait.
 const LISTING_MAX: usize = 4;
+const LISTING_WAIT: Duration = crate::ANSWER_TIMEOUT;
+/// The most upstreams whose lists are counted.
+const ROOMS_MAX: usize = 512;
 /// The most tags that are sent when a client does not say how many it wants, or too many.
 const TAGS_MAX: usize = 100_000;
 /// The most tags that are remembered, of all lists together.
@@ -65,19 +68,11 @@ pub struct List {
 }
 
 /// The lists that are being put together, and the tags of repositories as upstream had them not long ago.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(crate) struct Lists {
     known: Arc<Mutex<HashMap<Repository, Listed>>>,
-    room: Arc<Semaphore>,
-}
-
-impl Default for Lists {
-    fn default() -> Self {
-        Self {
-            known: Arc::default(),
-            room: Arc::new(Semaphore::new(LISTING_MAX)),
-        }
-    }
+    /// By upstream, so that one that is slow costs the others nothing.
+    rooms: Arc<Mutex<HashMap<String, Arc<Semaphore>>>>,
 }
 
 struct Listed {
@@ -107,17 +102,29 @@ impl Lists {
         lists.insert(at.clone(), listed);
     }
 
+    fn room(&self, upstream: &str) -> Arc<Semaphore> {
+        let mut rooms = self.rooms.lock().expect("no holder of this lock panics");
+        if rooms.len() >= ROOMS_MAX {
+            rooms.clear();
+        }
+        let room = rooms.entry(upstream.to_owned());
+        Arc::clone(room.or_insert_with(|| Arc::new(Semaphore::new(LISTING_MAX))))
+    }
+
     /// Carries out `work` when there is room for it, for so long and no longer.
     async fn bounded<T>(
         &self,
         at: &Repository,
         work: impl Future<Output = Result<T, PullError>>,
     ) -> Result<T, PullError> {
-        let bounded = tokio::time::timeout(LIST_TIMEOUT, async {
-            let _room = self.room.acquire().await;
-            work.await
-        });
-        bounded.await.unwrap_or_else(|_| {
+        let room = self.room(&at.upstream);
+        let Ok(_room) = tokio::time::timeout(LISTING_WAIT, room.acquire()).await else {
+            return Err(PullError::Unavailable(format!(
+                "{} is being asked for too many lists at a time; try again",
+                at.upstream
+            )));
+        };
+        tokio::time::timeout(LIST_TIMEOUT, work).await.unwrap_or_else(|_| {
             let seconds = LIST_TIMEOUT.as_secs();
             Err(PullError::Unavailable(format!(
                 "{} has not sent the whole list of {} within {seconds} s",

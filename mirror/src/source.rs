@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use piecemeal_proto::{Digest, Reference};
-use piecemeal_store::Repository;
+use piecemeal_store::{Filling, Repository};
 
 use crate::{Caller, FetchedManifest, List, ListQuery, OpenBlob, PullError};
 
@@ -34,10 +34,21 @@ pub trait Tags: Send + Sync {
 }
 
 /// What a right is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub enum Item<'a> {
     Manifest(&'a Digest),
     Blob(&'a Digest),
+    /// A blob that is on its way.
+    Filling(&'a Filling),
+}
+
+impl Item<'_> {
+    pub fn digest(&self) -> &Digest {
+        match self {
+            Self::Manifest(digest) | Self::Blob(digest) => digest,
+            Self::Filling(filling) => filling.digest(),
+        }
+    }
 }
 
 /// Whether this caller may have content that is here already. What has to be fetched first is proven by the fetch.

@@ -113,11 +113,17 @@ struct Failure {
 }
 
 impl Transfers {
-    /// The size in bytes of a blob that is here, whole or on its way; `None` when nothing is known of it.
+    /// The size in bytes of a blob that is here, whole or on its way from the same upstream; `None` when nothing is known of
+    /// it. What another upstream says of a blob that is not proven yet is not passed on.
     ///
     /// # Errors
     /// [`PullError::Store`].
-    pub async fn blob_bytes_here(&self, store: &Store, digest: &Digest) -> Result<Option<u64>, PullError> {
+    pub async fn blob_bytes_here(
+        &self,
+        store: &Store,
+        at: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<u64>, PullError> {
         if let Some(blob) = store.blob(digest).await? {
             return Ok(Some(blob.map().blob_bytes()));
         }
@@ -128,7 +134,8 @@ impl Transfers {
             .live
             .get(digest)
             .cloned();
-        Ok(live.and_then(|transfer| match transfer.progress() {
+        let own = live.filter(|transfer| transfer.at.upstream == at.upstream);
+        Ok(own.and_then(|transfer| match transfer.progress() {
             Progress::Open(filling) => Some(filling.map().blob_bytes()),
             Progress::Starting { .. } | Progress::Complete(_) | Progress::Failed(_) => None,
         }))

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use piecemeal_mirror::{
-    ANSWER_TIMEOUT, Access, BlobSizes, Blobs, Caller, FetchedManifest, Item, ListAnswer, ManifestAnswer,
+    ANSWER_TIMEOUT, Access, BlobSizes, Blobs, Caller, FetchedManifest, Item, Known, ListAnswer, ManifestAnswer,
     ManifestSource, OpenBlob, PullError, RightSource, Transfers, Upstream, Upstreams,
 };
 use piecemeal_proto::{Digest, Reference};
@@ -47,7 +47,7 @@ impl Blobs for SwarmBlobs {
     }
 
     async fn stat(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<u64, PullError> {
-        if let Some(blob_bytes) = self.transfers.blob_bytes_here(&self.parts.store, digest).await? {
+        if let Some(blob_bytes) = self.transfers.blob_bytes_here(&self.parts.store, at, digest).await? {
             self.access.require(caller, at, Item::Blob(digest)).await?;
             return Ok(blob_bytes);
         }
@@ -100,10 +100,17 @@ impl MirrorFirst {
 
 #[async_trait]
 impl RightSource for MirrorFirst {
-    async fn prove(&self, caller: &Caller, at: &Repository, item: Item<'_>) -> Result<(), PullError> {
+    /// The mirror has looked at what is `known`.
+    async fn prove(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        item: Item<'_>,
+        _known: Option<Known>,
+    ) -> Result<(), PullError> {
         match item {
             Item::Manifest(digest) => drop(self.head(caller, at, &Reference::Digest(*digest)).await?),
-            Item::Blob(digest) => drop(self.head_blob(caller, at, digest).await?),
+            Item::Blob(_) | Item::Filling(_) => drop(self.head_blob(caller, at, item.digest()).await?),
         }
         Ok(())
     }

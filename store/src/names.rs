@@ -204,6 +204,32 @@ impl Store {
         .await
     }
 
+    /// Takes back what [`Store::record_source`] noted: the answer was a lie.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub async fn forget_source(&self, at: &Repository, digest: &Digest) -> Result<(), StoreError> {
+        let (at, digest) = (at.clone(), *digest);
+        self.run(move |shared| {
+            locked(&shared.state).touched.sources.remove(&(digest, at.clone()));
+            shared.write(Durability::Batched, |transaction| {
+                names::delete_source(transaction, &at, &digest)
+            })?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Whether any repository of the upstream is noted for this digest.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub async fn has_upstream(&self, upstream: &str, digest: &Digest) -> Result<bool, StoreError> {
+        let (upstream, digest) = (upstream.to_owned(), *digest);
+        self.run(move |shared| Ok(shared.index.has_upstream(&upstream, &digest)?))
+            .await
+    }
+
     /// Notes that upstream just served the holder from `at`.
     ///
     /// # Errors

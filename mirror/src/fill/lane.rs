@@ -4,7 +4,7 @@ use std::{
     ops::Range,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -17,7 +17,7 @@ use tracing::debug;
 
 use super::UpstreamBlobs;
 use crate::{
-    BlobAnswer, Caller, PullError,
+    BlobAnswer, Caller, PullError, Served,
     upstream::{Upstream, innermost},
 };
 
@@ -25,6 +25,11 @@ use crate::{
 const TAIL_BYTES: usize = 64 * 1024;
 /// An upstream that is faster than 100 Mbit/s loses so much time instead: a write for each 64 KiB would slow it down.
 const TAIL_INTERVAL: Duration = Duration::from_millis(5);
+
+/// A connection that brings less than this in so long would hold its place for ever. A hundred of them at once on a link of
+/// 1 Mbit/s bring more each.
+const FLOW_BYTES_MIN: usize = 32 * 1024;
+const FLOW_WINDOW: Duration = Duration::from_secs(60);
 
 /// Counts the connections of a fill that will have ended by the time an answer to a new request could be here.
 #[derive(Default)]
@@ -53,6 +58,8 @@ pub(super) struct Way<'a> {
     pub(super) caller: &'a Caller,
     pub(super) at: &'a Repository,
     pub(super) filling: &'a Filling,
+    /// Upstream has answered the caller.
+    pub(super) served: Arc<AtomicBool>,
 }
 
 /// A segment on its way: missing pieces in a row.
@@ -81,10 +88,16 @@ impl Lane {
         let blob_bytes = way.filling.map().blob_bytes();
         let from = self.wanted_from();
         let end = (self.bytes.end < blob_bytes).then_some(self.bytes.end);
+        let served = if way.served.load(Ordering::Relaxed) {
+            Served::Before
+        } else {
+            Served::NotYet
+        };
         let answer = way
             .upstream
-            .blob(way.caller, way.at, way.filling.digest(), from, end)
+            .blob(way.caller, way.at, way.filling.digest(), from, end, served)
             .await?;
+        way.served.store(true, Ordering::Relaxed);
         match answer.blob_bytes {
             Some(stated) if stated != blob_bytes => Err(PullError::BadGateway(format!(
                 "{} states {stated} bytes for {}, but its manifest or an earlier answer said {blob_bytes}",
@@ -103,18 +116,23 @@ impl Lane {
         if result.is_err() {
             piece.keep().await;
         }
-        let progressed = piece.start > self.bytes.start || piece.kept > self.head.len();
-        (result, progressed)
+        let came = piece.start > self.bytes.start || piece.kept > self.head.len();
+        let drips = matches!(result, Err(Cut::Drips(_)));
+        (result.map_err(Cut::into_error), came && !drips)
     }
 
-    async fn cut(&self, way: &Way<'_>, mut body: Body, piece: &mut GrowingPiece<'_>) -> Result<(), PullError> {
+    async fn cut(&self, way: &Way<'_>, mut body: Body, piece: &mut GrowingPiece<'_>) -> Result<(), Cut> {
         let skip = self.wanted_from().checked_sub(body.offset());
         let mut skip = skip.ok_or_else(|| PullError::BadGateway("a range that begins too late".to_owned()))?;
         let mut end = EndInSight::new(way, self.bytes.end - body.offset());
+        let mut flow = Flow::new();
         while piece.start < self.bytes.end {
             let Some(mut chunk) = body.chunk().await? else {
-                return Err(PullError::Unavailable(format!("{} broke off", way.at.upstream)));
+                return Err(PullError::Unavailable(format!("{} broke off", way.at.upstream)).into());
             };
+            if !flow.goes_on(chunk.len()) {
+                return Err(Cut::Drips(way.at.upstream.clone()));
+            }
             way.upstream.lanes().received(chunk.len());
             end.received(chunk.len());
             way.blobs.received(chunk.len()).await;
@@ -128,13 +146,62 @@ impl Lane {
             }
             piece.keep_if_due().await;
             if !chunk.is_empty() && self.bytes.end == way.filling.map().blob_bytes() {
-                return Err(PullError::BadGateway(format!(
-                    "{} sent more bytes than it stated",
-                    way.at.upstream
-                )));
+                return Err(
+                    PullError::BadGateway(format!("{} sent more bytes than it stated", way.at.upstream)).into(),
+                );
             }
         }
         Ok(())
+    }
+}
+
+/// Why a body ended early.
+enum Cut {
+    /// It comes so slowly that it might as well have stopped. The upstream's name.
+    Drips(String),
+    Other(PullError),
+}
+
+impl Cut {
+    fn into_error(self) -> PullError {
+        match self {
+            Self::Drips(upstream) => PullError::Unavailable(format!(
+                "{upstream} sends less than {FLOW_BYTES_MIN} bytes in {} s",
+                FLOW_WINDOW.as_secs()
+            )),
+            Self::Other(error) => error,
+        }
+    }
+}
+
+impl From<PullError> for Cut {
+    fn from(error: PullError) -> Self {
+        Self::Other(error)
+    }
+}
+
+/// Whether a body still comes at a pace that will ever end.
+struct Flow {
+    since: Instant,
+    bytes: usize,
+}
+
+impl Flow {
+    fn new() -> Self {
+        Self {
+            since: Instant::now(),
+            bytes: 0,
+        }
+    }
+
+    fn goes_on(&mut self, bytes: usize) -> bool {
+        self.bytes += bytes;
+        if self.since.elapsed() < FLOW_WINDOW {
+            return true;
+        }
+        let enough = self.bytes >= FLOW_BYTES_MIN;
+        *self = Self::new();
+        enough
     }
 }
 

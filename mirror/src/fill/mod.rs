@@ -23,8 +23,8 @@ use tracing::{info, warn};
 
 use self::{lane::Body, pour::Pour};
 use crate::{
-    ANSWER_TIMEOUT, Access, BlobAnswer, BlobSizes, Blobs, Caller, Item, OpenBlob, PullError, Transfer, Transfers,
-    Upstream, Upstreams, upstream::innermost,
+    ANSWER_TIMEOUT, Access, BlobAnswer, BlobSizes, Blobs, Caller, Item, OpenBlob, PullError, Served, Transfer,
+    Transfers, Upstream, Upstreams, upstream::innermost,
 };
 
 /// How long upstream may send nothing new before a fill is given up.
@@ -85,17 +85,20 @@ impl Blobs for UpstreamBlobs {
             self.access.refused(caller, at, error).await?;
         }
         let (_, opened) = opened?;
-        self.access.require(caller, at, Item::Blob(digest)).await?;
+        let item = match &opened {
+            OpenBlob::Filling(filling) => Item::Filling(filling),
+            OpenBlob::Complete(_) | OpenBlob::Starting { .. } => Item::Blob(digest),
+        };
+        self.access.require(caller, at, item).await?;
         Ok(opened)
     }
 
     async fn stat(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<u64, PullError> {
-        if let Some(blob_bytes) = self.transfers.blob_bytes_here(&self.store, digest).await? {
+        if let Some(blob_bytes) = self.transfers.blob_bytes_here(&self.store, at, digest).await? {
             self.access.require(caller, at, Item::Blob(digest)).await?;
             return Ok(blob_bytes);
         }
         let stated = self.upstreams.get(&at.upstream)?.head_blob(caller, at, digest).await?;
-        self.store.record_source(at, digest).await?;
         stated
             .or_else(|| self.sizes.get(at, digest))
             .ok_or_else(|| PullError::BadGateway(format!("{} does not state the size of {digest}", at.upstream)))
@@ -122,18 +125,30 @@ impl UpstreamBlobs {
         };
         let _room = upstream.limits().fill().await?;
         let started = Instant::now();
-        let filling = match self.known_map(&at, &digest).await? {
-            Some(map) => {
-                let filling = self.reserve(&digest, map).await?;
-                self.pour_known(whence, &filling, &transfer).await?;
-                filling
-            }
-            None => self.pour_unknown(whence, &digest, &transfer).await?,
+        let was_source = self.store.has_source(&at, &digest).await?;
+        let blob = match self.pour(whence, &digest, &transfer).await {
+            Ok(filling) => self.publish(&at, &filling).await,
+            Err(error) => Err(error),
         };
-        let blob = self.publish(&at, &filling).await?;
+        if blob.is_err() && !was_source {
+            // It began to answer, and has not shown that it has the blob.
+            self.store.forget_source(&at, &digest).await?;
+        }
+        let blob = blob?;
         let bytes = blob.map().blob_bytes();
         info!(blob.digest = %digest, blob.bytes = bytes, upstream = at.upstream, repository = at.name, seconds = started.elapsed().as_secs_f64(), "filled {digest} from {}", at.upstream);
         Ok(blob)
+    }
+
+    async fn pour(&self, whence: Whence<'_>, digest: &Digest, transfer: &Transfer) -> Result<Filling, PullError> {
+        match self.known_map(whence.at, digest).await? {
+            Some(map) => {
+                let filling = self.reserve(digest, map).await?;
+                self.pour_known(whence, &filling, transfer).await?;
+                Ok(filling)
+            }
+            None => self.pour_unknown(whence, digest, transfer).await,
+        }
     }
 
     /// How the blob is cut, as an earlier try or its manifest tells.
@@ -191,7 +206,7 @@ impl UpstreamBlobs {
         transfer: &Transfer,
     ) -> Result<Filling, PullError> {
         let Whence { upstream, caller, at } = whence;
-        let answer = upstream.blob(caller, at, digest, 0, None).await?;
+        let answer = upstream.blob(caller, at, digest, 0, None, Served::NotYet).await?;
         // A manifest may say 0; whoever lies, nothing is served that does not have the digest.
         let (blob_bytes, body) = match answer.blob_bytes.or_else(|| self.sizes.get(at, digest)) {
             Some(blob_bytes) => (blob_bytes, Body::Answer(answer)),

@@ -5,7 +5,7 @@ use std::{
     future::Future,
     ops::Range,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -71,6 +71,7 @@ impl<'a> Pour<'a> {
                 caller,
                 at,
                 filling,
+                served: Arc::default(),
             },
             plan: Plan::new(filling.map(), &filling.have(), within),
             seat: upstream.lanes().enter(at, missing_bytes(filling)),
@@ -104,6 +105,7 @@ impl<'a> Pour<'a> {
         if !all.is_empty() {
             let lane = Lane::new(self.way.filling, all).await;
             self.whole = true;
+            self.way.served.store(true, Ordering::Relaxed);
             self.receive(lane, body);
         }
     }

@@ -6,7 +6,7 @@ use piecemeal_store::Repository;
 use piecemeal_tls::ServerRole;
 use reqwest::{
     Method, RequestBuilder, Response, StatusCode,
-    header::{ACCEPT, AUTHORIZATION, HeaderMap, LOCATION, RANGE, RETRY_AFTER, VIA, WWW_AUTHENTICATE},
+    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, LOCATION, RANGE, RETRY_AFTER, VIA, WWW_AUTHENTICATE},
 };
 use tracing::debug;
 use url::Url;
@@ -14,13 +14,17 @@ use url::Url;
 use super::{
     auth::{Challenge, TokenAnswer},
     client::{Endpoint, Upstream, innermost, read_body},
-    gate::{BUSY_PAUSE, Pass, SILENCE_PAUSE},
+    gate::{BUSY_PAUSE, PAUSE_MAX, Pass, SILENCE_PAUSE},
     redirect,
     verdicts::Who,
 };
 use crate::{ANSWER_TIMEOUT, Caller, Credential, PullError, SOURCE_TIMEOUT};
 
 const TOKEN_BYTES_MAX: usize = 64 * 1024;
+/// The longest challenge that is kept and passed on.
+const CHALLENGE_BYTES_MAX: usize = 4 * 1024;
+/// As long as a date.
+const RETRY_AFTER_BYTES_MAX: usize = 64;
 
 /// What is asked.
 #[derive(Clone, Copy)]
@@ -46,6 +50,14 @@ pub(super) enum Purpose {
     Manifest,
     /// A download, which has a patience of its own.
     Fill,
+    /// More of a download that its caller has been served the beginning of.
+    Resume,
+}
+
+impl Purpose {
+    fn is_download(self) -> bool {
+        matches!(self, Self::Fill | Self::Resume)
+    }
 }
 
 /// With whose right a request is made.
@@ -107,15 +119,25 @@ impl Upstream {
     pub(super) async fn ask(&self, ask: Ask<'_>) -> Result<Response, PullError> {
         let wallet = self.wallet(ask.caller).await?;
         let who = wallet.who();
-        if ask.purpose != Purpose::Fill
+        if ask.purpose != Purpose::Resume
             && let Some(refusal) = self.verdicts.refusal(&who, &ask.at.name, ask.path, Instant::now())
         {
             return Err(refusal);
         }
+        if !ask.purpose.is_download() {
+            let asked = tokio::time::timeout(SOURCE_TIMEOUT, self.ask_as(ask, wallet)).await;
+            return asked.unwrap_or_else(|_| {
+                let seconds = SOURCE_TIMEOUT.as_secs();
+                Err(PullError::Unavailable(format!(
+                    "{} leads us on and on: no answer within {seconds} s",
+                    self.name
+                )))
+            });
+        }
         let result = self.ask_as(ask, wallet).await;
         match result {
             // The credential that a download began with has expired: another one of the same repository was accepted since.
-            Err(PullError::Denied { .. }) if ask.purpose == Purpose::Fill => match self.newer_credential(ask) {
+            Err(PullError::Denied { .. }) if ask.purpose == Purpose::Resume => match self.newer_credential(ask) {
                 Some(credential) => self.ask_as(ask, Wallet::Holder(credential)).await,
                 None => result,
             },
@@ -150,10 +172,9 @@ impl Upstream {
     }
 
     async fn ask_endpoint(&self, endpoint: &Endpoint, ask: Ask<'_>, wallet: &Wallet) -> Result<Response, PullError> {
-        let limit = match ask.purpose {
-            Purpose::Manifest => Some(endpoint.manifests.enter(Instant::now())?),
-            Purpose::Lookup | Purpose::List | Purpose::Fill => None,
-        };
+        // Whoever has used up a limit is not everybody.
+        let gate = (ask.purpose == Purpose::Manifest).then(|| endpoint.manifests.of(&wallet.who()));
+        let limit = gate.as_ref().map(|gate| gate.enter(Instant::now())).transpose()?;
         let result = self.follow(endpoint, ask, wallet).await;
         match (limit, &result) {
             (Some(limit), Err(error @ PullError::TooManyRequests { retry_after, .. })) => {
@@ -183,10 +204,10 @@ impl Upstream {
                 }
             }
         }
-        let mut at = url;
+        let mut at = url.clone();
         for _ in 0..redirect::REDIRECTS_MAX {
             if !response.status().is_redirection() || !response.headers().contains_key(LOCATION) {
-                return self.judge(endpoint, ask, response);
+                return self.judge(endpoint, ask, response, at != url);
             }
             at = redirect::target(&at, response.headers())
                 .ok_or_else(|| self.bad(ask.at, "a redirect that may not be followed"))?;
@@ -295,7 +316,7 @@ impl Upstream {
             }
         }
         let pass = match ask.purpose {
-            Purpose::Fill => None,
+            Purpose::Fill | Purpose::Resume => None,
             Purpose::Lookup | Purpose::List | Purpose::Manifest => Some(endpoint.gate.enter(Instant::now())?),
         };
         self.await_answer(request, pass).await
@@ -353,11 +374,27 @@ impl Upstream {
         Err(error)
     }
 
-    fn judge(&self, endpoint: &Endpoint, ask: Ask<'_>, response: Response) -> Result<Response, PullError> {
+    /// `led_on`: it is not the registry itself that answers, but where it has sent us.
+    fn judge(
+        &self,
+        endpoint: &Endpoint,
+        ask: Ask<'_>,
+        response: Response,
+        led_on: bool,
+    ) -> Result<Response, PullError> {
         let header = |name| text(response.headers(), name);
         let upstream = self.name.clone();
         match response.status() {
+            // A captive portal, or a sign-in, answers everything with 200 and a page. That is nobody's right to anything.
+            status if status.is_success() && is_page(response.headers()) => Err(self.bad(
+                ask.at,
+                &format!("an HTML page for {}: is there a login page in front of it?", ask.path),
+            )),
             status if status.is_success() => Ok(response),
+            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) if led_on => Err(self.bad(
+                ask.at,
+                &format!("a redirect to a place that answers {status} for {}", ask.path),
+            )),
             StatusCode::NOT_FOUND => Err(PullError::Unknown(format!(
                 "{upstream} has no {}/{}",
                 ask.at.name, ask.path
@@ -365,14 +402,16 @@ impl Upstream {
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => Err(PullError::Denied {
                 upstream,
                 status: status.as_u16(),
-                challenge: header(WWW_AUTHENTICATE).filter(|challenge| self.may_be_replayed(endpoint, challenge)),
+                challenge: header(WWW_AUTHENTICATE).filter(|challenge| {
+                    challenge.len() <= CHALLENGE_BYTES_MAX && self.may_be_replayed(endpoint, challenge)
+                }),
             }),
             StatusCode::MISDIRECTED_REQUEST => Err(PullError::Loop(format!(
                 "{upstream} says that the request has come back to where it was sent from: its URL leads to this very mirror"
             ))),
             StatusCode::TOO_MANY_REQUESTS => Err(PullError::TooManyRequests {
                 upstream,
-                retry_after: header(RETRY_AFTER),
+                retry_after: header(RETRY_AFTER).and_then(within_reason),
             }),
             status if status.is_server_error() => Err(PullError::Unavailable(format!(
                 "{upstream} answered {status} for {}/{}",
@@ -386,7 +425,11 @@ impl Upstream {
     fn may_be_replayed(&self, endpoint: &Endpoint, challenge: &str) -> bool {
         // A mirror has looked at it already, with the registry's own URL before it.
         self.node.is_some()
-            || Challenge::parse(challenge).is_none_or(|bearer| bearer.token_url(&endpoint.url, "").is_some())
+            || match Challenge::parse(challenge) {
+                Some(bearer) => bearer.token_url(&endpoint.url, "").is_some(),
+                // Of other schemes, those that name no place to go to.
+                None => !challenge.to_ascii_lowercase().contains("bearer"),
+            }
     }
 }
 
@@ -440,6 +483,20 @@ fn is_loopback(url: &Url) -> bool {
 /// `Retry-After` in seconds. A date is left to the default: clocks of edge boards are not to be trusted.
 fn seconds(retry_after: &str) -> Option<Duration> {
     retry_after.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// As it may be passed on.
+fn within_reason(retry_after: String) -> Option<String> {
+    match retry_after.trim().parse::<u64>() {
+        Ok(seconds) => Some(seconds.min(PAUSE_MAX.as_secs()).to_string()),
+        Err(_) => Some(retry_after).filter(|date| date.len() <= RETRY_AFTER_BYTES_MAX),
+    }
+}
+
+fn is_page(headers: &HeaderMap) -> bool {
+    headers
+        .get(CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().to_ascii_lowercase().starts_with(b"text/html"))
 }
 
 pub(super) fn text(headers: &HeaderMap, name: reqwest::header::HeaderName) -> Option<String> {

@@ -16,7 +16,9 @@ const TOKEN_LIFE_DEFAULT: Duration = Duration::from_secs(60);
 /// Tokens are given up this much before their end, so that none expires on the way.
 const TOKEN_LIFE_MARGIN: Duration = Duration::from_secs(10);
 /// The most tokens kept: one a repository.
-const TOKENS_MAX: usize = 4096;
+const TOKENS_MAX: usize = 2048;
+/// A longer one is used, and not kept.
+const TOKEN_KEPT_BYTES_MAX: usize = 16 * 1024;
 
 /// A Bearer challenge: `Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="…"`.
 #[derive(Debug, PartialEq, Eq)]
@@ -29,7 +31,7 @@ pub(crate) struct Challenge {
 impl Challenge {
     /// Reads the value of `WWW-Authenticate`; `None` when it is not a Bearer challenge with a realm.
     pub(crate) fn parse(header: &str) -> Option<Self> {
-        let (scheme, rest) = header.trim().split_once(' ')?;
+        let (scheme, rest) = header.trim().split_once([' ', '\t'])?;
         if !scheme.eq_ignore_ascii_case("bearer") {
             return None;
         }
@@ -139,6 +141,9 @@ impl Tokens {
                 .saturating_sub(TOKEN_LIFE_MARGIN)
                 .min(Duration::from_secs(24 * 3600));
         let mut tokens = self.0.lock().expect("no holder of this lock panics");
+        if token.len() > TOKEN_KEPT_BYTES_MAX {
+            return Some(token);
+        }
         if tokens.len() >= TOKENS_MAX {
             tokens.clear();
         }

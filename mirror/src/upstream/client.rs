@@ -14,20 +14,22 @@ use url::Url;
 use super::{
     ask::{Ask, Purpose, text},
     auth::Tokens,
-    gate::Gate,
+    gate::{Gate, Gates},
     held::Held,
     lanes::Lanes,
     limits::{Limits, SMALL_BODY_BYTES},
     rewrite::Rewrites,
     verdicts::Verdicts,
 };
-use crate::{Caller, NodeIdentity, PullError};
+use crate::{Caller, NodeIdentity, PullError, SOURCE_TIMEOUT};
 
 /// Enough for the largest manifest at a tenth of a megabyte a second.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 const CHECK_BYTES_MAX: usize = 64 * 1024;
 /// Source: OCI distribution-spec, "Listing Referrers".
 pub(crate) const FILTERS_APPLIED: &str = "oci-filters-applied";
+/// The most bytes that are read before a sample of a blob.
+const SAMPLE_READ_MAX: u64 = 64 * 1024 * 1024;
 /// The most bytes of a list of tags or referrers.
 const LIST_BYTES_MAX: usize = 4 * 1024 * 1024;
 
@@ -61,7 +63,7 @@ pub(super) struct Endpoint {
     pub(super) url: Url,
     pub(super) gate: Gate,
     /// For what upstream may count: manifests.
-    pub(super) manifests: Gate,
+    pub(super) manifests: Gates,
 }
 
 impl Endpoint {
@@ -69,7 +71,7 @@ impl Endpoint {
         Self {
             url,
             gate: Gate::default(),
-            manifests: Gate::default(),
+            manifests: Gates::default(),
         }
     }
 
@@ -114,6 +116,14 @@ pub struct ListAnswer {
     pub filters: Option<String>,
     /// As in [`FetchedManifest`].
     pub warning: Option<String>,
+}
+
+/// Whether upstream has answered the caller with something of the blob before: then the credential has only expired when it
+/// is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    NotYet,
+    Before,
 }
 
 /// An upstream's answer to GET of a blob, before its body.
@@ -189,8 +199,13 @@ impl Upstream {
     ) -> Result<ManifestAnswer, PullError> {
         let path = format!("manifests/{reference}");
         let response = self.ask(manifest_ask(&Method::HEAD, caller, at, &path)).await?;
+        let digest = stated_digest(response.headers());
+        let media_type = self.media_type(&response)?;
+        if digest.is_none() && !media_type.starts_with("application/vnd.") {
+            return Err(self.bad(at, &format!("{media_type:?} for {path}, which is no manifest")));
+        }
         Ok(ManifestAnswer {
-            digest: stated_digest(response.headers()),
+            digest,
             warning: text(response.headers(), WARNING),
         })
     }
@@ -210,8 +225,56 @@ impl Upstream {
             purpose: Purpose::Lookup,
         };
         let response = self.ask(ask).await?;
-        self.not_a_page(at, &response)?;
         Ok(content_length(response.headers()))
+    }
+
+    /// Whether the upstream has these bytes of a blob, from `start` on. One that knows no ranges shows the blob's beginning
+    /// as far as that, up to [`SAMPLE_READ_MAX`].
+    ///
+    /// # Errors
+    /// [`PullError`].
+    pub(crate) async fn has_sample(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        digest: &Digest,
+        start: u64,
+        sample: &[u8],
+    ) -> Result<bool, PullError> {
+        let end = start + sample.len() as u64;
+        let range = format!("bytes={start}-{}", end.saturating_sub(1));
+        let ask = Ask {
+            method: &Method::GET,
+            caller,
+            at,
+            path: &format!("blobs/{digest}"),
+            accept: None,
+            range: (!sample.is_empty()).then_some(&range),
+            purpose: Purpose::Lookup,
+        };
+        let mut response = self.ask(ask).await?;
+        let mut skip = match content_range(response.headers()) {
+            Some((offset, _)) if response.status() == StatusCode::PARTIAL_CONTENT => start
+                .checked_sub(offset)
+                .ok_or_else(|| self.bad(at, "a range that begins too late"))?,
+            _ => start,
+        };
+        let mut rest = sample;
+        while !rest.is_empty() && skip <= SAMPLE_READ_MAX {
+            let chunk = tokio::time::timeout(SOURCE_TIMEOUT, response.chunk()).await;
+            let chunk = chunk.map_err(|_| PullError::Unavailable(format!("{} stalls", self.name)))?;
+            let chunk = chunk.map_err(|error| PullError::Unavailable(innermost(&error)))?;
+            let Some(chunk) = chunk else { return Ok(false) };
+            let skipped = usize::try_from(skip).map_or(chunk.len(), |skip| skip.min(chunk.len()));
+            skip -= skipped as u64;
+            let shown = &chunk[skipped..];
+            let (wanted, left) = rest.split_at(shown.len().min(rest.len()));
+            if wanted != &shown[..wanted.len()] {
+                return Ok(false);
+            }
+            rest = left;
+        }
+        Ok(rest.is_empty())
     }
 
     /// GETs a blob from `offset` on, or a bounded range of it.
@@ -225,6 +288,7 @@ impl Upstream {
         digest: &Digest,
         offset: u64,
         end: Option<u64>,
+        served: Served,
     ) -> Result<BlobAnswer, PullError> {
         let range = match end {
             Some(end) => Some(format!("bytes={offset}-{}", end.saturating_sub(1))),
@@ -238,10 +302,12 @@ impl Upstream {
             path: &format!("blobs/{digest}"),
             accept: None,
             range: range.as_deref(),
-            purpose: Purpose::Fill,
+            purpose: match served {
+                Served::NotYet => Purpose::Fill,
+                Served::Before => Purpose::Resume,
+            },
         };
         let response = self.ask(ask).await?;
-        self.not_a_page(at, &response)?;
         if response.status() == StatusCode::PARTIAL_CONTENT {
             let (start, total) = content_range(response.headers())
                 .ok_or_else(|| self.bad(at, "a 206 without a usable Content-Range"))?;
@@ -275,7 +341,6 @@ impl Upstream {
             purpose: Purpose::List,
         };
         let response = self.ask(ask).await?;
-        self.not_a_page(at, &response)?;
         let next = text(response.headers(), LINK);
         let filters = text(response.headers(), HeaderName::from_static(FILTERS_APPLIED));
         let warning = text(response.headers(), WARNING);
@@ -369,18 +434,6 @@ impl Upstream {
             )));
         }
         Ok(media_type.to_owned())
-    }
-
-    /// A captive portal answers everything with 200 and a page.
-    fn not_a_page(&self, at: &Repository, response: &Response) -> Result<(), PullError> {
-        let is_page = response
-            .headers()
-            .get(CONTENT_TYPE)
-            .is_some_and(|value| value.as_bytes().to_ascii_lowercase().starts_with(b"text/html"));
-        if is_page {
-            return Err(self.bad(at, "an HTML page for a blob: is there a login page in front of it?"));
-        }
-        Ok(())
     }
 
     pub(super) fn bad(&self, at: &Repository, problem: &str) -> PullError {

@@ -4,10 +4,12 @@
 //! else is answered at once with what is here. Then one request at a time finds out whether it is back.
 
 use std::{
-    sync::{Mutex, MutexGuard},
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
+use super::verdicts::Who;
 use crate::PullError;
 
 /// How long an upstream that did not answer is left alone.
@@ -15,7 +17,10 @@ pub(crate) const SILENCE_PAUSE: Duration = Duration::from_secs(2);
 /// The same for one that asked for it without saying how long.
 pub(crate) const BUSY_PAUSE: Duration = Duration::from_secs(5);
 /// The longest that an upstream may ask for.
-const PAUSE_MAX: Duration = Duration::from_secs(10 * 60);
+pub(crate) const PAUSE_MAX: Duration = Duration::from_secs(10 * 60);
+
+/// The most gates of one upstream.
+const GATES_MAX: usize = 1024;
 
 /// Times are passed in.
 #[derive(Default)]
@@ -26,6 +31,20 @@ struct Closed {
     until: Instant,
     /// Somebody is finding out.
     probing: bool,
+}
+
+/// The gates of those who have different rights, and limits, at one upstream.
+#[derive(Default)]
+pub(crate) struct Gates(Mutex<HashMap<Who, Arc<Gate>>>);
+
+impl Gates {
+    pub(crate) fn of(&self, who: &Who) -> Arc<Gate> {
+        let mut gates = self.0.lock().expect("no holder of this lock panics");
+        if gates.len() >= GATES_MAX {
+            gates.clear();
+        }
+        Arc::clone(gates.entry(who.clone()).or_default())
+    }
 }
 
 /// The right to ask. Dropped without a word it says nothing about the upstream.
@@ -123,6 +142,15 @@ mod tests {
         assert!(gate.enter(now + Duration::from_secs(5)).is_err());
         slow.open();
         assert!(gate.enter(now).is_ok());
+    }
+
+    #[test]
+    fn who_has_used_up_a_limit_is_not_everybody() {
+        let (gates, now) = (Gates::default(), Instant::now());
+        let anybody = gates.of(&Who::Anybody);
+        anybody.enter(now).unwrap().close(silent(), SILENCE_PAUSE, now);
+        assert!(gates.of(&Who::Anybody).enter(now).is_err());
+        assert!(gates.of(&Who::Holder([1; 32])).enter(now).is_ok());
     }
 
     #[test]

@@ -16,7 +16,7 @@ mod verdicts;
 pub use ask::{mirror_unanswered, require_cover};
 #[cfg(any(test, fuzzing))]
 pub(crate) use auth::Challenge;
-pub use client::{BlobAnswer, FetchedManifest, ListAnswer, ManifestAnswer, Upstream};
+pub use client::{BlobAnswer, FetchedManifest, ListAnswer, ManifestAnswer, Served, Upstream};
 pub(crate) use client::{FILTERS_APPLIED, innermost};
 pub use held::CredentialSource;
 pub(crate) use lanes::{Seat, WIDTH_MAX};

@@ -14,6 +14,8 @@ use crate::{Credential, PullError, caller::Fingerprint};
 
 /// How long 401, 403 and 404 are remembered.
 const REFUSED_LIFE: Duration = Duration::from_secs(10);
+/// So many at least are put in before those past their time are looked for.
+const PURGE_MIN: usize = 256;
 /// The most of each kind that is remembered.
 const VERDICTS_MAX: usize = 16 * 1024;
 
@@ -91,9 +93,17 @@ impl Verdicts {
         let mut table = self.lock();
         let of = |path: Option<&str>| (who.clone(), repository.to_owned(), path.map(str::to_owned));
         match error {
-            PullError::Denied { .. } => {
+            // Who is unknown there is unknown in all of the repository.
+            PullError::Denied { status: 401, .. } => {
                 table.allowed.forget(&(who.clone(), repository.to_owned()));
                 table.refused.put(of(None), error.clone(), now + REFUSED_LIFE, now);
+            }
+            // What is forbidden may be this alone; whether the rest is, upstream has to say again.
+            PullError::Denied { .. } => {
+                table.allowed.forget(&(who.clone(), repository.to_owned()));
+                table
+                    .refused
+                    .put(of(Some(path)), error.clone(), now + REFUSED_LIFE, now);
             }
             PullError::Unknown(_) => table
                 .refused
@@ -108,34 +118,44 @@ impl Verdicts {
 }
 
 /// Values that count until their time.
-struct Timed<K, V>(HashMap<K, (V, Instant)>);
+struct Timed<K, V> {
+    values: HashMap<K, (V, Instant)>,
+    /// Since those past their time were taken out.
+    puts: usize,
+}
 
 impl<K, V> Default for Timed<K, V> {
     fn default() -> Self {
-        Self(HashMap::new())
+        Self {
+            values: HashMap::new(),
+            puts: 0,
+        }
     }
 }
 
 impl<K: Eq + Hash, V> Timed<K, V> {
     fn get(&self, key: &K, now: Instant) -> Option<&V> {
-        self.0
+        self.values
             .get(key)
             .filter(|(_, until)| now < *until)
             .map(|(value, _)| value)
     }
 
     fn put(&mut self, key: K, value: V, until: Instant, now: Instant) {
-        if self.0.len() >= VERDICTS_MAX {
-            self.0.retain(|_, (_, until)| now < *until);
+        // In the time that twice as many take, all that are past theirs are gone.
+        self.puts += 1;
+        if self.puts > self.values.len().max(PURGE_MIN) {
+            self.puts = 0;
+            self.values.retain(|_, (_, until)| now < *until);
         }
-        if self.0.len() >= VERDICTS_MAX {
-            self.0.clear();
+        if self.values.len() >= VERDICTS_MAX {
+            self.values.clear();
         }
-        self.0.insert(key, (value, until));
+        self.values.insert(key, (value, until));
     }
 
     fn forget(&mut self, key: &K) {
-        self.0.remove(key);
+        self.values.remove(key);
     }
 }
 
@@ -185,6 +205,29 @@ mod tests {
         );
         verdicts.allowed(&Who::Anybody, "a", None, ALLOWED_LIFE, now);
         assert!(verdicts.refusal(&Who::Anybody, "a", "blobs/x", now).is_none());
+    }
+
+    #[test]
+    fn what_is_forbidden_says_nothing_of_the_rest() {
+        let (verdicts, now) = (Verdicts::default(), Instant::now());
+        let forbidden = PullError::Denied {
+            upstream: "a.io".to_owned(),
+            status: 403,
+            challenge: None,
+        };
+        verdicts.refused(&Who::Anybody, "a", "manifests/v1", &forbidden, now);
+        assert!(verdicts.refusal(&Who::Anybody, "a", "manifests/v1", now).is_some());
+        assert!(verdicts.refusal(&Who::Anybody, "a", "manifests/v2", now).is_none());
+    }
+
+    #[test]
+    fn what_is_past_its_time_takes_no_room() {
+        let (mut timed, mut now) = (Timed::default(), Instant::now());
+        for number in 0..100_000 {
+            now += Duration::from_millis(1);
+            timed.put(number, (), now + Duration::from_millis(100), now);
+        }
+        assert!(timed.values.len() <= 2 * PURGE_MIN, "{}", timed.values.len());
     }
 
     #[test]

@@ -63,6 +63,15 @@ impl Index {
         Ok(row.is_some())
     }
 
+    pub(crate) fn has_upstream(&self, upstream: &str, digest: &Digest) -> Result<bool, IndexError> {
+        let connection = self.read();
+        let row = connection
+            .prepare_cached("SELECT 1 FROM sources WHERE digest = ?1 AND upstream = ?2 LIMIT 1")?
+            .query_row((digest.to_string(), upstream), |_| Ok(()))
+            .optional()?;
+        Ok(row.is_some())
+    }
+
     /// When upstream last served the holder.
     pub(crate) fn right(&self, at: &Repository, holder: Holder) -> Result<Option<Age>, IndexError> {
         let connection = self.read();
@@ -116,6 +125,13 @@ pub(crate) fn put_source(
             "INSERT OR REPLACE INTO sources (digest, upstream, repository, used_ms) VALUES (?1, ?2, ?3, ?4)",
         )?
         .execute((digest.to_string(), &at.upstream, &at.name, to_sql(used.0)))?;
+    Ok(())
+}
+
+pub(crate) fn delete_source(transaction: &Transaction<'_>, at: &Repository, digest: &Digest) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached("DELETE FROM sources WHERE digest = ?1 AND upstream = ?2 AND repository = ?3")?
+        .execute((digest.to_string(), &at.upstream, &at.name))?;
     Ok(())
 }
 
