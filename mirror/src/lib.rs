@@ -39,7 +39,7 @@ pub use mirror::{
     Mirror, StartMirrorError, advertised, incarnation, keep_clean, open_store, store_status, traffic_status,
 };
 pub use node::{INLINE_BYTES_MAX, NodeBlob, NodePort, node_router, open_path};
-pub use server::{bind, serve};
+pub use server::{Clients, bind};
 pub use sizes::BlobSizes;
 pub use source::{Access, Blobs, Content, Item, Tags};
 pub use transfer::{OpenBlob, Progress, Transfer, Transfers};

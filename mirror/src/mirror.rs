@@ -22,9 +22,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
-    Admission, Announcer, BlobSizes, CacheConfig, ClientError, Content, Destination, Front, Manifests, MirrorConfig,
-    NodePort, Origin, Rights, Traffic, Transfers, Upstream, UpstreamBlobs, UpstreamNames, Upstreams, announce, bind,
-    front_router, node_router, serve,
+    Admission, Announcer, BlobSizes, CacheConfig, ClientError, Clients, Content, Destination, Front, Manifests,
+    MirrorConfig, NodePort, Origin, Rights, Traffic, Transfers, Upstream, UpstreamBlobs, UpstreamNames, Upstreams,
+    announce, bind, front_router, node_router,
 };
 
 /// How often content past its time is looked for.
@@ -34,6 +34,7 @@ const PIECE_REQUESTS_MAX: usize = 4096;
 
 /// A running mirror. Dropping it leaves it running; [`Mirror::shutdown`] ends it.
 pub struct Mirror {
+    clients: Clients,
     stop: CancellationToken,
     tracker: TaskTracker,
     store: Store,
@@ -78,7 +79,7 @@ impl Mirror {
         let authority = config.authority_key.as_deref();
         let tls = authority.map(|authority| Acceptor::new(authority, ServerRole::Mirror));
         let tls = tls.transpose()?;
-        let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
+        let (clients, stop, tracker) = (Clients::default(), CancellationToken::new(), TaskTracker::new());
         let traffic = Traffic::default();
         let clock = AuthorityClock::default();
         let addresses = advertised(&config.advertise, config.piece_listen);
@@ -157,13 +158,14 @@ impl Mirror {
                 tracker.spawn(serve_pieces(listener, router.clone(), stop.clone()));
             }
         }
-        serve(&tracker, listeners, &router, tls.as_ref(), &stop);
+        clients.serve(listeners, &router, tls.as_ref());
         tracker.spawn(keep_clean(store.clone(), announcer.clone(), stop.clone()));
         if let Some(events) = events {
             tracker.spawn(answer_scheduler(store.clone(), announcer, events, stop.clone()));
         }
         info!(listen = ?config.listen, pieces = %config.piece_listen, cache = %config.cache.dir.display(), "mirror ready");
         Ok(Self {
+            clients,
             stop,
             tracker,
             store,
@@ -205,8 +207,9 @@ impl Mirror {
         json!({ "role": "mirror", "upstreams": self.upstream_names, "store": store_status(&self.store).await, "bytes": traffic_status(&self.traffic) })
     }
 
-    /// Lets client streams end, then stops.
+    /// Lets client streams end while pieces still come and go, then those, then stops.
     pub async fn shutdown(self) {
+        self.clients.drain().await;
         self.stop.cancel();
         self.tracker.close();
         self.tracker.wait().await;

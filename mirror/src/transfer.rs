@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use piecemeal_proto::Digest;
-use piecemeal_store::{Blob, FillFailure, Filling, ReadBlobError, Repository, Store};
+use piecemeal_store::{Blob, Extent, FillFailure, Filling, ReadBlobError, Repository, Store};
 use tokio::sync::watch;
 
 use crate::{Caller, Credential, PullError};
@@ -275,11 +275,40 @@ impl OpenBlob {
         }
     }
 
+    /// Waits until there is a byte at `offset`.
+    ///
+    /// # Errors
+    /// What ended the transfer.
+    pub async fn ready(&mut self, offset: u64) -> Result<(), ReadBlobError> {
+        match self.started().await? {
+            Started::Complete(_) => Ok(()),
+            Started::Filling(filling) => filling.wait_readable(offset).await,
+        }
+    }
+
     /// Reads at least one byte from the start of `range`, waiting for it when it is still on its way.
     ///
     /// # Errors
     /// What ended the transfer, or damage on disk.
     pub async fn read(&mut self, range: Range<u64>) -> Result<Bytes, ReadBlobError> {
+        match self.started().await? {
+            Started::Complete(blob) => blob.read(range).await,
+            Started::Filling(filling) => filling.read(range).await,
+        }
+    }
+
+    /// As [`OpenBlob::read`], but says where the bytes lie. `None` where they can only be read.
+    ///
+    /// # Errors
+    /// As [`OpenBlob::read`].
+    pub async fn extent(&mut self, range: Range<u64>) -> Result<Option<Extent>, ReadBlobError> {
+        match self.started().await? {
+            Started::Complete(blob) => blob.extent(range),
+            Started::Filling(filling) => filling.extent(range).await,
+        }
+    }
+
+    async fn started(&mut self) -> Result<Started<'_>, ReadBlobError> {
         if let Self::Starting { blob_bytes, transfer } = self {
             let stated = *blob_bytes;
             *self = match transfer.started().await {
@@ -293,11 +322,17 @@ impl OpenBlob {
             }
         }
         match self {
-            Self::Complete(blob) => blob.read(range).await,
-            Self::Filling(filling) => filling.read(range).await,
+            Self::Complete(blob) => Ok(Started::Complete(blob)),
+            Self::Filling(filling) => Ok(Started::Filling(filling)),
             Self::Starting { .. } => Err(given_up("it has not started")),
         }
     }
+}
+
+/// A blob whose bytes are here or come.
+enum Started<'a> {
+    Complete(&'a Blob),
+    Filling(&'a Filling),
 }
 
 fn given_up(why: &str) -> ReadBlobError {

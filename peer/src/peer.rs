@@ -3,9 +3,9 @@
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use piecemeal_mirror::{
-    Admission, Announcer, BlobSizes, ClientError, Content, Destination, Front, Manifests, NodeIdentity, Origin, Rights,
-    Traffic, Transfers, UpstreamBlobs, UpstreamNames, Upstreams, advertised, bind, front_router, incarnation,
-    keep_clean, mirror_http_client, open_store, serve, store_status, traffic_status,
+    Admission, Announcer, BlobSizes, ClientError, Clients, Content, Destination, Front, Manifests, NodeIdentity,
+    Origin, Rights, Traffic, Transfers, UpstreamBlobs, UpstreamNames, Upstreams, advertised, bind, front_router,
+    incarnation, keep_clean, mirror_http_client, open_store, store_status, traffic_status,
 };
 use piecemeal_proto::wire;
 use piecemeal_store::{OpenStoreError, Store};
@@ -30,6 +30,7 @@ const PIECE_REQUESTS_MAX: usize = 64;
 
 /// A running peer. Dropping it leaves it running; [`Peer::shutdown`] ends it.
 pub struct Peer {
+    clients: Clients,
     stop: CancellationToken,
     tracker: TaskTracker,
     store: Store,
@@ -68,7 +69,7 @@ impl Peer {
                 dir: config.cache.dir.clone(),
                 source,
             })?;
-        let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
+        let (clients, stop, tracker) = (Clients::default(), CancellationToken::new(), TaskTracker::new());
         let (traffic, clock, limiter) = (
             Traffic::default(),
             AuthorityClock::default(),
@@ -147,7 +148,7 @@ impl Peer {
             },
         };
         // Plain: clients are on this node.
-        serve(&tracker, listeners, &front_router(Arc::new(front)), None, &stop);
+        clients.serve(listeners, &front_router(Arc::new(front)), None);
         let pieces = piece_router(piece_port(&config, &store, clock, &limiter, &traffic));
         for listener in piece_listeners {
             tracker.spawn(serve_pieces(listener, pieces.clone(), stop.clone()));
@@ -166,6 +167,7 @@ impl Peer {
         }
         info!(listen = ?config.listen, pieces = %config.piece_listen, cache = %config.cache.dir.display(), "peer ready");
         Ok(Self {
+            clients,
             stop,
             tracker,
             store,
@@ -219,8 +221,9 @@ impl Peer {
         self.limiter.set_rate(ratelimit);
     }
 
-    /// Lets client streams end, then stops.
+    /// Lets client streams end while pieces still come and go, then those, then stops.
     pub async fn shutdown(self) {
+        self.clients.drain().await;
         self.stop.cancel();
         self.tracker.close();
         self.tracker.wait().await;

@@ -10,7 +10,7 @@ use piecemeal_proto::{Digest, FillId, PieceMap};
 use tracing::warn;
 
 use crate::{
-    FillFailure, PieceHash, Store, StoreError,
+    Extent, FillFailure, PieceHash, Store, StoreError,
     blocking::blocking,
     evict::Swept,
     files::OpenFile,
@@ -196,6 +196,15 @@ impl Blob {
     /// One for each piece.
     pub fn piece_hashes(&self) -> Arc<[PieceHash]> {
         Arc::clone(&self.inner.row.piece_hashes)
+    }
+
+    /// Where `range` lies, or its first [`READ_BYTES_MAX`] bytes when it is longer. `None` where that can only be read.
+    ///
+    /// # Errors
+    /// [`ReadBlobError::OutOfRange`].
+    pub fn extent(&self, range: Range<u64>) -> Result<Option<Extent>, ReadBlobError> {
+        let range = check_range(range, self.map().blob_bytes())?;
+        Ok(Extent::new(&self.inner.file, range, Arc::clone(&self.inner) as _))
     }
 
     /// Reads `range`, or its first [`READ_BYTES_MAX`] bytes when it is longer; never less than that. Cancel safe.

@@ -5,7 +5,10 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
+    os::{
+        fd::{AsFd as _, BorrowedFd},
+        unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
+    },
     path::Path,
     sync::Arc,
 };
@@ -97,6 +100,11 @@ pub trait OpenFile: Send + Sync {
     /// Whatever the disk says.
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
+    }
+
+    /// The operating system's own file, where there is one: it can be sent without being read.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
     }
 }
 
@@ -196,6 +204,10 @@ impl OpenFile for DiskFile {
 
     fn len(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.0.as_fd())
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tracing::debug;
 
 use crate::{
-    FillFailure, PieceHash, ReadBlobError,
+    Extent, FillFailure, PieceHash, ReadBlobError,
     blobs::check_range,
     blocking::blocking,
     files::write_all_at,
@@ -167,9 +167,51 @@ impl Filling {
     /// # Errors
     /// [`ReadBlobError`]: `Abandoned` when the fill fails, whatever is here.
     pub async fn read(&self, range: Range<u64>) -> Result<Bytes, ReadBlobError> {
+        let range = self.readable(range).await?;
+        if range.is_empty() {
+            return Ok(Bytes::new());
+        }
+        self.read_file(range).await
+    }
+
+    /// Waits until a client may see the byte at `offset`, which lies within the blob. Cancel safe.
+    ///
+    /// # Errors
+    /// As [`Filling::read`].
+    pub async fn wait_readable(&self, offset: u64) -> Result<(), ReadBlobError> {
+        self.readable(offset..offset + 1).await.map(drop)
+    }
+
+    /// As [`Filling::read`], but says where the bytes lie instead of reading them. `None` where they can only be read.
+    ///
+    /// # Errors
+    /// As [`Filling::read`].
+    pub async fn extent(&self, range: Range<u64>) -> Result<Option<Extent>, ReadBlobError> {
+        let range = self.readable(range).await?;
+        Ok(self.extent_of(range))
+    }
+
+    /// Where a whole piece lies, the final one too; `None` when it is not here, or can only be read.
+    ///
+    /// # Errors
+    /// [`ReadBlobError::Abandoned`].
+    pub fn piece_extent(&self, index: u32) -> Result<Option<Extent>, ReadBlobError> {
+        if let Some(why) = self.failure() {
+            return Err(ReadBlobError::Abandoned(why));
+        }
+        let is_here = self.fill_state().has(index);
+        Ok(is_here.then(|| self.extent_of(self.map().range(index))).flatten())
+    }
+
+    fn extent_of(&self, range: Range<u64>) -> Option<Extent> {
+        Extent::new(self.fill_state().file(), range, Arc::clone(&self.handle) as _)
+    }
+
+    /// Waits for the first byte of `range`; what of it a client may see without a gap.
+    async fn readable(&self, range: Range<u64>) -> Result<Range<u64>, ReadBlobError> {
         let range = check_range(range, self.map().blob_bytes())?;
         let Some(piece) = self.map().piece_at(range.start).filter(|_| !range.is_empty()) else {
-            return Ok(Bytes::new());
+            return Ok(range.start..range.start);
         };
         let mut changes = self.changes();
         let mut waiting = None;
@@ -186,7 +228,7 @@ impl Filling {
             changes.changed().await.expect("the sender is in our own handle");
         };
         drop(waiting);
-        self.read_file(range.start..end).await
+        Ok(range.start..end)
     }
 
     /// What other peers may have: a whole piece, the final one too, or `None` when it is not here. Does not wait.

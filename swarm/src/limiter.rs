@@ -123,6 +123,11 @@ impl Limiter {
         slice_bytes(self.rate())
     }
 
+    /// The same for bytes that need not be touched: without a limit, as many as there are.
+    pub(crate) fn chunk_bytes(&self) -> usize {
+        self.rate().map_or(usize::MAX, |rate| slice_bytes(Some(rate)))
+    }
+
     /// Waits until `bytes` may move. Dropped before it is done, it has taken one slice at most.
     pub async fn take(&self, bytes: usize) {
         let mut rate = self.inner.rate.subscribe();

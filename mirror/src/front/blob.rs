@@ -1,4 +1,4 @@
-//! Answers with a blob or a range of it, streamed as it lands. A failure after the first byte ends the body short of its
+//! Answers with a blob or a range of it, streamed as it lands, and sent from its file where the connection can. A failure after the first byte ends the body short of its
 //! length, so that the client resumes.
 
 use std::{ops::Range, sync::Arc};
@@ -11,14 +11,25 @@ use bytes::Bytes;
 use futures_util::stream;
 use piecemeal_proto::Digest;
 use piecemeal_store::ReadBlobError;
+use piecemeal_swarm::{Outlet, Part};
 use tracing::debug;
 
 use super::{
     base,
+    budget::Budget,
     error::coded,
     range::{Asked, asked},
 };
 use crate::{OpenBlob, SentBytes};
+
+/// How the bytes of a body go out.
+pub(super) struct Way {
+    /// The connection's, unless it has TLS.
+    pub(super) outlet: Option<Outlet>,
+    /// Of whatever has to be read.
+    pub(super) budget: Budget,
+    pub(super) sent: Arc<dyn SentBytes>,
+}
 
 pub(super) fn respond_head(digest: &Digest, blob_bytes: u64) -> Response<Body> {
     headers(StatusCode::OK, digest, blob_bytes)
@@ -26,12 +37,7 @@ pub(super) fn respond_head(digest: &Digest, blob_bytes: u64) -> Response<Body> {
         .expect("numbers and digests are header values")
 }
 
-pub(super) fn respond(
-    open: OpenBlob,
-    digest: &Digest,
-    range: Option<&HeaderValue>,
-    sent: &Arc<dyn SentBytes>,
-) -> Response<Body> {
+pub(super) fn respond(open: OpenBlob, digest: &Digest, range: Option<&HeaderValue>, way: Way) -> Response<Body> {
     let blob_bytes = open.blob_bytes();
     let (status, range) = match asked(range.and_then(|value| value.to_str().ok()), blob_bytes) {
         Asked::Whole => (StatusCode::OK, 0..blob_bytes),
@@ -48,7 +54,7 @@ pub(super) fn respond(
         );
     }
     response
-        .body(body(open, *digest, range, Arc::clone(sent)))
+        .body(body(open, *digest, range, way))
         .expect("numbers and digests are header values")
 }
 
@@ -73,21 +79,38 @@ fn headers(status: StatusCode, digest: &Digest, length: u64) -> axum::http::resp
         .header("docker-content-digest", digest.to_string())
 }
 
-fn body(open: OpenBlob, digest: Digest, range: Range<u64>, sent: Arc<dyn SentBytes>) -> Body {
+fn body(open: OpenBlob, digest: Digest, range: Range<u64>, way: Way) -> Body {
     let local = matches!(open, OpenBlob::Complete(_));
-    let reads = stream::try_unfold((open, range), move |(mut open, range)| {
-        let sent = Arc::clone(&sent);
-        async move {
-            if range.is_empty() {
-                return Ok::<Option<(Bytes, _)>, ReadBlobError>(None);
-            }
-            let bytes = open.read(range.clone()).await.inspect_err(
-                |error| debug!(blob.digest = %digest, %error, "a client's stream of {digest} ends early"),
-            )?;
-            sent.to_client(bytes.len(), local);
-            let rest = range.start + bytes.len() as u64..range.end;
-            Ok(Some((bytes, (open, rest))))
+    let parts = stream::try_unfold((open, range, way), move |(mut open, range, way)| async move {
+        if range.is_empty() {
+            return Ok::<Option<(Bytes, _)>, ReadBlobError>(None);
         }
+        let frame = way
+            .next(&mut open, &range)
+            .await
+            .inspect_err(|error| debug!(blob.digest = %digest, %error, "a client's stream of {digest} ends early"))?;
+        way.sent.to_client(frame.len(), local);
+        let rest = range.start + frame.len() as u64..range.end;
+        Ok(Some((frame, (open, rest, way))))
     });
-    Body::from_stream(reads)
+    Body::from_stream(parts)
+}
+
+impl Way {
+    /// What goes out next, for the beginning of `range`.
+    async fn next(&self, open: &mut OpenBlob, range: &Range<u64>) -> Result<Bytes, ReadBlobError> {
+        if let Some(outlet) = &self.outlet
+            && outlet.takes(range.end - range.start)
+            && let Some(extent) = open.extent(range.clone()).await?
+        {
+            extent.make_resident().await?;
+            return Ok(outlet.frame(Part::Extent(extent)));
+        }
+        // Room is taken for what is there: who waits for bytes holds none.
+        open.ready(range.start).await?;
+        let room = self.budget.take();
+        let end = range.end.min(range.start + room.bytes());
+        let bytes = open.read(range.start..end).await?;
+        Ok(room.hold(bytes))
+    }
 }

@@ -4,6 +4,7 @@
 
 mod accelerated;
 mod blob;
+mod budget;
 mod error;
 mod list;
 mod manifest;
@@ -13,7 +14,7 @@ mod range;
 use std::sync::Arc;
 
 use axum::{
-    Router,
+    Extension, Router,
     body::Body,
     extract::State,
     http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, header},
@@ -25,8 +26,11 @@ pub use name::UpstreamNames;
 pub(crate) use range::{Asked, asked};
 
 use piecemeal_proto::{NodeId, RoleKey};
+use piecemeal_swarm::Outlet;
 
 use crate::{Caller, Content, PullError, SentBytes, upstream::via};
+use blob::Way;
+use budget::Budget;
 use name::{Endpoint, Target};
 
 /// `Docker-Distribution-API-Version`: by it old clients tell a registry from a captive portal.
@@ -59,18 +63,29 @@ pub fn front_router(front: Arc<Front>) -> Router {
         .route("/v2", any(serve))
         .route("/v2/", any(serve))
         .route("/v2/{*path}", any(serve))
-        .with_state(front)
+        .with_state((front, Budget::default()))
 }
 
-async fn serve(State(front): State<Arc<Front>>, method: Method, uri: Uri, headers: HeaderMap) -> Response<Body> {
-    let mut response = front.answer(&method, &uri, &headers).await;
+async fn serve(
+    State((front, budget)): State<(Arc<Front>, Budget)>,
+    outlet: Option<Extension<Outlet>>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Response<Body> {
+    let way = Way {
+        outlet: outlet.map(|Extension(outlet)| outlet),
+        budget,
+        sent: Arc::clone(&front.sent),
+    };
+    let mut response = front.answer(&method, &uri, &headers, way).await;
     let (name, value) = API_VERSION;
     response.headers_mut().insert(name, value);
     response
 }
 
 impl Front {
-    async fn answer(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Response<Body> {
+    async fn answer(&self, method: &Method, uri: &Uri, headers: &HeaderMap, way: Way) -> Response<Body> {
         if method != Method::GET && method != Method::HEAD {
             return error::unsupported(method);
         }
@@ -84,7 +99,7 @@ impl Front {
             Err(error) => return error_response(&error, "UNSUPPORTED"),
         };
         let namespace = target.namespace.clone();
-        let mut response = self.pull(&caller, method, uri, headers, target).await;
+        let mut response = self.pull(&caller, method, uri, headers, target, way).await;
         // Only a client that named the upstream by `ns` expects to hear that it was understood.
         if let Some(namespace) = namespace.and_then(|name| HeaderValue::from_str(&name).ok()) {
             response.headers_mut().insert("oci-namespace", namespace);
@@ -99,6 +114,7 @@ impl Front {
         uri: &Uri,
         headers: &HeaderMap,
         target: Target,
+        way: Way,
     ) -> Response<Body> {
         let head = method == Method::HEAD;
         match target.endpoint {
@@ -119,7 +135,7 @@ impl Front {
                 Err(error) => error_response(&error, "BLOB_UNKNOWN"),
             },
             Endpoint::Blob(at, digest) => match self.content.blobs.open(caller, &at, &digest).await {
-                Ok(open) => blob::respond(open, &digest, headers.get(header::RANGE), &self.sent),
+                Ok(open) => blob::respond(open, &digest, headers.get(header::RANGE), way),
                 Err(error) => error_response(&error, "BLOB_UNKNOWN"),
             },
         }

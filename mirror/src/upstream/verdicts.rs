@@ -120,15 +120,15 @@ impl Verdicts {
 /// Values that count until their time.
 struct Timed<K, V> {
     values: HashMap<K, (V, Instant)>,
-    /// Since those past their time were taken out.
-    puts: usize,
+    /// How many more may be put in before those past their time are taken out.
+    puts_left: usize,
 }
 
 impl<K, V> Default for Timed<K, V> {
     fn default() -> Self {
         Self {
             values: HashMap::new(),
-            puts: 0,
+            puts_left: PURGE_MIN,
         }
     }
 }
@@ -142,11 +142,11 @@ impl<K: Eq + Hash, V> Timed<K, V> {
     }
 
     fn put(&mut self, key: K, value: V, until: Instant, now: Instant) {
-        // In the time that twice as many take, all that are past theirs are gone.
-        self.puts += 1;
-        if self.puts > self.values.len().max(PURGE_MIN) {
-            self.puts = 0;
+        // As many as were still good the last time, so that the work stays in proportion.
+        self.puts_left = self.puts_left.saturating_sub(1);
+        if self.puts_left == 0 {
             self.values.retain(|_, (_, until)| now < *until);
+            self.puts_left = self.values.len().max(PURGE_MIN);
         }
         if self.values.len() >= VERDICTS_MAX {
             self.values.clear();

@@ -1,7 +1,7 @@
 //! The body of an answer: pieces in order, slice by slice through the limiter.
 //!
-//! Nothing is read before the receiver has taken what was read before, so that a receiver that is slow or gone costs one
-//! piece of memory and no more reads.
+//! What lies in a file leaves from there. What has to be read is not read before the receiver has taken what was read
+//! before, so that one that is slow or gone costs one piece of memory and no more reads.
 
 use std::{ops::Range, sync::Arc};
 
@@ -15,7 +15,7 @@ use tokio::{
 use tracing::debug;
 
 use super::content::Content;
-use crate::Limiter;
+use crate::{Limiter, Outlet, Part};
 
 pub(super) struct PieceBody {
     pub(super) content: Content,
@@ -25,8 +25,10 @@ pub(super) struct PieceBody {
     pub(super) patience: Option<Duration>,
     pub(super) limiter: Limiter,
     pub(super) served: Arc<dyn Fn(u64) + Send + Sync>,
-    /// Read and not yet sent.
-    pub(super) ready: Bytes,
+    /// Found and not yet sent.
+    pub(super) ready: Part,
+    /// The connection's, where it has one.
+    pub(super) outlet: Option<Outlet>,
     /// Where in the blob reading goes on.
     pub(super) position: u64,
     #[expect(
@@ -56,15 +58,15 @@ impl PieceBody {
             let late = |_| ReadPieceError::Missing { piece };
             timeout(patience, self.content.wait(piece)).await.map_err(late)??;
         }
-        let bytes = self.content.read(piece, self.position).await?;
-        if bytes.is_empty() {
+        let part = self.content.read(piece, self.position, self.outlet.as_ref()).await?;
+        if part.is_empty() {
             return Err(ReadPieceError::Missing { piece });
         }
-        self.position += u64::try_from(bytes.len()).expect("a piece is small");
+        self.position += part.len();
         if self.position == self.content.map().range(piece).end {
             self.pieces.start += 1;
         }
-        self.ready = bytes;
+        self.ready = part;
         Ok(())
     }
 
@@ -84,9 +86,14 @@ impl PieceBody {
         if self.ready.is_empty() {
             return Ok(None);
         }
-        let slice = self.ready.split_to(self.ready.len().min(self.limiter.slice_bytes()));
-        self.limiter.take(slice.len()).await;
-        (self.served)(u64::try_from(slice.len()).expect("a slice is small"));
-        Ok(Some(slice))
+        let slice = self.ready.split_to(self.limiter.chunk_bytes());
+        let bytes = usize::try_from(slice.len()).expect("a slice is small");
+        self.limiter.take(bytes).await;
+        (self.served)(slice.len());
+        Ok(Some(match (slice, &self.outlet) {
+            (Part::Bytes(bytes), _) => bytes,
+            (part @ Part::Extent(_), Some(outlet)) => outlet.frame(part),
+            (Part::Extent(_), None) => unreachable!("nothing is left where it lies without an outlet"),
+        }))
     }
 }

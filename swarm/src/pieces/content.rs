@@ -1,8 +1,9 @@
 //! What the piece port serves from: a complete blob, under whatever fill it is asked for, or a fill under its own id.
 
-use bytes::Bytes;
 use piecemeal_proto::{Digest, FillId, PieceHash, PieceMap};
-use piecemeal_store::{Blob, Filling, ReadBlobError, Store, StoreError};
+use piecemeal_store::{Blob, Extent, Filling, ReadBlobError, Store, StoreError};
+
+use crate::{EXTENT_BYTES_MAX, Outlet, Part};
 
 pub(super) enum Content {
     Blob(Blob),
@@ -53,15 +54,35 @@ impl Content {
     }
 
     /// What is here of `piece` from byte `position` of the blob, at most to the piece's end. Empty when the piece is not here.
-    pub(super) async fn read(&self, piece: u32, position: u64) -> Result<Bytes, ReadBlobError> {
+    /// Where there is an outlet, what can be is left where it lies.
+    pub(super) async fn read(&self, piece: u32, position: u64, outlet: Option<&Outlet>) -> Result<Part, ReadBlobError> {
         let range = self.map().range(piece);
-        match self {
-            Self::Blob(blob) => blob.read(position..range.end).await,
+        if outlet.is_some_and(|outlet| outlet.takes(range.end - position))
+            && let Some(extent) = self.extent(piece, position)?
+        {
+            extent.make_resident().await?;
+            return Ok(Part::Extent(extent));
+        }
+        let bytes = match self {
+            Self::Blob(blob) => blob.read(position..range.end).await?,
             Self::Filling(filling) => {
                 let mut bytes = filling.read_piece(piece).await?.unwrap_or_default();
                 let skipped = usize::try_from(position - range.start).unwrap_or(usize::MAX);
-                Ok(bytes.split_off(skipped.min(bytes.len())))
+                bytes.split_off(skipped.min(bytes.len()))
             }
-        }
+        };
+        Ok(Part::Bytes(bytes))
+    }
+
+    fn extent(&self, piece: u32, position: u64) -> Result<Option<Extent>, ReadBlobError> {
+        let range = self.map().range(piece);
+        let extent = match self {
+            Self::Blob(blob) => blob.extent(position..range.end)?,
+            Self::Filling(filling) => filling.piece_extent(piece)?.map(|mut extent| {
+                let _read_before = extent.split_to(position - range.start);
+                extent
+            }),
+        };
+        Ok(extent.map(|mut extent| extent.split_to(extent.len().min(EXTENT_BYTES_MAX as u64))))
     }
 }

@@ -28,7 +28,7 @@ use super::{
     content::Content,
     write_hashes,
 };
-use crate::{AuthorityClock, Limiter};
+use crate::{AuthorityClock, Limiter, Outlet, Part};
 
 /// What a piece port serves, and to whom.
 #[derive(Clone)]
@@ -65,6 +65,7 @@ async fn serve(
     State(served): State<Arc<Served>>,
     Path((digest, fill, pieces)): Path<(String, String, String)>,
     remote: Option<Extension<ConnectInfo<SocketAddr>>>,
+    outlet: Option<Extension<Outlet>>,
     headers: HeaderMap,
 ) -> Result<Response, ServePiecesError> {
     let asked = Asked::parse(&digest, &fill, &pieces).ok_or(ServePiecesError::Malformed)?;
@@ -76,7 +77,8 @@ async fn serve(
         Some(Extension(ConnectInfo(remote))) => served.port.limiter.for_address(remote.ip()),
         None => served.port.limiter.clone(),
     };
-    served.port.answer(&asked, may_wait, limiter, permit).await
+    let outlet = outlet.map(|Extension(outlet)| outlet);
+    served.port.answer(&asked, may_wait, limiter, outlet, permit).await
 }
 
 /// A well-formed path.
@@ -148,6 +150,7 @@ impl PiecePort {
         asked: &Asked,
         may_wait: bool,
         limiter: Limiter,
+        outlet: Option<Outlet>,
         permit: OwnedSemaphorePermit,
     ) -> Result<Response, ServePiecesError> {
         let content = Content::find(&self.store, &asked.digest, asked.fill)
@@ -168,7 +171,8 @@ impl PiecePort {
             patience: may_wait.then_some(PIECE_WAIT_MAX),
             limiter,
             served: Arc::clone(&self.served),
-            ready: Bytes::new(),
+            ready: Part::Bytes(Bytes::new()),
+            outlet,
             position: start,
             permit,
         };
