@@ -42,7 +42,7 @@ pub use node::{INLINE_BYTES_MAX, NodeBlob, NodePort, node_router, open_path};
 pub use server::{Clients, bind};
 pub use sizes::BlobSizes;
 pub use source::{Access, Blobs, Content, Item, Tags};
-pub use transfer::{OpenBlob, Progress, Transfer, Transfers};
+pub use transfer::{Arrived, OpenBlob, Progress, Transfer, Transfers};
 pub use upstream::{
     BlobAnswer, ClientConfig, ClientError, CredentialSource, FetchedManifest, ListAnswer, ManifestAnswer, ProxyConfig,
     RewriteRule, Served, Upstream, Upstreams, mirror_http_client, mirror_unanswered, require_cover,

@@ -36,6 +36,9 @@ pub struct NodeBlob {
     pub fill: String,
     /// Opaque to the node.
     pub grant: String,
+    /// There was no room to keep the blob: it passes through the mirror, and has to be read from its registry port while it does.
+    #[serde(default)]
+    pub passing: bool,
     /// Where the mirror serves pieces.
     pub piece_addresses: Vec<SocketAddr>,
     /// The authority's clock, which grants are judged by.
@@ -153,9 +156,9 @@ impl NodePort {
     }
 
     async fn describe(&self, node: NodeId, digest: Digest, mut open: OpenBlob) -> Result<NodeBlob, PullError> {
-        let (map, fill) = match &open {
-            OpenBlob::Complete(blob) => (blob.map(), blob.fill()),
-            OpenBlob::Filling(filling) => (filling.map(), filling.fill()),
+        let (map, fill, passing) = match &open {
+            OpenBlob::Complete(blob) => (blob.map(), blob.fill(), false),
+            OpenBlob::Filling(filling) => (filling.map(), filling.fill(), filling.is_passing()),
             OpenBlob::Starting { .. } => {
                 return Err(PullError::Unavailable("upstream has not answered yet".to_owned()));
             }
@@ -172,6 +175,7 @@ impl NodePort {
             blob_bytes: map.blob_bytes(),
             piece_bytes: map.piece_bytes(),
             fill: fill.to_string(),
+            passing,
             grant: grant.sign(&self.authority),
             piece_addresses: self.piece_addresses.clone(),
             unix_seconds: now,

@@ -18,6 +18,13 @@ use tokio::sync::watch;
 
 use crate::{Caller, Credential, PullError};
 
+/// How a transfer that went well has ended.
+pub enum Arrived {
+    Kept(Blob),
+    /// There was no room for it: its readers go on within their window.
+    Passed,
+}
+
 /// After a failure a digest is answered with that failure for this long, so that a client's resume goes to its next host
 /// instead of starting the same download over. Doubles with each failure in a row.
 const COOL_DOWN: Duration = Duration::from_secs(1);
@@ -159,7 +166,7 @@ impl Transfers {
         run: impl Fn(Arc<Transfer>) -> F,
     ) -> Result<(Arc<Transfer>, OpenBlob), PullError>
     where
-        F: Future<Output = Result<Blob, PullError>> + Send + 'static,
+        F: Future<Output = Result<Arrived, PullError>> + Send + 'static,
     {
         let joined = self.join_or_start(caller, at, digest, blob_bytes, &run)?;
         match joined.opened(patience).await {
@@ -182,7 +189,7 @@ impl Transfers {
         run: impl Fn(Arc<Transfer>) -> F,
     ) -> Result<Arc<Transfer>, PullError>
     where
-        F: Future<Output = Result<Blob, PullError>> + Send + 'static,
+        F: Future<Output = Result<Arrived, PullError>> + Send + 'static,
     {
         let mut table = self.0.lock().expect("no holder of this lock panics");
         if let Some(transfer) = table.live.get(digest) {
@@ -216,13 +223,16 @@ impl Transfers {
         Ok(transfer)
     }
 
-    fn end(&self, key: (Repository, Digest), transfer: &Transfer, result: Result<Blob, PullError>) {
+    fn end(&self, key: (Repository, Digest), transfer: &Transfer, result: Result<Arrived, PullError>) {
         let mut table = self.0.lock().expect("no holder of this lock panics");
         table.live.remove(&key.1);
         let progress = match result {
-            Ok(blob) => {
+            Ok(arrived) => {
                 table.failures.remove(&key);
-                Progress::Complete(blob)
+                match arrived {
+                    Arrived::Kept(blob) => Progress::Complete(blob),
+                    Arrived::Passed => transfer.progress(),
+                }
             }
             Err(error) => {
                 // A verdict is one caller's, and whoever gave it remembers it.

@@ -144,7 +144,7 @@ impl LiveDownloads {
     pub(crate) fn status(&self) -> Vec<serde_json::Value> {
         let table = self.lock();
         let rows = table.downloads.iter().map(|(digest, live)| {
-            let have = live.filling.have();
+            let have = live.filling.landed();
             serde_json::json!({ "digest": digest.to_string(), "pieces": have.capacity(), "have": have.count() })
         });
         rows.collect()

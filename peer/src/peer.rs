@@ -3,12 +3,12 @@
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use piecemeal_mirror::{
-    Admission, Announcer, BlobSizes, ClientError, Clients, Content, Destination, Front, Manifests, NodeIdentity,
-    Origin, Rights, Traffic, Transfers, UpstreamBlobs, UpstreamNames, Upstreams, advertised, bind, front_router,
-    incarnation, keep_clean, mirror_http_client, open_store, store_status, traffic_status,
+    Admission, Announcer, BlobSizes, ClientError, Clients, Content, Destination, FillObserver, Front, Manifests,
+    NodeIdentity, Origin, Rights, Traffic, Transfers, UpstreamBlobs, UpstreamNames, Upstreams, advertised, bind,
+    front_router, incarnation, keep_clean, mirror_http_client, open_store, store_status, traffic_status,
 };
-use piecemeal_proto::wire;
-use piecemeal_store::{OpenStoreError, Store};
+use piecemeal_proto::{Digest, FillId, PieceHash, wire};
+use piecemeal_store::{Filling, OpenStoreError, Store};
 use piecemeal_swarm::{
     AuthorityClock, Limiter, PieceClient, PiecePort, Session, SessionConfig, piece_router, serve_pieces,
 };
@@ -94,8 +94,9 @@ impl Peer {
             .clone()
             .map(|url| MirrorClient::new(url, http.clone(), identity.clone(), allow_plain, clock.clone()));
         let upstreams = Upstreams::new(&config.upstreams, &config.client, store.node_id())?;
+        let registries = registries_at_mirror(&config, &http, identity);
         let source = Arc::new(MirrorFirst {
-            mirror: mirror.clone().zip(registries_at_mirror(&config, &http, identity)),
+            mirror: mirror.clone().zip(registries.clone()),
             upstreams: upstreams.clone(),
             direct_fallback: config.direct_fallback,
         });
@@ -104,21 +105,28 @@ impl Peer {
         let rights = Rights::new(store.clone(), Arc::clone(&source) as _, grace, Some(grace));
         let access = Arc::new(rights);
         let sizes = BlobSizes::default();
+        let upstream = UpstreamBlobs {
+            store: store.clone(),
+            upstreams: upstreams.clone(),
+            access: access.clone(),
+            sizes: sizes.clone(),
+            transfers: Transfers::default(),
+            observer: Arc::new(announcer.clone()),
+            limiter: limiter.clone(),
+        };
+        let through_mirror = registries.map(|registries| UpstreamBlobs {
+            upstreams: registries,
+            observer: Arc::new(FromMirror(traffic.clone())),
+            ..upstream.clone()
+        });
         let parts = Parts {
             store: store.clone(),
             mirror: mirror.clone(),
             session: session.clone(),
             announcer: announcer.clone(),
             pieces: PieceClient::new(limiter.clone()),
-            upstream: UpstreamBlobs {
-                store: store.clone(),
-                upstreams: upstreams.clone(),
-                access: access.clone(),
-                sizes: sizes.clone(),
-                transfers: Transfers::default(),
-                observer: Arc::new(announcer.clone()),
-                limiter: limiter.clone(),
-            },
+            upstream,
+            through_mirror,
             traffic: traffic.clone(),
             live: downloads.clone(),
             direct_fallback: config.direct_fallback,
@@ -228,6 +236,23 @@ impl Peer {
         self.tracker.close();
         self.tracker.wait().await;
         self.store.close().await;
+    }
+}
+
+/// Counts what comes through the mirror's registry; none of it is offered.
+struct FromMirror(Traffic);
+
+impl FillObserver for FromMirror {
+    fn opened(&self, _filling: &Filling) {}
+
+    fn landed(&self, _filling: &Filling, _piece: u32, _hash: PieceHash) {}
+
+    fn proven(&self, _digest: &Digest, _fill: FillId) {}
+
+    fn revoked(&self, _digest: &Digest, _fill: FillId) {}
+
+    fn received(&self, bytes: usize) {
+        self.0.count(Origin::Mirror, Destination::Store, bytes as u64);
     }
 }
 

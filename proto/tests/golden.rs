@@ -52,6 +52,20 @@ fn reports() -> Vec<(&'static str, report::Report)> {
                 blob_bytes: 1 << 40,
                 piece_bytes: 1 << 22,
                 have: vec![0xff, 1],
+                ..Want::default()
+            }),
+        ),
+        (
+            "want_of_a_window",
+            R::Want(Want {
+                digest: digest(),
+                grant: b"grant".to_vec(),
+                fill: 3,
+                blob_bytes: 1 << 40,
+                piece_bytes: 1 << 22,
+                have: Vec::new(),
+                window_first: 7,
+                window_count: 8,
             }),
         ),
         ("unwant", R::Unwant(Unwant { digest: digest() })),

@@ -61,6 +61,7 @@ fn hand_out(peers: u32, pieces: u32, leases_max: u64) -> (u64, Duration) {
             map,
             fill: FILL,
             have: PieceSet::new(pieces),
+            window: None,
         };
         brain.handle(Duration::ZERO, want, &mut out);
     }

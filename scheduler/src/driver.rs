@@ -437,6 +437,7 @@ mod tests {
             map,
             fill: FillId(7),
             have: PieceSet::new(map.count()),
+            window: None,
         };
         let have = Event::Have {
             member: mirror.member,

@@ -3,6 +3,8 @@
 //! Everything in a report is a stranger's word until it is checked here: digests, bitmaps, counts and lengths fit each other,
 //! a peer wants only what it was granted, and only a mirror speaks about fills as a whole.
 
+use std::ops::Range;
+
 use piecemeal_proto::{AuthorityPublic, Digest, FillId, Grant, NodeId, PIECE_HASH_BYTES, PieceMap, PieceSet, wire};
 
 use crate::swarm::{Event, LeaseId, MemberId, Outcome, Role};
@@ -120,6 +122,7 @@ impl ReportReader {
             map,
             fill,
             have,
+            window: window(want, map),
         })
     }
 
@@ -224,6 +227,12 @@ fn outcome(ended: &wire::LeaseEnded) -> Outcome {
     }
 }
 
+/// The pieces that a daemon has room for; `None`: all.
+fn window(want: &wire::Want, map: PieceMap) -> Option<Range<u32>> {
+    let end = want.window_first.saturating_add(want.window_count).min(map.count());
+    (want.window_count > 0).then(|| want.window_first.min(end)..end)
+}
+
 fn malformed(field: &'static str) -> ReadReportError {
     ReadReportError::Malformed { field }
 }
@@ -285,6 +294,7 @@ mod tests {
             blob_bytes: u64::MAX,
             piece_bytes: 0,
             have: have.to_vec(),
+            ..wire::Want::default()
         }
     }
 

@@ -649,6 +649,8 @@ fn want(digest: &Digest, grant: Vec<u8>) -> wire::Want {
         blob_bytes: PIECE_BYTES * u64::from(PIECES),
         piece_bytes: PIECE_BYTES,
         have: Vec::new(),
+        window_first: 0,
+        window_count: 0,
     }
 }
 
@@ -703,17 +705,22 @@ fn any_report() -> impl Strategy<Value = Report> {
         any_size(),
         any_size(),
         any_bytes(),
+        any::<(u32, u32)>(),
     );
-    let want = want.prop_map(|(digest, grant, fill, blob_bytes, piece_bytes, have)| {
-        Report::Want(wire::Want {
-            digest,
-            grant,
-            fill,
-            blob_bytes,
-            piece_bytes,
-            have: if have.len() > 70 { Vec::new() } else { have },
-        })
-    });
+    let want = want.prop_map(
+        |(digest, grant, fill, blob_bytes, piece_bytes, have, (window_first, window_count))| {
+            Report::Want(wire::Want {
+                digest,
+                grant,
+                fill,
+                blob_bytes,
+                piece_bytes,
+                have: if have.len() > 70 { Vec::new() } else { have },
+                window_first,
+                window_count,
+            })
+        },
+    );
     let have = (
         any_digest(),
         any_fill(),

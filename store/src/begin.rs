@@ -9,12 +9,12 @@ use piecemeal_proto::{Digest, FillId, PieceMap};
 use tracing::{debug, warn};
 
 use crate::{
-    Filling, IndexError, Store,
+    Filling, IndexError, Offer, Store,
     evict::{RoomError, Swept},
     files::OpenFile,
     fill::{Fill, read_range},
     gate::GateGuard,
-    handle::{Handle, Pin},
+    handle::{Handle, Held, Pin},
     index::{Durability, PartialRow, partials},
     lock::locked,
     quota::Kind,
@@ -74,7 +74,12 @@ impl Shared {
         handle.fill.is_open().then_some(handle)
     }
 
-    fn join(&self, digest: &Digest, map: PieceMap, id: Option<FillId>) -> Result<Option<Filling>, BeginFillError> {
+    pub(crate) fn join(
+        &self,
+        digest: &Digest,
+        map: PieceMap,
+        id: Option<FillId>,
+    ) -> Result<Option<Filling>, BeginFillError> {
         let kind = locked(&self.state).ledger.get(digest).map(|entry| entry.kind);
         if kind == Some(Kind::Blob) {
             return Err(BeginFillError::AlreadyComplete);
@@ -206,7 +211,7 @@ impl Shared {
             .expect("the entry is there and its gate is ours");
         let handle = Arc::new(Handle {
             fill: Arc::clone(&fill),
-            pin: Pin::new(self, digest, generation),
+            held: Held::Space(Pin::new(self, digest, generation)),
         });
         let live = Live {
             fill,
@@ -214,6 +219,25 @@ impl Shared {
         };
         state.live.insert(digest, live);
         drop(state);
+        Filling::new(handle)
+    }
+}
+
+impl Shared {
+    /// Makes the first handle of a passing fill. Nobody else sees one that offers nothing.
+    pub(crate) fn attach_passing(self: &Arc<Self>, fill: Arc<Fill>, offer: Offer) -> Filling {
+        let handle = Arc::new(Handle {
+            fill: Arc::clone(&fill),
+            held: Held::Nothing(Arc::clone(self)),
+        });
+        if offer == Offer::Pieces {
+            let digest = *fill.digest();
+            let live = Live {
+                fill,
+                handle: Arc::downgrade(&handle),
+            };
+            locked(&self.state).live.insert(digest, live);
+        }
         Filling::new(handle)
     }
 }

@@ -47,6 +47,9 @@ pub enum ReadBlobError {
     /// The file is shorter than its blob. The blob was dropped; ask for it again from elsewhere.
     #[error("the file of {digest} is shorter than the blob")]
     Truncated { digest: Digest },
+    /// There was no room to keep the blob, and the reader was too far behind the others: what it wants is gone.
+    #[error("the blob is not kept here, and what is asked for has passed")]
+    Passed,
     /// The fill ended without the blob; what was read before is still good.
     #[error("the fill was abandoned")]
     Abandoned(#[source] FillFailure),

@@ -114,7 +114,7 @@ impl Shared {
                     used_bytes: state.ledger.bytes(),
                     free_bytes_min: state.limits.free_bytes_min,
                     free_bytes,
-                    promised_bytes: state.live.values().map(|live| live.fill.missing_bytes()).sum(),
+                    promised_bytes: state.live.values().map(|live| live.fill.unwritten_bytes()).sum(),
                 };
                 let shortage_bytes = space.shortage_bytes(new_bytes, unwritten_bytes);
                 if shortage_bytes == 0 {

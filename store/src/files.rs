@@ -5,6 +5,7 @@
 
 use std::{
     fs, io,
+    ops::Range,
     os::{
         fd::{AsFd as _, BorrowedFd},
         unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
@@ -101,6 +102,9 @@ pub trait OpenFile: Send + Sync {
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
     }
+
+    /// The bytes in that range are not wanted any more. Only files in memory care.
+    fn forget(&self, _range: Range<u64>) {}
 
     /// The operating system's own file, where there is one: it can be sent without being read.
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {

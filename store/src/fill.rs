@@ -1,7 +1,7 @@
 //! The state of one blob that is being filled.
 //!
-//! Invariant: a piece is in `have` only after its bytes had the hash that is kept for it and were written to the file, and
-//! nothing writes them again. A tail is in the file, but in nothing that a reader or peer sees. `proven` is set only when the whole blob had its digest. Nothing here waits or touches the
+//! Invariant: a piece is in `landed` only after its bytes had the hash that is kept for it and were written to the file, and
+//! nothing writes them again. It is in `have` as long as it can be read, which is for ever, unless the fill is a passing one. A tail is in the file, but in nothing that a reader or peer sees. `proven` is set only when the whole blob had its digest. Nothing here waits or touches the
 //! index; whatever readers may be waiting for moves `changes`.
 
 use std::{
@@ -21,6 +21,7 @@ use crate::{
     files::{OpenFile, read_exact_at},
     index::Progress,
     lock::locked,
+    passing::{MemoryFile, Place, Window},
     tail::{Tail, Tails},
 };
 
@@ -66,12 +67,19 @@ pub(crate) struct Fill {
 
 struct FillState {
     have: PieceSet,
-    have_bytes: u64,
-    /// Of the pieces in `have`; zeros elsewhere.
+    landed: PieceSet,
+    landed_bytes: u64,
+    /// Of a passing fill.
+    window: Option<Window>,
+    /// Let go, and still in the file.
+    gone: Vec<u32>,
+    /// The first piece that the digest lacks.
+    hashed: u32,
+    /// Of the pieces in `landed`; zeros elsewhere.
     hashes: Vec<PieceHash>,
-    /// In `have`, and not yet in the index.
+    /// In `landed`, and not yet in the index.
     unsaved: Vec<u32>,
-    /// Of pieces that are not in `have`.
+    /// Of pieces that are not in `landed`.
     tails: Tails,
     /// Being written by somebody; and whether somebody else waits for that.
     claimed: HashMap<u32, bool>,
@@ -85,6 +93,8 @@ struct FillState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum End {
     Published,
+    /// Proven, and not kept. Its readers go on within the window.
+    Passed,
     /// The disk would not take the finished blob. Its readers go on from the open file; nothing can follow but abandoning.
     Lost,
     Failed(FillFailure),
@@ -106,8 +116,10 @@ struct Wait {
 /// What a writer finds before it writes.
 pub(crate) enum Claim {
     Have(PieceHash),
-    /// Somebody else is writing that piece; wait for a change.
+    /// Somebody else is writing that piece, or there is no room for it yet; wait for a change.
     Busy,
+    /// There is no room for it, unless the digest catches up: see [`Fill::catch_up`]. Then as `Busy`.
+    Beyond,
     /// The caller writes it, and calls [`Fill::land`] or [`Fill::release`].
     Yours,
 }
@@ -123,7 +135,11 @@ impl Fill {
             file,
             state: Mutex::new(FillState {
                 have: PieceSet::new(map.count()),
-                have_bytes: 0,
+                landed: PieceSet::new(map.count()),
+                landed_bytes: 0,
+                window: None,
+                gone: Vec::new(),
+                hashed: 0,
                 hashes: vec![[0; 32]; map.count() as usize],
                 unsaved: Vec::new(),
                 tails: Tails::default(),
@@ -140,6 +156,13 @@ impl Fill {
             writes: RwLock::default(),
             changes: watch::Sender::new(0),
         }
+    }
+
+    /// A fill whose blob is not kept. It has no row.
+    pub(crate) fn passing(digest: Digest, map: PieceMap, id: FillId) -> Self {
+        let fill = Self::new(digest, map, id, NO_ROW, Arc::new(MemoryFile::new(map)));
+        locked(&fill.state).window = Some(Window::new(map));
+        fill
     }
 
     pub(crate) fn digest(&self) -> &Digest {
@@ -176,9 +199,28 @@ impl Fill {
         locked(&self.state).have.contains(index)
     }
 
+    pub(crate) fn landed(&self) -> PieceSet {
+        locked(&self.state).landed.clone()
+    }
+
+    /// The pieces that a passing fill has room for now.
+    pub(crate) fn window(&self) -> Option<Range<u32>> {
+        let state = locked(&self.state);
+        let range = state.window.as_ref()?.range();
+        Some(range.start..range.end.min(self.map.count()))
+    }
+
+    pub(crate) fn is_passing(&self) -> bool {
+        locked(&self.state).window.is_some()
+    }
+
+    pub(crate) fn has_readers(&self) -> bool {
+        locked(&self.state).window.as_ref().is_none_or(Window::has_readers)
+    }
+
     pub(crate) fn hash(&self, index: u32) -> Option<PieceHash> {
         let state = locked(&self.state);
-        state.have.contains(index).then(|| state.hashes[index as usize])
+        state.landed.contains(index).then(|| state.hashes[index as usize])
     }
 
     pub(crate) fn hashes(&self) -> Arc<[PieceHash]> {
@@ -187,11 +229,16 @@ impl Fill {
 
     pub(crate) fn missing(&self) -> u32 {
         let state = locked(&self.state);
-        state.have.capacity() - state.have.count()
+        state.landed.capacity() - state.landed.count()
     }
 
     pub(crate) fn missing_bytes(&self) -> u64 {
-        self.map.blob_bytes() - locked(&self.state).have_bytes
+        self.map.blob_bytes() - locked(&self.state).landed_bytes
+    }
+
+    /// What it has still to write to the disk.
+    pub(crate) fn unwritten_bytes(&self) -> u64 {
+        if self.is_passing() { 0 } else { self.missing_bytes() }
     }
 
     pub(crate) fn is_proven(&self) -> bool {
@@ -230,8 +277,14 @@ impl Fill {
     pub(crate) fn claim(&self, index: u32) -> Result<Claim, FillFailure> {
         let mut state = locked(&self.state);
         let state = &mut *state;
-        if state.have.contains(index) {
+        if state.landed.contains(index) {
             return Ok(Claim::Have(state.hashes[index as usize]));
+        }
+        if state.end.is_none()
+            && let Some(window) = &state.window
+            && window.place(index) == Place::Beyond
+        {
+            return Ok(Claim::Beyond);
         }
         match &state.end {
             Some(End::Failed(why)) => Err(why.clone()),
@@ -276,7 +329,9 @@ impl Fill {
         let mut state = locked(&self.state);
         state.claimed.remove(&index);
         self.insert(&mut state, index, hash);
-        state.unsaved.push(index);
+        if state.window.is_none() {
+            state.unsaved.push(index);
+        }
         drop(state);
         self.changed();
     }
@@ -287,11 +342,73 @@ impl Fill {
     }
 
     fn insert(&self, state: &mut FillState, index: u32, hash: PieceHash) {
-        if state.have.insert(index) {
-            state.have_bytes += self.map.len(index);
+        if state.landed.insert(index) {
+            state.have.insert(index);
+            state.landed_bytes += self.map.len(index);
             state.hashes[index as usize] = hash;
         }
         state.tails.forget(index);
+    }
+
+    // Passing.
+
+    /// Somebody has a piece for which there is no room yet: hashes what it can, so that pieces may go. On a blocking thread.
+    pub(crate) fn catch_up(&self, index: u32, now: Duration) -> io::Result<()> {
+        if let Some(window) = &mut locked(&self.state).window {
+            window.want(index);
+        }
+        self.advance(None, u32::MAX)?;
+        self.slide(now);
+        Ok(())
+    }
+
+    /// A reader of a passing fill is at `piece`; `None` when that has passed.
+    pub(crate) fn sit(&self, piece: u32, now: Duration) -> Option<u64> {
+        let seat = locked(&self.state).window.as_mut()?.sit(piece, now);
+        self.slide(now);
+        seat
+    }
+
+    pub(crate) fn move_to(&self, seat: u64, piece: u32, now: Duration) -> bool {
+        let moved = match &mut locked(&self.state).window {
+            Some(window) => window.move_to(seat, piece, now),
+            None => true,
+        };
+        self.slide(now);
+        moved
+    }
+
+    pub(crate) fn leave(&self, seat: u64, now: Duration) {
+        if let Some(window) = &mut locked(&self.state).window {
+            window.leave(seat);
+        }
+        self.slide(now);
+        // Whoever minds that nobody reads any more.
+        self.changed();
+    }
+
+    fn slide(&self, now: Duration) {
+        let mut state = locked(&self.state);
+        let state = &mut *state;
+        let Some(window) = &mut state.window else {
+            return;
+        };
+        let gone = window.slide(state.hashed, now);
+        if gone.is_empty() {
+            return;
+        }
+        for piece in gone {
+            state.have.remove(piece);
+            state.gone.push(piece);
+        }
+        self.changed();
+    }
+
+    /// Frees the memory of pieces that have gone.
+    pub(crate) fn let_go(&self) {
+        for piece in std::mem::take(&mut locked(&self.state).gone) {
+            self.file.forget(self.map.range(piece));
+        }
     }
 
     pub(crate) fn tail(&self, index: u32) -> Option<Tail> {
@@ -306,7 +423,7 @@ impl Fill {
     /// The tail was found in the file by a resume, and the index knows it.
     pub(crate) fn adopt_tail(&self, tail: Tail) {
         let mut state = locked(&self.state);
-        if !state.have.contains(tail.index()) {
+        if !state.landed.contains(tail.index()) {
             state.tails.adopt(tail);
         }
     }
@@ -340,13 +457,13 @@ impl Fill {
 
     /// Hashes on from the end of the contiguous prefix, at most `pieces_max` pieces; does nothing when somebody else is at
     /// it. `fresh` is a piece that need not be read back.
-    pub(crate) fn advance(&self, fresh: (u32, &Bytes), pieces_max: u32) -> io::Result<()> {
+    pub(crate) fn advance(&self, fresh: Option<(u32, &Bytes)>, pieces_max: u32) -> io::Result<()> {
         let Ok(mut prefix) = self.prefix.try_lock() else {
             return Ok(());
         };
         for _ in 0..pieces_max {
-            if prefix.next == fresh.0 {
-                prefix.hasher.update(fresh.1);
+            if let Some((_, bytes)) = fresh.filter(|(index, _)| *index == prefix.next) {
+                prefix.hasher.update(bytes);
             } else if self.has(prefix.next) {
                 let bytes = self.read_back(prefix.next)?;
                 prefix.hasher.update(&bytes);
@@ -354,6 +471,7 @@ impl Fill {
                 break;
             }
             prefix.next += 1;
+            locked(&self.state).hashed = prefix.next;
         }
         Ok(())
     }
@@ -392,6 +510,11 @@ impl Fill {
         self.changed();
     }
 
+    pub(crate) fn end_passed(&self) {
+        locked(&self.state).end = Some(End::Passed);
+        self.changed();
+    }
+
     pub(crate) fn end_lost(&self) {
         locked(&self.state).end = Some(End::Lost);
         self.changed();
@@ -400,7 +523,7 @@ impl Fill {
     /// Ends the fill for its readers and writers; `false` when it had failed or was published before.
     pub(crate) fn fail(&self, why: FillFailure) -> bool {
         let mut state = locked(&self.state);
-        if matches!(state.end, Some(End::Failed(_) | End::Published)) {
+        if matches!(state.end, Some(End::Failed(_) | End::Published | End::Passed)) {
             return false;
         }
         state.end = Some(End::Failed(why));
@@ -448,7 +571,7 @@ impl Fill {
             .waits
             .values()
             .map(|wait| wait.piece)
-            .filter(|piece| !state.have.contains(*piece))
+            .filter(|piece| !state.landed.contains(*piece))
             .min()
     }
 
@@ -458,6 +581,9 @@ impl Fill {
         Some((wait.piece, now.saturating_sub(wait.since)))
     }
 }
+
+/// The row of a fill that the index does not know.
+const NO_ROW: i64 = -1;
 
 /// Reads a range that the file is known to hold; `UnexpectedEof` when it does not.
 pub(crate) fn read_range(file: &dyn OpenFile, range: Range<u64>) -> io::Result<Vec<u8>> {

@@ -50,11 +50,30 @@ impl Drop for Pin {
 /// A filling that somebody holds.
 pub(crate) struct Handle {
     pub(crate) fill: Arc<Fill>,
-    pub(crate) pin: Pin,
+    pub(crate) held: Held,
+}
+
+/// What a filling holds of its store.
+pub(crate) enum Held {
+    /// Its space on the disk.
+    Space(Pin),
+    /// Nothing: it is a passing one.
+    Nothing(Arc<Shared>),
 }
 
 impl Handle {
     pub(crate) fn shared(&self) -> &Arc<Shared> {
-        self.pin.shared()
+        match &self.held {
+            Held::Space(pin) => pin.shared(),
+            Held::Nothing(shared) => shared,
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if let Held::Nothing(shared) = &self.held {
+            shared.forget_passing(&self.fill);
+        }
     }
 }

@@ -4,7 +4,12 @@
 //! got everything but the end cannot mistake a bad blob for a good one. Other peers see it through [`Filling::read_piece`]:
 //! they verify each piece and prove the blob themselves.
 
-use std::{io, ops::Range, sync::Arc, time::Duration};
+use std::{
+    io,
+    ops::Range,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use piecemeal_proto::{Digest, FillId, PieceMap, PieceSet};
@@ -18,6 +23,7 @@ use crate::{
     files::write_all_at,
     fill::{Claim, Fill, read_range},
     handle::Handle,
+    lock::locked,
 };
 
 /// Pieces that one write hashes towards the blob's digest: more than one, so that the digest catches up with pieces that
@@ -25,9 +31,29 @@ use crate::{
 const ADVANCE_PIECES_MAX: u32 = 4;
 
 /// A blob that is being filled. Cheap to clone. When the last clone goes, what arrived stays on disk to be resumed.
-#[derive(Clone)]
+///
+/// Of a passing fill each clone that reads is a reader of its own, for as long as it lives.
 pub struct Filling {
     pub(crate) handle: Arc<Handle>,
+    seat: Mutex<Option<Seat>>,
+}
+
+impl Clone for Filling {
+    fn clone(&self) -> Self {
+        Self::new(Arc::clone(&self.handle))
+    }
+}
+
+/// A reader's place in the window of a passing fill.
+struct Seat {
+    handle: Arc<Handle>,
+    id: u64,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.handle.fill.leave(self.id, self.handle.shared().clock.monotonic());
+    }
 }
 
 /// Why a piece could not be kept.
@@ -54,7 +80,10 @@ pub enum WritePieceError {
 
 impl Filling {
     pub(crate) fn new(handle: Arc<Handle>) -> Self {
-        Self { handle }
+        Self {
+            handle,
+            seat: Mutex::default(),
+        }
     }
 
     pub(crate) fn fill_state(&self) -> &Fill {
@@ -79,7 +108,27 @@ impl Filling {
         self.fill_state().have()
     }
 
-    /// The hash of a piece that is here.
+    /// The pieces that have been here, each verified; those of a passing fill may have gone again.
+    pub fn landed(&self) -> PieceSet {
+        self.fill_state().landed()
+    }
+
+    /// Whether the blob will not be kept.
+    pub fn is_passing(&self) -> bool {
+        self.fill_state().is_passing()
+    }
+
+    /// The pieces that a passing fill has room for now; `None` for one that keeps everything.
+    pub fn window(&self) -> Option<Range<u32>> {
+        self.fill_state().window()
+    }
+
+    /// Whether anybody reads a passing fill. One that keeps everything counts as read.
+    pub fn has_readers(&self) -> bool {
+        self.fill_state().has_readers()
+    }
+
+    /// The hash of a piece that has been here.
     pub fn hash(&self, index: u32) -> Option<PieceHash> {
         self.fill_state().hash(index)
     }
@@ -156,7 +205,22 @@ impl Filling {
                     return Ok(Ok(Claimed { handle, index }));
                 }
                 Claim::Busy => changes.changed().await.expect("the sender is in our own handle"),
+                Claim::Beyond => {
+                    let (handle, now) = (Arc::clone(&self.handle), self.now());
+                    blocking(move || handle.fill.catch_up(index, now)).await??;
+                    if !changes.has_changed().unwrap_or(true) {
+                        self.wait_for_way(&mut changes).await;
+                    }
+                }
             }
+        }
+    }
+
+    /// Until the window may have moved. A reader that stands still is noticed by looking again.
+    async fn wait_for_way(&self, changes: &mut watch::Receiver<u64>) {
+        let changed = tokio::time::timeout(LOOK_AGAIN, changes.changed()).await;
+        if let Ok(changed) = changed {
+            changed.expect("the sender is in our own handle");
         }
     }
 
@@ -204,6 +268,10 @@ impl Filling {
     }
 
     fn extent_of(&self, range: Range<u64>) -> Option<Extent> {
+        // What is not kept may go before it is sent.
+        if self.is_passing() {
+            return None;
+        }
         Extent::new(self.fill_state().file(), range, Arc::clone(&self.handle) as _)
     }
 
@@ -213,6 +281,7 @@ impl Filling {
         let Some(piece) = self.map().piece_at(range.start).filter(|_| !range.is_empty()) else {
             return Ok(range.start..range.start);
         };
+        self.sit_at(piece)?;
         let mut changes = self.changes();
         let mut waiting = None;
         let end = loop {
@@ -231,6 +300,27 @@ impl Filling {
         Ok(range.start..end)
     }
 
+    /// Takes a seat in the window, or moves on within it.
+    fn sit_at(&self, piece: u32) -> Result<(), ReadBlobError> {
+        if !self.is_passing() {
+            return Ok(());
+        }
+        let (fill, now) = (self.fill_state(), self.now());
+        let mut seat = locked(&self.seat);
+        match &*seat {
+            Some(taken) => fill
+                .move_to(taken.id, piece, now)
+                .then_some(())
+                .ok_or(ReadBlobError::Passed),
+            None => {
+                let id = fill.sit(piece, now).ok_or(ReadBlobError::Passed)?;
+                let handle = Arc::clone(&self.handle);
+                *seat = Some(Seat { handle, id });
+                Ok(())
+            }
+        }
+    }
+
     /// What other peers may have: a whole piece, the final one too, or `None` when it is not here. Does not wait.
     ///
     /// # Errors
@@ -242,7 +332,10 @@ impl Filling {
         if !self.fill_state().has(index) {
             return Ok(None);
         }
-        self.read_file(self.map().range(index)).await.map(Some)
+        match self.read_file(self.map().range(index)).await {
+            Err(ReadBlobError::Passed) => Ok(None),
+            read => read.map(Some),
+        }
     }
 
     /// Waits until the piece is here, proven or not. Cancel safe.
@@ -271,8 +364,12 @@ impl Filling {
     }
 
     async fn read_file(&self, range: Range<u64>) -> Result<Bytes, ReadBlobError> {
-        let handle = Arc::clone(&self.handle);
-        match blocking(move || read_range(handle.fill.file().as_ref(), range)).await? {
+        let (handle, asked) = (Arc::clone(&self.handle), range.clone());
+        let read = blocking(move || read_range(handle.fill.file().as_ref(), asked)).await?;
+        if self.is_passing() && !self.is_still_here(&range) {
+            return Err(ReadBlobError::Passed);
+        }
+        match read {
             Ok(bytes) => Ok(bytes.into()),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 Err(ReadBlobError::Truncated { digest: *self.digest() })
@@ -281,6 +378,17 @@ impl Filling {
         }
     }
 }
+
+impl Filling {
+    fn is_still_here(&self, range: &Range<u64>) -> bool {
+        let last = range.end.checked_sub(1).and_then(|last| self.map().piece_at(last));
+        let pieces = self.map().piece_at(range.start).zip(last);
+        pieces.is_none_or(|(first, last)| (first..=last).all(|piece| self.fill_state().has(piece)))
+    }
+}
+
+/// How often a writer without room looks for readers that stand still.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// The right to write one piece; given back when it is dropped.
 pub(crate) struct Claimed {
@@ -297,12 +405,13 @@ impl Claimed {
             return Err(WritePieceError::Mismatch { expected, computed });
         }
         let fill = &self.handle.fill;
+        fill.let_go();
         {
             let _writing = fill.enter_write().map_err(WritePieceError::Abandoned)?;
             write_all_at(fill.file().as_ref(), bytes, fill.map().range(self.index).start)?;
             fill.land(self.index, computed);
         }
-        if let Err(error) = fill.advance((self.index, bytes), ADVANCE_PIECES_MAX) {
+        if let Err(error) = fill.advance(Some((self.index, bytes)), ADVANCE_PIECES_MAX) {
             // Publishing reads that piece again, and says so if it cannot.
             debug!(blob.digest = %fill.digest(), error = &error as &dyn std::error::Error, "failed to read a piece back");
         }

@@ -54,6 +54,16 @@ impl Filling {
         blocking(move || handle.shared().publish(&gate, &handle)).await?
     }
 
+    /// Proves the blob of a passing fill, of which every piece has come. Its readers get the rest, and nothing is kept.
+    ///
+    /// # Errors
+    /// As [`Filling::publish`].
+    pub async fn pass(&self) -> Result<(), PublishBlobError> {
+        let gate = self.handle.shared().gates.enter(self.digest()).await;
+        let handle = Arc::clone(&self.handle);
+        blocking(move || handle.shared().pass(&gate, &handle.fill)).await?
+    }
+
     /// Ends the fill: its readers and writers get `why`, and the blob can be begun again at once. What arrived is kept for
     /// that, unless `why` says that it is bad. Does nothing to a fill that has ended before. Cancel safe.
     pub async fn abandon(&self, why: FillFailure) {
@@ -98,6 +108,19 @@ impl Shared {
         }
     }
 
+    fn pass(&self, gate: &GateGuard, fill: &Fill) -> Result<(), PublishBlobError> {
+        if let Some(why) = fill.failure() {
+            return Err(PublishBlobError::Abandoned(why));
+        }
+        let missing = fill.missing();
+        if missing > 0 {
+            return Err(PublishBlobError::Incomplete { missing });
+        }
+        self.prove(gate, fill)?;
+        fill.end_passed();
+        Ok(())
+    }
+
     fn prove(&self, gate: &GateGuard, fill: &Fill) -> Result<(), PublishBlobError> {
         let expected = *fill.digest();
         let computed = fill.compute_digest()?;
@@ -106,7 +129,9 @@ impl Shared {
             return Ok(());
         }
         fill.fail(FillFailure::DigestMismatch);
-        self.discard_logged(gate);
+        if !fill.is_passing() {
+            self.discard_logged(gate);
+        }
         Err(PublishBlobError::DigestMismatch {
             expected: Box::new(expected),
             computed: Box::new(computed),
@@ -172,19 +197,28 @@ impl Shared {
             return;
         }
         fill.drain_writes();
+        if fill.is_passing() {
+            // There is nothing on the disk, and nobody begins anew where it stood.
+            self.forget_live(fill);
+            return;
+        }
         if discards {
             self.discard_logged(gate);
             return;
         }
         self.save_pieces(fill);
-        let live = {
-            let mut state = locked(&self.state);
-            let ours = state
-                .live
-                .get(fill.digest())
-                .is_some_and(|live| Arc::ptr_eq(&live.fill, fill));
-            ours.then(|| state.live.remove(fill.digest())).flatten()
-        };
+        self.forget_live(fill);
+    }
+
+    pub(crate) fn forget_live(&self, fill: &Arc<Fill>) {
+        let mut state = locked(&self.state);
+        let ours = state
+            .live
+            .get(fill.digest())
+            .is_some_and(|live| Arc::ptr_eq(&live.fill, fill));
+        let live = ours.then(|| state.live.remove(fill.digest())).flatten();
+        drop(state);
+        // Dropped after the lock, for whatever its drop may lock.
         drop(live);
     }
 

@@ -63,6 +63,8 @@ pub(crate) struct State {
     pub(crate) live: HashMap<Digest, Live>,
     pub(crate) touched: Touched,
     pub(crate) limits: Limits,
+    /// Fills whose blob is not kept.
+    pub(crate) passing: usize,
     /// When the last batch was written, by the monotonic clock.
     pub(crate) batched_at: Duration,
 }
@@ -155,6 +157,7 @@ impl Store {
                     free_bytes_min: config.free_bytes_min,
                     ttl: config.ttl,
                 },
+                passing: 0,
                 batched_at: monotonic,
             }),
             durable_dirs: Mutex::default(),

@@ -164,7 +164,7 @@ impl Filling {
         let tail = self.fill_state().tail(index)?;
         let handle = Arc::clone(&self.handle);
         let bytes = blocking(move || tail.read(&handle.fill)).await.ok()??;
-        let wanted = self.failure().is_none() && !self.fill_state().has(index);
+        let wanted = self.failure().is_none() && !self.fill_state().landed().contains(index);
         wanted.then(|| bytes.into())
     }
 }

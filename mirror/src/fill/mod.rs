@@ -17,13 +17,13 @@ use std::{
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use piecemeal_proto::{Digest, FillId, PieceHash, PieceMap};
-use piecemeal_store::{BeginFillError, Blob, FillFailure, Filling, PublishBlobError, Repository, Store};
+use piecemeal_store::{BeginFillError, FillFailure, Filling, Offer, PublishBlobError, Repository, Store};
 use piecemeal_swarm::Limiter;
 use tracing::{info, warn};
 
 use self::{lane::Body, pour::Pour};
 use crate::{
-    ANSWER_TIMEOUT, Access, BlobAnswer, BlobSizes, Blobs, Caller, Item, OpenBlob, PullError, Served, Transfer,
+    ANSWER_TIMEOUT, Access, Arrived, BlobAnswer, BlobSizes, Blobs, Caller, Item, OpenBlob, PullError, Served, Transfer,
     Transfers, Upstream, Upstreams, upstream::innermost,
 };
 
@@ -116,7 +116,7 @@ impl UpstreamBlobs {
         at: Repository,
         digest: Digest,
         transfer: Arc<Transfer>,
-    ) -> Result<Blob, PullError> {
+    ) -> Result<Arrived, PullError> {
         let upstream = self.upstreams.get(&at.upstream)?;
         let whence = Whence {
             upstream: &upstream,
@@ -127,17 +127,19 @@ impl UpstreamBlobs {
         let started = Instant::now();
         let was_source = self.store.has_source(&at, &digest).await?;
         let blob = match self.pour(whence, &digest, &transfer).await {
-            Ok(filling) => self.publish(&at, &filling).await,
+            Ok(filling) => {
+                let bytes = filling.map().blob_bytes();
+                self.publish(&at, &filling).await.map(|arrived| (arrived, bytes))
+            }
             Err(error) => Err(error),
         };
         if blob.is_err() && !was_source {
             // It began to answer, and has not shown that it has the blob.
             self.store.forget_source(&at, &digest).await?;
         }
-        let blob = blob?;
-        let bytes = blob.map().blob_bytes();
+        let (arrived, bytes) = blob?;
         info!(blob.digest = %digest, blob.bytes = bytes, upstream = at.upstream, repository = at.name, seconds = started.elapsed().as_secs_f64(), "filled {digest} from {}", at.upstream);
-        Ok(blob)
+        Ok(arrived)
     }
 
     async fn pour(&self, whence: Whence<'_>, digest: &Digest, transfer: &Transfer) -> Result<Filling, PullError> {
@@ -164,7 +166,7 @@ impl UpstreamBlobs {
     /// Upstream is asked before anybody is served: its first answer opens the transfer.
     async fn pour_known(&self, whence: Whence<'_>, filling: &Filling, transfer: &Transfer) -> Result<(), PullError> {
         let Whence { upstream, caller, at } = whence;
-        let (had, map) = (filling.have().count(), filling.map());
+        let (had, map) = (filling.landed().count(), filling.map());
         if had > 0 {
             info!(blob.digest = %filling.digest(), blob.bytes = map.blob_bytes(), pieces = had, "the fill of {} goes on", filling.digest());
         }
@@ -183,7 +185,7 @@ impl UpstreamBlobs {
             Ok(()) => self.opened(at, filling, transfer).await,
             Err(error) => {
                 // Space is not kept for what upstream does not have, or not for everybody.
-                if had == 0 && filling.have().is_empty() {
+                if had == 0 && filling.landed().is_empty() {
                     filling.abandon(FillFailure::Revoked).await;
                 }
                 Err(error)
@@ -252,7 +254,17 @@ impl UpstreamBlobs {
     async fn reserve(&self, digest: &Digest, map: PieceMap) -> Result<Filling, PullError> {
         match self.store.begin(digest, map, None).await {
             Ok(filling) => Ok(filling),
-            Err(error @ BeginFillError::NoSpace { .. }) => Err(PullError::Unavailable(error.to_string())),
+            Err(error @ BeginFillError::NoSpace { .. }) => {
+                warn!(blob.digest = %digest, %error, "{digest} is passed on without being kept: {error}");
+                let passing = self.store.begin_passing(digest, map, None, Offer::Nothing).await;
+                passing.map_err(|error| PullError::Unavailable(error.to_string()))
+            }
+            // The disk is full in fact, whatever it said before, or broken.
+            Err(BeginFillError::Io(error)) => {
+                warn!(blob.digest = %digest, %error, "{digest} is passed on without being kept: {error}");
+                let passing = self.store.begin_passing(digest, map, None, Offer::Nothing).await;
+                passing.map_err(|error| PullError::Store(error.to_string()))
+            }
             Err(error) => Err(PullError::Store(error.to_string())),
         }
     }
@@ -297,16 +309,21 @@ impl UpstreamBlobs {
         self.limiter.take(bytes).await;
     }
 
-    /// Verifies and publishes a blob that is all here; drops all of it when it proves to be another.
+    /// Verifies and publishes a blob that is all here, or has all passed; drops all of it when it proves to be another.
     ///
     /// # Errors
     /// [`PullError::BadGateway`] for the wrong bytes, [`PullError::Store`].
-    pub async fn publish(&self, at: &Repository, filling: &Filling) -> Result<Blob, PullError> {
-        match filling.publish().await {
-            Ok(blob) => {
+    pub async fn publish(&self, at: &Repository, filling: &Filling) -> Result<Arrived, PullError> {
+        let arrived = match filling.is_passing() {
+            true => filling.pass().await.map(|()| Arrived::Passed),
+            false => filling.publish().await.map(Arrived::Kept),
+        };
+        match arrived {
+            Ok(Arrived::Kept(blob)) => {
                 self.observer.proven(filling.digest(), filling.fill());
-                Ok(blob)
+                Ok(Arrived::Kept(blob))
             }
+            Ok(Arrived::Passed) => Ok(Arrived::Passed),
             Err(PublishBlobError::DigestMismatch { expected, computed }) => {
                 warn!(blob.digest = %expected, upstream = at.upstream, "{} sent bytes with digest {computed} for {expected}; all of them are dropped", at.upstream);
                 self.observer.revoked(filling.digest(), filling.fill());

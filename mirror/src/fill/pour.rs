@@ -28,6 +28,8 @@ const RETRY_DELAY_MAX: Duration = Duration::from_secs(3);
 /// So many bodies in a row that bring nothing new are enough: an upstream without ranges that always breaks off would send
 /// its beginning again and again.
 const BARREN_MAX: u32 = 5;
+/// How long a blob that is not kept is waited for readers of.
+const UNREAD_MAX: Duration = Duration::from_secs(30);
 /// How often it is looked whether a client waits for something that nobody fetches yet.
 const LOOK_AROUND: Duration = Duration::from_millis(100);
 
@@ -42,6 +44,8 @@ pub(super) struct Pour<'a> {
     /// One of those carries all that is missing: upstream knows no ranges.
     whole: bool,
     patience: Patience,
+    /// When somebody was last seen reading.
+    read_at: Instant,
 }
 
 /// What a connection has come to.
@@ -73,12 +77,13 @@ impl<'a> Pour<'a> {
                 filling,
                 served: Arc::default(),
             },
-            plan: Plan::new(filling.map(), &filling.have(), within),
+            plan: Plan::new(filling.map(), &filling.landed(), within),
             seat: upstream.lanes().enter(at, missing_bytes(filling)),
             lanes: FuturesUnordered::new(),
             receiving: 0,
             whole: false,
             patience: Patience::new(patience),
+            read_at: Instant::now(),
         }
     }
 
@@ -124,6 +129,13 @@ impl<'a> Pour<'a> {
             if self.lanes.is_empty() && self.patience.rested() {
                 return Ok(());
             }
+            if self.way.filling.has_readers() {
+                self.read_at = Instant::now();
+            } else if self.read_at.elapsed() >= UNREAD_MAX {
+                return Err(PullError::Unavailable(
+                    "there is no room to keep the blob, and nobody reads it any more".to_owned(),
+                ));
+            }
             let step = tokio::select! {
                 Some(step) = self.lanes.next(), if !self.lanes.is_empty() => step,
                 () = self.way.ending.changed() => continue,
@@ -145,7 +157,11 @@ impl<'a> Pour<'a> {
         let filling = self.way.filling;
         while !self.whole {
             let busy = self.lanes.len() - self.way.ending.count();
-            let share = self.seat.share(missing_bytes(filling), busy);
+            // A passing fill's pieces have room in order only.
+            let share = match filling.is_passing() {
+                true => 1,
+                false => self.seat.share(missing_bytes(filling), busy),
+            };
             let wanted = filling.wanted();
             // Somebody who waits does not wait for a segment to end.
             let allowed =
@@ -186,7 +202,7 @@ impl<'a> Pour<'a> {
         match step {
             Step::Answered(lane, Ok(answer)) => self.answered(lane, answer),
             Step::Answered(lane, Err(error)) => {
-                self.plan.give_back(&lane.bytes, &self.way.filling.have());
+                self.plan.give_back(&lane.bytes, &self.way.filling.landed());
                 if matches!(error, PullError::TooManyRequests { .. }) {
                     self.way.upstream.lanes().calm_down();
                 }
@@ -204,7 +220,7 @@ impl<'a> Pour<'a> {
                 } else {
                     self.patience.barren += 1;
                 }
-                self.plan.give_back(&segment, &self.way.filling.have());
+                self.plan.give_back(&segment, &self.way.filling.landed());
                 return result;
             }
         }
@@ -223,7 +239,7 @@ impl<'a> Pour<'a> {
         );
         self.way.upstream.lanes().calm_down();
         if self.receiving > 0 {
-            self.plan.give_back(&lane.bytes, &self.way.filling.have());
+            self.plan.give_back(&lane.bytes, &self.way.filling.landed());
             return;
         }
         self.whole = true;
@@ -234,7 +250,7 @@ impl<'a> Pour<'a> {
 
 /// To the piece.
 fn missing_bytes(filling: &Filling) -> u64 {
-    let have = filling.have();
+    let have = filling.landed();
     u64::from(have.capacity() - have.count()) * filling.map().piece_bytes()
 }
 

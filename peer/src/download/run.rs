@@ -5,18 +5,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use piecemeal_mirror::{Announcer, Caller, Destination, NodeBlob, Origin, PullError, Traffic, Transfer, UpstreamBlobs};
+use piecemeal_mirror::{
+    Announcer, Arrived, Caller, Destination, NodeBlob, Origin, PullError, Traffic, Transfer, UpstreamBlobs, lost,
+};
 use piecemeal_proto::{
     Digest,
     wire::{self, Lease, Outcome, report::Report},
 };
-use piecemeal_store::{BeginFillError, Blob, FillFailure, Filling, Repository, Store};
+use piecemeal_store::{BeginFillError, Blob, FillFailure, Filling, Offer, Repository, Store};
 use piecemeal_swarm::{PieceClient, Session};
 use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinSet},
 };
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::{
     lease::{Ended, Fetch},
@@ -37,6 +39,8 @@ const REFUSED_PATIENCE: Duration = Duration::from_secs(10);
 const IDLE_MAX: Duration = Duration::from_secs(30);
 /// The spread of peers that go upstream for themselves.
 const UPSTREAM_JITTER_MAX_MS: u64 = 2000;
+/// How often the scheduler is told that a window has moved while it moves by its own length.
+const WINDOW_STEPS: u32 = 16;
 /// The most orders that wait for one download.
 pub(crate) const ORDERS_MAX: usize = 256;
 
@@ -61,6 +65,8 @@ pub(crate) struct Parts {
     pub(crate) announcer: Announcer,
     pub(crate) pieces: PieceClient,
     pub(crate) upstream: UpstreamBlobs,
+    /// The mirror's registry in upstream's place, for what only passes through it.
+    pub(crate) through_mirror: Option<UpstreamBlobs>,
     pub(crate) traffic: Traffic,
     pub(crate) live: LiveDownloads,
     pub(crate) direct_fallback: DirectFallback,
@@ -92,6 +98,10 @@ struct Download {
     refused_since: Option<Instant>,
     /// No request of our own before then: the last one failed.
     direct_after: Instant,
+    /// Where the window began that the scheduler was told of.
+    told: Option<u32>,
+    /// When somebody was last seen reading.
+    read_at: Instant,
 }
 
 /// What a task of a download has done. All waiting is in tasks, so that orders are never kept waiting.
@@ -113,15 +123,21 @@ impl Parts {
         at: Repository,
         digest: Digest,
         transfer: Arc<Transfer>,
-    ) -> Result<Blob, PullError> {
+    ) -> Result<Arrived, PullError> {
         let Some(opened) = self.open(&caller, &at, &digest).await? else {
             info!(blob.digest = %digest, "the mirror is lost: {digest} comes from {}", at.upstream);
             return self.upstream.clone().fill(caller, at, digest, transfer).await;
         };
         self.store.record_source(&at, &digest).await?;
+        if opened.passing
+            && opened.content.is_none()
+            && let Some(through) = self.through_mirror.clone()
+        {
+            return through.fill(caller, at, digest, transfer).await;
+        }
         let filling = match self.begin(&digest, &opened).await? {
             Begun::Filling(filling) => filling,
-            Begun::Here(blob) => return Ok(blob),
+            Begun::Here(blob) => return Ok(Arrived::Kept(blob)),
         };
         transfer.open(filling.clone());
         if let Some(content) = opened.content(&digest) {
@@ -177,7 +193,12 @@ impl Parts {
                 blob.map(Begun::Here)
                     .ok_or_else(|| PullError::Store("the blob has just gone".to_owned()))
             }
-            Err(error @ BeginFillError::NoSpace { .. }) => Err(PullError::Unavailable(error.to_string())),
+            Err(error @ (BeginFillError::NoSpace { .. } | BeginFillError::Io(_))) => {
+                warn!(blob.digest = %digest, %error, "{digest} passes through this node without being kept: {error}");
+                let passing = self.store.begin_passing(digest, map, Some(fill), Offer::Pieces).await;
+                let passing = passing.map_err(|error| PullError::Unavailable(error.to_string()));
+                passing.map(Begun::Filling)
+            }
             Err(error) => Err(PullError::Store(error.to_string())),
         }
     }
@@ -211,11 +232,13 @@ impl Download {
             upstream_running: false,
             refused_since: None,
             direct_after: now,
+            told: None,
+            read_at: now,
         }
     }
 
     /// Until the blob is here and proven, or cannot be had.
-    async fn run(mut self) -> Result<Blob, PullError> {
+    async fn run(mut self) -> Result<Arrived, PullError> {
         let (orders, mut inbox) = mpsc::channel(ORDERS_MAX);
         let digest = *self.filling.digest();
         let _live = self.parts.live.enter(digest, self.want(), self.filling.clone(), orders);
@@ -227,20 +250,25 @@ impl Download {
         }
         if let Err(error) = &result {
             debug!(blob.digest = %digest, %error, "the download of {digest} stops: {error}");
+        }
+        if !matches!(result, Ok(Arrived::Kept(_))) {
             self.report(Report::Unwant(wire::Unwant {
                 digest: digest.to_string(),
             }));
         }
+        if self.filling.is_passing() {
+            self.report(lost(&digest));
+        }
         result
     }
 
-    async fn follow(&mut self, inbox: &mut mpsc::Receiver<Order>) -> Result<Blob, PullError> {
+    async fn follow(&mut self, inbox: &mut mpsc::Receiver<Order>) -> Result<Arrived, PullError> {
         let mut changes = self.filling.changes();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut had = self.filling.have().count();
+        let mut had = self.filling.landed().count();
         loop {
-            if self.filling.have().is_full() {
+            if self.filling.landed().is_full() {
                 return self.publish().await;
             }
             if let Some(failure) = self.filling.failure() {
@@ -257,19 +285,39 @@ impl Download {
                 _ = changes.changed() => {}
                 _ = tick.tick() => self.look_around()?,
             }
-            let have = self.filling.have().count();
+            let have = self.filling.landed().count();
             if have > had {
                 had = have;
                 self.last_landed = Instant::now();
             }
+            self.follow_window();
             self.help_itself();
         }
     }
 
-    async fn publish(&mut self) -> Result<Blob, PullError> {
-        let blob = self.parts.upstream.publish(&self.at, &self.filling).await?;
-        info!(blob.digest = %blob.digest(), blob.bytes = blob.map().blob_bytes(), "{} is here", blob.digest());
-        Ok(blob)
+    /// Of what passes through, the scheduler is told which pieces there is room for.
+    fn follow_window(&mut self) {
+        let Some(window) = self.filling.window() else {
+            return;
+        };
+        let step = (window.end - window.start).div_ceil(WINDOW_STEPS);
+        let moved = self.told.is_none_or(|told| window.start >= told + step);
+        // The end of the blob is in sight: the last step is a shorter one.
+        let last = window.end == self.filling.map().count() && self.told.is_none_or(|told| told < window.start);
+        if moved || last {
+            self.told = Some(window.start);
+            self.report(self.want());
+        }
+    }
+
+    async fn publish(&mut self) -> Result<Arrived, PullError> {
+        let arrived = self.parts.upstream.publish(&self.at, &self.filling).await?;
+        let (digest, bytes) = (self.filling.digest(), self.filling.map().blob_bytes());
+        match arrived {
+            Arrived::Kept(_) => info!(blob.digest = %digest, blob.bytes = bytes, "{digest} is here"),
+            Arrived::Passed => info!(blob.digest = %digest, blob.bytes = bytes, "{digest} has passed through"),
+        }
+        Ok(arrived)
     }
 
     async fn obey(&mut self, order: Order) -> Result<(), PullError> {
@@ -301,7 +349,7 @@ impl Download {
         let id = lease.lease;
         let count = self.filling.map().count();
         let range = lease.first..lease.first.saturating_add(lease.count).min(count);
-        let pieces = self.window.lease(id, range, &self.filling.have());
+        let pieces = self.window.lease(id, range, &self.filling.landed());
         let fetch = self.parts.clone().fetch_lease(
             self.caller.clone(),
             self.at.clone(),
@@ -363,6 +411,13 @@ impl Download {
     /// Once a tick: tells the scheduler who waits, asks the mirror again, goes upstream, gives up.
     fn look_around(&mut self) -> Result<(), PullError> {
         self.report_waiting();
+        if self.filling.has_readers() {
+            self.read_at = Instant::now();
+        } else if self.read_at.elapsed() >= IDLE_MAX {
+            return Err(PullError::Unavailable(
+                "there is no room to keep the blob, and nobody reads it any more".to_owned(),
+            ));
+        }
         let facts = self.facts();
         let mode = facts.mode();
         if mode.upstream && !self.upstream_running {
@@ -420,7 +475,7 @@ impl Download {
         let size = self.facts().mode().direct_window;
         while let Some(piece) = self
             .window
-            .poll_request(size, &self.filling.have(), self.filling.wanted())
+            .poll_request(size, &self.filling.landed(), self.filling.wanted())
         {
             let fetch = Fetch {
                 addresses: self.opened.piece_addresses.clone(),
@@ -477,7 +532,10 @@ impl Download {
     fn want(&self) -> Report {
         let map = self.filling.map();
         let have = self.filling.have();
+        let window = self.filling.window().unwrap_or(0..0);
         Report::Want(wire::Want {
+            window_first: window.start,
+            window_count: window.end - window.start,
             digest: self.filling.digest().to_string(),
             grant: self.opened.grant.clone().into_bytes(),
             fill: self.filling.fill().0,

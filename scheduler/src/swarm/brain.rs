@@ -87,7 +87,8 @@ impl Brain {
                 map,
                 fill,
                 have,
-            } => self.want(member, digest, map, fill, &have, out),
+                window,
+            } => self.want(member, digest, (map, fill), &have, window, out),
             Event::Unwant { member, digest } => self.unwant(member, &digest, out),
             Event::Have {
                 member,

@@ -124,7 +124,7 @@ impl Brain {
             }
             let pieces = swarm.pieces();
             assert!(seat.complete || seat.have.capacity() == pieces);
-            let lacking = seat.wants && seat.accounted() < pieces;
+            let lacking = seat.wants && seat.is_lacking(pieces);
             assert_eq!(
                 swarm.hungry.contains(index),
                 lacking && seat.leases < self.policy.leases_deep

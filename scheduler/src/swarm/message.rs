@@ -1,6 +1,6 @@
 //! What goes into the brain and what comes out of it.
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use piecemeal_proto::{Digest, FillId, NodeId, PieceMap, PieceSet};
 
@@ -57,6 +57,8 @@ pub enum Event {
         map: PieceMap,
         fill: FillId,
         have: PieceSet,
+        /// It has room for these alone; `None`: for all.
+        window: Option<Range<u32>>,
     },
     /// It does not want the blob any more; it may go on serving what it holds.
     Unwant {

@@ -3,6 +3,8 @@
 //! Invariant: pieces are only ever counted under the fill in force. A mirror's word sets it; a peer's only while no mirror has
 //! spoken and nobody has a piece of another.
 
+use std::ops::Range;
+
 use piecemeal_proto::{Digest, FillId, PieceMap, PieceSet};
 
 use super::{Brain, Command, MemberId, fill::Fill};
@@ -12,9 +14,9 @@ impl Brain {
         &mut self,
         member: MemberId,
         digest: Digest,
-        map: PieceMap,
-        fill: FillId,
+        (map, fill): (PieceMap, FillId),
         have: &PieceSet,
+        window: Option<Range<u32>>,
         out: &mut Vec<Command>,
     ) {
         let Some(slot) = self.hear(member) else {
@@ -40,6 +42,7 @@ impl Brain {
         if self.swarms[swarm].seats[seat].complete {
             self.swarms[swarm].forget_claims(seat);
         }
+        self.swarms[swarm].seats[seat].window = window;
         let old: Vec<u32> = self.swarms[swarm].seats[seat].have.iter().collect();
         for piece in old {
             if !in_force || !have.contains(piece) {
@@ -384,6 +387,7 @@ mod tests {
             map,
             fill,
             have: PieceSet::new(9),
+            window: None,
         });
         site.event(Event::Want {
             member: peer(1),
@@ -391,6 +395,7 @@ mod tests {
             map: PieceMap::new(0, 1).unwrap(),
             fill,
             have: PieceSet::new(0),
+            window: None,
         });
         site.event(Event::Heard { member: peer(77) });
         assert_eq!(site.brain.swarms.len(), 0);
@@ -412,6 +417,46 @@ mod tests {
             site.want(peer(1), []);
         }
         assert_eq!(site.brain.swarms.len(), 12, "of 8 pieces each");
+    }
+
+    #[test]
+    fn who_has_no_room_for_all_is_sent_what_it_has_room_for_as_that_moves_on() {
+        let mut site = Site::new(200, 1);
+        site.have(MIRROR, 0..200);
+        let want = |site: &mut Site, have: std::ops::Range<u32>, window: std::ops::Range<u32>| {
+            let (digest, map, fill) = (site.digest, site.map, site.fill);
+            let have = site.set(have);
+            site.event(Event::Want {
+                member: peer(1),
+                digest,
+                map,
+                fill,
+                have,
+                window: Some(window),
+            });
+        };
+        want(&mut site, 0..0, 62..66);
+        let mut seen = std::collections::BTreeSet::new();
+        let mut queue = site.leases();
+        while let Some((_, lease)) = queue.pop() {
+            seen.extend(lease.first..lease.first + lease.count);
+            site.end(peer(1), lease.id, super::super::Outcome::Done);
+            queue.extend(site.leases());
+        }
+        assert_eq!(seen, (62..66).collect(), "all of it and nothing else");
+        // The first two have gone again.
+        want(&mut site, 64..66, 64..68);
+        let leased: Vec<u32> = site
+            .leases()
+            .iter()
+            .flat_map(|(_, lease)| lease.first..lease.first + lease.count)
+            .collect();
+        assert_eq!(leased, [66, 67]);
+        want(&mut site, 0..0, 500..600);
+        assert!(
+            site.leases().iter().all(|(to, _)| *to != peer(1)),
+            "there are no such pieces"
+        );
     }
 
     #[test]

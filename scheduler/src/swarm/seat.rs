@@ -2,6 +2,8 @@
 //!
 //! Invariant: of every piece a receiver is in exactly one state: `have`, `leased`, or neither, which is missing.
 
+use std::ops::Range;
+
 use piecemeal_proto::PieceSet;
 
 use super::{Time, aside::Backoff};
@@ -20,6 +22,8 @@ pub(super) struct Seat {
     pub(super) banned: bool,
     pub(super) have: PieceSet,
     pub(super) leased: PieceSet,
+    /// The pieces that it has room for, where that is not all.
+    pub(super) window: Option<Range<u32>>,
     /// Leases out to it in this swarm.
     pub(super) leases: u32,
     /// What it had plus what it was leased. Claims to have less never lower it, so they gain nothing.
@@ -44,7 +48,8 @@ impl Seat {
     }
 
     pub(super) fn lacks(&self, piece: u32) -> bool {
-        !self.complete && !self.have.contains(piece) && !self.leased.contains(piece)
+        let has_room = self.window.as_ref().is_none_or(|window| window.contains(&piece));
+        has_room && !self.complete && !self.have.contains(piece) && !self.leased.contains(piece)
     }
 
     /// What it holds, as a bitmap word.
@@ -61,8 +66,29 @@ impl Seat {
             return 0;
         }
         match (self.have.words().get(word), self.leased.words().get(word)) {
-            (Some(have), Some(leased)) => !(have | leased),
+            (Some(have), Some(leased)) => !(have | leased) & self.window_word(word),
             _ => 0,
+        }
+    }
+
+    /// The pieces that it has room for, as a bitmap word.
+    fn window_word(&self, word: usize) -> u64 {
+        let Some(window) = &self.window else {
+            return !0;
+        };
+        let first = u64::try_from(word).unwrap_or(u64::MAX).saturating_mul(64);
+        let below = |piece: u32| match u64::from(piece).saturating_sub(first) {
+            bits @ 0..64 => (1 << bits) - 1,
+            _ => !0_u64,
+        };
+        below(window.end) & !below(window.start)
+    }
+
+    /// Whether there is a piece, of `pieces`, that it could be sent.
+    pub(super) fn is_lacking(&self, pieces: u32) -> bool {
+        match &self.window {
+            None => self.accounted() < pieces,
+            Some(window) => (window.start..window.end.min(pieces)).any(|piece| self.lacks(piece)),
         }
     }
 

@@ -36,7 +36,7 @@ impl Brain {
         let (swarm, seat, slow, run) = (lease.swarm, lease.seat, lease.source, lease.run);
         let state = &self.swarms[swarm];
         let taking = &state.seats[seat];
-        let finishing = taking.accounted() == state.pieces();
+        let finishing = !taking.is_lacking(state.pieces());
         let waited_for = taking.waiting.is_some_and(|piece| run.contains(piece));
         let Some(piece) = run.pieces().find(|&piece| taking.leased.contains(piece)) else {
             return;

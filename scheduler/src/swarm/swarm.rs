@@ -96,7 +96,7 @@ impl Swarm {
     pub(super) fn refresh(&mut self, index: u32, leases_deep: u32) {
         let pieces = self.pieces();
         let seat = &mut self.seats[index];
-        let lacking = seat.wants && seat.accounted() < pieces;
+        let lacking = seat.wants && seat.is_lacking(pieces);
         seat.taken = seat.taken.max(seat.accounted());
         seat.waiting = seat.waiting.filter(|&piece| seat.wants && !seat.have.contains(piece));
         let waiting = lacking && seat.leases <= leases_deep && seat.waiting.is_some_and(|piece| seat.lacks(piece));

@@ -97,6 +97,7 @@ impl Site {
             map: self.map,
             fill: self.fill,
             have,
+            window: None,
         });
     }
 

@@ -94,6 +94,7 @@ impl World {
                 map: self.map,
                 fill,
                 have: holding.have.clone(),
+                window: None,
             };
             self.say(node, event);
         }

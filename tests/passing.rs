@@ -1,0 +1,84 @@
+//! Blobs that there is no room for pass through: clients get them, and nothing is kept.
+
+mod support;
+
+use std::path::Path;
+
+use support::{Cluster, HOST, Image, Site};
+
+const MIB: usize = 1 << 20;
+/// Larger than the window through which it passes.
+const LAYER: usize = 72 * MIB;
+
+fn image() -> Image {
+    Image::new("library/large", "v1").layer_bytes(&[LAYER])
+}
+
+fn pull_everywhere(cluster: &Cluster, image: &Image) {
+    for outcome in cluster.fetch_all(&image.reference(HOST)) {
+        assert!(outcome.ok, "node {}: {}", outcome.node, outcome.output);
+    }
+}
+
+fn bytes_below(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => bytes_below(&entry.path()),
+            Ok(metadata) => metadata.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+#[test]
+fn a_layer_larger_than_the_nodes_quota_passes_through_them_and_they_share_it_all_the_same() {
+    let site = Site::builder().nodes(3).wan_mbit(200).lan_mbit(1000);
+    let cluster = Cluster::cold_with(site, |options| {
+        let quota = ["--cache-quota", "8Mi"].map(str::to_owned);
+        options.peer.extra_args.extend(quota);
+    });
+    let image = image();
+    cluster.registry.push(&image);
+    pull_everywhere(&cluster, &image);
+    let layer = &image.layers()[0].digest;
+    assert_eq!(
+        cluster.registry.blob_bytes_served(layer),
+        LAYER as u64,
+        "once over the WAN"
+    );
+    let shared: f64 = cluster
+        .peers
+        .iter()
+        .map(|peer| peer.metric(r#"piecemeal_blob_bytes_total{from="local",to="node"}"#))
+        .sum();
+    assert!(
+        shared > 0.1 * LAYER as f64,
+        "peers handed each other only {shared} bytes"
+    );
+    for peer in &cluster.peers {
+        let kept = bytes_below(&peer.cache_dir().join("blobs")) + bytes_below(&peer.cache_dir().join("partial"));
+        assert!(kept < 8 * MIB as u64, "{kept} bytes are kept");
+    }
+}
+
+#[test]
+fn a_mirror_without_room_passes_on_what_it_cannot_keep() {
+    let site = Site::builder().nodes(2).wan_mbit(200).lan_mbit(1000);
+    let cluster = Cluster::cold_with(site, |options| {
+        // More than any disk has.
+        let floor = ["--cache-min-free", "4000000G"].map(str::to_owned);
+        options.mirror.extra_args.extend(floor);
+    });
+    let image = image();
+    cluster.registry.push(&image);
+    pull_everywhere(&cluster, &image);
+    let kept = cluster.mirror.cache_dir();
+    assert_eq!(bytes_below(&kept.join("blobs")) + bytes_below(&kept.join("partial")), 0);
+    let layer = &image.layers()[0].digest;
+    let copies = cluster.registry.blob_bytes_served(layer) as f64 / LAYER as f64;
+    assert!(copies < 2.1, "at worst a copy each: {copies}");
+    // The nodes have room, and the next pull needs nobody.
+    cluster.site.block_wan();
+    pull_everywhere(&cluster, &image);
+}
