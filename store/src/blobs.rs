@@ -122,7 +122,7 @@ impl Store {
         Ok(!is_whole)
     }
 
-    async fn drop_damaged(&self, digest: Digest, generation: Generation) -> Result<(), StoreError> {
+    pub(crate) async fn drop_damaged(&self, digest: Digest, generation: Generation) -> Result<(), StoreError> {
         let gate = self.shared.gates.enter(&digest).await;
         self.run(move |shared| Ok(shared.discard_damaged(&gate, generation)?))
             .await
@@ -140,6 +140,15 @@ impl Shared {
         state.touched.blobs.insert(*digest);
         drop(state);
         Some(Pin::new(self, *digest, generation))
+    }
+
+    /// Pins a complete blob, and leaves its last use as it is.
+    pub(crate) fn pin_unused(self: &Arc<Self>, digest: &Digest) -> Option<Pin> {
+        let mut state = locked(&self.state);
+        state.ledger.get(digest).filter(|entry| entry.kind == Kind::Blob)?;
+        let generation = state.ledger.pin(digest)?;
+        drop(state);
+        Some(Pin::unused(self, *digest, generation))
     }
 
     /// `None` when the row or the file is not what it should be.
@@ -181,6 +190,10 @@ impl Blob {
         Self {
             inner: Arc::new(Inner { row, file, pin }),
         }
+    }
+
+    pub(crate) fn file(&self) -> &Arc<dyn OpenFile> {
+        &self.inner.file
     }
 
     pub fn digest(&self) -> &Digest {

@@ -203,11 +203,12 @@ impl Fill {
         locked(&self.state).landed.clone()
     }
 
-    /// The pieces that a passing fill has room for now.
+    /// The pieces that a passing fill would have room for.
     pub(crate) fn window(&self) -> Option<Range<u32>> {
         let state = locked(&self.state);
-        let range = state.window.as_ref()?.range();
-        Some(range.start..range.end.min(self.map.count()))
+        let range = state.window.as_ref()?.room(state.hashed);
+        let count = self.map.count();
+        Some(range.start.min(count)..range.end.min(count))
     }
 
     pub(crate) fn is_passing(&self) -> bool {

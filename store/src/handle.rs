@@ -11,6 +11,8 @@ pub(crate) struct Pin {
     shared: Arc<Shared>,
     digest: Digest,
     generation: Generation,
+    /// Whether being held counts as being used.
+    is_use: bool,
 }
 
 impl Pin {
@@ -20,7 +22,15 @@ impl Pin {
             shared: Arc::clone(shared),
             digest,
             generation,
+            is_use: true,
         }
+    }
+
+    /// One that leaves the last use as it is.
+    pub(crate) fn unused(shared: &Arc<Shared>, digest: Digest, generation: Generation) -> Self {
+        let mut pin = Self::new(shared, digest, generation);
+        pin.is_use = false;
+        pin
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -41,7 +51,8 @@ impl Drop for Pin {
         let now = self.shared.now();
         let mut state = locked(&self.shared.state);
         // A long read is a use until its end.
-        if state.ledger.unpin(&self.digest, self.generation, now) {
+        let now = self.is_use.then_some(now);
+        if state.ledger.unpin(&self.digest, self.generation, now) && self.is_use {
             state.touched.blobs.insert(self.digest);
         }
     }

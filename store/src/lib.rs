@@ -47,6 +47,7 @@ mod pieces;
 mod publish;
 mod quota;
 mod recover;
+mod scrub;
 mod store;
 mod tail;
 
@@ -63,6 +64,7 @@ pub use open::{Env, OpenStoreError, StoreConfig};
 pub use passing::Offer;
 pub use pieces::{Filling, WritePieceError};
 pub use publish::PublishBlobError;
+pub use scrub::Verified;
 pub use store::{Store, StoreError, Usage};
 
 /// The SHA-256 of one piece, whatever algorithm the blob's digest uses.

@@ -75,6 +75,13 @@ impl Window {
         self.first..self.first.saturating_add(self.count)
     }
 
+    /// The pieces that there would be room for if they came: the window moves only when one does.
+    pub(crate) fn room(&self, hashed: u32) -> Range<u32> {
+        let slowest = self.seats.values().map(|seat| seat.piece).min();
+        let start = slowest.map_or(self.first, |slowest| slowest.min(hashed).max(self.first));
+        start..start.saturating_add(self.count)
+    }
+
     pub(crate) fn place(&self, piece: u32) -> Place {
         match piece {
             piece if piece < self.first => Place::Passed,
@@ -285,7 +292,9 @@ mod tests {
         assert_eq!(window.slide(4, SECOND), 0..0, "there is room");
         window.want(5);
         assert_eq!(window.slide(4, SECOND), 0..0, "the reader is at the beginning");
+        assert_eq!(window.room(4), 0..4);
         assert!(window.move_to(seat, 3, SECOND));
+        assert_eq!((window.room(4), window.room(1)), (3..7, 1..5));
         assert_eq!(window.slide(1, SECOND), 0..1, "not past the digest");
         assert_eq!(window.slide(4, SECOND), 1..2);
         assert_eq!(

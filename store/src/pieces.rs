@@ -118,7 +118,7 @@ impl Filling {
         self.fill_state().is_passing()
     }
 
-    /// The pieces that a passing fill has room for now; `None` for one that keeps everything.
+    /// The pieces that a passing fill would have room for if they came now; `None` for one that keeps everything.
     pub fn window(&self) -> Option<Range<u32>> {
         self.fill_state().window()
     }

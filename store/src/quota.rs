@@ -105,8 +105,8 @@ impl Ledger {
         Some(entry.generation)
     }
 
-    /// Takes one pin back, and counts that as a use; says whether the entry that was pinned is still there.
-    pub(crate) fn unpin(&mut self, digest: &Digest, generation: Generation, now: Age) -> bool {
+    /// Takes one pin back, and counts that as a use when it was one; says whether the entry that was pinned is still there.
+    pub(crate) fn unpin(&mut self, digest: &Digest, generation: Generation, now: Option<Age>) -> bool {
         let Some(entry) = self
             .entries
             .get_mut(digest)
@@ -115,7 +115,9 @@ impl Ledger {
             return false;
         };
         entry.pins = entry.pins.checked_sub(1).expect("every unpin follows its pin");
-        self.touch(digest, now);
+        if let Some(now) = now {
+            self.touch(digest, now);
+        }
         true
     }
 
@@ -277,9 +279,9 @@ mod tests {
         let old = ledger.pin(&digest(1)).unwrap();
         ledger.insert(digest(1), Kind::Partial, 10, Age(0));
         let new = ledger.pin(&digest(1)).unwrap();
-        assert!(!ledger.unpin(&digest(1), old, Age(0)));
+        assert!(!ledger.unpin(&digest(1), old, Some(Age(0))));
         assert!(!ledger.start_leaving(&digest(1)));
-        assert!(ledger.unpin(&digest(1), new, Age(0)));
+        assert!(ledger.unpin(&digest(1), new, Some(Age(0))));
         assert!(ledger.start_leaving(&digest(1)));
         assert_eq!(ledger.pin(&digest(1)), None);
     }
@@ -367,7 +369,7 @@ mod tests {
                         if let Some(at) = place(&model, id)
                             && let Some(pin) = model[at].pins.pop()
                         {
-                            prop_assert!(ledger.unpin(&digest(id), pin, now));
+                            prop_assert!(ledger.unpin(&digest(id), pin, Some(now)));
                             let item = model.remove(at);
                             model.push(item);
                         }

@@ -41,6 +41,16 @@ impl Index {
         }))
     }
 
+    /// At most `count` blobs that were last verified at `moment` or before, the oldest first.
+    pub(crate) fn unverified_since(&self, moment: Age, count: u32) -> Result<Vec<Digest>, IndexError> {
+        let connection = self.read();
+        let mut statement = connection
+            .prepare_cached("SELECT digest FROM blobs WHERE verified_ms <= ?1 ORDER BY verified_ms LIMIT ?2")?;
+        let rows = statement.query_map((to_sql(moment.0), count), |row| row.get::<_, String>(0))?;
+        let digests = rows.filter_map(|text| text.map(|text| digest_from_sql(&text)).transpose());
+        Ok(digests.collect::<rusqlite::Result<_>>()?)
+    }
+
     /// Digest, size and last use of every blob; rows without a readable digest or size are given as text, to be dropped.
     pub(crate) fn blobs(&self) -> Result<Vec<ListedRow>, IndexError> {
         let connection = self.read();
@@ -59,8 +69,8 @@ impl Index {
 pub(crate) fn insert(transaction: &Transaction<'_>, digest: &Digest, row: &BlobRow, used: Age) -> rusqlite::Result<()> {
     transaction
         .prepare_cached(
-            "INSERT OR REPLACE INTO blobs (digest, blob_bytes, piece_bytes, fill, piece_hashes, used_ms)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            "INSERT OR REPLACE INTO blobs (digest, blob_bytes, piece_bytes, fill, piece_hashes, used_ms, verified_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6)",
         )?
         .execute((
             digest.to_string(),
@@ -77,6 +87,13 @@ pub(crate) fn touch(transaction: &Transaction<'_>, digest: &Digest, used: Age) -
     transaction
         .prepare_cached("UPDATE blobs SET used_ms = ?2 WHERE digest = ?1")?
         .execute((digest.to_string(), to_sql(used.0)))?;
+    Ok(())
+}
+
+pub(crate) fn verified(transaction: &Transaction<'_>, digest: &Digest, now: Age) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached("UPDATE blobs SET verified_ms = ?2 WHERE digest = ?1")?
+        .execute((digest.to_string(), to_sql(now.0)))?;
     Ok(())
 }
 

@@ -17,7 +17,10 @@ const WAL_BYTES_MAX: i64 = 16 * 1024 * 1024;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// In order; never edited once released.
-const MIGRATIONS: &[&str] = &[include_str!("../../migrations/0001_initial.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("../../migrations/0001_initial.sql"),
+    include_str!("../../migrations/0002_verified.sql"),
+];
 
 /// Why the index could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +97,7 @@ mod tests {
         connection.pragma_update(None, "user_version", 99).unwrap();
         assert!(matches!(
             prepare(&mut connection),
-            Err(OpenIndexError::Newer { found: 99, known: 1 })
+            Err(OpenIndexError::Newer { found: 99, known: 2 })
         ));
         assert_eq!(version(&connection), 99);
     }

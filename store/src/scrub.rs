@@ -1,0 +1,91 @@
+//! Looking whether complete blobs still are what they were: a flipped byte is found before, or when, somebody needs it.
+//!
+//! It counts as no use, so that nothing lives longer for having been looked at.
+
+use std::{sync::Arc, time::Duration};
+
+use piecemeal_proto::Digest;
+use tracing::warn;
+
+use crate::{
+    Store, StoreError,
+    blocking::blocking,
+    fill::read_range,
+    index::{Durability, blobs},
+    lock::locked,
+};
+
+/// What came of looking at a blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verified {
+    /// Every piece has its hash.
+    Good,
+    /// One had not, or the file was not there. The blob was dropped: the next pull fetches it again.
+    Damaged,
+    /// It is not here, or left meanwhile.
+    Gone,
+}
+
+impl Store {
+    /// Hashes every piece of a complete blob again. `pace` is awaited before each, with its bytes. Cancel safe.
+    ///
+    /// # Errors
+    /// As [`Store::blob`]. A piece that cannot be read counts as damaged.
+    pub async fn verify<P: Future<Output = ()>>(
+        &self,
+        digest: &Digest,
+        pace: impl Fn(u64) -> P,
+    ) -> Result<Verified, StoreError> {
+        let Some(pin) = self.shared.pin_unused(digest) else {
+            return Ok(Verified::Gone);
+        };
+        let generation = pin.generation();
+        let Some(blob) = self.run(move |shared| shared.open_blob(pin)).await? else {
+            self.drop_damaged(*digest, generation).await?;
+            return Ok(Verified::Damaged);
+        };
+        let (map, hashes) = (blob.map(), blob.piece_hashes());
+        for (piece, expected) in (0..map.count()).zip(hashes.iter().copied()) {
+            pace(map.len(piece)).await;
+            let file = Arc::clone(blob.file());
+            let is_good = blocking(move || {
+                let read = read_range(file.as_ref(), map.range(piece));
+                read.inspect_err(|error| warn!(%error, "a piece cannot be read: {error}"))
+                    .is_ok_and(|bytes| Digest::Sha256(expected).matches(&bytes))
+            })
+            .await?;
+            if !is_good {
+                self.drop_damaged(*digest, generation).await?;
+                return Ok(Verified::Damaged);
+            }
+        }
+        let digest = *digest;
+        self.run(move |shared| {
+            let now = shared.now();
+            shared.write(Durability::Batched, |transaction| {
+                blobs::verified(transaction, &digest, now)
+            })?;
+            Ok::<_, StoreError>(Verified::Good)
+        })
+        .await
+    }
+
+    /// At most `count` complete blobs that nobody has looked at for `age`, those first for which it is longest ago.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub async fn unverified(&self, age: Duration, count: u32) -> Result<Vec<Digest>, StoreError> {
+        self.run(move |shared| {
+            let Some(moment) = shared.now().before(age) else {
+                return Ok(Vec::new());
+            };
+            let digests = shared.index.unverified_since(moment, count)?;
+            let state = locked(&shared.state);
+            Ok(digests
+                .into_iter()
+                .filter(|digest| state.ledger.get(digest).is_some())
+                .collect())
+        })
+        .await
+    }
+}
