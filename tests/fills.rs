@@ -276,6 +276,30 @@ fn a_flipped_byte_is_found_when_it_is_read_and_fetched_again() {
 }
 
 #[test]
+fn a_client_that_asks_again_for_what_it_got_damaged_gets_it_whole() {
+    let story = story(&[3 * MIB]);
+    let layer = story.layer(0);
+    assert!(story.get(MIRROR, &layer.digest).body == layer.bytes);
+    let file = story.cached(&layer.digest);
+    story.until("it is published", || file.is_file());
+    let mut bytes = fs::read(&file).expect("reading the cached blob");
+    bytes[2 * MIB + 7] ^= 1;
+    fs::write(&file, bytes).expect("damaging it");
+    // The client hashes what it gets; nobody else does on this way.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while sha256(&story.get(MIRROR, &layer.digest).body) != layer.digest {
+        assert!(Instant::now() < deadline, "it is broken for ever");
+        thread::sleep(Duration::from_millis(200));
+    }
+    assert!(story.cluster.mirror.metric("piecemeal_damaged_blobs_total") >= 1.0);
+    assert_eq!(
+        story.upstream.body_bytes(&layer.digest),
+        2 * layer.size,
+        "fetched again once"
+    );
+}
+
+#[test]
 fn a_download_that_a_kill_interrupted_goes_on_after_the_restart() {
     let mut story = story_with(&[12 * MIB], 50, &[]);
     story.read_manifest("library/app");

@@ -17,6 +17,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use piecemeal_proto::{Digest, Reference};
 use piecemeal_store::{Holder, Repository, Store};
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family},
+    registry::Registry,
+};
 use tracing::info;
 
 use crate::{ANSWER_TIMEOUT, Access, Caller, Item, OpenBlob, PullError, Upstreams, upstream::Who};
@@ -110,8 +114,16 @@ pub struct Rights {
     public_grace: Option<Duration>,
     /// What was written down lately, so that it is not written again for every blob.
     noted: Mutex<HashMap<(Holder, Repository), Instant>>,
+    verdicts: Family<[(&'static str, &'static str); 1], Counter>,
 }
 
+/// The right was known.
+const REMEMBERED: &str = "remembered";
+/// The source was asked, and granted it.
+const PROVEN: &str = "proven";
+/// The source could not be asked, and had granted it before.
+const OFFLINE: &str = "offline";
+const REFUSED: &str = "refused";
 /// How much of a blob an upstream has to show.
 const SAMPLE_BYTES: u64 = 1024;
 /// Where in one that is still on its way.
@@ -135,7 +147,24 @@ impl Rights {
             offline_grace,
             public_grace,
             noted: Mutex::default(),
+            verdicts: Family::default(),
         }
+    }
+
+    /// Adds the count of verdicts on what is here, all of them from zero on.
+    pub fn register(&self, registry: &mut Registry) {
+        for verdict in [REMEMBERED, PROVEN, OFFLINE, REFUSED] {
+            self.verdict(verdict, 0);
+        }
+        registry.sub_registry_with_prefix("piecemeal").register(
+            "verdicts",
+            "Verdicts on who may have what is here, by how they came about",
+            self.verdicts.clone(),
+        );
+    }
+
+    fn verdict(&self, verdict: &'static str, count: u64) {
+        self.verdicts.get_or_create(&[("verdict", verdict)]).inc_by(count);
     }
 
     /// Asks the source, which has to know what it says that it has.
@@ -238,14 +267,17 @@ impl Access for Rights {
     async fn require(&self, caller: &Caller, at: &Repository, item: Item<'_>) -> Result<(), PullError> {
         let digest = item.digest();
         if self.source.allows(caller, at) && self.store.has_source(at, digest).await? {
+            self.verdict(REMEMBERED, 1);
             return self.remember(caller, at).await;
         }
         match self.prove(caller, at, item).await {
             Ok(()) => {
+                self.verdict(PROVEN, 1);
                 self.store.record_source(at, digest).await?;
                 self.remember(caller, at).await
             }
             Err(error) if error.is_verdict() => {
+                self.verdict(REFUSED, 1);
                 // Of what it once served.
                 if matches!(error, PullError::Denied { .. }) {
                     self.forget(caller, at).await?;
@@ -253,6 +285,7 @@ impl Access for Rights {
                 Err(error)
             }
             Err(error) if self.holds_offline(caller, at, digest).await? => {
+                self.verdict(OFFLINE, 1);
                 info!(upstream = at.upstream, repository = at.name, %error, "serving what is here: {error}");
                 Ok(())
             }

@@ -66,6 +66,8 @@ pub struct CacheConfig {
     pub quota_bytes: Option<u64>,
     /// The bytes that are left free on the disk.
     pub free_bytes_min: u64,
+    /// How many bytes a second are looked through for damage; `None`: nothing is, but what is suspect.
+    pub scrub_rate: Option<u64>,
 }
 
 /// `piecemeal mirror`.

@@ -18,9 +18,12 @@ mod manifests;
 mod metrics;
 mod mirror;
 mod node;
+mod pulls;
+mod scrub;
 mod server;
 mod sizes;
 mod source;
+mod store_metrics;
 mod transfer;
 mod upstream;
 
@@ -34,14 +37,17 @@ pub use front::{Admission, Front, UpstreamNames, error_response, front_router};
 pub use identity::NodeIdentity;
 pub use lists::{List, ListQuery};
 pub use manifests::{ManifestSource, Manifests};
-pub use metrics::{Destination, Origin, SentBytes, Traffic};
+pub use metrics::{Destination, Origin, Traffic};
 pub use mirror::{
     Mirror, StartMirrorError, advertised, incarnation, keep_clean, open_store, store_status, traffic_status,
 };
 pub use node::{INLINE_BYTES_MAX, NodeBlob, NodePort, node_router, open_path};
+pub use pulls::Pulls;
+pub use scrub::{Suspects, Suspicions, scrub};
 pub use server::{Clients, bind};
 pub use sizes::BlobSizes;
 pub use source::{Access, Blobs, Content, Item, Tags};
+pub use store_metrics::register_store;
 pub use transfer::{Arrived, OpenBlob, Progress, Transfer, Transfers};
 pub use upstream::{
     BlobAnswer, ClientConfig, ClientError, CredentialSource, FetchedManifest, ListAnswer, ManifestAnswer, ProxyConfig,

@@ -239,6 +239,7 @@ impl Manifests {
             media_type: manifest.media_type,
             bytes: manifest.bytes,
             warning: None,
+            fetched: false,
         }))
     }
 }

@@ -5,12 +5,6 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-/// Told of bytes that leave.
-pub trait SentBytes: Send + Sync {
-    /// `local`: out of a blob that was complete here when the client asked.
-    fn to_client(&self, bytes: usize, local: bool);
-}
-
 /// Where bytes come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -93,15 +87,5 @@ impl Traffic {
     /// The bytes counted on one way so far.
     pub fn total(&self, from: Origin, to: Destination) -> u64 {
         self.0.get_or_create(&way(from, to)).get()
-    }
-}
-
-impl SentBytes for Traffic {
-    fn to_client(&self, bytes: usize, local: bool) {
-        self.count(
-            if local { Origin::Local } else { Origin::Transfer },
-            Destination::Client,
-            bytes as u64,
-        );
     }
 }

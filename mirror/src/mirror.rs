@@ -15,7 +15,7 @@ use piecemeal_swarm::{
     AuthorityClock, Inventory, Limiter, PiecePort, Session, SessionConfig, SessionEvent, piece_router, serve_pieces,
 };
 use piecemeal_tls::{Acceptor, MakeCertificateError, ServerRole};
-use prometheus_client::{metrics::counter::Counter, registry::Registry};
+use prometheus_client::registry::Registry;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -23,12 +23,14 @@ use tracing::{info, warn};
 
 use crate::{
     Admission, Announcer, BlobSizes, CacheConfig, ClientError, Clients, Content, Destination, Front, Manifests,
-    MirrorConfig, NodePort, Origin, Rights, Traffic, Transfers, Upstream, UpstreamBlobs, UpstreamNames, Upstreams,
-    announce, bind, front_router, node_router,
+    MirrorConfig, NodePort, Origin, Pulls, Rights, Suspicions, Traffic, Transfers, Upstream, UpstreamBlobs,
+    UpstreamNames, Upstreams, announce, bind, front_router, node_router, register_store, scrub,
 };
 
 /// How often content past its time is looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+/// How often it is looked whether a pull has ended.
+const TELL_INTERVAL: Duration = Duration::from_secs(1);
 /// The most requests that the piece port works on at once.
 const PIECE_REQUESTS_MAX: usize = 4096;
 
@@ -40,7 +42,9 @@ pub struct Mirror {
     store: Store,
     traffic: Traffic,
     session: Option<Session>,
-    damaged: Counter,
+    pulls: Pulls,
+    rights: Arc<Rights>,
+    transfers: Transfers,
     upstreams: Upstreams,
     upstream_names: Vec<String>,
 }
@@ -81,6 +85,9 @@ impl Mirror {
         let tls = tls.transpose()?;
         let (clients, stop, tracker) = (Clients::default(), CancellationToken::new(), TaskTracker::new());
         let traffic = Traffic::default();
+        let pulls = Pulls::new(traffic.clone());
+        let (suspicions, suspects) = Suspicions::new();
+        let scrub_limiter = Limiter::new(config.cache.scrub_rate);
         let clock = AuthorityClock::default();
         let addresses = advertised(&config.advertise, config.piece_listen);
 
@@ -98,13 +105,13 @@ impl Mirror {
         let upstreams = Upstreams::new(&config.upstreams, &config.client, store.node_id())?;
         let rights = Rights::new(store.clone(), Arc::new(upstreams.clone()), config.offline_grace, None);
         let access = Arc::new(rights);
-        let sizes = BlobSizes::default();
+        let (sizes, transfers) = (BlobSizes::default(), Transfers::default());
         let blobs = Arc::new(UpstreamBlobs {
             store: store.clone(),
             upstreams: upstreams.clone(),
             access: access.clone(),
             sizes: sizes.clone(),
-            transfers: Transfers::default(),
+            transfers: transfers.clone(),
             observer: Arc::new(announcer.clone()),
             limiter: Limiter::new(config.wan_limit),
         });
@@ -115,7 +122,7 @@ impl Mirror {
         let tags = Manifests::new(
             store.clone(),
             Arc::new(upstreams.clone()),
-            access,
+            access.clone(),
             sizes,
             config.tag_ttl,
         );
@@ -127,7 +134,8 @@ impl Mirror {
                 tags: Arc::new(tags),
             },
             names: upstream_names.clone(),
-            sent: Arc::new(traffic.clone()),
+            pulls: pulls.clone(),
+            suspicions,
             admission: Admission {
                 nodes: config
                     .authority_key
@@ -138,11 +146,9 @@ impl Mirror {
             },
         };
         let mut router = front_router(Arc::new(front));
-        let damaged = Counter::default();
         if let Some(authority) = &config.authority_key {
             router = router.merge(node_router(Arc::new(NodePort {
                 store: store.clone(),
-                damaged: damaged.clone(),
                 blobs,
                 names: upstream_names,
                 authority: Arc::clone(authority),
@@ -159,7 +165,13 @@ impl Mirror {
             }
         }
         clients.serve(listeners, &router, tls.as_ref());
-        tracker.spawn(keep_clean(store.clone(), announcer.clone(), stop.clone()));
+        tracker.spawn(keep_clean(
+            store.clone(),
+            announcer.clone(),
+            pulls.clone(),
+            stop.clone(),
+        ));
+        tracker.spawn(scrub(store.clone(), scrub_limiter, suspects, stop.clone()));
         if let Some(events) = events {
             tracker.spawn(answer_scheduler(store.clone(), announcer, events, stop.clone()));
         }
@@ -171,7 +183,9 @@ impl Mirror {
             store,
             traffic,
             session,
-            damaged,
+            pulls,
+            rights: access,
+            transfers,
             upstreams,
             upstream_names: names,
         })
@@ -181,11 +195,10 @@ impl Mirror {
     pub fn register_metrics(&self, registry: &mut Registry) {
         self.traffic.register(registry);
         self.upstreams.register(registry);
-        registry.sub_registry_with_prefix("piecemeal").register(
-            "damaged_blobs",
-            "Blobs that were found damaged on disk and dropped",
-            self.damaged.clone(),
-        );
+        self.pulls.register(registry);
+        self.rights.register(registry);
+        self.transfers.register(registry);
+        register_store(&self.store, registry);
     }
 
     /// Each dependency, with what is wrong with it.
@@ -254,14 +267,16 @@ pub fn advertised(advertise: &[SocketAddr], listen: SocketAddr) -> Vec<SocketAdd
     }
 }
 
-/// Sweeps the store now and then, and tells the scheduler what went.
-pub async fn keep_clean(store: Store, announcer: Announcer, stop: CancellationToken) {
+/// Sweeps the store now and then, tells the scheduler what went, and the log which pulls have ended.
+pub async fn keep_clean(store: Store, announcer: Announcer, pulls: Pulls, stop: CancellationToken) {
     let mut evictions = store.evictions();
     let mut interval = tokio::time::interval(SWEEP_INTERVAL);
+    let mut telling = tokio::time::interval(TELL_INTERVAL);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             evicted = evictions.recv() => if let Ok(digest) = evicted { announcer.report(announce::lost(&digest)) },
+            _ = telling.tick() => pulls.tell(),
             _ = interval.tick() => match store.sweep().await {
                 Ok(swept) if !swept.blobs.is_empty() => info!(blobs = swept.blobs.len(), bytes = swept.bytes, "evicted"),
                 Ok(_) => {}

@@ -17,7 +17,6 @@ use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
 use bytes::Bytes;
 use piecemeal_proto::{AuthorityKey, Digest, FillId, Grant, NodeId, ParseReferenceError, PieceMap, RepositoryName};
 use piecemeal_store::{Repository, Store};
-use prometheus_client::metrics::counter::Counter;
 use serde::{Deserialize, Serialize};
 
 use crate::{ANSWER_TIMEOUT, Blobs, Caller, OpenBlob, PullError, UpstreamNames, error_response};
@@ -79,8 +78,6 @@ pub fn open_path(at: &Repository, digest: &Digest, suspect: Option<u32>) -> Stri
 /// The mirror's side.
 pub struct NodePort {
     pub store: Store,
-    /// Blobs that were found damaged on disk.
-    pub damaged: Counter,
     pub blobs: Arc<dyn Blobs>,
     pub names: UpstreamNames,
     pub authority: Arc<AuthorityKey>,
@@ -149,7 +146,6 @@ impl NodePort {
         if let Some(piece) = query.suspect
             && self.store.recheck(&digest, piece).await.map_err(PullError::from)?
         {
-            self.damaged.inc();
             open = self.blobs.open(&caller, &at, &digest).await?;
         }
         Ok(self.describe(node, digest, open).await?)

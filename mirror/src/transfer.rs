@@ -7,13 +7,17 @@ use std::{
     collections::HashMap,
     future::Future,
     ops::Range,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use piecemeal_proto::Digest;
 use piecemeal_store::{Blob, Extent, FillFailure, Filling, ReadBlobError, Repository, Store};
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
 use tokio::sync::watch;
 
 use crate::{Caller, Credential, PullError};
@@ -29,6 +33,10 @@ pub enum Arrived {
 /// instead of starting the same download over. Doubles with each failure in a row.
 const COOL_DOWN: Duration = Duration::from_secs(1);
 const COOL_DOWN_MAX: Duration = Duration::from_secs(60);
+/// How transfers end.
+const KEPT: &str = "kept";
+const PASSED: &str = "passed";
+const FAILED: &str = "failed";
 /// The most failures remembered.
 const FAILURES_MAX: usize = 4096;
 
@@ -103,9 +111,13 @@ impl Transfer {
     }
 }
 
-/// All transfers of a daemon.
+/// All transfers of a daemon. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Transfers(Arc<Mutex<Table>>);
+pub struct Transfers {
+    table: Arc<Mutex<Table>>,
+    ended: Family<[(&'static str, &'static str); 1], Counter>,
+    under_way: Gauge,
+}
 
 #[derive(Default)]
 struct Table {
@@ -120,6 +132,24 @@ struct Failure {
 }
 
 impl Transfers {
+    /// Adds what is counted of them, all of it from zero on.
+    pub fn register(&self, registry: &mut Registry) {
+        for outcome in [KEPT, PASSED, FAILED] {
+            self.ended.get_or_create(&[("outcome", outcome)]).inc_by(0);
+        }
+        let registry = registry.sub_registry_with_prefix("piecemeal");
+        registry.register(
+            "transfers",
+            "Blobs that were on their way here, by how that ended",
+            self.ended.clone(),
+        );
+        registry.register("transfers_under_way", "Blobs on their way here", self.under_way.clone());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().expect("no holder of this lock panics")
+    }
+
     /// The size in bytes of a blob that is here, whole or on its way from the same upstream; `None` when nothing is known of
     /// it. What another upstream says of a blob that is not proven yet is not passed on.
     ///
@@ -134,13 +164,7 @@ impl Transfers {
         if let Some(blob) = store.blob(digest).await? {
             return Ok(Some(blob.map().blob_bytes()));
         }
-        let live = self
-            .0
-            .lock()
-            .expect("no holder of this lock panics")
-            .live
-            .get(digest)
-            .cloned();
+        let live = self.lock().live.get(digest).cloned();
         let own = live.filter(|transfer| transfer.at.upstream == at.upstream);
         Ok(own.and_then(|transfer| match transfer.progress() {
             Progress::Open(filling) => Some(filling.map().blob_bytes()),
@@ -191,7 +215,7 @@ impl Transfers {
     where
         F: Future<Output = Result<Arrived, PullError>> + Send + 'static,
     {
-        let mut table = self.0.lock().expect("no holder of this lock panics");
+        let mut table = self.lock();
         if let Some(transfer) = table.live.get(digest) {
             return Ok(Arc::clone(transfer));
         }
@@ -209,6 +233,7 @@ impl Transfers {
             progress: watch::Sender::new(Progress::Starting { blob_bytes }),
         });
         table.live.insert(*digest, Arc::clone(&transfer));
+        self.under_way.inc();
         let (transfers, running, work) = (self.clone(), Arc::clone(&transfer), run(Arc::clone(&transfer)));
         tokio::spawn(async move {
             // Kept apart, so that even a panic in the work ends the transfer instead of leaving its readers waiting.
@@ -224,8 +249,15 @@ impl Transfers {
     }
 
     fn end(&self, key: (Repository, Digest), transfer: &Transfer, result: Result<Arrived, PullError>) {
-        let mut table = self.0.lock().expect("no holder of this lock panics");
+        let mut table = self.lock();
         table.live.remove(&key.1);
+        self.under_way.dec();
+        let outcome = match &result {
+            Ok(Arrived::Kept(_)) => KEPT,
+            Ok(Arrived::Passed) => PASSED,
+            Err(_) => FAILED,
+        };
+        self.ended.get_or_create(&[("outcome", outcome)]).inc();
         let progress = match result {
             Ok(arrived) => {
                 table.failures.remove(&key);

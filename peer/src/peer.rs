@@ -4,8 +4,9 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use piecemeal_mirror::{
     Admission, Announcer, BlobSizes, ClientError, Clients, Content, Destination, FillObserver, Front, Manifests,
-    NodeIdentity, Origin, Rights, Traffic, Transfers, UpstreamBlobs, UpstreamNames, Upstreams, advertised, bind,
-    front_router, incarnation, keep_clean, mirror_http_client, open_store, store_status, traffic_status,
+    NodeIdentity, Origin, Pulls, Rights, Suspicions, Traffic, Transfers, UpstreamBlobs, UpstreamNames, Upstreams,
+    advertised, bind, front_router, incarnation, keep_clean, mirror_http_client, open_store, register_store, scrub,
+    store_status, traffic_status,
 };
 use piecemeal_proto::{Digest, FillId, PieceHash, wire};
 use piecemeal_store::{Filling, OpenStoreError, Store};
@@ -35,6 +36,9 @@ pub struct Peer {
     tracker: TaskTracker,
     store: Store,
     traffic: Traffic,
+    pulls: Pulls,
+    rights: Arc<Rights>,
+    transfers: Transfers,
     upstreams: Upstreams,
     session: Option<Session>,
     mirror: Option<MirrorClient>,
@@ -76,6 +80,9 @@ impl Peer {
             Limiter::new(config.ratelimit),
         );
 
+        let pulls = Pulls::new(traffic.clone());
+        let (suspicions, suspects) = Suspicions::new();
+        let scrub_limiter = Limiter::new(config.cache.scrub_rate);
         let downloads = LiveDownloads::default();
         let inventory = PeerInventory {
             store: store.clone(),
@@ -132,15 +139,16 @@ impl Peer {
             direct_fallback: config.direct_fallback,
             mirror_grace: config.mirror_grace,
         };
+        let transfers = Transfers::default();
         let blobs = SwarmBlobs {
             parts,
             access: access.clone(),
             source: Arc::clone(&source),
             sizes: sizes.clone(),
-            transfers: Transfers::default(),
+            transfers: transfers.clone(),
         };
         // The mirror remembers for the whole site when a tag was checked.
-        let tags = Manifests::new(store.clone(), source, access, sizes, Duration::ZERO);
+        let tags = Manifests::new(store.clone(), source, access.clone(), sizes, Duration::ZERO);
         let names = config.upstreams.iter().map(|upstream| upstream.name.clone());
         let front = Front {
             content: Content {
@@ -148,7 +156,8 @@ impl Peer {
                 tags: Arc::new(tags),
             },
             names: UpstreamNames::new(names, config.default_upstream.clone()),
-            sent: Arc::new(traffic.clone()),
+            pulls: pulls.clone(),
+            suspicions,
             admission: Admission {
                 nodes: None,
                 own: Some(store.node_id()),
@@ -161,7 +170,13 @@ impl Peer {
         for listener in piece_listeners {
             tracker.spawn(serve_pieces(listener, pieces.clone(), stop.clone()));
         }
-        tracker.spawn(keep_clean(store.clone(), announcer.clone(), stop.clone()));
+        tracker.spawn(keep_clean(
+            store.clone(),
+            announcer.clone(),
+            pulls.clone(),
+            stop.clone(),
+        ));
+        tracker.spawn(scrub(store.clone(), scrub_limiter, suspects, stop.clone()));
         if let Some(mirror) = mirror.clone() {
             let stopped = stop.clone();
             tracker.spawn(async move { stopped.run_until_cancelled(mirror.check()).await });
@@ -180,6 +195,9 @@ impl Peer {
             tracker,
             store,
             traffic,
+            pulls,
+            rights: access,
+            transfers,
             upstreams,
             session,
             mirror,
@@ -193,6 +211,10 @@ impl Peer {
     pub fn register_metrics(&self, registry: &mut Registry) {
         self.traffic.register(registry);
         self.upstreams.register(registry);
+        self.pulls.register(registry);
+        self.rights.register(registry);
+        self.transfers.register(registry);
+        register_store(&self.store, registry);
     }
 
     /// Each dependency, with what is wrong with it.

@@ -69,7 +69,13 @@ impl RawMirror {
         let zone = field::label(problems, "zone", self.zone);
         let cache = cache(
             problems,
-            [self.cache_dir, self.cache_ttl, self.cache_quota, self.cache_min_free],
+            [
+                self.cache_dir,
+                self.cache_ttl,
+                self.cache_quota,
+                self.cache_min_free,
+                self.cache_scrub,
+            ],
         );
         let tag_ttl = field::duration_or_zero(problems, "tag_ttl", self.tag_ttl);
         let log = field::log_filter(problems, "log", self.log);
@@ -171,7 +177,13 @@ impl RawPeer {
         let mirror_grace = field::duration_or_zero(problems, "mirror_grace", self.mirror_grace);
         let cache = cache(
             problems,
-            [self.cache_dir, self.cache_ttl, self.cache_quota, self.cache_min_free],
+            [
+                self.cache_dir,
+                self.cache_ttl,
+                self.cache_quota,
+                self.cache_min_free,
+                self.cache_scrub,
+            ],
         );
         let log = field::log_filter(problems, "log", self.log);
 
@@ -320,6 +332,7 @@ pub(crate) fn site_of_one(settings: &UpSettings, dir: &Path, key: AuthorityKey) 
         ttl: settings.cache_ttl,
         quota_bytes: settings.cache_quota,
         free_bytes_min: UP_FREE_BYTES_MIN,
+        scrub_rate: Some(UP_SCRUB_RATE),
     };
     let url = |address: SocketAddr| -> Url { format!("http://{address}").parse().expect("an address makes a URL") };
     let (pool, zone) = ("default".to_owned(), "default".to_owned());
@@ -379,16 +392,18 @@ pub(crate) fn site_of_one(settings: &UpSettings, dir: &Path, key: AuthorityKey) 
     }
 }
 
-fn cache(problems: &mut Problems, [dir, ttl, quota, min_free]: [Text; 4]) -> Option<CacheConfig> {
+fn cache(problems: &mut Problems, [dir, ttl, quota, min_free, scrub]: [Text; 5]) -> Option<CacheConfig> {
     let dir = field::folder(problems, "cache_dir", dir);
     let ttl = field::duration(problems, "cache_ttl", ttl);
     let quota_bytes = field::limit(problems, "cache_quota", quota);
     let free_bytes_min = field::size(problems, "cache_min_free", min_free);
+    let scrub_rate = field::limit(problems, "cache_scrub", scrub);
     Some(CacheConfig {
         dir: dir?,
         ttl: ttl?,
         quota_bytes: quota_bytes?,
         free_bytes_min: free_bytes_min?,
+        scrub_rate: scrub_rate?,
     })
 }
 
@@ -423,6 +438,7 @@ const DIRECT_FALLBACKS: [(&str, DirectFallback); 2] =
     [("allowed", DirectFallback::Allowed), ("never", DirectFallback::Never)];
 const DOCKER_HUB: &str = "docker.io";
 const UP_FREE_BYTES_MIN: u64 = 1_000_000_000;
+const UP_SCRUB_RATE: u64 = 4_000_000;
 const UP_TAG_TTL: Duration = Duration::from_secs(30);
 const UP_MIRROR_GRACE: Duration = Duration::from_secs(30);
 const UP_OFFLINE_GRACE: Duration = Duration::from_secs(24 * 3600);

@@ -179,6 +179,7 @@ impl Shared {
         if same {
             warn!(blob.digest = %digest, "the file of {digest} is missing or damaged; dropped, it will be fetched again");
             self.discard(gate, &mut Swept::default())?;
+            self.counters.damaged_blobs.add(1);
         }
         Ok(())
     }

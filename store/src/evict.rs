@@ -76,7 +76,11 @@ impl Shared {
                 if let Some(gate) = self.gates.try_enter(&digest)
                     && locked(&self.state).ledger.start_leaving(&digest)
                 {
+                    let blobs_before = swept.blobs.len();
                     self.evict(&gate, swept);
+                    self.counters
+                        .expired_blobs
+                        .add((swept.blobs.len() - blobs_before) as u64);
                 }
             }
         }
@@ -138,7 +142,12 @@ impl Shared {
                 });
             };
             for gate in victims {
-                match self.evict(&gate, swept) {
+                let blobs_before = swept.blobs.len();
+                let evicted = self.evict(&gate, swept);
+                self.counters
+                    .evicted_blobs
+                    .add((swept.blobs.len() - blobs_before) as u64);
+                match evicted {
                     Some(freed_bytes) => free_bytes = free_bytes.saturating_add(freed_bytes),
                     None => _ = stuck.insert(*gate.digest()),
                 }
@@ -194,6 +203,7 @@ impl Shared {
         if let Some(entry) = entry {
             swept.bytes += entry.bytes;
             if entry.kind == Kind::Blob {
+                self.counters.freed_bytes.add(entry.bytes);
                 swept.blobs.push(*digest);
                 // Nobody listening is no error.
                 let _ = self.evictions.send(*digest);

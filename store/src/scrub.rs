@@ -54,7 +54,9 @@ impl Store {
                     .is_ok_and(|bytes| Digest::Sha256(expected).matches(&bytes))
             })
             .await?;
-            if !is_good {
+            if is_good {
+                self.shared.counters.verified_bytes.add(map.len(piece));
+            } else {
                 self.drop_damaged(*digest, generation).await?;
                 return Ok(Verified::Damaged);
             }

@@ -17,6 +17,7 @@ use crate::{
     batch::Touched,
     blocking::blocking,
     clock::{Age, AgeCounter, Clock, Stamp},
+    counts::Counters,
     files::Files,
     fill::Fill,
     gate::Gates,
@@ -50,6 +51,7 @@ pub(crate) struct Shared {
     /// Folders of blobs that a power cut would not take: 512 at the most.
     pub(crate) durable_dirs: Mutex<HashSet<PathBuf>>,
     pub(crate) evictions: broadcast::Sender<Digest>,
+    pub(crate) counters: Counters,
     node_id: NodeId,
     random: Mutex<StdRng>,
     age: AgeCounter,
@@ -162,6 +164,7 @@ impl Store {
             }),
             durable_dirs: Mutex::default(),
             evictions: broadcast::Sender::new(EVICTIONS_MAX),
+            counters: Counters::default(),
             node_id,
             random: Mutex::new(random),
             age: AgeCounter::new(start, monotonic),

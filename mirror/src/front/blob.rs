@@ -1,7 +1,7 @@
 //! Answers with a blob or a range of it, streamed as it lands, and sent from its file where the connection can. A failure after the first byte ends the body short of its
 //! length, so that the client resumes.
 
-use std::{ops::Range, sync::Arc};
+use std::ops::Range;
 
 use axum::{
     body::Body,
@@ -20,7 +20,7 @@ use super::{
     error::coded,
     range::{Asked, asked},
 };
-use crate::{OpenBlob, SentBytes};
+use crate::{OpenBlob, pulls::BlobPull};
 
 /// How the bytes of a body go out.
 pub(super) struct Way {
@@ -28,7 +28,8 @@ pub(super) struct Way {
     pub(super) outlet: Option<Outlet>,
     /// Of whatever has to be read.
     pub(super) budget: Budget,
-    pub(super) sent: Arc<dyn SentBytes>,
+    /// Told of what goes out.
+    pub(super) pull: BlobPull,
 }
 
 pub(super) fn respond_head(digest: &Digest, blob_bytes: u64) -> Response<Body> {
@@ -80,7 +81,6 @@ fn headers(status: StatusCode, digest: &Digest, length: u64) -> axum::http::resp
 }
 
 fn body(open: OpenBlob, digest: Digest, range: Range<u64>, way: Way) -> Body {
-    let local = matches!(open, OpenBlob::Complete(_));
     let parts = stream::try_unfold((open, range, way), move |(mut open, range, way)| async move {
         if range.is_empty() {
             return Ok::<Option<(Bytes, _)>, ReadBlobError>(None);
@@ -89,7 +89,7 @@ fn body(open: OpenBlob, digest: Digest, range: Range<u64>, way: Way) -> Body {
             .next(&mut open, &range)
             .await
             .inspect_err(|error| debug!(blob.digest = %digest, %error, "a client's stream of {digest} ends early"))?;
-        way.sent.to_client(frame.len(), local);
+        way.pull.sent(frame.len());
         let rest = range.start + frame.len() as u64..range.end;
         Ok(Some((frame, (open, rest, way))))
     });

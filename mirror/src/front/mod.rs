@@ -11,12 +11,16 @@ mod manifest;
 mod name;
 mod range;
 
-use std::sync::Arc;
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Instant,
+};
 
 use axum::{
     Extension, Router,
     body::Body,
-    extract::State,
+    extract::{ConnectInfo, State},
     http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, header},
     routing::any,
 };
@@ -28,7 +32,11 @@ pub(crate) use range::{Asked, asked};
 use piecemeal_proto::{NodeId, RoleKey};
 use piecemeal_swarm::Outlet;
 
-use crate::{Caller, Content, PullError, SentBytes, upstream::via};
+use crate::{
+    Caller, Content, OpenBlob, PullError, Pulls, Suspicions,
+    pulls::{Kind, Outcome},
+    upstream::via,
+};
 use blob::Way;
 use budget::Budget;
 use name::{Endpoint, Target};
@@ -43,7 +51,10 @@ const API_VERSION: (HeaderName, HeaderValue) = (
 pub struct Front {
     pub content: Content,
     pub names: UpstreamNames,
-    pub sent: Arc<dyn SentBytes>,
+    /// Counts and tells what clients pull.
+    pub pulls: Pulls,
+    /// Told who asks for what is complete here.
+    pub suspicions: Suspicions,
     pub admission: Admission,
 }
 
@@ -69,23 +80,31 @@ pub fn front_router(front: Arc<Front>) -> Router {
 async fn serve(
     State((front, budget)): State<(Arc<Front>, Budget)>,
     outlet: Option<Extension<Outlet>>,
+    client: Option<Extension<ConnectInfo<SocketAddr>>>,
     method: Method,
     uri: Uri,
     headers: HeaderMap,
 ) -> Response<Body> {
-    let way = Way {
+    let connection = Connection {
         outlet: outlet.map(|Extension(outlet)| outlet),
+        client: client.map(|Extension(ConnectInfo(address))| address.ip()),
         budget,
-        sent: Arc::clone(&front.sent),
     };
-    let mut response = front.answer(&method, &uri, &headers, way).await;
+    let mut response = front.answer(&method, &uri, &headers, connection).await;
     let (name, value) = API_VERSION;
     response.headers_mut().insert(name, value);
     response
 }
 
+/// What is known of the connection that a request came over.
+struct Connection {
+    outlet: Option<Outlet>,
+    client: Option<IpAddr>,
+    budget: Budget,
+}
+
 impl Front {
-    async fn answer(&self, method: &Method, uri: &Uri, headers: &HeaderMap, way: Way) -> Response<Body> {
+    async fn answer(&self, method: &Method, uri: &Uri, headers: &HeaderMap, connection: Connection) -> Response<Body> {
         if method != Method::GET && method != Method::HEAD {
             return error::unsupported(method);
         }
@@ -99,7 +118,7 @@ impl Front {
             Err(error) => return error_response(&error, "UNSUPPORTED"),
         };
         let namespace = target.namespace.clone();
-        let mut response = self.pull(&caller, method, uri, headers, target, way).await;
+        let mut response = self.pull(&caller, method, uri, headers, target, connection).await;
         // Only a client that named the upstream by `ns` expects to hear that it was understood.
         if let Some(namespace) = namespace.and_then(|name| HeaderValue::from_str(&name).ok()) {
             response.headers_mut().insert("oci-namespace", namespace);
@@ -114,7 +133,7 @@ impl Front {
         uri: &Uri,
         headers: &HeaderMap,
         target: Target,
-        way: Way,
+        connection: Connection,
     ) -> Response<Body> {
         let head = method == Method::HEAD;
         match target.endpoint {
@@ -122,21 +141,45 @@ impl Front {
                 .header(header::CONTENT_TYPE, "application/json")
                 .body(Body::from("{}"))
                 .expect("constant headers"),
-            Endpoint::Manifest(at, reference) => match self.content.tags.manifest(caller, &at, &reference).await {
-                Ok(found) => manifest::respond(found, head),
-                Err(error) => error_response(&error, "MANIFEST_UNKNOWN"),
-            },
+            Endpoint::Manifest(at, reference) => {
+                let found = self.content.tags.manifest(caller, &at, &reference).await;
+                self.pulls.manifest(connection.client, &at, &reference, &found);
+                match found {
+                    Ok(found) => manifest::respond(found, head),
+                    Err(error) => error_response(&error, "MANIFEST_UNKNOWN"),
+                }
+            }
             Endpoint::List(at, query) => match self.content.tags.list(caller, &at, &query).await {
-                Ok(found) => list::respond(found, &query, &at, uri, head),
-                Err(error) => error_response(&error, "NAME_UNKNOWN"),
+                Ok(found) => {
+                    self.pulls.count(Kind::List, Outcome::Miss);
+                    list::respond(found, &query, &at, uri, head)
+                }
+                Err(error) => {
+                    self.pulls.count(Kind::List, Outcome::of(&error));
+                    error_response(&error, "NAME_UNKNOWN")
+                }
             },
             Endpoint::Blob(at, digest) if head => match self.content.blobs.stat(caller, &at, &digest).await {
                 Ok(blob_bytes) => blob::respond_head(&digest, blob_bytes),
                 Err(error) => error_response(&error, "BLOB_UNKNOWN"),
             },
             Endpoint::Blob(at, digest) => match self.content.blobs.open(caller, &at, &digest).await {
-                Ok(open) => blob::respond(open, &digest, headers.get(header::RANGE), way),
-                Err(error) => error_response(&error, "BLOB_UNKNOWN"),
+                Ok(open) => {
+                    let (local, range) = (matches!(open, OpenBlob::Complete(_)), headers.get(header::RANGE));
+                    if let Some(client) = connection.client.filter(|_| local && range.is_none()) {
+                        self.suspicions.asks(client, &digest, Instant::now());
+                    }
+                    let way = Way {
+                        outlet: connection.outlet,
+                        budget: connection.budget,
+                        pull: self.pulls.blob(connection.client, &at, local),
+                    };
+                    blob::respond(open, &digest, range, way)
+                }
+                Err(error) => {
+                    self.pulls.count(Kind::Blob, Outcome::of(&error));
+                    error_response(&error, "BLOB_UNKNOWN")
+                }
             },
         }
     }

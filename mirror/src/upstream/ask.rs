@@ -175,7 +175,9 @@ impl Upstream {
         // Whoever has used up a limit is not everybody.
         let gate = (ask.purpose == Purpose::Manifest).then(|| endpoint.manifests.of(&wallet.who()));
         let limit = gate.as_ref().map(|gate| gate.enter(Instant::now())).transpose()?;
+        let asked_at = Instant::now();
         let result = self.follow(endpoint, ask, wallet).await;
+        self.asked.note(&self.label, asked_at.elapsed(), &result);
         match (limit, &result) {
             (Some(limit), Err(error @ PullError::TooManyRequests { retry_after, .. })) => {
                 let pause = retry_after.as_deref().and_then(seconds).unwrap_or(BUSY_PAUSE);

@@ -13,6 +13,7 @@ use url::Url;
 
 use super::{
     ask::{Ask, Purpose, text},
+    asked::Asked,
     auth::Tokens,
     gate::{Gate, Gates},
     held::Held,
@@ -36,6 +37,9 @@ const LIST_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// A registry that is pulled from: an upstream, or for a peer its mirror.
 pub struct Upstream {
     pub(super) name: String,
+    /// As it is configured: a pattern, where one stands for it.
+    pub(super) label: String,
+    pub(super) asked: Asked,
     /// In the order in which they are asked.
     pub(super) endpoints: Vec<Endpoint>,
     /// Who asks, when the registry is the site's mirror: it is told so, and by `?ns=` which upstream is meant.
@@ -96,6 +100,8 @@ pub struct FetchedManifest {
     pub bytes: Bytes,
     /// The `Warning` that came along: the source is itself serving something old.
     pub warning: Option<String>,
+    /// It has just come from the source, and was not here.
+    pub fetched: bool,
 }
 
 /// What a HEAD of a manifest says.
@@ -180,6 +186,7 @@ impl Upstream {
             ));
         }
         Ok(FetchedManifest {
+            fetched: true,
             digest,
             media_type,
             bytes,

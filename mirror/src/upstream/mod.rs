@@ -2,6 +2,7 @@
 //! came of it, and how many connections a download is worth.
 
 mod ask;
+mod asked;
 mod auth;
 mod client;
 mod gate;

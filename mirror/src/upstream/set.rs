@@ -15,6 +15,7 @@ use reqwest::{Certificate, ClientBuilder, Identity, NoProxy, Proxy};
 use url::Url;
 
 use super::{
+    asked::Asked,
     auth::Tokens,
     client::{Endpoint, Upstream},
     held::Held,
@@ -134,6 +135,7 @@ struct Maker {
     allowed_life: Duration,
     allow_plain_credentials: bool,
     rewrites: Arc<Rewrites>,
+    asked: Asked,
 }
 
 impl Upstreams {
@@ -148,6 +150,7 @@ impl Upstreams {
             allowed_life: common.verdict_ttl,
             allow_plain_credentials: common.allow_plain_credentials,
             rewrites: Arc::new(Rewrites::new(common.rewrites.clone())),
+            asked: Asked::default(),
         };
         let http = |config: &UpstreamConfig| upstream_client(config, &common.proxy);
         Self::made(configs, maker, http)
@@ -168,6 +171,7 @@ impl Upstreams {
             node: Some(node),
             allow_plain_credentials: common.allow_plain_credentials,
             rewrites: Arc::default(),
+            asked: Asked::default(),
         };
         let configs: Vec<_> = names
             .map(|name| UpstreamConfig::new(name, vec![mirror.clone()]))
@@ -196,7 +200,7 @@ impl Upstreams {
                 let limits = Limits::default();
                 set.patterns.push(Pattern { config, http, limits });
             } else {
-                let upstream = set.maker.make(config, http, Limits::default());
+                let upstream = set.maker.make(config, &config.name, http, Limits::default());
                 set.named.insert(config.name.clone(), Arc::new(upstream));
             }
         }
@@ -221,7 +225,12 @@ impl Upstreams {
             return Ok(Arc::clone(upstream));
         }
         let config = pattern.config.for_name(name).ok_or_else(unknown)?;
-        let upstream = Arc::new(self.0.maker.make(&config, pattern.http.clone(), pattern.limits.clone()));
+        let upstream = Arc::new(self.0.maker.make(
+            &config,
+            &pattern.config.name,
+            pattern.http.clone(),
+            pattern.limits.clone(),
+        ));
         if wild.len() >= WILD_MAX {
             // What somebody is busy with lives on.
             wild.clear();
@@ -238,13 +247,16 @@ impl Upstreams {
     /// Adds what the clients count.
     pub fn register(&self, registry: &mut Registry) {
         self.0.maker.rewrites.register(registry);
+        self.0.maker.asked.register(registry);
     }
 }
 
 impl Maker {
-    fn make(&self, config: &UpstreamConfig, http: reqwest::Client, limits: Limits) -> Upstream {
+    fn make(&self, config: &UpstreamConfig, label: &str, http: reqwest::Client, limits: Limits) -> Upstream {
         Upstream {
             name: config.name.clone(),
+            label: label.to_owned(),
+            asked: self.asked.clone(),
             endpoints: config.urls.iter().cloned().map(Endpoint::new).collect(),
             node: self.node.clone(),
             http,
