@@ -3,6 +3,7 @@
 //! Exit codes: 0, done; 1, it could not be done; 64, the arguments or settings are wrong and nothing was tried.
 
 mod daemon;
+mod generate;
 mod keygen;
 mod pull;
 mod status;
@@ -11,7 +12,7 @@ mod up;
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use reqwest::{Client, ClientBuilder};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::runtime::Runtime;
@@ -64,6 +65,10 @@ enum Command {
     Scheduler(DaemonArgs<crate::config::RawScheduler>),
     /// Run a node's peer: containerd pulls from it
     Peer(DaemonArgs<crate::config::RawPeer>),
+    /// Print a script that makes a shell complete these commands
+    Completions(generate::CompletionsArgs),
+    /// Write the man pages of these commands
+    Man(generate::ManArgs),
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
@@ -75,6 +80,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Mirror(args) => daemon::run_mirror(args),
         Command::Scheduler(args) => daemon::run_scheduler(args),
         Command::Peer(args) => daemon::run_peer(args),
+        Command::Completions(args) => generate::completions(&args, Cli::command()),
+        Command::Man(args) => generate::man(&args, Cli::command()),
     }
 }
 

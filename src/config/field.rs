@@ -1,7 +1,7 @@
 //! Reads single settings: the text of one key becomes one typed value, or a problem under that key.
 
 use std::{
-    fs,
+    env, fs,
     net::SocketAddr,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -191,7 +191,11 @@ pub(super) fn key_file<K: FromStr<Err = ParseKeyError>>(problems: &mut Problems,
 }
 
 fn is_readable_by_others(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|metadata| metadata.mode() & 0o077 != 0)
+    // systemd hands a credential to one user by an access list, whose mask stands where the group's rights are.
+    let credentials = env::var_os("CREDENTIALS_DIRECTORY").filter(|dir| !dir.is_empty());
+    let by_systemd = credentials.is_some_and(|dir| path.starts_with(dir));
+    let others = if by_systemd { 0o007 } else { 0o077 };
+    fs::metadata(path).is_ok_and(|metadata| metadata.mode() & others != 0)
 }
 
 /// A filter of log lines, as in `RUST_LOG`.

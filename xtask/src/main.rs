@@ -1,11 +1,12 @@
 //! The project's own commands: `cargo xtask test`, `cargo xtask conformance`, `cargo xtask ci`, `cargo xtask bench`,
-//! `cargo xtask fuzz`.
+//! `cargo xtask fuzz`, `cargo xtask package`.
 
 mod bench;
 mod ci;
 mod conformance;
 mod fuzz;
 mod go_tools;
+mod package;
 mod packages;
 mod shell;
 mod test;
@@ -21,6 +22,9 @@ cargo xtask COMMAND
   bench [NAME]  the benchmarks, or the one named; they print, they assert nothing
   fuzz [SECONDS [TARGET…]]
                 the fuzzer's targets, or those named, for a minute each or as long as told
+  package [PART…] [--target TRIPLE] [--binary FILE]
+                what is released, into target/package: binary, deb, image, or the parts named; for every machine that this
+                toolchain builds for, or the one named. --binary packages one that was built before
 ";
 
 fn main() -> ExitCode {
@@ -32,6 +36,7 @@ fn main() -> ExitCode {
         ["ci"] => ci::run(),
         ["bench", ref names @ ..] => bench::run(names),
         ["fuzz", ref arguments @ ..] => fuzz::run(arguments),
+        ["package", ref arguments @ ..] => package::run(arguments),
         _ => {
             eprint!("{HELP}");
             return ExitCode::from(64);

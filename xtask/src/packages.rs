@@ -1,4 +1,5 @@
-//! The Debian packages that the end-to-end tests use: real registries, runtimes and networks.
+//! The Debian packages that the end-to-end tests use, which are real registries, runtimes and networks, and those that
+//! packaging uses.
 
 use anyhow::{Result, bail};
 
@@ -15,12 +16,20 @@ const NEEDED: [(&str, &str); 7] = [
     ("nft", "nftables"),
 ];
 
-/// Installs what is missing, where that is possible.
+/// Installs what the end-to-end tests miss, where that is possible.
 ///
 /// # Errors
 /// Names what is missing when it cannot be installed here.
 pub(crate) fn install() -> Result<()> {
-    let mut missing: Vec<&str> = NEEDED
+    install_for("the end-to-end tests need", &NEEDED)
+}
+
+/// Installs the programs that are missing, each from the package beside it. `need` begins the sentence that names the packages.
+///
+/// # Errors
+/// Names what is missing when it cannot be installed here.
+pub(crate) fn install_for(need: &str, programs: &[(&str, &'static str)]) -> Result<()> {
+    let mut missing: Vec<&str> = programs
         .iter()
         .filter(|(program, _)| !shell::has(program))
         .map(|(_, package)| *package)
@@ -30,10 +39,7 @@ pub(crate) fn install() -> Result<()> {
         return Ok(());
     }
     if !shell::has("apt-get") {
-        bail!(
-            "the end-to-end tests need {}; install them and run this again",
-            missing.join(", ")
-        );
+        bail!("{need} {}; install them and run this again", missing.join(", "));
     }
     let quiet = [("DEBIAN_FRONTEND", "noninteractive")];
     let arguments: Vec<&str> = ["install", "--yes", "--no-install-recommends"]
@@ -44,7 +50,7 @@ pub(crate) fn install() -> Result<()> {
         .and_then(|()| shell::run_with("apt-get", &arguments, &quiet))
         .map_err(|error| {
             error.context(format!(
-                "the end-to-end tests need {}; run this as root, or install them",
+                "{need} {}; run this as root, or install them",
                 missing.join(", ")
             ))
         })

@@ -1,0 +1,165 @@
+//! What is released: a static binary, a Debian package and a container image, in `target/package`.
+//!
+//! One commit makes one result: whatever holds a time holds that of the commit, or `SOURCE_DATE_EPOCH`. Nothing is left there that
+//! was not checked.
+
+mod binary;
+mod deb;
+mod image;
+mod notices;
+mod target;
+mod tree;
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use self::{binary::Binary, target::Target};
+use crate::{packages, shell};
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Each with the programs that it takes, and the Debian package of each.
+const PARTS: [(&str, &[(&str, &str)]); 3] = [
+    ("binary", &[("readelf", "binutils")]),
+    (
+        "deb",
+        &[("readelf", "binutils"), ("dpkg-deb", "dpkg"), ("gzip", "gzip")],
+    ),
+    (
+        "image",
+        &[
+            ("readelf", "binutils"),
+            ("buildah", "buildah"),
+            ("skopeo", "skopeo"),
+            ("update-ca-certificates", "ca-certificates"),
+        ],
+    ),
+];
+
+/// What was asked for.
+#[derive(Debug, Default)]
+struct Request {
+    /// Empty: all of them.
+    parts: Vec<String>,
+    target: Option<String>,
+    binary: Option<PathBuf>,
+}
+
+/// Where results go, and the time that they bear.
+struct Release {
+    out: PathBuf,
+    /// Seconds since 1970.
+    epoch: u64,
+}
+
+pub(crate) fn run(arguments: &[&str]) -> Result<()> {
+    let request = Request::parse(arguments)?;
+    for (_, programs) in PARTS.iter().filter(|(part, _)| request.wants(part)) {
+        packages::install_for("packaging needs", programs)?;
+    }
+    let release = Release {
+        out: target_dir()?.join("package"),
+        epoch: epoch()?,
+    };
+    fs::create_dir_all(&release.out).with_context(|| format!("cannot make {}", release.out.display()))?;
+
+    let mut targets = match &request.target {
+        Some(triple) => vec![Target::named(triple)?],
+        None => Target::installed()?,
+    };
+    if request.binary.is_some() {
+        targets.retain(|target| target.is_native());
+        ensure!(!targets.is_empty(), "--binary is for this machine; drop --target");
+    }
+    let mut made = Vec::new();
+    for target in targets {
+        made.extend(release.package(target, &request)?);
+    }
+    println!("in {}:", release.out.display());
+    for file in made {
+        println!("  {file}");
+    }
+    Ok(())
+}
+
+impl Request {
+    fn parse(arguments: &[&str]) -> Result<Self> {
+        let mut request = Self::default();
+        let mut arguments = arguments.iter();
+        while let Some(&argument) = arguments.next() {
+            let mut value = || arguments.next().with_context(|| format!("{argument} needs a value"));
+            match argument {
+                "--target" => request.target = Some((*value()?).to_owned()),
+                // Relative to where this was started, and not to the workspace.
+                "--binary" => request.binary = Some(std::path::absolute(value()?)?),
+                part if PARTS.iter().any(|(known, _)| *known == part) => request.parts.push(part.to_owned()),
+                other => bail!(
+                    "{other} is no part; there are: {}",
+                    PARTS.map(|(part, _)| part).join(", ")
+                ),
+            }
+        }
+        Ok(request)
+    }
+
+    fn wants(&self, part: &str) -> bool {
+        self.parts.is_empty() || self.parts.iter().any(|wanted| wanted == part)
+    }
+}
+
+impl Release {
+    /// Packages for one target; the names of the files that are there now.
+    fn package(&self, target: &'static Target, request: &Request) -> Result<Vec<String>> {
+        let binary = match &request.binary {
+            Some(path) => Binary::given(target, path)?,
+            None => Binary::build(target)?,
+        };
+        println!("{}: {}", target.triple, target.how());
+        let mut made = Vec::new();
+        if request.wants("binary") {
+            made.push(binary.publish(self)?);
+        }
+        if request.wants("deb") {
+            made.push(deb::build(self, &binary)?);
+        }
+        if request.wants("image") {
+            made.push(image::build(self, &binary)?);
+        }
+        Ok(made)
+    }
+
+    /// Copies what was checked to where releases go.
+    fn keep(&self, from: &Path, name: &str) -> Result<()> {
+        let to = self.out.join(name);
+        fs::copy(from, &to).with_context(|| format!("cannot write {}", to.display()))?;
+        Ok(())
+    }
+}
+
+/// Where cargo builds.
+fn target_dir() -> Result<PathBuf> {
+    let metadata = shell::output("cargo", &["metadata", "--format-version", "1", "--no-deps", "--locked"])?;
+    let metadata: serde_json::Value = serde_json::from_str(&metadata).context("what cargo metadata printed")?;
+    let dir = metadata["target_directory"].as_str();
+    Ok(PathBuf::from(dir.context("cargo metadata names no target directory")?))
+}
+
+/// When what is packaged was committed.
+fn epoch() -> Result<u64> {
+    let text = match env::var("SOURCE_DATE_EPOCH") {
+        Ok(text) => text,
+        Err(_) => shell::output("git", &["log", "-1", "--format=%ct"])
+            .context("this is no clone to take the time from; set SOURCE_DATE_EPOCH")?,
+    };
+    text.trim()
+        .parse()
+        .with_context(|| format!("SOURCE_DATE_EPOCH is seconds since 1970, and not {:?}", text.trim()))
+}
+
+/// A path as an argument.
+fn text(path: &Path) -> Result<&str> {
+    path.to_str().with_context(|| format!("{} is not text", path.display()))
+}
