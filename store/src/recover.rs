@@ -2,7 +2,8 @@
 //!
 //! Afterwards every row has its file, of the right length if the blob is complete, and every file has its row: what the disk
 //! holds is what the rows add up to. A complete blob's bytes are not hashed again: its row was written after its file was
-//! synced. A partial's are, when it is resumed.
+//! synced. A partial's are, when it is resumed; a crash while it was published leaves its file under the blob's name, and it is
+//! taken back, so that no more than the last moment is lost of a long download.
 
 use std::{collections::HashSet, io, path::Path};
 
@@ -104,7 +105,7 @@ impl Recovery<'_> {
         for row in rows {
             match row {
                 Ok((digest, blob_bytes, used))
-                    if self.ledger.get(&digest).is_none() && self.len(&self.layout.partial(&digest))?.is_some() =>
+                    if self.ledger.get(&digest).is_none() && self.has_partial(&digest)? =>
                 {
                     self.ledger.insert(digest, Kind::Partial, blob_bytes, used);
                 }
@@ -113,6 +114,19 @@ impl Recovery<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Whether there is a file for the partial, which is no complete blob; under its own name from here on.
+    fn has_partial(&self, digest: &Digest) -> io::Result<bool> {
+        let path = self.layout.partial(digest);
+        if self.len(&path)?.is_some() {
+            return Ok(true);
+        }
+        match self.files.rename(&self.layout.blob(digest), &path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// The length of a file, `None` when there is none.

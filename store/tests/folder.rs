@@ -192,6 +192,33 @@ async fn opening_brings_files_and_rows_together() {
 }
 
 #[tokio::test]
+async fn a_crash_while_a_blob_is_published_loses_none_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = FakeClock::new();
+    let store = open(dir.path(), &clock);
+    let content = Content::pieces(1, 3);
+    let filling = content.begin(&store).await;
+    for index in 0..3 {
+        content.write(&filling, index).await;
+    }
+    store.flush().await;
+    drop((filling, store));
+    let partial = dir
+        .path()
+        .join(format!("store/partial/sha256-{}", content.digest.hex()));
+    let blob = blob_path(dir.path(), &content);
+    fs::create_dir_all(blob.parent().unwrap()).unwrap();
+    fs::rename(partial, &blob).unwrap();
+
+    let store = open(dir.path(), &clock);
+    assert!(!blob.exists(), "it has no row");
+    assert_eq!(store.partials().await.unwrap(), [content.digest]);
+    let filling = content.begin(&store).await;
+    assert_eq!(filling.have().count(), 3);
+    assert_eq!(read_all(&filling.publish().await.unwrap()).await, content.bytes);
+}
+
+#[tokio::test]
 async fn a_torn_piece_is_fetched_again() {
     let dir = tempfile::tempdir().unwrap();
     let clock = FakeClock::new();
