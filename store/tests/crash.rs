@@ -332,3 +332,36 @@ fn a_store_keeps_its_promises_through_power_cuts_and_disk_errors() {
         }),
     }
 }
+
+#[tokio::test]
+async fn a_file_that_failed_to_sync_is_never_believed_again_even_if_it_cannot_be_removed() {
+    let mut machine = Machine::new(0);
+    let store = machine.open();
+    let content = Content::pieces(1, 3);
+    let filling = content.begin(&store).await;
+    for index in 0..3 {
+        content.write(&filling, index).await;
+    }
+    store.flush().await;
+    machine.disk.fail_sync_and_removal();
+    assert!(matches!(filling.publish().await, Err(PublishBlobError::Io(_))));
+    filling.abandon(FillFailure::Disk("sync".to_owned())).await;
+    drop(filling);
+
+    let filling = content.begin(&store).await;
+    assert!(
+        filling.have().is_empty(),
+        "it would read well, and sync without an error"
+    );
+    drop(filling);
+    content.publish(&store).await;
+    machine.published.insert(content.digest);
+    machine.contents.push(content);
+    machine.snapshot();
+    machine.disk.cut_power_after(1, || ());
+    let _ = store.remove(&machine.contents[0].digest).await;
+    drop(store);
+    copy_index(&machine.dir.path().join("synced"), &machine.store_dir());
+    machine.disk.power_on();
+    machine.check().await;
+}
