@@ -424,7 +424,7 @@ async fn live(seed: u64, cuts: &Cuts) {
     for _ in 0..ROUNDS {
         machine.work(cuts).await;
         if machine.random.random_range(0..3) == 0 {
-            machine.open_in_vain(40, During::Restart, cuts);
+            machine.open_in_vain(20, During::Restart, cuts);
         }
         machine.check().await;
     }
@@ -441,9 +441,9 @@ async fn grow_up(seed: u64, cuts: &Cuts) {
         Left::Crashed
     };
     let mut machine = Machine::old(seed, version, left);
-    machine.open_in_vain(30, During::Migrate, cuts);
+    machine.open_in_vain(12, During::Migrate, cuts);
     if machine.random.random() {
-        machine.open_in_vain(30, During::Migrate, cuts);
+        machine.open_in_vain(12, During::Migrate, cuts);
     }
     machine.check().await;
     let store = machine.open();

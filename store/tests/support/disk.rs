@@ -313,22 +313,14 @@ impl Files for FaultyDisk {
     fn list(&self, path: &Path) -> io::Result<Vec<FileEntry>> {
         let mut state = self.lock();
         state.step(io::ErrorKind::Other)?;
-        let entry = |below: &PathBuf, is_dir| {
-            (below.parent() == Some(path)).then(|| FileEntry {
-                name: below.file_name().unwrap().to_string_lossy().into_owned(),
-                is_dir,
+        let in_it = |name: &PathBuf| name.ancestors().skip(1).take(2).any(|above| above == path);
+        let files = state.names.iter().filter(|(name, _)| in_it(name));
+        Ok(files
+            .map(|(name, inode)| FileEntry {
+                path: name.clone(),
+                bytes: state.inodes[*inode].now.len() as u64,
             })
-        };
-        let files = state.names.keys().filter_map(|name| entry(name, false));
-        let dirs = state.dirs.iter().filter_map(|name| entry(name, true));
-        Ok(files.chain(dirs).collect())
-    }
-
-    fn len(&self, path: &Path) -> io::Result<u64> {
-        let mut state = self.lock();
-        state.step(io::ErrorKind::Other)?;
-        let inode = state.inode(path)?;
-        Ok(state.inodes[inode].now.len() as u64)
+            .collect())
     }
 
     fn free_bytes(&self, _path: &Path) -> io::Result<u64> {

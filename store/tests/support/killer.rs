@@ -275,11 +275,6 @@ impl Files for KilledFiles {
         DiskFiles.list(path)
     }
 
-    fn len(&self, path: &Path) -> io::Result<u64> {
-        self.0.step();
-        DiskFiles.len(path)
-    }
-
     fn free_bytes(&self, path: &Path) -> io::Result<u64> {
         self.0.step();
         DiskFiles.free_bytes(path)
