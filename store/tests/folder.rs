@@ -84,11 +84,12 @@ fn a_newer_schema_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     drop(open(dir.path(), &FakeClock::new()));
     let index = rusqlite::Connection::open(dir.path().join("store/index.db")).unwrap();
-    index.pragma_update(None, "user_version", 2).unwrap();
+    let latest = support::old::schema_version(&index);
+    index.pragma_update(None, "user_version", latest + 1).unwrap();
     drop(index);
     assert!(matches!(
         refusal(dir.path()),
-        OpenStoreError::NewerSchema { found: 2, known: 1, .. }
+        OpenStoreError::NewerSchema { found, known, .. } if (found, known) == (latest + 1, latest)
     ));
 }
 
@@ -177,7 +178,11 @@ async fn opening_brings_files_and_rows_together() {
     }
     let index = rusqlite::Connection::open(dir.path().join("store/index.db")).unwrap();
     index
-        .execute("INSERT INTO blobs VALUES ('sha256:nonsense', -1, 0, 0, x'00', 0)", [])
+        .execute(
+            "INSERT INTO blobs (digest, blob_bytes, piece_bytes, fill, piece_hashes, used_ms)
+             VALUES ('sha256:nonsense', -1, 0, 0, x'00', 0)",
+            [],
+        )
         .unwrap();
     drop(index);
 
