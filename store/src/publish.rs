@@ -99,10 +99,8 @@ impl Shared {
         match self.keep(fill, &row) {
             Ok(()) => Ok(self.promote(fill, row)),
             Err(error) => {
-                // Neither a file whose sync failed nor one between two names can be trusted again: a second sync may
-                // succeed without having written anything.
                 fill.end_lost();
-                self.discard_logged(gate);
+                self.discard_for_good(gate);
                 Err(error)
             }
         }
@@ -232,6 +230,21 @@ impl Shared {
             let digest = fill.digest();
             warn!(blob.digest = %digest, error = &error as &dyn std::error::Error, "failed to write down the pieces of {digest}");
         }
+    }
+
+    /// Neither a file whose sync failed nor one between two names can be trusted again: it reads well from the system's memory,
+    /// and a second sync may succeed without having written anything. Should it not go away, nothing may lead back to it.
+    fn discard_for_good(&self, gate: &GateGuard) {
+        let digest = gate.digest();
+        let key = digest.to_string();
+        let deleted = self.write(Durability::Batched, |transaction| {
+            blobs::delete(transaction, &key)?;
+            partials::delete(transaction, &key)
+        });
+        if let Err(error) = deleted {
+            warn!(blob.digest = %digest, error = &error as &dyn std::error::Error, "failed to delete the row of {digest}");
+        }
+        self.discard_logged(gate);
     }
 
     fn discard_logged(&self, gate: &GateGuard) {

@@ -2,9 +2,10 @@
 //!
 //! Afterwards every row has its file, of the right length if the blob is complete, and every file has its row: what the disk
 //! holds is what the rows add up to. A complete blob's bytes are not hashed again: its row was written after its file was
-//! synced. A partial's are, when it is resumed.
+//! synced. A partial's are, when it is resumed; a crash while it was published leaves its file under the blob's name, and it is
+//! taken back, so that no more than the last moment is lost of a long download.
 
-use std::{collections::HashSet, io, path::Path};
+use std::{collections::HashMap, ffi::OsString, io, path::PathBuf};
 
 use piecemeal_proto::{Algorithm, Digest};
 use tracing::info;
@@ -37,13 +38,12 @@ pub(crate) fn recover(
     let mut recovery = Recovery {
         layout,
         files,
+        found: find(layout, files).map_err(io_error)?,
         ledger: Ledger::default(),
         stale_blobs: Vec::new(),
         stale_partials: Vec::new(),
     };
-    recovery
-        .check_blobs(index.blobs().map_err(index_error)?)
-        .map_err(io_error)?;
+    recovery.check_blobs(index.blobs().map_err(index_error)?);
     recovery
         .check_partials(index.partials().map_err(index_error)?)
         .map_err(io_error)?;
@@ -80,6 +80,8 @@ pub(crate) fn recover(
 struct Recovery<'a> {
     layout: &'a Layout,
     files: &'a dyn Files,
+    /// The files that no row has claimed yet, and their lengths. By texts, which hash faster than paths.
+    found: HashMap<OsString, u64>,
     ledger: Ledger,
     /// Rows to delete. As text, for those that are no digest.
     stale_blobs: Vec<String>,
@@ -87,24 +89,25 @@ struct Recovery<'a> {
 }
 
 impl Recovery<'_> {
-    fn check_blobs(&mut self, rows: Vec<ListedRow>) -> io::Result<()> {
+    fn check_blobs(&mut self, rows: Vec<ListedRow>) {
         for row in rows {
             match row {
-                Ok((digest, blob_bytes, used)) if self.len(&self.layout.blob(&digest))? == Some(blob_bytes) => {
+                Ok((digest, blob_bytes, used))
+                    if self.claim(self.layout.blob(&digest), |bytes| bytes == blob_bytes) =>
+                {
                     self.ledger.insert(digest, Kind::Blob, blob_bytes, used);
                 }
                 Ok((digest, ..)) => self.stale_blobs.push(digest.to_string()),
                 Err(text) => self.stale_blobs.push(text),
             }
         }
-        Ok(())
     }
 
     fn check_partials(&mut self, rows: Vec<ListedRow>) -> io::Result<()> {
         for row in rows {
             match row {
                 Ok((digest, blob_bytes, used))
-                    if self.ledger.get(&digest).is_none() && self.len(&self.layout.partial(&digest))?.is_some() =>
+                    if self.ledger.get(&digest).is_none() && self.claim_partial(&digest)? =>
                 {
                     self.ledger.insert(digest, Kind::Partial, blob_bytes, used);
                 }
@@ -115,47 +118,50 @@ impl Recovery<'_> {
         Ok(())
     }
 
-    /// The length of a file, `None` when there is none.
-    fn len(&self, path: &Path) -> io::Result<Option<u64>> {
-        match self.files.len(path) {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
+    /// Whether there is a file for the partial, which is no complete blob; under its own name from here on.
+    fn claim_partial(&mut self, digest: &Digest) -> io::Result<bool> {
+        let (partial, blob) = (self.layout.partial(digest), self.layout.blob(digest));
+        if self.claim(partial.clone(), |_| true) {
+            return Ok(true);
         }
+        let is_found = self.claim(blob.clone(), |_| true);
+        if is_found {
+            self.files.rename(&blob, &partial)?;
+        }
+        Ok(is_found)
     }
 
-    /// Removes every file that has no entry by now; returns how many.
-    fn remove_strays(&self) -> io::Result<u64> {
-        let kept: HashSet<_> = [
-            (Kind::Blob, Layout::blob as fn(&Layout, &Digest) -> _),
-            (Kind::Partial, Layout::partial),
-        ]
-        .into_iter()
-        .flat_map(|(kind, path)| {
-            let digests = self.ledger.digests(kind);
-            digests.into_iter().map(move |digest| path(self.layout, &digest))
-        })
-        .collect();
-        let mut dirs = vec![self.layout.partials()];
-        for algorithm in ALGORITHMS {
-            let dir = self.layout.algorithm(algorithm);
-            let entries = self.files.list(&dir)?;
-            let below = entries.into_iter().filter(|entry| entry.is_dir);
-            dirs.extend(below.map(|entry| dir.join(entry.name)));
-            dirs.push(dir);
+    /// Whether there is such a file; no stray then.
+    fn claim(&mut self, path: PathBuf, suits: impl FnOnce(u64) -> bool) -> bool {
+        let path = path.into_os_string();
+        let is_ours = self.found.get(&path).is_some_and(|bytes| suits(*bytes));
+        if is_ours {
+            self.found.remove(&path);
         }
-        let mut removed = 0;
-        for dir in dirs {
-            for entry in self.files.list(&dir)? {
-                let path = dir.join(entry.name);
-                if !entry.is_dir && !kept.contains(&path) {
-                    remove_if_there(self.files, &path)?;
-                    removed += 1;
-                }
-            }
-        }
-        Ok(removed)
+        is_ours
     }
+
+    /// Removes every file that no row has claimed; returns how many.
+    fn remove_strays(&self) -> io::Result<usize> {
+        let mut strays: Vec<_> = self.found.keys().collect();
+        // The same disk takes the same steps each time.
+        strays.sort_unstable();
+        for path in &strays {
+            remove_if_there(self.files, path.as_ref())?;
+        }
+        Ok(strays.len())
+    }
+}
+
+/// Every file that may be a blob's or a partial's.
+fn find(layout: &Layout, files: &dyn Files) -> io::Result<HashMap<OsString, u64>> {
+    let mut found = HashMap::new();
+    let folders = ALGORITHMS.map(|algorithm| layout.algorithm(algorithm));
+    for folder in folders.into_iter().chain([layout.partials()]) {
+        let list = files.list(&folder)?;
+        found.extend(list.into_iter().map(|file| (file.path.into_os_string(), file.bytes)));
+    }
+    Ok(found)
 }
 
 const ALGORITHMS: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Sha512];

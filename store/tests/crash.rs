@@ -12,21 +12,60 @@ use std::{
     collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use bytes::Bytes;
 use piecemeal_proto::Digest;
-use piecemeal_store::{BeginFillError, FillFailure, Filling, PublishBlobError, Store, StoreConfig};
+use piecemeal_store::{BeginFillError, Env, Files as _, FillFailure, Filling, PublishBlobError, Store, StoreConfig};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
-use support::{Content, DAY, FakeClock, config, disk::FaultyDisk, env, read_all};
+use support::{
+    Content, DAY, FakeClock, config,
+    disk::FaultyDisk,
+    env,
+    old::{self, Left},
+    read_all,
+};
 
 const SEEDS: u64 = 250;
+const OLD_SEEDS: u64 = 40;
 /// A seed waits for the disk most of the time, where the index is.
 const THREADS: u64 = 4;
 const ROUNDS: u32 = 3;
 const QUOTA_BYTES: u64 = 100_000;
+
+/// In what the power was cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum During {
+    Migrate,
+    Restart,
+    Fill,
+    Publish,
+    Evict,
+    Other,
+}
+
+/// How often, by [`During`]: a story that stopped cutting in one of them would pass for nothing.
+#[derive(Default)]
+struct Cuts([AtomicU64; 6]);
+
+impl Cuts {
+    fn count(&self, during: During) {
+        self.0[during as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn assert_some(&self, wanted: &[During]) {
+        for &during in wanted {
+            let cuts = self.0[during as usize].load(Ordering::Relaxed);
+            println!("{cuts} power cuts during {during:?}");
+            assert!(cuts > 0, "{during:?}");
+        }
+    }
+}
 
 /// A machine with a store: what survives a power cut, and what it must have kept.
 struct Machine {
@@ -80,10 +119,71 @@ impl Machine {
         self.config().dir
     }
 
+    /// With a folder of an older schema; its index is synced.
+    fn old(seed: u64, version: i64, left: Left) -> Self {
+        let mut machine = Self::new(seed);
+        let dir = machine.store_dir();
+        fs::create_dir_all(&dir).unwrap();
+        old::make_index(&dir, version, left);
+        let mut dirs = BTreeSet::new();
+        for (path, bytes) in old::files() {
+            let path = dir.join(path);
+            let below = path.ancestors().skip(1).take_while(|above| *above != dir);
+            dirs.extend(below.map(Path::to_owned));
+            // From the top.
+            dirs.iter().for_each(|dir| machine.disk.create_dir(dir).unwrap());
+            let file = machine.disk.create(&path).unwrap();
+            assert_eq!(file.write_at(&bytes, 0).unwrap(), bytes.len());
+            file.sync().unwrap();
+        }
+        dirs.insert(dir);
+        dirs.iter().for_each(|dir| machine.disk.sync_dir(dir).unwrap());
+        machine.contents.extend(old::contents());
+        machine
+            .published
+            .extend(old::contents()[..2].iter().map(|content| content.digest));
+        machine
+    }
+
+    fn env(&mut self) -> Env {
+        Env {
+            seed: self.random.random(),
+            ..env(&self.clock, Arc::new(self.disk.clone()))
+        }
+    }
+
     fn open(&mut self) -> Store {
-        let mut env = env(&self.clock, Arc::new(self.disk.clone()));
-        env.seed = self.random.random();
+        let env = self.env();
         Store::open(self.config(), env).unwrap()
+    }
+
+    /// Cuts the power while the store is opened, `operations_max` operations on at the latest, or right after.
+    fn open_in_vain(&mut self, operations_max: u64, during: During, cuts: &Cuts) {
+        self.snapshot();
+        self.cut_power_after(operations_max);
+        let env = self.env();
+        match Store::open(self.config(), env) {
+            Ok(store) => drop(store),
+            Err(_) => assert!(self.disk.is_off()),
+        }
+        match self.disk.is_off() {
+            true => cuts.count(during),
+            // What is on the disk survives as it is.
+            false => copy_index(&self.store_dir(), &self.dir.path().join("cut")),
+        }
+        self.come_back();
+    }
+
+    fn cut_power_after(&mut self, operations_max: u64) {
+        let operations = self.random.random_range(1..operations_max);
+        let (from, to) = (self.store_dir(), self.dir.path().join("cut"));
+        self.disk.cut_power_after(operations, move || copy_index(&from, &to));
+    }
+
+    fn come_back(&mut self) {
+        let survived = if self.random.random() { "cut" } else { "synced" };
+        copy_index(&self.dir.path().join(survived), &self.store_dir());
+        self.disk.power_on();
     }
 
     /// The index as it was when it was last synced for certain.
@@ -92,30 +192,29 @@ impl Machine {
     }
 
     /// Works until the power goes.
-    async fn work(&mut self) {
+    async fn work(&mut self, cuts: &Cuts) {
         let store = self.open();
         let mut evictions = store.evictions();
         self.snapshot();
-        let (from, to) = (self.store_dir(), self.dir.path().join("cut"));
-        let operations = self.random.random_range(1..150);
         self.disk.set_faults(*[0, 10, 50].choose(&mut self.random).unwrap());
-        self.disk.cut_power_after(operations, move || copy_index(&from, &to));
+        self.cut_power_after(150);
         let mut fillings = Vec::new();
         while !self.disk.is_off() {
-            self.step(&store, &mut fillings).await;
+            let during = self.step(&store, &mut fillings).await;
+            if self.disk.is_off() {
+                cuts.count(during);
+            }
             while let Ok(digest) = evictions.try_recv() {
                 self.published.remove(&digest);
             }
         }
         drop(fillings);
         drop(store);
-        let survived = if self.random.random() { "cut" } else { "synced" };
-        copy_index(&self.dir.path().join(survived), &self.store_dir());
-        self.disk.power_on();
+        self.come_back();
     }
 
-    async fn step(&mut self, store: &Store, fillings: &mut Vec<(Content, Filling)>) {
-        match self.random.random_range(0..20) {
+    async fn step(&mut self, store: &Store, fillings: &mut Vec<(Content, Filling)>) -> During {
+        match self.random.random_range(0..24) {
             0..4 => {
                 let content = self.contents.choose(&mut self.random).unwrap().clone();
                 match store.begin(&content.digest, content.map, None).await {
@@ -123,10 +222,11 @@ impl Machine {
                     Err(BeginFillError::Conflict { .. }) => panic!("nobody asks for another map"),
                     Err(_) => {}
                 }
+                return During::Fill;
             }
             4..14 => {
                 if let Some((content, filling)) = fillings.choose(&mut self.random) {
-                    self.write_pieces(&content.clone(), &filling.clone()).await;
+                    return self.write_pieces(&content.clone(), &filling.clone()).await;
                 }
             }
             14 => {
@@ -139,12 +239,13 @@ impl Machine {
                 let at = self.random.random_range(0..fillings.len());
                 fillings.swap_remove(at);
             }
-            16 => {
+            16 | 20..24 => {
                 self.clock
                     .advance(Duration::from_secs(self.random.random_range(0..40_000)));
                 if store.sweep().await.is_ok() && !self.disk.is_off() {
                     self.snapshot();
                 }
+                return During::Evict;
             }
             17 => {
                 self.clock.advance(Duration::from_millis(400));
@@ -161,9 +262,10 @@ impl Machine {
             }
             _ => store.flush().await,
         }
+        During::Other
     }
 
-    async fn write_pieces(&mut self, content: &Content, filling: &Filling) {
+    async fn write_pieces(&mut self, content: &Content, filling: &Filling) -> During {
         let missing: Vec<u32> = filling.have().missing().collect();
         for index in missing {
             match self.random.random_range(0..8) {
@@ -179,8 +281,11 @@ impl Machine {
                 bytes = Bytes::from(vec![0; bytes.len()]);
             }
             if filling.write_piece(index, bytes, None).await.is_err() {
-                return;
+                return During::Fill;
             }
+        }
+        if self.disk.is_off() {
+            return During::Fill;
         }
         match filling.publish().await {
             Ok(blob) => {
@@ -193,8 +298,10 @@ impl Machine {
                 }
             }
             Err(PublishBlobError::Io(error)) => filling.abandon(FillFailure::Disk(error.to_string())).await,
+            Err(PublishBlobError::Incomplete { .. }) => return During::Fill,
             Err(_) => {}
         }
+        During::Publish
     }
 
     /// Some of a piece, in two steps.
@@ -302,16 +409,8 @@ impl Machine {
     }
 }
 
-fn run(seed: u64) {
+fn run(seed: u64, story: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let story = async {
-        let mut machine = Machine::new(seed);
-        for _ in 0..ROUNDS {
-            machine.work().await;
-            machine.check().await;
-        }
-        machine.heal().await;
-    };
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| runtime.block_on(story)));
     if let Err(panic) = outcome {
         eprintln!("failed with seed {seed}");
@@ -319,16 +418,112 @@ fn run(seed: u64) {
     }
 }
 
+/// Cuts, by seed; in one of three restarts too.
+async fn live(seed: u64, cuts: &Cuts) {
+    let mut machine = Machine::new(seed);
+    for _ in 0..ROUNDS {
+        machine.work(cuts).await;
+        if machine.random.random_range(0..3) == 0 {
+            machine.open_in_vain(20, During::Restart, cuts);
+        }
+        machine.check().await;
+    }
+    machine.heal().await;
+}
+
+/// Cuts while an older folder is opened, and goes on from there.
+async fn grow_up(seed: u64, cuts: &Cuts) {
+    let versions: Vec<i64> = old::versions().collect();
+    let version = versions[usize::try_from(seed).unwrap() % versions.len()];
+    let left = if seed.is_multiple_of(3) {
+        Left::Closed
+    } else {
+        Left::Crashed
+    };
+    let mut machine = Machine::old(seed, version, left);
+    machine.open_in_vain(12, During::Migrate, cuts);
+    if machine.random.random() {
+        machine.open_in_vain(12, During::Migrate, cuts);
+    }
+    machine.check().await;
+    let store = machine.open();
+    old::check_names(&store).await;
+    assert_eq!(store.node_id().to_string(), old::NODE_ID);
+    let [.., partial] = old::contents();
+    let filling = partial.begin(&store).await;
+    assert_eq!(filling.have().iter().collect::<Vec<_>>(), old::PIECES);
+    assert_eq!(filling.tail(1).await.unwrap(), partial.piece(1)[..old::TAIL_BYTES]);
+    drop((filling, store));
+    machine.heal().await;
+}
+
+/// One seed: `STORE_SEED=N cargo test -p piecemeal-store --test crash`.
+fn seeds(count: u64) -> Vec<u64> {
+    let only = std::env::var("STORE_SEED").ok();
+    only.map_or_else(|| (0..count).collect(), |seed| vec![seed.parse().unwrap()])
+}
+
+fn run_all(count: u64, wanted: &[During], story: impl AsyncFn(u64, &Cuts) + Sync) {
+    let (seeds, cuts) = (seeds(count), Cuts::default());
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (seeds, cuts, story) = (&seeds, &cuts, &story);
+            let mine = seeds.iter().filter(move |seed| *seed % THREADS == thread);
+            scope.spawn(move || mine.for_each(|seed| run(*seed, story(*seed, cuts))));
+        }
+    });
+    if seeds.len() > 1 {
+        cuts.assert_some(wanted);
+    }
+}
+
 #[test]
 fn a_store_keeps_its_promises_through_power_cuts_and_disk_errors() {
-    // One seed: STORE_SEED=N cargo test -p piecemeal-store --test crash
-    let only = std::env::var("STORE_SEED").ok().map(|seed| seed.parse().unwrap());
-    match only {
-        Some(seed) => run(seed),
-        None => std::thread::scope(|scope| {
-            for thread in 0..THREADS {
-                scope.spawn(move || (0..SEEDS).filter(|seed| seed % THREADS == thread).for_each(run));
-            }
-        }),
+    let wanted = [
+        During::Restart,
+        During::Fill,
+        During::Publish,
+        During::Evict,
+        During::Other,
+    ];
+    run_all(SEEDS, &wanted, live);
+}
+
+#[test]
+fn a_folder_of_an_older_version_is_brought_up_to_date_through_power_cuts() {
+    run_all(OLD_SEEDS, &[During::Migrate], grow_up);
+}
+
+/// Seed 154 of the story above once found it.
+#[tokio::test]
+async fn a_file_that_failed_to_sync_is_never_believed_again_even_if_it_cannot_be_removed() {
+    let mut machine = Machine::new(0);
+    let store = machine.open();
+    let content = Content::pieces(1, 3);
+    let filling = content.begin(&store).await;
+    for index in 0..3 {
+        content.write(&filling, index).await;
     }
+    store.flush().await;
+    machine.disk.fail_sync_and_removal();
+    assert!(matches!(filling.publish().await, Err(PublishBlobError::Io(_))));
+    filling.abandon(FillFailure::Disk("sync".to_owned())).await;
+    drop(filling);
+
+    let filling = content.begin(&store).await;
+    assert!(
+        filling.have().is_empty(),
+        "it would read well, and sync without an error"
+    );
+    drop(filling);
+    content.publish(&store).await;
+    machine.published.insert(content.digest);
+    machine.contents.push(content);
+    machine.snapshot();
+    machine.disk.cut_power_after(1, || ());
+    let _ = store.remove(&machine.contents[0].digest).await;
+    drop(store);
+    copy_index(&machine.dir.path().join("synced"), &machine.store_dir());
+    machine.disk.power_on();
+    machine.check().await;
 }

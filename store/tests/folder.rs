@@ -84,11 +84,12 @@ fn a_newer_schema_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     drop(open(dir.path(), &FakeClock::new()));
     let index = rusqlite::Connection::open(dir.path().join("store/index.db")).unwrap();
-    index.pragma_update(None, "user_version", 2).unwrap();
+    let latest = support::old::schema_version(&index);
+    index.pragma_update(None, "user_version", latest + 1).unwrap();
     drop(index);
     assert!(matches!(
         refusal(dir.path()),
-        OpenStoreError::NewerSchema { found: 2, known: 1, .. }
+        OpenStoreError::NewerSchema { found, known, .. } if (found, known) == (latest + 1, latest)
     ));
 }
 
@@ -177,7 +178,11 @@ async fn opening_brings_files_and_rows_together() {
     }
     let index = rusqlite::Connection::open(dir.path().join("store/index.db")).unwrap();
     index
-        .execute("INSERT INTO blobs VALUES ('sha256:nonsense', -1, 0, 0, x'00', 0)", [])
+        .execute(
+            "INSERT INTO blobs (digest, blob_bytes, piece_bytes, fill, piece_hashes, used_ms)
+             VALUES ('sha256:nonsense', -1, 0, 0, x'00', 0)",
+            [],
+        )
         .unwrap();
     drop(index);
 
@@ -189,6 +194,33 @@ async fn opening_brings_files_and_rows_together() {
     }
     let resumed = partial.begin(&store).await;
     assert_eq!(resumed.have().iter().collect::<Vec<_>>(), [1]);
+}
+
+#[tokio::test]
+async fn a_crash_while_a_blob_is_published_loses_none_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = FakeClock::new();
+    let store = open(dir.path(), &clock);
+    let content = Content::pieces(1, 3);
+    let filling = content.begin(&store).await;
+    for index in 0..3 {
+        content.write(&filling, index).await;
+    }
+    store.flush().await;
+    drop((filling, store));
+    let partial = dir
+        .path()
+        .join(format!("store/partial/sha256-{}", content.digest.hex()));
+    let blob = blob_path(dir.path(), &content);
+    fs::create_dir_all(blob.parent().unwrap()).unwrap();
+    fs::rename(partial, &blob).unwrap();
+
+    let store = open(dir.path(), &clock);
+    assert!(!blob.exists(), "it has no row");
+    assert_eq!(store.partials().await.unwrap(), [content.digest]);
+    let filling = content.begin(&store).await;
+    assert_eq!(filling.have().count(), 3);
+    assert_eq!(read_all(&filling.publish().await.unwrap()).await, content.bytes);
 }
 
 #[tokio::test]

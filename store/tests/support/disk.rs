@@ -33,6 +33,9 @@ struct State {
     capacity_bytes: u64,
     /// Of a thousand operations, so many fail or fall short.
     faults_per_mille: u32,
+    /// The next sync of a file fails, and the next removal.
+    sync_fails: bool,
+    removal_fails: bool,
     operations: u64,
     cut_at: Option<u64>,
     at_cut: Option<Box<dyn FnMut() + Send>>,
@@ -78,6 +81,8 @@ impl FaultyDisk {
                 log: Vec::new(),
                 capacity_bytes: u64::MAX,
                 faults_per_mille: 0,
+                sync_fails: false,
+                removal_fails: false,
                 operations: 0,
                 cut_at: None,
                 at_cut: None,
@@ -92,6 +97,13 @@ impl FaultyDisk {
 
     pub(crate) fn set_capacity(&self, bytes: u64) {
         self.lock().capacity_bytes = bytes;
+    }
+
+    /// The next sync of a file fails, and the removal of what became of it.
+    pub(crate) fn fail_sync_and_removal(&self) {
+        let mut state = self.lock();
+        state.sync_fails = true;
+        state.removal_fails = true;
     }
 
     /// Cuts the power in the middle of the operation that is `operations` ahead; `at_cut` runs at that moment.
@@ -290,6 +302,9 @@ impl Files for FaultyDisk {
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut state = self.lock();
         state.step(io::ErrorKind::Other)?;
+        if std::mem::take(&mut state.removal_fails) {
+            return Err(io::ErrorKind::Other.into());
+        }
         state.inode(path)?;
         state.change(Change::Unlink(path.to_owned()));
         Ok(())
@@ -298,22 +313,14 @@ impl Files for FaultyDisk {
     fn list(&self, path: &Path) -> io::Result<Vec<FileEntry>> {
         let mut state = self.lock();
         state.step(io::ErrorKind::Other)?;
-        let entry = |below: &PathBuf, is_dir| {
-            (below.parent() == Some(path)).then(|| FileEntry {
-                name: below.file_name().unwrap().to_string_lossy().into_owned(),
-                is_dir,
+        let in_it = |name: &PathBuf| name.ancestors().skip(1).take(2).any(|above| above == path);
+        let files = state.names.iter().filter(|(name, _)| in_it(name));
+        Ok(files
+            .map(|(name, inode)| FileEntry {
+                path: name.clone(),
+                bytes: state.inodes[*inode].now.len() as u64,
             })
-        };
-        let files = state.names.keys().filter_map(|name| entry(name, false));
-        let dirs = state.dirs.iter().filter_map(|name| entry(name, true));
-        Ok(files.chain(dirs).collect())
-    }
-
-    fn len(&self, path: &Path) -> io::Result<u64> {
-        let mut state = self.lock();
-        state.step(io::ErrorKind::Other)?;
-        let inode = state.inode(path)?;
-        Ok(state.inodes[inode].now.len() as u64)
+            .collect())
     }
 
     fn free_bytes(&self, _path: &Path) -> io::Result<u64> {
@@ -378,7 +385,10 @@ impl OpenFile for FaultyFile {
 
     fn sync(&self) -> io::Result<()> {
         let mut state = self.disk.lock();
-        let result = state.step(io::ErrorKind::Other);
+        let mut result = state.step(io::ErrorKind::Other);
+        if std::mem::take(&mut state.sync_fails) {
+            result = Err(io::ErrorKind::Other.into());
+        }
         let inode = &mut state.inodes[self.inode];
         match &result {
             Ok(()) if !inode.sync_failed => inode.durable = inode.now.clone(),

@@ -2,6 +2,9 @@
 #![allow(dead_code, reason = "each story uses its own part of it")]
 
 pub(crate) mod disk;
+pub(crate) mod killer;
+pub(crate) mod known;
+pub(crate) mod old;
 
 use std::{
     path::Path,
@@ -88,9 +91,19 @@ impl Content {
     pub(crate) fn new(seed: u64, blob_bytes: usize) -> Self {
         let mut bytes = vec![0; blob_bytes];
         StdRng::seed_from_u64(seed).fill_bytes(&mut bytes);
+        Self::of(bytes)
+    }
+
+    /// The same bytes with every version of every generator: for what is checked in.
+    pub(crate) fn counted(seed: usize, blob_bytes: usize) -> Self {
+        let byte = |at: usize| u8::try_from((at + at / 251 * (7 + seed) + 31 * seed) % 256).unwrap();
+        Self::of((0..blob_bytes).map(byte).collect())
+    }
+
+    fn of(bytes: Vec<u8>) -> Self {
         Self {
             digest: Digest::of(&bytes),
-            map: PieceMap::new(blob_bytes as u64, PIECE_BYTES).unwrap(),
+            map: PieceMap::new(bytes.len() as u64, PIECE_BYTES).unwrap(),
             bytes: bytes.into(),
         }
     }
