@@ -118,6 +118,17 @@ impl Manifests {
         })
     }
 
+    /// What can be answered without asking the source.
+    async fn at_hand(&self, at: &Repository, reference: &Reference) -> Result<Option<FetchedManifest>, PullError> {
+        match reference {
+            Reference::Digest(digest) => self.stored(at, digest).await,
+            Reference::Tag(tag) => match self.store.tag(at, tag).await? {
+                Some(known) if known.age < self.tag_ttl => self.stored(at, &known.digest).await,
+                _ => Ok(None),
+            },
+        }
+    }
+
     async fn by_digest(
         &self,
         caller: &Caller,
@@ -222,7 +233,8 @@ impl Manifests {
     }
 
     async fn keep(&self, at: &Repository, manifest: &FetchedManifest) -> Result<(), PullError> {
-        self.sizes.learn(at, &manifest.media_type, &manifest.bytes);
+        self.sizes
+            .learn(at, &manifest.digest, &manifest.media_type, &manifest.bytes);
         Ok(self
             .store
             .put_manifest(at, &manifest.digest, &manifest.media_type, manifest.bytes.clone())
@@ -233,7 +245,7 @@ impl Manifests {
         let Some(manifest) = self.store.manifest(at, digest).await? else {
             return Ok(None);
         };
-        self.sizes.learn(at, &manifest.media_type, &manifest.bytes);
+        self.sizes.learn(at, digest, &manifest.media_type, &manifest.bytes);
         Ok(Some(FetchedManifest {
             digest: *digest,
             media_type: manifest.media_type,
@@ -252,7 +264,10 @@ impl Tags for Manifests {
         at: &Repository,
         reference: &Reference,
     ) -> Result<FetchedManifest, PullError> {
-        let mut manifest = self.join(None, caller, at, reference).await;
+        let mut manifest = match self.at_hand(at, reference).await? {
+            Some(manifest) => Ok(manifest),
+            None => self.join(None, caller, at, reference).await,
+        };
         if manifest.as_ref().is_err_and(PullError::is_verdict) {
             // It may have been said of another caller, whom this one has joined. The client itself remembers its own.
             manifest = self.join(caller.credential.clone(), caller, at, reference).await;

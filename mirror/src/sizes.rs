@@ -4,7 +4,7 @@
 //! digest alone says what is right, and what the manifests of one repository say means nothing in another.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex},
 };
 
@@ -22,11 +22,23 @@ pub struct BlobSizes(Arc<Mutex<Table>>);
 struct Table {
     sizes: HashMap<(Repository, Digest), u64>,
     order: VecDeque<(Repository, Digest)>,
+    /// Manifests that were read, by repository and digest: to read one again would tell nothing. Forgotten when sizes are.
+    read: HashSet<(Repository, Digest)>,
 }
 
 impl BlobSizes {
     /// Remembers what a manifest of the repository says.
-    pub fn learn(&self, at: &Repository, media_type: &str, manifest: &[u8]) {
+    pub fn learn(&self, at: &Repository, digest: &Digest, media_type: &str, manifest: &[u8]) {
+        let read = (at.clone(), *digest);
+        if self
+            .0
+            .lock()
+            .expect("no holder of this lock panics")
+            .read
+            .contains(&read)
+        {
+            return;
+        }
         let manifest = Manifest::read(media_type, manifest);
         let mut table = self.0.lock().expect("no holder of this lock panics");
         for blob in manifest.blobs() {
@@ -38,8 +50,13 @@ impl BlobSizes {
                 && let Some(oldest) = table.order.pop_front()
             {
                 table.sizes.remove(&oldest);
+                table.read.clear();
             }
         }
+        if table.read.len() >= SIZES_MAX {
+            table.read.clear();
+        }
+        table.read.insert(read);
     }
 
     /// The size of a blob, when a manifest of the repository has told it.

@@ -90,6 +90,7 @@ impl Shared {
             }
             names::cap(transaction, NAMES_MAX, MANIFESTS_BYTES_MAX)
         })?;
+        locked(&self.known).changed();
         Ok(())
     }
 

@@ -39,6 +39,7 @@ mod fill;
 mod gate;
 mod handle;
 mod index;
+mod known;
 mod layout;
 mod lock;
 mod names;

@@ -12,6 +12,7 @@ use crate::{
     Store, StoreError,
     index::{Durability, TagRow, names},
     lock::locked,
+    store::Shared,
 };
 
 /// The largest manifest that is kept. Registries cap them at 4 MiB; twice that is room for those that do not.
@@ -86,6 +87,7 @@ impl Store {
                 names::put_manifest(transaction, &expected, &media_type, &bytes, now)?;
                 names::put_source(transaction, &at, &expected, now)
             })?;
+            locked(&shared.known).added();
             Ok(())
         })
         .await
@@ -96,23 +98,26 @@ impl Store {
     /// # Errors
     /// [`StoreError::Index`].
     pub async fn manifest(&self, at: &Repository, digest: &Digest) -> Result<Option<Manifest>, StoreError> {
+        let known = locked(&self.shared.known).manifest(at, digest);
+        if known.is_some() {
+            self.shared.touch_manifest(at, digest);
+            return Ok(known);
+        }
         let (at, digest) = (at.clone(), *digest);
         self.run(move |shared| {
+            let read = locked(&shared.known).epoch();
             let Some(row) = shared.index.manifest(&at, &digest)? else {
                 return Ok(None);
             };
-            let now = shared.now();
-            {
-                let mut state = locked(&shared.state);
-                state.touched.manifests.insert(digest, now);
-                state.touched.sources.insert((digest, at), now);
-            }
+            shared.touch_manifest(&at, &digest);
             shared.batch_if_due();
-            Ok(Some(Manifest {
+            let manifest = Manifest {
                 media_type: row.media_type,
                 bytes: row.bytes.into(),
                 digest,
-            }))
+            };
+            locked(&shared.known).keep_manifest(read, &at, &manifest);
+            Ok(Some(manifest))
         })
         .await
     }
@@ -128,6 +133,7 @@ impl Store {
             shared.write(Durability::Batched, |transaction| {
                 names::put_tag(transaction, &at, &tag, TagRow { digest, checked })
             })?;
+            locked(&shared.known).changed_tag(&at, &tag);
             Ok(())
         })
         .await
@@ -138,18 +144,20 @@ impl Store {
     /// # Errors
     /// [`StoreError::Index`].
     pub async fn tag(&self, at: &Repository, tag: &str) -> Result<Option<Tag>, StoreError> {
+        let known = locked(&self.shared.known).tag(at, tag);
+        if let Some(row) = known {
+            return Ok(Some(self.shared.use_tag(at, tag, row)));
+        }
         let (at, tag) = (at.clone(), tag.to_owned());
         self.run(move |shared| {
+            let read = locked(&shared.known).epoch();
             let Some(row) = shared.index.tag(&at, &tag)? else {
                 return Ok(None);
             };
-            let now = shared.now();
-            locked(&shared.state).touched.tags.insert((at, tag), now);
+            let used = shared.use_tag(&at, &tag, row);
             shared.batch_if_due();
-            Ok(Some(Tag {
-                digest: row.digest,
-                age: now.since(row.checked),
-            }))
+            locked(&shared.known).keep_tag(read, &at, &tag, row);
+            Ok(Some(used))
         })
         .await
     }
@@ -164,6 +172,7 @@ impl Store {
             shared.write(Durability::Batched, |transaction| {
                 names::delete_tag(transaction, &at, &tag)
             })?;
+            locked(&shared.known).changed_tag(&at, &tag);
             Ok(())
         })
         .await
@@ -181,6 +190,7 @@ impl Store {
             shared.write(Durability::Batched, |transaction| {
                 names::put_source(transaction, &at, &digest, now)
             })?;
+            locked(&shared.known).added();
             Ok(())
         })
         .await
@@ -191,13 +201,19 @@ impl Store {
     /// # Errors
     /// [`StoreError::Index`].
     pub async fn has_source(&self, at: &Repository, digest: &Digest) -> Result<bool, StoreError> {
+        let known = locked(&self.shared.known).has_source(at, digest);
+        if known {
+            self.shared.touch_source(at, digest);
+            return Ok(true);
+        }
         let (at, digest) = (at.clone(), *digest);
         self.run(move |shared| {
+            let read = locked(&shared.known).epoch();
             let known = shared.index.has_source(&at, &digest)?;
             if known {
-                let now = shared.now();
-                locked(&shared.state).touched.sources.insert((digest, at), now);
+                shared.touch_source(&at, &digest);
                 shared.batch_if_due();
+                locked(&shared.known).keep_source(read, &at, &digest);
             }
             Ok(known)
         })
@@ -215,6 +231,7 @@ impl Store {
             shared.write(Durability::Batched, |transaction| {
                 names::delete_source(transaction, &at, &digest)
             })?;
+            locked(&shared.known).changed();
             Ok(())
         })
         .await
@@ -281,5 +298,30 @@ impl Store {
     pub async fn tags(&self, at: &Repository) -> Result<Vec<String>, StoreError> {
         let at = at.clone();
         self.run(move |shared| Ok(shared.index.tags(&at)?)).await
+    }
+}
+
+impl Shared {
+    fn touch_manifest(&self, at: &Repository, digest: &Digest) {
+        let now = self.now();
+        let mut state = locked(&self.state);
+        state.touched.manifests.insert(*digest, now);
+        state.touched.sources.insert((*digest, at.clone()), now);
+    }
+
+    fn touch_source(&self, at: &Repository, digest: &Digest) {
+        let now = self.now();
+        locked(&self.state).touched.sources.insert((*digest, at.clone()), now);
+    }
+
+    /// What a tag's row says now.
+    fn use_tag(&self, at: &Repository, tag: &str, row: TagRow) -> Tag {
+        let now = self.now();
+        let key = (at.clone(), tag.to_owned());
+        locked(&self.state).touched.tags.insert(key, now);
+        Tag {
+            digest: row.digest,
+            age: now.since(row.checked),
+        }
     }
 }
