@@ -78,6 +78,8 @@ fn a_mirror_without_room_passes_on_what_it_cannot_keep() {
     let layer = &image.layers()[0].digest;
     let copies = cluster.registry.blob_bytes_served(layer) as f64 / LAYER as f64;
     assert!(copies < 2.1, "at worst a copy each: {copies}");
+    let ready = cluster.mirror.admin("/readyz");
+    assert!(ready.text().contains("store: no space"), "{}", ready.text());
     // The nodes have room, and the next pull needs nobody.
     cluster.site.block_wan();
     pull_everywhere(&cluster, &image);

@@ -294,8 +294,7 @@ impl Access for Rights {
     }
 
     async fn refused(&self, caller: &Caller, at: &Repository, error: &PullError) -> Result<(), PullError> {
-        // What is forbidden (403) may be one thing among others.
-        if matches!(error, PullError::Denied { status: 401, .. }) {
+        if matches!(error, PullError::Denied { .. }) {
             self.forget(caller, at).await?;
         }
         Ok(())

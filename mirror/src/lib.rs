@@ -39,7 +39,8 @@ pub use lists::{List, ListQuery};
 pub use manifests::{ManifestSource, Manifests};
 pub use metrics::{Destination, Origin, Traffic};
 pub use mirror::{
-    Mirror, StartMirrorError, advertised, incarnation, keep_clean, open_store, store_status, traffic_status,
+    Mirror, StartMirrorError, advertised, incarnation, keep_clean, open_store, store_problem, store_status,
+    traffic_status,
 };
 pub use node::{INLINE_BYTES_MAX, NodeBlob, NodePort, node_router, open_path};
 pub use pulls::Pulls;

@@ -203,10 +203,7 @@ impl Mirror {
 
     /// Each dependency, with what is wrong with it.
     pub async fn readiness(&self) -> Vec<(String, Option<String>)> {
-        let mut dependencies = vec![(
-            "store".to_owned(),
-            self.store.usage().await.err().map(|error| error.to_string()),
-        )];
+        let mut dependencies = vec![("store".to_owned(), store_problem(&self.store).await)];
         if let Some(session) = &self.session {
             let problem = session.problem();
             let problem = problem.map(|why| format!("{why}; peers take their pieces from the mirror directly"));
@@ -283,6 +280,14 @@ pub async fn keep_clean(store: Store, announcer: Announcer, pulls: Pulls, stop: 
                 Err(error) => warn!(%error, "the cache could not be swept: {error}"),
             },
         }
+    }
+}
+
+/// What is wrong with the store, for readiness.
+pub async fn store_problem(store: &Store) -> Option<String> {
+    match store.usage().await {
+        Ok(_) => store.trouble(),
+        Err(error) => Some(error.to_string()),
     }
 }
 

@@ -6,7 +6,7 @@ use piecemeal_mirror::{
     Admission, Announcer, BlobSizes, ClientError, Clients, Content, Destination, FillObserver, Front, Manifests,
     NodeIdentity, Origin, Pulls, Rights, Suspicions, Traffic, Transfers, UpstreamBlobs, UpstreamNames, Upstreams,
     advertised, bind, front_router, incarnation, keep_clean, mirror_http_client, open_store, register_store, scrub,
-    store_status, traffic_status,
+    store_problem, store_status, traffic_status,
 };
 use piecemeal_proto::{Digest, FillId, PieceHash, wire};
 use piecemeal_store::{Filling, OpenStoreError, Store};
@@ -219,10 +219,7 @@ impl Peer {
 
     /// Each dependency, with what is wrong with it.
     pub async fn readiness(&self) -> Vec<(String, Option<String>)> {
-        let mut dependencies = vec![(
-            "store".to_owned(),
-            self.store.usage().await.err().map(|error| error.to_string()),
-        )];
+        let mut dependencies = vec![("store".to_owned(), store_problem(&self.store).await)];
         if let Some(session) = &self.session {
             let problem = session.problem();
             let problem = problem.map(|why| format!("{why}; pieces come from the mirror directly"));

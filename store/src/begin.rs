@@ -64,11 +64,30 @@ impl Store {
             return Ok(filling);
         }
         let gate = self.shared.gates.enter(digest).await;
-        self.run(move |shared| shared.begin(&gate, map, fill)).await
+        self.run(move |shared| {
+            let begun = shared.begin(&gate, map, fill);
+            shared.note_trouble(map, &begun);
+            begun
+        })
+        .await
     }
 }
 
 impl Shared {
+    fn note_trouble(&self, map: PieceMap, begun: &Result<Filling, BeginFillError>) {
+        let mut state = locked(&self.state);
+        let fits = state.limits.quota_bytes.is_none_or(|quota| map.blob_bytes() <= quota);
+        state.trouble = match begun {
+            Err(error @ (BeginFillError::NoSpace { .. } | BeginFillError::Io(_) | BeginFillError::Index(_)))
+                if fits =>
+            {
+                Some(format!("{error}; what is pulled passes through and is not kept"))
+            }
+            Err(_) => return,
+            Ok(_) => None,
+        };
+    }
+
     fn held(&self, digest: &Digest) -> Option<Arc<Handle>> {
         let handle = locked(&self.state).live.get(digest)?.handle.upgrade()?;
         handle.fill.is_open().then_some(handle)

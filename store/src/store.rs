@@ -70,6 +70,8 @@ pub(crate) struct State {
     pub(crate) limits: Limits,
     /// Fills whose blob is not kept.
     pub(crate) passing: usize,
+    /// Why the last fill that should have had room had none.
+    pub(crate) trouble: Option<String>,
     /// When the last batch was written, by the monotonic clock.
     pub(crate) batched_at: Duration,
 }
@@ -163,6 +165,7 @@ impl Store {
                     ttl: config.ttl,
                 },
                 passing: 0,
+                trouble: None,
                 batched_at: monotonic,
             }),
             durable_dirs: Mutex::default(),
@@ -229,6 +232,11 @@ impl Store {
         let digest = *digest;
         self.run(move |shared| Ok(shared.index.partial(&digest)?.map(|row| row.map)))
             .await
+    }
+
+    /// What keeps new blobs from being kept, if anything does. That one is larger than the quota is no such thing.
+    pub fn trouble(&self) -> Option<String> {
+        locked(&self.shared.state).trouble.clone()
     }
 
     /// How full the store is.

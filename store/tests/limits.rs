@@ -174,6 +174,22 @@ async fn the_free_space_floor_is_kept_and_promises_count() {
 }
 
 #[tokio::test]
+async fn a_disk_without_room_is_told_of_until_there_is_room_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), &FakeClock::new());
+    let content = Content::new(1, 8192);
+    store.set_limits(Some(4096), 0, DAY);
+    assert!(store.begin(&content.digest, content.map, None).await.is_err());
+    assert_eq!(store.trouble(), None, "it is the blob that is too large");
+    store.set_limits(None, u64::MAX, DAY);
+    assert!(store.begin(&content.digest, content.map, None).await.is_err());
+    assert!(store.trouble().unwrap().contains("no space for 8192 bytes"));
+    store.set_limits(None, 0, DAY);
+    content.publish(&store).await;
+    assert_eq!(store.trouble(), None);
+}
+
+#[tokio::test]
 async fn names_are_kept_by_source_and_expire_with_the_ttl() {
     let dir = tempfile::tempdir().unwrap();
     let clock = FakeClock::new();
