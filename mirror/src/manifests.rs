@@ -8,7 +8,6 @@ use std::{
     future::Future,
     hash::Hash,
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -19,7 +18,7 @@ use tracing::warn;
 
 use crate::{
     ANSWER_TIMEOUT, Access, BlobSizes, Caller, Credential, FetchedManifest, Item, List, ListAnswer, ListQuery,
-    MANIFEST_TIMEOUT, ManifestAnswer, PullError, Tags, Upstreams, lists::Lists,
+    LiveDuration, MANIFEST_TIMEOUT, ManifestAnswer, PullError, Tags, Upstreams, lists::Lists,
 };
 
 /// Whom manifests are had from.
@@ -65,7 +64,7 @@ pub struct Manifests {
     pub(crate) source: Arc<dyn ManifestSource>,
     pub(crate) access: Arc<dyn Access>,
     sizes: BlobSizes,
-    pub(crate) tag_ttl: Duration,
+    pub(crate) tag_ttl: LiveDuration,
     pub(crate) lists: Lists,
     running: Flights<Lookup, Result<FetchedManifest, PullError>>,
 }
@@ -80,7 +79,7 @@ impl Manifests {
         source: Arc<dyn ManifestSource>,
         access: Arc<dyn Access>,
         sizes: BlobSizes,
-        tag_ttl: Duration,
+        tag_ttl: LiveDuration,
     ) -> Self {
         Self {
             store,
@@ -145,7 +144,7 @@ impl Manifests {
             // Nothing to compare with: a GET brings digest and manifest in one round trip.
             return self.fetch_tag(caller, at, tag, reference).await;
         };
-        if known.age < self.tag_ttl
+        if known.age < self.tag_ttl.get()
             && let Some(manifest) = self.stored(at, &known.digest).await?
         {
             return Ok(manifest);
