@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     DaemonArgs,
-    daemon::{Signals, say_good, start, start_log},
+    daemon::{Log, Signals, Told, reload, say_good, start},
     keygen::{AUTHORITY_FILE, write_keys},
     read_settings, runtime,
 };
@@ -21,12 +21,14 @@ use crate::{
 };
 
 pub(super) fn run(args: DaemonArgs<RawUp>) -> anyhow::Result<()> {
-    let (_, settings, warnings) = read_settings(&args.layers(), RawUp::validate)?;
+    let (mut set, settings, warnings) = read_settings(&args.layers(), RawUp::validate)?;
     if args.check_config {
         say_good(&warnings);
         return Ok(());
     }
-    start_log(&settings.log, &warnings);
+    let log = Log::start(&settings.log, &warnings);
+    let runtime = runtime()?;
+    let mut signals = Signals::listen(&runtime)?;
     let temporary = match settings.cache_dir {
         Some(_) => None,
         // Private: its mode is 0700.
@@ -42,10 +44,8 @@ pub(super) fn run(args: DaemonArgs<RawUp>) -> anyhow::Result<()> {
         (None, Some(temporary)) => temporary.path(),
         (None, None) => unreachable!("a temporary folder stands in for the one that was not given"),
     };
-    let site = site_of_one(&settings, dir, open_keys(dir)?);
-    let runtime = runtime()?;
+    let mut site = site_of_one(&settings, dir, open_keys(dir)?);
     let served = runtime.block_on(async {
-        let mut signals = Signals::listen()?;
         let running = tokio::select! {
             running = Site::start(&site) => running?,
             () = signals.stop() => return Ok(()),
@@ -54,7 +54,19 @@ pub(super) fn run(args: DaemonArgs<RawUp>) -> anyhow::Result<()> {
             unready = running.ready() => greet(&settings, dir, unready.as_deref()),
             () = signals.stop() => return Ok(()),
         }
-        signals.stop().await;
+        loop {
+            match signals.next().await {
+                Told::Stop => break,
+                Told::Reload => {
+                    let apply = async |new: UpSettings| {
+                        site.take_live(&new);
+                        running.apply(&site).await;
+                        log.set(&new.log);
+                    };
+                    reload(&mut set, &args.layers(), RawUp::validate, apply).await;
+                }
+            }
+        }
         println!("Stopping. Press Ctrl-C again to stop at once.");
         tokio::select! {
             () = running.stop() => Ok(()),
@@ -89,6 +101,12 @@ impl Site {
             mirror: start(&site.mirror).await?,
             peer: start(&site.peer).await?,
         })
+    }
+
+    /// Gives the daemons the live settings.
+    async fn apply(&self, site: &SiteOfOne) {
+        self.mirror.apply(&site.mirror.config).await;
+        self.peer.apply(&site.peer.config).await;
     }
 
     /// Waits until every dependency of every daemon is there, and says what is still missing when that takes too long.

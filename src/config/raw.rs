@@ -99,6 +99,16 @@ pub(crate) struct RawMirror {
 
 impl Raw for RawMirror {
     const DEFAULTS: &'static str = include_str!("defaults/mirror.toml");
+    const LIVE: &'static [&'static str] = &[
+        "verdict_ttl",
+        "offline_grace",
+        "wan_limit",
+        "cache_ttl",
+        "cache_quota",
+        "cache_min_free",
+        "tag_ttl",
+        "log",
+    ];
 }
 
 /// `piecemeal scheduler`.
@@ -121,6 +131,7 @@ pub(crate) struct RawScheduler {
 
 impl Raw for RawScheduler {
     const DEFAULTS: &'static str = include_str!("defaults/scheduler.toml");
+    const LIVE: &'static [&'static str] = &["log"];
 }
 
 /// `piecemeal peer`.
@@ -215,6 +226,16 @@ pub(crate) struct RawPeer {
 
 impl Raw for RawPeer {
     const DEFAULTS: &'static str = include_str!("defaults/peer.toml");
+    const LIVE: &'static [&'static str] = &[
+        "verdict_ttl",
+        "offline_grace",
+        "ratelimit",
+        "mirror_grace",
+        "cache_ttl",
+        "cache_quota",
+        "cache_min_free",
+        "log",
+    ];
 }
 
 /// `piecemeal up`.
@@ -246,4 +267,5 @@ pub(crate) struct RawUp {
 
 impl Raw for RawUp {
     const DEFAULTS: &'static str = include_str!("defaults/up.toml");
+    const LIVE: &'static [&'static str] = &["cache_ttl", "cache_quota", "log"];
 }

@@ -306,6 +306,16 @@ pub(crate) struct SiteOfOne {
     pub peer: DaemonSettings<PeerConfig>,
 }
 
+impl SiteOfOne {
+    /// Takes over the live settings, and no others.
+    pub(crate) fn take_live(&mut self, settings: &UpSettings) {
+        for cache in [&mut self.mirror.config.cache, &mut self.peer.config.cache] {
+            cache.ttl = settings.cache_ttl;
+            cache.quota_bytes = settings.cache_quota;
+        }
+    }
+}
+
 /// A whole site on loopback, with its folders in `dir`.
 pub(crate) fn site_of_one(settings: &UpSettings, dir: &Path, key: AuthorityKey) -> SiteOfOne {
     let [
