@@ -23,12 +23,14 @@ pub(crate) trait Daemon: Sized + Send + Sync + 'static {
     fn apply(&self, config: &Self::Config);
     /// Lets what is in progress end.
     fn shutdown(self) -> impl Future<Output = ()> + Send;
+    /// Where it keeps content, if it does.
+    fn cache(config: &mut Self::Config) -> Option<&mut CacheConfig>;
     /// What it may fail to get from the system, with the flag that sets each.
     fn claims(config: &Self::Config) -> Vec<(&'static str, String)>;
 }
 
 macro_rules! daemon {
-    ($daemon:ty, $config:ty, $name:literal, apply: $apply:expr, claims: $claims:expr) => {
+    ($daemon:ty, $config:ty, $name:literal, apply: $apply:expr, cache: $cache:expr, claims: $claims:expr) => {
         impl Daemon for $daemon {
             const NAME: &'static str = $name;
             type Config = $config;
@@ -58,6 +60,11 @@ macro_rules! daemon {
                 <$daemon>::shutdown(self).await;
             }
 
+            fn cache(config: &mut $config) -> Option<&mut CacheConfig> {
+                let cache: fn(&mut $config) -> Option<&mut CacheConfig> = $cache;
+                cache(config)
+            }
+
             fn claims(config: &$config) -> Vec<(&'static str, String)> {
                 let claims: fn(&$config) -> Vec<(&'static str, String)> = $claims;
                 claims(config)
@@ -71,6 +78,7 @@ daemon!(
     MirrorConfig,
     "mirror",
     apply: Mirror::apply,
+    cache: |config| Some(&mut config.cache),
     claims: |config| claims(&config.listen, config.piece_listen, &config.cache)
 );
 daemon!(
@@ -79,6 +87,7 @@ daemon!(
     "scheduler",
     // Its only live setting is its process's: the log.
     apply: |_, _| {},
+    cache: |_| None,
     claims: |config| vec![("--listen", config.listen.to_string())]
 );
 daemon!(
@@ -86,6 +95,7 @@ daemon!(
     PeerConfig,
     "peer",
     apply: Peer::apply,
+    cache: |config| Some(&mut config.cache),
     claims: |config| claims(&config.listen, config.piece_listen, &config.cache)
 );
 

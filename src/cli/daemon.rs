@@ -13,7 +13,7 @@ use tokio::{
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
-use super::{DaemonArgs, read_settings, runtime};
+use super::{DaemonArgs, cache_dir::CacheDir, read_settings, runtime};
 use crate::{
     admin::Admin,
     config::{Changes, DaemonSettings, Layers, Problems, Raw, RawMirror, RawPeer, RawScheduler, Settings},
@@ -38,7 +38,7 @@ fn run<D: Daemon, R: Raw + Clone>(
     args: DaemonArgs<R>,
     validate: Validate<R, DaemonSettings<D::Config>>,
 ) -> anyhow::Result<()> {
-    let (mut running, process, warnings) = read_settings(&args.layers(), validate)?;
+    let (mut running, mut process, warnings) = read_settings(&args.layers(), validate)?;
     if args.check_config {
         say_good(&warnings);
         return Ok(());
@@ -46,6 +46,14 @@ fn run<D: Daemon, R: Raw + Clone>(
     let log = Log::start(&process.log, &warnings);
     let runtime = runtime()?;
     let mut signals = Signals::listen(&runtime)?;
+    let dir = match D::cache(&mut process.config) {
+        Some(cache) => {
+            let dir = CacheDir::open(&cache.dir)?;
+            cache.dir = dir.path().to_owned();
+            Some(dir)
+        }
+        None => None,
+    };
     let served = runtime.block_on(async {
         let starting = start::<D>(&process);
         let admin = tokio::select! {
@@ -73,8 +81,10 @@ fn run<D: Daemon, R: Raw + Clone>(
         info!("stopped");
         Ok(())
     });
-    // What still runs is told to nobody, and must not keep the process.
-    runtime.shutdown_background();
+    match dir {
+        Some(dir) => dir.close_after(runtime),
+        None => runtime.shutdown_background(),
+    }
     served
 }
 

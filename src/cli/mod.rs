@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0, done; 1, it could not be done; 64, the arguments or settings are wrong and nothing was tried.
 
+mod cache_dir;
 mod daemon;
 mod keygen;
 mod pull;

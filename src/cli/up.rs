@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     DaemonArgs,
+    cache_dir::CacheDir,
     daemon::{Log, Signals, Told, reload, say_good, start},
     keygen::{AUTHORITY_FILE, write_keys},
     read_settings, runtime,
@@ -29,21 +30,8 @@ pub(super) fn run(args: DaemonArgs<RawUp>) -> anyhow::Result<()> {
     let log = Log::start(&settings.log, &warnings);
     let runtime = runtime()?;
     let mut signals = Signals::listen(&runtime)?;
-    let temporary = match settings.cache_dir {
-        Some(_) => None,
-        // Private: its mode is 0700.
-        None => Some(
-            tempfile::Builder::new()
-                .prefix("piecemeal-")
-                .tempdir()
-                .context("cannot make a temporary folder")?,
-        ),
-    };
-    let dir = match (&settings.cache_dir, &temporary) {
-        (Some(dir), _) => dir.as_path(),
-        (None, Some(temporary)) => temporary.path(),
-        (None, None) => unreachable!("a temporary folder stands in for the one that was not given"),
-    };
+    let cache_dir = CacheDir::open(&settings.cache_dir)?;
+    let dir = cache_dir.path();
     let mut site = site_of_one(&settings, dir, open_keys(dir)?);
     let served = runtime.block_on(async {
         let running = tokio::select! {
@@ -73,7 +61,7 @@ pub(super) fn run(args: DaemonArgs<RawUp>) -> anyhow::Result<()> {
             () = signals.stop() => Err(anyhow!("told to stop again before everything had drained")),
         }
     });
-    runtime.shutdown_background();
+    cache_dir.close_after(runtime);
     served
 }
 
@@ -146,10 +134,10 @@ fn greet(settings: &UpSettings, dir: &Path, unready: Option<&str>) {
     } else {
         address.to_string()
     };
-    let kept = if settings.cache_dir.is_some() {
-        "is kept"
-    } else {
+    let kept = if settings.cache_dir.as_os_str().is_empty() {
         "is kept, until this process ends,"
+    } else {
+        "is kept"
     };
     match unready {
         None => println!("Piecemeal is ready. Content {kept} in {}.", dir.display()),

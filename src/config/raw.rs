@@ -77,7 +77,7 @@ pub(crate) struct RawMirror {
     /// The part of the pool that this node is in, such as a rack [default]
     #[arg(long, value_name = "NAME")]
     pub zone: Option<String>,
-    /// Where content is kept [/var/lib/piecemeal/mirror]
+    /// Where content is kept; empty: a private temporary folder that goes with the process [/var/lib/piecemeal/mirror]
     #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<String>,
     /// How long content is kept since its last use [24h]
@@ -207,7 +207,7 @@ pub(crate) struct RawPeer {
     /// How long a lost mirror is waited for [30s]
     #[arg(long, value_name = "DURATION")]
     pub mirror_grace: Option<String>,
-    /// Where content is kept [/var/lib/piecemeal/peer]
+    /// Where content is kept; empty: a private temporary folder that goes with the process [/var/lib/piecemeal/peer]
     #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<String>,
     /// How long content is kept since its last use [24h]
@@ -251,7 +251,7 @@ pub(crate) struct RawUp {
     /// The upstream meant by a request that names none [docker.io]
     #[arg(long, value_name = "NAME")]
     pub default_upstream: Option<String>,
-    /// Where content and keys are kept; absent: a private temporary folder that goes with the process
+    /// Where content and keys are kept; absent or empty: a private temporary folder that goes with the process
     #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<String>,
     /// How long content is kept since its last use [24h]
