@@ -86,6 +86,13 @@ impl<D: Daemon> Admin<D> {
         *self.desk.phase.write().await = Phase::Running(daemon);
     }
 
+    /// Gives a running daemon the live settings of `config`.
+    pub(crate) async fn apply(&self, config: &D::Config) {
+        if let Phase::Running(daemon) = &*self.desk.phase.read().await {
+            daemon.apply(config);
+        }
+    }
+
     /// What the daemon still lacks, as one phrase each.
     pub(crate) async fn problems(&self) -> Vec<String> {
         let problem =

@@ -19,14 +19,18 @@ pub(crate) trait Daemon: Sized + Send + Sync + 'static {
     /// Each dependency, with its problem if it has one.
     fn readiness(&self) -> impl Future<Output = Vec<(String, Option<String>)>> + Send;
     fn status(&self) -> impl Future<Output = Value> + Send;
+    /// Takes over the settings of `config` that are live; the others are not looked at.
+    fn apply(&self, config: &Self::Config);
     /// Lets what is in progress end.
     fn shutdown(self) -> impl Future<Output = ()> + Send;
+    /// Where it keeps content, if it does.
+    fn cache(config: &mut Self::Config) -> Option<&mut CacheConfig>;
     /// What it may fail to get from the system, with the flag that sets each.
     fn claims(config: &Self::Config) -> Vec<(&'static str, String)>;
 }
 
 macro_rules! daemon {
-    ($daemon:ty, $config:ty, $name:literal, $claims:expr) => {
+    ($daemon:ty, $config:ty, $name:literal, apply: $apply:expr, cache: $cache:expr, claims: $claims:expr) => {
         impl Daemon for $daemon {
             const NAME: &'static str = $name;
             type Config = $config;
@@ -47,8 +51,18 @@ macro_rules! daemon {
                 <$daemon>::status(self).await
             }
 
+            fn apply(&self, config: &$config) {
+                let apply: fn(&$daemon, &$config) = $apply;
+                apply(self, config);
+            }
+
             async fn shutdown(self) {
                 <$daemon>::shutdown(self).await;
+            }
+
+            fn cache(config: &mut $config) -> Option<&mut CacheConfig> {
+                let cache: fn(&mut $config) -> Option<&mut CacheConfig> = $cache;
+                cache(config)
             }
 
             fn claims(config: &$config) -> Vec<(&'static str, String)> {
@@ -59,20 +73,31 @@ macro_rules! daemon {
     };
 }
 
-daemon!(Mirror, MirrorConfig, "mirror", |config| claims(
-    &config.listen,
-    config.piece_listen,
-    &config.cache
-));
-daemon!(Scheduler, SchedulerConfig, "scheduler", |config| vec![(
-    "--listen",
-    config.listen.to_string()
-)]);
-daemon!(Peer, PeerConfig, "peer", |config| claims(
-    &config.listen,
-    config.piece_listen,
-    &config.cache
-));
+daemon!(
+    Mirror,
+    MirrorConfig,
+    "mirror",
+    apply: Mirror::apply,
+    cache: |config| Some(&mut config.cache),
+    claims: |config| claims(&config.listen, config.piece_listen, &config.cache)
+);
+daemon!(
+    Scheduler,
+    SchedulerConfig,
+    "scheduler",
+    // Its only live setting is its process's: the log.
+    apply: |_, _| {},
+    cache: |_| None,
+    claims: |config| vec![("--listen", config.listen.to_string())]
+);
+daemon!(
+    Peer,
+    PeerConfig,
+    "peer",
+    apply: Peer::apply,
+    cache: |config| Some(&mut config.cache),
+    claims: |config| claims(&config.listen, config.piece_listen, &config.cache)
+);
 
 fn claims(listen: &[SocketAddr], piece_listen: SocketAddr, cache: &CacheConfig) -> Vec<(&'static str, String)> {
     let mut claims: Vec<_> = listen.iter().map(|address| ("--listen", address.to_string())).collect();

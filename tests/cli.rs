@@ -6,8 +6,8 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     os::unix::fs::PermissionsExt,
-    path::Path,
-    process::{Command, Output, Stdio},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -472,6 +472,111 @@ fn a_daemon_answers_on_its_admin_port_and_ends_well_when_told() {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert!(log.any(|line| line.contains("stopped")));
     assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+/// A daemon that keeps content, on ports of its own; its temporary files are in `tmp`.
+fn caching(subcommand: &str, keys: &TempDir, tmp: &Path, more: &[&str]) -> Command {
+    let mut command = piecemeal(&[subcommand, "--upstream", "a.test=http://127.0.0.1:1"]);
+    for port in ["--listen", "--piece-listen", "--admin-listen"] {
+        command.args([port, "127.0.0.1:0"]);
+    }
+    if subcommand == "peer" {
+        command.args(["--download-pattern", "source", "--join-key-file"]);
+        command.arg(keys.path().join("keys/join.key"));
+    }
+    command.args(more).env("TMPDIR", tmp).stderr(Stdio::piped());
+    command
+}
+
+/// A child that no failing test leaves behind.
+struct KilledInTheEnd(Child);
+
+impl Drop for KilledInTheEnd {
+    fn drop(&mut self) {
+        // It has ended already, when all went well.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn entries(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).expect("reading a folder");
+    entries.map(|entry| entry.expect("reading a folder").path()).collect()
+}
+
+#[test]
+fn an_empty_cache_dir_is_a_private_folder_that_goes_with_the_process() {
+    let keys = keys();
+    let file = keys.path().join("empty.toml");
+    fs::write(&file, "cache_dir = \"\"\n").unwrap();
+    for subcommand in ["mirror", "peer"] {
+        for (how, until) in [
+            (["--cache-dir", ""], "ready listen="),
+            (["--config", path(&file)], "ready listen="),
+            (["--cache-dir", ""], "starting the "),
+        ] {
+            let tmp = tempfile::tempdir().unwrap();
+            let mut command = caching(subcommand, &keys, tmp.path(), &how);
+            let mut child = KilledInTheEnd(command.spawn().unwrap());
+            let mut log = BufReader::new(child.0.stderr.take().unwrap())
+                .lines()
+                .map_while(Result::ok);
+            assert!(log.any(|line| line.contains(until)), "{subcommand} {how:?}");
+            let made = entries(tmp.path());
+            assert_eq!(made.len(), 1, "{made:?}");
+            assert_eq!(fs::metadata(&made[0]).unwrap().permissions().mode() & 0o777, 0o700);
+            if until.starts_with("ready") {
+                assert!(!entries(&made[0]).is_empty(), "content is elsewhere");
+            }
+            let pid = rustix::process::Pid::from_child(&child.0);
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+            let rest: Vec<String> = log.collect();
+            assert_eq!(child.0.wait().unwrap().code(), Some(0), "{rest:?}");
+            assert!(entries(tmp.path()).is_empty(), "{subcommand} {how:?}: {rest:?}");
+        }
+    }
+}
+
+#[test]
+fn a_reload_that_is_asked_for_during_the_start_comes_after_it() {
+    let (keys, tmp) = (keys(), tempfile::tempdir().unwrap());
+    let mut command = caching("mirror", &keys, tmp.path(), &["--cache-dir", ""]);
+    let mut child = KilledInTheEnd(command.spawn().unwrap());
+    let mut log = BufReader::new(child.0.stderr.take().unwrap())
+        .lines()
+        .map_while(Result::ok);
+    assert!(log.any(|line| line.contains("starting the ")));
+    let pid = rustix::process::Pid::from_child(&child.0);
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    assert!(log.any(|line| line.contains("nothing to reload")));
+}
+
+#[test]
+fn a_start_that_fails_or_is_only_a_check_leaves_no_temporary_folder() {
+    let keys = keys();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let no_certificate = keys.path().join("ca.pem");
+    fs::write(
+        &no_certificate,
+        "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+    )
+    .unwrap();
+    // Read when the store is open already.
+    let certificate = format!("a.test={}", path(&no_certificate));
+    for subcommand in ["mirror", "peer"] {
+        for (more, code) in [
+            (&["--listen", &*address][..], 1),
+            (&["--upstream-ca", &certificate], 1),
+            (&["--check-config"], 0),
+        ] {
+            let tmp = tempfile::tempdir().unwrap();
+            let mut command = caching(subcommand, &keys, tmp.path(), &["--cache-dir", ""]);
+            let outcome = run(command.args(more));
+            assert_eq!(outcome.code, Some(code), "{subcommand} {more:?}: {}", outcome.stderr);
+            assert!(entries(tmp.path()).is_empty(), "{subcommand} {more:?}");
+        }
+    }
 }
 
 fn get(address: SocketAddr, path: &str) -> Option<String> {

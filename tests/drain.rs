@@ -36,9 +36,16 @@ fn stop_while_sending(port: &str, daemon: impl Fn(&mut Cluster) -> &mut Process)
     stopping.signal(rustix::process::Signal::TERM);
     thread::sleep(Duration::from_millis(300));
     assert!(get.send_from(&node).is_err(), "nobody new is let in");
-    assert!(!client.is_finished(), "the blob was there before anything could be shown");
+    assert!(
+        !client.is_finished(),
+        "the blob was there before anything could be shown"
+    );
     let got = client.join().expect("a client");
-    assert!(got.complete && sha256(&got.body) == layer.digest, "{} bytes", got.body.len());
+    assert!(
+        got.complete && sha256(&got.body) == layer.digest,
+        "{} bytes",
+        got.body.len()
+    );
     let deadline = Instant::now() + Duration::from_secs(20);
     while stopping.is_running() {
         assert!(Instant::now() < deadline, "it does not end\n{}", stopping.log_tail());

@@ -23,7 +23,7 @@ use prometheus_client::{
 };
 use tracing::info;
 
-use crate::{ANSWER_TIMEOUT, Access, Caller, Item, OpenBlob, PullError, Upstreams, upstream::Who};
+use crate::{ANSWER_TIMEOUT, Access, Caller, Item, LiveDuration, OpenBlob, PullError, Upstreams, upstream::Who};
 
 /// Whom rights are had from.
 #[async_trait]
@@ -109,9 +109,9 @@ impl RightSource for Upstreams {
 pub struct Rights {
     store: Store,
     source: Arc<dyn RightSource>,
-    offline_grace: Duration,
+    offline_grace: LiveDuration,
     /// The same for what the source serves to everybody; `None`: for as long as it is here.
-    public_grace: Option<Duration>,
+    public_grace: Option<LiveDuration>,
     /// What was written down lately, so that it is not written again for every blob.
     noted: Mutex<HashMap<(Holder, Repository), Instant>>,
     verdicts: Family<[(&'static str, &'static str); 1], Counter>,
@@ -138,8 +138,8 @@ impl Rights {
     pub fn new(
         store: Store,
         source: Arc<dyn RightSource>,
-        offline_grace: Duration,
-        public_grace: Option<Duration>,
+        offline_grace: LiveDuration,
+        public_grace: Option<LiveDuration>,
     ) -> Self {
         Self {
             store,
@@ -251,14 +251,14 @@ impl Rights {
             return Ok(false);
         }
         let public = self.store.right_age(at, Holder::Anybody).await?;
-        if public.is_some_and(|age| self.public_grace.is_none_or(|grace| age <= grace)) {
+        if public.is_some_and(|age| self.public_grace.as_ref().is_none_or(|grace| age <= grace.get())) {
             return Ok(true);
         }
         let Some(node) = caller.node else {
             return Ok(false);
         };
         let age = self.store.right_age(at, Holder::Node(node)).await?;
-        Ok(age.is_some_and(|age| age <= self.offline_grace))
+        Ok(age.is_some_and(|age| age <= self.offline_grace.get()))
     }
 }
 

@@ -59,6 +59,7 @@ impl UpstreamConfig {
 /// A content store's place and bounds.
 #[derive(Clone, Debug)]
 pub struct CacheConfig {
+    /// In settings it may be empty; the process then puts a temporary folder here before it starts the daemon.
     pub dir: PathBuf,
     /// How long content is kept since its last use.
     pub ttl: Duration,

@@ -14,6 +14,7 @@ mod front;
 pub mod fuzzing;
 mod identity;
 mod lists;
+mod live;
 mod manifests;
 mod metrics;
 mod mirror;
@@ -36,10 +37,11 @@ pub use fill::{FillObserver, UpstreamBlobs};
 pub use front::{Admission, Front, UpstreamNames, error_response, front_router};
 pub use identity::NodeIdentity;
 pub use lists::{List, ListQuery};
+pub use live::LiveDuration;
 pub use manifests::{ManifestSource, Manifests};
 pub use metrics::{Destination, Origin, Traffic};
 pub use mirror::{
-    Mirror, StartMirrorError, advertised, incarnation, keep_clean, open_store, store_problem, store_status,
+    Mirror, StartMirrorError, advertised, incarnation, keep_clean, open_store, rebound, store_problem, store_status,
     traffic_status,
 };
 pub use node::{INLINE_BYTES_MAX, NodeBlob, NodePort, node_router, open_path};

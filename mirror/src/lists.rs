@@ -197,7 +197,7 @@ impl Manifests {
     ) -> Result<List, PullError> {
         let known = self
             .lists
-            .get(at, self.tag_ttl)
+            .get(at, self.tag_ttl.get())
             .filter(|_| self.access.allows(caller, at));
         let (tags, warning) = match known {
             Some(tags) => (tags, None),

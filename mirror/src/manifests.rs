@@ -8,7 +8,6 @@ use std::{
     future::Future,
     hash::Hash,
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -19,7 +18,7 @@ use tracing::warn;
 
 use crate::{
     ANSWER_TIMEOUT, Access, BlobSizes, Caller, Credential, FetchedManifest, Item, List, ListAnswer, ListQuery,
-    MANIFEST_TIMEOUT, ManifestAnswer, PullError, Tags, Upstreams, lists::Lists,
+    LiveDuration, MANIFEST_TIMEOUT, ManifestAnswer, PullError, Tags, Upstreams, lists::Lists,
 };
 
 /// Whom manifests are had from.
@@ -65,7 +64,7 @@ pub struct Manifests {
     pub(crate) source: Arc<dyn ManifestSource>,
     pub(crate) access: Arc<dyn Access>,
     sizes: BlobSizes,
-    pub(crate) tag_ttl: Duration,
+    pub(crate) tag_ttl: LiveDuration,
     pub(crate) lists: Lists,
     running: Flights<Lookup, Result<FetchedManifest, PullError>>,
 }
@@ -80,7 +79,7 @@ impl Manifests {
         source: Arc<dyn ManifestSource>,
         access: Arc<dyn Access>,
         sizes: BlobSizes,
-        tag_ttl: Duration,
+        tag_ttl: LiveDuration,
     ) -> Self {
         Self {
             store,
@@ -123,7 +122,7 @@ impl Manifests {
         match reference {
             Reference::Digest(digest) => self.stored(at, digest).await,
             Reference::Tag(tag) => match self.store.tag(at, tag).await? {
-                Some(known) if known.age < self.tag_ttl => self.stored(at, &known.digest).await,
+                Some(known) if known.age < self.tag_ttl.get() => self.stored(at, &known.digest).await,
                 _ => Ok(None),
             },
         }
@@ -156,7 +155,7 @@ impl Manifests {
             // Nothing to compare with: a GET brings digest and manifest in one round trip.
             return self.fetch_tag(caller, at, tag, reference).await;
         };
-        if known.age < self.tag_ttl
+        if known.age < self.tag_ttl.get()
             && let Some(manifest) = self.stored(at, &known.digest).await?
         {
             return Ok(manifest);

@@ -22,8 +22,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
-    Admission, Announcer, BlobSizes, CacheConfig, ClientError, Clients, Content, Destination, Front, Manifests,
-    MirrorConfig, NodePort, Origin, Pulls, Rights, Suspicions, Traffic, Transfers, Upstream, UpstreamBlobs,
+    Admission, Announcer, BlobSizes, CacheConfig, ClientError, Clients, Content, Destination, Front, LiveDuration,
+    Manifests, MirrorConfig, NodePort, Origin, Pulls, Rights, Suspicions, Traffic, Transfers, Upstream, UpstreamBlobs,
     UpstreamNames, Upstreams, announce, bind, front_router, node_router, register_store, scrub,
 };
 
@@ -47,6 +47,9 @@ pub struct Mirror {
     transfers: Transfers,
     upstreams: Upstreams,
     upstream_names: Vec<String>,
+    wan: Limiter,
+    tag_ttl: LiveDuration,
+    offline_grace: LiveDuration,
 }
 
 /// Why a daemon cannot start.
@@ -103,7 +106,12 @@ impl Mirror {
         let announcer = Announcer::new(session.clone(), traffic.clone());
 
         let upstreams = Upstreams::new(&config.upstreams, &config.client, store.node_id())?;
-        let rights = Rights::new(store.clone(), Arc::new(upstreams.clone()), config.offline_grace, None);
+        let (wan, tag_ttl, offline_grace) = (
+            Limiter::new(config.wan_limit),
+            LiveDuration::new(config.tag_ttl),
+            LiveDuration::new(config.offline_grace),
+        );
+        let rights = Rights::new(store.clone(), Arc::new(upstreams.clone()), offline_grace.clone(), None);
         let access = Arc::new(rights);
         let (sizes, transfers) = (BlobSizes::default(), Transfers::default());
         let blobs = Arc::new(UpstreamBlobs {
@@ -113,7 +121,7 @@ impl Mirror {
             sizes: sizes.clone(),
             transfers: transfers.clone(),
             observer: Arc::new(announcer.clone()),
-            limiter: Limiter::new(config.wan_limit),
+            limiter: wan.clone(),
         });
         for upstream in upstreams.iter() {
             let (stopped, checked) = (stop.clone(), check(upstream.clone()));
@@ -124,7 +132,7 @@ impl Mirror {
             Arc::new(upstreams.clone()),
             access.clone(),
             sizes,
-            config.tag_ttl,
+            tag_ttl.clone(),
         );
         let names: Vec<String> = config.upstreams.iter().map(|upstream| upstream.name.clone()).collect();
         let upstream_names = UpstreamNames::new(names.clone(), config.default_upstream.clone());
@@ -188,6 +196,9 @@ impl Mirror {
             transfers,
             upstreams,
             upstream_names: names,
+            wan,
+            tag_ttl,
+            offline_grace,
         })
     }
 
@@ -215,6 +226,16 @@ impl Mirror {
     /// What it holds and has carried, for `piecemeal status`.
     pub async fn status(&self) -> serde_json::Value {
         json!({ "role": "mirror", "upstreams": self.upstream_names, "store": store_status(&self.store).await, "bytes": traffic_status(&self.traffic) })
+    }
+
+    /// Takes over what can be changed while it runs: the cache's bounds, `wan_limit`, `tag_ttl`, `offline_grace` and the
+    /// clients' `verdict_ttl`. The rest of `config` is not looked at.
+    pub fn apply(&self, config: &MirrorConfig) {
+        rebound(&self.store, &config.cache, &self.tracker);
+        self.wan.set_rate(config.wan_limit);
+        self.tag_ttl.set(config.tag_ttl);
+        self.offline_grace.set(config.offline_grace);
+        self.upstreams.set_verdict_ttl(config.client.verdict_ttl);
     }
 
     /// Lets client streams end while pieces still come and go, then those, then stops.
@@ -274,11 +295,7 @@ pub async fn keep_clean(store: Store, announcer: Announcer, pulls: Pulls, stop: 
             () = stop.cancelled() => return,
             evicted = evictions.recv() => if let Ok(digest) = evicted { announcer.report(announce::lost(&digest)) },
             _ = telling.tick() => pulls.tell(),
-            _ = interval.tick() => match store.sweep().await {
-                Ok(swept) if !swept.blobs.is_empty() => info!(blobs = swept.blobs.len(), bytes = swept.bytes, "evicted"),
-                Ok(_) => {}
-                Err(error) => warn!(%error, "the cache could not be swept: {error}"),
-            },
+            _ = interval.tick() => sweep(&store).await,
         }
     }
 }
@@ -289,6 +306,21 @@ pub async fn store_problem(store: &Store) -> Option<String> {
         Ok(_) => store.trouble(),
         Err(error) => Some(error.to_string()),
     }
+}
+
+async fn sweep(store: &Store) {
+    match store.sweep().await {
+        Ok(swept) if !swept.blobs.is_empty() => info!(blobs = swept.blobs.len(), bytes = swept.bytes, "evicted"),
+        Ok(_) => {}
+        Err(error) => warn!(%error, "the cache could not be swept: {error}"),
+    }
+}
+
+/// Changes a cache's bounds, also for what is in it: the next sweep is up to a minute away, so that one begins now.
+pub fn rebound(store: &Store, cache: &CacheConfig, tracker: &TaskTracker) {
+    store.set_limits(cache.quota_bytes, cache.free_bytes_min, cache.ttl);
+    let store = store.clone();
+    tracker.spawn(async move { sweep(&store).await });
 }
 
 /// What the store holds, as JSON.

@@ -3,10 +3,10 @@
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use piecemeal_mirror::{
-    Admission, Announcer, BlobSizes, ClientError, Clients, Content, Destination, FillObserver, Front, Manifests,
-    NodeIdentity, Origin, Pulls, Rights, Suspicions, Traffic, Transfers, UpstreamBlobs, UpstreamNames, Upstreams,
-    advertised, bind, front_router, incarnation, keep_clean, mirror_http_client, open_store, register_store, scrub,
-    store_problem, store_status, traffic_status,
+    Admission, Announcer, BlobSizes, ClientError, Clients, Content, Destination, FillObserver, Front, LiveDuration,
+    Manifests, NodeIdentity, Origin, Pulls, Rights, Suspicions, Traffic, Transfers, UpstreamBlobs, UpstreamNames,
+    Upstreams, advertised, bind, front_router, incarnation, keep_clean, mirror_http_client, open_store, rebound,
+    register_store, scrub, store_problem, store_status, traffic_status,
 };
 use piecemeal_proto::{Digest, FillId, PieceHash, wire};
 use piecemeal_store::{Filling, OpenStoreError, Store};
@@ -43,6 +43,9 @@ pub struct Peer {
     session: Option<Session>,
     mirror: Option<MirrorClient>,
     limiter: Limiter,
+    mirror_grace: LiveDuration,
+    offline_grace: LiveDuration,
+    source: Arc<MirrorFirst>,
     downloads: LiveDownloads,
     pool: String,
 }
@@ -108,8 +111,13 @@ impl Peer {
             direct_fallback: config.direct_fallback,
         });
         // Whether the mirror serves everybody, or this node by credentials of the site's own, is not known here.
-        let grace = config.offline_grace;
-        let rights = Rights::new(store.clone(), Arc::clone(&source) as _, grace, Some(grace));
+        let grace = LiveDuration::new(config.offline_grace);
+        let rights = Rights::new(
+            store.clone(),
+            Arc::clone(&source) as _,
+            grace.clone(),
+            Some(grace.clone()),
+        );
         let access = Arc::new(rights);
         let sizes = BlobSizes::default();
         let upstream = UpstreamBlobs {
@@ -126,6 +134,7 @@ impl Peer {
             observer: Arc::new(FromMirror(traffic.clone())),
             ..upstream.clone()
         });
+        let mirror_grace = LiveDuration::new(config.mirror_grace);
         let parts = Parts {
             store: store.clone(),
             mirror: mirror.clone(),
@@ -137,7 +146,7 @@ impl Peer {
             traffic: traffic.clone(),
             live: downloads.clone(),
             direct_fallback: config.direct_fallback,
-            mirror_grace: config.mirror_grace,
+            mirror_grace: mirror_grace.clone(),
         };
         let transfers = Transfers::default();
         let blobs = SwarmBlobs {
@@ -148,7 +157,8 @@ impl Peer {
             transfers: transfers.clone(),
         };
         // The mirror remembers for the whole site when a tag was checked.
-        let tags = Manifests::new(store.clone(), source, access.clone(), sizes, Duration::ZERO);
+        let tag_ttl = LiveDuration::new(Duration::ZERO);
+        let tags = Manifests::new(store.clone(), Arc::clone(&source) as _, access.clone(), sizes, tag_ttl);
         let names = config.upstreams.iter().map(|upstream| upstream.name.clone());
         let front = Front {
             content: Content {
@@ -202,6 +212,9 @@ impl Peer {
             session,
             mirror,
             limiter,
+            mirror_grace,
+            offline_grace: grace,
+            source,
             downloads,
             pool: config.pool,
         })
@@ -243,9 +256,14 @@ impl Peer {
         })
     }
 
-    /// Changes the cap on network bytes a second, up and down summed, at once. `None`: no limit.
-    pub fn set_ratelimit(&self, ratelimit: Option<u64>) {
-        self.limiter.set_rate(ratelimit);
+    /// Takes over what can be changed while it runs: the cache's bounds, `ratelimit`, `mirror_grace`, `offline_grace` and the
+    /// clients' `verdict_ttl`. The rest of `config` is not looked at.
+    pub fn apply(&self, config: &PeerConfig) {
+        rebound(&self.store, &config.cache, &self.tracker);
+        self.limiter.set_rate(config.ratelimit);
+        self.mirror_grace.set(config.mirror_grace);
+        self.offline_grace.set(config.offline_grace);
+        self.source.set_verdict_ttl(config.client.verdict_ttl);
     }
 
     /// Lets client streams end while pieces still come and go, then those, then stops.

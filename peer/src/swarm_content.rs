@@ -7,7 +7,7 @@ use piecemeal_mirror::{
 };
 use piecemeal_proto::{Digest, Reference};
 use piecemeal_store::{Holder, Repository};
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use crate::{DirectFallback, download::Parts, mirror_client::MirrorClient};
 
@@ -68,6 +68,14 @@ pub(crate) struct MirrorFirst {
 }
 
 impl MirrorFirst {
+    /// How long a right counts that the mirror or an upstream has granted.
+    pub(crate) fn set_verdict_ttl(&self, verdict_ttl: Duration) {
+        self.upstreams.set_verdict_ttl(verdict_ttl);
+        if let Some((_, registries)) = &self.mirror {
+            registries.set_verdict_ttl(verdict_ttl);
+        }
+    }
+
     async fn ask<T, F>(&self, at: &Repository, ask: impl Fn(Arc<Upstream>) -> F) -> Result<T, PullError>
     where
         F: Future<Output = Result<T, PullError>>,

@@ -6,14 +6,17 @@ use anyhow::{Context, anyhow};
 use piecemeal_mirror::Mirror;
 use piecemeal_peer::Peer;
 use piecemeal_scheduler::Scheduler;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{Signal, SignalKind, signal},
+};
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
-use super::{DaemonArgs, read_settings, runtime};
+use super::{DaemonArgs, cache_dir::CacheDir, read_settings, runtime};
 use crate::{
     admin::Admin,
-    config::{DaemonSettings, Layers, Problems, Raw, RawMirror, RawPeer, RawScheduler, Settings},
+    config::{Changes, DaemonSettings, Layers, Problems, Raw, RawMirror, RawPeer, RawScheduler, Settings},
     daemon::Daemon,
 };
 
@@ -35,15 +38,23 @@ fn run<D: Daemon, R: Raw + Clone>(
     args: DaemonArgs<R>,
     validate: Validate<R, DaemonSettings<D::Config>>,
 ) -> anyhow::Result<()> {
-    let (settings, process, warnings) = read_settings(&args.layers(), validate)?;
+    let (mut running, mut process, warnings) = read_settings(&args.layers(), validate)?;
     if args.check_config {
         say_good(&warnings);
         return Ok(());
     }
-    start_log(&process.log, &warnings);
+    let log = Log::start(&process.log, &warnings);
     let runtime = runtime()?;
+    let mut signals = Signals::listen(&runtime)?;
+    let dir = match D::cache(&mut process.config) {
+        Some(cache) => {
+            let dir = CacheDir::open(&cache.dir)?;
+            cache.dir = dir.path().to_owned();
+            Some(dir)
+        }
+        None => None,
+    };
     let served = runtime.block_on(async {
-        let mut signals = Signals::listen()?;
         let starting = start::<D>(&process);
         let admin = tokio::select! {
             admin = starting => admin.map_err(|error| name_flags::<D>(error, &process))?,
@@ -52,7 +63,13 @@ fn run<D: Daemon, R: Raw + Clone>(
         loop {
             match signals.next().await {
                 Told::Stop => break,
-                Told::Reload => reload(&settings, &args.layers(), validate),
+                Told::Reload => {
+                    let apply = async |new: DaemonSettings<D::Config>| {
+                        admin.apply(&new.config).await;
+                        log.set(&new.log);
+                    };
+                    reload(&mut running, &args.layers(), validate, apply).await;
+                }
             }
         }
         info!("draining; a second signal ends it at once");
@@ -64,8 +81,10 @@ fn run<D: Daemon, R: Raw + Clone>(
         info!("stopped");
         Ok(())
     });
-    // What still runs is told to nobody, and must not keep the process.
-    runtime.shutdown_background();
+    match dir {
+        Some(dir) => dir.close_after(runtime),
+        None => runtime.shutdown_background(),
+    }
     served
 }
 
@@ -99,17 +118,33 @@ fn name_flags<D: Daemon>(error: anyhow::Error, process: &DaemonSettings<D::Confi
     }
 }
 
-/// What SIGHUP does. No setting is live yet, so that it only tells what a restart would change.
-fn reload<R: Raw, T>(running: &Settings<R>, layers: &Layers<R>, validate: Validate<R, T>) {
-    match read_settings(layers, validate) {
-        Err(problems) => error!("the running configuration is kept; the new one has {problems}"),
-        Ok((settings, _, warnings)) => {
-            warn_all(&warnings);
-            match &running.changed_keys(&settings)[..] {
-                [] => info!("nothing to reload: the configuration is as it was"),
-                keys => warn!("restart to apply what has changed: {}", keys.join(", ")),
-            }
+/// What SIGHUP does: all that is live is applied, or with any problem nothing at all. `running` is then what runs, so that the
+/// next time tells again of what still needs a restart.
+pub(super) async fn reload<R: Raw, T>(
+    running: &mut Settings<R>,
+    layers: &Layers<R>,
+    validate: Validate<R, T>,
+    apply: impl AsyncFnOnce(T),
+) {
+    let (settings, new, warnings) = match read_settings(layers, validate) {
+        Ok(read) => read,
+        Err(problems) => {
+            error!("the running configuration is kept; the new one has {problems}");
+            return;
         }
+    };
+    warn_all(&warnings);
+    let Changes { live, restart } = running.changes(&settings);
+    if live.is_empty() && restart.is_empty() {
+        info!("nothing to reload: the configuration is as it was");
+    }
+    if !live.is_empty() {
+        apply(new).await;
+        running.take_live(&settings);
+        info!("applied: {}", live.join(", "));
+    }
+    if !restart.is_empty() {
+        warn!("restart to apply what else has changed: {}", restart.join(", "));
     }
 }
 
@@ -121,14 +156,29 @@ pub(super) fn say_good(warnings: &[String]) {
     println!("configuration is good");
 }
 
-/// Logs to standard error from here on, beginning with the configuration's warnings.
-pub(super) fn start_log(filter: &str, warnings: &[String]) {
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(filter))
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
-    warn_all(warnings);
+/// Logging, whose filter can be changed.
+pub(super) struct Log(Box<dyn Fn(EnvFilter) -> Result<(), tracing_subscriber::reload::Error>>);
+
+impl Log {
+    /// Logs to standard error from here on, beginning with the configuration's warnings. `filter`: as in `RUST_LOG`.
+    pub(super) fn start(filter: &str, warnings: &[String]) -> Self {
+        let builder = tracing_subscriber::fmt()
+            .with_env_filter(EnvFilter::new(filter))
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_filter_reloading();
+        let handle = builder.reload_handle();
+        builder.init();
+        warn_all(warnings);
+        Self(Box::new(move |filter| handle.reload(filter)))
+    }
+
+    /// Logs what `filter` lets through from here on.
+    pub(super) fn set(&self, filter: &str) {
+        if let Err(error) = self.0(EnvFilter::new(filter)) {
+            warn!(%error, "the log goes on as before: {error}");
+        }
+    }
 }
 
 fn warn_all(warnings: &[String]) {
@@ -150,8 +200,9 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// From now on signals are ours to answer.
-    pub(super) fn listen() -> anyhow::Result<Self> {
+    /// From now on signals are ours to answer. Comes before anything is made that has to be taken back.
+    pub(super) fn listen(runtime: &Runtime) -> anyhow::Result<Self> {
+        let _inside = runtime.enter();
         let listen = |kind| signal(kind).context("cannot listen for signals");
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
@@ -168,8 +219,11 @@ impl Signals {
         }
     }
 
-    /// The next signal that asks to stop.
+    /// The next signal that asks to stop. One that asks to reload meanwhile is kept for [`Signals::next`].
     pub(super) async fn stop(&mut self) {
-        while !matches!(self.next().await, Told::Stop) {}
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }

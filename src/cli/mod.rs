@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0, done; 1, it could not be done; 64, the arguments or settings are wrong and nothing was tried.
 
+mod cache_dir;
 mod daemon;
 mod generate;
 mod keygen;
@@ -12,16 +13,21 @@ mod up;
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use reqwest::{Client, ClientBuilder};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::runtime::Runtime;
 
-use crate::config::{ConfigProblemsError, Layers, Problems, Raw, Settings, load};
+use crate::config::{
+    ConfigProblemsError, Layers, Problems, Raw, RawMirror, RawPeer, RawScheduler, RawUp, Settings, load, mark_live,
+};
 
 /// Runs the command that the arguments name.
 pub(crate) fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match cli()
+        .try_get_matches()
+        .and_then(|matches| Cli::from_arg_matches(&matches))
+    {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are errors to clap, but not to the shell. A closed terminal is nobody's problem.
@@ -52,7 +58,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a whole site on this machine, and pull through it
-    Up(DaemonArgs<crate::config::RawUp>),
+    Up(DaemonArgs<RawUp>),
     /// Pull an image, check every byte of it, and say how fast it came
     Pull(pull::PullArgs),
     /// Show who is there, what is in flight and what was saved
@@ -60,15 +66,24 @@ enum Command {
     /// Write the keys of a new site
     Keygen(keygen::KeygenArgs),
     /// Run a site's mirror: the one that talks to the registries
-    Mirror(DaemonArgs<crate::config::RawMirror>),
+    Mirror(DaemonArgs<RawMirror>),
     /// Run a site's scheduler: it tells peers whom to ask for which piece
-    Scheduler(DaemonArgs<crate::config::RawScheduler>),
+    Scheduler(DaemonArgs<RawScheduler>),
     /// Run a node's peer: containerd pulls from it
-    Peer(DaemonArgs<crate::config::RawPeer>),
+    Peer(DaemonArgs<RawPeer>),
     /// Print a script that makes a shell complete these commands
     Completions(generate::CompletionsArgs),
     /// Write the man pages of these commands
     Man(generate::ManArgs),
+}
+
+/// The command line, whose help tells which settings are live.
+fn cli() -> clap::Command {
+    Cli::command()
+        .mut_subcommand("up", mark_live::<RawUp>)
+        .mut_subcommand("mirror", mark_live::<RawMirror>)
+        .mut_subcommand("scheduler", mark_live::<RawScheduler>)
+        .mut_subcommand("peer", mark_live::<RawPeer>)
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
@@ -80,8 +95,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Mirror(args) => daemon::run_mirror(args),
         Command::Scheduler(args) => daemon::run_scheduler(args),
         Command::Peer(args) => daemon::run_peer(args),
-        Command::Completions(args) => generate::completions(&args, Cli::command()),
-        Command::Man(args) => generate::man(&args, Cli::command()),
+        Command::Completions(args) => generate::completions(&args, cli()),
+        Command::Man(args) => generate::man(&args, cli()),
     }
 }
 
@@ -171,4 +186,5 @@ Try it on this machine:
 const DAEMON_AFTER_HELP: &str = "\
 Every flag is also a key of the file (--cache-ttl: cache_ttl) and an environment variable (PIECEMEAL_CACHE_TTL; lists are
 separated by commas). A flag wins over the environment, and the environment over the file; a list is replaced as a whole.
-Sizes: 5M is 5,000,000 bytes, 4Gi is 4 × 1024³. Durations: 30s, 5m, 24h.";
+Sizes: 5M is 5,000,000 bytes, 4Gi is 4 × 1024³. Durations: 30s, 5m, 24h.
+SIGHUP reads all of it again and applies what is (live) at once; with any problem, what runs stays as it is.";

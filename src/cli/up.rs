@@ -11,7 +11,8 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     DaemonArgs,
-    daemon::{Signals, say_good, start, start_log},
+    cache_dir::CacheDir,
+    daemon::{Log, Signals, Told, reload, say_good, start},
     keygen::{AUTHORITY_FILE, write_keys},
     read_settings, runtime,
 };
@@ -21,31 +22,18 @@ use crate::{
 };
 
 pub(super) fn run(args: DaemonArgs<RawUp>) -> anyhow::Result<()> {
-    let (_, settings, warnings) = read_settings(&args.layers(), RawUp::validate)?;
+    let (mut set, settings, warnings) = read_settings(&args.layers(), RawUp::validate)?;
     if args.check_config {
         say_good(&warnings);
         return Ok(());
     }
-    start_log(&settings.log, &warnings);
-    let temporary = match settings.cache_dir {
-        Some(_) => None,
-        // Private: its mode is 0700.
-        None => Some(
-            tempfile::Builder::new()
-                .prefix("piecemeal-")
-                .tempdir()
-                .context("cannot make a temporary folder")?,
-        ),
-    };
-    let dir = match (&settings.cache_dir, &temporary) {
-        (Some(dir), _) => dir.as_path(),
-        (None, Some(temporary)) => temporary.path(),
-        (None, None) => unreachable!("a temporary folder stands in for the one that was not given"),
-    };
-    let site = site_of_one(&settings, dir, open_keys(dir)?);
+    let log = Log::start(&settings.log, &warnings);
     let runtime = runtime()?;
+    let mut signals = Signals::listen(&runtime)?;
+    let cache_dir = CacheDir::open(&settings.cache_dir)?;
+    let dir = cache_dir.path();
+    let mut site = site_of_one(&settings, dir, open_keys(dir)?);
     let served = runtime.block_on(async {
-        let mut signals = Signals::listen()?;
         let running = tokio::select! {
             running = Site::start(&site) => running?,
             () = signals.stop() => return Ok(()),
@@ -54,14 +42,26 @@ pub(super) fn run(args: DaemonArgs<RawUp>) -> anyhow::Result<()> {
             unready = running.ready() => greet(&settings, dir, unready.as_deref()),
             () = signals.stop() => return Ok(()),
         }
-        signals.stop().await;
+        loop {
+            match signals.next().await {
+                Told::Stop => break,
+                Told::Reload => {
+                    let apply = async |new: UpSettings| {
+                        site.take_live(&new);
+                        running.apply(&site).await;
+                        log.set(&new.log);
+                    };
+                    reload(&mut set, &args.layers(), RawUp::validate, apply).await;
+                }
+            }
+        }
         println!("Stopping. Press Ctrl-C again to stop at once.");
         tokio::select! {
             () = running.stop() => Ok(()),
             () = signals.stop() => Err(anyhow!("told to stop again before everything had drained")),
         }
     });
-    runtime.shutdown_background();
+    cache_dir.close_after(runtime);
     served
 }
 
@@ -89,6 +89,12 @@ impl Site {
             mirror: start(&site.mirror).await?,
             peer: start(&site.peer).await?,
         })
+    }
+
+    /// Gives the daemons the live settings.
+    async fn apply(&self, site: &SiteOfOne) {
+        self.mirror.apply(&site.mirror.config).await;
+        self.peer.apply(&site.peer.config).await;
     }
 
     /// Waits until every dependency of every daemon is there, and says what is still missing when that takes too long.
@@ -128,10 +134,10 @@ fn greet(settings: &UpSettings, dir: &Path, unready: Option<&str>) {
     } else {
         address.to_string()
     };
-    let kept = if settings.cache_dir.is_some() {
-        "is kept"
-    } else {
+    let kept = if settings.cache_dir.as_os_str().is_empty() {
         "is kept, until this process ends,"
+    } else {
+        "is kept"
     };
     match unready {
         None => println!("Piecemeal is ready. Content {kept} in {}.", dir.display()),

@@ -165,8 +165,9 @@ pub(super) fn choice<T: Copy>(problems: &mut Problems, key: &str, text: Text, ch
     chosen
 }
 
+/// A folder that is there or can be made. Empty: a temporary one.
 pub(super) fn folder(problems: &mut Problems, key: &str, text: Text) -> Option<PathBuf> {
-    let path = PathBuf::from(problems.require(key, text.filter(|text| !text.is_empty()))?);
+    let path = PathBuf::from(problems.require(key, text)?);
     if path.exists() && !path.is_dir() {
         problems.add(key, format!("{} is not a folder", path.display()));
         return None;

@@ -12,6 +12,22 @@ use super::problems::{ENV_PREFIX, Origin, Problems, env_name};
 pub(crate) trait Raw: Args + Serialize + DeserializeOwned + Default {
     /// The commented file of defaults, which is the lowest layer.
     const DEFAULTS: &'static str;
+    /// The keys that SIGHUP applies; every other needs a restart. Help and reload follow this list, and the comments of the
+    /// defaults are tested against it. What [`crate::daemon::Daemon::apply`] does with each is tested end to end.
+    const LIVE: &'static [&'static str];
+}
+
+/// What ends the help of a key that SIGHUP applies.
+const LIVE_MARK: &str = " (live)";
+
+/// Says in the help of a command which of its settings are live.
+pub(crate) fn mark_live<R: Raw>(command: Command) -> Command {
+    R::LIVE.iter().fold(command, |command, key| {
+        command.mut_arg(key, |arg| {
+            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+            arg.help(help + LIVE_MARK)
+        })
+    })
 }
 
 /// Where settings are read from.
@@ -37,11 +53,51 @@ impl<R: Raw> Settings<R> {
             .expect("every key was checked to be of its type")
     }
 
-    /// The keys whose values are not the same in `other`.
-    pub(crate) fn changed_keys(&self, other: &Self) -> Vec<String> {
-        let changed = |name: &String| self.table.get(name) != other.table.get(name);
-        keys::<R>().into_iter().map(|key| key.name).filter(changed).collect()
+    /// What is not the same in `new`.
+    pub(crate) fn changes(&self, new: &Self) -> Changes {
+        let mut changes = Changes::default();
+        for key in keys::<R>() {
+            let (old, new) = (self.table.get(&key.name), new.table.get(&key.name));
+            if old == new {
+                continue;
+            }
+            if is_live::<R>(&key.name) {
+                changes
+                    .live
+                    .push(format!("{} {} -> {}", key.name, told(old), told(new)));
+            } else {
+                changes.restart.push(key.name);
+            }
+        }
+        changes
     }
+
+    /// Takes over the live settings of `new`, and no others: what runs once those are applied.
+    pub(crate) fn take_live(&mut self, new: &Self) {
+        for key in R::LIVE {
+            match new.table.get(*key) {
+                Some(value) => _ = self.table.insert((*key).to_owned(), value.clone()),
+                None => _ = self.table.remove(*key),
+            }
+        }
+    }
+}
+
+/// How a configuration differs from the one that runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Changes {
+    /// Each with its old and its new value. None of these is a secret.
+    pub live: Vec<String>,
+    /// Only names: there may be a URL or a path that is nobody's business.
+    pub restart: Vec<String>,
+}
+
+fn is_live<R: Raw>(key: &str) -> bool {
+    R::LIVE.contains(&key)
+}
+
+fn told(value: Option<&Value>) -> &str {
+    value.and_then(Value::as_str).unwrap_or("(absent)")
 }
 
 /// Reads every layer. What cannot be read is noted and left out, so that the rest is checked all the same.
@@ -253,12 +309,32 @@ mod tests {
             };
             load(&layers, &mut Problems::default())
         };
-        let running = load(flags("1", &["a=http://a"]));
-        assert_eq!(running.changed_keys(&running), [""; 0]);
-        assert_eq!(
-            running.changed_keys(&load(flags("2", &["b=http://b"]))),
-            ["upstream", "ratelimit"]
-        );
+        let mut running = load(flags("1", &["a=http://a"]));
+        assert_eq!(running.changes(&running), Changes::default());
+        let new = load(flags("2", &["b=http://b"]));
+        let restart = vec!["upstream".to_owned()];
+        let live = vec!["ratelimit 1 -> 2".to_owned()];
+        let expected = Changes {
+            live,
+            restart: restart.clone(),
+        };
+        assert_eq!(running.changes(&new), expected);
+
+        // Once the live ones are applied, the others still wait for a restart.
+        running.take_live(&new);
+        let expected = Changes {
+            live: Vec::new(),
+            restart,
+        };
+        assert_eq!(running.changes(&new), expected);
+    }
+
+    /// The comment that the line which `is_it` has above it.
+    fn comment_above(text: &str, is_it: impl Fn(&str) -> bool) -> String {
+        let above: Vec<&str> = text.lines().take_while(|line| !is_it(line)).collect();
+        let is_prose = |line: &&str| line.starts_with("# ") && !line.contains(" = ");
+        let comment: Vec<&str> = above.into_iter().rev().take_while(is_prose).collect();
+        comment.into_iter().rev().collect::<Vec<_>>().join(" ")
     }
 
     fn assert_described<R: Raw>() {
@@ -277,11 +353,20 @@ mod tests {
         for key in keys {
             let stands = |line: &str| line.trim_start_matches("# ").starts_with(&format!("{} = ", key.name));
             assert!(R::DEFAULTS.lines().any(stands), "{} is not in the defaults", key.name);
+            assert_eq!(
+                comment_above(R::DEFAULTS, stands).ends_with(" Live."),
+                is_live::<R>(&key.name),
+                "{}: the comment in the defaults says otherwise",
+                key.name
+            );
         }
         // A default is told in the help as it stands in the file.
-        let command = R::augment_args(Command::new(""));
+        let command = mark_live::<R>(R::augment_args(Command::new("")));
         for arg in command.get_arguments() {
             let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+            let unmarked = help.strip_suffix(LIVE_MARK);
+            assert_eq!(unmarked.is_some(), is_live::<R>(arg.get_id().as_str()), "{help:?}");
+            let help = unmarked.unwrap_or(&help);
             if let Some(value) = settings.table.get(arg.get_id().as_str()).and_then(Value::as_str) {
                 assert!(
                     help.ends_with(&format!("[{value}]")),

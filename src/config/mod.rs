@@ -15,7 +15,7 @@ mod size;
 mod upstream;
 mod validate;
 
-pub(crate) use layers::{CONFIG_VARIABLE, Layers, Raw, Settings, load};
+pub(crate) use layers::{CONFIG_VARIABLE, Changes, Layers, Raw, Settings, load, mark_live};
 pub(crate) use problems::{ConfigProblemsError, Problems};
 pub(crate) use raw::{RawMirror, RawPeer, RawScheduler, RawUp};
 pub(crate) use validate::{DaemonSettings, SiteOfOne, UpSettings, site_of_one};

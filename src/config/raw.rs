@@ -77,7 +77,7 @@ pub(crate) struct RawMirror {
     /// The part of the pool that this node is in, such as a rack [default]
     #[arg(long, value_name = "NAME")]
     pub zone: Option<String>,
-    /// Where content is kept [/var/lib/piecemeal/mirror]
+    /// Where content is kept; empty: a private temporary folder that goes with the process [/var/lib/piecemeal/mirror]
     #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<String>,
     /// How long content is kept since its last use [24h]
@@ -102,6 +102,16 @@ pub(crate) struct RawMirror {
 
 impl Raw for RawMirror {
     const DEFAULTS: &'static str = include_str!("defaults/mirror.toml");
+    const LIVE: &'static [&'static str] = &[
+        "verdict_ttl",
+        "offline_grace",
+        "wan_limit",
+        "cache_ttl",
+        "cache_quota",
+        "cache_min_free",
+        "tag_ttl",
+        "log",
+    ];
 }
 
 /// `piecemeal scheduler`.
@@ -124,6 +134,7 @@ pub(crate) struct RawScheduler {
 
 impl Raw for RawScheduler {
     const DEFAULTS: &'static str = include_str!("defaults/scheduler.toml");
+    const LIVE: &'static [&'static str] = &["log"];
 }
 
 /// `piecemeal peer`.
@@ -199,7 +210,7 @@ pub(crate) struct RawPeer {
     /// How long a lost mirror is waited for [30s]
     #[arg(long, value_name = "DURATION")]
     pub mirror_grace: Option<String>,
-    /// Where content is kept [/var/lib/piecemeal/peer]
+    /// Where content is kept; empty: a private temporary folder that goes with the process [/var/lib/piecemeal/peer]
     #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<String>,
     /// How long content is kept since its last use [24h]
@@ -221,6 +232,16 @@ pub(crate) struct RawPeer {
 
 impl Raw for RawPeer {
     const DEFAULTS: &'static str = include_str!("defaults/peer.toml");
+    const LIVE: &'static [&'static str] = &[
+        "verdict_ttl",
+        "offline_grace",
+        "ratelimit",
+        "mirror_grace",
+        "cache_ttl",
+        "cache_quota",
+        "cache_min_free",
+        "log",
+    ];
 }
 
 /// `piecemeal up`.
@@ -236,7 +257,7 @@ pub(crate) struct RawUp {
     /// The upstream meant by a request that names none [docker.io]
     #[arg(long, value_name = "NAME")]
     pub default_upstream: Option<String>,
-    /// Where content and keys are kept; absent: a private temporary folder that goes with the process
+    /// Where content and keys are kept; absent or empty: a private temporary folder that goes with the process
     #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<String>,
     /// How long content is kept since its last use [24h]
@@ -252,4 +273,5 @@ pub(crate) struct RawUp {
 
 impl Raw for RawUp {
     const DEFAULTS: &'static str = include_str!("defaults/up.toml");
+    const LIVE: &'static [&'static str] = &["cache_ttl", "cache_quota", "log"];
 }

@@ -265,8 +265,8 @@ pub(crate) struct UpSettings {
     pub listen: Vec<SocketAddr>,
     pub upstreams: Vec<UpstreamConfig>,
     pub default_upstream: Option<String>,
-    /// `None`: a temporary folder.
-    pub cache_dir: Option<PathBuf>,
+    /// Empty: a temporary folder.
+    pub cache_dir: PathBuf,
     pub cache_ttl: Duration,
     pub cache_quota: Option<u64>,
     /// As in `RUST_LOG`.
@@ -284,9 +284,7 @@ impl RawUp {
             .or_else(|| has_docker_hub.then(|| DOCKER_HUB.to_owned()));
         let default_upstream =
             field::default_upstream(problems, "default_upstream", default_upstream, upstreams.as_deref());
-        let cache_dir = self
-            .cache_dir
-            .map(|dir| field::folder(problems, "cache_dir", Some(dir)));
+        let cache_dir = field::folder(problems, "cache_dir", Some(self.cache_dir.unwrap_or_default()));
         let cache_ttl = field::duration(problems, "cache_ttl", self.cache_ttl);
         let cache_quota = field::limit(problems, "cache_quota", self.cache_quota);
         let log = field::log_filter(problems, "log", self.log);
@@ -302,7 +300,7 @@ impl RawUp {
             listen: listen?,
             upstreams: upstreams?,
             default_upstream: default_upstream?,
-            cache_dir: cache_dir.map_or(Some(None), |dir| dir.map(Some))?,
+            cache_dir: cache_dir?,
             cache_ttl: cache_ttl?,
             cache_quota: cache_quota?,
             log: log?,
@@ -316,6 +314,16 @@ pub(crate) struct SiteOfOne {
     pub scheduler: DaemonSettings<SchedulerConfig>,
     pub mirror: DaemonSettings<MirrorConfig>,
     pub peer: DaemonSettings<PeerConfig>,
+}
+
+impl SiteOfOne {
+    /// Takes over the live settings, and no others.
+    pub(crate) fn take_live(&mut self, settings: &UpSettings) {
+        for cache in [&mut self.mirror.config.cache, &mut self.peer.config.cache] {
+            cache.ttl = settings.cache_ttl;
+            cache.quota_bytes = settings.cache_quota;
+        }
+    }
 }
 
 /// A whole site on loopback, with its folders in `dir`.
@@ -486,6 +494,7 @@ mod tests {
             (None, 1_000_000_000)
         );
         assert!(config.scheduler.is_none() && config.authority_key.is_none() && config.default_upstream.is_none());
+        assert_eq!(config.cache.dir, Path::new("/var/lib/piecemeal/mirror"));
     }
 
     #[test]
@@ -512,6 +521,7 @@ mod tests {
         assert_eq!((config.ratelimit, config.mirror_grace), (None, Duration::from_secs(30)));
         assert_eq!(config.download_pattern, DownloadPattern::P2p);
         assert_eq!(config.direct_fallback, DirectFallback::Allowed);
+        assert_eq!(config.cache.dir, Path::new("/var/lib/piecemeal/peer"));
     }
 
     #[test]

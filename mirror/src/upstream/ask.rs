@@ -88,7 +88,8 @@ impl Wallet {
 impl Upstream {
     /// Whether upstream has served the caller from the repository not long ago.
     pub(crate) fn allows(&self, caller: &Caller, at: &Repository) -> bool {
-        self.verdicts.allow(&self.who(caller), &at.name, Instant::now())
+        let life = self.allowed_life.get();
+        self.verdicts.allow(&self.who(caller), &at.name, life, Instant::now())
     }
 
     /// By whose right a caller is served: what is learnt of one counts for all who have the same.
@@ -147,7 +148,8 @@ impl Upstream {
 
     fn newer_credential(&self, ask: Ask<'_>) -> Option<Credential> {
         let own = ask.caller.credential.as_ref()?;
-        let accepted = self.verdicts.accepted(&ask.at.name, Instant::now());
+        let life = self.allowed_life.get();
+        let accepted = self.verdicts.accepted(&ask.at.name, life, Instant::now());
         accepted.filter(|accepted| accepted != own)
     }
 
@@ -164,7 +166,7 @@ impl Upstream {
         match &result {
             Ok(_) => self
                 .verdicts
-                .allowed(&who, &ask.at.name, wallet.holders(), self.allowed_life, now),
+                .allowed(&who, &ask.at.name, wallet.holders(), self.allowed_life.get(), now),
             Err(PullError::Unknown(_)) if ask.purpose == Purpose::List => {}
             Err(error) => self.verdicts.refused(&who, &ask.at.name, ask.path, error, now),
         }

@@ -22,7 +22,7 @@ use super::{
     rewrite::Rewrites,
     verdicts::Verdicts,
 };
-use crate::{Caller, NodeIdentity, PullError, SOURCE_TIMEOUT};
+use crate::{Caller, LiveDuration, NodeIdentity, PullError, SOURCE_TIMEOUT};
 
 /// Enough for the largest manifest at a tenth of a megabyte a second.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -48,7 +48,7 @@ pub struct Upstream {
     pub(super) tokens: Tokens,
     pub(super) verdicts: Verdicts,
     /// How long a right counts as proven.
-    pub(super) allowed_life: Duration,
+    pub(super) allowed_life: LiveDuration,
     /// The site's own user and password here.
     pub(super) held: Option<Held>,
     /// Whether those are used for everybody who asks, and not only for the site's nodes.

@@ -24,7 +24,7 @@ use super::{
     rewrite::{RewriteRule, Rewrites},
     verdicts::Verdicts,
 };
-use crate::{NodeIdentity, PullError, UpstreamConfig};
+use crate::{LiveDuration, NodeIdentity, PullError, UpstreamConfig};
 
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -132,7 +132,8 @@ struct Pattern {
 struct Maker {
     node: Option<NodeIdentity>,
     via: String,
-    allowed_life: Duration,
+    /// Shared by all of them, those of a pattern that are still to come included.
+    allowed_life: LiveDuration,
     allow_plain_credentials: bool,
     rewrites: Arc<Rewrites>,
     asked: Asked,
@@ -147,7 +148,7 @@ impl Upstreams {
         let maker = Maker {
             node: None,
             via: via(id),
-            allowed_life: common.verdict_ttl,
+            allowed_life: LiveDuration::new(common.verdict_ttl),
             allow_plain_credentials: common.allow_plain_credentials,
             rewrites: Arc::new(Rewrites::new(common.rewrites.clone())),
             asked: Asked::default(),
@@ -167,7 +168,7 @@ impl Upstreams {
     ) -> Self {
         let maker = Maker {
             via: via(node.node()),
-            allowed_life: common.verdict_ttl / AT_MIRROR_DIVISOR,
+            allowed_life: LiveDuration::new(common.verdict_ttl / AT_MIRROR_DIVISOR),
             node: Some(node),
             allow_plain_credentials: common.allow_plain_credentials,
             rewrites: Arc::default(),
@@ -244,6 +245,13 @@ impl Upstreams {
         self.0.named.values()
     }
 
+    /// Changes [`ClientConfig::verdict_ttl`], for rights that count already too.
+    pub fn set_verdict_ttl(&self, verdict_ttl: Duration) {
+        let maker = &self.0.maker;
+        let divisor = maker.node.as_ref().map_or(1, |_| AT_MIRROR_DIVISOR);
+        maker.allowed_life.set(verdict_ttl / divisor);
+    }
+
     /// Adds what the clients count.
     pub fn register(&self, registry: &mut Registry) {
         self.0.maker.rewrites.register(registry);
@@ -262,7 +270,7 @@ impl Maker {
             http,
             tokens: Tokens::default(),
             verdicts: Verdicts::default(),
-            allowed_life: self.allowed_life,
+            allowed_life: self.allowed_life.clone(),
             held: config.credentials.clone().map(Held::new),
             serves_site: config.serves_site,
             allow_plain_credentials: self.allow_plain_credentials,

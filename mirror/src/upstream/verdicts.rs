@@ -43,11 +43,11 @@ struct Table {
 }
 
 impl Verdicts {
-    /// Whether upstream has served `who` from the repository not long ago.
-    pub(crate) fn allow(&self, who: &Who, repository: &str, now: Instant) -> bool {
+    /// Whether upstream has served `who` from the repository within `life`.
+    pub(crate) fn allow(&self, who: &Who, repository: &str, life: Duration, now: Instant) -> bool {
         self.lock()
             .allowed
-            .get(&(who.clone(), repository.to_owned()), now)
+            .get(&(who.clone(), repository.to_owned()), life, now)
             .is_some()
     }
 
@@ -57,14 +57,14 @@ impl Verdicts {
         let of = |path: Option<&str>| (who.clone(), repository.to_owned(), path.map(str::to_owned));
         table
             .refused
-            .get(&of(None), now)
-            .or_else(|| table.refused.get(&of(Some(path)), now))
+            .get(&of(None), REFUSED_LIFE, now)
+            .or_else(|| table.refused.get(&of(Some(path)), REFUSED_LIFE, now))
             .cloned()
     }
 
-    /// The credential that was accepted last for the repository.
-    pub(crate) fn accepted(&self, repository: &str, now: Instant) -> Option<Credential> {
-        self.lock().accepted.get(&repository.to_owned(), now).cloned()
+    /// The credential that was accepted last for the repository, within `life`.
+    pub(crate) fn accepted(&self, repository: &str, life: Duration, now: Instant) -> Option<Credential> {
+        self.lock().accepted.get(&repository.to_owned(), life, now).cloned()
     }
 
     /// Upstream has served something of the repository.
@@ -78,13 +78,9 @@ impl Verdicts {
     ) {
         let mut table = self.lock();
         table.refused.forget(&(who.clone(), repository.to_owned(), None));
-        table
-            .allowed
-            .put((who.clone(), repository.to_owned()), (), now + life, now);
+        table.allowed.put((who.clone(), repository.to_owned()), (), life, now);
         if let (Who::Holder(_), Some(credential)) = (who, credential) {
-            table
-                .accepted
-                .put(repository.to_owned(), credential.clone(), now + life, now);
+            table.accepted.put(repository.to_owned(), credential.clone(), life, now);
         }
     }
 
@@ -96,18 +92,14 @@ impl Verdicts {
             // Who is unknown there is unknown in all of the repository.
             PullError::Denied { status: 401, .. } => {
                 table.allowed.forget(&(who.clone(), repository.to_owned()));
-                table.refused.put(of(None), error.clone(), now + REFUSED_LIFE, now);
+                table.refused.put(of(None), error.clone(), REFUSED_LIFE, now);
             }
             // What is forbidden may be this alone; whether the rest is, upstream has to say again.
             PullError::Denied { .. } => {
                 table.allowed.forget(&(who.clone(), repository.to_owned()));
-                table
-                    .refused
-                    .put(of(Some(path)), error.clone(), now + REFUSED_LIFE, now);
+                table.refused.put(of(Some(path)), error.clone(), REFUSED_LIFE, now);
             }
-            PullError::Unknown(_) => table
-                .refused
-                .put(of(Some(path)), error.clone(), now + REFUSED_LIFE, now),
+            PullError::Unknown(_) => table.refused.put(of(Some(path)), error.clone(), REFUSED_LIFE, now),
             _ => {}
         }
     }
@@ -117,8 +109,9 @@ impl Verdicts {
     }
 }
 
-/// Values that count until their time.
+/// Values that count for a while. How long is said by who asks: it may be another time than when they were put in.
 struct Timed<K, V> {
+    /// Each with when it was put in.
     values: HashMap<K, (V, Instant)>,
     /// How many more may be put in before those past their time are taken out.
     puts_left: usize,
@@ -134,24 +127,24 @@ impl<K, V> Default for Timed<K, V> {
 }
 
 impl<K: Eq + Hash, V> Timed<K, V> {
-    fn get(&self, key: &K, now: Instant) -> Option<&V> {
+    fn get(&self, key: &K, life: Duration, now: Instant) -> Option<&V> {
         self.values
             .get(key)
-            .filter(|(_, until)| now < *until)
+            .filter(|(_, since)| now.duration_since(*since) < life)
             .map(|(value, _)| value)
     }
 
-    fn put(&mut self, key: K, value: V, until: Instant, now: Instant) {
+    fn put(&mut self, key: K, value: V, life: Duration, now: Instant) {
         // As many as were still good the last time, so that the work stays in proportion.
         self.puts_left = self.puts_left.saturating_sub(1);
         if self.puts_left == 0 {
-            self.values.retain(|_, (_, until)| now < *until);
+            self.values.retain(|_, (_, since)| now.duration_since(*since) < life);
             self.puts_left = self.values.len().max(PURGE_MIN);
         }
         if self.values.len() >= VERDICTS_MAX {
             self.values.clear();
         }
-        self.values.insert(key, (value, until));
+        self.values.insert(key, (value, now));
     }
 
     fn forget(&mut self, key: &K) {
@@ -179,11 +172,23 @@ mod tests {
         let (mine, other) = (Who::Holder([1; 32]), Who::Holder([2; 32]));
         verdicts.allowed(&mine, "a", None, ALLOWED_LIFE, now);
 
-        assert!(verdicts.allow(&mine, "a", now + ALLOWED_LIFE / 2));
-        assert!(!verdicts.allow(&mine, "a", now + ALLOWED_LIFE));
+        assert!(verdicts.allow(&mine, "a", ALLOWED_LIFE, now + ALLOWED_LIFE / 2));
+        assert!(!verdicts.allow(&mine, "a", ALLOWED_LIFE, now + ALLOWED_LIFE));
         for (who, repository) in [(&other, "a"), (&mine, "b"), (&Who::Anybody, "a"), (&Who::Site, "a")] {
-            assert!(!verdicts.allow(who, repository, now), "{who:?} {repository}");
+            assert!(
+                !verdicts.allow(who, repository, ALLOWED_LIFE, now),
+                "{who:?} {repository}"
+            );
         }
+    }
+
+    #[test]
+    fn a_life_that_is_changed_is_that_of_rights_given_before_too() {
+        let (verdicts, now) = (Verdicts::default(), Instant::now());
+        let later = now + ALLOWED_LIFE / 2;
+        verdicts.allowed(&Who::Anybody, "a", None, ALLOWED_LIFE, now);
+        assert!(!verdicts.allow(&Who::Anybody, "a", ALLOWED_LIFE / 4, later));
+        assert!(verdicts.allow(&Who::Anybody, "a", ALLOWED_LIFE, later));
     }
 
     #[test]
@@ -192,7 +197,7 @@ mod tests {
         verdicts.allowed(&Who::Anybody, "a", None, ALLOWED_LIFE, now);
         verdicts.refused(&Who::Anybody, "a", "manifests/v1", &denied(), now);
 
-        assert!(!verdicts.allow(&Who::Anybody, "a", now));
+        assert!(!verdicts.allow(&Who::Anybody, "a", ALLOWED_LIFE, now));
         assert!(
             verdicts.refusal(&Who::Anybody, "a", "blobs/x", now).is_some(),
             "of all of it"
@@ -225,7 +230,7 @@ mod tests {
         let (mut timed, mut now) = (Timed::default(), Instant::now());
         for number in 0..100_000 {
             now += Duration::from_millis(1);
-            timed.put(number, (), now + Duration::from_millis(100), now);
+            timed.put(number, (), Duration::from_millis(100), now);
         }
         assert!(timed.values.len() <= 2 * PURGE_MIN, "{}", timed.values.len());
     }
@@ -242,7 +247,7 @@ mod tests {
             now,
         );
 
-        assert!(verdicts.allow(&Who::Anybody, "a", now));
+        assert!(verdicts.allow(&Who::Anybody, "a", ALLOWED_LIFE, now));
         assert!(verdicts.refusal(&Who::Anybody, "a", "manifests/v1", now).is_some());
         assert!(verdicts.refusal(&Who::Anybody, "a", "manifests/v2", now).is_none());
         let passing = PullError::Unavailable("later".to_owned());
@@ -263,7 +268,7 @@ mod tests {
                 now,
             );
         }
-        assert_eq!(verdicts.accepted("a", now), Some(new));
-        assert_eq!(verdicts.accepted("b", now), None);
+        assert_eq!(verdicts.accepted("a", ALLOWED_LIFE, now), Some(new));
+        assert_eq!(verdicts.accepted("b", ALLOWED_LIFE, now), None);
     }
 }

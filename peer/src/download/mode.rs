@@ -54,7 +54,7 @@ impl Facts {
         let grace_over = !self.mirror_configured
             || self
                 .mirror_lost
-                .is_some_and(|lost| lost >= self.mirror_grace + self.jitter);
+                .is_some_and(|lost| lost >= self.mirror_grace.saturating_add(self.jitter));
         Mode {
             direct_window,
             reopen: self.mirror_configured && self.idle >= REOPEN_AFTER,

@@ -70,7 +70,7 @@ pub(crate) struct Parts {
     pub(crate) traffic: Traffic,
     pub(crate) live: LiveDownloads,
     pub(crate) direct_fallback: DirectFallback,
-    pub(crate) mirror_grace: Duration,
+    pub(crate) mirror_grace: piecemeal_mirror::LiveDuration,
 }
 
 /// One blob on its way from the swarm.
@@ -171,7 +171,7 @@ impl Parts {
                 Err(error) => error,
             };
             match (&error, mirror.lost_for()) {
-                (PullError::Unreachable(_), Some(lost)) if lost >= self.mirror_grace => {
+                (PullError::Unreachable(_), Some(lost)) if lost >= self.mirror_grace.get() => {
                     return if may_use_upstream { Ok(None) } else { Err(error) };
                 }
                 (PullError::Unreachable(_), _) => {}
@@ -431,7 +431,7 @@ impl Download {
         if (mode.reopen || self.reopen_now) && !self.reopening && self.last_reopened.elapsed() >= REOPEN_DELAY {
             self.reopen();
         }
-        if facts.idle >= self.parts.mirror_grace + IDLE_MAX && !self.upstream_running {
+        if facts.idle >= facts.mirror_grace.saturating_add(IDLE_MAX) && !self.upstream_running {
             return Err(PullError::Unavailable(format!(
                 "nobody has had a piece for {} s",
                 facts.idle.as_secs()
@@ -462,7 +462,7 @@ impl Download {
             starved: self.filling.longest_wait().map(|(_, waited)| waited),
             idle: self.last_landed.elapsed(),
             may_use_upstream: self.parts.direct_fallback == DirectFallback::Allowed,
-            mirror_grace: self.parts.mirror_grace,
+            mirror_grace: self.parts.mirror_grace.get(),
             jitter: self.jitter,
         }
     }
