@@ -87,6 +87,15 @@ impl Story {
             .join(hex)
     }
 
+    /// Behind the mirror's back, once it has published the blob.
+    fn flip_a_byte(&self, digest: &str, offset: usize) {
+        let file = self.cached(digest);
+        self.until("it is published", || file.is_file());
+        let mut bytes = fs::read(&file).expect("reading the cached blob");
+        bytes[offset] ^= 1;
+        fs::write(&file, bytes).expect("damaging it");
+    }
+
     fn until(&self, what: &str, holds: impl Fn() -> bool) {
         let deadline = Instant::now() + Duration::from_secs(30);
         while !holds() {
@@ -251,11 +260,7 @@ fn a_flipped_byte_is_found_when_it_is_read_and_fetched_again() {
     let story = story(&[3 * MIB]);
     let layer = story.layer(0);
     assert!(story.get(MIRROR, &layer.digest).body == layer.bytes);
-    let file = story.cached(&layer.digest);
-    story.until("it is published", || file.is_file());
-    let mut bytes = fs::read(&file).expect("reading the cached blob");
-    bytes[MIB + 7] ^= 1;
-    fs::write(&file, bytes).expect("damaging it");
+    story.flip_a_byte(&layer.digest, MIB + 7);
     // The peer takes pieces, each of which is verified; the first try may end short, never whole and wrong.
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
@@ -280,11 +285,7 @@ fn a_client_that_asks_again_for_what_it_got_damaged_gets_it_whole() {
     let story = story(&[3 * MIB]);
     let layer = story.layer(0);
     assert!(story.get(MIRROR, &layer.digest).body == layer.bytes);
-    let file = story.cached(&layer.digest);
-    story.until("it is published", || file.is_file());
-    let mut bytes = fs::read(&file).expect("reading the cached blob");
-    bytes[2 * MIB + 7] ^= 1;
-    fs::write(&file, bytes).expect("damaging it");
+    story.flip_a_byte(&layer.digest, 2 * MIB + 7);
     // The client hashes what it gets; nobody else does on this way.
     let deadline = Instant::now() + Duration::from_secs(60);
     while sha256(&story.get(MIRROR, &layer.digest).body) != layer.digest {

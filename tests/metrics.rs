@@ -2,7 +2,12 @@
 
 mod support;
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use support::{Cluster, HOST, Image, Site};
 
@@ -48,4 +53,40 @@ fn documented() -> BTreeSet<String> {
     rows.map(|(name, _)| name.to_owned())
         .filter(|name| name.starts_with("piecemeal_"))
         .collect()
+}
+
+#[test]
+fn each_pull_has_one_line_in_the_log_and_its_requests_are_counted() {
+    let cluster = Cluster::cold(Site::builder().nodes(1).wan_mbit(100).lan_mbit(400));
+    let image = Image::new("library/app", "v1").layer_bytes(&[3 << 20, 1 << 20]);
+    cluster.registry.push(&image);
+    let peer = &cluster.peers[0];
+    for fetch in cluster.fetch_all(&image.reference(HOST)) {
+        assert!(fetch.ok, "{}", fetch.output);
+    }
+    let pulled = || -> Vec<String> {
+        let log = peer.log_text();
+        let lines = log.lines().filter(|line| line.contains(" pulled "));
+        lines.map(str::to_owned).collect()
+    };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while pulled().is_empty() {
+        assert!(Instant::now() < deadline, "no line\n{}", peer.log_tail());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let lines = pulled();
+    let told = format!("pulled {HOST}/library/app:v1: 3 blobs, {} bytes", image.total_bytes());
+    assert!(lines.len() == 1 && lines[0].contains(&told), "{told:?} in {lines:?}");
+    let requests = |kind, outcome| {
+        peer.metric(&format!(
+            "piecemeal_requests_total{{kind=\"{kind}\",outcome=\"{outcome}\"}}"
+        ))
+    };
+    assert_eq!((requests("blob", "miss"), requests("blob", "hit")), (3.0, 0.0));
+    assert!(requests("manifest", "miss") >= 1.0);
+    assert_eq!(requests("blob", "failed") + requests("manifest", "failed"), 0.0);
+    let transfers = |outcome| peer.metric(&format!("piecemeal_transfers_total{{outcome=\"{outcome}\"}}"));
+    assert_eq!((transfers("kept"), transfers("failed")), (3.0, 0.0));
+    assert_eq!(peer.metric("piecemeal_store_blobs"), 3.0);
+    assert_eq!(peer.metric("piecemeal_store_blob_bytes"), image.total_bytes() as f64);
 }

@@ -215,6 +215,13 @@ impl Fill {
         locked(&self.state).window.is_some()
     }
 
+    /// Whether a passing fill has let `piece` go already.
+    pub(crate) fn has_passed(&self, piece: u32) -> bool {
+        let state = locked(&self.state);
+        let window = state.window.as_ref();
+        window.is_some_and(|window| window.place(piece) == Place::Passed)
+    }
+
     pub(crate) fn has_readers(&self) -> bool {
         locked(&self.state).window.as_ref().is_none_or(Window::has_readers)
     }

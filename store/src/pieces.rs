@@ -123,6 +123,12 @@ impl Filling {
         self.fill_state().window()
     }
 
+    /// Whether the byte at `offset` of a passing fill has gone already.
+    pub fn has_passed(&self, offset: u64) -> bool {
+        let piece = self.map().piece_at(offset);
+        piece.is_some_and(|piece| self.fill_state().has_passed(piece))
+    }
+
     /// Whether anybody reads a passing fill. One that keeps everything counts as read.
     pub fn has_readers(&self) -> bool {
         self.fill_state().has_readers()

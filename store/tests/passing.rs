@@ -131,6 +131,7 @@ async fn what_has_passed_is_refused_and_what_is_in_the_window_is_offered() {
     }
     writing.await.unwrap();
     let late = filling.clone();
+    assert!(late.has_passed(0) && !late.has_passed(BLOB_BYTES - 1));
     assert!(matches!(late.read(0..10).await, Err(ReadBlobError::Passed)));
     assert_eq!(filling.read_piece(0).await.unwrap(), None);
     let first = filling.have().iter().next().unwrap();

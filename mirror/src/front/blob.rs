@@ -47,6 +47,13 @@ pub(super) fn respond(open: OpenBlob, digest: &Digest, range: Option<&HeaderValu
         Asked::Unsatisfiable if blob_bytes == 0 => (StatusCode::OK, 0..0),
         Asked::Unsatisfiable => return unsatisfiable(blob_bytes),
     };
+    if let OpenBlob::Filling(filling) = &open
+        && filling.has_passed(range.start)
+    {
+        let message =
+            "there is no room to keep the blob, and its beginning has passed; ask the registry itself, or again later";
+        return coded(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", message);
+    }
     let mut response = headers(status, digest, range.end - range.start);
     if status == StatusCode::PARTIAL_CONTENT {
         response = response.header(
