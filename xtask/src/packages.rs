@@ -1,4 +1,4 @@
-//! The Debian packages that the end-to-end tests use: real registries, runtimes and networks.
+//! The Debian packages that the end-to-end tests and the benchmarks use: real registries, runtimes, networks and rivals.
 
 use anyhow::{Result, bail};
 
@@ -15,12 +15,27 @@ const NEEDED: [(&str, &str); 7] = [
     ("nft", "nftables"),
 ];
 
-/// Installs what is missing, where that is possible.
+/// What the benchmarks need besides. Where there is systemd, the package of nginx also starts one of its own, on port 80.
+const NEEDED_BY_BENCHES: [(&str, &str); 3] = [("nginx", "nginx-light"), ("wrk", "wrk"), ("taskset", "util-linux")];
+
+/// Installs what is missing for the end-to-end tests, where that is possible.
 ///
 /// # Errors
 /// Names what is missing when it cannot be installed here.
 pub(crate) fn install() -> Result<()> {
-    let mut missing: Vec<&str> = NEEDED
+    install_all(&NEEDED)
+}
+
+/// Like [`install`], for the benchmarks.
+///
+/// # Errors
+/// Names what is missing when it cannot be installed here.
+pub(crate) fn install_for_benches() -> Result<()> {
+    install_all(&[&NEEDED[..], &NEEDED_BY_BENCHES].concat())
+}
+
+fn install_all(needed: &[(&str, &'static str)]) -> Result<()> {
+    let mut missing: Vec<&str> = needed
         .iter()
         .filter(|(program, _)| !shell::has(program))
         .map(|(_, package)| *package)
@@ -30,10 +45,7 @@ pub(crate) fn install() -> Result<()> {
         return Ok(());
     }
     if !shell::has("apt-get") {
-        bail!(
-            "the end-to-end tests need {}; install them and run this again",
-            missing.join(", ")
-        );
+        bail!("this needs {}; install them and run it again", missing.join(", "));
     }
     let quiet = [("DEBIAN_FRONTEND", "noninteractive")];
     let arguments: Vec<&str> = ["install", "--yes", "--no-install-recommends"]
@@ -44,7 +56,7 @@ pub(crate) fn install() -> Result<()> {
         .and_then(|()| shell::run_with("apt-get", &arguments, &quiet))
         .map_err(|error| {
             error.context(format!(
-                "the end-to-end tests need {}; run this as root, or install them",
+                "this needs {}; run it as root, or install them",
                 missing.join(", ")
             ))
         })
