@@ -4,7 +4,8 @@
 //! machine. Prints Markdown; asserts nothing, and panics when something cannot be measured. Server and client share the
 //! machine, so throughput is good as a ratio only; what else runs there is measured at the beginning and at the end.
 //!
-//! `serve -- PART…` runs only those parts. Alone the whole takes ten minutes; it needs 8 GiB of memory and as much disk.
+//! `serve -- PART…` runs only those parts. On a machine of its own the whole takes less than ten minutes, and it gives up after
+//! twelve; it needs 8 GiB of memory and as much disk.
 
 #[path = "serve/blobs.rs"]
 mod blobs;
@@ -58,7 +59,10 @@ fn main() -> ExitCode {
         return ExitCode::from(64);
     }
     println!("Machine: {}. {}.\n", meter::machine(), stand::versions());
-    println!("nginx: {}.\n", nginx::Nginx::settings());
+    println!(
+        "nginx: {}. docker-registry: its defaults, which log every request, and without a cache of descriptors.\n",
+        nginx::Nginx::settings()
+    );
     print_busy("before");
     let mut stand = Stand::start();
     for (_, run) in PARTS

@@ -209,7 +209,7 @@ impl Stand {
     }
 
     /// # Panics
-    /// When the bench has taken far longer than it should: something hangs, slowly.
+    /// When the bench has taken longer than it may: something hangs, or the machine has too much else to do.
     pub(crate) fn check_time(&self) {
         let elapsed = self.started.elapsed().as_secs();
         assert!(elapsed < SECONDS_MAX, "the bench has taken {elapsed} s already");
@@ -293,4 +293,4 @@ pub(crate) fn remove(cache_dir: &PathBuf) {
 const NODES: usize = 3;
 pub(crate) const FAST_MBIT: u32 = 10_000;
 const PUSHES: usize = 4;
-const SECONDS_MAX: u64 = 15 * 60;
+const SECONDS_MAX: u64 = 12 * 60;
