@@ -3,7 +3,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use piecemeal_proto::AuthorityKey;
-use rustls::{ServerConfig, crypto::ring, version::TLS13};
+use rustls::{ServerConfig, ServerConnection, crypto::ring, version::TLS13};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsAcceptor;
 
@@ -13,6 +13,8 @@ use crate::{ServerRole, SiteStream, authority};
 const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How much of what was encrypted waits for the socket: two records. Every client that reads slowly has it filled.
+const BUFFER_BYTES: usize = 32 * 1024;
 /// The first byte of a TLS record that begins a handshake. No HTTP, of any version, begins with it.
 const TLS_HANDSHAKE: u8 = 0x16;
 
@@ -80,7 +82,8 @@ impl Acceptor {
     /// # Errors
     /// The client trusts another site, is no client, or takes too long.
     pub async fn shake(&self, stream: TcpStream) -> io::Result<SiteStream> {
-        let stream = timeout(HANDSHAKE_TIMEOUT, self.0.accept(stream)).await??;
+        let limit = |session: &mut ServerConnection| session.set_buffer_limit(Some(BUFFER_BYTES));
+        let stream = timeout(HANDSHAKE_TIMEOUT, self.0.accept_with(stream, limit)).await??;
         Ok(SiteStream::Tls(Box::new(stream)))
     }
 }

@@ -19,7 +19,8 @@ cargo xtask COMMAND
   test          installs what the tests need (apt, where it may; Go), then runs every test
   conformance   the OCI conformance suite against a mirror of Debian's docker-registry
   ci            format, lints, dependencies' licences and sources, every test, docs
-  bench [NAME]  the benchmarks, or the one named; they print, they assert nothing
+  bench [NAME… [-- PART…]]
+                the benchmarks, or those named, or parts of one; they print, they assert nothing
   fuzz [SECONDS [TARGET…]]
                 the fuzzer's targets, or those named, for a minute each or as long as told
   package [PART…] [--target TRIPLE] [--binary FILE]
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
         ["test"] => test::run(),
         ["conformance"] => conformance::run(),
         ["ci"] => ci::run(),
-        ["bench", ref names @ ..] => bench::run(names),
+        ["bench", ref arguments @ ..] => bench::run(arguments),
         ["fuzz", ref arguments @ ..] => fuzz::run(arguments),
         ["package", ref arguments @ ..] => package::run(arguments),
         _ => {

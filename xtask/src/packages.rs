@@ -1,5 +1,4 @@
-//! The Debian packages that the end-to-end tests use, which are real registries, runtimes and networks, and those that
-//! packaging uses.
+//! The Debian packages that the end-to-end tests, the benchmarks and packaging use: real registries, runtimes, networks and rivals.
 
 use anyhow::{Result, bail};
 
@@ -16,12 +15,24 @@ const NEEDED: [(&str, &str); 7] = [
     ("nft", "nftables"),
 ];
 
+/// What the benchmarks need besides. Where there is systemd, the package of nginx also starts one of its own, on port 80.
+const NEEDED_BY_BENCHES: [(&str, &str); 3] = [("nginx", "nginx-light"), ("wrk", "wrk"), ("taskset", "util-linux")];
+
 /// Installs what the end-to-end tests miss, where that is possible.
 ///
 /// # Errors
 /// Names what is missing when it cannot be installed here.
 pub(crate) fn install() -> Result<()> {
     install_for("the end-to-end tests need", &NEEDED)
+}
+
+/// Like [`install`], for the benchmarks.
+///
+/// # Errors
+/// Names what is missing when it cannot be installed here.
+pub(crate) fn install_for_benches() -> Result<()> {
+    let needed = [&NEEDED[..], &NEEDED_BY_BENCHES].concat();
+    install_for("the benchmarks need", &needed)
 }
 
 /// Installs the programs that are missing, each from the package beside it. `need` begins the sentence that names the packages.

@@ -142,6 +142,11 @@ async fn speak(
     limits: Limits,
     stop: CancellationToken,
 ) -> Result<(), hyper::Error> {
+    let buffer_bytes = if outlet.is_some() {
+        WRITE_BUFFER_BYTES
+    } else {
+        COPY_BUFFER_BYTES
+    };
     let router = TowerToHyperService::new(router);
     let service = service_fn(move |mut request: http::Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(remote));
@@ -154,7 +159,7 @@ async fn speak(
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.idle_max)
-        .max_buf_size(WRITE_BUFFER_BYTES)
+        .max_buf_size(buffer_bytes)
         // Slices are handed on, never put together: an outlet depends on it.
         .writev(true)
         .serve_connection(TokioIo::new(stream), service);
@@ -170,4 +175,7 @@ async fn speak(
 
 /// What waits for the socket of one connection, on top of the slice that is being sent.
 const WRITE_BUFFER_BYTES: usize = 128 * 1024;
+/// The same where all that waits is memory: it is that of every client that reads slowly. Also the longest head of a request,
+/// with a token in it.
+const COPY_BUFFER_BYTES: usize = 32 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
