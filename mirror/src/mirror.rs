@@ -388,7 +388,8 @@ async fn answer_scheduler(
                 SessionEvent::Lease(_)
                 | SessionEvent::Cancel(_)
                 | SessionEvent::Revoked { .. }
-                | SessionEvent::WantRefused { .. },
+                | SessionEvent::WantRefused { .. }
+                | SessionEvent::Warm(_),
             ) => {}
             None => return,
         }

@@ -126,6 +126,7 @@ impl LiveDownloads {
                 Some(SessionEvent::WantRefused { digest, reason }) => {
                     self.order(&digest, Order::WantRefused(reason)).await;
                 }
+                Some(SessionEvent::Warm(_)) => {}
             }
         }
     }
