@@ -22,9 +22,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
-    Admission, Announcer, BlobSizes, CacheConfig, ClientError, Clients, Content, Destination, Front, Manifests,
-    MirrorConfig, NodePort, Origin, Pulls, Rights, Suspicions, Traffic, Transfers, Upstream, UpstreamBlobs,
-    UpstreamNames, Upstreams, announce, bind, front_router, node_router, register_store, scrub,
+    Admission, Announcer, BlobSizes, Cache, CacheConfig, CacheParts, Caller, ClientError, Clients, Content,
+    Destination, Front, Manifests, MirrorConfig, NodePort, Origin, Pulls, Rights, Suspicions, Traffic, Transfers,
+    Upstream, UpstreamBlobs, UpstreamNames, Upstreams, announce, bind, front_router, node_router, register_store,
+    scrub,
 };
 
 /// How often content past its time is looked for.
@@ -47,6 +48,7 @@ pub struct Mirror {
     transfers: Transfers,
     upstreams: Upstreams,
     upstream_names: Vec<String>,
+    cache: Cache,
 }
 
 /// Why a daemon cannot start.
@@ -128,11 +130,20 @@ impl Mirror {
         );
         let names: Vec<String> = config.upstreams.iter().map(|upstream| upstream.name.clone()).collect();
         let upstream_names = UpstreamNames::new(names.clone(), config.default_upstream.clone());
+        let content = Content {
+            blobs: blobs.clone(),
+            tags: Arc::new(tags),
+        };
+        let cache = Cache::new(CacheParts {
+            store: store.clone(),
+            content: content.clone(),
+            names: upstream_names.clone(),
+            caller: Caller::default(),
+            session: session.clone(),
+            stop: stop.clone(),
+        });
         let front = Front {
-            content: Content {
-                blobs: blobs.clone(),
-                tags: Arc::new(tags),
-            },
+            content,
             names: upstream_names.clone(),
             pulls: pulls.clone(),
             suspicions,
@@ -188,6 +199,7 @@ impl Mirror {
             transfers,
             upstreams,
             upstream_names: names,
+            cache,
         })
     }
 
@@ -218,6 +230,11 @@ impl Mirror {
     /// What it holds and has carried, for `piecemeal status`.
     pub async fn status(&self) -> serde_json::Value {
         json!({ "role": "mirror", "upstreams": self.upstream_names, "store": store_status(&self.store).await, "bytes": traffic_status(&self.traffic) })
+    }
+
+    /// Its content, for those who run it.
+    pub fn cache(&self) -> Cache {
+        self.cache.clone()
     }
 
     /// Lets client streams end while pieces still come and go, then those, then stops.
