@@ -3,10 +3,10 @@
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use piecemeal_mirror::{
-    Admission, Announcer, BlobSizes, ClientError, Clients, Content, Destination, FillObserver, Front, Manifests,
-    NodeIdentity, Origin, Pulls, Rights, Suspicions, Traffic, Transfers, UpstreamBlobs, UpstreamNames, Upstreams,
-    advertised, bind, front_router, incarnation, keep_clean, mirror_http_client, open_store, register_store, scrub,
-    store_status, traffic_status,
+    Admission, Announcer, BlobSizes, Cache, CacheParts, Caller, ClientError, Clients, Content, Destination,
+    FillObserver, Front, Manifests, NodeIdentity, Origin, Pulls, Rights, Suspicions, Traffic, Transfers, UpstreamBlobs,
+    UpstreamNames, Upstreams, advertised, bind, front_router, incarnation, keep_clean, mirror_http_client, open_store,
+    register_store, scrub, store_status, traffic_status,
 };
 use piecemeal_proto::{Digest, FillId, PieceHash, wire};
 use piecemeal_store::{Filling, OpenStoreError, Store};
@@ -24,6 +24,7 @@ use crate::{
     live::{LiveDownloads, PeerInventory},
     mirror_client::MirrorClient,
     swarm_content::{MirrorFirst, SwarmBlobs},
+    warmer::Warmer,
 };
 
 /// The most requests that the piece port works on at once: the scheduler leases a few, the rest is slack.
@@ -45,6 +46,8 @@ pub struct Peer {
     limiter: Limiter,
     downloads: LiveDownloads,
     pool: String,
+    cache: Cache,
+    warmer: Warmer,
 }
 
 /// Why a peer cannot start.
@@ -150,12 +153,28 @@ impl Peer {
         // The mirror remembers for the whole site when a tag was checked.
         let tags = Manifests::new(store.clone(), source, access.clone(), sizes, Duration::ZERO);
         let names = config.upstreams.iter().map(|upstream| upstream.name.clone());
-        let front = Front {
-            content: Content {
-                blobs: Arc::new(blobs),
-                tags: Arc::new(tags),
+        let names = UpstreamNames::new(names, config.default_upstream.clone());
+        let content = Content {
+            blobs: Arc::new(blobs),
+            tags: Arc::new(tags),
+        };
+        let cache = Cache::new(CacheParts {
+            store: store.clone(),
+            content: content.clone(),
+            names: names.clone(),
+            caller: Caller {
+                node: Some(store.node_id()),
+                ..Caller::default()
             },
-            names: UpstreamNames::new(names, config.default_upstream.clone()),
+            session: None,
+            stop: stop.clone(),
+        });
+        let (warmer, warming) = Warmer::new(store.clone(), content.tags.clone(), cache.clone());
+        let stopped = stop.clone();
+        tracker.spawn(async move { stopped.run_until_cancelled(warming).await });
+        let front = Front {
+            content,
+            names,
             pulls: pulls.clone(),
             suspicions,
             admission: Admission {
@@ -185,7 +204,7 @@ impl Peer {
             tracker.spawn(
                 downloads
                     .clone()
-                    .dispatch(store.clone(), announcer, events, stop.clone()),
+                    .dispatch(store.clone(), announcer, warmer.clone(), events, stop.clone()),
             );
         }
         info!(listen = ?config.listen, pieces = %config.piece_listen, cache = %config.cache.dir.display(), "peer ready");
@@ -204,6 +223,8 @@ impl Peer {
             limiter,
             downloads,
             pool: config.pool,
+            cache,
+            warmer,
         })
     }
 
@@ -241,9 +262,15 @@ impl Peer {
             "node": self.store.node_id().to_string(),
             "pool": self.pool,
             "downloads": self.downloads.status(),
+            "warming": self.warmer.status(),
             "store": store_status(&self.store).await,
             "bytes": traffic_status(&self.traffic),
         })
+    }
+
+    /// Its content, for those who run it.
+    pub fn cache(&self) -> Cache {
+        self.cache.clone()
     }
 
     /// Changes the cap on network bytes a second, up and down summed, at once. `None`: no limit.
