@@ -2,7 +2,7 @@
 
 use std::{future::Future, net::SocketAddr};
 
-use piecemeal_mirror::{CacheConfig, Mirror, MirrorConfig};
+use piecemeal_mirror::{Cache, CacheConfig, Mirror, MirrorConfig};
 use piecemeal_peer::{Peer, PeerConfig};
 use piecemeal_scheduler::{Scheduler, SchedulerConfig};
 use prometheus_client::registry::Registry;
@@ -19,6 +19,8 @@ pub(crate) trait Daemon: Sized + Send + Sync + 'static {
     /// Each dependency, with its problem if it has one.
     fn readiness(&self) -> impl Future<Output = Vec<(String, Option<String>)>> + Send;
     fn status(&self) -> impl Future<Output = Value> + Send;
+    /// What it keeps; `None` for one that keeps nothing.
+    fn cache(&self) -> Option<Cache>;
     /// Lets what is in progress end.
     fn shutdown(self) -> impl Future<Output = ()> + Send;
     /// What it may fail to get from the system, with the flag that sets each.
@@ -26,7 +28,7 @@ pub(crate) trait Daemon: Sized + Send + Sync + 'static {
 }
 
 macro_rules! daemon {
-    ($daemon:ty, $config:ty, $name:literal, $claims:expr) => {
+    ($daemon:ty, $config:ty, $name:literal, $cache:expr, $claims:expr) => {
         impl Daemon for $daemon {
             const NAME: &'static str = $name;
             type Config = $config;
@@ -47,6 +49,11 @@ macro_rules! daemon {
                 <$daemon>::status(self).await
             }
 
+            fn cache(&self) -> Option<Cache> {
+                let cache: fn(&Self) -> Option<Cache> = $cache;
+                cache(self)
+            }
+
             async fn shutdown(self) {
                 <$daemon>::shutdown(self).await;
             }
@@ -59,16 +66,18 @@ macro_rules! daemon {
     };
 }
 
-daemon!(Mirror, MirrorConfig, "mirror", |config| claims(
-    &config.listen,
-    config.piece_listen,
-    &config.cache
-));
-daemon!(Scheduler, SchedulerConfig, "scheduler", |config| vec![(
+daemon!(
+    Mirror,
+    MirrorConfig,
+    "mirror",
+    |mirror| Some(mirror.cache()),
+    |config| claims(&config.listen, config.piece_listen, &config.cache)
+);
+daemon!(Scheduler, SchedulerConfig, "scheduler", |_| None, |config| vec![(
     "--listen",
     config.listen.to_string()
 )]);
-daemon!(Peer, PeerConfig, "peer", |config| claims(
+daemon!(Peer, PeerConfig, "peer", |peer| Some(peer.cache()), |config| claims(
     &config.listen,
     config.piece_listen,
     &config.cache
