@@ -1,7 +1,10 @@
-//! The admin port of a daemon: `/metrics`, `/livez`, `/readyz`, `/status`.
+//! The admin port of a daemon: `/metrics`, `/livez`, `/readyz`, `/status`, and for this machine alone `/cache`.
 //!
 //! It answers from before the daemon starts until after the daemon has drained, so that an orchestrator sees a slow start or
 //! a long drain as what it is.
+
+mod cache;
+mod guard;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -21,6 +24,8 @@ use tokio::{
     time::timeout,
 };
 use tracing::{debug, warn};
+
+pub(crate) use guard::ADMIN_HEADER;
 
 use crate::daemon::Daemon;
 
@@ -65,6 +70,7 @@ impl<D: Daemon> Admin<D> {
             .route("/livez", get(|| async { "ok\n" }))
             .route("/readyz", get(readyz::<D>))
             .route("/status", get(status::<D>))
+            .merge(cache::routes())
             .with_state(Arc::clone(&desk));
         let (stop, mut stopped) = watch::channel(false);
         let serving = tokio::spawn(async move {
@@ -72,7 +78,8 @@ impl<D: Daemon> Admin<D> {
                 // An error means that nobody can tell any more, which is told enough.
                 let _ = stopped.wait_for(|stop| *stop).await;
             };
-            if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(told).await {
+            let service = router.into_make_service_with_connect_info::<SocketAddr>();
+            if let Err(error) = axum::serve(listener, service).with_graceful_shutdown(told).await {
                 warn!(%error, "the admin port at {address} ended: {error}");
             }
         });

@@ -2,7 +2,7 @@
 
 use std::{future::Future, net::SocketAddr};
 
-use piecemeal_mirror::{CacheConfig, Mirror, MirrorConfig};
+use piecemeal_mirror::{Cache, CacheConfig, Mirror, MirrorConfig};
 use piecemeal_peer::{Peer, PeerConfig};
 use piecemeal_scheduler::{Scheduler, SchedulerConfig};
 use prometheus_client::registry::Registry;
@@ -21,16 +21,18 @@ pub(crate) trait Daemon: Sized + Send + Sync + 'static {
     fn status(&self) -> impl Future<Output = Value> + Send;
     /// Takes over the settings of `config` that are live; the others are not looked at.
     fn apply(&self, config: &Self::Config);
+    /// What it keeps; `None` for one that keeps nothing.
+    fn cache(&self) -> Option<Cache>;
     /// Lets what is in progress end.
     fn shutdown(self) -> impl Future<Output = ()> + Send;
     /// Where it keeps content, if it does.
-    fn cache(config: &mut Self::Config) -> Option<&mut CacheConfig>;
+    fn cache_config(config: &mut Self::Config) -> Option<&mut CacheConfig>;
     /// What it may fail to get from the system, with the flag that sets each.
     fn claims(config: &Self::Config) -> Vec<(&'static str, String)>;
 }
 
 macro_rules! daemon {
-    ($daemon:ty, $config:ty, $name:literal, apply: $apply:expr, cache: $cache:expr, claims: $claims:expr) => {
+    ($daemon:ty, $config:ty, $name:literal, apply: $apply:expr, cache: $cache:expr, cache_config: $cache_config:expr, claims: $claims:expr) => {
         impl Daemon for $daemon {
             const NAME: &'static str = $name;
             type Config = $config;
@@ -56,13 +58,18 @@ macro_rules! daemon {
                 apply(self, config);
             }
 
+            fn cache(&self) -> Option<Cache> {
+                let cache: fn(&Self) -> Option<Cache> = $cache;
+                cache(self)
+            }
+
             async fn shutdown(self) {
                 <$daemon>::shutdown(self).await;
             }
 
-            fn cache(config: &mut $config) -> Option<&mut CacheConfig> {
-                let cache: fn(&mut $config) -> Option<&mut CacheConfig> = $cache;
-                cache(config)
+            fn cache_config(config: &mut $config) -> Option<&mut CacheConfig> {
+                let cache_config: fn(&mut $config) -> Option<&mut CacheConfig> = $cache_config;
+                cache_config(config)
             }
 
             fn claims(config: &$config) -> Vec<(&'static str, String)> {
@@ -78,7 +85,8 @@ daemon!(
     MirrorConfig,
     "mirror",
     apply: Mirror::apply,
-    cache: |config| Some(&mut config.cache),
+    cache: |mirror| Some(mirror.cache()),
+    cache_config: |config| Some(&mut config.cache),
     claims: |config| claims(&config.listen, config.piece_listen, &config.cache)
 );
 daemon!(
@@ -88,6 +96,7 @@ daemon!(
     // Its only live setting is its process's: the log.
     apply: |_, _| {},
     cache: |_| None,
+    cache_config: |_| None,
     claims: |config| vec![("--listen", config.listen.to_string())]
 );
 daemon!(
@@ -95,7 +104,8 @@ daemon!(
     PeerConfig,
     "peer",
     apply: Peer::apply,
-    cache: |config| Some(&mut config.cache),
+    cache: |peer| Some(peer.cache()),
+    cache_config: |config| Some(&mut config.cache),
     claims: |config| claims(&config.listen, config.piece_listen, &config.cache)
 );
 

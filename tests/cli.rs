@@ -860,3 +860,69 @@ fn a_name_that_names_no_image_is_a_usage_error() {
     assert_eq!(outcome.code, Some(64));
     assert!(outcome.stderr.contains("names no image"), "{}", outcome.stderr);
 }
+
+// --- cache
+
+#[test]
+fn every_cache_command_says_what_it_takes() {
+    let help = run(&mut piecemeal(&["cache", "--help"]));
+    assert_eq!(help.code, Some(0));
+    for (command, takes) in [
+        ("ls", "--sort"),
+        ("show", "<NAME>"),
+        ("rm", "--yes"),
+        ("verify", "--rate"),
+        ("warm", "--peers"),
+    ] {
+        assert!(help.stdout.contains(&format!("\n  {command} ")), "{}", help.stdout);
+        let help = run(&mut piecemeal(&["cache", command, "--help"]));
+        assert_eq!(help.code, Some(0));
+        for text in [takes, "--admin <URL>", "http://127.0.0.1:65013"] {
+            assert!(help.stdout.contains(text), "no {text}: {}", help.stdout);
+        }
+    }
+}
+
+#[test]
+fn wrong_arguments_of_cache_commands_are_usage_errors_and_ask_nobody() {
+    let nobody = ["--admin", "http://127.0.0.1:1"];
+    let cases: [(&[&str], &str); 10] = [
+        (&["rm", "alpine"], "--yes"),
+        (&["rm"], "NAME"),
+        (&["ls", "--sort", "age"], "age"),
+        (&["warm"], "no image is named"),
+        (&["warm", "UPPER/case"], "names no image"),
+        (&["warm", "--file", "/nowhere/images"], "cannot read /nowhere/images"),
+        (&["warm", "alpine", "--platform", "linux"], "os/arch"),
+        (
+            &["warm", "alpine", "--platform", "linux/amd64", "--all-platforms"],
+            "cannot be used with",
+        ),
+        (&["verify", "--rate", "fast"], "--rate \"fast\""),
+        (
+            &["show", "alpine", "--admin", "https://x"],
+            "an admin port is http://HOST:PORT",
+        ),
+    ];
+    for (arguments, said) in cases {
+        let admin = if arguments.contains(&"--admin") {
+            &[][..]
+        } else {
+            &nobody
+        };
+        let outcome = run(piecemeal(&["cache"]).args(arguments).args(admin));
+        assert_eq!(outcome.code, Some(64), "{arguments:?}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains(said), "{arguments:?}: {}", outcome.stderr);
+    }
+}
+
+#[test]
+fn a_machine_where_nothing_runs_is_told_apart_from_an_empty_cache() {
+    let outcome = run(&mut piecemeal(&["cache", "ls", "--admin", "http://127.0.0.1:1"]));
+    assert_eq!(outcome.code, Some(1));
+    assert!(
+        outcome.stderr.contains("no answer from http://127.0.0.1:1/") && outcome.stderr.contains("--admin"),
+        "{}",
+        outcome.stderr
+    );
+}

@@ -5,6 +5,7 @@
 
 mod access;
 mod announce;
+mod cache;
 mod caller;
 mod config;
 mod error;
@@ -30,6 +31,10 @@ mod upstream;
 
 pub use access::{Known, RightSource, Rights};
 pub use announce::{Announcer, complete, filling_reports, have, lost};
+pub use cache::{
+    BlobState, Cache, CacheError, CacheItem, CacheLines, CacheList, CacheParts, CachedBlob, CachedImage,
+    CachedManifest, Removed, VerifyEvent, VerifyRequest, WarmEvent, WarmRequest,
+};
 pub use caller::{Caller, Credential};
 pub use config::{CacheConfig, MirrorConfig, UpstreamConfig};
 pub use error::{ANSWER_TIMEOUT, MANIFEST_TIMEOUT, PullError, SOURCE_TIMEOUT};

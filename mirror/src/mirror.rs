@@ -22,9 +22,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
-    Admission, Announcer, BlobSizes, CacheConfig, ClientError, Clients, Content, Destination, Front, LiveDuration,
-    Manifests, MirrorConfig, NodePort, Origin, Pulls, Rights, Suspicions, Traffic, Transfers, Upstream, UpstreamBlobs,
-    UpstreamNames, Upstreams, announce, bind, front_router, node_router, register_store, scrub,
+    Admission, Announcer, BlobSizes, Cache, CacheConfig, CacheParts, Caller, ClientError, Clients, Content,
+    Destination, Front, LiveDuration, Manifests, MirrorConfig, NodePort, Origin, Pulls, Rights, Suspicions, Traffic,
+    Transfers, Upstream, UpstreamBlobs, UpstreamNames, Upstreams, announce, bind, front_router, node_router,
+    register_store, scrub,
 };
 
 /// How often content past its time is looked for.
@@ -50,6 +51,7 @@ pub struct Mirror {
     wan: Limiter,
     tag_ttl: LiveDuration,
     offline_grace: LiveDuration,
+    cache: Cache,
 }
 
 /// Why a daemon cannot start.
@@ -136,11 +138,20 @@ impl Mirror {
         );
         let names: Vec<String> = config.upstreams.iter().map(|upstream| upstream.name.clone()).collect();
         let upstream_names = UpstreamNames::new(names.clone(), config.default_upstream.clone());
+        let content = Content {
+            blobs: blobs.clone(),
+            tags: Arc::new(tags),
+        };
+        let cache = Cache::new(CacheParts {
+            store: store.clone(),
+            content: content.clone(),
+            names: upstream_names.clone(),
+            caller: Caller::default(),
+            session: session.clone(),
+            stop: stop.clone(),
+        });
         let front = Front {
-            content: Content {
-                blobs: blobs.clone(),
-                tags: Arc::new(tags),
-            },
+            content,
             names: upstream_names.clone(),
             pulls: pulls.clone(),
             suspicions,
@@ -199,6 +210,7 @@ impl Mirror {
             wan,
             tag_ttl,
             offline_grace,
+            cache,
         })
     }
 
@@ -236,6 +248,11 @@ impl Mirror {
         self.tag_ttl.set(config.tag_ttl);
         self.offline_grace.set(config.offline_grace);
         self.upstreams.set_verdict_ttl(config.client.verdict_ttl);
+    }
+
+    /// Its content, for those who run it.
+    pub fn cache(&self) -> Cache {
+        self.cache.clone()
     }
 
     /// Lets client streams end while pieces still come and go, then those, then stops.
@@ -425,7 +442,8 @@ async fn answer_scheduler(
                 SessionEvent::Lease(_)
                 | SessionEvent::Cancel(_)
                 | SessionEvent::Revoked { .. }
-                | SessionEvent::WantRefused { .. },
+                | SessionEvent::WantRefused { .. }
+                | SessionEvent::Warm(_),
             ) => {}
             None => return,
         }

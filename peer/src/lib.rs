@@ -9,6 +9,7 @@ mod live;
 mod mirror_client;
 mod peer;
 mod swarm_content;
+mod warmer;
 
 pub use config::{DirectFallback, DownloadPattern, PeerConfig};
 pub use peer::{Peer, StartPeerError};

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::download::Order;
+use crate::{download::Order, warmer::Warmer};
 
 /// All downloads under way, by digest.
 #[derive(Clone, Default)]
@@ -76,6 +76,7 @@ impl LiveDownloads {
         self,
         store: Store,
         announcer: Announcer,
+        warmer: Warmer,
         mut events: mpsc::Receiver<SessionEvent>,
         stop: CancellationToken,
     ) {
@@ -126,6 +127,7 @@ impl LiveDownloads {
                 Some(SessionEvent::WantRefused { digest, reason }) => {
                     self.order(&digest, Order::WantRefused(reason)).await;
                 }
+                Some(SessionEvent::Warm(warm)) => warmer.order(warm),
             }
         }
     }

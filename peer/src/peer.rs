@@ -3,10 +3,10 @@
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use piecemeal_mirror::{
-    Admission, Announcer, BlobSizes, ClientError, Clients, Content, Destination, FillObserver, Front, LiveDuration,
-    Manifests, NodeIdentity, Origin, Pulls, Rights, Suspicions, Traffic, Transfers, UpstreamBlobs, UpstreamNames,
-    Upstreams, advertised, bind, front_router, incarnation, keep_clean, mirror_http_client, open_store, rebound,
-    register_store, scrub, store_problem, store_status, traffic_status,
+    Admission, Announcer, BlobSizes, Cache, CacheParts, Caller, ClientError, Clients, Content, Destination,
+    FillObserver, Front, LiveDuration, Manifests, NodeIdentity, Origin, Pulls, Rights, Suspicions, Traffic, Transfers,
+    UpstreamBlobs, UpstreamNames, Upstreams, advertised, bind, front_router, incarnation, keep_clean,
+    mirror_http_client, open_store, rebound, register_store, scrub, store_problem, store_status, traffic_status,
 };
 use piecemeal_proto::{Digest, FillId, PieceHash, wire};
 use piecemeal_store::{Filling, OpenStoreError, Store};
@@ -24,6 +24,7 @@ use crate::{
     live::{LiveDownloads, PeerInventory},
     mirror_client::MirrorClient,
     swarm_content::{MirrorFirst, SwarmBlobs},
+    warmer::Warmer,
 };
 
 /// The most requests that the piece port works on at once: the scheduler leases a few, the rest is slack.
@@ -48,6 +49,8 @@ pub struct Peer {
     source: Arc<MirrorFirst>,
     downloads: LiveDownloads,
     pool: String,
+    cache: Cache,
+    warmer: Warmer,
 }
 
 /// Why a peer cannot start.
@@ -160,12 +163,28 @@ impl Peer {
         let tag_ttl = LiveDuration::new(Duration::ZERO);
         let tags = Manifests::new(store.clone(), Arc::clone(&source) as _, access.clone(), sizes, tag_ttl);
         let names = config.upstreams.iter().map(|upstream| upstream.name.clone());
-        let front = Front {
-            content: Content {
-                blobs: Arc::new(blobs),
-                tags: Arc::new(tags),
+        let names = UpstreamNames::new(names, config.default_upstream.clone());
+        let content = Content {
+            blobs: Arc::new(blobs),
+            tags: Arc::new(tags),
+        };
+        let cache = Cache::new(CacheParts {
+            store: store.clone(),
+            content: content.clone(),
+            names: names.clone(),
+            caller: Caller {
+                node: Some(store.node_id()),
+                ..Caller::default()
             },
-            names: UpstreamNames::new(names, config.default_upstream.clone()),
+            session: None,
+            stop: stop.clone(),
+        });
+        let (warmer, warming) = Warmer::new(store.clone(), content.tags.clone(), cache.clone());
+        let stopped = stop.clone();
+        tracker.spawn(async move { stopped.run_until_cancelled(warming).await });
+        let front = Front {
+            content,
+            names,
             pulls: pulls.clone(),
             suspicions,
             admission: Admission {
@@ -195,7 +214,7 @@ impl Peer {
             tracker.spawn(
                 downloads
                     .clone()
-                    .dispatch(store.clone(), announcer, events, stop.clone()),
+                    .dispatch(store.clone(), announcer, warmer.clone(), events, stop.clone()),
             );
         }
         info!(listen = ?config.listen, pieces = %config.piece_listen, cache = %config.cache.dir.display(), "peer ready");
@@ -217,6 +236,8 @@ impl Peer {
             source,
             downloads,
             pool: config.pool,
+            cache,
+            warmer,
         })
     }
 
@@ -251,6 +272,7 @@ impl Peer {
             "node": self.store.node_id().to_string(),
             "pool": self.pool,
             "downloads": self.downloads.status(),
+            "warming": self.warmer.status(),
             "store": store_status(&self.store).await,
             "bytes": traffic_status(&self.traffic),
         })
@@ -264,6 +286,11 @@ impl Peer {
         self.mirror_grace.set(config.mirror_grace);
         self.offline_grace.set(config.offline_grace);
         self.source.set_verdict_ttl(config.client.verdict_ttl);
+    }
+
+    /// Its content, for those who run it.
+    pub fn cache(&self) -> Cache {
+        self.cache.clone()
     }
 
     /// Lets client streams end while pieces still come and go, then those, then stops.

@@ -10,6 +10,7 @@ mod id;
 mod key;
 mod manifest;
 mod piece;
+mod platform;
 mod reference;
 mod token;
 #[cfg(feature = "grpc")]
@@ -22,6 +23,7 @@ pub use manifest::{Descriptor, MANIFEST_ACCEPT, MANIFEST_BYTES_MAX, Manifest, Pl
 pub use piece::{
     PIECE_BYTES_MAX, PIECE_BYTES_MIN, PIECE_COUNT_MAX, PIECE_HASH_BYTES, PieceHash, PieceMap, PieceMapError, PieceSet,
 };
+pub use platform::{ParsePlatformError, offered_platforms};
 pub use reference::{
     ImageReference, ParseReferenceError, REPOSITORY_BYTES_MAX, Reference, RepositoryName, TAG_BYTES_MAX, is_registry,
 };

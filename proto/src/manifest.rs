@@ -28,6 +28,14 @@ pub struct Descriptor {
     pub platform: Option<Platform>,
 }
 
+impl Descriptor {
+    /// Whether this is a manifest or an index, as far as its media type tells. The indexes of build caches list layers too.
+    pub fn is_manifest(&self) -> bool {
+        let kind = &self.media_type;
+        kind.is_empty() || kind.contains(".manifest.") || kind.contains(".index.")
+    }
+}
+
 /// The platform that an index names for a manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Platform {

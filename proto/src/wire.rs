@@ -1,6 +1,6 @@
 //! The messages of `piecemeal.proto`, and what reads their fields into Piecemeal's own types.
 
-use crate::{NodeId, PIECE_HASH_BYTES, PieceHash};
+use crate::{Digest, NodeId, PIECE_HASH_BYTES, PieceHash, Reference, RepositoryName, is_registry};
 
 pub use generated::*;
 
@@ -27,6 +27,9 @@ pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const INVENTORY_CHUNK_MAX: usize = 4096;
 /// The most pieces that one `Have` tells of.
 pub const HAVE_PIECES_MAX: usize = 16 * 1024;
+/// The most manifests and blobs that one `Warm` names.
+pub const WARM_MANIFESTS_MAX: usize = 256;
+pub const WARM_BLOBS_MAX: usize = 1000;
 
 impl Hello {
     /// What [`Hello::proof`] is made over: the scheduler's nonce and who the daemon says it is.
@@ -34,6 +37,21 @@ impl Hello {
         let role = self.role.to_be_bytes();
         let incarnation = self.incarnation.to_be_bytes();
         [b"piecemeal hello v1\0", nonce, &role, &incarnation, &self.node].concat()
+    }
+}
+
+impl Warm {
+    /// Whether its names are names and its digests digests, no more of them than a peer takes at once.
+    pub fn is_sound(&self) -> bool {
+        let are_digests = |texts: &[String]| texts.iter().all(|text| text.parse::<Digest>().is_ok());
+        let is_tag = || matches!(self.tag.parse(), Ok(Reference::Tag(_)));
+        is_registry(&self.upstream)
+            && self.repository.parse::<RepositoryName>().is_ok()
+            && (self.tag.is_empty() || is_tag())
+            && (1..=WARM_MANIFESTS_MAX).contains(&self.manifests.len())
+            && self.blobs.len() <= WARM_BLOBS_MAX
+            && are_digests(&self.manifests)
+            && are_digests(&self.blobs)
     }
 }
 
@@ -61,5 +79,47 @@ impl Source {
     /// The node that the source is, when it is a peer or the mirror.
     pub fn node_id(&self) -> Option<NodeId> {
         NodeId::from_slice(&self.node)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_warm_names_what_can_be_asked_for_and_not_too_much_of_it() {
+        let digest = || Digest::of(b"x").to_string();
+        let warm = || Warm {
+            upstream: "docker.io".into(),
+            repository: "library/alpine".into(),
+            tag: "3".into(),
+            manifests: vec![digest()],
+            blobs: vec![digest(); WARM_BLOBS_MAX],
+        };
+        assert!(warm().is_sound());
+        assert!(
+            Warm {
+                tag: String::new(),
+                blobs: Vec::new(),
+                ..warm()
+            }
+            .is_sound()
+        );
+        type Change = fn(&mut Warm);
+        let wrong: [Change; 8] = [
+            |warm| warm.upstream = "a/b".into(),
+            |warm| warm.upstream.clear(),
+            |warm| warm.repository = "../x".into(),
+            |warm| warm.tag = "a/b".into(),
+            |warm| warm.tag = Digest::of(b"x").to_string(),
+            |warm| warm.manifests.clear(),
+            |warm| warm.blobs.push(Digest::of(b"x").to_string()),
+            |warm| warm.blobs[0] = "sha256:x".into(),
+        ];
+        for change in wrong {
+            let mut warm = warm();
+            change(&mut warm);
+            assert!(!warm.is_sound(), "{:?}", warm.tag);
+        }
     }
 }

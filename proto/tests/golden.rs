@@ -6,7 +6,7 @@ use std::{fs, path::PathBuf};
 use piecemeal_proto::wire::{
     Address, Cancel, Challenge, Complete, Describe, HashAlgorithm, Have, Hello, Inventory, Lease, LeaseEnded, Lost,
     Order, Orders, Outcome, Proven, Refused, Report, Reports, Revoke, Revoked, Role, Source, SourceKind, Unwant,
-    Waiting, Want, WantRefused, Welcome, order, report,
+    Waiting, Want, WantRefused, Warm, Welcome, order, report,
 };
 use prost::Message;
 
@@ -20,6 +20,16 @@ fn address() -> Address {
     Address {
         ip: "10.88.1.1".to_owned(),
         port: 65002,
+    }
+}
+
+fn warm() -> Warm {
+    Warm {
+        upstream: "docker.io".to_owned(),
+        repository: "library/alpine".to_owned(),
+        tag: "3.20".to_owned(),
+        manifests: vec![digest()],
+        blobs: vec![digest(), digest()],
     }
 }
 
@@ -120,6 +130,7 @@ fn reports() -> Vec<(&'static str, report::Report)> {
         ),
         ("lost", R::Lost(Lost { digest: digest() })),
         ("complete", R::Complete(Complete { digest: digest() })),
+        ("warm", R::Warm(warm())),
     ]
 }
 
@@ -184,6 +195,7 @@ fn orders() -> Vec<(&'static str, order::Order)> {
                 reason: "old".to_owned(),
             }),
         ),
+        ("warm_order", O::Warm(warm())),
     ]
 }
 

@@ -45,6 +45,12 @@ pub(crate) enum Input {
     Leave {
         member: MemberId,
     },
+    /// A mirror wants the peers of its pool to have something ahead.
+    Warm {
+        mirror: MemberId,
+        warm: Arc<wire::Warm>,
+        room: OwnedSemaphorePermit,
+    },
     Status {
         reply: oneshot::Sender<Snapshot>,
     },
@@ -151,6 +157,10 @@ impl Driver {
                 drop(room);
             }
             Input::Leave { member } => self.leave(member, SessionEnd::Left),
+            Input::Warm { mirror, warm, room } => {
+                self.pass_on(mirror, &warm);
+                drop(room);
+            }
             Input::Status { reply } => {
                 // Whoever asked may have gone.
                 let _ = reply.send(self.snapshot());
@@ -191,6 +201,7 @@ impl Driver {
                 Entry {
                     node: info.node,
                     role: info.role,
+                    pool: info.pool.clone(),
                     incarnation,
                     source: Arc::new(source),
                     outbox,
@@ -234,6 +245,27 @@ impl Driver {
             }
             self.tell_brain(event);
         }
+    }
+
+    /// Placement hears of it by what the peers want then. A peer that has no room for the word goes without: it is no order that
+    /// anything rests on.
+    fn pass_on(&self, mirror: MemberId, warm: &Arc<wire::Warm>) {
+        let Some(pool) = self.members.get(mirror).map(|entry| &entry.pool) else {
+            return;
+        };
+        let peers = self.members.iter().map(|(_, entry)| entry);
+        let (mut told, mut missed) = (0, 0);
+        for peer in peers.filter(|entry| entry.role == Role::Peer && entry.pool == *pool) {
+            match peer.outbox.try_send(Outgoing::Warm(Arc::clone(warm))) {
+                Ok(()) => told += 1,
+                Err(_) => missed += 1,
+            }
+        }
+        let (upstream, repository) = (&warm.upstream, &warm.repository);
+        info!(
+            pool,
+            upstream, repository, told, missed, "told {told} peers to fetch {upstream}/{repository} ahead"
+        );
     }
 
     fn leave(&mut self, member: MemberId, cause: SessionEnd) {
@@ -378,13 +410,17 @@ mod tests {
     }
 
     async fn join(inputs: &mpsc::Sender<Input>, node: u8, role: Role, room: usize) -> Seat {
+        join_pool(inputs, node, role, room, "").await
+    }
+
+    async fn join_pool(inputs: &mpsc::Sender<Input>, node: u8, role: Role, room: usize, pool: &str) -> Seat {
         let (outbox, queue) = mpsc::channel(room);
         let (end, ended) = oneshot::channel();
         let (reply, placed) = oneshot::channel();
         let member = Member {
             node: NodeId([node; 16]),
             role,
-            pool: String::new(),
+            pool: pool.to_owned(),
             zone: String::new(),
             may_use_upstream: false,
         };
@@ -423,6 +459,28 @@ mod tests {
         let metrics = Metrics::new();
         tokio::spawn(supervise(received, metrics.clone(), CancellationToken::new()));
         (inputs, metrics)
+    }
+
+    #[tokio::test]
+    async fn a_warm_goes_to_every_peer_of_the_mirrors_pool_and_costs_no_session() {
+        let (inputs, _) = start();
+        let mut mirror = join_pool(&inputs, 9, Role::Mirror, 10, "a").await;
+        let mut near = join_pool(&inputs, 1, Role::Peer, 10, "a").await;
+        let full = join_pool(&inputs, 2, Role::Peer, 1, "a").await;
+        let mut far = join_pool(&inputs, 3, Role::Peer, 10, "b").await;
+        for _ in 0..2 {
+            let room = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
+            let (mirror, warm) = (mirror.member, Arc::default());
+            inputs.send(Input::Warm { mirror, warm, room }).await.ok().unwrap();
+        }
+        assert_eq!(members(&inputs).await.len(), 4);
+        for _ in 0..2 {
+            assert!(matches!(near.queue.try_recv(), Ok(Outgoing::Warm(_))));
+        }
+        assert_eq!(full.queue.len(), 1);
+        for other in [&mut mirror, &mut far] {
+            assert!(matches!(other.queue.try_recv(), Err(TryRecvError::Empty)));
+        }
     }
 
     #[tokio::test]

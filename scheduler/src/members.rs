@@ -18,6 +18,7 @@ use crate::{
 pub(crate) struct Entry {
     pub(crate) node: NodeId,
     pub(crate) role: Role,
+    pub(crate) pool: String,
     pub(crate) incarnation: u64,
     /// What leases say of it.
     pub(crate) source: Arc<wire::Source>,

@@ -22,8 +22,13 @@ use crate::{
 /// One entry of the queue. A lease waits without its ticket, which costs a signature that placement must not wait for.
 #[derive(Debug)]
 pub(crate) enum Outgoing {
-    Lease { lease: Lease, source: Arc<wire::Source> },
+    Lease {
+        lease: Lease,
+        source: Arc<wire::Source>,
+    },
     Order(Kind),
+    /// The same for a whole pool.
+    Warm(Arc<wire::Warm>),
 }
 
 /// Where a session's orders go.
@@ -91,6 +96,7 @@ impl Tickets {
                 Kind::Lease(lease_order(lease, &source, ticket))
             }
             Outgoing::Order(order) => order,
+            Outgoing::Warm(warm) => Kind::Warm(wire::Warm::clone(&warm)),
         };
         wire::Order { order: Some(order) }
     }

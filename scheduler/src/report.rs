@@ -81,6 +81,11 @@ impl ReportReader {
                     fill: fill(proven.fill)?,
                 }
             }
+            // Placement has no part in it: the session passes it on.
+            Some(Kind::Warm(warm)) => {
+                self.mirrors_only()?;
+                return warm.is_sound().then_some(()).ok_or(malformed("warm"));
+            }
             Some(Kind::Revoke(revoke)) => {
                 self.mirrors_only()?;
                 Event::Revoke {
@@ -399,6 +404,28 @@ mod tests {
             assert_eq!(read(Role::Peer, report.clone()), Err(ReadReportError::MirrorsOnly));
             assert_eq!(read(Role::Mirror, report).unwrap().len(), 1);
         }
+    }
+
+    #[test]
+    fn only_a_mirror_has_peers_warmed_and_only_by_sound_names() {
+        let warm = wire::Warm {
+            upstream: "docker.io".into(),
+            repository: "library/alpine".into(),
+            tag: "3".into(),
+            manifests: vec![Digest::of(b"manifest").to_string()],
+            blobs: Vec::new(),
+        };
+        let report = Kind::Warm(warm.clone());
+        assert_eq!(read(Role::Peer, report.clone()), Err(ReadReportError::MirrorsOnly));
+        assert_eq!(read(Role::Mirror, report), Ok(vec![]), "placement hears nothing of it");
+        let unsound = wire::Warm {
+            repository: "../x".into(),
+            ..warm
+        };
+        assert_eq!(
+            read(Role::Mirror, Kind::Warm(unsound)),
+            Err(ReadReportError::Malformed { field: "warm" })
+        );
     }
 
     #[test]

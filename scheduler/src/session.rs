@@ -6,6 +6,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use piecemeal_proto::{AuthorityKey, AuthorityPublic, wire};
+use prost::Message as _;
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
     task::coop::consume_budget,
@@ -271,8 +272,14 @@ impl Sessions {
         for report in reports {
             // Checking a grant's signature takes a while: others have their turn in between.
             consume_budget().await;
-            if let Err(error) = reader.read(report, unix_seconds(), &mut part.events) {
-                self.ignore(reader, error, outbox).await?;
+            let warm = match &report.report {
+                Some(ReportKind::Warm(warm)) => Some(Arc::new(warm.clone())),
+                _ => None,
+            };
+            match (reader.read(report, unix_seconds(), &mut part.events), warm) {
+                (Err(error), _) => self.ignore(reader, error, outbox).await?,
+                (Ok(()), Some(warm)) => self.send_warm(reader.member, warm).await?,
+                (Ok(()), None) => {}
             }
             part.weigh();
             if part.bytes >= PART_BYTES {
@@ -307,6 +314,14 @@ impl Sessions {
         // Waits for room: who does not read its refusals is not read either, and soon cut off.
         let order = Outgoing::Order(Kind::WantRefused(refused));
         outbox.send(order).await.map_err(|_| SessionEnd::Stopping)
+    }
+
+    async fn send_warm(&self, mirror: MemberId, warm: Arc<wire::Warm>) -> Result<(), SessionEnd> {
+        let permits = u32::try_from(warm.encoded_len().min(ROOM_BYTES)).expect("ROOM_BYTES is a u32");
+        let room = Arc::clone(&self.room).acquire_many_owned(permits).await;
+        let room = room.map_err(|_| SessionEnd::Stopping)?;
+        let input = Input::Warm { mirror, warm, room };
+        self.inputs.send(input).await.map_err(|_| SessionEnd::Stopping)
     }
 
     async fn send_events(&self, member: MemberId, part: Part) -> Result<(), SessionEnd> {

@@ -46,7 +46,7 @@ fn run<D: Daemon, R: Raw + Clone>(
     let log = Log::start(&process.log, &warnings);
     let runtime = runtime()?;
     let mut signals = Signals::listen(&runtime)?;
-    let dir = match D::cache(&mut process.config) {
+    let dir = match D::cache_config(&mut process.config) {
         Some(cache) => {
             let dir = CacheDir::open(&cache.dir)?;
             cache.dir = dir.path().to_owned();

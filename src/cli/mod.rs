@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0, done; 1, it could not be done; 64, the arguments or settings are wrong and nothing was tried.
 
+mod cache;
 mod cache_dir;
 mod daemon;
 mod generate;
@@ -63,6 +64,9 @@ enum Command {
     Pull(pull::PullArgs),
     /// Show who is there, what is in flight and what was saved
     Status(status::StatusArgs),
+    /// Look at what a mirror or peer keeps; remove, verify and prefetch
+    #[command(subcommand)]
+    Cache(cache::CacheCommand),
     /// Write the keys of a new site
     Keygen(keygen::KeygenArgs),
     /// Run a site's mirror: the one that talks to the registries
@@ -91,6 +95,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Up(args) => up::run(args),
         Command::Pull(args) => pull::run(args),
         Command::Status(args) => status::run(&args),
+        Command::Cache(command) => cache::run(command),
         Command::Keygen(args) => keygen::run(&args),
         Command::Mirror(args) => daemon::run_mirror(args),
         Command::Scheduler(args) => daemon::run_scheduler(args),

@@ -186,7 +186,7 @@ fn words(key: &str) -> String {
 }
 
 /// A digest is known by its first twelve digits.
-fn shorten(text: &str) -> String {
+pub(super) fn shorten(text: &str) -> String {
     match text.parse::<piecemeal_proto::Digest>() {
         Ok(digest) => format!("{}:{}", digest.algorithm().name(), &digest.hex()[..12]),
         Err(_) => text.to_owned(),

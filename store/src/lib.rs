@@ -30,6 +30,7 @@ mod batch;
 mod begin;
 mod blobs;
 mod blocking;
+mod catalog;
 mod clock;
 mod counts;
 mod evict;
@@ -55,6 +56,7 @@ mod tail;
 
 pub use begin::BeginFillError;
 pub use blobs::{Blob, READ_BYTES_MAX, ReadBlobError};
+pub use catalog::{Catalog, KnownBlob, KnownManifest, KnownTag, Presence, Removal, RemoveContentError};
 pub use clock::{Clock, SystemClock};
 pub use counts::Counts;
 pub use evict::Swept;

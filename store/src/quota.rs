@@ -210,6 +210,12 @@ impl Ledger {
         digests
     }
 
+    /// Every entry that is not on its way out.
+    pub(crate) fn all(&self) -> Vec<(Digest, Entry)> {
+        let staying = self.entries.iter().filter(|(_, entry)| !entry.leaving);
+        staying.map(|(digest, entry)| (*digest, *entry)).collect()
+    }
+
     fn sum(&mut self, kind: Kind) -> &mut Sum {
         match kind {
             Kind::Blob => &mut self.blobs,

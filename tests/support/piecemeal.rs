@@ -136,7 +136,8 @@ impl Mirror {
     }
 
     fn start_at(name: &str, (netns, ip): (&Netns, Ipv4Addr), site: &Site, options: MirrorOptions) -> Self {
-        let mut plan = Plan::new(site, "mirror", netns, (ip, 65013).into());
+        let mut plan = Plan::new(site, "mirror", netns, (Ipv4Addr::UNSPECIFIED, 65013).into());
+        plan.admin = (ip, 65013).into();
         plan.name = name.to_owned();
         plan.flag("--listen", format!("{ip}:65011"));
         plan.flag("--piece-listen", format!("{ip}:65002"));

@@ -124,7 +124,7 @@ impl UpstreamNames {
     }
 
     /// The registry that a name stands for, which may be an accelerated one.
-    fn resolve(&self, name: &str) -> Option<String> {
+    pub(crate) fn resolve(&self, name: &str) -> Option<String> {
         let original = || accelerated::original(name).find(|original| self.knows(original));
         self.knows(name).then(|| name.to_owned()).or_else(original)
     }

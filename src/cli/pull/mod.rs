@@ -8,7 +8,7 @@ mod transfer;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use piecemeal_proto::{Digest, ImageReference, Platform};
+use piecemeal_proto::{Digest, ImageReference, ParsePlatformError, Platform};
 use serde_json::{Value, json};
 use url::Url;
 
@@ -131,8 +131,10 @@ impl Plan {
                 None => host.to_owned(),
             }),
             platform: match &args.platform {
-                Some(text) => plan::parse_platform(text).map_err(wrong)?,
-                None => plan::this_platform(),
+                Some(text) => text
+                    .parse()
+                    .map_err(|error: ParsePlatformError| wrong(error.to_string()))?,
+                None => Platform::this_machine(),
             },
             image,
             base,

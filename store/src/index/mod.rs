@@ -9,6 +9,7 @@
 //! the connection: progress and readers must not wait for somebody else's sync.
 
 pub(crate) mod blobs;
+pub(crate) mod catalog;
 pub(crate) mod names;
 pub(crate) mod partials;
 mod schema;

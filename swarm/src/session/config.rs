@@ -46,6 +46,8 @@ pub enum SessionEvent {
         digest: Digest,
         reason: String,
     },
+    /// An image that this node should have ahead of its use. Its names and digests are well formed, and not too many.
+    Warm(wire::Warm),
 }
 
 /// What is here, asked at each connection.

@@ -24,6 +24,8 @@ pub(super) enum ReadOrderError {
     Hashes,
     #[error("the ticket is not text")]
     Ticket,
+    #[error("the image to be warmed is none")]
+    Warm,
 }
 
 /// `None`: an order of a newer scheduler, or one that has no place after the welcome.
@@ -43,6 +45,8 @@ pub(super) fn read(order: wire::Order) -> Result<Option<SessionEvent>, ReadOrder
             digest: digest(&refused.digest)?,
             reason: refused.reason,
         },
+        Some(Order::Warm(warm)) if warm.is_sound() => SessionEvent::Warm(warm),
+        Some(Order::Warm(_)) => return Err(ReadOrderError::Warm),
         Some(Order::Challenge(_) | Order::Welcome(_) | Order::Refused(_)) | None => return Ok(None),
     };
     Ok(Some(event))

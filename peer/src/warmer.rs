@@ -1,0 +1,225 @@
+//! Fetching ahead what the mirror says that this node should have, one image after the other.
+//!
+//! It goes the same way as a client's pull, in this node's own name and without anybody's credential. Nothing waits for it, and
+//! nothing rests on it: what there is no room for is left, with a word in the log.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use futures_util::{StreamExt, stream};
+use piecemeal_mirror::{Cache, Caller, Tags};
+use piecemeal_proto::{Digest, Manifest, Reference, wire};
+use piecemeal_store::{Counts, Presence, Repository, Store};
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+/// Blobs that wait to be fetched.
+const BLOBS_MAX: usize = 1000;
+/// Images that wait, most of which may be here already.
+const ORDERS_MAX: usize = 1000;
+/// Blobs on their way at once.
+const BLOBS_AT_ONCE: usize = 4;
+
+/// Where orders go. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Warmer {
+    orders: mpsc::Sender<Waiting>,
+    store: Store,
+    waiting: Arc<AtomicUsize>,
+}
+
+/// An order, and the blobs of it that were not here.
+struct Waiting {
+    warm: wire::Warm,
+    missing: usize,
+}
+
+/// Whose work it is.
+struct Worker {
+    store: Store,
+    tags: Arc<dyn Tags>,
+    cache: Cache,
+    caller: Caller,
+}
+
+impl Warmer {
+    /// Also yields the work, which never ends by itself.
+    pub(crate) fn new(store: Store, tags: Arc<dyn Tags>, cache: Cache) -> (Self, impl Future<Output = ()> + Send) {
+        let (orders, mut received) = mpsc::channel::<Waiting>(ORDERS_MAX);
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let worker = Worker {
+            caller: Caller {
+                node: Some(store.node_id()),
+                ..Caller::default()
+            },
+            store: store.clone(),
+            tags,
+            cache,
+        };
+        let done = Arc::clone(&waiting);
+        let work = async move {
+            while let Some(Waiting { warm, missing }) = received.recv().await {
+                worker.warm(&warm).await;
+                done.fetch_sub(missing, Ordering::Relaxed);
+            }
+        };
+        (Self { orders, store, waiting }, work)
+    }
+
+    /// Takes an order, or leaves it when too much waits already. Never waits itself.
+    pub(crate) fn order(&self, warm: wire::Warm) {
+        let name = name(&warm);
+        let missing = missing(&self.store, &digests(&warm.blobs)).len();
+        let waiting = self.waiting.load(Ordering::Relaxed);
+        if !has_place(waiting, missing) {
+            warn!(
+                image = name,
+                "{name} is not fetched ahead: {waiting} blobs wait to be already"
+            );
+            return;
+        }
+        self.waiting.fetch_add(missing, Ordering::Relaxed);
+        if self.orders.try_send(Waiting { warm, missing }).is_err() {
+            self.waiting.fetch_sub(missing, Ordering::Relaxed);
+            warn!(
+                image = name,
+                "{name} is not fetched ahead: {ORDERS_MAX} images wait to be already"
+            );
+        }
+    }
+
+    /// For `piecemeal status`.
+    pub(crate) fn status(&self) -> serde_json::Value {
+        let images = ORDERS_MAX - self.orders.capacity();
+        serde_json::json!({ "blobs": self.waiting.load(Ordering::Relaxed), "images_waiting": images })
+    }
+}
+
+impl Worker {
+    async fn warm(&self, warm: &wire::Warm) {
+        let name = name(warm);
+        match self.try_warm(warm).await {
+            Ok(fetched) => info!(
+                image = name,
+                blobs = fetched,
+                "fetched {name} ahead: {fetched} blobs were missing"
+            ),
+            Err(why) => warn!(image = name, "{name} is not fetched ahead: {why}"),
+        }
+    }
+
+    async fn try_warm(&self, warm: &wire::Warm) -> Result<usize, String> {
+        let at = Repository {
+            upstream: warm.upstream.clone(),
+            name: warm.repository.clone(),
+        };
+        // The tag is asked for as a client does, so that it is known here.
+        let tag = Some(&warm.tag)
+            .filter(|tag| !tag.is_empty())
+            .cloned()
+            .map(Reference::Tag);
+        let manifests = digests(&warm.manifests).into_iter().map(Reference::Digest);
+        let missing = missing(&self.store, &digests(&warm.blobs));
+        let mut missing_bytes = 0;
+        let mut sized = Vec::new();
+        for reference in tag.into_iter().chain(manifests) {
+            let found = self.tags.manifest(&self.caller, &at, &reference).await;
+            let found = found.map_err(|error| error.to_string())?;
+            for blob in Manifest::read(&found.media_type, &found.bytes).blobs() {
+                if missing.contains(&blob.digest) && !sized.contains(&blob.digest) {
+                    sized.push(blob.digest);
+                    missing_bytes += blob.size;
+                }
+            }
+        }
+        if !has_room(&self.store.counts(), missing_bytes) {
+            return Err(format!("there is no room for its {missing_bytes} bytes"));
+        }
+        let mut fetches = stream::iter(digests(&warm.blobs))
+            .map(|digest| {
+                let at = &at;
+                async move {
+                    self.cache
+                        .hold(at, &digest)
+                        .await
+                        .map_err(|why| format!("{digest}: {why}"))
+                }
+            })
+            .buffer_unordered(BLOBS_AT_ONCE);
+        while let Some(fetched) = fetches.next().await {
+            fetched?;
+        }
+        Ok(missing.len())
+    }
+}
+
+fn name(warm: &wire::Warm) -> String {
+    let (upstream, repository) = (&warm.upstream, &warm.repository);
+    match (warm.tag.as_str(), warm.manifests.first()) {
+        ("", Some(digest)) => format!("{upstream}/{repository}@{digest}"),
+        (tag, _) => format!("{upstream}/{repository}:{tag}"),
+    }
+}
+
+/// They were checked when they came.
+fn digests(texts: &[String]) -> Vec<Digest> {
+    texts.iter().filter_map(|text| text.parse().ok()).collect()
+}
+
+fn missing(store: &Store, blobs: &[Digest]) -> Vec<Digest> {
+    let is_here = |digest: &Digest| matches!(store.presence(digest), Presence::Complete { .. });
+    blobs.iter().copied().filter(|digest| !is_here(digest)).collect()
+}
+
+/// Whether so many more may wait.
+fn has_place(waiting: usize, missing: usize) -> bool {
+    missing == 0 || waiting.saturating_add(missing) <= BLOBS_MAX
+}
+
+/// Whether they would fit, even if all else had to go for them.
+fn has_room(counts: &Counts, missing_bytes: u64) -> bool {
+    let could_be_free = counts.free_bytes.saturating_add(counts.blob_bytes);
+    missing_bytes <= counts.quota_bytes.unwrap_or(u64::MAX).min(could_be_free)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_is_bounded() {
+        assert!(has_place(0, BLOBS_MAX) && has_place(BLOBS_MAX, 0) && has_place(BLOBS_MAX - 5, 5));
+        assert!(!has_place(BLOBS_MAX - 5, 6) && !has_place(BLOBS_MAX, 1));
+    }
+
+    #[test]
+    fn what_could_never_fit_is_left() {
+        let counts = |quota_bytes| Counts {
+            quota_bytes,
+            free_bytes: 100,
+            blob_bytes: 50,
+            ..Counts::default()
+        };
+        assert!(has_room(&counts(None), 150) && !has_room(&counts(None), 151));
+        assert!(has_room(&counts(Some(80)), 80) && !has_room(&counts(Some(80)), 81));
+        // An image that is here needs no room.
+        assert!(has_room(&Counts::default(), 0));
+    }
+
+    #[test]
+    fn an_image_is_called_as_people_do() {
+        let digest = Digest::of(b"x").to_string();
+        let mut warm = wire::Warm {
+            upstream: "docker.io".into(),
+            repository: "library/alpine".into(),
+            tag: "3".into(),
+            manifests: vec![digest.clone()],
+            blobs: Vec::new(),
+        };
+        assert_eq!(name(&warm), "docker.io/library/alpine:3");
+        warm.tag.clear();
+        assert_eq!(name(&warm), format!("docker.io/library/alpine@{digest}"));
+    }
+}

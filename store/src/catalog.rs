@@ -1,0 +1,246 @@
+//! The whole of what is kept, for people to look at; and taking parts of it out at their word.
+//!
+//! To look counts as no use. What is being read or filled is never taken out.
+
+use std::{collections::HashMap, time::Duration};
+
+use piecemeal_proto::{Digest, Manifest};
+use tracing::warn;
+
+use crate::{
+    IndexError, Repository, Store, StoreError, Swept,
+    clock::Age,
+    index::{Durability, catalog, names},
+    lock::locked,
+    quota::Kind,
+    store::Shared,
+};
+
+/// Everything that is kept, at one moment. Times are how long ago.
+#[derive(Clone, Debug, Default)]
+pub struct Catalog {
+    pub manifests: Vec<KnownManifest>,
+    pub tags: Vec<KnownTag>,
+    pub blobs: Vec<KnownBlob>,
+    /// Which upstream answered for which blob or manifest under which repository.
+    pub sources: Vec<(Digest, Repository)>,
+}
+
+/// A manifest, and what it refers to.
+#[derive(Clone, Debug)]
+pub struct KnownManifest {
+    pub digest: Digest,
+    pub media_type: String,
+    pub manifest_bytes: u64,
+    pub content: Manifest,
+    pub used: Duration,
+}
+
+/// What a tag stood for when upstream was last asked.
+#[derive(Clone, Debug)]
+pub struct KnownTag {
+    pub at: Repository,
+    pub tag: String,
+    pub digest: Digest,
+    pub checked: Duration,
+    pub used: Duration,
+}
+
+/// A blob, or the part of it that is here.
+#[derive(Clone, Debug)]
+pub struct KnownBlob {
+    pub digest: Digest,
+    pub blob_bytes: u64,
+    /// All of them when it is complete.
+    pub here_bytes: u64,
+    pub is_complete: bool,
+    pub used: Duration,
+    /// `None`: never since it came, or it is not complete.
+    pub verified: Option<Duration>,
+}
+
+/// How much of a blob is here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// All of it.
+    Complete {
+        blob_bytes: u64,
+    },
+    /// Some of it, or its space alone.
+    Partial {
+        blob_bytes: u64,
+    },
+    Absent,
+}
+
+/// What is to be taken out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removal {
+    pub tags: Vec<(Repository, String)>,
+    /// Manifests that a repository is to have no more; one that no other has is deleted.
+    pub manifests: Vec<(Repository, Digest)>,
+    /// Blobs that are kept, and that a repository is to have no more.
+    pub shared: Vec<(Repository, Digest)>,
+    pub blobs: Vec<Digest>,
+}
+
+/// Why nothing was taken out.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoveContentError {
+    /// Try again when nobody reads or fills these.
+    #[error("in use")]
+    InUse(Vec<Digest>),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<std::io::Error> for RemoveContentError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+impl From<IndexError> for RemoveContentError {
+    fn from(error: IndexError) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+impl Store {
+    /// Everything that is kept.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub async fn catalog(&self) -> Result<Catalog, StoreError> {
+        self.run(|shared| {
+            // Last uses and pieces that have landed are otherwise known to the memory alone.
+            shared.write_batch(Durability::Batched);
+            Ok(shared.read_catalog()?)
+        })
+        .await
+    }
+
+    /// How much of a blob is here. Asks neither the index nor the disk.
+    pub fn presence(&self, digest: &Digest) -> Presence {
+        let state = locked(&self.shared.state);
+        match state.ledger.get(digest) {
+            Some(entry) if entry.kind == Kind::Blob => Presence::Complete {
+                blob_bytes: entry.bytes,
+            },
+            Some(entry) => Presence::Partial {
+                blob_bytes: entry.bytes,
+            },
+            None => Presence::Absent,
+        }
+    }
+
+    /// Takes out all of `removal`, or nothing when any of its blobs is in use.
+    ///
+    /// # Errors
+    /// [`RemoveContentError`]. When a file cannot be removed, some of it may be gone.
+    pub async fn take_out(&self, removal: Removal) -> Result<Swept, RemoveContentError> {
+        self.run(move |shared| shared.take_out(&removal)).await
+    }
+}
+
+impl Shared {
+    fn read_catalog(&self) -> Result<Catalog, IndexError> {
+        let (now, index) = (self.now(), &self.index);
+        let mut manifests = Vec::new();
+        index.each_manifest(|row| {
+            manifests.push(KnownManifest {
+                digest: row.digest,
+                content: Manifest::read(&row.media_type, &row.bytes),
+                media_type: row.media_type,
+                manifest_bytes: row.bytes.len() as u64,
+                used: now.since(row.used),
+            });
+        })?;
+        let tags = index.all_tags()?.into_iter().map(|row| KnownTag {
+            at: row.at,
+            tag: row.tag,
+            digest: row.digest,
+            checked: now.since(row.checked),
+            used: now.since(row.used),
+        });
+        let verified: HashMap<Digest, Age> = index.all_verified()?.into_iter().collect();
+        let landed: HashMap<Digest, u64> = index.all_partial_bytes()?.into_iter().collect();
+        let (tags, sources) = (tags.collect(), index.all_sources()?);
+        let entries = locked(&self.state).ledger.all();
+        let blobs = entries.into_iter().map(|(digest, entry)| {
+            let is_complete = entry.kind == Kind::Blob;
+            let landed = landed.get(&digest).copied().unwrap_or(0);
+            let verified = verified.get(&digest).filter(|at| is_complete && at.0 > 0);
+            KnownBlob {
+                digest,
+                blob_bytes: entry.bytes,
+                here_bytes: if is_complete { entry.bytes } else { landed },
+                is_complete,
+                used: now.since(entry.used),
+                verified: verified.map(|at| now.since(*at)),
+            }
+        });
+        Ok(Catalog {
+            manifests,
+            tags,
+            blobs: blobs.collect(),
+            sources,
+        })
+    }
+
+    fn take_out(&self, removal: &Removal) -> Result<Swept, RemoveContentError> {
+        let (mut leaving, mut in_use) = (Vec::new(), Vec::new());
+        for digest in &removal.blobs {
+            // Waiting for a gate while holding others could deadlock; who stands in one is busy with the blob.
+            let Some(gate) = self.gates.try_enter(digest) else {
+                in_use.push(*digest);
+                continue;
+            };
+            let mut state = locked(&self.state);
+            if state.ledger.kind(digest).is_none() {
+                continue;
+            }
+            if state.ledger.start_leaving(digest) {
+                leaving.push(gate);
+            } else {
+                in_use.push(*digest);
+            }
+        }
+        let stay = |gate: &crate::gate::GateGuard| locked(&self.state).ledger.stop_leaving(gate.digest());
+        if !in_use.is_empty() {
+            leaving.iter().for_each(stay);
+            return Err(RemoveContentError::InUse(in_use));
+        }
+        if let Err(error) = self.forget(removal) {
+            leaving.iter().for_each(stay);
+            return Err(error.into());
+        }
+        let (mut swept, mut failed) = (Swept::default(), None);
+        for gate in &leaving {
+            if let Err(error) = self.discard(gate, &mut swept) {
+                stay(gate);
+                warn!(blob.digest = %gate.digest(), %error, "{} cannot be removed: {error}", gate.digest());
+                failed = Some(error);
+            }
+        }
+        failed.map_or(Ok(swept), |error| Err(error.into()))
+    }
+
+    fn forget(&self, removal: &Removal) -> Result<(), IndexError> {
+        self.write(Durability::Synced, |transaction| {
+            for (at, tag) in &removal.tags {
+                names::delete_tag(transaction, at, tag)?;
+            }
+            for (at, digest) in removal.manifests.iter().chain(&removal.shared) {
+                names::delete_source(transaction, at, digest)?;
+            }
+            for (_, manifest) in &removal.manifests {
+                catalog::delete_orphan(transaction, manifest)?;
+            }
+            for blob in &removal.blobs {
+                catalog::delete_sources(transaction, blob)?;
+            }
+            Ok(())
+        })
+    }
+}
