@@ -111,7 +111,12 @@ fn blocks() -> Vec<String> {
     let text = fs::read_to_string(file).expect("the document");
     let marked = text.split("<!-- run -->\n```sh\n").skip(1);
     marked
-        .map(|rest| rest.split("```").next().expect("split gives one part at least").to_owned())
+        .map(|rest| {
+            rest.split("```")
+                .next()
+                .expect("split gives one part at least")
+                .to_owned()
+        })
         .collect()
 }
 
@@ -119,7 +124,8 @@ fn blocks() -> Vec<String> {
 fn the_commands_of_the_operations_guide_work_in_their_order() {
     let blocks = blocks();
     assert!(blocks.len() >= 6, "only {} blocks are marked", blocks.len());
-    let all = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md")).expect("the document");
+    let all =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md")).expect("the document");
     assert_eq!(all.matches("```sh").count(), blocks.len(), "a block that nobody runs");
     let machine = Machine::new();
     let registry = DockerRegistry::start(&machine.netns, REGISTRY);

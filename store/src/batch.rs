@@ -26,6 +26,8 @@ use crate::{
 /// How much progress a crash may lose: on a WAN what is lost is downloaded again, at 100 Mbit/s some 60 KB. A
 /// commit that need not reach the disk costs some 100 µs, so that two hundred a second cost little.
 const BATCH_INTERVAL: Duration = Duration::from_millis(5);
+/// The same for last uses, of which nothing hangs on the last second: a node that only serves what it has leaves its disk alone.
+const TOUCHED_INTERVAL: Duration = Duration::from_secs(1);
 /// Last uses remembered before a batch is due early.
 const TOUCHED_MAX: usize = 10_000;
 
@@ -82,7 +84,11 @@ impl Shared {
         let now = self.clock.monotonic();
         let due = {
             let state = locked(&self.state);
-            now.saturating_sub(state.batched_at) >= BATCH_INTERVAL || state.touched.len() >= TOUCHED_MAX
+            let waited = now.saturating_sub(state.batched_at);
+            let has_progress = || state.live.values().any(|live| live.fill.has_unsaved());
+            waited >= TOUCHED_INTERVAL
+                || state.touched.len() >= TOUCHED_MAX
+                || (waited >= BATCH_INTERVAL && has_progress())
         };
         if due && self.index.is_idle() {
             self.write_batch(Durability::Batched);

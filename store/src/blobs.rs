@@ -14,7 +14,7 @@ use crate::{
     blocking::blocking,
     evict::Swept,
     files::OpenFile,
-    fill::read_range,
+    fill::{read_now, read_range},
     gate::GateGuard,
     handle::Pin,
     index::BlobRow,
@@ -230,6 +230,9 @@ impl Blob {
     /// [`ReadBlobError`], never `Abandoned`.
     pub async fn read(&self, range: Range<u64>) -> Result<Bytes, ReadBlobError> {
         let range = check_range(range, self.map().blob_bytes())?;
+        if let Some(bytes) = read_now(self.inner.file.as_ref(), &range) {
+            return Ok(bytes.into());
+        }
         let inner = Arc::clone(&self.inner);
         let read = blocking(move || read_range(inner.file.as_ref(), range)).await?;
         match read {

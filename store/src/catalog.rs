@@ -241,6 +241,8 @@ impl Shared {
                 catalog::delete_sources(transaction, blob)?;
             }
             Ok(())
-        })
+        })?;
+        locked(&self.known).changed();
+        Ok(())
     }
 }

@@ -18,6 +18,8 @@ use std::{
     thread,
 };
 
+use rustix::io::{ReadWriteFlags, preadv2};
+
 /// Folders listed at once. Measured with benches/open.rs.
 const LIST_THREADS: usize = 8;
 
@@ -102,6 +104,11 @@ pub trait OpenFile: Send + Sync {
     /// Whatever the disk says.
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
+    }
+
+    /// Fills `buffer` if that needs no waiting for the disk; says whether it has.
+    fn read_now(&self, _buffer: &mut [u8], _offset: u64) -> bool {
+        false
     }
 
     /// The bytes in that range are not wanted any more. Only files in memory care.
@@ -237,6 +244,17 @@ impl OpenFile for DiskFile {
 
     fn len(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
+    }
+
+    fn read_now(&self, buffer: &mut [u8], offset: u64) -> bool {
+        let wanted = buffer.len();
+        let read = preadv2(
+            &self.0,
+            &mut [io::IoSliceMut::new(buffer)],
+            offset,
+            ReadWriteFlags::NOWAIT,
+        );
+        read.is_ok_and(|read| read == wanted)
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {

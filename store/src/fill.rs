@@ -593,6 +593,12 @@ impl Fill {
 /// The row of a fill that the index does not know.
 const NO_ROW: i64 = -1;
 
+/// Reads a range without waiting for the disk; `None` when that cannot be.
+pub(crate) fn read_now(file: &dyn OpenFile, range: &Range<u64>) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(range.end - range.start).ok()?];
+    file.read_now(&mut bytes, range.start).then_some(bytes)
+}
+
 /// Reads a range that the file is known to hold; `UnexpectedEof` when it does not.
 pub(crate) fn read_range(file: &dyn OpenFile, range: Range<u64>) -> io::Result<Vec<u8>> {
     let len = usize::try_from(range.end - range.start).map_err(io::Error::other)?;

@@ -197,6 +197,10 @@ impl OpenFile for MemoryFile {
         Ok(len)
     }
 
+    fn read_now(&self, buffer: &mut [u8], offset: u64) -> bool {
+        crate::files::read_exact_at(self, buffer, offset).is_ok()
+    }
+
     fn set_len(&self, _bytes: u64) -> io::Result<()> {
         Ok(())
     }

@@ -21,7 +21,7 @@ use crate::{
     blobs::check_range,
     blocking::blocking,
     files::write_all_at,
-    fill::{Claim, Fill, read_range},
+    fill::{Claim, Fill, read_now, read_range},
     handle::Handle,
     lock::locked,
 };
@@ -370,8 +370,13 @@ impl Filling {
     }
 
     async fn read_file(&self, range: Range<u64>) -> Result<Bytes, ReadBlobError> {
-        let (handle, asked) = (Arc::clone(&self.handle), range.clone());
-        let read = blocking(move || read_range(handle.fill.file().as_ref(), asked)).await?;
+        let read = match read_now(self.fill_state().file().as_ref(), &range) {
+            Some(bytes) => Ok(bytes),
+            None => {
+                let (handle, asked) = (Arc::clone(&self.handle), range.clone());
+                blocking(move || read_range(handle.fill.file().as_ref(), asked)).await?
+            }
+        };
         if self.is_passing() && !self.is_still_here(&range) {
             return Err(ReadBlobError::Passed);
         }
