@@ -17,8 +17,12 @@ impl CacheName {
     /// Reads an image as a container runtime does (`alpine` is `docker.io/library/alpine:latest`), or a bare digest. The name of
     /// a peer or mirror before that of the registry, as in `localhost:65001/docker.io/library/alpine`, is left out.
     pub(super) fn read(text: &str, names: &UpstreamNames) -> Result<Self, CacheError> {
-        if let Ok(digest) = text.parse() {
-            return Ok(Self::Blob(digest));
+        // No registry has an image `sha256`: that is a digest with a slip in it.
+        if text.starts_with("sha256:") || text.starts_with("sha512:") {
+            let digest = text.parse::<Digest>();
+            return digest
+                .map(Self::Blob)
+                .map_err(|error| CacheError::Malformed(format!("{text:?}: {error}")));
         }
         let image: ImageReference = text
             .parse()
