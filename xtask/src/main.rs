@@ -19,7 +19,8 @@ cargo xtask COMMAND
   test          installs what the tests need (apt, where it may; Go), then runs every test
   conformance   the OCI conformance suite against a mirror of Debian's docker-registry
   ci            format, lints, dependencies' licences and sources, every test, docs
-  bench [NAME]  the benchmarks, or the one named; they print, they assert nothing
+  bench [NAME]  the benchmarks, or the one named; they print, they assert nothing,
+                but for soak: twenty minutes of pulls while daemons are killed, and a verdict
   fuzz [SECONDS [TARGET…]]
                 the fuzzer's targets, or those named, for a minute each or as long as told
   package [PART…] [--target TRIPLE] [--binary FILE]
