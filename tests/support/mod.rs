@@ -43,7 +43,7 @@ pub use self::{
     cluster::{Cluster, ClusterOptions, FetchOutcome, HOST, PEER_URL, REGISTRY, hosts_toml, start_containerd},
     containerd::{Chunks, Containerd},
     home::Home,
-    http::{Headers, Request, Response},
+    http::{Headers, Request, Response, read_head},
     image::{Blob, CONFIG, INDEX, Image, LAYER, MANIFEST, architecture, sha256},
     netns::Netns,
     outcome::CommandOutcome,

@@ -261,7 +261,11 @@ impl Daemon {
         value.unwrap_or_else(|| panic!("no metric {sample} in:\n{metrics}"))
     }
 
-    fn try_admin(&self, target: &str) -> std::io::Result<Response> {
+    /// Like [`Self::admin`] for a daemon that may be slow or gone.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub fn try_admin(&self, target: &str) -> std::io::Result<Response> {
         Request::get(self.admin, target)
             .patience(Duration::from_secs(5))
             .send_from(&self.netns)

@@ -1,14 +1,17 @@
-//! The benchmarks. They print figures beside the bound or the rival measured in the same run, and assert nothing.
+//! The benchmarks. They print figures beside the bound or the rival measured in the same run, and assert nothing. `soak` alone
+//! has a verdict, takes twenty minutes to reach it, and so runs only when it is named.
 
 use anyhow::{Result, bail};
 
 use crate::{packages, shell};
 
 /// Name, package, cargo's bench target.
-const BENCHES: [(&str, &str, &str); 3] = [
+const BENCHES: [(&str, &str, &str); 5] = [
     ("leases", "piecemeal-scheduler", "leases"),
+    ("open", "piecemeal-store", "open"),
     ("cold", "piecemeal", "cold"),
     ("serve", "piecemeal", "serve"),
+    ("soak", "piecemeal", "soak"),
 ];
 
 /// Names of benchmarks; after `--`, what those are told themselves.
@@ -27,7 +30,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     packages::install_for_benches()?;
     for (_, package, target) in BENCHES
         .iter()
-        .filter(|(name, ..)| names.is_empty() || names.contains(name))
+        .filter(|(name, ..)| names.contains(name) || (names.is_empty() && *name != "soak"))
     {
         let bench = ["bench", "--locked", "--package", package, "--bench", target];
         shell::run("cargo", &[&bench, told].concat())?;

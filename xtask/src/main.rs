@@ -20,7 +20,8 @@ cargo xtask COMMAND
   conformance   the OCI conformance suite against a mirror of Debian's docker-registry
   ci            format, lints, dependencies' licences and sources, every test, docs
   bench [NAME… [-- PART…]]
-                the benchmarks, or those named, or parts of one; they print, they assert nothing
+                the benchmarks, or those named, or parts of one; they print and assert nothing, but for soak:
+                twenty minutes of pulls while daemons are killed, and a verdict
   fuzz [SECONDS [TARGET…]]
                 the fuzzer's targets, or those named, for a minute each or as long as told
   package [PART…] [--target TRIPLE] [--binary FILE]
