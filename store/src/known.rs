@@ -51,9 +51,14 @@ impl Known {
         }
     }
 
-    /// Something was added to the index that was not there.
-    pub(crate) fn added(&mut self) {
+    /// A source was added to the index by a write that began at `before`.
+    pub(crate) fn added_source(&mut self, before: Epoch, at: &Repository, digest: &Digest) {
+        let alone = before == self.epoch();
         self.epoch += 1;
+        // Another write may have come after this one, and taken it back.
+        if alone {
+            self.keep_source(self.epoch(), at, digest);
+        }
     }
 
     pub(crate) fn manifest(&self, at: &Repository, digest: &Digest) -> Option<Manifest> {
@@ -158,6 +163,18 @@ mod tests {
         assert_eq!(known.manifest(&at("y"), &one.digest), None, "another repository's");
         known.changed();
         assert!(!known.has_source(&at("x"), &one.digest));
+    }
+
+    #[test]
+    fn a_write_is_known_unless_another_came_between() {
+        let (mut known, digest) = (Known::default(), Digest::of(b"blob"));
+        let before = known.epoch();
+        known.added_source(before, &at("x"), &digest);
+        assert!(known.has_source(&at("x"), &digest));
+        let before = known.epoch();
+        known.changed();
+        known.added_source(before, &at("x"), &digest);
+        assert!(!known.has_source(&at("x"), &digest), "it may have been taken back");
     }
 
     #[test]

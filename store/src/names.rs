@@ -82,12 +82,12 @@ impl Store {
                     computed: Box::new(computed),
                 });
             }
-            let now = shared.now();
+            let (now, before) = (shared.now(), locked(&shared.known).epoch());
             shared.write(Durability::Batched, |transaction| {
                 names::put_manifest(transaction, &expected, &media_type, &bytes, now)?;
                 names::put_source(transaction, &at, &expected, now)
             })?;
-            locked(&shared.known).added();
+            locked(&shared.known).added_source(before, &at, &expected);
             Ok(())
         })
         .await
@@ -186,11 +186,11 @@ impl Store {
     pub async fn record_source(&self, at: &Repository, digest: &Digest) -> Result<(), StoreError> {
         let (at, digest) = (at.clone(), *digest);
         self.run(move |shared| {
-            let now = shared.now();
+            let (now, before) = (shared.now(), locked(&shared.known).epoch());
             shared.write(Durability::Batched, |transaction| {
                 names::put_source(transaction, &at, &digest, now)
             })?;
-            locked(&shared.known).added();
+            locked(&shared.known).added_source(before, &at, &digest);
             Ok(())
         })
         .await
