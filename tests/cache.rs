@@ -4,6 +4,7 @@ mod support;
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     process::{Command, Stdio},
@@ -456,14 +457,19 @@ fn one_warms_at_a_time_and_who_leaves_makes_room() {
     cluster.registry.push(&image);
     let name = image.reference(HOST);
     let mut first = command(cluster.site.mirror(), &["warm", &name])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stdout(Stdio::piped())
         .spawn()
         .expect("starting the binary");
-    until("the first is at work", || {
-        let second = at_mirror(&cluster, &["warm", &name]);
-        second.code == Some(1) && second.stderr.contains("another warming is under way")
-    });
+    let mut said = String::new();
+    let mut stdout = BufReader::new(first.stdout.take().expect("it is piped"));
+    stdout.read_line(&mut said).expect("its first line");
+    assert!(said.starts_with(&format!("{name}: sha256:")), "{said}");
+    let second = at_mirror(&cluster, &["warm", &name]).expect(1);
+    assert!(
+        second.stderr.contains("another warming is under way"),
+        "{}",
+        second.stderr
+    );
     first.kill().expect("killing it");
     first.wait().expect("waiting for it");
     until("there is room", || {
