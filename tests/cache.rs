@@ -14,8 +14,8 @@ use std::{
 
 use serde_json::{Value, json};
 use support::{
-    Blob, Cluster, HOST, INDEX, Image, MIRROR_IP, Netns, RegistryAuth, Request, Response, Site, SiteBuilder,
-    architecture,
+    Blob, Cluster, ClusterOptions, HOST, INDEX, Image, MIRROR_IP, Netns, PASSWORD, RegistryAuth, Request, Response,
+    Site, SiteBuilder, USER, architecture,
 };
 
 const MIRROR: &str = "10.88.0.2:65011";
@@ -415,6 +415,53 @@ fn a_private_image_is_reported_with_what_to_do() {
         refused.stdout.contains("answered 401") && refused.stdout.contains("--credentials"),
         "{}",
         refused.stdout
+    );
+}
+
+#[test]
+fn the_sites_own_credentials_warm_what_is_private() {
+    let guarded = |options: &mut ClusterOptions| {
+        let file = options.mirror.authority_key.with_file_name("upstream-password");
+        fs::write(&file, format!("{USER}:{PASSWORD}\n")).expect("writing the credentials");
+        let credentials = format!("{HOST}=file:{}", file.display());
+        let flags = ["--credentials", &credentials, "--allow-plain-credentials", "true"];
+        options.mirror.extra_args.extend(flags.map(str::to_owned));
+    };
+    let cluster = Cluster::guarded(site(2), |_| RegistryAuth::Htpasswd, guarded);
+    let image = image();
+    cluster.registry.push(&image);
+    at_mirror(&cluster, &["warm", "--peers", &image.reference(HOST)]).expect(0);
+    pull_everywhere(&cluster, &image);
+    for blob in image.blobs() {
+        assert_eq!(cluster.registry.blob_bytes_served(&blob.digest), blob.size);
+    }
+}
+
+#[test]
+fn a_peer_without_room_leaves_what_it_was_to_have_ahead() {
+    let cluster = Cluster::cold_with(site(1), |options| {
+        let quota = ["--cache-quota", "2Mi"].map(str::to_owned);
+        options.peer.extra_args.extend(quota);
+    });
+    let (large, small) = (
+        Image::new("library/large", "v1").layer_bytes(&[6 * MIB]),
+        Image::new("library/small", "v1").layer_bytes(&[MIB]),
+    );
+    cluster.registry.push(&large);
+    cluster.registry.push(&small);
+    let names_of = [large.reference(HOST), small.reference(HOST)];
+    at_mirror(&cluster, &["warm", "--peers", &names_of[0], &names_of[1]]).expect(0);
+    until("the small one is there", || {
+        let list = at_peer(&cluster, 0, &["ls", "--json"]).expect(0).json();
+        let images = list["images"].as_array().expect("images");
+        images
+            .iter()
+            .any(|image| image["name"] == json!(names_of[1]) && image["is_complete"] == json!(true))
+    });
+    let log = cluster.peers[0].log_text();
+    assert!(
+        log.contains(&format!("{} is not fetched ahead: there is no room", names_of[0])),
+        "{log}"
     );
 }
 
