@@ -4,6 +4,7 @@ mod support;
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     process::{Command, Stdio},
@@ -13,8 +14,8 @@ use std::{
 
 use serde_json::{Value, json};
 use support::{
-    Blob, Cluster, HOST, INDEX, Image, MIRROR_IP, Netns, RegistryAuth, Request, Response, Site, SiteBuilder,
-    architecture,
+    Blob, Cluster, ClusterOptions, HOST, INDEX, Image, MIRROR_IP, Netns, PASSWORD, RegistryAuth, Request, Response,
+    Site, SiteBuilder, USER, architecture,
 };
 
 const MIRROR: &str = "10.88.0.2:65011";
@@ -418,6 +419,53 @@ fn a_private_image_is_reported_with_what_to_do() {
 }
 
 #[test]
+fn the_sites_own_credentials_warm_what_is_private() {
+    let guarded = |options: &mut ClusterOptions| {
+        let file = options.mirror.authority_key.with_file_name("upstream-password");
+        fs::write(&file, format!("{USER}:{PASSWORD}\n")).expect("writing the credentials");
+        let credentials = format!("{HOST}=file:{}", file.display());
+        let flags = ["--credentials", &credentials, "--allow-plain-credentials", "true"];
+        options.mirror.extra_args.extend(flags.map(str::to_owned));
+    };
+    let cluster = Cluster::guarded(site(2), |_| RegistryAuth::Htpasswd, guarded);
+    let image = image();
+    cluster.registry.push(&image);
+    at_mirror(&cluster, &["warm", "--peers", &image.reference(HOST)]).expect(0);
+    pull_everywhere(&cluster, &image);
+    for blob in image.blobs() {
+        assert_eq!(cluster.registry.blob_bytes_served(&blob.digest), blob.size);
+    }
+}
+
+#[test]
+fn a_peer_without_room_leaves_what_it_was_to_have_ahead() {
+    let cluster = Cluster::cold_with(site(1), |options| {
+        let quota = ["--cache-quota", "2Mi"].map(str::to_owned);
+        options.peer.extra_args.extend(quota);
+    });
+    let (large, small) = (
+        Image::new("library/large", "v1").layer_bytes(&[6 * MIB]),
+        Image::new("library/small", "v1").layer_bytes(&[MIB]),
+    );
+    cluster.registry.push(&large);
+    cluster.registry.push(&small);
+    let names_of = [large.reference(HOST), small.reference(HOST)];
+    at_mirror(&cluster, &["warm", "--peers", &names_of[0], &names_of[1]]).expect(0);
+    until("the small one is there", || {
+        let list = at_peer(&cluster, 0, &["ls", "--json"]).expect(0).json();
+        let images = list["images"].as_array().expect("images");
+        images
+            .iter()
+            .any(|image| image["name"] == json!(names_of[1]) && image["is_complete"] == json!(true))
+    });
+    let log = cluster.peers[0].log_text();
+    assert!(
+        log.contains(&format!("{} is not fetched ahead: there is no room", names_of[0])),
+        "{log}"
+    );
+}
+
+#[test]
 fn what_peers_were_warmed_with_they_pull_from_themselves() {
     let mut cluster = Cluster::cold(site(2));
     let image = image();
@@ -456,14 +504,19 @@ fn one_warms_at_a_time_and_who_leaves_makes_room() {
     cluster.registry.push(&image);
     let name = image.reference(HOST);
     let mut first = command(cluster.site.mirror(), &["warm", &name])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stdout(Stdio::piped())
         .spawn()
         .expect("starting the binary");
-    until("the first is at work", || {
-        let second = at_mirror(&cluster, &["warm", &name]);
-        second.code == Some(1) && second.stderr.contains("another warming is under way")
-    });
+    let mut said = String::new();
+    let mut stdout = BufReader::new(first.stdout.take().expect("it is piped"));
+    stdout.read_line(&mut said).expect("its first line");
+    assert!(said.starts_with(&format!("{name}: sha256:")), "{said}");
+    let second = at_mirror(&cluster, &["warm", &name]).expect(1);
+    assert!(
+        second.stderr.contains("another warming is under way"),
+        "{}",
+        second.stderr
+    );
     first.kill().expect("killing it");
     first.wait().expect("waiting for it");
     until("there is room", || {

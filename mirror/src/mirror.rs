@@ -146,7 +146,11 @@ impl Mirror {
             store: store.clone(),
             content: content.clone(),
             names: upstream_names.clone(),
-            caller: Caller::default(),
+            // A node of the site, so that the site's own credentials are used.
+            caller: Caller {
+                node: Some(store.node_id()),
+                ..Caller::default()
+            },
             session: session.clone(),
             stop: stop.clone(),
         });
