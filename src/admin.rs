@@ -15,15 +15,12 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use piecemeal_swarm::{Limits, serve_http};
 use prometheus_client::{encoding::text::encode, metrics::info::Info, registry::Registry};
 use serde_json::Value;
-use tokio::{
-    net::TcpListener,
-    sync::{RwLock, watch},
-    task::JoinHandle,
-    time::timeout,
-};
-use tracing::{debug, warn};
+use tokio::{net::TcpListener, sync::RwLock, task::JoinHandle, time::timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
 
 pub(crate) use guard::ADMIN_HEADER;
 
@@ -33,7 +30,7 @@ use crate::daemon::Daemon;
 #[derive(Debug)]
 pub(crate) struct Admin<D> {
     desk: Arc<Desk<D>>,
-    stop: watch::Sender<bool>,
+    stop: CancellationToken,
     serving: JoinHandle<()>,
 }
 
@@ -72,17 +69,8 @@ impl<D: Daemon> Admin<D> {
             .route("/status", get(status::<D>))
             .merge(cache::routes())
             .with_state(Arc::clone(&desk));
-        let (stop, mut stopped) = watch::channel(false);
-        let serving = tokio::spawn(async move {
-            let told = async move {
-                // An error means that nobody can tell any more, which is told enough.
-                let _ = stopped.wait_for(|stop| *stop).await;
-            };
-            let service = router.into_make_service_with_connect_info::<SocketAddr>();
-            if let Err(error) = axum::serve(listener, service).with_graceful_shutdown(told).await {
-                warn!(%error, "the admin port at {address} ended: {error}");
-            }
-        });
+        let stop = CancellationToken::new();
+        let serving = tokio::spawn(serve_http(listener, (), router, LIMITS, stop.clone()));
         debug!(admin.address = %address, "admin port at {address}");
         Ok(Self { desk, stop, serving })
     }
@@ -120,8 +108,7 @@ impl<D: Daemon> Admin<D> {
 
     /// Closes the port; requests in progress have a moment to end.
     pub(crate) async fn stop(self) {
-        // Nobody listens when the server ended by itself.
-        let _ = self.stop.send(true);
+        self.stop.cancel();
         let mut serving = self.serving;
         if timeout(STOP_TIME_MAX, &mut serving).await.is_err() {
             serving.abort();
@@ -182,4 +169,11 @@ const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset
 const NO_ANSWER: &str = "no answer from the daemon";
 /// Below the 10 s after which Prometheus gives up by default.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
-const STOP_TIME_MAX: Duration = Duration::from_secs(1);
+const STOP_TIME_MAX: Duration = Duration::from_secs(2);
+/// Anybody on the LAN may ask; nobody may take what clients need.
+const LIMITS: Limits = Limits {
+    connections_max: 128,
+    idle_max: Duration::from_secs(60),
+    take_max: Duration::from_secs(30),
+    drain_max: Duration::from_secs(1),
+};

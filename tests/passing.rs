@@ -2,9 +2,9 @@
 
 mod support;
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
-use support::{Cluster, HOST, Image, Site};
+use support::{Cluster, HOST, Image, Request, Site};
 
 const MIB: usize = 1 << 20;
 /// Larger than the window through which it passes.
@@ -60,6 +60,35 @@ fn a_layer_larger_than_the_nodes_quota_passes_through_them_and_they_share_it_all
         let kept = bytes_below(&peer.cache_dir().join("blobs")) + bytes_below(&peer.cache_dir().join("partial"));
         assert!(kept < 8 * MIB as u64, "{kept} bytes are kept");
     }
+}
+
+/// As containerd resumes, and as it fetches in parallel.
+#[test]
+fn whoever_reads_from_far_inside_a_blob_that_is_not_kept_gets_it_when_its_turn_comes() {
+    let site = Site::builder().nodes(1).wan_mbit(400).lan_mbit(1000);
+    let cluster = Cluster::cold_with(site, |options| {
+        let floor = ["--cache-min-free", "4000000G"].map(str::to_owned);
+        options.mirror.extra_args.extend(floor);
+    });
+    let image = image();
+    cluster.registry.push(&image);
+    let mirror = "10.88.0.2:65011".parse().expect("an address");
+    let node = cluster.site.node(0);
+    let manifest = Request::get(mirror, &format!("/v2/library/large/manifests/v1?ns={HOST}"));
+    assert_eq!(manifest.send_from(node).expect("an answer").status, 200);
+    let layer = &image.layers()[0];
+    let start = LAYER * 3 / 4;
+    let got = Request::get(mirror, &format!("/v2/library/large/blobs/{}?ns={HOST}", layer.digest))
+        .header("Range", &format!("bytes={start}-"))
+        .patience(Duration::from_secs(60))
+        .send_from(node)
+        .expect("an answer");
+    assert_eq!(got.status, 206);
+    assert!(
+        got.complete && got.body == layer.bytes[start..],
+        "{} bytes",
+        got.body.len()
+    );
 }
 
 #[test]

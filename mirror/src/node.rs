@@ -31,7 +31,7 @@ const GRANT_LIFE: Duration = Duration::from_secs(6 * 3600);
 pub struct NodeBlob {
     pub blob_bytes: u64,
     pub piece_bytes: u64,
-    /// 16 hexadecimal digits.
+    /// 16 hexadecimal digits; empty when there are no pieces to be had, since the blob passes through.
     pub fill: String,
     /// Opaque to the node.
     pub grant: String,
@@ -159,6 +159,7 @@ impl NodePort {
                 return Err(PullError::Unavailable("upstream has not answered yet".to_owned()));
             }
         };
+        let content = inline(&mut open).await.map(|content| BASE64.encode(content));
         let now = (self.now)();
         let grant = Grant {
             node,
@@ -170,12 +171,17 @@ impl NodePort {
         Ok(NodeBlob {
             blob_bytes: map.blob_bytes(),
             piece_bytes: map.piece_bytes(),
-            fill: fill.to_string(),
+            // An older peer would ask for pieces that nobody will have: this it cannot use, and says so at once.
+            fill: if passing && content.is_none() {
+                String::new()
+            } else {
+                fill.to_string()
+            },
             passing,
             grant: grant.sign(&self.authority),
             piece_addresses: self.piece_addresses.clone(),
             unix_seconds: now,
-            content: inline(&mut open).await.map(|content| BASE64.encode(content)),
+            content,
         })
     }
 }

@@ -1,12 +1,13 @@
 //! Looking through the store for what the disk has spoilt, slowly; and at once at what a reader gives reason to suspect.
 //!
 //! Blobs are hashed when they come, not when they go: a client that got a flipped byte finds out by itself, and asks again. So
-//! who asks again for a whole blob that it has just had makes it suspect.
+//! who asks again for a blob that it has just had makes it suspect, and so does a body that the disk cut off.
 
 use std::{
     collections::HashMap,
+    hash::Hash,
     net::IpAddr,
-    sync::Mutex,
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -27,13 +28,24 @@ const BATCH: u32 = 64;
 const SUSPECTS_MAX: usize = 64;
 /// So soon nobody asks again for what it has got and kept.
 const AGAIN_WITHIN: Duration = Duration::from_secs(600);
-/// The most readers that are remembered.
-const READERS_MAX: usize = 4096;
+/// The most of each kind that is remembered.
+const REMEMBERED_MAX: usize = 4096;
+/// How fast suspects are looked at, in bytes a second: soon, and nobody can keep a processor busy by asking for things.
+const SUSPECTS_RATE: u64 = 100_000_000;
 
-/// Who has had which blob of late.
+/// Who has had which blob of late, and which blobs are suspect.
+#[derive(Clone)]
 pub struct Suspicions {
     suspects: mpsc::Sender<Digest>,
-    had: Mutex<HashMap<(IpAddr, Digest), Instant>>,
+    table: Arc<Mutex<Table>>,
+}
+
+#[derive(Default)]
+struct Table {
+    /// The whole of it.
+    had: HashMap<(IpAddr, Digest), Instant>,
+    /// When it was made suspect last.
+    suspected: HashMap<Digest, Instant>,
 }
 
 /// The suspects, as the scrubber takes them.
@@ -42,42 +54,76 @@ pub type Suspects = mpsc::Receiver<Digest>;
 impl Suspicions {
     pub fn new() -> (Self, Suspects) {
         let (suspects, received) = mpsc::channel(SUSPECTS_MAX);
-        let had = Mutex::default();
-        (Self { suspects, had }, received)
+        let table = Arc::default();
+        (Self { suspects, table }, received)
     }
 
-    /// A client asks for the whole of a blob that is complete here.
-    pub fn asks(&self, client: IpAddr, digest: &Digest, now: Instant) {
-        if self.asks_again(client, digest, now) {
-            // When there are too many of them, most suspicions are wrong.
-            let _ = self.suspects.try_send(*digest);
+    /// A client asks for a blob that is complete here, from its beginning on.
+    pub(crate) fn asks(&self, client: IpAddr, digest: &Digest, now: Instant) {
+        let again = self
+            .lock()
+            .had
+            .get(&(client, *digest))
+            .is_some_and(|&at| is_soon(at, now));
+        if again {
+            self.suspect(digest, now);
         }
     }
 
-    fn asks_again(&self, client: IpAddr, digest: &Digest, now: Instant) -> bool {
-        let mut had = self.had.lock().expect("no holder of this lock panics");
-        if had.len() >= READERS_MAX {
-            had.retain(|_, at| now.saturating_duration_since(*at) < AGAIN_WITHIN);
+    /// A client has got the whole of a blob.
+    pub(crate) fn has(&self, client: IpAddr, digest: &Digest, now: Instant) {
+        let mut table = self.lock();
+        make_room(&mut table.had, now);
+        table.had.insert((client, *digest), now);
+    }
+
+    /// Something is wrong with a blob that is complete here. Looked at once in [`AGAIN_WITHIN`], whatever is said of it.
+    pub(crate) fn suspect(&self, digest: &Digest, now: Instant) {
+        let mut table = self.lock();
+        if table.suspected.get(digest).is_some_and(|&at| is_soon(at, now)) {
+            return;
         }
-        if had.len() >= READERS_MAX {
-            had.clear();
+        make_room(&mut table.suspected, now);
+        // When there are too many of them, most suspicions are wrong.
+        if self.suspects.try_send(*digest).is_ok() {
+            table.suspected.insert(*digest, now);
         }
-        let before = had.insert((client, *digest), now);
-        before.is_some_and(|at| now.saturating_duration_since(at) < AGAIN_WITHIN)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().expect("no holder of this lock panics")
     }
 }
 
-/// Scrubs until `stop`, at the limiter's pace; suspects come first, and at once. A limiter without a rate scrubs nothing but
+fn is_soon(at: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(at) < AGAIN_WITHIN
+}
+
+fn make_room<K: Eq + Hash>(table: &mut HashMap<K, Instant>, now: Instant) {
+    if table.len() >= REMEMBERED_MAX {
+        table.retain(|_, at| is_soon(*at, now));
+    }
+    if table.len() >= REMEMBERED_MAX {
+        table.clear();
+    }
+}
+
+/// Scrubs until `stop`, at the limiter's pace; suspects come first, and soon. A limiter without a rate scrubs nothing but
 /// those.
 pub async fn scrub(store: Store, limiter: Limiter, mut suspects: Suspects, stop: CancellationToken) {
     let scrubbing = async {
         let mut look_around = tokio::time::interval(LOOK_AROUND);
         look_around.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let hurry = Limiter::new(Some(SUSPECTS_RATE));
         loop {
-            tokio::select! {
+            let looked = tokio::select! {
                 biased;
-                Some(suspect) = suspects.recv() => look_at(&store, &suspect, None).await,
-                _ = look_around.tick() => look_through(&store, &limiter, &mut suspects).await,
+                Some(suspect) = suspects.recv() => look_at(&store, &suspect, &hurry).await,
+                _ = look_around.tick() => look_through(&store, &limiter, &mut suspects, &hurry).await,
+            };
+            // Whatever is wrong is wrong for all of them: the next round is a minute away.
+            if let Err(error) = looked {
+                warn!(%error, "the cache cannot be looked through: {error}");
             }
         }
     };
@@ -85,73 +131,75 @@ pub async fn scrub(store: Store, limiter: Limiter, mut suspects: Suspects, stop:
 }
 
 /// Everything whose time has come.
-async fn look_through(store: &Store, limiter: &Limiter, suspects: &mut Suspects) {
+async fn look_through(
+    store: &Store,
+    limiter: &Limiter,
+    suspects: &mut Suspects,
+    hurry: &Limiter,
+) -> Result<(), StoreError> {
     while limiter.rate().is_some() {
-        let digests = match store.unverified(VERIFIED_LIFE, BATCH).await {
-            Ok(digests) => digests,
-            Err(error) => return warn!(%error, "the cache cannot be looked through: {error}"),
-        };
+        let digests = store.unverified(VERIFIED_LIFE, BATCH).await?;
         if digests.is_empty() {
-            return;
+            break;
         }
         for digest in digests {
             while let Ok(suspect) = suspects.try_recv() {
-                look_at(store, &suspect, None).await;
+                look_at(store, &suspect, hurry).await?;
             }
-            look_at(store, &digest, Some(limiter)).await;
+            look_at(store, &digest, limiter).await?;
         }
     }
+    Ok(())
 }
 
-async fn look_at(store: &Store, digest: &Digest, limiter: Option<&Limiter>) {
-    let pace = async |bytes: u64| {
-        if let Some(limiter) = limiter {
-            limiter.take(usize::try_from(bytes).unwrap_or(usize::MAX)).await;
-        }
-    };
-    let verified: Result<Verified, StoreError> = store.verify(digest, pace).await;
-    match verified {
-        Ok(Verified::Damaged) => {
-            info!(blob.digest = %digest, "{digest} was damaged on disk; it is fetched again when it is asked for");
-        }
-        Ok(Verified::Good | Verified::Gone) => {}
-        Err(error) => warn!(blob.digest = %digest, %error, "{digest} cannot be looked at: {error}"),
+async fn look_at(store: &Store, digest: &Digest, limiter: &Limiter) -> Result<(), StoreError> {
+    let pace = async |bytes: u64| limiter.take(usize::try_from(bytes).unwrap_or(usize::MAX)).await;
+    if store.verify(digest, pace).await? == Verified::Damaged {
+        info!(blob.digest = %digest, "{digest} was damaged on disk; it is fetched again when it is asked for");
     }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const CLIENTS: [[u8; 4]; 2] = [[10, 0, 0, 1], [10, 0, 0, 2]];
+
     #[test]
-    fn who_asks_again_soon_makes_a_blob_suspect() {
+    fn who_asks_again_soon_for_what_it_got_makes_a_blob_suspect_once() {
         let (suspicions, mut suspects) = Suspicions::new();
         let (now, digest) = (Instant::now(), Digest::of(b"blob"));
-        let clients: [IpAddr; 2] = [[10, 0, 0, 1].into(), [10, 0, 0, 2].into()];
-        suspicions.asks(clients[0], &digest, now);
-        suspicions.asks(clients[1], &digest, now);
-        suspicions.asks(clients[0], &Digest::of(b"other"), now);
+        let [one, other] = CLIENTS.map(IpAddr::from);
+        suspicions.asks(one, &digest, now);
+        suspicions.asks(one, &digest, now);
+        assert!(suspects.try_recv().is_err(), "it has not got it yet");
+        suspicions.has(one, &digest, now);
+        suspicions.asks(other, &digest, now);
+        suspicions.asks(one, &Digest::of(b"other"), now);
         assert!(suspects.try_recv().is_err());
-        suspicions.asks(clients[1], &digest, now + Duration::from_secs(5));
+        for seconds in [5, 6, 7] {
+            suspicions.asks(one, &digest, now + Duration::from_secs(seconds));
+        }
         assert_eq!(suspects.try_recv(), Ok(digest));
-        suspicions.asks(clients[0], &digest, now + AGAIN_WITHIN);
-        assert!(suspects.try_recv().is_err());
+        assert!(suspects.try_recv().is_err(), "it is being looked at");
+        suspicions.has(other, &digest, now);
+        suspicions.asks(other, &digest, now + AGAIN_WITHIN);
+        assert!(suspects.try_recv().is_err(), "that may be another rollout");
     }
 
     #[test]
-    fn readers_and_suspects_are_bounded() {
+    fn what_is_remembered_and_what_waits_is_bounded() {
         let (suspicions, mut suspects) = Suspicions::new();
         let now = Instant::now();
-        for round in 0..2 {
-            for number in 0..3000_u32 {
-                suspicions.asks(
-                    [10, 0, 0, 1].into(),
-                    &Digest::of(&number.to_le_bytes()),
-                    now + Duration::from_secs(round),
-                );
-            }
+        for number in 0..9000_u32 {
+            let digest = Digest::of(&number.to_le_bytes());
+            suspicions.has(CLIENTS[0].into(), &digest, now);
+            suspicions.suspect(&digest, now);
         }
-        assert!(suspicions.had.lock().unwrap().len() <= READERS_MAX);
+        let table = suspicions.lock();
+        assert!(table.had.len() <= REMEMBERED_MAX && table.suspected.len() <= REMEMBERED_MAX);
+        drop(table);
         let waiting = std::iter::from_fn(|| suspects.try_recv().ok()).count();
         assert_eq!(waiting, SUSPECTS_MAX);
     }

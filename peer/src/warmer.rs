@@ -122,7 +122,7 @@ impl Worker {
             .map(Reference::Tag);
         let manifests = digests(&warm.manifests).into_iter().map(Reference::Digest);
         let missing = missing(&self.store, &digests(&warm.blobs));
-        let mut missing_bytes = 0;
+        let mut missing_bytes = 0_u64;
         let mut sized = Vec::new();
         for reference in tag.into_iter().chain(manifests) {
             let found = self.tags.manifest(&self.caller, &at, &reference).await;
@@ -130,7 +130,7 @@ impl Worker {
             for blob in Manifest::read(&found.media_type, &found.bytes).blobs() {
                 if missing.contains(&blob.digest) && !sized.contains(&blob.digest) {
                     sized.push(blob.digest);
-                    missing_bytes += blob.size;
+                    missing_bytes = missing_bytes.saturating_add(blob.size);
                 }
             }
         }

@@ -6,6 +6,7 @@ use anyhow::{Context, anyhow};
 use piecemeal_mirror::Mirror;
 use piecemeal_peer::Peer;
 use piecemeal_scheduler::Scheduler;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     runtime::Runtime,
     signal::unix::{Signal, SignalKind, signal},
@@ -38,14 +39,16 @@ fn run<D: Daemon, R: Raw + Clone>(
     args: DaemonArgs<R>,
     validate: Validate<R, DaemonSettings<D::Config>>,
 ) -> anyhow::Result<()> {
+    // First of all: a reload that is asked for before anybody listens would end the process.
+    let runtime = runtime()?;
+    let mut signals = Signals::listen(&runtime)?;
     let (mut running, mut process, warnings) = read_settings(&args.layers(), validate)?;
     if args.check_config {
         say_good(&warnings);
         return Ok(());
     }
     let log = Log::start(&process.log, &warnings);
-    let runtime = runtime()?;
-    let mut signals = Signals::listen(&runtime)?;
+    raise_descriptor_limit();
     let dir = match D::cache_config(&mut process.config) {
         Some(cache) => {
             let dir = CacheDir::open(&cache.dir)?;
@@ -86,6 +89,18 @@ fn run<D: Daemon, R: Raw + Clone>(
         None => runtime.shutdown_background(),
     }
     served
+}
+
+/// As many descriptors as this process may have: a shell gives a thousand, and each client takes one.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        warn!(%error, "the limit of open files stays at {:?}: {error}", limit.current);
+    }
 }
 
 /// Starts a daemon with its admin port.

@@ -89,7 +89,7 @@ pub(crate) struct RawMirror {
     /// What is left free on the disk [1G]
     #[arg(long, value_name = "SIZE")]
     pub cache_min_free: Option<String>,
-    /// How much content a second is looked through for damage, each blob once a day; 0: none [4M]
+    /// How much content a second is looked through for damage, no blob more than once a day; 0: none [4M]
     #[arg(long, value_name = "SIZE")]
     pub cache_scrub: Option<String>,
     /// How old a tag's last check upstream may be [30s]
@@ -222,7 +222,7 @@ pub(crate) struct RawPeer {
     /// What is left free on the disk [1G]
     #[arg(long, value_name = "SIZE")]
     pub cache_min_free: Option<String>,
-    /// How much content a second is looked through for damage, each blob once a day; 0: none [4M]
+    /// How much content a second is looked through for damage, no blob more than once a day; 0: none [4M]
     #[arg(long, value_name = "SIZE")]
     pub cache_scrub: Option<String>,
     /// What to log, as in RUST_LOG [info]

@@ -227,7 +227,7 @@ impl Shared {
     }
 
     fn forget(&self, removal: &Removal) -> Result<(), IndexError> {
-        self.write(Durability::Synced, |transaction| {
+        let written = self.write(Durability::Synced, |transaction| {
             for (at, tag) in &removal.tags {
                 names::delete_tag(transaction, at, tag)?;
             }
@@ -241,8 +241,9 @@ impl Shared {
                 catalog::delete_sources(transaction, blob)?;
             }
             Ok(())
-        })?;
+        });
+        // Also when the disk has not taken it: it may be gone all the same.
         locked(&self.known).changed();
-        Ok(())
+        written
     }
 }

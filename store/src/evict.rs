@@ -51,6 +51,8 @@ impl Store {
     /// [`StoreError::Index`] and [`StoreError::Io`]; a file that cannot be removed is logged and stays.
     pub async fn sweep(&self) -> Result<Swept, StoreError> {
         self.run(|shared| {
+            // It is told of again when it is still so.
+            locked(&shared.state).trouble = None;
             shared.write_batch(Durability::Synced);
             let mut swept = Swept::default();
             shared.sweep_unused(&mut swept)?;
@@ -196,7 +198,9 @@ impl Shared {
             warn!(blob.digest = %digest, error = &error as &dyn std::error::Error, "failed to delete the row of {digest}");
         }
         let mut state = locked(&self.state);
-        let live = state.live.remove(digest);
+        // What passes through is not of what is on the disk.
+        let is_passing = state.live.get(digest).is_some_and(|live| live.fill.is_passing());
+        let live = (!is_passing).then(|| state.live.remove(digest)).flatten();
         let entry = state.ledger.remove(digest);
         drop(state);
         // Dropped after the lock, for whatever its drop may lock.

@@ -13,6 +13,8 @@ use crate::{blocking::blocking, files::OpenFile};
 
 /// What is looked at to tell whether a file is in memory: the kernel reads ahead by half of this or more.
 const PROBE_STRIDE: u64 = 256 * 1024;
+/// What is copied at once where nothing can be sent without.
+const COPIED_BYTES: usize = 16 * 1024;
 /// What is read at once to bring a file into memory.
 const SCRATCH_BYTES: usize = 128 * 1024;
 
@@ -56,7 +58,6 @@ impl Extent {
         blocking(move || read_through(file.as_ref(), range)).await?
     }
 
-    /// A file system that cannot tell counts as one that never waits.
     fn is_resident(&self) -> bool {
         let Some(file) = self.file.descriptor() else {
             return true;
@@ -71,7 +72,8 @@ impl Extent {
                 offset,
                 ReadWriteFlags::NOWAIT,
             );
-            !matches!(read, Err(Errno::AGAIN))
+            // Where the file system cannot tell, it is read in first.
+            read.is_ok()
         })
     }
 
@@ -85,7 +87,20 @@ impl Extent {
             .descriptor()
             .ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
         let bytes = usize::try_from(self.len()).map_or(bytes_max, |len| len.min(bytes_max));
-        let sent = sendfile(socket, file, Some(&mut self.range.start), bytes)?;
+        match sendfile(socket, file, Some(&mut self.range.start), bytes) {
+            // A file system, or a sandbox, that has no such thing.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM) => self.copy_to(socket, bytes),
+            sent => Ok(sent?),
+        }
+    }
+
+    fn copy_to(&mut self, socket: BorrowedFd<'_>, bytes_max: usize) -> io::Result<usize> {
+        let mut bytes = [0; COPIED_BYTES];
+        let read = self
+            .file
+            .read_at(&mut bytes[..bytes_max.min(COPIED_BYTES)], self.range.start)?;
+        let sent = rustix::io::write(socket, &bytes[..read])?;
+        self.range.start += sent as u64;
         Ok(sent)
     }
 

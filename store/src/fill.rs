@@ -118,7 +118,7 @@ pub(crate) enum Claim {
     Have(PieceHash),
     /// Somebody else is writing that piece, or there is no room for it yet; wait for a change.
     Busy,
-    /// There is no room for it, unless the digest catches up: see [`Fill::catch_up`]. Then as `Busy`.
+    /// There is no room for it, unless others can go: see [`Fill::make_way`]. Then as `Busy`.
     Beyond,
     /// The caller writes it, and calls [`Fill::land`] or [`Fill::release`].
     Yours,
@@ -360,14 +360,21 @@ impl Fill {
 
     // Passing.
 
-    /// Somebody has a piece for which there is no room yet: hashes what it can, so that pieces may go. On a blocking thread.
-    pub(crate) fn catch_up(&self, index: u32, now: Duration) -> io::Result<()> {
+    /// Somebody has a piece for which there is no room yet: lets go what may go. On a blocking thread.
+    pub(crate) fn make_way(&self, index: u32, now: Duration) -> io::Result<()> {
         if let Some(window) = &mut locked(&self.state).window {
             window.want(index);
         }
-        self.advance(None, u32::MAX)?;
+        self.catch_up(None, now)
+    }
+
+    /// Hashes all that continues the prefix, and lets the window move. On a blocking thread.
+    pub(crate) fn catch_up(&self, fresh: Option<(u32, &Bytes)>, now: Duration) -> io::Result<()> {
+        let result = self.hash_on(&mut locked(&self.prefix), fresh, u32::MAX);
         self.slide(now);
-        Ok(())
+        // The room has grown, whether or not anything had to go for it.
+        self.changed();
+        result
     }
 
     /// A reader of a passing fill is at `piece`; `None` when that has passed.
@@ -466,9 +473,13 @@ impl Fill {
     /// Hashes on from the end of the contiguous prefix, at most `pieces_max` pieces; does nothing when somebody else is at
     /// it. `fresh` is a piece that need not be read back.
     pub(crate) fn advance(&self, fresh: Option<(u32, &Bytes)>, pieces_max: u32) -> io::Result<()> {
-        let Ok(mut prefix) = self.prefix.try_lock() else {
-            return Ok(());
-        };
+        match self.prefix.try_lock() {
+            Ok(mut prefix) => self.hash_on(&mut prefix, fresh, pieces_max),
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn hash_on(&self, prefix: &mut Prefix, fresh: Option<(u32, &Bytes)>, pieces_max: u32) -> io::Result<()> {
         for _ in 0..pieces_max {
             if let Some((_, bytes)) = fresh.filter(|(index, _)| *index == prefix.next) {
                 prefix.hasher.update(bytes);

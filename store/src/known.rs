@@ -51,6 +51,24 @@ impl Known {
         }
     }
 
+    /// One source was taken back in the index.
+    pub(crate) fn changed_source(&mut self, at: &Repository, digest: &Digest) {
+        self.epoch += 1;
+        if let Some(repositories) = self.sources.get_mut(digest)
+            && repositories.remove(at)
+        {
+            self.sources_count -= 1;
+        }
+    }
+
+    /// A manifest was written to the index, perhaps with another media type than before.
+    pub(crate) fn changed_manifest(&mut self, digest: &Digest) {
+        self.epoch += 1;
+        if let Some(manifest) = self.manifests.remove(digest) {
+            self.manifests_bytes -= manifest.bytes.len();
+        }
+    }
+
     /// A source was added to the index by a write that began at `before`.
     pub(crate) fn added_source(&mut self, before: Epoch, at: &Repository, digest: &Digest) {
         let alone = before == self.epoch();

@@ -87,7 +87,9 @@ impl Store {
                 names::put_manifest(transaction, &expected, &media_type, &bytes, now)?;
                 names::put_source(transaction, &at, &expected, now)
             })?;
-            locked(&shared.known).added_source(before, &at, &expected);
+            let mut known = locked(&shared.known);
+            known.added_source(before, &at, &expected);
+            known.changed_manifest(&expected);
             Ok(())
         })
         .await
@@ -231,7 +233,7 @@ impl Store {
             shared.write(Durability::Batched, |transaction| {
                 names::delete_source(transaction, &at, &digest)
             })?;
-            locked(&shared.known).changed();
+            locked(&shared.known).changed_source(&at, &digest);
             Ok(())
         })
         .await

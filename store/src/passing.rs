@@ -2,8 +2,8 @@
 //! window, and go.
 //!
 //! The window moves only when somebody has a piece beyond it, and never past a reader or past what the blob's digest has not
-//! seen yet. So the source is held up by the slowest reader; one that has stood still for [`LAG_MAX`] while others wait for it
-//! loses its seat. A fill without readers stands still.
+//! seen yet. So the source is held up by the slowest reader; one that has read nothing for [`LAG_MAX`] while another has read all
+//! that there is room for loses its seat. A fill without readers stands still.
 //!
 //! [`Window`] is pure: it says which pieces go, and owns none of them.
 
@@ -104,9 +104,7 @@ impl Window {
         let passed = self.place(piece) == Place::Passed;
         match self.seats.get_mut(&seat) {
             Some(seat) if !passed => {
-                if seat.piece != piece {
-                    *seat = Seat { piece, since: now };
-                }
+                *seat = Seat { piece, since: now };
                 true
             }
             _ => false,
@@ -129,8 +127,9 @@ impl Window {
     /// Moves on as far as it must and may; returns the pieces that go. `hashed`: the first piece that the digest lacks.
     pub(crate) fn slide(&mut self, hashed: u32, now: Duration) -> Range<u32> {
         let target = self.wanted_end.saturating_sub(self.count).min(hashed);
-        let ahead = self.seats.values().any(|seat| seat.piece > self.first);
-        if self.first < target && ahead {
+        // Somebody has read all that there is room for, and waits for those who have not.
+        let end = self.range().end;
+        if self.seats.values().any(|seat| seat.piece >= end) {
             self.seats
                 .retain(|_, seat| seat.piece >= target || now.saturating_sub(seat.since) < LAG_MAX);
         }

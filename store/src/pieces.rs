@@ -213,7 +213,7 @@ impl Filling {
                 Claim::Busy => changes.changed().await.expect("the sender is in our own handle"),
                 Claim::Beyond => {
                     let (handle, now) = (Arc::clone(&self.handle), self.now());
-                    blocking(move || handle.fill.catch_up(index, now)).await??;
+                    blocking(move || handle.fill.make_way(index, now)).await??;
                     if !changes.has_changed().unwrap_or(true) {
                         self.wait_for_way(&mut changes).await;
                     }
@@ -299,6 +299,9 @@ impl Filling {
             if end > range.start {
                 break end;
             }
+            if self.fill_state().has_passed(piece) {
+                return Err(ReadBlobError::Passed);
+            }
             waiting.get_or_insert_with(|| Waiting::new(&self.handle, piece));
             changes.changed().await.expect("the sender is in our own handle");
         };
@@ -365,6 +368,9 @@ impl Filling {
             if self.fill_state().has(index) {
                 return Ok(());
             }
+            if self.fill_state().has_passed(index) {
+                return Err(ReadBlobError::Passed);
+            }
             changes.changed().await.expect("the sender is in our own handle");
         }
     }
@@ -422,7 +428,12 @@ impl Claimed {
             write_all_at(fill.file().as_ref(), bytes, fill.map().range(self.index).start)?;
             fill.land(self.index, computed);
         }
-        if let Err(error) = fill.advance(Some((self.index, bytes)), ADVANCE_PIECES_MAX) {
+        let hashed = match fill.is_passing() {
+            // What is not hashed cannot go, and there may be no other write that would see to it.
+            true => fill.catch_up(Some((self.index, bytes)), self.handle.shared().clock.monotonic()),
+            false => fill.advance(Some((self.index, bytes)), ADVANCE_PIECES_MAX),
+        };
+        if let Err(error) = hashed {
             // Publishing reads that piece again, and says so if it cannot.
             debug!(blob.digest = %fill.digest(), error = &error as &dyn std::error::Error, "failed to read a piece back");
         }

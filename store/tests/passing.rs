@@ -165,6 +165,62 @@ async fn without_a_reader_a_passing_fill_takes_its_window_and_no_more() {
 }
 
 #[tokio::test]
+async fn a_reader_that_lost_its_seat_is_told_so_and_does_not_wait_for_ever() {
+    let story = Story::new();
+    let filling = story.begin().await;
+    let (slow, fast, writer) = (filling.clone(), filling.clone(), filling.clone());
+    let pieces: Vec<Bytes> = (0..story.map.count()).map(|index| story.piece(index)).collect();
+    let writing = tokio::spawn(async move {
+        for (index, piece) in (0..).zip(pieces) {
+            writer.write_piece(index, piece, None).await.unwrap();
+        }
+        writer.pass().await.unwrap();
+    });
+    assert!(!slow.read(0..10).await.unwrap().is_empty());
+    let mut at = 0;
+    while at < u64::from(WINDOW_PIECES) * PIECE {
+        at += fast.read(at..BLOB_BYTES).await.unwrap().len() as u64;
+    }
+    // The fast one has read all that there is room for, and the other reads nothing.
+    story.clock.advance(Duration::from_secs(31));
+    let rest = tokio::spawn(async move {
+        while at < BLOB_BYTES {
+            at += fast.read(at..BLOB_BYTES).await.unwrap().len() as u64;
+        }
+    });
+    rest.await.unwrap();
+    writing.await.unwrap();
+    assert!(matches!(slow.read(10..20).await, Err(ReadBlobError::Passed)));
+}
+
+#[tokio::test]
+async fn a_piece_that_comes_last_of_its_window_holds_up_nobody_after_it() {
+    let story = Story::new();
+    let filling = story.begin().await;
+    let reader = filling.clone();
+    let reading = tokio::spawn(async move { read_from(&reader, 0).await });
+    // All of the window but its first piece, then that, and nobody writes any more until there is room.
+    for index in (1..WINDOW_PIECES).chain([0]) {
+        filling.write_piece(index, story.piece(index), None).await.unwrap();
+    }
+    let mut changes = filling.changes();
+    let all = 0..story.map.count();
+    while filling.window().unwrap().start < WINDOW_PIECES - 1 {
+        changes.changed().await.unwrap();
+    }
+    assert_eq!(
+        filling.window().unwrap().end,
+        all.end,
+        "whoever asks what there is room for is told"
+    );
+    for index in WINDOW_PIECES..all.end {
+        filling.write_piece(index, story.piece(index), None).await.unwrap();
+    }
+    filling.pass().await.unwrap();
+    assert!(reading.await.unwrap() == story.content);
+}
+
+#[tokio::test]
 async fn a_passing_blob_with_another_digest_keeps_its_end_back() {
     let story = Story::new();
     let wrong = Digest::of(b"something else");

@@ -54,6 +54,25 @@ async fn a_flipped_byte_anywhere_is_found_and_the_blob_dropped() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_opened_is_an_error_and_stays() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), FakeClock::new());
+    let store = open(dir.path(), &clock);
+    let content = Content::pieces(1, 2);
+    content.publish(&store).await;
+    let file = path(dir.path(), &content);
+    std::fs::rename(&file, dir.path().join("aside")).unwrap();
+    // A folder of that name opens for nobody.
+    std::fs::create_dir(&file).unwrap();
+    assert!(store.verify(&content.digest, async |_| {}).await.is_err());
+    std::fs::remove_dir(&file).unwrap();
+    std::fs::rename(dir.path().join("aside"), &file).unwrap();
+    assert_eq!(
+        store.verify(&content.digest, async |_| {}).await.unwrap(),
+        Verified::Good
+    );
+}
+
+#[tokio::test]
 async fn the_scrub_begins_where_it_is_longest_ago_and_keeps_nothing_alive() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), FakeClock::new());
     let store = open(dir.path(), &clock);

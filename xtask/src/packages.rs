@@ -5,7 +5,7 @@ use anyhow::{Result, bail};
 use crate::shell;
 
 /// A program and the package that has it.
-const NEEDED: [(&str, &str); 7] = [
+const NEEDED: [(&str, &str); 8] = [
     ("docker-registry", "docker-registry"),
     ("containerd", "containerd"),
     ("runc", "runc"),
@@ -13,6 +13,7 @@ const NEEDED: [(&str, &str); 7] = [
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("nft", "nftables"),
+    ("curl", "curl"),
 ];
 
 /// What the benchmarks need besides. Where there is systemd, the package of nginx also starts one of its own, on port 80.

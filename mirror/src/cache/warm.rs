@@ -13,7 +13,7 @@ use piecemeal_proto::{
     Descriptor, Digest, Manifest, Platform, Reference, offered_platforms,
     wire::{self, report::Report},
 };
-use piecemeal_store::{Filling, Presence, Repository};
+use piecemeal_store::{FillFailure, Filling, Presence, Repository};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
@@ -35,8 +35,9 @@ const BLOBS_AT_ONCE: usize = 4;
 /// How long the source may not answer at all.
 const OPEN_PATIENCE: Duration = Duration::from_secs(30);
 const OPEN_AGAIN: Duration = Duration::from_millis(500);
-/// How long a blob may stand still.
-const STALL_MAX: Duration = Duration::from_secs(60);
+/// How long a blob may come no further by a whole piece: four at once, of 4 MiB, over half a megabit. What really stands still
+/// ends by itself before.
+const STALL_MAX: Duration = Duration::from_secs(300);
 const TELL_EVERY: Duration = Duration::from_millis(250);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -174,7 +175,7 @@ async fn warm(cache: &Cache, plan: &Plan, image: Named<'_>, out: &Out) -> Result
         image: name.to_owned(),
         digest: resolved.digest,
         blobs: resolved.blobs.len() as u64,
-        bytes: resolved.blobs.iter().map(|blob| blob.size).sum(),
+        bytes: resolved.blobs.iter().fold(0, |sum, blob| blob.size.saturating_add(sum)),
     })
     .await?;
     let fetch = |blob| fetch_and_tell(cache, image, blob, out).boxed();
@@ -334,6 +335,10 @@ async fn open(cache: &Cache, at: &Repository, digest: &Digest) -> Result<OpenBlo
 /// Waits until all of a blob is here. It comes by itself: nothing is read, so that no piece goes before a client's.
 async fn follow(cache: &Cache, filling: Filling, telling: Telling<'_>) -> Result<Result<(), String>, Gone> {
     if filling.is_passing() {
+        // Nobody else reads it: its place is for those who do.
+        if !filling.has_readers() {
+            filling.abandon(FillFailure::Stopped).await;
+        }
         return Ok(Err(
             "there is no room to keep it (--cache-quota, --cache-min-free)".to_owned()
         ));

@@ -162,7 +162,8 @@ impl<'a> Pour<'a> {
                 true => 1,
                 false => self.seat.share(missing_bytes(filling), busy),
             };
-            let wanted = filling.wanted();
+            // Somebody who waits for something further on waits until it has its turn: there is no room for it before.
+            let wanted = filling.wanted().filter(|_| !filling.is_passing());
             // Somebody who waits does not wait for a segment to end.
             let allowed =
                 share + usize::from(self.plan.lacks(wanted) && self.receiving == self.lanes.len() && share > 1);

@@ -1,7 +1,7 @@
 //! Answers with a blob or a range of it, streamed as it lands, and sent from its file where the connection can. A failure after the first byte ends the body short of its
 //! length, so that the client resumes.
 
-use std::ops::Range;
+use std::{net::IpAddr, ops::Range, time::Instant};
 
 use axum::{
     body::Body,
@@ -20,7 +20,7 @@ use super::{
     error::coded,
     range::{Asked, asked},
 };
-use crate::{OpenBlob, pulls::BlobPull};
+use crate::{OpenBlob, Suspicions, pulls::BlobPull};
 
 /// How the bytes of a body go out.
 pub(super) struct Way {
@@ -28,6 +28,9 @@ pub(super) struct Way {
     pub(super) outlet: Option<Outlet>,
     /// Of whatever has to be read.
     pub(super) budget: Budget,
+    pub(super) client: Option<IpAddr>,
+    /// Of what is complete here.
+    pub(super) suspicions: Option<Suspicions>,
     /// Told of what goes out.
     pub(super) pull: BlobPull,
 }
@@ -53,6 +56,9 @@ pub(super) fn respond(open: OpenBlob, digest: &Digest, range: Option<&HeaderValu
         let message =
             "there is no room to keep the blob, and its beginning has passed; ask the registry itself, or again later";
         return coded(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", message);
+    }
+    if range.start == 0 {
+        way.noted(|suspicions, client| suspicions.asks(client, digest, Instant::now()));
     }
     let mut response = headers(status, digest, range.end - range.start);
     if status == StatusCode::PARTIAL_CONTENT {
@@ -88,14 +94,18 @@ fn headers(status: StatusCode, digest: &Digest, length: u64) -> axum::http::resp
 }
 
 fn body(open: OpenBlob, digest: Digest, range: Range<u64>, way: Way) -> Body {
+    let is_whole = range == (0..open.blob_bytes());
     let parts = stream::try_unfold((open, range, way), move |(mut open, range, way)| async move {
         if range.is_empty() {
+            if is_whole {
+                way.noted(|suspicions, client| suspicions.has(client, &digest, Instant::now()));
+            }
             return Ok::<Option<(Bytes, _)>, ReadBlobError>(None);
         }
-        let frame = way
-            .next(&mut open, &range)
-            .await
-            .inspect_err(|error| debug!(blob.digest = %digest, %error, "a client's stream of {digest} ends early"))?;
+        let frame = way.next(&mut open, &range).await.inspect_err(|error| {
+            debug!(blob.digest = %digest, %error, "a client's stream of {digest} ends early");
+            way.noted(|suspicions, _| suspicions.suspect(&digest, Instant::now()));
+        })?;
         way.pull.sent(frame.len());
         let rest = range.start + frame.len() as u64..range.end;
         Ok(Some((frame, (open, rest, way))))
@@ -104,6 +114,12 @@ fn body(open: OpenBlob, digest: Digest, range: Range<u64>, way: Way) -> Body {
 }
 
 impl Way {
+    fn noted(&self, note: impl FnOnce(&Suspicions, IpAddr)) {
+        if let (Some(suspicions), Some(client)) = (&self.suspicions, self.client) {
+            note(suspicions, client);
+        }
+    }
+
     /// What goes out next, for the beginning of `range`.
     async fn next(&self, open: &mut OpenBlob, range: &Range<u64>) -> Result<Bytes, ReadBlobError> {
         if let Some(outlet) = &self.outlet

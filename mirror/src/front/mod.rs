@@ -14,7 +14,6 @@ mod range;
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::Instant,
 };
 
 use axum::{
@@ -53,7 +52,7 @@ pub struct Front {
     pub names: UpstreamNames,
     /// Counts and tells what clients pull.
     pub pulls: Pulls,
-    /// Told who asks for what is complete here.
+    /// Told who asks for what is complete here, and gets it.
     pub suspicions: Suspicions,
     pub admission: Admission,
 }
@@ -165,16 +164,16 @@ impl Front {
             },
             Endpoint::Blob(at, digest) => match self.content.blobs.open(caller, &at, &digest).await {
                 Ok(open) => {
-                    let (local, range) = (matches!(open, OpenBlob::Complete(_)), headers.get(header::RANGE));
-                    if let Some(client) = connection.client.filter(|_| local && range.is_none()) {
-                        self.suspicions.asks(client, &digest, Instant::now());
-                    }
+                    let local = matches!(open, OpenBlob::Complete(_));
                     let way = Way {
                         outlet: connection.outlet,
                         budget: connection.budget,
+                        client: connection.client,
+                        // What is still on its way is hashed as it comes.
+                        suspicions: local.then(|| self.suspicions.clone()),
                         pull: self.pulls.blob(connection.client, &at, local),
                     };
-                    blob::respond(open, &digest, range, way)
+                    blob::respond(open, &digest, headers.get(header::RANGE), way)
                 }
                 Err(error) => {
                     self.pulls.count(Kind::Blob, Outcome::of(&error));

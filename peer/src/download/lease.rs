@@ -82,7 +82,7 @@ impl Parts {
         let ended = self.fetch_pieces(&filling, fetch).await;
         // Pieces that were on their way already are left out above. Only what is here may be called done: the scheduler
         // offers it to others.
-        let have = filling.landed();
+        let have = filling.have();
         let all_here = (lease.first..lease.first.saturating_add(lease.count)).all(|piece| have.contains(piece));
         if ended.outcome == Outcome::Done && !all_here {
             Outcome::Cancelled.into()

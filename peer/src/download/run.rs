@@ -1,6 +1,7 @@
 //! The task behind a download: all of its I/O, none of its decisions (`mode`, `window`).
 
 use std::{
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -98,8 +99,8 @@ struct Download {
     refused_since: Option<Instant>,
     /// No request of our own before then: the last one failed.
     direct_after: Instant,
-    /// Where the window began that the scheduler was told of.
-    told: Option<u32>,
+    /// The window that the scheduler was told of.
+    told: Option<Range<u32>>,
     /// When somebody was last seen reading.
     read_at: Instant,
 }
@@ -300,14 +301,22 @@ impl Download {
         let Some(window) = self.filling.window() else {
             return;
         };
+        let Some(told) = &self.told else {
+            return self.tell_window(window);
+        };
         let step = (window.end - window.start).div_ceil(WINDOW_STEPS);
-        let moved = self.told.is_none_or(|told| window.start >= told + step);
-        // The end of the blob is in sight: the last step is a shorter one.
-        let last = window.end == self.filling.map().count() && self.told.is_none_or(|told| told < window.start);
-        if moved || last {
-            self.told = Some(window.start);
-            self.report(self.want());
+        let landed = self.filling.landed();
+        // Of what it was told of nothing is missing: it has no lease to give.
+        let is_done = || told.clone().all(|piece| landed.contains(piece));
+        if window.start >= told.start + step || (window.start > told.start && is_done()) {
+            self.tell_window(window);
         }
+    }
+
+    fn tell_window(&mut self, window: Range<u32>) {
+        self.told = Some(window);
+        self.parts.live.renew(self.filling.digest(), self.want());
+        self.report(self.want());
     }
 
     async fn publish(&mut self) -> Result<Arrived, PullError> {
