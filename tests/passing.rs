@@ -2,9 +2,9 @@
 
 mod support;
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, thread, time::Duration};
 
-use support::{Cluster, HOST, Image, Request, Site};
+use support::{Cluster, HOST, Image, MIRROR_IP, Request, Site};
 
 const MIB: usize = 1 << 20;
 /// Larger than the window through which it passes.
@@ -112,4 +112,36 @@ fn a_mirror_without_room_passes_on_what_it_cannot_keep() {
     // The nodes have room, and the next pull needs nobody.
     cluster.site.block_wan();
     pull_everywhere(&cluster, &image);
+}
+
+#[test]
+fn more_blobs_than_may_pass_at_a_time_wait_for_each_other_and_none_is_refused() {
+    let site = Site::builder().nodes(0).wan_mbit(50);
+    let cluster = Cluster::cold_with(site, |options| {
+        let floor = ["--cache-min-free", "4000000G"].map(str::to_owned);
+        options.mirror.extra_args.extend(floor);
+    });
+    let image = Image::new("library/many", "v1").layer_bytes(&[MIB; 10]);
+    cluster.registry.push(&image);
+    let answers: Vec<_> = thread::scope(|scope| {
+        let pull = |digest: &str| {
+            let target = format!("/v2/library/many/blobs/{digest}?ns={HOST}");
+            Request::get((MIRROR_IP, 65011).into(), &target)
+                .send_from(cluster.site.mirror())
+                .expect("the mirror answers")
+        };
+        let pulls = image
+            .layers()
+            .iter()
+            .map(|layer| scope.spawn(move || pull(&layer.digest)));
+        let pulls: Vec<_> = pulls.collect();
+        pulls
+            .into_iter()
+            .map(|pull| pull.join().expect("a pull ends"))
+            .collect()
+    });
+    for (answer, layer) in answers.iter().zip(image.layers()) {
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert_eq!(answer.body, layer.bytes);
+    }
 }

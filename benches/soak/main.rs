@@ -148,7 +148,7 @@ fn main() -> ExitCode {
             Duration::from_secs(300)
         },
     );
-    report::print_slopes(&daemons, &NEVER_ENDED, end);
+    let grew = report::print_slopes(&daemons, &NEVER_ENDED, end);
     println!("what the logs say:");
     for watched in &daemons {
         report::print_complaints(watched);
@@ -160,12 +160,21 @@ fn main() -> ExitCode {
             }
         }
     }
-    verdict(&tally, amiss)
+    verdict(&tally, amiss, &grew)
 }
 
-fn verdict(tally: &Tally, mut amiss: Vec<String>) -> ExitCode {
+fn verdict(tally: &Tally, mut amiss: Vec<String>, grew: &[&str]) -> ExitCode {
     amiss.extend(tally.notes());
     println!("\nverdict");
+    // No failure: an allocator keeps what its owner has given back, and gets to its high-water mark slowly.
+    if grew.is_empty() {
+        println!("memory: no growth stands out of the noise");
+    } else {
+        println!(
+            "memory: {} grew; what their allocators have in use tells a leak from a high-water mark",
+            grew.join(", ")
+        );
+    }
     if amiss.is_empty() && read(&tally.pulls) > 0 {
         println!("good: every pull succeeded, every byte was right, every quota was kept, and nothing was left behind");
         return ExitCode::SUCCESS;

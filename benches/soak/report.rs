@@ -8,6 +8,9 @@ use crate::watched::{DAMAGED, EVICTED, FAILED, KEPT, PASSED, Sample, UPSTREAM_BY
 const WARM_UP: Duration = Duration::from_secs(180);
 /// A slope over less says nothing.
 const LIFE_MIN: Duration = Duration::from_secs(120);
+/// A minute.
+const RSS_KIB_NOTICEABLE: f64 = 64.0;
+const DESCRIPTORS_NOTICEABLE: f64 = 0.2;
 
 pub(crate) fn print_table(daemons: &[Watched], slice: Duration) {
     println!("RSS in MiB and descriptors: first/median/last/max of each slice; threads: max");
@@ -50,8 +53,9 @@ fn figures(samples: &[Sample], of: impl Fn(&Sample) -> f64, decimals: usize) -> 
     all.map(|value| format!("{value:.decimals$}")).join(" / ")
 }
 
-/// Slopes over the present life of each daemon, without its first minutes.
-pub(crate) fn print_slopes(daemons: &[Watched], never_ended: &[&str], end: Duration) {
+/// Slopes over the present life of each daemon, without its first minutes; returns who grew.
+pub(crate) fn print_slopes(daemons: &[Watched], never_ended: &[&str], end: Duration) -> Vec<&'static str> {
+    let mut grew = Vec::new();
     println!(
         "slopes by least squares over the last life, without its first {} s",
         WARM_UP.as_secs()
@@ -72,18 +76,22 @@ pub(crate) fn print_slopes(daemons: &[Watched], never_ended: &[&str], end: Durat
         let points = |of: fn(&Sample) -> u64| samples.iter().map(|sample| (sample.at, of(sample) as f64)).collect();
         let rss = Slope::of(points(|sample| sample.rss_kib));
         let descriptors = Slope::of(points(|sample| sample.descriptors));
+        if rss.grows(RSS_KIB_NOTICEABLE) || descriptors.grows(DESCRIPTORS_NOTICEABLE) {
+            grew.push(watched.name);
+        }
         println!(
             "  {:<10} {kind}, {} s: RSS {:+.0} KiB/min (error {:.0}): {}; descriptors {:+.2}/min (error {:.2}): {}",
             watched.name,
             life.as_secs(),
             rss.per_minute,
             rss.error,
-            rss.in_words(64.0),
+            rss.in_words(RSS_KIB_NOTICEABLE),
             descriptors.per_minute,
             descriptors.error,
-            descriptors.in_words(0.2)
+            descriptors.in_words(DESCRIPTORS_NOTICEABLE)
         );
     }
+    grew
 }
 
 /// What a minute adds, by least squares, and the standard error of that.
@@ -112,12 +120,12 @@ impl Slope {
     }
 
     /// Above `noticeable` by more than chance explains, or not.
+    fn grows(&self, noticeable: f64) -> bool {
+        self.per_minute - 2.0 * self.error > noticeable
+    }
+
     fn in_words(&self, noticeable: f64) -> &'static str {
-        if self.per_minute - 2.0 * self.error > noticeable {
-            "GROWS"
-        } else {
-            "flat"
-        }
+        if self.grows(noticeable) { "GROWS" } else { "flat" }
     }
 }
 

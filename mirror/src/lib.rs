@@ -38,7 +38,7 @@ pub use cache::{
 pub use caller::{Caller, Credential};
 pub use config::{CacheConfig, MirrorConfig, UpstreamConfig};
 pub use error::{ANSWER_TIMEOUT, MANIFEST_TIMEOUT, PullError, SOURCE_TIMEOUT};
-pub use fill::{FillObserver, UpstreamBlobs};
+pub use fill::{FillObserver, UpstreamBlobs, pass};
 pub use front::{Admission, Front, UpstreamNames, error_response, front_router};
 pub use identity::NodeIdentity;
 pub use lists::{List, ListQuery};

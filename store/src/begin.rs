@@ -6,6 +6,7 @@
 use std::{io, sync::Arc};
 
 use piecemeal_proto::{Digest, FillId, PieceMap};
+use tokio::sync::OwnedSemaphorePermit;
 use tracing::{debug, warn};
 
 use crate::{
@@ -244,10 +245,18 @@ impl Shared {
 
 impl Shared {
     /// Makes the first handle of a passing fill. Nobody else sees one that offers nothing.
-    pub(crate) fn attach_passing(self: &Arc<Self>, fill: Arc<Fill>, offer: Offer) -> Filling {
+    pub(crate) fn attach_passing(
+        self: &Arc<Self>,
+        fill: Arc<Fill>,
+        place: OwnedSemaphorePermit,
+        offer: Offer,
+    ) -> Filling {
         let handle = Arc::new(Handle {
             fill: Arc::clone(&fill),
-            held: Held::Nothing(Arc::clone(self)),
+            held: Held::Nothing {
+                shared: Arc::clone(self),
+                place,
+            },
         });
         if offer == Offer::Pieces {
             let digest = *fill.digest();

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use piecemeal_proto::Digest;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{fill::Fill, lock::locked, quota::Generation, store::Shared};
 
@@ -68,23 +69,27 @@ pub(crate) struct Handle {
 pub(crate) enum Held {
     /// Its space on the disk.
     Space(Pin),
-    /// Nothing: it is a passing one.
-    Nothing(Arc<Shared>),
+    /// Nothing: it is a passing one, and has a place among the few of those.
+    Nothing {
+        shared: Arc<Shared>,
+        #[expect(dead_code, reason = "the place is given back when this is dropped")]
+        place: OwnedSemaphorePermit,
+    },
 }
 
 impl Handle {
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         match &self.held {
             Held::Space(pin) => pin.shared(),
-            Held::Nothing(shared) => shared,
+            Held::Nothing { shared, .. } => shared,
         }
     }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        if let Held::Nothing(shared) = &self.held {
-            shared.forget_passing(&self.fill);
+        if let Held::Nothing { shared, .. } = &self.held {
+            shared.forget_live(&self.fill);
         }
     }
 }

@@ -16,6 +16,7 @@ use std::{
 };
 
 use piecemeal_proto::{Digest, FillId, PieceMap};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
     BeginFillError, Filling, Store, files::OpenFile, fill::Fill, gate::GateGuard, lock::locked, store::Shared,
@@ -24,7 +25,7 @@ use crate::{
 /// The memory of one passing fill, in bytes: enough pieces of any size for leases two deep, and for peers to trade in.
 const WINDOW_BYTES: u64 = 32 * 1024 * 1024;
 /// The most passing fills at a time.
-const PASSING_MAX: usize = 4;
+pub(crate) const PASSING_MAX: usize = 4;
 /// How long a reader may hold up the others.
 const LAG_MAX: Duration = Duration::from_secs(30);
 
@@ -221,10 +222,13 @@ impl OpenFile for MemoryFile {
 
 impl Store {
     /// Begins a fill whose blob is not kept, for one that there is no room for: see [`BeginFillError::NoSpace`]. Joins the
-    /// one under way, if that is offered too. Ends with [`Filling::pass`], and is gone with its last handle. Cancel safe.
+    /// one under way, if that is offered too. Ends with [`Filling::pass`], and is gone with its last handle.
+    ///
+    /// Waits for its turn while there are [`PASSING_MAX`] of them, for as long as the caller has patience: each is here only
+    /// as long as it is read, and a client that is refused goes elsewhere over the WAN. Cancel safe.
     ///
     /// # Errors
-    /// [`BeginFillError`]: `NoSpace` also when there are too many of them.
+    /// [`BeginFillError`], but for `NoSpace`.
     pub async fn begin_passing(
         &self,
         digest: &Digest,
@@ -232,8 +236,14 @@ impl Store {
         fill: Option<FillId>,
         offer: Offer,
     ) -> Result<Filling, BeginFillError> {
+        // Whoever joins takes no place.
+        if let Some(filling) = self.shared.join(digest, map, fill)? {
+            return Ok(filling);
+        }
+        let place = Arc::clone(&self.shared.passing).acquire_owned().await;
+        let place = place.expect("nobody closes the semaphore");
         let gate = self.shared.gates.enter(digest).await;
-        self.run(move |shared| shared.begin_passing(&gate, map, fill, offer))
+        self.run(move |shared| shared.begin_passing(&gate, place, map, fill, offer))
             .await
     }
 }
@@ -242,6 +252,7 @@ impl Shared {
     fn begin_passing(
         self: &Arc<Self>,
         gate: &GateGuard,
+        place: OwnedSemaphorePermit,
         map: PieceMap,
         id: Option<FillId>,
         offer: Offer,
@@ -250,25 +261,8 @@ impl Shared {
         if let Some(filling) = self.join(digest, map, id)? {
             return Ok(filling);
         }
-        {
-            let mut state = locked(&self.state);
-            if state.passing >= PASSING_MAX {
-                return Err(BeginFillError::NoSpace {
-                    needed: map.blob_bytes(),
-                    quota_bytes: state.limits.quota_bytes,
-                    free_bytes: 0,
-                });
-            }
-            state.passing += 1;
-        }
         let fill = Fill::passing(*digest, map, id.unwrap_or_else(|| self.new_fill()));
-        Ok(self.attach_passing(Arc::new(fill), offer))
-    }
-
-    /// The last handle of a passing fill is gone.
-    pub(crate) fn forget_passing(&self, fill: &Arc<Fill>) {
-        locked(&self.state).passing -= 1;
-        self.forget_live(fill);
+        Ok(self.attach_passing(Arc::new(fill), place, offer))
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use piecemeal_proto::{Digest, FillId, NodeId, PieceMap};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-use tokio::sync::broadcast;
+use tokio::sync::{Semaphore, broadcast};
 
 use crate::{
     IndexError,
@@ -27,6 +27,7 @@ use crate::{
     layout::Layout,
     lock::locked,
     open::{Env, OpenStoreError, StoreConfig, claim},
+    passing::PASSING_MAX,
     quota::{Kind, Ledger},
     recover::recover,
 };
@@ -49,6 +50,8 @@ pub(crate) struct Shared {
     /// Held while space is looked for, so that two fills never count on the same bytes.
     pub(crate) reserving: Mutex<()>,
     pub(crate) state: Mutex<State>,
+    /// The places of fills whose blob is not kept.
+    pub(crate) passing: Arc<Semaphore>,
     /// Folders of blobs that a power cut would not take: 512 at the most.
     pub(crate) durable_dirs: Mutex<HashSet<PathBuf>>,
     pub(crate) evictions: broadcast::Sender<Digest>,
@@ -68,8 +71,6 @@ pub(crate) struct State {
     pub(crate) live: HashMap<Digest, Live>,
     pub(crate) touched: Touched,
     pub(crate) limits: Limits,
-    /// Fills whose blob is not kept.
-    pub(crate) passing: usize,
     /// Why the last fill that should have had room had none.
     pub(crate) trouble: Option<String>,
     /// When the last batch was written, by the monotonic clock.
@@ -164,10 +165,10 @@ impl Store {
                     free_bytes_min: config.free_bytes_min,
                     ttl: config.ttl,
                 },
-                passing: 0,
                 trouble: None,
                 batched_at: monotonic,
             }),
+            passing: Arc::new(Semaphore::new(PASSING_MAX)),
             durable_dirs: Mutex::default(),
             evictions: broadcast::Sender::new(EVICTIONS_MAX),
             counters: Counters::default(),

@@ -29,6 +29,8 @@ use crate::{
 
 /// How long upstream may send nothing new before a fill is given up.
 const FILL_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a blob that there is no room for waits for others to have passed.
+const PASSING_PATIENCE: Duration = Duration::from_secs(10);
 /// The largest blob whose size nobody states that is taken: it has to be held in memory until its end shows the size.
 const UNSIZED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -254,16 +256,10 @@ impl UpstreamBlobs {
     async fn reserve(&self, digest: &Digest, map: PieceMap) -> Result<Filling, PullError> {
         match self.store.begin(digest, map, None).await {
             Ok(filling) => Ok(filling),
-            Err(error @ BeginFillError::NoSpace { .. }) => {
+            // Or the disk is full in fact, whatever it said before, or broken.
+            Err(error @ (BeginFillError::NoSpace { .. } | BeginFillError::Io(_))) => {
                 warn!(blob.digest = %digest, %error, "{digest} is passed on without being kept: {error}");
-                let passing = self.store.begin_passing(digest, map, None, Offer::Nothing).await;
-                passing.map_err(|error| PullError::Unavailable(error.to_string()))
-            }
-            // The disk is full in fact, whatever it said before, or broken.
-            Err(BeginFillError::Io(error)) => {
-                warn!(blob.digest = %digest, %error, "{digest} is passed on without being kept: {error}");
-                let passing = self.store.begin_passing(digest, map, None, Offer::Nothing).await;
-                passing.map_err(|error| PullError::Store(error.to_string()))
+                pass(&self.store, digest, map, None, Offer::Nothing).await
             }
             Err(error) => Err(PullError::Store(error.to_string())),
         }
@@ -336,6 +332,27 @@ impl UpstreamBlobs {
             Err(error) => Err(PullError::Store(error.to_string())),
         }
     }
+}
+
+/// Begins to pass a blob on that there is no room for, as soon as not too many others do.
+///
+/// # Errors
+/// [`PullError::Unavailable`] when none of those ends soon; [`PullError::Store`].
+pub async fn pass(
+    store: &Store,
+    digest: &Digest,
+    map: PieceMap,
+    fill: Option<FillId>,
+    offer: Offer,
+) -> Result<Filling, PullError> {
+    let begun = tokio::time::timeout(PASSING_PATIENCE, store.begin_passing(digest, map, fill, offer)).await;
+    let begun = begun.map_err(|_| {
+        PullError::Unavailable("there is no room for the blob, and too many others pass through already".to_owned())
+    })?;
+    begun.map_err(|error| match error {
+        BeginFillError::Conflict { .. } => PullError::Unavailable(error.to_string()),
+        error => PullError::Store(error.to_string()),
+    })
 }
 
 fn too_slow(at: &Repository, digest: &Digest) -> PullError {

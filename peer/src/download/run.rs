@@ -7,7 +7,7 @@ use std::{
 };
 
 use piecemeal_mirror::{
-    Announcer, Arrived, Caller, Destination, NodeBlob, Origin, PullError, Traffic, Transfer, UpstreamBlobs, lost,
+    Announcer, Arrived, Caller, Destination, NodeBlob, Origin, PullError, Traffic, Transfer, UpstreamBlobs, lost, pass,
 };
 use piecemeal_proto::{
     Digest,
@@ -196,8 +196,7 @@ impl Parts {
             }
             Err(error @ (BeginFillError::NoSpace { .. } | BeginFillError::Io(_))) => {
                 warn!(blob.digest = %digest, %error, "{digest} passes through this node without being kept: {error}");
-                let passing = self.store.begin_passing(digest, map, Some(fill), Offer::Pieces).await;
-                let passing = passing.map_err(|error| PullError::Unavailable(error.to_string()));
+                let passing = pass(&self.store, digest, map, Some(fill), Offer::Pieces).await;
                 passing.map(Begun::Filling)
             }
             Err(error) => Err(PullError::Store(error.to_string())),
