@@ -97,9 +97,6 @@ fn body(open: OpenBlob, digest: Digest, range: Range<u64>, way: Way) -> Body {
     let is_whole = range == (0..open.blob_bytes());
     let parts = stream::try_unfold((open, range, way), move |(mut open, range, way)| async move {
         if range.is_empty() {
-            if is_whole {
-                way.noted(|suspicions, client| suspicions.has(client, &digest, Instant::now()));
-            }
             return Ok::<Option<(Bytes, _)>, ReadBlobError>(None);
         }
         let frame = way.next(&mut open, &range).await.inspect_err(|error| {
@@ -108,6 +105,10 @@ fn body(open: OpenBlob, digest: Digest, range: Range<u64>, way: Way) -> Body {
         })?;
         way.pull.sent(frame.len());
         let rest = range.start + frame.len() as u64..range.end;
+        // Nobody asks for more once the stated length is there.
+        if is_whole && rest.is_empty() {
+            way.noted(|suspicions, client| suspicions.has(client, &digest, Instant::now()));
+        }
         Ok(Some((frame, (open, rest, way))))
     });
     Body::from_stream(parts)
