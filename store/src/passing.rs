@@ -224,7 +224,7 @@ impl Store {
     /// Begins a fill whose blob is not kept, for one that there is no room for: see [`BeginFillError::NoSpace`]. Joins the
     /// one under way, if that is offered too. Ends with [`Filling::pass`], and is gone with its last handle.
     ///
-    /// Waits for its turn while there are [`PASSING_MAX`] of them, for as long as the caller has patience: each is here only
+    /// Waits for its turn while there are four of them, for as long as the caller has patience: each is here only
     /// as long as it is read, and a client that is refused goes elsewhere over the WAN. Cancel safe.
     ///
     /// # Errors

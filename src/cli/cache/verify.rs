@@ -13,7 +13,7 @@ use crate::{
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct VerifyArgs {
-    /// Images, or the digests of blobs [everything]
+    /// Images, or the digests of blobs; none: everything
     #[arg(value_name = "NAME")]
     names: Vec<String>,
     #[command(flatten)]
