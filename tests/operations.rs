@@ -120,6 +120,17 @@ fn blocks() -> Vec<String> {
         .collect()
 }
 
+fn bytes_below(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => bytes_below(&entry.path()),
+            Ok(metadata) => metadata.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}
+
 #[test]
 fn the_commands_of_the_operations_guide_work_in_their_order() {
     let blocks = blocks();
@@ -129,10 +140,25 @@ fn the_commands_of_the_operations_guide_work_in_their_order() {
     assert_eq!(all.matches("```sh").count(), blocks.len(), "a block that nobody runs");
     let machine = Machine::new();
     let registry = DockerRegistry::start(&machine.netns, REGISTRY);
-    registry.push(&Image::new("library/app", "v1").layer_bytes(&[2_000_000, 50_000]));
+    let image = Image::new("library/app", "v1").layer_bytes(&[2_000_000, 50_000]);
+    registry.push(&image);
     machine.run("systemctl start piecemeal-mirror");
+    let image_bytes = image.total_bytes();
+    let mut seen = Vec::new();
     for block in blocks {
         machine.run(&block);
+        let kept = bytes_below(&machine.here.join("lib/mirror/blobs"));
+        for (command, expected) in [
+            ("cache warm", image_bytes),
+            ("systemctl restart", image_bytes),
+            ("rm -rf", 0),
+        ] {
+            if block.contains(command) {
+                assert_eq!(kept, expected, "bytes kept after {block}");
+                seen.push(command);
+            }
+        }
     }
+    assert_eq!(seen, ["cache warm", "systemctl restart", "rm -rf"]);
     machine.run("systemctl stop piecemeal-mirror");
 }

@@ -33,7 +33,7 @@ pub enum BeginFillError {
     #[error("the blob is being filled as {fill} in pieces of {piece_bytes} bytes", piece_bytes = map.piece_bytes())]
     Conflict { fill: FillId, map: PieceMap },
     /// What is not in use would not make room for it. Pass the blob on without keeping it.
-    #[error("no space for {needed} bytes (quota {quota_bytes:?}, {free_bytes} bytes free on disk)")]
+    #[error("no space for {needed} bytes (quota {quota}, {free_bytes} bytes free on disk)", quota = quota_text(*quota_bytes))]
     NoSpace {
         needed: u64,
         quota_bytes: Option<u64>,
@@ -268,6 +268,11 @@ impl Shared {
         }
         Filling::new(handle)
     }
+}
+
+/// A quota as people read it.
+fn quota_text(quota_bytes: Option<u64>) -> String {
+    quota_bytes.map_or_else(|| "none".to_owned(), |bytes| format!("{bytes} bytes"))
 }
 
 /// Takes over each piece of the row whose bytes have their hash; returns the others.

@@ -183,7 +183,12 @@ async fn a_disk_without_room_is_told_of_until_there_is_room_again() {
     assert_eq!(store.trouble(), None, "it is the blob that is too large");
     store.set_limits(None, u64::MAX, DAY);
     assert!(store.begin(&content.digest, content.map, None).await.is_err());
-    assert!(store.trouble().unwrap().contains("no space for 8192 bytes"));
+    assert!(
+        store
+            .trouble()
+            .unwrap()
+            .contains("no space for 8192 bytes (quota none, ")
+    );
     store.set_limits(None, 0, DAY);
     content.publish(&store).await;
     assert_eq!(store.trouble(), None);
