@@ -1,0 +1,1 @@
+//! The admission webhook: which images of a pod are pulled through the swarm, and what the pod needs for it.
