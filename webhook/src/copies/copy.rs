@@ -17,6 +17,8 @@ const SOURCE: &str = "piecemeal.dev/copy-of";
 const REGISTRIES: &str = "piecemeal.dev/copy-registries";
 /// What the copy was made from: a hash of its own content, in hexadecimal.
 const CONTENT_HASH: &str = "piecemeal.dev/copy-hash";
+/// Since when no pod names the copy, RFC 3339. A copy that is taken into use again is written without it.
+pub(crate) const UNUSED_SINCE: &str = "piecemeal.dev/copy-unused-since";
 /// What Kubernetes allows a Secret's name.
 const NAME_BYTES_MAX: usize = 253;
 /// Where the source's name stands in a template.
@@ -24,7 +26,7 @@ const PLACE: &str = "{secret}";
 
 /// How copies are made.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CopySettings {
+pub(crate) struct CopySettings {
     pub naming: Naming,
     pub name: CopyName,
     /// Whether entries that are for no accelerated registry are carried along.
@@ -156,6 +158,7 @@ impl Copy {
         existing["type"] == self.form.secret_type()
             && existing["data"][self.form.field()] == *self.content
             && existing["data"].as_object().is_some_and(|data| data.len() == 1)
+            && metadata["annotations"].get(UNUSED_SINCE).is_none()
             && metadata["annotations"][CONTENT_HASH] == *self.hash()
             && metadata["annotations"][REGISTRIES].as_str().map(split).as_ref() == Some(&self.registries)
             && metadata["labels"][COPY_LABEL] == "true"

@@ -11,7 +11,7 @@ pub const DISABLED: &str = "disabled";
 
 /// Who speaks, and in whose words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Asked {
+pub(crate) struct Asked {
     /// The label that decides, out of [`LABELS`].
     pub label: &'static str,
     pub is_by_pod: bool,

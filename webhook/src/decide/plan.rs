@@ -14,7 +14,7 @@ use crate::copies::keyring::Keyring;
 
 /// What decides about pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rules {
+pub(crate) struct Rules {
     pub registries: Registries,
     pub naming: Naming,
     pub requires_secret: RequiresSecret,
