@@ -103,10 +103,10 @@ impl Cluster {
     /// # Errors
     /// [`ClusterError::Conflict`]: there is one of that name already.
     pub async fn create(&self, path: &str, object: &Value, is_dry_run: bool) -> Result<Value, ClusterError> {
-        let query = if is_dry_run { "?dryRun=All" } else { "" };
+        let dry_run = if is_dry_run { "&dryRun=All" } else { "" };
         self.ask(
             Method::POST,
-            &format!("{path}{query}"),
+            &format!("{path}?fieldManager={FIELD_MANAGER}{dry_run}"),
             Some(object),
             "application/json",
         )
@@ -119,7 +119,8 @@ impl Cluster {
     /// # Errors
     /// [`ClusterError::Conflict`]: it has changed since.
     pub(crate) async fn replace(&self, path: &str, object: &Value) -> Result<Value, ClusterError> {
-        let answer = self.ask(Method::PUT, path, Some(object), "application/json").await?;
+        let path = format!("{path}?fieldManager={FIELD_MANAGER}");
+        let answer = self.ask(Method::PUT, &path, Some(object), "application/json").await?;
         answer.ok_or_else(|| ClusterError::Conflict(format!("{path} is gone")))
     }
 
