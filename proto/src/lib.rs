@@ -2,6 +2,7 @@
 //!
 //! Pure: no I/O, no clock, no randomness of its own.
 
+pub mod accelerated;
 mod digest;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;

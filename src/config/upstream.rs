@@ -164,17 +164,23 @@ fn parse_upstream(text: &str) -> Result<(String, Url), String> {
             "{text:?} is not NAME=URL, such as docker.io=https://registry-1.docker.io"
         ));
     };
-    let host = name.strip_prefix("*.").unwrap_or(name);
-    if !is_registry(host) || (host.len() < name.len() && !host.contains('.')) {
+    let suffix = name.strip_prefix('*');
+    if !suffix.map_or_else(|| is_registry(name), is_pattern_suffix) {
         return Err(format!(
-            "{name:?} is not the host or host:port of a registry, nor *. and a domain"
+            "{name:?} is not the host or host:port of a registry, nor a * and the rest of one, as in *.example.com or *-vpc.example.com"
         ));
     }
     let url = field::parse_registry(url)?;
-    if host.len() == name.len() && url.host_str().is_some_and(|host| host.contains('*')) {
+    if suffix.is_none() && url.host_str().is_some_and(|host| host.contains('*')) {
         return Err(format!("{url} has a * that {name} gives no meaning to"));
     }
     Ok((name.to_owned(), url))
+}
+
+/// What may follow the `*` of a name: the rest of the first label, if any, and a domain that is more than a top-level one.
+fn is_pattern_suffix(suffix: &str) -> bool {
+    let domain = suffix.split_once('.').map_or("", |(_, domain)| domain);
+    suffix.starts_with(['.', '-']) && is_registry(&format!("x{suffix}")) && domain.contains('.')
 }
 
 /// `NAME=VALUE` each, for an upstream that there is.
@@ -228,13 +234,14 @@ mod tests {
                 "docker.io=https://registry-1.docker.io",
                 "docker.io=https://mirror.example.com/docker.io",
                 "*.cr.aliyuncs.com=https://*.cr.aliyuncs.com",
+                "*-vpc.cn-hangzhou.cr.aliyuncs.com=https://*.cn-hangzhou.cr.aliyuncs.com",
             ]),
             credentials: texts(&["docker.io=docker-config:/root/.docker/config.json"]),
             serve_site: texts(&["docker.io"]),
             ..UpstreamTexts::default()
         };
         let upstreams = read.validate(&mut problems).unwrap();
-        assert_eq!(upstreams.len(), 2);
+        assert_eq!(upstreams.len(), 3);
         assert_eq!(upstreams[0].urls.len(), 2);
         assert!(upstreams[0].serves_site && upstreams[0].credentials.is_some());
         assert_eq!(upstreams[1].name, "*.cr.aliyuncs.com");

@@ -2,7 +2,6 @@
 //!
 //! It parses, asks the traits behind it and answers; it decides nothing about where content comes from.
 
-mod accelerated;
 mod blob;
 mod budget;
 mod error;

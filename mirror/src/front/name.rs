@@ -11,13 +11,10 @@ use axum::{
     body::Body,
     http::{Response, StatusCode},
 };
-use piecemeal_proto::{Digest, Reference, RepositoryName};
+use piecemeal_proto::{Digest, Reference, RepositoryName, accelerated};
 use piecemeal_store::Repository;
 
-use super::{
-    accelerated,
-    error::{coded, error_response},
-};
+use super::error::{coded, error_response};
 use crate::{ListQuery, PullError, upstream::matches_pattern};
 
 /// The upstreams that may be named.

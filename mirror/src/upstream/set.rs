@@ -120,7 +120,7 @@ struct Set {
     maker: Maker,
 }
 
-/// A name that begins with `*.`, and its registries.
+/// A name that begins with `*`, and its registries.
 struct Pattern {
     config: UpstreamConfig,
     http: reqwest::Client,
@@ -196,7 +196,7 @@ impl Upstreams {
         };
         for config in configs {
             let http = http(config)?;
-            if config.name.starts_with("*.") {
+            if config.name.starts_with('*') {
                 let config = config.clone();
                 let limits = Limits::default();
                 set.patterns.push(Pattern { config, http, limits });
@@ -282,7 +282,7 @@ impl Maker {
     }
 }
 
-/// `*.example.com` stands for every name that ends with `.example.com`.
+/// `*.example.com` stands for every name that ends with `.example.com`, and `*-vpc.example.com` for its `-vpc` ones.
 pub(crate) fn matches_pattern(pattern: &str, name: &str) -> bool {
     pattern
         .strip_prefix('*')
