@@ -25,6 +25,9 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- with $context.pool }}
 piecemeal.dev/pool: {{ .slug }}
 {{- end }}
+{{- with $context.peer }}
+piecemeal.dev/peer: {{ . }}
+{{- end }}
 {{- end }}
 
 {{/* [context, component]: the metadata that every object has, below its name. */}}

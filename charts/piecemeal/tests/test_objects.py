@@ -13,7 +13,7 @@ from chart import CI_VALUES, KUBERNETES, configurations, containers, key, pods, 
 # Objects of operators, of which Kubernetes has no schema.
 OPERATORS = ("monitoring.coreos.com/", "cert-manager.io/", "grafana.integreatly.org/")
 # Pods that touch the node; the others have to satisfy the standard `restricted`.
-ON_NODES = ("peer", "node", "node-without-peer", "clean")
+ON_NODES = ("peer", "node", "clean")
 
 
 @functools.cache
