@@ -5,6 +5,7 @@ use std::{future::Future, net::SocketAddr};
 use piecemeal_mirror::{Cache, CacheConfig, Mirror, MirrorConfig};
 use piecemeal_peer::{Peer, PeerConfig};
 use piecemeal_scheduler::{Scheduler, SchedulerConfig};
+use piecemeal_webhook::{Webhook, WebhookConfig};
 use prometheus_client::registry::Registry;
 use serde_json::Value;
 
@@ -107,6 +108,17 @@ daemon!(
     cache: |peer| Some(peer.cache()),
     cache_config: |config| Some(&mut config.cache),
     claims: |config| claims(&config.listen, config.piece_listen, &config.cache)
+);
+
+daemon!(
+    Webhook,
+    WebhookConfig,
+    "webhook",
+    // Its only live setting is its process's: the log.
+    apply: |_, _| {},
+    cache: |_| None,
+    cache_config: |_| None,
+    claims: |config| vec![("--listen", config.listen.to_string())]
 );
 
 fn claims(listen: &[SocketAddr], piece_listen: SocketAddr, cache: &CacheConfig) -> Vec<(&'static str, String)> {

@@ -1,4 +1,4 @@
-//! `piecemeal mirror`, `scheduler` and `peer`: one daemon, its admin port and its signals.
+//! `piecemeal mirror`, `scheduler`, `peer` and `webhook`: one daemon, its admin port and its signals.
 
 use std::io::IsTerminal;
 
@@ -6,6 +6,7 @@ use anyhow::{Context, anyhow};
 use piecemeal_mirror::Mirror;
 use piecemeal_peer::Peer;
 use piecemeal_scheduler::Scheduler;
+use piecemeal_webhook::Webhook;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     runtime::Runtime,
@@ -17,7 +18,7 @@ use tracing_subscriber::EnvFilter;
 use super::{DaemonArgs, cache_dir::CacheDir, read_settings, runtime};
 use crate::{
     admin::Admin,
-    config::{Changes, DaemonSettings, Layers, Problems, Raw, RawMirror, RawPeer, RawScheduler, Settings},
+    config::{Changes, DaemonSettings, Layers, Problems, Raw, RawMirror, RawPeer, RawScheduler, RawWebhook, Settings},
     daemon::Daemon,
 };
 
@@ -31,6 +32,10 @@ pub(super) fn run_scheduler(args: DaemonArgs<RawScheduler>) -> anyhow::Result<()
 
 pub(super) fn run_peer(args: DaemonArgs<RawPeer>) -> anyhow::Result<()> {
     run::<Peer, _>(args, RawPeer::validate)
+}
+
+pub(super) fn run_webhook(args: DaemonArgs<RawWebhook>) -> anyhow::Result<()> {
+    run::<Webhook, _>(args, RawWebhook::validate)
 }
 
 type Validate<R, T> = fn(R, &mut Problems) -> Option<T>;

@@ -20,7 +20,8 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::runtime::Runtime;
 
 use crate::config::{
-    ConfigProblemsError, Layers, Problems, Raw, RawMirror, RawPeer, RawScheduler, RawUp, Settings, load, mark_live,
+    ConfigProblemsError, Layers, Problems, Raw, RawMirror, RawPeer, RawScheduler, RawUp, RawWebhook, Settings, load,
+    mark_live,
 };
 
 /// Runs the command that the arguments name.
@@ -75,6 +76,8 @@ enum Command {
     Scheduler(DaemonArgs<RawScheduler>),
     /// Run a node's peer: containerd pulls from it
     Peer(DaemonArgs<RawPeer>),
+    /// Run the admission webhook of a Kubernetes cluster: it gives labelled pods' images their accelerated names
+    Webhook(DaemonArgs<RawWebhook>),
     /// Print a script that makes a shell complete these commands
     Completions(generate::CompletionsArgs),
     /// Write the man pages of these commands
@@ -88,6 +91,7 @@ fn cli() -> clap::Command {
         .mut_subcommand("mirror", mark_live::<RawMirror>)
         .mut_subcommand("scheduler", mark_live::<RawScheduler>)
         .mut_subcommand("peer", mark_live::<RawPeer>)
+        .mut_subcommand("webhook", mark_live::<RawWebhook>)
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
@@ -100,6 +104,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Mirror(args) => daemon::run_mirror(args),
         Command::Scheduler(args) => daemon::run_scheduler(args),
         Command::Peer(args) => daemon::run_peer(args),
+        Command::Webhook(args) => daemon::run_webhook(args),
         Command::Completions(args) => generate::completions(&args, cli()),
         Command::Man(args) => generate::man(&args, cli()),
     }

@@ -14,9 +14,10 @@ mod raw;
 mod size;
 mod upstream;
 mod validate;
+mod webhook;
 
 pub(crate) use layers::{CONFIG_VARIABLE, Changes, Layers, Raw, Settings, load, mark_live};
 pub(crate) use problems::{ConfigProblemsError, Problems};
-pub(crate) use raw::{RawMirror, RawPeer, RawScheduler, RawUp};
+pub(crate) use raw::{RawMirror, RawPeer, RawScheduler, RawUp, RawWebhook};
 pub(crate) use size::parse_size;
 pub(crate) use validate::{DaemonSettings, SiteOfOne, UpSettings, site_of_one};

@@ -244,6 +244,80 @@ impl Raw for RawPeer {
     ];
 }
 
+/// `piecemeal webhook`.
+#[derive(Args, Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RawWebhook {
+    /// Where the API server asks, over HTTPS [0.0.0.0:65015]
+    #[arg(long, value_name = "IP:PORT")]
+    pub listen: Option<String>,
+    /// Where metrics and health are served [0.0.0.0:65016]
+    #[arg(long, value_name = "IP:PORT")]
+    pub admin_listen: Option<String>,
+    /// What is accelerated: a host, a pattern such as *.example.com, cri-xxx or cri-xxx=host1+host2; may repeat
+    #[arg(long, value_name = "REGISTRY")]
+    pub registry: Option<Vec<String>>,
+    /// The region of instances whose hosts are not given; empty: any []
+    #[arg(long, value_name = "REGION")]
+    pub region: Option<String>,
+    /// How an image's name says that it is accelerated [rename]
+    #[arg(long, value_name = "rename|mirror|localhost")]
+    pub name_style: Option<String>,
+    /// The port of the nodes' peers, as it stands in accelerated names [65001]
+    #[arg(long, value_name = "PORT")]
+    pub peer_port: Option<String>,
+    /// Whether an image without a pull secret stays as it is; auto: where its registry was named by an instance's id [auto]
+    #[arg(long, value_name = "auto|true|false")]
+    pub require_pull_secret: Option<String>,
+    /// What the copy of a pull secret is called [acr-credential-{secret}-p2p]
+    #[arg(long, value_name = "TEMPLATE")]
+    pub secret_name: Option<String>,
+    /// Whether copies also carry credentials for registries that are not accelerated [false]
+    #[arg(long, value_name = "true|false")]
+    pub keep_unrelated: Option<String>,
+    /// How long a copy stays that no pod names [24h]
+    #[arg(long, value_name = "DURATION")]
+    pub secrets_keep: Option<String>,
+    /// A namespace whose pull secrets may be read; none: all; may repeat
+    #[arg(long, value_name = "NAME")]
+    pub secrets_namespaces: Option<Vec<String>>,
+    /// A namespace whose pods are left alone, besides the webhook's own; may repeat [kube-system, kube-public, kube-node-lease]
+    #[arg(long, value_name = "NAME")]
+    pub exclude_namespaces: Option<Vec<String>>,
+    /// The webhook's own namespace
+    #[arg(long, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// What the names of its own objects begin with [piecemeal]
+    #[arg(long, value_name = "NAME")]
+    pub release: Option<String>,
+    /// Its MutatingWebhookConfiguration [piecemeal]
+    #[arg(long, value_name = "NAME")]
+    pub webhook_configuration: Option<String>,
+    /// The Service that the API server reaches it by [piecemeal-webhook]
+    #[arg(long, value_name = "NAME")]
+    pub service: Option<String>,
+    /// own: a certificate authority of its own, renewed by itself; files: renewed by somebody else [own]
+    #[arg(long, value_name = "own|files")]
+    pub certificates: Option<String>,
+    /// Where tls.crt and tls.key are, with --certificates files
+    #[arg(long, value_name = "DIR")]
+    pub certificates_dir: Option<String>,
+    /// Another name that its own certificate is for; may repeat
+    #[arg(long, value_name = "NAME")]
+    pub certificate_name: Option<Vec<String>>,
+    /// Where it records the registries that it has accelerated [<release>-hosts]
+    #[arg(long, value_name = "NAME")]
+    pub hosts_config_map: Option<String>,
+    /// What to log, as in RUST_LOG [info]
+    #[arg(long, value_name = "FILTER")]
+    pub log: Option<String>,
+}
+
+impl Raw for RawWebhook {
+    const DEFAULTS: &'static str = include_str!("defaults/webhook.toml");
+    const LIVE: &'static [&'static str] = &["log"];
+}
+
 /// `piecemeal up`.
 #[derive(Args, Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(default, deny_unknown_fields)]

@@ -6,6 +6,7 @@
 //! | a site with WAN, LAN and nodes | [`Site`] |
 //! | everything running on it | [`Cluster`] |
 //! | an image | [`Image`] |
+//! | a Kubernetes without nodes | [`KubeApi`] |
 //! | an upstream | [`DockerRegistry`], or [`FakeUpstream`] and its [`Behaviour`]s |
 //! | a client | [`Containerd`], [`skopeo`], those of a [`Home`], or bare HTTP with [`Request`] |
 //! | the product | [`Mirror`], [`Scheduler`], [`Peer`] |
@@ -25,6 +26,7 @@ mod containerd;
 mod home;
 mod http;
 mod image;
+mod kube;
 mod netns;
 mod outcome;
 mod piecemeal;
@@ -45,6 +47,7 @@ pub use self::{
     home::Home,
     http::{Headers, Request, Response, read_head},
     image::{Blob, CONFIG, INDEX, Image, LAYER, MANIFEST, architecture, sha256},
+    kube::{ApiError, Identity, KubeApi, KubeClient, KubeOptions, wait_until},
     netns::Netns,
     outcome::CommandOutcome,
     piecemeal::{

@@ -44,15 +44,19 @@ pub fn run(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// A client that `cargo xtask test` has built, in the version pinned there.
+/// A program that `cargo xtask` has built, in the version pinned there.
 ///
 /// # Panics
 /// When it is not there.
 pub fn go_tool(name: &str) -> PathBuf {
-    let version = match name {
-        "crane" => versions::CRANE,
-        "oras" => versions::ORAS,
-        "containerd" | "ctr" => versions::CONTAINERD,
+    let (version, command) = match name {
+        "crane" => (versions::CRANE, "test"),
+        "oras" => (versions::ORAS, "test"),
+        "containerd" | "ctr" => (versions::CONTAINERD, "test"),
+        "kube-apiserver" | "kube-controller-manager" | "kubectl" => (versions::KUBERNETES, "kube-assets"),
+        "etcd" => (versions::ETCD, "kube-assets"),
+        "helm" => (versions::HELM, "kube-assets"),
+        "crictl" => (versions::CRICTL, "kube-assets"),
         other => panic!("no version of {other} is pinned"),
     };
     let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
@@ -61,7 +65,7 @@ pub fn go_tool(name: &str) -> PathBuf {
     let file = cache.join(format!("piecemeal/tools/bin/{name}-{version}"));
     assert!(
         file.is_file(),
-        "{} is missing: `cargo xtask test` builds it",
+        "{} is missing: `cargo xtask {command}` builds it",
         file.display()
     );
     file

@@ -1,1 +1,30 @@
 //! The admission webhook: which images of a pod are pulled through the swarm, and what the pod needs for it.
+//!
+//! [`Webhook`] answers the API server. `decide` has the rules and is pure; `copies` keeps the pull secrets that accelerated images
+//! need; `certificates` and `leader` keep the rest going. Nothing here ever refuses a pod.
+
+mod certificates;
+mod cluster;
+mod config;
+mod copies;
+mod decide;
+mod events;
+mod hosts;
+mod leader;
+mod metrics;
+mod review;
+mod webhook;
+
+pub use certificates::keeper::CertificateSource;
+pub use cluster::{Cluster, ClusterError};
+pub use config::WebhookConfig;
+pub use copies::copy::CopyName;
+pub use decide::{
+    mode::{DISABLED, LABELS, P2P},
+    naming::{NameStyle, Naming},
+    plan::{RequiresSecret, Skip},
+    registries::Registries,
+};
+pub use hosts::HOSTS_FIELD;
+pub use review::server::{NAMESPACE_PATH, POD_PATH};
+pub use webhook::{StartError, Webhook};

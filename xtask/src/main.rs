@@ -1,11 +1,12 @@
 //! The project's own commands: `cargo xtask test`, `cargo xtask conformance`, `cargo xtask ci`, `cargo xtask bench`,
-//! `cargo xtask fuzz`, `cargo xtask package`.
+//! `cargo xtask fuzz`, `cargo xtask kube-assets`, `cargo xtask package`.
 
 mod bench;
 mod ci;
 mod conformance;
 mod fuzz;
 mod go_tools;
+mod kube_assets;
 mod package;
 mod packages;
 mod shell;
@@ -24,6 +25,8 @@ cargo xtask COMMAND
                 twenty minutes of pulls while daemons are killed, and a verdict
   fuzz [SECONDS [TARGET…]]
                 the fuzzer's targets, or those named, for a minute each or as long as told
+  kube-assets   builds a kube-apiserver, etcd and what else the tests of Kubernetes run (Go; ten minutes the first time), and
+                prints the KUBEBUILDER_ASSETS for others to find them; set, what that folder has is used instead
   package [PART…] [--target TRIPLE] [--binary FILE]
                 what is released, into target/package: binary, deb, image, or the parts named; for every machine that this
                 toolchain builds for, or the one named. --binary packages one that was built before
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         ["ci"] => ci::run(),
         ["bench", ref arguments @ ..] => bench::run(arguments),
         ["fuzz", ref arguments @ ..] => fuzz::run(arguments),
+        ["kube-assets"] => kube_assets::run(),
         ["package", ref arguments @ ..] => package::run(arguments),
         _ => {
             eprint!("{HELP}");

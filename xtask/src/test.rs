@@ -2,7 +2,10 @@
 
 use anyhow::{Result, ensure};
 
-use crate::{go_tools, packages, shell};
+use crate::{
+    go_tools::{self, CLIENTS},
+    kube_assets, packages, shell,
+};
 
 pub(crate) fn run() -> Result<()> {
     packages::install()?;
@@ -10,7 +13,8 @@ pub(crate) fn run() -> Result<()> {
         is_root(),
         "the end-to-end tests make network namespaces of their own and need root: run `sudo --preserve-env=PATH,HOME cargo xtask test`"
     );
-    go_tools::install()?;
+    go_tools::install(&CLIENTS)?;
+    kube_assets::install()?;
     // End-to-end tests share the machine's two cores with real containerds: one binary after the other, as cargo does.
     shell::run("cargo", &["test", "--workspace", "--all-features", "--locked"])
 }

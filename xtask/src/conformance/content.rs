@@ -111,7 +111,7 @@ fn lines(text: &str) -> Vec<String> {
 }
 
 fn run(client: &str, arguments: &[&str], folder: &Path) -> Result<String> {
-    let output = Command::new(go_tools::path(client)?)
+    let output = Command::new(go_tools::client(client)?)
         .args(arguments)
         .current_dir(folder)
         .output()

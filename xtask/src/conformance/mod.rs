@@ -19,7 +19,10 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use self::{content::Content, daemon::Daemon, report::Report, splitter::Splitter};
-use crate::{go_tools, packages, shell};
+use crate::{
+    go_tools::{self, CLIENTS},
+    packages, shell,
+};
 
 /// A run of the suite: what it talks to, and its settings.
 struct Mode<'a> {
@@ -30,7 +33,7 @@ struct Mode<'a> {
 
 pub(crate) fn run() -> Result<()> {
     packages::install()?;
-    go_tools::install()?;
+    go_tools::install(&CLIENTS)?;
     shell::run(
         "cargo",
         &["build", "--locked", "--package", "piecemeal", "--bin", "piecemeal"],
@@ -111,7 +114,7 @@ fn common() -> Vec<(&'static str, String)> {
 fn run_mode(mode: &Mode<'_>, results: &Path) -> Result<Report> {
     let results = results.join(mode.name);
     fs::create_dir_all(&results).context("cannot make a folder for the results")?;
-    let mut suite = Command::new(go_tools::path("oci-conformance")?);
+    let mut suite = Command::new(go_tools::client("oci-conformance")?);
     // Its own folder, so that no configuration file is picked up by chance.
     suite
         .current_dir(&results)

@@ -1,80 +1,46 @@
-//! Clients and a test suite that Debian does not have, or has too old: built by Go from pinned versions, once.
+//! Programs that Debian does not have, or has too old: built by Go from pinned versions, once.
 //!
 //! They lie outside the clone. A tool that is there is not built again, and none is found half built.
 
-mod versions;
+mod list;
+mod own_module;
+pub(crate) mod versions;
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 
+use self::list::Way;
+pub(crate) use self::list::{CLIENTS, KUBERNETES, Tool};
 use crate::shell;
 
-/// A program and how it is built.
-struct Tool {
-    name: &'static str,
-    /// The package of its `main`, whose last element is what Go calls the program.
-    package: &'static str,
-    version: &'static str,
-    tags: &'static str,
-}
-
-const TOOLS: [Tool; 5] = [
-    Tool {
-        name: "crane",
-        package: "github.com/google/go-containerregistry/cmd/crane",
-        version: versions::CRANE,
-        tags: "",
-    },
-    Tool {
-        name: "oras",
-        package: "oras.land/oras/cmd/oras",
-        version: versions::ORAS,
-        tags: "",
-    },
-    Tool {
-        name: "containerd",
-        package: "github.com/containerd/containerd/v2/cmd/containerd",
-        version: versions::CONTAINERD,
-        tags: CONTAINERD_TAGS,
-    },
-    Tool {
-        name: "ctr",
-        package: "github.com/containerd/containerd/v2/cmd/ctr",
-        version: versions::CONTAINERD,
-        tags: CONTAINERD_TAGS,
-    },
-    Tool {
-        name: "oci-conformance",
-        package: "github.com/opencontainers/distribution-spec/conformance",
-        version: versions::OCI_CONFORMANCE,
-        tags: "",
-    },
-];
-
-/// Without the snapshotters that need devices or C libraries.
-const CONTAINERD_TAGS: &str = "no_btrfs,no_devmapper,no_zfs";
-
-/// Builds what is missing.
+/// Builds those of the tools that are missing.
 ///
 /// # Errors
 /// Says what to install when there is no Go.
-pub(crate) fn install() -> Result<()> {
+pub(crate) fn install<'a>(tools: impl IntoIterator<Item = &'a Tool>) -> Result<()> {
     let bin = bin_dir()?;
     fs::create_dir_all(&bin).with_context(|| format!("cannot make {}", bin.display()))?;
-    for tool in TOOLS {
-        if !path(tool.name)?.is_file() {
-            build(&tool)?;
+    for tool in tools {
+        if !path(tool)?.is_file() {
+            build(tool).with_context(|| format!("cannot build {} {}", tool.name, tool.version))?;
         }
     }
     Ok(())
 }
 
 /// Where [`install`] puts a tool.
-pub(crate) fn path(name: &str) -> Result<PathBuf> {
-    let tool = TOOLS.iter().find(|tool| tool.name == name);
-    let version = tool.with_context(|| format!("no tool is named {name}"))?.version;
-    Ok(bin_dir()?.join(format!("{name}-{version}")))
+pub(crate) fn path(tool: &Tool) -> Result<PathBuf> {
+    Ok(bin_dir()?.join(format!("{}-{}", tool.name, tool.version)))
+}
+
+/// Like [`path`], for the client of this name.
+pub(crate) fn client(name: &str) -> Result<PathBuf> {
+    let client = CLIENTS.iter().find(|tool| tool.name == name);
+    path(client.with_context(|| format!("no client is named {name}"))?)
 }
 
 fn bin_dir() -> Result<PathBuf> {
@@ -82,22 +48,43 @@ fn bin_dir() -> Result<PathBuf> {
 }
 
 fn build(tool: &Tool) -> Result<()> {
-    if !shell::has("go") {
-        bail!(
-            "the end-to-end tests build {} with Go, and there is no `go` on the PATH: install Go 1.26 or newer and run this again",
-            TOOLS.map(|tool| tool.name).join(", ")
-        );
-    }
+    ensure!(
+        shell::has("go"),
+        "the end-to-end tests use programs that are built with Go, and there is no `go` on the PATH: install Go 1.26 or newer and run this again"
+    );
+    eprintln!(
+        "building {} {}: minutes the first time, then never again",
+        tool.name, tool.version
+    );
     // Built beside its place and then moved there: a build that is cut off leaves nothing that looks like a tool.
     let scratch = tempfile::tempdir_in(bin_dir()?).context("cannot make a folder among the tools")?;
-    let gobin = scratch.path().to_str().context("the cache folder's name is not text")?;
-    let package = format!("{}@{}", tool.package, tool.version);
-    let tags = format!("-tags={}", tool.tags);
-    shell::run_with(
-        "go",
-        &["install", "-trimpath", "-ldflags=-s -w", &tags, &package],
-        &[("GOBIN", gobin), ("CGO_ENABLED", "0")],
-    )?;
-    let built = tool.package.rsplit('/').next().unwrap_or(tool.name);
-    fs::rename(scratch.path().join(built), path(tool.name)?).with_context(|| format!("go has built no {built}"))
+    let built = match &tool.way {
+        Way::Install => install_into(scratch.path(), tool)?,
+        Way::OwnModule { module, siblings } => own_module::build(scratch.path(), tool, module, *siblings)?,
+    };
+    fs::rename(&built, path(tool)?).with_context(|| format!("go has built no {}", built.display()))
 }
+
+fn install_into(folder: &Path, tool: &Tool) -> Result<PathBuf> {
+    let [tags, ldflags] = build_flags(tool);
+    let package = format!("{}@{}", tool.package, tool.version);
+    let environment = [("GOBIN", text(folder)?), ENVIRONMENT[0], ENVIRONMENT[1]];
+    shell::run_with("go", &["install", "-trimpath", &tags, &ldflags, &package], &environment)?;
+    // What Go calls the program.
+    let name = tool.package.rsplit('/').next().unwrap_or(tool.name);
+    Ok(folder.join(name))
+}
+
+/// Its tags; and for the linker, no tables for debuggers, and the program's stamps.
+fn build_flags(tool: &Tool) -> [String; 2] {
+    let stamps = tool.stamps.iter().map(|(name, value)| format!(" -X {name}={value}"));
+    let ldflags = format!("-ldflags=-s -w{}", stamps.collect::<String>());
+    [format!("-tags={}", tool.tags), ldflags]
+}
+
+fn text(path: &Path) -> Result<&str> {
+    path.to_str().context("the cache folder's name is not text")
+}
+
+/// No C, so that the programs run everywhere; and no other Go than the one that is installed.
+const ENVIRONMENT: [(&str, &str); 2] = [("CGO_ENABLED", "0"), ("GOTOOLCHAIN", "local")];

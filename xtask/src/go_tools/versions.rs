@@ -1,4 +1,4 @@
-//! The versions of the clients that are built by Go. A tool's file is `<tools>/bin/<name>-<version>`, so that another
+//! The versions of the programs that are built by Go. A tool's file is `<tools>/bin/<name>-<version>`, so that another
 //! version is another file.
 //!
 //! Nothing but constants: whoever runs the tools may include this file.
@@ -9,3 +9,9 @@ pub(crate) const ORAS: &str = "v1.3.6";
 pub(crate) const CONTAINERD: &str = "v2.4.2";
 /// The suite as rewritten in April 2026 is in no release yet, hence a commit.
 pub(crate) const OCI_CONFORMANCE: &str = "v0.0.0-20260831232431-97274622c111";
+/// Of `kube-apiserver`, `kube-controller-manager` and `kubectl`. The Go module proxy has some releases without all of
+/// their parts; this one is whole.
+pub(crate) const KUBERNETES: &str = "v1.35.4";
+pub(crate) const ETCD: &str = "v3.6.13";
+pub(crate) const HELM: &str = "v3.22.0";
+pub(crate) const CRICTL: &str = "v1.34.0";

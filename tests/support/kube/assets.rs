@@ -1,0 +1,14 @@
+//! Where the programs of Kubernetes are: in the folder that `KUBEBUILDER_ASSETS` names, or else among the built ones.
+
+use std::{env, path::PathBuf};
+
+use super::super::tools::go_tool;
+
+/// One of etcd, kube-apiserver, kube-controller-manager, kubectl, helm, crictl.
+///
+/// # Panics
+/// When it is not there, with the command that builds it.
+pub(super) fn program(name: &str) -> PathBuf {
+    let given = env::var_os("KUBEBUILDER_ASSETS").map(|folder| PathBuf::from(folder).join(name));
+    given.filter(|file| file.is_file()).unwrap_or_else(|| go_tool(name))
+}

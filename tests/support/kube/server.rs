@@ -1,0 +1,332 @@
+//! The programs: etcd, the API server, the controllers; their keys, their start and their end.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use reqwest::Method;
+use serde_json::json;
+
+use super::{
+    super::{outcome::CommandOutcome, process::Process, scratch::ScratchDir},
+    assets::program,
+    caretaker::Caretaker,
+    client::{KubeClient, wait_until},
+    identity::Identity,
+};
+
+/// A running API server with its etcd.
+#[derive(Debug)]
+pub struct KubeApi {
+    // Programs first: fields are dropped in order, and the caretaker has nothing left to do after them.
+    controllers: Option<Process>,
+    apiserver: Process,
+    etcd: Process,
+    _caretaker: Caretaker,
+    url: String,
+    ca_pem: String,
+    admin: Identity,
+    scratch: ScratchDir,
+}
+
+#[derive(Debug)]
+pub struct KubeOptions {
+    /// Whether the controllers run: ownership, namespaces, service accounts, and workloads down to their pods.
+    pub controllers: bool,
+    /// For the API server, after ours.
+    pub apiserver_flags: Vec<String>,
+}
+
+impl Default for KubeOptions {
+    fn default() -> Self {
+        Self {
+            controllers: true,
+            apiserver_flags: Vec::new(),
+        }
+    }
+}
+
+impl KubeApi {
+    /// The one of this test binary, started by the first test that asks, with all options at their defaults.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<KubeApi> = OnceLock::new();
+        SHARED.get_or_init(|| Self::start(&KubeOptions::default()))
+    }
+
+    pub fn start(options: &KubeOptions) -> Self {
+        let scratch = ScratchDir::new();
+        let files = Files::create(&scratch.folder("kube"));
+        let [etcd_address, peers, address] = free_addresses();
+        let url = format!("https://{address}");
+
+        let etcd = Process::start("etcd", etcd(&files, etcd_address, peers), &files.log("etcd"));
+        let group = i32::try_from(etcd.pid()).expect("process ids are small");
+        let caretaker = Caretaker::watch(group, scratch.path());
+        let mut apiserver = apiserver(&files, etcd_address, address);
+        apiserver.args(&options.apiserver_flags).process_group(group);
+        let mut apiserver = Process::start("kube-apiserver", apiserver, &files.log("kube-apiserver"));
+
+        let mut client = KubeClient::new(&url, &files.ca_pem, ADMIN_TOKEN);
+        wait_until_ready(&client, &mut apiserver);
+        client.discover();
+        let admin = Identity::new(client, &url, &files.ca_pem, ADMIN_TOKEN, &files.folder, "admin");
+        let controllers = options.controllers.then(|| {
+            let mut command = controllers(&files, admin.kubeconfig());
+            command.process_group(group);
+            let log = files.log("kube-controller-manager");
+            Process::start("kube-controller-manager", command, &log)
+        });
+        Self {
+            controllers,
+            apiserver,
+            etcd,
+            _caretaker: caretaker,
+            url,
+            ca_pem: files.ca_pem,
+            admin,
+            scratch,
+        }
+    }
+
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Whom clients have to trust.
+    pub fn ca_pem(&self) -> &str {
+        &self.ca_pem
+    }
+
+    /// Somebody who may do everything.
+    pub fn admin(&self) -> &Identity {
+        &self.admin
+    }
+
+    /// A client that may do everything.
+    pub fn client(&self) -> &KubeClient {
+        self.admin.client()
+    }
+
+    /// A new namespace, whose name begins with `label`, with its `default` service account.
+    pub fn namespace(&self, label: &str) -> String {
+        static CREATED: AtomicU32 = AtomicU32::new(0);
+        let name = format!("{label}-{}", CREATED.fetch_add(1, Ordering::Relaxed));
+        self.create("v1", "Namespace", "", &name);
+        if self.controllers.is_some() {
+            wait_until(&format!("{name} has a service account"), || {
+                self.client().get("ServiceAccount", &name, "default")
+            });
+        } else {
+            self.create("v1", "ServiceAccount", &name, "default");
+        }
+        name
+    }
+
+    /// A new service account, which may do nothing until it is given a role, with a token of the API server's for an hour.
+    pub fn service_account(&self, namespace: &str, name: &str) -> Identity {
+        self.create("v1", "ServiceAccount", namespace, name);
+        self.identity_of(namespace, name)
+    }
+
+    /// The same for a service account that is there, as one of a chart.
+    pub fn identity_of(&self, namespace: &str, name: &str) -> Identity {
+        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token");
+        let request = json!({
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenRequest",
+            "spec": { "expirationSeconds": 3600 },
+        });
+        let granted = self.client().request(Method::POST, &path, Some(&request));
+        let granted = granted.unwrap_or_else(|error| panic!("a token for {namespace}/{name}: {error}"));
+        let token = granted["status"]["token"].as_str().expect("a token");
+        let (client, folder) = (self.client().with_token(token), self.scratch.path());
+        Identity::new(
+            client,
+            &self.url,
+            &self.ca_pem,
+            token,
+            folder,
+            &format!("{namespace}-{name}"),
+        )
+    }
+
+    /// Applies every object of a YAML text, as `kubectl apply` does.
+    ///
+    /// # Panics
+    /// With kubectl's own words, when one is refused.
+    pub fn apply_yaml(&self, yaml: &str) {
+        static APPLIED: AtomicU32 = AtomicU32::new(0);
+        let number = APPLIED.fetch_add(1, Ordering::Relaxed);
+        let file = self.scratch.path().join(format!("applied-{number}.yaml"));
+        fs::write(&file, yaml).expect("writing YAML");
+        let mut command = self.admin.kubectl(&["apply", "--server-side", "--filename"]);
+        CommandOutcome::of(command.arg(file), Instant::now()).expect_ok();
+    }
+
+    /// The end of what the programs said; for a test that failed without an idea why.
+    pub fn log_tail(&self) -> String {
+        let controllers = self.controllers.as_ref().map(Process::log_tail).unwrap_or_default();
+        self.apiserver.log_tail() + &controllers
+    }
+
+    fn create(&self, version: &str, kind: &str, namespace: &str, name: &str) {
+        let metadata = match namespace {
+            "" => json!({ "name": name }),
+            namespace => json!({ "name": name, "namespace": namespace }),
+        };
+        let object = json!({ "apiVersion": version, "kind": kind, "metadata": metadata });
+        let created = self.client().create(&object);
+        created.unwrap_or_else(|error| panic!("creating {kind} {name}: {error}"));
+    }
+}
+
+/// What the programs read, in one folder.
+struct Files {
+    folder: PathBuf,
+    ca_pem: String,
+}
+
+impl Files {
+    fn create(folder: &Path) -> Self {
+        let ca_key = KeyPair::generate().expect("generating a key");
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca_pem = params.self_signed(&ca_key).expect("signing a certificate").pem();
+        let issuer = Issuer::new(params, ca_key);
+
+        let key = KeyPair::generate().expect("generating a key");
+        let names = ["127.0.0.1", "localhost", "kubernetes.default.svc"].map(str::to_owned);
+        let mut params = CertificateParams::new(names).expect("the server's names");
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let certificate = params.signed_by(&key, &issuer).expect("signing a certificate").pem();
+
+        let accounts = KeyPair::generate().expect("generating a key");
+        let files = Self {
+            folder: folder.to_owned(),
+            ca_pem,
+        };
+        for (name, text) in [
+            (CA, files.ca_pem.clone()),
+            (CERTIFICATE, certificate),
+            (KEY, key.serialize_pem()),
+            (ACCOUNTS_KEY, accounts.serialize_pem()),
+            (ACCOUNTS_PUBLIC_KEY, accounts.public_key_pem()),
+            (TOKENS, format!("{ADMIN_TOKEN},admin,admin,system:masters\n")),
+        ] {
+            fs::write(folder.join(name), text).expect("writing the API server's files");
+        }
+        files
+    }
+
+    fn log(&self, program: &str) -> PathBuf {
+        self.folder.join(format!("{program}.log"))
+    }
+
+    /// The flag `--name=file`.
+    fn flag(&self, name: &str, file: &str) -> String {
+        format!("--{name}={}", self.folder.join(file).display())
+    }
+}
+
+fn etcd(files: &Files, clients: SocketAddr, peers: SocketAddr) -> Command {
+    let mut command = Command::new(program("etcd"));
+    command
+        .arg(files.flag("data-dir", "etcd"))
+        .arg(format!("--listen-client-urls=http://{clients}"))
+        .arg(format!("--advertise-client-urls=http://{clients}"))
+        .arg(format!("--listen-peer-urls=http://{peers}"))
+        .args(["--unsafe-no-fsync", "--log-level=warn"])
+        // The first of a group that the others join, so that one signal reaches all.
+        .process_group(0);
+    command
+}
+
+fn apiserver(files: &Files, etcd: SocketAddr, address: SocketAddr) -> Command {
+    let mut command = Command::new(program("kube-apiserver"));
+    command
+        .arg(format!("--etcd-servers=http://{etcd}"))
+        .arg(format!("--bind-address={}", address.ip()))
+        .arg(format!("--secure-port={}", address.port()))
+        // Else it looks for a default route, which a machine without a network has not.
+        .args(["--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none"])
+        .arg(files.flag("cert-dir", ""))
+        .arg(files.flag("tls-cert-file", CERTIFICATE))
+        .arg(files.flag("tls-private-key-file", KEY))
+        .arg(files.flag("client-ca-file", CA))
+        .arg(files.flag("token-auth-file", TOKENS))
+        .arg("--service-account-issuer=https://kubernetes.default.svc")
+        .arg(files.flag("service-account-key-file", ACCOUNTS_PUBLIC_KEY))
+        .arg(files.flag("service-account-signing-key-file", ACCOUNTS_KEY))
+        .args(["--authorization-mode=RBAC", "--allow-privileged=true"])
+        .arg("--service-cluster-ip-range=10.0.0.0/24")
+        // A webhook that is named by its Service is found by the endpoints, since nothing here forwards a Service's address.
+        .arg("--enable-aggregator-routing=true");
+    command
+}
+
+fn controllers(files: &Files, kubeconfig: &Path) -> Command {
+    let mut command = Command::new(program("kube-controller-manager"));
+    command
+        .arg(format!("--kubeconfig={}", kubeconfig.display()))
+        .arg(files.flag("service-account-private-key-file", ACCOUNTS_KEY))
+        .arg(files.flag("root-ca-file", CA))
+        .arg(format!("--controllers={}", CONTROLLERS.join(",")))
+        // It serves nobody, and there is no other that could lead.
+        .args(["--secure-port=0", "--leader-elect=false"]);
+    command
+}
+
+fn wait_until_ready(client: &KubeClient, apiserver: &mut Process) {
+    let deadline = Instant::now() + START_TIME_MAX;
+    while let Err(error) = client.request(Method::GET, "/readyz", None) {
+        assert!(
+            apiserver.is_running() && Instant::now() < deadline,
+            "the API server does not become ready: {error}"
+        );
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Loopback addresses that nobody listened on just now.
+fn free_addresses<const COUNT: usize>() -> [SocketAddr; COUNT] {
+    // All are held until the last is found: none is found twice.
+    let listeners = [(); COUNT].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listening on loopback"));
+    listeners.map(|listener| listener.local_addr().expect("a listener's address"))
+}
+
+/// Those whose work tests look at.
+const CONTROLLERS: [&str; 12] = [
+    "clusterrole-aggregation-controller",
+    "daemonset-controller",
+    "deployment-controller",
+    "garbage-collector-controller",
+    "job-controller",
+    "namespace-controller",
+    "replicaset-controller",
+    "root-ca-certificate-publisher-controller",
+    "serviceaccount-controller",
+    "serviceaccount-token-controller",
+    "statefulset-controller",
+    "ttl-after-finished-controller",
+];
+
+const ADMIN_TOKEN: &str = "tests-admin";
+const CA: &str = "ca.crt";
+const CERTIFICATE: &str = "apiserver.crt";
+const KEY: &str = "apiserver.key";
+const ACCOUNTS_KEY: &str = "service-accounts.key";
+const ACCOUNTS_PUBLIC_KEY: &str = "service-accounts.pub";
+const TOKENS: &str = "tokens.csv";
+/// On a machine that is busy with other builds it takes a while.
+const START_TIME_MAX: Duration = Duration::from_secs(120);

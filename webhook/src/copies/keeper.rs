@@ -1,0 +1,383 @@
+//! Tends the copies that there are: they follow their sources, come back when a pod still needs them, and go when none has named
+//! them for long.
+//!
+//! Events only say where to look. What is there is read anew each time, so that a missed event costs time and nothing else.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream::select_all};
+use k8s_openapi::{api::core::v1::Secret, jiff::Timestamp};
+use kube::{
+    Api, ResourceExt,
+    core::PartialObjectMeta,
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, Event, watcher},
+    },
+};
+use serde_json::{Value, json};
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior, interval},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::{
+    copy::{COPY_LABEL, UNUSED_SINCE, registries_of, source_of},
+    ensure::{Copier, NoCopyError},
+    keyring::Keyring,
+};
+use crate::{
+    cluster::{ClusterError, core_path},
+    decide::{image::Image, patch::read_record},
+    metrics::Written,
+};
+
+/// Changes that come together are looked at once.
+const SETTLE: Duration = Duration::from_millis(500);
+const TICK: Duration = Duration::from_millis(250);
+/// How often every namespace with a copy is looked at without an event.
+const EVERYTHING_EVERY: Duration = Duration::from_secs(10 * 60);
+/// How long a namespace waits that could not be read.
+const RETRY: Duration = Duration::from_secs(15);
+
+/// Tends copies while this replica leads.
+pub(crate) struct Keeper {
+    pub copier: Copier,
+    /// The namespaces whose secrets may be read; empty for all.
+    pub namespaces: BTreeSet<String>,
+    /// How long an unused copy stays.
+    pub keep: Duration,
+    pub leads: watch::Receiver<bool>,
+}
+
+/// Namespaces to look at, and when.
+#[derive(Debug, Default)]
+struct Agenda {
+    due: HashMap<String, Instant>,
+    /// When the first of the changes happened that are waiting.
+    since: HashMap<String, Instant>,
+    /// Where copies are or are missed.
+    known: BTreeSet<String>,
+}
+
+impl Agenda {
+    fn add(&mut self, namespace: &str, at: Instant) {
+        self.due.entry(namespace.to_owned()).or_insert(at);
+    }
+
+    fn changed(&mut self, namespace: &str, now: Instant) {
+        self.since.entry(namespace.to_owned()).or_insert(now);
+        self.add(namespace, now + SETTLE);
+    }
+
+    fn take_due(&mut self, now: Instant) -> Option<String> {
+        let namespace = self.due.iter().find(|(_, at)| **at <= now)?.0.clone();
+        self.due.remove(&namespace);
+        Some(namespace)
+    }
+
+    fn lag(&self, now: Instant) -> Duration {
+        let waits = self.since.values().map(|since| now.duration_since(*since));
+        waits.max().unwrap_or_default()
+    }
+}
+
+impl Keeper {
+    /// Until told to stop.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let running = async {
+            loop {
+                if self.leads.wait_for(|leads| *leads).await.is_err() {
+                    return;
+                }
+                let mut leads = self.leads.clone();
+                tokio::select! {
+                    () = self.tend() => {}
+                    _ = leads.wait_for(|leads| !leads) => {}
+                }
+            }
+        };
+        stop.run_until_cancelled(running).await;
+    }
+
+    async fn tend(&self) {
+        let mut events = select_all(self.watched().into_iter().map(|api| {
+            let stream = watcher(api, watcher::Config::default()).default_backoff();
+            stream.boxed()
+        }));
+        let mut agenda = Agenda::default();
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut next_round = Instant::now() + EVERYTHING_EVERY;
+        loop {
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(Ok(event)) => note(&mut agenda, &event),
+                    Some(Err(error)) => debug!("the watch of secrets broke off and goes on: {error}"),
+                    None => return,
+                },
+                _ = ticks.tick() => {
+                    let now = Instant::now();
+                    if now >= next_round {
+                        next_round = now + EVERYTHING_EVERY;
+                        for namespace in agenda.known.clone() {
+                            agenda.add(&namespace, now);
+                        }
+                    }
+                    while let Some(namespace) = agenda.take_due(Instant::now()) {
+                        self.tidy_and_note(&namespace, &mut agenda).await;
+                    }
+                    let lag = agenda.lag(Instant::now()).as_secs();
+                    self.copier.metrics.secret_lag_seconds.set(lag.try_into().unwrap_or(i64::MAX));
+                }
+            }
+        }
+    }
+
+    fn watched(&self) -> Vec<Api<PartialObjectMeta<Secret>>> {
+        let client = || self.copier.cluster.client();
+        if self.namespaces.is_empty() {
+            return vec![Api::all(client())];
+        }
+        self.namespaces
+            .iter()
+            .map(|namespace| Api::namespaced(client(), namespace))
+            .collect()
+    }
+
+    async fn tidy_and_note(&self, namespace: &str, agenda: &mut Agenda) {
+        match self.tidy(namespace).await {
+            Ok(has_copies) => {
+                agenda.since.remove(namespace);
+                if has_copies {
+                    agenda.known.insert(namespace.to_owned());
+                } else {
+                    agenda.known.remove(namespace);
+                }
+            }
+            Err(error) => {
+                warn!("the copies of pull secrets in {namespace} could not be tended, which is tried again: {error}");
+                agenda.add(namespace, Instant::now() + RETRY);
+            }
+        }
+    }
+
+    /// Whether there is a copy, or should be.
+    async fn tidy(&self, namespace: &str) -> Result<bool, ClusterError> {
+        let cluster = &self.copier.cluster;
+        let secrets = core_path(namespace, "secrets", "");
+        let copies = cluster
+            .list(
+                &secrets,
+                &format!("labelSelector={}%3Dtrue", COPY_LABEL.replace('/', "%2F")),
+            )
+            .await?;
+        let copies: Vec<Value> = copies.into_iter().filter(|copy| source_of(copy).is_some()).collect();
+        let pods = cluster.list_metadata(&core_path(namespace, "pods", "")).await?;
+        let mut needed = needed(&pods);
+        if copies.is_empty() && needed.is_empty() {
+            return Ok(false);
+        }
+        for copy in &copies {
+            let is_needed = needed
+                .remove(copy["metadata"]["name"].as_str().unwrap_or_default())
+                .is_some();
+            self.tend_one(namespace, copy, is_needed).await?;
+        }
+        for (name, missing) in needed {
+            self.bring_back(namespace, &name, &missing).await?;
+        }
+        Ok(true)
+    }
+
+    async fn tend_one(&self, namespace: &str, copy: &Value, is_needed: bool) -> Result<(), ClusterError> {
+        let source = source_of(copy).unwrap_or_default();
+        let path = core_path(
+            namespace,
+            "secrets",
+            copy["metadata"]["name"].as_str().unwrap_or_default(),
+        );
+        let delete = async |why: &str| {
+            info!("the copy of Secret {namespace}/{source} is deleted: {why}");
+            // In the version that was looked at: whoever has taken it into use since has also written it.
+            match self.copier.cluster.delete(&path, Some(&copy["metadata"])).await {
+                Ok(()) => self.copier.metrics.wrote(Written::Deleted),
+                Err(ClusterError::Conflict(_)) => {}
+                Err(error) => return Err(error),
+            }
+            Ok(())
+        };
+        if !is_needed {
+            return match unused_for(copy, Timestamp::now()) {
+                None => self.mark_unused(&path, copy).await,
+                Some(unused) if unused >= self.keep => delete("no pod names it any more").await,
+                Some(_) => Ok(()),
+            };
+        }
+        let Some(source) = self
+            .copier
+            .cluster
+            .get(&core_path(namespace, "secrets", source))
+            .await?
+        else {
+            // The garbage collector's, which knows its owner.
+            return Ok(());
+        };
+        let Ok(keyring) = Keyring::of(&source) else {
+            return delete("its source is no pull secret any more").await;
+        };
+        match self
+            .copier
+            .ensure(namespace, &source, &keyring, &registries_of(copy), false)
+            .await
+        {
+            Ok(_) => Ok(()),
+            Err(NoCopyError::Nothing(_)) => delete("its source is for no accelerated registry any more").await,
+            Err(NoCopyError::Cluster(error)) => Err(error),
+            Err(error) => {
+                warn!("a copy in {namespace} stays as it is: {error}");
+                Ok(())
+            }
+        }
+    }
+
+    async fn mark_unused(&self, path: &str, copy: &Value) -> Result<(), ClusterError> {
+        let mut marked = copy.clone();
+        if let Some(annotations) = marked
+            .pointer_mut("/metadata/annotations")
+            .and_then(Value::as_object_mut)
+        {
+            annotations.insert(UNUSED_SINCE.to_owned(), json!(Timestamp::now().to_string()));
+        }
+        match self.copier.cluster.replace(path, &marked).await {
+            Ok(_) | Err(ClusterError::Conflict(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn bring_back(&self, namespace: &str, name: &str, missing: &Missing) -> Result<(), ClusterError> {
+        let Some(source) = self
+            .copier
+            .cluster
+            .get(&core_path(namespace, "secrets", &missing.source))
+            .await?
+        else {
+            return Ok(());
+        };
+        let Ok(keyring) = Keyring::of(&source) else {
+            return Ok(());
+        };
+        match self
+            .copier
+            .ensure(namespace, &source, &keyring, &missing.registries, false)
+            .await
+        {
+            Ok(_) => info!("Secret {namespace}/{name}, which pods need, is there again"),
+            Err(NoCopyError::Cluster(error)) => return Err(error),
+            Err(error) => debug!("Secret {namespace}/{name}, which pods need, does not come back: {error}"),
+        }
+        Ok(())
+    }
+}
+
+/// A copy that pods name.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Missing {
+    source: String,
+    registries: BTreeSet<String>,
+}
+
+/// The copies that pods need, by name, as their annotations have it.
+fn needed(pods: &[Value]) -> BTreeMap<String, Missing> {
+    let mut needed: BTreeMap<String, Missing> = BTreeMap::new();
+    for record in pods.iter().filter_map(read_record) {
+        let images = record["images"].as_array().into_iter().flatten();
+        let originals = images.filter_map(|image| image["original"].as_str()?.parse::<Image>().ok());
+        let registries: BTreeSet<String> = originals.map(|image| image.registry).collect();
+        for (source, copy) in record["secrets"].as_object().into_iter().flatten() {
+            if let Some(copy) = copy.as_str() {
+                let entry = needed.entry(copy.to_owned()).or_default();
+                entry.source.clone_from(source);
+                entry.registries.extend(registries.iter().cloned());
+            }
+        }
+    }
+    needed
+}
+
+/// None for a copy that is not marked.
+fn unused_for(copy: &Value, now: Timestamp) -> Option<Duration> {
+    let since: Timestamp = copy["metadata"]["annotations"][UNUSED_SINCE].as_str()?.parse().ok()?;
+    Some(Duration::try_from(now.duration_since(since)).unwrap_or_default())
+}
+
+/// Every copy, and every secret of a namespace that has copies, says where to look.
+fn note(agenda: &mut Agenda, event: &Event<PartialObjectMeta<Secret>>) {
+    let (Event::Apply(secret) | Event::Delete(secret) | Event::InitApply(secret)) = event else {
+        return;
+    };
+    let namespace = secret.namespace().unwrap_or_default();
+    let is_copy = secret.labels().get(COPY_LABEL).is_some_and(|value| value == "true");
+    if is_copy {
+        agenda.known.insert(namespace.clone());
+    }
+    if is_copy || agenda.known.contains(&namespace) {
+        agenda.changed(&namespace, Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_pods_need_is_read_from_their_annotations() {
+        let record = json!({
+            "images": [{"container": "c", "original": "a.io/x:1", "image": "y"}, {"container": "d", "original": "nginx", "image": "z"}],
+            "secrets": {"s": "acr-credential-s-p2p"},
+        });
+        let pods = [
+            json!({"metadata": {"annotations": {"k8s.aliyun.com/p2p-config": record.to_string()}}}),
+            json!({"metadata": {"annotations": {"piecemeal.dev/config": "no JSON"}}}),
+            json!({"metadata": {}}),
+        ];
+        let registries = BTreeSet::from(["a.io".to_owned(), "docker.io".to_owned()]);
+        let expected = Missing {
+            source: "s".to_owned(),
+            registries,
+        };
+        assert_eq!(
+            needed(&pods),
+            BTreeMap::from([("acr-credential-s-p2p".to_owned(), expected)])
+        );
+    }
+
+    #[test]
+    fn changes_that_come_together_are_looked_at_once() {
+        let mut agenda = Agenda::default();
+        let now = Instant::now();
+        agenda.changed("a", now);
+        agenda.changed("a", now + SETTLE / 2);
+        assert_eq!(agenda.take_due(now + SETTLE / 2), None);
+        assert_eq!(agenda.take_due(now + SETTLE), Some("a".to_owned()));
+        assert_eq!(agenda.take_due(now + SETTLE), None);
+        assert_eq!(agenda.lag(now + 2 * SETTLE), 2 * SETTLE);
+    }
+
+    #[test]
+    fn an_unused_copy_has_its_time() {
+        let now: Timestamp = "2026-01-02T00:00:00Z".parse().unwrap();
+        let copy = |since: &str| json!({"metadata": {"annotations": {UNUSED_SINCE: since}}});
+        assert_eq!(
+            unused_for(&copy("2026-01-01T00:00:00Z"), now),
+            Some(Duration::from_secs(24 * 3600))
+        );
+        assert_eq!(unused_for(&copy("2026-01-03T00:00:00Z"), now), Some(Duration::ZERO));
+        assert_eq!(unused_for(&json!({}), now), None);
+    }
+}

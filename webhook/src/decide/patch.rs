@@ -1,0 +1,145 @@
+//! The change of a pod as a JSON patch (RFC 6902) on what was sent, so that fields that nobody here knows stay.
+
+use serde_json::{Map, Value, json};
+
+use super::{
+    mode::{LABELS, P2P},
+    naming::NameStyle,
+    plan::{Place, Plan},
+};
+
+/// The annotations: what was asked, and what was done about it.
+const CONFIG_ANNOTATIONS: [&str; 2] = ["piecemeal.dev/config", "k8s.aliyun.com/p2p-config"];
+const RECORD_VERSION: u32 = 1;
+
+/// A pull secret that the pod is to have, beside the one that it was copied from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PulledWith {
+    pub source: String,
+    pub copy: String,
+}
+
+/// The patch of `pod`. Each image is tested before it is replaced.
+pub(crate) fn patch(pod: &Value, plan: &Plan, secrets: &[PulledWith]) -> Vec<Value> {
+    let mut ops = Vec::new();
+    if plan.style != NameStyle::Mirror {
+        for change in &plan.changes {
+            let pointer = &change.place.pointer;
+            ops.push(json!({"op": "test", "path": pointer, "value": change.original}));
+            ops.push(json!({"op": "replace", "path": pointer, "value": change.accelerated}));
+        }
+    }
+    ops.extend(add_secrets(pod, secrets));
+    ops.extend(add_annotations(pod, &annotations(pod, plan, secrets)));
+    ops
+}
+
+/// The sources where the pod itself does not name them (they are its service account's), and the copies after all of them.
+fn add_secrets(pod: &Value, secrets: &[PulledWith]) -> Vec<Value> {
+    let list = pod["spec"]["imagePullSecrets"].as_array();
+    let mut names: Vec<&str> = list
+        .into_iter()
+        .flatten()
+        .filter_map(|secret| secret["name"].as_str())
+        .collect();
+    let there = names.len();
+    let sources = secrets.iter().map(|secret| secret.source.as_str());
+    let copies = secrets.iter().map(|secret| secret.copy.as_str());
+    for name in sources.chain(copies) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    let mut added = names[there..].iter().map(|name| json!({ "name": name }));
+    match list {
+        Some(_) => added
+            .map(|value| json!({"op": "add", "path": "/spec/imagePullSecrets/-", "value": value}))
+            .collect(),
+        None => {
+            let Some(first) = added.next() else {
+                return Vec::new();
+            };
+            let all: Vec<Value> = [first].into_iter().chain(added).collect();
+            vec![json!({"op": "add", "path": "/spec/imagePullSecrets", "value": all})]
+        }
+    }
+}
+
+fn add_annotations(pod: &Value, wanted: &[(&'static str, String)]) -> Vec<Value> {
+    match pod["metadata"]["annotations"].as_object() {
+        None => {
+            let all: Map<String, Value> = wanted
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), json!(value)))
+                .collect();
+            vec![json!({"op": "add", "path": "/metadata/annotations", "value": all})]
+        }
+        Some(there) => wanted
+            .iter()
+            .filter(|(key, value)| there.get(*key).and_then(Value::as_str) != Some(value))
+            .map(|(key, value)| {
+                let path = format!("/metadata/annotations/{}", key.replace('~', "~0").replace('/', "~1"));
+                json!({"op": "add", "path": path, "value": value})
+            })
+            .collect(),
+    }
+}
+
+/// In the words of the label that has asked.
+fn annotations(pod: &Value, plan: &Plan, secrets: &[PulledWith]) -> [(&'static str, String); 2] {
+    let label = plan.asked.label;
+    let config = LABELS.iter().zip(CONFIG_ANNOTATIONS).find(|(name, _)| **name == label);
+    let config = config.map_or(CONFIG_ANNOTATIONS[0], |(_, config)| config);
+    let before = pod["metadata"]["annotations"][config].as_str();
+    let before = before
+        .and_then(|text| serde_json::from_str(text).ok())
+        .unwrap_or(Value::Null);
+    [
+        (label, P2P.to_owned()),
+        (config, record(&before, plan, secrets).to_string()),
+    ]
+}
+
+/// What was done, and what was not. An image that an earlier round has accelerated stays in the record.
+fn record(before: &Value, plan: &Plan, secrets: &[PulledWith]) -> Value {
+    let mut images: Vec<Value> = before["images"].as_array().cloned().unwrap_or_default();
+    for change in &plan.changes {
+        let image = named(
+            &change.place,
+            &[("original", &change.original), ("image", &change.accelerated)],
+        );
+        images.retain(|earlier| earlier[change.place.kind] != *change.place.name);
+        images.push(image);
+    }
+    let untouched: Vec<Value> = plan
+        .untouched
+        .iter()
+        .map(|untouched| {
+            named(
+                &untouched.place,
+                &[("image", &untouched.image), ("why", &untouched.why)],
+            )
+        })
+        .collect();
+    let mut all = before["secrets"].as_object().cloned().unwrap_or_default();
+    all.extend(secrets.iter().map(|secret| (secret.source.clone(), json!(secret.copy))));
+    json!({
+        "version": RECORD_VERSION, "webhook": env!("CARGO_PKG_VERSION"), "images": images, "untouched": untouched, "secrets": all,
+    })
+}
+
+fn named(place: &Place, fields: &[(&str, &str)]) -> Value {
+    let fields = fields.iter().map(|(name, value)| ((*name).to_owned(), json!(value)));
+    [(place.kind.to_owned(), json!(place.name))]
+        .into_iter()
+        .chain(fields)
+        .collect::<Map<_, _>>()
+        .into()
+}
+
+/// What an earlier review has recorded on `pod`, whose metadata is enough.
+pub(crate) fn read_record(pod: &Value) -> Option<Value> {
+    let annotations = pod["metadata"]["annotations"].as_object()?;
+    let text = CONFIG_ANNOTATIONS.iter().find_map(|name| annotations.get(*name))?;
+    serde_json::from_str(text.as_str()?).ok()
+}

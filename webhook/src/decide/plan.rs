@@ -1,0 +1,357 @@
+//! From a pod to what is changed in it, in two steps: what one would like, and what the pull secrets allow.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Map, Value};
+
+use super::{
+    image::Image,
+    mode::{Asked, Mode},
+    naming::{NameStyle, Naming},
+    registries::{Entry, Registries},
+};
+use crate::copies::keyring::Keyring;
+
+/// What decides about pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Rules {
+    pub registries: Registries,
+    pub naming: Naming,
+    pub requires_secret: RequiresSecret,
+    /// Namespaces whose pods are left alone, so that nothing that the cluster or we need waits for us.
+    pub excluded_namespaces: BTreeSet<String>,
+}
+
+/// Whether an image is only accelerated together with a pull secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequiresSecret {
+    /// One of a registry that was named by an instance's id, as the vendor does it.
+    Instances,
+    Always,
+    Never,
+}
+
+/// Why a pod stays as it is. Its `Display` is a sentence for people; [`Skip::reason`] is for machines.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Skip {
+    #[error("neither the pod nor its namespace is labelled for acceleration")]
+    NotLabelled,
+    #[error("acceleration is declined by label")]
+    Disabled,
+    #[error("the label's value {0:?} means nothing here; write p2p")]
+    UnknownMode(String),
+    #[error("pods of namespace {0} are never changed")]
+    ExcludedNamespace(String),
+    #[error("no image of the pod is from a registry that is accelerated")]
+    NoAcceleratedImage,
+    #[error("every image that could be is accelerated already")]
+    AlreadyAccelerated,
+    #[error("the pod has no pull secret for any of its images whose registry is accelerated")]
+    NoPullSecret,
+    #[error("what was sent is not the creation of a pod")]
+    NotAPod,
+    #[error("it could not be decided: {0}")]
+    Internal(String),
+}
+
+impl Skip {
+    /// One word, for metrics and events.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NotLabelled => "NotLabelled",
+            Self::Disabled => "Disabled",
+            Self::UnknownMode(_) => "UnknownMode",
+            Self::ExcludedNamespace(_) => "ExcludedNamespace",
+            Self::NoAcceleratedImage => "NoAcceleratedImage",
+            Self::AlreadyAccelerated => "AlreadyAccelerated",
+            Self::NoPullSecret => "NoPullSecret",
+            Self::NotAPod => "NotAPod",
+            Self::Internal(_) => "Internal",
+        }
+    }
+}
+
+/// Where in a pod an image stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// A JSON pointer to the image's text.
+    pub pointer: String,
+    /// `container` or `volume`, for people.
+    pub kind: &'static str,
+    pub name: String,
+}
+
+/// An image that is accelerated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Change {
+    pub place: Place,
+    /// As the pod has it.
+    pub original: String,
+    pub accelerated: String,
+    pub registry: String,
+    repository: String,
+    needs_secret: bool,
+}
+
+/// An image that is left as it is, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Untouched {
+    pub place: Place,
+    pub image: String,
+    pub why: String,
+}
+
+/// What one would like to do with a pod, before its secrets are known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Wish {
+    pub asked: Asked,
+    pub changes: Vec<Change>,
+    pub untouched: Vec<Untouched>,
+    /// The pod's own pull secrets, in order.
+    pub secrets: Vec<String>,
+    /// The service account whose pull secrets count when the pod has none.
+    pub account: String,
+    style: NameStyle,
+}
+
+/// A pull secret that the pod names, as far as it can be used.
+#[derive(Clone, Debug)]
+pub(crate) struct PullSecret {
+    pub name: String,
+    pub found: Result<(Value, Keyring), String>,
+}
+
+/// What is done with a pod.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub asked: Asked,
+    pub changes: Vec<Change>,
+    pub untouched: Vec<Untouched>,
+    pub copies: Vec<CopyWish>,
+    pub style: NameStyle,
+}
+
+/// A secret that the pod needs a copy of.
+#[derive(Clone, Debug)]
+pub(crate) struct CopyWish {
+    pub name: String,
+    pub source: Value,
+    pub keyring: Keyring,
+    /// The registries of the pod's images that it is for.
+    pub registries: BTreeSet<String>,
+}
+
+impl Wish {
+    /// # Errors
+    /// [`Skip`]: there is nothing to wish for.
+    pub(crate) fn of(
+        pod: &Value,
+        namespace: &str,
+        namespace_labels: Option<&Map<String, Value>>,
+        rules: &Rules,
+    ) -> Result<Self, Skip> {
+        let asked = match Mode::of(pod["metadata"]["labels"].as_object(), namespace_labels) {
+            Mode::Accelerate(asked) => asked,
+            Mode::Disabled => return Err(Skip::Disabled),
+            Mode::Unknown(value) => return Err(Skip::UnknownMode(value)),
+            Mode::Unlabelled => return Err(Skip::NotLabelled),
+        };
+        if rules.excluded_namespaces.contains(namespace) {
+            return Err(Skip::ExcludedNamespace(namespace.to_owned()));
+        }
+        let (mut changes, mut untouched, mut already) = (Vec::new(), Vec::new(), 0);
+        for (place, text) in images(pod) {
+            match Verdict::on(&text, rules) {
+                Verdict::Accelerate {
+                    image,
+                    accelerated,
+                    needs_secret,
+                } => changes.push(Change {
+                    place,
+                    original: text,
+                    accelerated,
+                    registry: image.registry,
+                    repository: image.repository,
+                    needs_secret,
+                }),
+                Verdict::Already => already += 1,
+                Verdict::Leave(why) => untouched.push(Untouched {
+                    place,
+                    image: text,
+                    why,
+                }),
+            }
+        }
+        if changes.is_empty() {
+            return Err(if already > 0 {
+                Skip::AlreadyAccelerated
+            } else {
+                Skip::NoAcceleratedImage
+            });
+        }
+        let names = pod["spec"]["imagePullSecrets"].as_array().into_iter().flatten();
+        Ok(Self {
+            asked,
+            changes,
+            untouched,
+            secrets: names
+                .filter_map(|secret| secret["name"].as_str().map(ToOwned::to_owned))
+                .collect(),
+            account: pod["spec"]["serviceAccountName"]
+                .as_str()
+                .filter(|name| !name.is_empty())
+                .unwrap_or("default")
+                .to_owned(),
+            style: rules.naming.style,
+        })
+    }
+
+    /// Decides per image, so that a public image in a private pod is not changed by accident.
+    ///
+    /// # Errors
+    /// [`Skip::NoPullSecret`].
+    pub(crate) fn with(self, secrets: &[PullSecret]) -> Result<Plan, Skip> {
+        let (mut changes, mut untouched) = (Vec::new(), self.untouched);
+        let mut copies: BTreeMap<usize, CopyWish> = BTreeMap::new();
+        // A name that stays needs no other secret.
+        let secrets = if self.style == NameStyle::Mirror { &[] } else { secrets };
+        for change in self.changes {
+            let mut fitting = 0;
+            for (index, name, source, keyring) in usable(secrets) {
+                if keyring.is_for(&change.registry, &change.repository) {
+                    fitting += 1;
+                    let copy = copies.entry(index).or_insert_with(|| CopyWish {
+                        name: name.to_owned(),
+                        source: source.clone(),
+                        keyring: keyring.clone(),
+                        registries: BTreeSet::new(),
+                    });
+                    copy.registries.insert(change.registry.clone());
+                }
+            }
+            if fitting == 0 && change.needs_secret && self.style != NameStyle::Mirror {
+                untouched.push(Untouched {
+                    why: no_secret(&change, secrets),
+                    place: change.place,
+                    image: change.original,
+                });
+            } else {
+                changes.push(change);
+            }
+        }
+        if changes.is_empty() {
+            return Err(Skip::NoPullSecret);
+        }
+        Ok(Plan {
+            asked: self.asked,
+            changes,
+            untouched,
+            copies: copies.into_values().collect(),
+            style: self.style,
+        })
+    }
+}
+
+fn usable(secrets: &[PullSecret]) -> impl Iterator<Item = (usize, &str, &Value, &Keyring)> {
+    secrets.iter().enumerate().filter_map(|(index, secret)| {
+        let (source, keyring) = secret.found.as_ref().ok()?;
+        Some((index, secret.name.as_str(), source, keyring))
+    })
+}
+
+fn no_secret(change: &Change, secrets: &[PullSecret]) -> String {
+    let looked_at: Vec<String> = secrets
+        .iter()
+        .map(|secret| match &secret.found {
+            Ok(_) => format!("{} is for other registries", secret.name),
+            Err(why) => format!("{}: {why}", secret.name),
+        })
+        .collect();
+    let looked_at = if looked_at.is_empty() {
+        "the pod names none".to_owned()
+    } else {
+        looked_at.join("; ")
+    };
+    format!(
+        "there is no pull secret for {}/{} ({looked_at})",
+        change.registry, change.repository
+    )
+}
+
+/// What becomes of one image.
+enum Verdict {
+    Accelerate {
+        image: Image,
+        accelerated: String,
+        needs_secret: bool,
+    },
+    Already,
+    Leave(String),
+}
+
+impl Verdict {
+    fn on(text: &str, rules: &Rules) -> Self {
+        let image: Image = match text.parse() {
+            Ok(image) => image,
+            Err(error) => return Self::Leave(error.to_string()),
+        };
+        // First of all: a pattern of registries fits the accelerated name too.
+        if let Some(original) = rules.naming.original(&image)
+            && rules.registries.find(&original.registry).is_some()
+        {
+            return Self::Already;
+        }
+        let Some(entry) = rules.registries.find(&image.registry) else {
+            return Self::Leave(format!("{} is not accelerated", image.registry));
+        };
+        match rules.naming.accelerate(&image) {
+            None => Self::Leave(format!(
+                "{} has no accelerated name that a runtime would take",
+                image.name()
+            )),
+            Some(accelerated) => {
+                let needs_secret = rules.requires_secret.is_for(entry);
+                Self::Accelerate {
+                    image,
+                    accelerated,
+                    needs_secret,
+                }
+            }
+        }
+    }
+}
+
+impl RequiresSecret {
+    fn is_for(self, entry: &Entry) -> bool {
+        match self {
+            Self::Instances => entry.is_instance,
+            Self::Always => true,
+            Self::Never => false,
+        }
+    }
+}
+
+/// Every image of a pod: of its init containers, its containers and its image volumes.
+pub(crate) fn images(pod: &Value) -> Vec<(Place, String)> {
+    let lists = [
+        ("container", "initContainers", "/image"),
+        ("container", "containers", "/image"),
+        ("volume", "volumes", "/image/reference"),
+    ];
+    let mut found = Vec::new();
+    for (kind, list, within) in lists {
+        for (index, item) in pod["spec"][list].as_array().into_iter().flatten().enumerate() {
+            let Some(text) = item
+                .pointer(within)
+                .and_then(Value::as_str)
+                .filter(|text| !text.is_empty())
+            else {
+                continue;
+            };
+            let name = item["name"].as_str().unwrap_or_default().to_owned();
+            let pointer = format!("/spec/{list}/{index}{within}");
+            found.push((Place { pointer, kind, name }, text.to_owned()));
+        }
+    }
+    found
+}

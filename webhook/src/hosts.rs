@@ -1,0 +1,113 @@
+//! The registries whose images have been accelerated, in a ConfigMap that node set-up follows: a runtime's configuration knows no
+//! patterns.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use tokio::{sync::Notify, time::sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::cluster::{Cluster, ClusterError, core_path};
+
+/// The field of the ConfigMap: one registry a line, sorted.
+pub const HOSTS_FIELD: &str = "hosts";
+/// The most registries that are recorded, since whoever may create pods can name new ones.
+const HOSTS_MAX: usize = 1000;
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Registries that were met. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Hosts(Arc<Shared>);
+
+struct Shared {
+    met: Mutex<BTreeSet<String>>,
+    changed: Notify,
+}
+
+impl Hosts {
+    /// `named`: those that are recorded without having been met.
+    pub(crate) fn new(named: impl IntoIterator<Item = String>) -> Self {
+        let shared = Shared {
+            met: Mutex::new(named.into_iter().collect()),
+            changed: Notify::new(),
+        };
+        shared.changed.notify_one();
+        Self(Arc::new(shared))
+    }
+
+    pub(crate) fn met<'a>(&self, registries: impl Iterator<Item = &'a str>) {
+        let mut met = self.0.met.lock().expect("no holder of this lock panics");
+        let mut is_new = false;
+        for registry in registries {
+            if met.len() < HOSTS_MAX && !met.contains(registry) {
+                met.insert(registry.to_owned());
+                is_new = true;
+            }
+        }
+        if is_new {
+            self.0.changed.notify_one();
+        }
+    }
+
+    /// Writes what is met into the ConfigMap, until told to stop.
+    pub(crate) async fn record(self, cluster: Cluster, namespace: String, config_map: String, stop: CancellationToken) {
+        let recording = async {
+            loop {
+                self.0.changed.notified().await;
+                while let Err(error) = self.write(&cluster, &namespace, &config_map).await {
+                    if !matches!(error, ClusterError::Conflict(_)) {
+                        warn!("ConfigMap {config_map} could not be written, and is tried again: {error}");
+                    }
+                    sleep(RETRY).await;
+                }
+            }
+        };
+        stop.run_until_cancelled(recording).await;
+    }
+
+    async fn write(&self, cluster: &Cluster, namespace: &str, name: &str) -> Result<(), ClusterError> {
+        let met = self.0.met.lock().expect("no holder of this lock panics").clone();
+        let path = core_path(namespace, "configmaps", name);
+        match cluster.get(&path).await? {
+            None => {
+                let config_map = json!({
+                    "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": namespace},
+                    "data": {HOSTS_FIELD: lines(&met)},
+                });
+                cluster
+                    .create(&core_path(namespace, "configmaps", ""), &config_map, false)
+                    .await?;
+            }
+            Some(mut there) => {
+                let before = read(&there);
+                if met.is_subset(&before) {
+                    return Ok(());
+                }
+                let all: BTreeSet<String> = before.union(&met).take(HOSTS_MAX).cloned().collect();
+                if let Some(object) = there.as_object_mut() {
+                    object.insert("data".to_owned(), json!({HOSTS_FIELD: lines(&all)}));
+                }
+                cluster.replace(&path, &there).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn lines(hosts: &BTreeSet<String>) -> String {
+    hosts.iter().map(|host| format!("{host}\n")).collect()
+}
+
+fn read(config_map: &Value) -> BTreeSet<String> {
+    let text = config_map["data"][HOSTS_FIELD].as_str().unwrap_or_default();
+    text.lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .map(ToOwned::to_owned)
+        .collect()
+}

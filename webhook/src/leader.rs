@@ -1,0 +1,217 @@
+//! Which replica tends what there is only one of: a Lease, as other controllers keep it.
+//!
+//! Whether a lease has run out is judged by how long it has not changed here, never by comparing clocks.
+
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    cluster::{Cluster, ClusterError},
+    metrics::Metrics,
+};
+
+/// How long a lease counts without being renewed.
+const LEASE: Duration = Duration::from_secs(15);
+const RENEW_EVERY: Duration = Duration::from_secs(4);
+/// When a leader that cannot renew stops, well before somebody else may begin.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
+
+/// A place to be leader of.
+#[derive(Clone, Debug)]
+pub(crate) struct Candidacy {
+    pub namespace: String,
+    pub lease: String,
+    /// Unlike every other replica's.
+    pub identity: String,
+}
+
+/// The lease as it was last seen to change.
+#[derive(Debug, PartialEq)]
+struct Seen {
+    version: Value,
+    at: Instant,
+}
+
+/// What a look at the lease leads to.
+#[derive(Debug, PartialEq)]
+enum Act {
+    Create(Value),
+    Take(Value),
+    Renew(Value),
+    Wait,
+}
+
+/// Tells through `leads` whether this replica is the leader, until told to stop; then lets go.
+pub(crate) async fn stand(
+    cluster: Cluster,
+    candidacy: Candidacy,
+    leads: watch::Sender<bool>,
+    metrics: Metrics,
+    stop: CancellationToken,
+) {
+    let mut seen = None;
+    let mut renewed = Instant::now();
+    let running = async {
+        loop {
+            match round(&cluster, &candidacy, &mut seen).await {
+                Ok(is_leader) => {
+                    renewed = Instant::now();
+                    announce(&leads, &metrics, is_leader);
+                }
+                Err(error) if renewed.elapsed() >= GIVE_UP_AFTER => {
+                    warn!("the Lease {} cannot be kept: {error}", candidacy.lease);
+                    announce(&leads, &metrics, false);
+                }
+                Err(_) => {}
+            }
+            sleep(RENEW_EVERY).await;
+        }
+    };
+    stop.run_until_cancelled(running).await;
+    if leads.send_replace(false) {
+        let released = release(&cluster, &candidacy).await;
+        if let Err(error) = released {
+            warn!("the Lease {} stays until it runs out: {error}", candidacy.lease);
+        }
+    }
+}
+
+fn announce(leads: &watch::Sender<bool>, metrics: &Metrics, is_leader: bool) {
+    metrics.leader.set(is_leader.into());
+    if leads.send_replace(is_leader) != is_leader {
+        info!(
+            leader = is_leader,
+            "this replica {} copies and certificates",
+            if is_leader { "tends" } else { "no longer tends" }
+        );
+    }
+}
+
+/// Whether this replica is the leader now.
+async fn round(cluster: &Cluster, candidacy: &Candidacy, seen: &mut Option<Seen>) -> Result<bool, ClusterError> {
+    let path = candidacy.path();
+    let lease = cluster.get(&path).await?;
+    let now = Instant::now();
+    let version = lease
+        .as_ref()
+        .map_or(Value::Null, |lease| lease["metadata"]["resourceVersion"].clone());
+    if seen.as_ref().is_none_or(|seen| seen.version != version) {
+        *seen = Some(Seen { version, at: now });
+    }
+    let unchanged = seen.as_ref().map_or(Duration::ZERO, |seen| now.duration_since(seen.at));
+    let written = match decide(lease.as_ref(), candidacy, unchanged) {
+        Act::Wait => return Ok(false),
+        Act::Create(lease) => cluster.create(&candidacy.list(), &lease, false).await,
+        Act::Take(lease) | Act::Renew(lease) => cluster.replace(&path, &lease).await,
+    };
+    match written {
+        Ok(_) => Ok(true),
+        // Somebody else was faster.
+        Err(ClusterError::Conflict(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn decide(lease: Option<&Value>, candidacy: &Candidacy, unchanged: Duration) -> Act {
+    let now = Timestamp::now();
+    let micro = format!("{:.6}", now);
+    let Some(lease) = lease else {
+        let spec = json!({
+            "holderIdentity": candidacy.identity, "leaseDurationSeconds": LEASE.as_secs(), "acquireTime": micro, "renewTime": micro,
+            "leaseTransitions": 0,
+        });
+        let metadata = json!({"name": candidacy.lease, "namespace": candidacy.namespace});
+        return Act::Create(
+            json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec}),
+        );
+    };
+    let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default();
+    let mut lease = lease.clone();
+    let mut set = |name: &str, value: Value| {
+        if let Some(spec) = lease.get_mut("spec").and_then(Value::as_object_mut) {
+            spec.insert(name.to_owned(), value);
+        }
+    };
+    set("renewTime", json!(micro));
+    if holder == candidacy.identity {
+        return Act::Renew(lease);
+    }
+    if !holder.is_empty() && unchanged < LEASE {
+        return Act::Wait;
+    }
+    set("holderIdentity", json!(candidacy.identity));
+    set("acquireTime", json!(micro));
+    set("leaseDurationSeconds", json!(LEASE.as_secs()));
+    let transitions = lease["spec"]["leaseTransitions"].as_u64().unwrap_or(0);
+    if let Some(spec) = lease.get_mut("spec").and_then(Value::as_object_mut) {
+        spec.insert("leaseTransitions".to_owned(), json!(transitions + 1));
+    }
+    Act::Take(lease)
+}
+
+/// Another replica need not wait for the lease to run out.
+async fn release(cluster: &Cluster, candidacy: &Candidacy) -> Result<(), ClusterError> {
+    let path = candidacy.path();
+    let Some(mut lease) = cluster.get(&path).await? else {
+        return Ok(());
+    };
+    if lease["spec"]["holderIdentity"] != *candidacy.identity {
+        return Ok(());
+    }
+    if let Some(spec) = lease.get_mut("spec").and_then(Value::as_object_mut) {
+        spec.insert("holderIdentity".to_owned(), json!(""));
+    }
+    cluster.replace(&path, &lease).await.map(|_| ())
+}
+
+impl Candidacy {
+    fn list(&self) -> String {
+        format!("/apis/coordination.k8s.io/v1/namespaces/{}/leases", self.namespace)
+    }
+
+    fn path(&self) -> String {
+        format!("{}/{}", self.list(), self.lease)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidacy(identity: &str) -> Candidacy {
+        Candidacy {
+            namespace: "n".to_owned(),
+            lease: "l".to_owned(),
+            identity: identity.to_owned(),
+        }
+    }
+
+    fn act(lease: Option<&Value>, identity: &str, unchanged: Duration) -> Act {
+        decide(lease, &candidacy(identity), unchanged)
+    }
+
+    #[test]
+    fn a_lease_is_kept_by_its_holder_and_taken_when_it_has_run_out_or_was_let_go() {
+        let Act::Create(lease) = act(None, "a", Duration::ZERO) else {
+            panic!("there was none");
+        };
+        assert!(matches!(act(Some(&lease), "a", Duration::from_secs(60)), Act::Renew(_)));
+        assert_eq!(act(Some(&lease), "b", LEASE - Duration::from_secs(1)), Act::Wait);
+        let Act::Take(taken) = act(Some(&lease), "b", LEASE) else {
+            panic!("it has run out");
+        };
+        assert_eq!(taken["spec"]["holderIdentity"], "b");
+        assert_eq!(taken["spec"]["leaseTransitions"], 1);
+        let mut free = lease;
+        free["spec"]["holderIdentity"] = json!("");
+        assert!(matches!(act(Some(&free), "b", Duration::ZERO), Act::Take(_)));
+    }
+}

@@ -1,0 +1,128 @@
+//! What the webhook counts, as `piecemeal_webhook_…`.
+
+use std::time::Duration;
+
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+
+use crate::decide::plan::Skip;
+
+type Label = [(&'static str, &'static str); 1];
+
+/// Handles to the counters: clones count into the same ones.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics {
+    reviews: Family<Label, Counter>,
+    skips: Family<Label, Counter>,
+    review_seconds: Histogram,
+    secret_writes: Family<Label, Counter>,
+    pub secret_lag_seconds: Gauge,
+    pub events_dropped: Counter,
+    pub leader: Gauge,
+    pub certificate_expiry: Gauge,
+    pub ca_expiry: Gauge,
+}
+
+/// What became of a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Written {
+    Created,
+    Updated,
+    Deleted,
+    /// The usual name was somebody else's.
+    Conflict,
+    Failed,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        Self {
+            reviews: Family::default(),
+            skips: Family::default(),
+            review_seconds: Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0]),
+            secret_writes: Family::default(),
+            secret_lag_seconds: Gauge::default(),
+            events_dropped: Counter::default(),
+            leader: Gauge::default(),
+            certificate_expiry: Gauge::default(),
+            ca_expiry: Gauge::default(),
+        }
+    }
+
+    pub(crate) fn reviewed(&self, outcome: Result<(), &Skip>, took: Duration) {
+        self.review_seconds.observe(took.as_secs_f64());
+        let result = match outcome {
+            Ok(()) => "mutated",
+            Err(Skip::Internal(_)) => "failed",
+            Err(_) => "skipped",
+        };
+        self.reviews.get_or_create(&[("result", result)]).inc();
+        if let Err(skip) = outcome {
+            self.skips.get_or_create(&[("reason", skip.reason())]).inc();
+        }
+    }
+
+    pub(crate) fn wrote(&self, written: Written) {
+        let result = match written {
+            Written::Created => "created",
+            Written::Updated => "updated",
+            Written::Deleted => "deleted",
+            Written::Conflict => "conflict",
+            Written::Failed => "failed",
+        };
+        self.secret_writes.get_or_create(&[("result", result)]).inc();
+    }
+
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        // From zero on, so that the first failure shows as a rise.
+        for result in ["mutated", "skipped", "failed"] {
+            self.reviews.get_or_create(&[("result", result)]).inc_by(0);
+        }
+        self.skips.get_or_create(&[("reason", "Internal")]).inc_by(0);
+        self.secret_writes.get_or_create(&[("result", "failed")]).inc_by(0);
+        let registry = registry.sub_registry_with_prefix("piecemeal_webhook");
+        registry.register(
+            "reviews",
+            "Pods that the API server asked about, by what became of them",
+            self.reviews.clone(),
+        );
+        registry.register("skips", "Pods that stayed as they were, by reason", self.skips.clone());
+        registry.register(
+            "review_seconds",
+            "From a question to its answer",
+            self.review_seconds.clone(),
+        );
+        registry.register(
+            "secret_writes",
+            "Copies of pull secrets that were written, by result",
+            self.secret_writes.clone(),
+        );
+        registry.register(
+            "secret_lag_seconds",
+            "How long the oldest change that may concern a copy waits to be looked at",
+            self.secret_lag_seconds.clone(),
+        );
+        registry.register(
+            "events_dropped",
+            "Events that were not told, since too many waited",
+            self.events_dropped.clone(),
+        );
+        registry.register(
+            "leader",
+            "1 at the replica that tends copies and certificates",
+            self.leader.clone(),
+        );
+        registry.register(
+            "certificate_expiry_timestamp_seconds",
+            "When the certificate that is shown ends, in seconds since 1970",
+            self.certificate_expiry.clone(),
+        );
+        registry.register(
+            "ca_expiry_timestamp_seconds",
+            "When the CA ends that signs it, in seconds since 1970; 0 where somebody else signs",
+            self.ca_expiry.clone(),
+        );
+    }
+}

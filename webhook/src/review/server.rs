@@ -1,0 +1,93 @@
+//! The port that the API server asks at: HTTPS, with whatever certificate is current.
+
+use std::{io, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, Path, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::post,
+};
+use piecemeal_swarm::{Greet, Limits, serve_http};
+use piecemeal_tls::SiteStream;
+use rustls::ServerConfig;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    time::timeout,
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use super::{desk::Desk, message::Question};
+use crate::decide::mode::LABELS;
+
+/// Where the API server asks about pods that carry the label themselves. Pods of a labelled namespace are asked about at
+/// [`NAMESPACE_PATH`] and the label's name: the API server has matched the namespace's labels already, so that nobody has to read
+/// namespaces to decide.
+pub const POD_PATH: &str = "/mutate/pod";
+/// See [`POD_PATH`].
+pub const NAMESPACE_PATH: &str = "/mutate/namespace/";
+
+/// An API server's objects end at 3 MiB or so.
+const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
+const LIMITS: Limits = Limits {
+    connections_max: 1024,
+    // The API server keeps connections for 90 s; whoever ends them first loses a question now and then.
+    idle_max: Duration::from_secs(120),
+    take_max: Duration::from_secs(30),
+    drain_max: Duration::from_secs(10),
+};
+
+/// The TLS configuration of new connections; none until there is a certificate.
+pub(crate) type Tls = watch::Receiver<Option<Arc<ServerConfig>>>;
+
+/// Answers until told to stop, then lets answers that are under way end.
+pub(crate) async fn serve(listener: TcpListener, desk: Desk, tls: Tls, stop: CancellationToken) {
+    let router = Router::new()
+        .route(POD_PATH, post(about_pod))
+        .route(&format!("{NAMESPACE_PATH}{{*label}}"), post(about_namespace))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(desk);
+    serve_http(listener, Shake(tls), router, LIMITS, stop).await;
+}
+
+async fn about_pod(State(desk): State<Desk>, body: Bytes) -> Response {
+    answer(&desk, &body, None).await
+}
+
+async fn about_namespace(State(desk): State<Desk>, Path(label): Path<String>, body: Bytes) -> Response {
+    match LABELS.iter().find(|name| **name == label) {
+        Some(label) => answer(&desk, &body, Some(label)).await,
+        None => (
+            StatusCode::NOT_FOUND,
+            format!("{label} is no label that asks for anything\n"),
+        )
+            .into_response(),
+    }
+}
+
+async fn answer(desk: &Desk, body: &[u8], namespace_label: Option<&str>) -> Response {
+    match Question::read(body) {
+        Ok(question) => {
+            let answer = desk.answer(&question, namespace_label).await;
+            ([("content-type", "application/json")], answer.to_string()).into_response()
+        }
+        Err(error) => (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
+    }
+}
+
+#[derive(Clone)]
+struct Shake(Tls);
+
+impl Greet for Shake {
+    async fn greet(&self, stream: TcpStream) -> io::Result<Option<SiteStream>> {
+        let config = self.0.borrow().clone();
+        let config = config.ok_or_else(|| io::Error::other("there is no certificate yet"))?;
+        let stream = timeout(HANDSHAKE_TIME_MAX, TlsAcceptor::from(config).accept(stream)).await??;
+        Ok(Some(SiteStream::Tls(Box::new(stream))))
+    }
+}

@@ -1,0 +1,190 @@
+//! The daemon: the port, and what is tended behind it.
+
+use std::{collections::BTreeSet, io, sync::Arc};
+
+use prometheus_client::registry::Registry;
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    WebhookConfig,
+    certificates::keeper::{Keeper as CertificateKeeper, Shown},
+    cluster::{Cluster, ClusterError},
+    copies::{copy::CopySettings, ensure::Copier, keeper::Keeper as CopyKeeper},
+    decide::plan::Rules,
+    events::{self, Events},
+    hosts::Hosts,
+    leader::{self, Candidacy},
+    metrics::Metrics,
+    review::{desk::Desk, server},
+};
+
+/// A running webhook.
+#[derive(Debug)]
+pub struct Webhook {
+    tasks: JoinSet<()>,
+    /// Ends the port, then what is behind it.
+    stop_port: CancellationToken,
+    stop_rest: CancellationToken,
+    serving: tokio::task::JoinHandle<()>,
+    problem: watch::Receiver<Option<String>>,
+    leads: watch::Receiver<bool>,
+    config: WebhookConfig,
+    metrics: Metrics,
+}
+
+/// Why a webhook does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("cannot listen on {0}: {1}")]
+    Listen(std::net::SocketAddr, io::Error),
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+}
+
+impl Webhook {
+    /// Starts answering as soon as there is a certificate, which [`Webhook::readiness`] tells.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn start(config: WebhookConfig) -> Result<Self, StartError> {
+        let cluster = Cluster::connect().await?;
+        Self::start_in(config, cluster).await
+    }
+
+    /// Like [`Webhook::start`], in a cluster that is at hand.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn start_in(config: WebhookConfig, cluster: Cluster) -> Result<Self, StartError> {
+        let listen = config.listen;
+        let listener = TcpListener::bind(listen)
+            .await
+            .map_err(|error| StartError::Listen(listen, error))?;
+        let metrics = Metrics::new();
+        let (events, waiting_events) = Events::new(metrics.clone());
+        let hosts = Hosts::new(config.registries.named().map(ToOwned::to_owned));
+        let desk = desk(&config, &cluster, events, hosts.clone(), &metrics);
+        let (stop_port, stop_rest) = (CancellationToken::new(), CancellationToken::new());
+        let (lead, leads) = watch::channel(false);
+        let (tls, shown_tls) = watch::channel(None);
+        let (problem_sender, problem) = watch::channel(Some("no certificate yet".to_owned()));
+
+        let mut tasks = JoinSet::new();
+        tasks.spawn(leader::stand(
+            cluster.clone(),
+            candidacy(&config),
+            lead,
+            metrics.clone(),
+            stop_rest.clone(),
+        ));
+        let certificates = certificates(&config, &cluster, &leads, &metrics);
+        tasks.spawn(certificates.run(
+            Shown {
+                tls,
+                problem: problem_sender,
+            },
+            stop_rest.clone(),
+        ));
+        let copies = CopyKeeper {
+            copier: (*desk.copier).clone(),
+            namespaces: config.secrets_namespaces.clone(),
+            keep: config.secrets_keep,
+            leads: leads.clone(),
+        };
+        tasks.spawn(copies.run(stop_rest.clone()));
+        tasks.spawn(events::write(cluster.clone(), waiting_events, stop_rest.clone()));
+        let (namespace, config_map) = (config.namespace.clone(), config.hosts_config_map.clone());
+        tasks.spawn(hosts.record(cluster, namespace, config_map, stop_rest.clone()));
+        let serving = tokio::spawn(server::serve(listener, desk, shown_tls, stop_port.clone()));
+        Ok(Self {
+            tasks,
+            stop_port,
+            stop_rest,
+            serving,
+            problem,
+            leads,
+            config,
+            metrics,
+        })
+    }
+
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.metrics.register(registry);
+    }
+
+    /// Each dependency, with its problem if it has one.
+    pub async fn readiness(&self) -> Vec<(String, Option<String>)> {
+        vec![("certificate".to_owned(), self.problem.borrow().clone())]
+    }
+
+    pub async fn status(&self) -> Value {
+        let leads = *self.leads.borrow();
+        json!({"leader": leads, "certificate_problem": *self.problem.borrow(), "configuration": self.config.configuration})
+    }
+
+    /// Lets answers end that are under way, then hands over.
+    pub async fn shutdown(mut self) {
+        self.stop_port.cancel();
+        let _ = self.serving.await;
+        self.stop_rest.cancel();
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+fn desk(config: &WebhookConfig, cluster: &Cluster, events: Events, hosts: Hosts, metrics: &Metrics) -> Desk {
+    let mut excluded_namespaces = config.excluded_namespaces.clone();
+    excluded_namespaces.insert(config.namespace.clone());
+    let rules = Rules {
+        registries: config.registries.clone(),
+        naming: config.naming,
+        requires_secret: config.requires_secret,
+        excluded_namespaces,
+    };
+    let settings = CopySettings {
+        naming: config.naming,
+        name: config.secret_name.clone(),
+        keep_unrelated: config.keep_unrelated,
+    };
+    let named: BTreeSet<String> = config.registries.named().map(ToOwned::to_owned).collect();
+    let copier = Copier {
+        cluster: cluster.clone(),
+        settings,
+        named,
+        metrics: metrics.clone(),
+    };
+    Desk {
+        rules: Arc::new(rules),
+        copier: Arc::new(copier),
+        events,
+        hosts,
+        metrics: metrics.clone(),
+    }
+}
+
+fn candidacy(config: &WebhookConfig) -> Candidacy {
+    Candidacy {
+        namespace: config.namespace.clone(),
+        lease: format!("{}-webhook", config.release),
+        identity: config.identity.clone(),
+    }
+}
+
+fn certificates(
+    config: &WebhookConfig,
+    cluster: &Cluster,
+    leads: &watch::Receiver<bool>,
+    metrics: &Metrics,
+) -> CertificateKeeper {
+    CertificateKeeper {
+        cluster: cluster.clone(),
+        source: config.certificates.clone(),
+        namespace: config.namespace.clone(),
+        secret: format!("{}-webhook-ca", config.release),
+        configuration: config.configuration.clone(),
+        names: config.certificate_names.clone(),
+        leads: leads.clone(),
+        metrics: metrics.clone(),
+    }
+}
