@@ -14,6 +14,7 @@ mod docker;
 mod edit;
 mod facts;
 mod hosts;
+mod keeper;
 mod listeners;
 mod mark;
 mod names;
@@ -25,6 +26,7 @@ mod runtimes;
 mod state;
 mod wanted;
 
+pub use keeper::{Keeper, KeeperConfig, RestartAt};
 pub use listeners::Listener;
 pub use names::{Names, Registry, Upstream, registries};
 pub use node::{Node, NodeError, Restart, Settings};

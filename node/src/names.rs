@@ -115,7 +115,7 @@ mod tests {
                 .collect()
         };
         let docker = ("docker.io".to_owned(), "https://registry-1.docker.io/".to_owned());
-        assert_eq!(urls(&[]), [docker.clone()]);
+        assert_eq!(urls(&[]), std::slice::from_ref(&docker));
         let vendor = "a-registry.cn-hangzhou.cr.aliyuncs.com";
         assert_eq!(
             urls(&[

@@ -1,6 +1,6 @@
 //! What was done and what is: for people, and as JSON for programs.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 
 use serde::Serialize;
 
@@ -115,7 +115,7 @@ impl RuntimeReport {
         }
     }
 
-    fn render(&self, text: &mut String) {
+    fn render(&self, text: &mut impl Write) {
         let found = if self.detected { "" } else { " (not found here)" };
         let dir = self
             .dir
@@ -136,6 +136,13 @@ impl RuntimeReport {
         for note in &self.notes {
             _ = writeln!(text, "  note: {note}");
         }
+    }
+}
+
+impl fmt::Display for RuntimeReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.render(f);
+        Ok(())
     }
 }
 

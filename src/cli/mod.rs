@@ -7,6 +7,7 @@ mod cache_dir;
 mod daemon;
 mod generate;
 mod keygen;
+mod node;
 mod pull;
 mod status;
 mod up;
@@ -20,8 +21,8 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::runtime::Runtime;
 
 use crate::config::{
-    ConfigProblemsError, Layers, Problems, Raw, RawMirror, RawPeer, RawScheduler, RawUp, RawWebhook, Settings, load,
-    mark_live,
+    ConfigProblemsError, Layers, Problems, Raw, RawMirror, RawNode, RawPeer, RawScheduler, RawUp, RawWebhook, Settings,
+    load, mark_live,
 };
 
 /// Runs the command that the arguments name.
@@ -78,6 +79,9 @@ enum Command {
     Peer(DaemonArgs<RawPeer>),
     /// Run the admission webhook of a Kubernetes cluster: it gives labelled pods' images their accelerated names
     Webhook(DaemonArgs<RawWebhook>),
+    /// Set up this machine's container runtimes to pull through its peer, and take that back
+    #[command(subcommand)]
+    Node(node::NodeCommand),
     /// Print a script that makes a shell complete these commands
     Completions(generate::CompletionsArgs),
     /// Write the man pages of these commands
@@ -92,6 +96,9 @@ fn cli() -> clap::Command {
         .mut_subcommand("scheduler", mark_live::<RawScheduler>)
         .mut_subcommand("peer", mark_live::<RawPeer>)
         .mut_subcommand("webhook", mark_live::<RawWebhook>)
+        .mut_subcommand("node", |node| {
+            node::hide_daemon_settings(node).mut_subcommand("run", mark_live::<RawNode>)
+        })
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
@@ -105,6 +112,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Scheduler(args) => daemon::run_scheduler(args),
         Command::Peer(args) => daemon::run_peer(args),
         Command::Webhook(args) => daemon::run_webhook(args),
+        Command::Node(command) => node::run(command),
         Command::Completions(args) => generate::completions(&args, cli()),
         Command::Man(args) => generate::man(&args, cli()),
     }

@@ -53,6 +53,13 @@ impl Home {
         fs::write(file, conf).expect("writing registries.conf");
     }
 
+    /// Reads these drop-ins, as from `/etc/containers/registries.conf.d`.
+    pub fn link_drop_ins(&self, folder: &Path) {
+        let link = self.join(".config/containers/registries.conf.d");
+        fs::create_dir_all(link.parent().expect("a link lies in a folder")).expect("creating skopeo's folder");
+        std::os::unix::fs::symlink(folder, link).expect("linking the drop-ins");
+    }
+
     pub fn crane(&self, arguments: &[&str]) -> CommandOutcome {
         self.run(&go_tool("crane"), arguments)
     }
