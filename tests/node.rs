@@ -391,10 +391,13 @@ fn skopeo_is_sent_to_the_peer_by_the_drop_ins_and_falls_back_to_the_registry() {
     }
     let root = cluster.site.dir().join("podman");
     fs::create_dir_all(root.join("etc/containers")).expect("a node's root");
+    let netns = cluster.site.node(0).clone();
+    let home = Home::new(&netns, &cluster.site.dir().join("home"));
     let run = |arguments: &[&str]| {
-        let mut command = cluster.site.node(0).command(env!("CARGO_BIN_EXE_piecemeal"));
+        let mut command = netns.command(env!("CARGO_BIN_EXE_piecemeal"));
         command.arg("node").args(arguments).arg("--root").arg(&root);
-        CommandOutcome::of(&mut command, Instant::now())
+        CommandOutcome::of(&mut command, Instant::now()).expect_ok();
+        home.take_drop_ins(&root.join("etc/containers/registries.conf.d"));
     };
     run(&[
         "install",
@@ -404,10 +407,7 @@ fn skopeo_is_sent_to_the_peer_by_the_drop_ins_and_falls_back_to_the_registry() {
         "both",
         "--upstream",
         &upstream(),
-    ])
-    .expect_ok();
-    let home = Home::new(cluster.site.node(0), &cluster.site.dir().join("home"));
-    home.link_drop_ins(&root.join("etc/containers/registries.conf.d"));
+    ]);
     for (name, folder) in [(ACCELERATED, "accelerated"), (HOST, "original")] {
         let before = from_peer(&cluster);
         home.skopeo_copy(&[], &image.reference(name), folder).expect_ok();
@@ -420,18 +420,12 @@ fn skopeo_is_sent_to_the_peer_by_the_drop_ins_and_falls_back_to_the_registry() {
         served(&cluster, &image),
         image.blobs().map(|blob| blob.size).sum::<u64>()
     );
-    run(&["remove"]).expect_ok();
     cluster.peers[0].kill();
-    home.skopeo_copy(&[], &later.reference(ACCELERATED), "taken-back")
-        .expect_ok();
-    let run = |arguments: &[&str]| {
-        let mut command = cluster.site.node(0).command(env!("CARGO_BIN_EXE_piecemeal"));
-        command.arg("node").args(arguments).arg("--root").arg(&root);
-        CommandOutcome::of(&mut command, Instant::now())
-    };
-    run(&["install", "--runtime", "podman", "--upstream", &upstream()]).expect_ok();
     home.skopeo_copy(&[], &later.reference(ACCELERATED), "peer-down")
         .expect_ok();
-    run(&["remove", "--purge"]).expect_ok();
+    run(&["remove"]);
+    home.skopeo_copy(&[], &later.reference(ACCELERATED), "taken-back")
+        .expect_ok();
+    run(&["remove", "--purge"]);
     assert!(fs::read_dir(root.join("etc/containers")).is_ok_and(|mut left| left.next().is_none()));
 }

@@ -59,9 +59,9 @@ impl CriNode {
             CriVersion::Debian => PathBuf::from("containerd"),
             CriVersion::Today => go_tool("containerd"),
         };
-        // `ip netns exec` has made a mount namespace of the process's own.
+        // `ip netns exec` has made a mount namespace of the process's own. Without a resolver a name that nobody knows is one at once.
         let script = format!(
-            "mount --bind '{}' /etc/containerd && exec '{}' --config /etc/containerd/config.toml",
+            "mount --bind '{}' /etc/containerd && mount --bind /dev/null /etc/resolv.conf && exec '{}' --config /etc/containerd/config.toml",
             etc.display(),
             program.display()
         );

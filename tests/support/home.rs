@@ -53,11 +53,15 @@ impl Home {
         fs::write(file, conf).expect("writing registries.conf");
     }
 
-    /// Reads these drop-ins, as from `/etc/containers/registries.conf.d`.
-    pub fn link_drop_ins(&self, folder: &Path) {
-        let link = self.join(".config/containers/registries.conf.d");
-        fs::create_dir_all(link.parent().expect("a link lies in a folder")).expect("creating skopeo's folder");
-        std::os::unix::fs::symlink(folder, link).expect("linking the drop-ins");
+    /// Has these drop-ins, and no others, as they would be in `/etc/containers/registries.conf.d`.
+    pub fn take_drop_ins(&self, from: &Path) {
+        let folder = self.join(".config/containers/registries.conf.d");
+        // Absent the first time.
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).expect("creating skopeo's folder");
+        for entry in fs::read_dir(from).into_iter().flatten().flatten() {
+            fs::copy(entry.path(), folder.join(entry.file_name())).expect("copying a drop-in");
+        }
     }
 
     pub fn crane(&self, arguments: &[&str]) -> CommandOutcome {
