@@ -41,6 +41,7 @@ pub mod skopeo;
 mod token_server;
 mod tools;
 mod upstream;
+mod webhook;
 
 pub use self::{
     cluster::{Cluster, ClusterOptions, FetchOutcome, HOST, PEER_URL, REGISTRY, hosts_toml, start_containerd},
@@ -63,4 +64,5 @@ pub use self::{
     token_server::TokenServer,
     tools::require_tools,
     upstream::{FakeUpstream, RecordedRequest},
+    webhook::{LABEL, Webhook},
 };

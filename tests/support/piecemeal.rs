@@ -383,7 +383,7 @@ pub fn scheduler_url(scheme: &str) -> String {
     format!("{scheme}://{MIRROR_IP}:65012")
 }
 
-const PIECEMEAL: &str = env!("CARGO_BIN_EXE_piecemeal");
+pub(super) const PIECEMEAL: &str = env!("CARGO_BIN_EXE_piecemeal");
 /// The host name of images in tests, and the registry behind it.
 const UPSTREAM: &str = "origin.test=http://10.99.0.2:5000";
 const READY_TIME_MAX: Duration = Duration::from_secs(10);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::{Method, Request, header};
-use kube::Client;
+use kube::{Client, Config, config::KubeConfigOptions};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
@@ -46,6 +46,24 @@ impl Cluster {
         Ok(Self(client))
     }
 
+    /// The cluster of a context of the kubeconfig.
+    ///
+    /// # Errors
+    /// There is no such context, or it cannot be read.
+    pub async fn connect_to(context: &str) -> Result<Self, ClusterError> {
+        let options = KubeConfigOptions {
+            context: Some(context.to_owned()),
+            ..KubeConfigOptions::default()
+        };
+        let unusable = |error: &dyn std::fmt::Display| {
+            ClusterError::Unreachable(format!("context {context} cannot be used: {error}"))
+        };
+        let config = Config::from_kubeconfig(&options)
+            .await
+            .map_err(|error| unusable(&error))?;
+        Client::try_from(config).map(Self).map_err(|error| unusable(&error))
+    }
+
     /// A cluster behind a client that was made elsewhere.
     pub fn new(client: Client) -> Self {
         Self(client)
@@ -72,9 +90,12 @@ impl Cluster {
     }
 
     /// Like [`Cluster::list`], the objects' metadata alone.
-    pub(crate) async fn list_metadata(&self, path: &str) -> Result<Vec<Value>, ClusterError> {
+    ///
+    /// # Errors
+    /// [`ClusterError`].
+    pub async fn list_metadata(&self, path: &str, query: &str) -> Result<Vec<Value>, ClusterError> {
         let accept = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
-        self.pages(path, "", accept).await
+        self.pages(path, query, accept).await
     }
 
     async fn pages(&self, path: &str, query: &str, accept: &str) -> Result<Vec<Value>, ClusterError> {
@@ -103,10 +124,10 @@ impl Cluster {
     /// # Errors
     /// [`ClusterError::Conflict`]: there is one of that name already.
     pub async fn create(&self, path: &str, object: &Value, is_dry_run: bool) -> Result<Value, ClusterError> {
-        let query = if is_dry_run { "?dryRun=All" } else { "" };
+        let dry_run = if is_dry_run { "&dryRun=All" } else { "" };
         self.ask(
             Method::POST,
-            &format!("{path}{query}"),
+            &format!("{path}?fieldManager={FIELD_MANAGER}{dry_run}"),
             Some(object),
             "application/json",
         )
@@ -119,7 +140,8 @@ impl Cluster {
     /// # Errors
     /// [`ClusterError::Conflict`]: it has changed since.
     pub(crate) async fn replace(&self, path: &str, object: &Value) -> Result<Value, ClusterError> {
-        let answer = self.ask(Method::PUT, path, Some(object), "application/json").await?;
+        let path = format!("{path}?fieldManager={FIELD_MANAGER}");
+        let answer = self.ask(Method::PUT, &path, Some(object), "application/json").await?;
         answer.ok_or_else(|| ClusterError::Conflict(format!("{path} is gone")))
     }
 
@@ -203,7 +225,7 @@ impl Cluster {
 }
 
 /// Whether `text` can be an object's name, so that it is safe in a path.
-pub(crate) fn is_object_name(text: &str) -> bool {
+pub fn is_object_name(text: &str) -> bool {
     let is_alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     text.len() <= 253
         && text
@@ -214,7 +236,7 @@ pub(crate) fn is_object_name(text: &str) -> bool {
 }
 
 /// The path of a namespaced core object, or of the list when `name` is empty.
-pub(crate) fn core_path(namespace: &str, kind: &str, name: &str) -> String {
+pub fn core_path(namespace: &str, kind: &str, name: &str) -> String {
     let path = format!("/api/v1/namespaces/{namespace}/{kind}");
     if name.is_empty() {
         path

@@ -12,7 +12,6 @@ use crate::{
     certificates::keeper::{Keeper as CertificateKeeper, Shown},
     cluster::{Cluster, ClusterError},
     copies::{copy::CopySettings, ensure::Copier, keeper::Keeper as CopyKeeper},
-    decide::plan::Rules,
     events::{self, Events},
     hosts::Hosts,
     leader::{self, Candidacy},
@@ -134,14 +133,7 @@ impl Webhook {
 }
 
 fn desk(config: &WebhookConfig, cluster: &Cluster, events: Events, hosts: Hosts, metrics: &Metrics) -> Desk {
-    let mut excluded_namespaces = config.excluded_namespaces.clone();
-    excluded_namespaces.insert(config.namespace.clone());
-    let rules = Rules {
-        registries: config.registries.clone(),
-        naming: config.naming,
-        requires_secret: config.requires_secret,
-        excluded_namespaces,
-    };
+    let rules = config.rules();
     let settings = CopySettings {
         naming: config.naming,
         name: config.secret_name.clone(),

@@ -9,10 +9,10 @@ use sha2::{Digest, Sha256};
 use super::keyring::{Form, Keyring};
 use crate::decide::naming::Naming;
 
-/// On everything that the webhook makes in a namespace.
-pub(crate) const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "piecemeal-webhook");
-/// On copies, which are found by it.
-pub(crate) const COPY_LABEL: &str = "piecemeal.dev/copy";
+/// The label, and its value, on everything that the webhook makes in a namespace.
+pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "piecemeal-webhook");
+/// The label on copies of pull secrets, which are found by it with the value `true`.
+pub const COPY_LABEL: &str = "piecemeal.dev/copy";
 const SOURCE: &str = "piecemeal.dev/copy-of";
 const REGISTRIES: &str = "piecemeal.dev/copy-registries";
 /// What the copy was made from: a hash of its own content, in hexadecimal.

@@ -178,7 +178,7 @@ impl Keeper {
             )
             .await?;
         let copies: Vec<Value> = copies.into_iter().filter(|copy| source_of(copy).is_some()).collect();
-        let pods = cluster.list_metadata(&core_path(namespace, "pods", "")).await?;
+        let pods = cluster.list_metadata(&core_path(namespace, "pods", ""), "").await?;
         let mut needed = needed(&pods);
         if copies.is_empty() && needed.is_empty() {
             return Ok(false);

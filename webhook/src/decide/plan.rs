@@ -141,6 +141,35 @@ pub(crate) struct CopyWish {
     pub registries: BTreeSet<String>,
 }
 
+impl Change {
+    /// Whether the kubelet would pull the original with a secret of `keyring`.
+    pub(crate) fn is_pulled_with(&self, keyring: &Keyring) -> bool {
+        keyring.is_for(&self.registry, &self.repository)
+    }
+}
+
+impl Rules {
+    /// What becomes of one image, in words, and whether it is or would be accelerated.
+    pub(crate) fn word_on(&self, image: &str) -> (String, bool) {
+        match Verdict::on(image, self) {
+            Verdict::Accelerate {
+                accelerated,
+                needs_secret,
+                ..
+            } => {
+                let condition = if needs_secret {
+                    ", given a pull secret for it"
+                } else {
+                    ""
+                };
+                (format!("it would be {accelerated}{condition}"), true)
+            }
+            Verdict::Already => ("it is accelerated".to_owned(), true),
+            Verdict::Leave(why) => (why, false),
+        }
+    }
+}
+
 impl Wish {
     /// # Errors
     /// [`Skip`]: there is nothing to wish for.
@@ -218,7 +247,7 @@ impl Wish {
         for change in self.changes {
             let mut fitting = 0;
             for (index, name, source, keyring) in usable(secrets) {
-                if keyring.is_for(&change.registry, &change.repository) {
+                if change.is_pulled_with(keyring) {
                     fitting += 1;
                     let copy = copies.entry(index).or_insert_with(|| CopyWish {
                         name: name.to_owned(),
