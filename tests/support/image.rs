@@ -37,6 +37,7 @@ pub struct Image {
     tag: String,
     seed: u64,
     layers: Vec<Blob>,
+    diff_ids: Vec<String>,
     config: Blob,
     manifest: Blob,
     index: Option<Blob>,
@@ -49,13 +50,14 @@ impl Image {
         let seed = u64::from(u32::from_le_bytes(
             name_hash[..4].try_into().expect("a digest has 32 bytes"),
         ));
-        let (config, manifest) = describe(&[], &[]);
+        let (config, manifest) = describe(&[], &[], None);
         let (repository, tag) = (repository.to_owned(), tag.to_owned());
         Self {
             repository,
             tag,
             seed,
             layers: Vec::new(),
+            diff_ids: Vec::new(),
             config,
             manifest,
             index: None,
@@ -76,8 +78,21 @@ impl Image {
             .zip(self.seed..)
             .map(|(&size, seed)| layer(size, Noise::new(seed)))
             .unzip();
-        (self.config, self.manifest) = describe(&layers, &diff_ids);
-        self.layers = layers;
+        (self.config, self.manifest) = describe(&layers, &diff_ids, None);
+        (self.layers, self.diff_ids) = (layers, diff_ids);
+        self
+    }
+
+    /// Adds a layer of programs and what they need, by their paths; the first is what a container runs. Comes after
+    /// [`Self::layer_bytes`].
+    pub fn running(mut self, files: &[(String, Vec<u8>)]) -> Self {
+        let records = files
+            .iter()
+            .flat_map(|(path, bytes)| tar_record(path, "0000755", bytes));
+        let archive: Vec<u8> = records.chain(TAR_END).collect();
+        self.layers.push(Blob::new(LAYER, gzip_stored(&archive, 0)));
+        self.diff_ids.push(sha256(&archive));
+        (self.config, self.manifest) = describe(&self.layers, &self.diff_ids, Some(&files[0].0));
         self
     }
 
@@ -92,7 +107,7 @@ impl Image {
                 ..layer
             })
             .collect();
-        (self.config, self.manifest) = describe(&stated, &[]);
+        (self.config, self.manifest) = describe(&stated, &[], None);
         self
     }
 
@@ -143,16 +158,39 @@ impl Image {
 
     /// Writes an OCI image layout, which skopeo reads as `oci:<dir>:<tag>`.
     pub fn save_oci_layout(&self, dir: &Path) {
-        let blobs = dir.join("blobs/sha256");
-        fs::create_dir_all(&blobs).expect("creating the layout");
-        for blob in self.blobs().chain(self.manifests()) {
-            let hex = blob.digest.strip_prefix("sha256:").expect("our digests are SHA-256");
-            fs::write(blobs.join(hex), &blob.bytes).expect("writing a blob of the layout");
+        fs::create_dir_all(dir.join("blobs/sha256")).expect("creating the layout");
+        for (path, bytes) in self.oci_layout(json!({ "org.opencontainers.image.ref.name": self.tag })) {
+            fs::write(dir.join(path), bytes).expect("writing a file of the layout");
         }
+    }
+
+    /// Writes the layout as one archive, which containerd imports under the image's full name.
+    pub fn save_archive(&self, host: &str, file: &Path) {
+        let files = self.oci_layout(json!({ "io.containerd.image.name": self.reference(host) }));
+        let records = files
+            .iter()
+            .flat_map(|(path, bytes)| tar_record(path, "0000644", bytes));
+        fs::write(file, records.chain(TAR_END).collect::<Vec<u8>>()).expect("writing an archive");
+    }
+
+    /// The files of a layout; `annotations` tell the image's name.
+    fn oci_layout(&self, annotations: Value) -> Vec<(String, Vec<u8>)> {
         let mut entry = self.top().descriptor();
-        entry["annotations"] = json!({ "org.opencontainers.image.ref.name": self.tag });
-        fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).expect("writing the layout's version");
-        fs::write(dir.join("index.json"), index_json(&entry)).expect("writing the layout's index");
+        entry["annotations"] = annotations;
+        let hex = |blob: &Blob| {
+            blob.digest
+                .strip_prefix("sha256:")
+                .expect("our digests are SHA-256")
+                .to_owned()
+        };
+        let blobs = self.blobs().chain(self.manifests());
+        let blobs = blobs.map(|blob| (format!("blobs/sha256/{}", hex(blob)), blob.bytes.clone()));
+        let version = br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec();
+        let fixed = [
+            ("oci-layout".to_owned(), version),
+            ("index.json".to_owned(), index_json(&entry)),
+        ];
+        fixed.into_iter().chain(blobs).collect()
     }
 
     fn top(&self) -> &Blob {
@@ -167,9 +205,10 @@ pub fn sha256(bytes: &[u8]) -> String {
 }
 
 /// Config and manifest over layers whose uncompressed digests are `diff_ids`.
-fn describe(layers: &[Blob], diff_ids: &[String]) -> (Blob, Blob) {
+fn describe(layers: &[Blob], diff_ids: &[String], program: Option<&str>) -> (Blob, Blob) {
     let rootfs = json!({ "type": "layers", "diff_ids": diff_ids });
-    let config = json!({ "architecture": architecture(), "os": "linux", "config": {}, "rootfs": rootfs });
+    let runs = program.map_or(json!({}), |program| json!({ "Entrypoint": [program] }));
+    let config = json!({ "architecture": architecture(), "os": "linux", "config": runs, "rootfs": rootfs });
     let config = Blob::new(CONFIG, config.to_string().into_bytes());
     let layers: Vec<Value> = layers.iter().map(Blob::descriptor).collect();
     let manifest =
@@ -212,10 +251,15 @@ fn layer(size: usize, mut noise: Noise) -> (Blob, String) {
 
 /// A tar archive of one file, whose size is a multiple of the record size.
 fn tar(name: &str, content: &[u8]) -> Vec<u8> {
+    [tar_record(name, "0000644", content), TAR_END.to_vec()].concat()
+}
+
+/// One file of a tar archive, with its header.
+fn tar_record(name: &str, mode: &str, content: &[u8]) -> Vec<u8> {
     let mut header = [0; TAR_RECORD];
     let mut field = |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
-    field(0, name);
-    field(100, "0000644");
+    field(0, name.trim_start_matches('/'));
+    field(100, mode);
     field(108, "0000000");
     field(116, "0000000");
     field(124, &format!("{:011o}", content.len()));
@@ -226,7 +270,8 @@ fn tar(name: &str, content: &[u8]) -> Vec<u8> {
     field(257, "ustar\x0000");
     let checksum: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
     header[148..156].copy_from_slice(format!("{checksum:06o}\0 ").as_bytes());
-    [&header[..], content, &[0; 2 * TAR_RECORD]].concat()
+    let padding = vec![0; content.len().next_multiple_of(TAR_RECORD) - content.len()];
+    [&header[..], content, &padding].concat()
 }
 
 /// A gzip file (RFC 1952) of stored blocks (RFC 1951, 3.2.4): compressing noise would cost seconds and gain nothing.
@@ -291,6 +336,7 @@ pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 const UNPACKABLE_BYTES_MIN: usize = 4096;
 const TAR_RECORD: usize = 512;
+const TAR_END: [u8; 2 * TAR_RECORD] = [0; 2 * TAR_RECORD];
 /// One header and the two empty records that end an archive.
 const TAR_OVERHEAD: usize = 3 * TAR_RECORD;
 const STORED_BLOCK_MAX: usize = 65_535;

@@ -7,6 +7,7 @@
 //! | everything running on it | [`Cluster`] |
 //! | an image | [`Image`] |
 //! | a Kubernetes without nodes | [`KubeApi`] |
+//! | a Kubernetes with them | [`KubeSite`] |
 //! | an upstream | [`DockerRegistry`], or [`FakeUpstream`] and its [`Behaviour`]s |
 //! | a client | [`Containerd`], [`CriNode`], [`skopeo`], those of a [`Home`], or bare HTTP with [`Request`] |
 //! | the product | [`Mirror`], [`Scheduler`], [`Peer`] |
@@ -50,7 +51,9 @@ pub use self::{
     home::Home,
     http::{Headers, Request, Response, read_head},
     image::{Blob, CONFIG, INDEX, Image, LAYER, MANIFEST, architecture, sha256},
-    kube::{ApiError, Identity, KubeApi, KubeClient, KubeOptions, wait_until},
+    kube::{
+        ApiError, Identity, KubeApi, KubeClient, KubeOptions, KubeSite, Node, wait_until, wait_within, waiting_program,
+    },
     netns::Netns,
     outcome::CommandOutcome,
     piecemeal::{

@@ -119,15 +119,7 @@ impl Process {
 
     /// The log's last lines, headed by the file's name.
     pub fn log_tail(&self) -> String {
-        let text = self.log_text();
-        let lines: Vec<&str> = text.lines().collect();
-        let tail = &lines[lines.len().saturating_sub(LOG_TAIL_LINES)..];
-        format!(
-            "--- {} (the end of {})\n{}\n",
-            self.name,
-            self.log.display(),
-            tail.join("\n")
-        )
+        log_tail(&self.name, &self.log)
     }
 }
 
@@ -142,6 +134,14 @@ impl Drop for Process {
             let _ = child.wait();
         }
     }
+}
+
+/// The last lines of a log, headed by its name.
+pub fn log_tail(name: &str, log: &Path) -> String {
+    let text = String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned();
+    let lines: Vec<&str> = text.lines().collect();
+    let tail = &lines[lines.len().saturating_sub(LOG_TAIL_LINES)..];
+    format!("--- {name} (the end of {})\n{}\n", log.display(), tail.join("\n"))
 }
 
 /// Opens a file to which several processes, or several runs of one, may write in turn.

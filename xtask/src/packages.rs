@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use crate::shell;
 
 /// A program and the package that has it.
-const NEEDED: [(&str, &str); 8] = [
+const NEEDED: [(&str, &str); 9] = [
     ("docker-registry", "docker-registry"),
     ("containerd", "containerd"),
     ("runc", "runc"),
@@ -15,6 +15,8 @@ const NEEDED: [(&str, &str); 8] = [
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("nft", "nftables"),
+    // It and its like are on no PATH.
+    ("/usr/lib/cni/bridge", "containernetworking-plugins"),
     ("curl", "curl"),
 ];
 

@@ -202,13 +202,21 @@ impl ApiError {
 ///
 /// # Panics
 /// When there is none for half a minute.
-pub fn wait_until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + WAIT_TIME_MAX;
+pub fn wait_until<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
+    wait_within(WAIT_TIME_MAX, what, ask)
+}
+
+/// Asks until there is an answer.
+///
+/// # Panics
+/// When there is none in time.
+pub fn wait_within<T>(limit: Duration, what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
     loop {
         if let Some(answer) = ask() {
             return answer;
         }
-        assert!(Instant::now() < deadline, "not within {WAIT_TIME_MAX:?}: {what}");
+        assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
         thread::sleep(Duration::from_millis(50));
     }
 }

@@ -14,7 +14,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+};
 use reqwest::Method;
 use serde_json::json;
 
@@ -44,6 +46,9 @@ pub struct KubeApi {
 pub struct KubeOptions {
     /// Whether the controllers run: ownership, namespaces, service accounts, and workloads down to their pods.
     pub controllers: bool,
+    /// Where nodes and their pods reach the API server; without it there are none, and it is on loopback. All controllers
+    /// run then.
+    pub address: Option<Ipv4Addr>,
     /// For the API server, after ours.
     pub apiserver_flags: Vec<String>,
 }
@@ -52,6 +57,7 @@ impl Default for KubeOptions {
     fn default() -> Self {
         Self {
             controllers: true,
+            address: None,
             apiserver_flags: Vec::new(),
         }
     }
@@ -66,15 +72,22 @@ impl KubeApi {
 
     pub fn start(options: &KubeOptions) -> Self {
         let scratch = ScratchDir::new();
-        let files = Files::create(&scratch.folder("kube"));
-        let [etcd_address, peers, address] = free_addresses();
+        let files = Files::create(&scratch.folder("kube"), options.address);
+        let [etcd_address, peers, mut address] = free_addresses();
+        if let Some(ip) = options.address {
+            address.set_ip(ip.into());
+        }
         let url = format!("https://{address}");
 
         let etcd = Process::start("etcd", etcd(&files, etcd_address, peers), &files.log("etcd"));
         let group = i32::try_from(etcd.pid()).expect("process ids are small");
         let caretaker = Caretaker::watch(group, scratch.path());
         let mut apiserver = apiserver(&files, etcd_address, address);
-        apiserver.args(&options.apiserver_flags).process_group(group);
+        let reached = reached_at(options.address);
+        apiserver
+            .args(reached)
+            .args(&options.apiserver_flags)
+            .process_group(group);
         let mut apiserver = Process::start("kube-apiserver", apiserver, &files.log("kube-apiserver"));
 
         let mut client = KubeClient::new(&url, &files.ca_pem, ADMIN_TOKEN);
@@ -83,7 +96,8 @@ impl KubeApi {
         let admin = Identity::new(client, &url, &files.ca_pem, ADMIN_TOKEN, &files.folder, "admin");
         let controllers = options.controllers.then(|| {
             let mut command = controllers(&files, admin.kubeconfig());
-            command.process_group(group);
+            let names = options.address.map_or(CONTROLLERS.join(","), |_| "*".to_owned());
+            command.arg(format!("--controllers={names}")).process_group(group);
             let log = files.log("kube-controller-manager");
             Process::start("kube-controller-manager", command, &log)
         });
@@ -116,6 +130,23 @@ impl KubeApi {
     /// A client that may do everything.
     pub fn client(&self) -> &KubeClient {
         self.admin.client()
+    }
+
+    /// One of Kubernetes' own: `scheduler`, `proxy`, or the name of a node.
+    pub(super) fn component(&self, name: &str) -> Identity {
+        let token = component_token(name);
+        let (client, folder) = (self.client().with_token(&token), self.scratch.path());
+        Identity::new(client, &self.url, &self.ca_pem, &token, folder, name)
+    }
+
+    /// Makes a program end with the others, also when this process is killed.
+    pub(super) fn adopt(&self, command: &mut Command) {
+        command.process_group(i32::try_from(self.etcd.pid()).expect("process ids are small"));
+    }
+
+    /// Where the logs and the files of programs go.
+    pub(super) fn dir(&self) -> &Path {
+        self.scratch.path()
     }
 
     /// A new namespace, whose name begins with `label`, with its `default` service account.
@@ -198,18 +229,24 @@ struct Files {
 }
 
 impl Files {
-    fn create(folder: &Path) -> Self {
+    fn create(folder: &Path, address: Option<Ipv4Addr>) -> Self {
         let ca_key = KeyPair::generate().expect("generating a key");
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let ca_pem = params.self_signed(&ca_key).expect("signing a certificate").pem();
         let issuer = Issuer::new(params, ca_key);
 
-        let key = KeyPair::generate().expect("generating a key");
-        let names = ["127.0.0.1", "localhost", "kubernetes.default.svc"].map(str::to_owned);
-        let mut params = CertificateParams::new(names).expect("the server's names");
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        let certificate = params.signed_by(&key, &issuer).expect("signing a certificate").pem();
+        let names = ["127.0.0.1", "localhost", SERVICE_IP, "kubernetes.default.svc"].map(str::to_owned);
+        let names = names.into_iter().chain(address.map(|ip| ip.to_string()));
+        let params = CertificateParams::new(names.collect::<Vec<String>>()).expect("the server's names");
+        let [certificate, key] = sign(params, ExtendedKeyUsagePurpose::ServerAuth, &issuer);
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, "kube-apiserver");
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, "system:masters");
+        let [at_kubelets, key_at_kubelets] = sign(params, ExtendedKeyUsagePurpose::ClientAuth, &issuer);
 
         let accounts = KeyPair::generate().expect("generating a key");
         let files = Self {
@@ -219,10 +256,12 @@ impl Files {
         for (name, text) in [
             (CA, files.ca_pem.clone()),
             (CERTIFICATE, certificate),
-            (KEY, key.serialize_pem()),
+            (KEY, key),
+            (KUBELETS_CERTIFICATE, at_kubelets),
+            (KUBELETS_KEY, key_at_kubelets),
             (ACCOUNTS_KEY, accounts.serialize_pem()),
             (ACCOUNTS_PUBLIC_KEY, accounts.public_key_pem()),
-            (TOKENS, format!("{ADMIN_TOKEN},admin,admin,system:masters\n")),
+            (TOKENS, tokens()),
         ] {
             fs::write(folder.join(name), text).expect("writing the API server's files");
         }
@@ -258,8 +297,6 @@ fn apiserver(files: &Files, etcd: SocketAddr, address: SocketAddr) -> Command {
         .arg(format!("--etcd-servers=http://{etcd}"))
         .arg(format!("--bind-address={}", address.ip()))
         .arg(format!("--secure-port={}", address.port()))
-        // Else it looks for a default route, which a machine without a network has not.
-        .args(["--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none"])
         .arg(files.flag("cert-dir", ""))
         .arg(files.flag("tls-cert-file", CERTIFICATE))
         .arg(files.flag("tls-private-key-file", KEY))
@@ -268,11 +305,49 @@ fn apiserver(files: &Files, etcd: SocketAddr, address: SocketAddr) -> Command {
         .arg("--service-account-issuer=https://kubernetes.default.svc")
         .arg(files.flag("service-account-key-file", ACCOUNTS_PUBLIC_KEY))
         .arg(files.flag("service-account-signing-key-file", ACCOUNTS_KEY))
-        .args(["--authorization-mode=RBAC", "--allow-privileged=true"])
-        .arg("--service-cluster-ip-range=10.0.0.0/24")
+        .args(["--authorization-mode=Node,RBAC", "--allow-privileged=true"])
+        .arg(format!("--service-cluster-ip-range={SERVICE_NETWORK}"))
+        // For the logs of pods.
+        .arg(files.flag("kubelet-client-certificate", KUBELETS_CERTIFICATE))
+        .arg(files.flag("kubelet-client-key", KUBELETS_KEY))
+        .arg("--kubelet-preferred-address-types=InternalIP")
         // A webhook that is named by its Service is found by the endpoints, since nothing here forwards a Service's address.
         .arg("--enable-aggregator-routing=true");
     command
+}
+
+/// By default it looks for a default route, which a machine without a network has not.
+fn reached_at(address: Option<Ipv4Addr>) -> Vec<String> {
+    match address {
+        Some(ip) => vec![format!("--advertise-address={ip}")],
+        None => ["--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none"]
+            .map(str::to_owned)
+            .into(),
+    }
+}
+
+/// Certificate and key, in PEM.
+fn sign(mut params: CertificateParams, usage: ExtendedKeyUsagePurpose, issuer: &Issuer<'_, KeyPair>) -> [String; 2] {
+    let key = KeyPair::generate().expect("generating a key");
+    params.extended_key_usages = vec![usage];
+    let certificate = params.signed_by(&key, issuer).expect("signing a certificate");
+    [certificate.pem(), key.serialize_pem()]
+}
+
+/// Who may talk to the API server by a token that stays: token, user, an id, and the user's groups.
+fn tokens() -> String {
+    let mut lines = format!("{ADMIN_TOKEN},admin,admin,system:masters\n");
+    for name in ["scheduler", "proxy"] {
+        lines += &format!("{},system:kube-{name},{name}\n", component_token(name));
+    }
+    for name in (1..=NODES_MAX).map(|number| format!("node{number}")) {
+        lines += &format!("{},system:node:{name},{name},system:nodes\n", component_token(&name));
+    }
+    lines
+}
+
+fn component_token(name: &str) -> String {
+    format!("tests-{name}")
 }
 
 fn controllers(files: &Files, kubeconfig: &Path) -> Command {
@@ -281,7 +356,6 @@ fn controllers(files: &Files, kubeconfig: &Path) -> Command {
         .arg(format!("--kubeconfig={}", kubeconfig.display()))
         .arg(files.flag("service-account-private-key-file", ACCOUNTS_KEY))
         .arg(files.flag("root-ca-file", CA))
-        .arg(format!("--controllers={}", CONTROLLERS.join(",")))
         // It serves nobody, and there is no other that could lead.
         .args(["--secure-port=0", "--leader-elect=false"]);
     command
@@ -321,10 +395,18 @@ const CONTROLLERS: [&str; 12] = [
     "ttl-after-finished-controller",
 ];
 
+const SERVICE_NETWORK: &str = "10.0.0.0/24";
+/// The API server's own Service is the first of the network.
+const SERVICE_IP: &str = "10.0.0.1";
+/// There are tokens for these many.
+const NODES_MAX: usize = 9;
+
 const ADMIN_TOKEN: &str = "tests-admin";
 const CA: &str = "ca.crt";
 const CERTIFICATE: &str = "apiserver.crt";
 const KEY: &str = "apiserver.key";
+const KUBELETS_CERTIFICATE: &str = "kubelets.crt";
+const KUBELETS_KEY: &str = "kubelets.key";
 const ACCOUNTS_KEY: &str = "service-accounts.key";
 const ACCOUNTS_PUBLIC_KEY: &str = "service-accounts.pub";
 const TOKENS: &str = "tokens.csv";

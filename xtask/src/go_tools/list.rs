@@ -62,9 +62,9 @@ pub(crate) const CLIENTS: [Tool; 5] = [
     },
 ];
 
-/// What a cluster without nodes is made of, and the programs of its operators. The smallest come first, so that a machine
+/// What a cluster and its nodes are made of, and the programs of its operators. The smallest come first, so that a machine
 /// on which Go cannot build fails early.
-pub(crate) const KUBERNETES: [Tool; 6] = [
+pub(crate) const KUBERNETES: [Tool; 10] = [
     Tool {
         name: "crictl",
         package: "sigs.k8s.io/cri-tools/cmd/crictl",
@@ -103,6 +103,27 @@ pub(crate) const KUBERNETES: [Tool; 6] = [
         name: "kube-controller-manager",
         package: "k8s.io/kubernetes/cmd/kube-controller-manager",
         ..OF_KUBERNETES
+    },
+    Tool {
+        name: "kube-scheduler",
+        package: "k8s.io/kubernetes/cmd/kube-scheduler",
+        ..OF_KUBERNETES
+    },
+    Tool {
+        name: "kubelet",
+        package: "k8s.io/kubernetes/cmd/kubelet",
+        ..OF_KUBERNETES
+    },
+    Tool {
+        name: "kube-proxy",
+        package: "k8s.io/kubernetes/cmd/kube-proxy",
+        ..OF_KUBERNETES
+    },
+    Tool {
+        name: "coredns",
+        package: "github.com/coredns/coredns",
+        version: versions::COREDNS,
+        ..PLAIN
     },
 ];
 

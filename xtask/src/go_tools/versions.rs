@@ -9,9 +9,10 @@ pub(crate) const ORAS: &str = "v1.3.6";
 pub(crate) const CONTAINERD: &str = "v2.4.2";
 /// The suite as rewritten in April 2026 is in no release yet, hence a commit.
 pub(crate) const OCI_CONFORMANCE: &str = "v0.0.0-20260831232431-97274622c111";
-/// Of `kube-apiserver`, `kube-controller-manager` and `kubectl`. The Go module proxy has some releases without all of
+/// Of `kubectl`, `kubelet`, and of all that is named `kube-…`. The Go module proxy has some releases without all of
 /// their parts; this one is whole.
 pub(crate) const KUBERNETES: &str = "v1.35.4";
 pub(crate) const ETCD: &str = "v3.6.13";
 pub(crate) const HELM: &str = "v3.22.0";
 pub(crate) const CRICTL: &str = "v1.34.0";
+pub(crate) const COREDNS: &str = "v1.14.7";
