@@ -243,7 +243,7 @@ mod tests {
         let text = render(PEER_ADMIN, &value);
         let short = &digest.to_string()[..19];
         assert!(
-            text.starts_with("scheduler 0.1.0 at http://127.0.0.1:65003/\n"),
+            text.starts_with("scheduler 0.1.0 at http://127.0.0.1:65003\n"),
             "{text}"
         );
         assert!(
