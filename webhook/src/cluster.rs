@@ -68,17 +68,27 @@ impl Cluster {
     /// # Errors
     /// [`ClusterError`]. A list that does not exist is empty.
     pub async fn list(&self, path: &str, query: &str) -> Result<Vec<Value>, ClusterError> {
-        self.pages(path, query, "application/json").await
-    }
-
-    /// Like [`Cluster::list`], the objects' metadata alone.
-    pub(crate) async fn list_metadata(&self, path: &str) -> Result<Vec<Value>, ClusterError> {
-        let accept = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
-        self.pages(path, "", accept).await
-    }
-
-    async fn pages(&self, path: &str, query: &str, accept: &str) -> Result<Vec<Value>, ClusterError> {
         let mut all = Vec::new();
+        self.pages(path, query, "application/json", |object| all.push(object))
+            .await?;
+        Ok(all)
+    }
+
+    /// Like [`Cluster::list`], the objects' metadata alone, one by one: of a whole cluster's pods there is never more than a page in
+    /// memory.
+    pub(crate) async fn each_metadata(&self, path: &str, each: impl FnMut(Value)) -> Result<(), ClusterError> {
+        let accept = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
+        self.pages(path, "", accept, each).await
+    }
+
+    async fn pages(
+        &self,
+        path: &str,
+        query: &str,
+        accept: &str,
+        mut each: impl FnMut(Value),
+    ) -> Result<(), ClusterError> {
+        let mut count = 0;
         let mut next = String::new();
         loop {
             let page = format!("{path}?limit={PAGE}&continue={next}&{query}");
@@ -86,14 +96,15 @@ impl Cluster {
                 .header(header::ACCEPT, accept)
                 .body(Vec::new());
             let Some(mut list) = self.send(request).await? else {
-                return Ok(all);
+                return Ok(());
             };
             if let Some(Value::Array(items)) = list.get_mut("items").map(Value::take) {
-                all.extend(items);
+                count += items.len();
+                items.into_iter().for_each(&mut each);
             }
             match list["metadata"]["continue"].as_str() {
-                Some(token) if !token.is_empty() && all.len() < LIST_MAX => token.clone_into(&mut next),
-                _ => return Ok(all),
+                Some(token) if !token.is_empty() && count < LIST_MAX => token.clone_into(&mut next),
+                _ => return Ok(()),
             }
         }
     }

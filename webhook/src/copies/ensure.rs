@@ -36,6 +36,8 @@ pub(crate) enum NoCopyError {
     Cluster(#[from] ClusterError),
     #[error("{0} and its other name are both taken by Secrets that are no copies of ours")]
     NamesTaken(String),
+    #[error("{0} is a Secret that is no copy of ours")]
+    NameTaken(String),
     #[error("{0} is written by somebody else all the time")]
     Contended(String),
     #[error("{0} is for none of the accelerated registries any more")]
@@ -65,6 +67,25 @@ impl Copier {
             }
         }
         Err(NoCopyError::NamesTaken(usual))
+    }
+
+    /// The copy that pods know as `name` is good for `registries` and for what it was good for before: whatever it would be called
+    /// today, they have no other name for it.
+    pub(crate) async fn restore(
+        &self,
+        name: &str,
+        namespace: &str,
+        source: &Value,
+        keyring: &Keyring,
+        registries: &BTreeSet<String>,
+    ) -> Result<(), NoCopyError> {
+        match self
+            .ensure_as(name, namespace, source, keyring, registries, false)
+            .await?
+        {
+            Outcome::There => Ok(()),
+            Outcome::Taken => Err(NoCopyError::NameTaken(name.to_owned())),
+        }
     }
 
     async fn ensure_as(
@@ -122,8 +143,8 @@ impl Copier {
                 self.cluster.create(list, object, false).await?;
                 Ok(Written::Created)
             }
-            // A Secret's type cannot be changed, and of fields that others have added only a replacement knows nothing.
-            Some(existing) if existing["type"] != object["type"] => {
+            // A Secret's type cannot be changed, and nothing of an immutable one.
+            Some(existing) if existing["type"] != object["type"] || existing["immutable"] == true => {
                 self.cluster.delete(path, Some(&existing["metadata"])).await?;
                 Err(ClusterError::Conflict("to be created anew".to_owned()))
             }

@@ -40,8 +40,10 @@ use crate::{
 /// Changes that come together are looked at once.
 const SETTLE: Duration = Duration::from_millis(500);
 const TICK: Duration = Duration::from_millis(250);
-/// How often every namespace with a copy is looked at without an event.
+/// How often every namespace with a copy is looked at without an event, and pods are searched for others that miss one.
 const EVERYTHING_EVERY: Duration = Duration::from_secs(10 * 60);
+/// The same where unused copies are kept for less: no more often than this.
+const EVERYTHING_EVERY_MIN: Duration = Duration::from_secs(1);
 /// How long a namespace waits that could not be read.
 const RETRY: Duration = Duration::from_secs(15);
 
@@ -113,7 +115,8 @@ impl Keeper {
         let mut agenda = Agenda::default();
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut next_round = Instant::now() + EVERYTHING_EVERY;
+        let round_every = self.keep.clamp(EVERYTHING_EVERY_MIN, EVERYTHING_EVERY);
+        let (mut next_round, mut next_search) = (Instant::now() + round_every, Instant::now());
         loop {
             tokio::select! {
                 event = events.next() => match event {
@@ -123,8 +126,12 @@ impl Keeper {
                 },
                 _ = ticks.tick() => {
                     let now = Instant::now();
+                    if now >= next_search {
+                        next_search = now + EVERYTHING_EVERY;
+                        self.search(&mut agenda).await;
+                    }
                     if now >= next_round {
-                        next_round = now + EVERYTHING_EVERY;
+                        next_round = now + round_every;
                         for namespace in agenda.known.clone() {
                             agenda.add(&namespace, now);
                         }
@@ -148,6 +155,26 @@ impl Keeper {
             .iter()
             .map(|namespace| Api::namespaced(client(), namespace))
             .collect()
+    }
+
+    /// Adds the namespaces whose pods name copies. No event tells of one that is missing since before this replica led, or that a
+    /// pod names which somebody has created as another was stored.
+    async fn search(&self, agenda: &mut Agenda) {
+        let mut paths: Vec<String> = self.namespaces.iter().map(|name| core_path(name, "pods", "")).collect();
+        if paths.is_empty() {
+            paths.push("/api/v1/pods".to_owned());
+        }
+        let now = Instant::now();
+        for path in paths {
+            let note = |pod: Value| {
+                if !needed([&pod]).is_empty() {
+                    agenda.add(pod["metadata"]["namespace"].as_str().unwrap_or_default(), now);
+                }
+            };
+            if let Err(error) = self.copier.cluster.each_metadata(&path, note).await {
+                warn!("the pods that miss the copy of a pull secret are not known: {error}");
+            }
+        }
     }
 
     async fn tidy_and_note(&self, namespace: &str, agenda: &mut Agenda) {
@@ -178,7 +205,10 @@ impl Keeper {
             )
             .await?;
         let copies: Vec<Value> = copies.into_iter().filter(|copy| source_of(copy).is_some()).collect();
-        let pods = cluster.list_metadata(&core_path(namespace, "pods", "")).await?;
+        let mut pods = Vec::new();
+        cluster
+            .each_metadata(&core_path(namespace, "pods", ""), |pod| pods.push(pod))
+            .await?;
         let mut needed = needed(&pods);
         if copies.is_empty() && needed.is_empty() {
             return Ok(false);
@@ -231,12 +261,13 @@ impl Keeper {
         let Ok(keyring) = Keyring::of(&source) else {
             return delete("its source is no pull secret any more").await;
         };
+        let name = copy["metadata"]["name"].as_str().unwrap_or_default();
         match self
             .copier
-            .ensure(namespace, &source, &keyring, &registries_of(copy), false)
+            .restore(name, namespace, &source, &keyring, &registries_of(copy))
             .await
         {
-            Ok(_) => Ok(()),
+            Ok(()) => Ok(()),
             Err(NoCopyError::Nothing(_)) => delete("its source is for no accelerated registry any more").await,
             Err(NoCopyError::Cluster(error)) => Err(error),
             Err(error) => {
@@ -274,10 +305,10 @@ impl Keeper {
         };
         match self
             .copier
-            .ensure(namespace, &source, &keyring, &missing.registries, false)
+            .restore(name, namespace, &source, &keyring, &missing.registries)
             .await
         {
-            Ok(_) => info!("Secret {namespace}/{name}, which pods need, is there again"),
+            Ok(()) => info!("Secret {namespace}/{name}, which pods need, is there again"),
             Err(NoCopyError::Cluster(error)) => return Err(error),
             Err(error) => debug!("Secret {namespace}/{name}, which pods need, does not come back: {error}"),
         }
@@ -293,9 +324,9 @@ struct Missing {
 }
 
 /// The copies that pods need, by name, as their annotations have it.
-fn needed(pods: &[Value]) -> BTreeMap<String, Missing> {
+fn needed<'a>(pods: impl IntoIterator<Item = &'a Value>) -> BTreeMap<String, Missing> {
     let mut needed: BTreeMap<String, Missing> = BTreeMap::new();
-    for record in pods.iter().filter_map(read_record) {
+    for record in pods.into_iter().filter_map(read_record) {
         let images = record["images"].as_array().into_iter().flatten();
         let originals = images.filter_map(|image| image["original"].as_str()?.parse::<Image>().ok());
         let registries: BTreeSet<String> = originals.map(|image| image.registry).collect();
