@@ -26,16 +26,28 @@ fn a_pod_is_accelerated_as_the_vendor_s_documents_show_it() {
 
     let stored = create(&pod(&namespace, &[&image], &["test-registry"]));
 
-    assert_eq!(images(&stored), [format!("{VENDOR_ACCELERATED}/docker-builder/nginx:latest")]);
-    assert_eq!(pull_secrets(&stored), ["test-registry", "acr-credential-test-registry-p2p"]);
+    assert_eq!(
+        images(&stored),
+        [format!("{VENDOR_ACCELERATED}/docker-builder/nginx:latest")]
+    );
+    assert_eq!(
+        pull_secrets(&stored),
+        ["test-registry", "acr-credential-test-registry-p2p"]
+    );
     assert_eq!(stored["metadata"]["annotations"][LABEL], "p2p");
     let record = record(&stored).unwrap();
     assert_eq!(
         record["images"],
         json!([{"container": "c0", "original": image, "image": format!("{VENDOR_ACCELERATED}/docker-builder/nginx:latest")}])
     );
-    assert_eq!(record["secrets"], json!({"test-registry": "acr-credential-test-registry-p2p"}));
-    let copy = api.client().get("Secret", &namespace, "acr-credential-test-registry-p2p").unwrap();
+    assert_eq!(
+        record["secrets"],
+        json!({"test-registry": "acr-credential-test-registry-p2p"})
+    );
+    let copy = api
+        .client()
+        .get("Secret", &namespace, "acr-credential-test-registry-p2p")
+        .unwrap();
     assert_eq!(copy["type"], "kubernetes.io/dockerconfigjson");
     assert_eq!(auths(&copy), json!({VENDOR_ACCELERATED: entry(VENDOR)}));
 }
@@ -58,7 +70,11 @@ fn the_label_on_the_pod_decides_and_else_the_one_on_its_namespace() {
         (NOTHING, ALIAS_OFF, None),
         (NOTHING, LAZY, None),
         (NOTHING, &[(LABEL, "p2p"), (NEUTRAL_LABEL, "disabled")], None),
-        (NOTHING, &[(LABEL, "on-demand"), (NEUTRAL_LABEL, "p2p")], Some(NEUTRAL_LABEL)),
+        (
+            NOTHING,
+            &[(LABEL, "on-demand"), (NEUTRAL_LABEL, "p2p")],
+            Some(NEUTRAL_LABEL),
+        ),
         (ALIAS, NOTHING, Some(LABEL)),
         (ALIAS, NEUTRAL, Some(NEUTRAL_LABEL)),
         (ALIAS, ALIAS_OFF, None),
@@ -74,7 +90,10 @@ fn the_label_on_the_pod_decides_and_else_the_one_on_its_namespace() {
     let mut namespaces: Vec<(&[(&str, &str)], String)> = Vec::new();
     for (namespace_labels, pod_labels, expected) in cases {
         let known = namespaces.iter().find(|(labels, _)| *labels == namespace_labels);
-        let namespace = known.map_or_else(|| Webhook::shared().namespace(namespace_labels), |(_, name)| name.clone());
+        let namespace = known.map_or_else(
+            || Webhook::shared().namespace(namespace_labels),
+            |(_, name)| name.clone(),
+        );
         namespaces.push((namespace_labels, namespace.clone()));
         let mut sent = unlabelled_pod(&namespace, &["nginx"], &[]);
         for (label, value) in pod_labels {
@@ -123,7 +142,12 @@ fn of_a_mixed_pod_the_images_of_accelerated_registries_change_wherever_they_stan
     assert_eq!(stored["spec"]["initContainers"][1]["restartPolicy"], "Always");
     let (record, mut without_service_account) = (record(&stored).unwrap(), stored["spec"]["volumes"].clone());
     assert_eq!(record["images"].as_array().unwrap().len(), 5);
-    let untouched: Vec<&Value> = record["untouched"].as_array().unwrap().iter().map(|left| &left["image"]).collect();
+    let untouched: Vec<&Value> = record["untouched"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|left| &left["image"])
+        .collect();
     assert_eq!(untouched, ["quay.io/c/d", "ghcr.io/e/f"]);
     without_service_account.as_array_mut().unwrap().truncate(3);
     assert_eq!(without_service_account[2], json!({"name": "empty", "emptyDir": {}}));
@@ -134,9 +158,13 @@ fn an_image_that_is_never_pulled_keeps_the_name_that_the_node_knows_it_by() {
     let namespace = Webhook::shared().namespace(&[]);
     let mut sent = pod(&namespace, &["nginx", "redis"], &[]);
     sent["spec"]["containers"][0]["imagePullPolicy"] = json!("Never");
-    sent["spec"]["volumes"] = json!([{"name": "model", "image": {"reference": "models/large:2", "pullPolicy": "Never"}}]);
+    sent["spec"]["volumes"] =
+        json!([{"name": "model", "image": {"reference": "models/large:2", "pullPolicy": "Never"}}]);
     let stored = create(&sent);
-    assert_eq!(images(&stored), ["nginx", &format!("{HUB}/library/redis"), "models/large:2"]);
+    assert_eq!(
+        images(&stored),
+        ["nginx", &format!("{HUB}/library/redis"), "models/large:2"]
+    );
 }
 
 #[test]
@@ -194,13 +222,20 @@ fn who_asks_for_acceleration_in_vain_finds_the_reason_at_the_replica_set() {
     }));
     let told = |api: &KubeApi| {
         let events = api.client().list("Event", &namespace).into_iter();
-        events.filter(|event| event["reason"] == "NoPullSecret").collect::<Vec<Value>>()
+        events
+            .filter(|event| event["reason"] == "NoPullSecret")
+            .collect::<Vec<Value>>()
     };
     wait_until("the ReplicaSet is told", || (!told(api).is_empty()).then_some(()));
-    wait_until("there are three pods", || (api.client().list("Pod", &namespace).len() == 3).then_some(()));
+    wait_until("there are three pods", || {
+        (api.client().list("Pod", &namespace).len() == 3).then_some(())
+    });
     let events = told(api);
     assert_eq!(events.len(), 1, "three pods, one message");
-    assert_eq!((&events[0]["type"], &events[0]["involvedObject"]["name"]), (&json!("Warning"), &json!("app")));
+    assert_eq!(
+        (&events[0]["type"], &events[0]["involvedObject"]["name"]),
+        (&json!("Warning"), &json!("app"))
+    );
 }
 
 #[test]
@@ -212,7 +247,10 @@ fn pods_that_are_there_stay_as_they_are() {
     let label = json!({"metadata": {"labels": {LABEL: "p2p"}}});
     api.client().patch("Namespace", "", &namespace, &label).unwrap();
     wait_until("new pods of the namespace are accelerated", || {
-        let rehearsed = api.client().dry_run_create(&unlabelled_pod(&namespace, &["nginx"], &[])).unwrap();
+        let rehearsed = api
+            .client()
+            .dry_run_create(&unlabelled_pod(&namespace, &["nginx"], &[]))
+            .unwrap();
         is_accelerated(&rehearsed).then_some(())
     });
     api.client().patch("Pod", &namespace, "early", &label).unwrap();
@@ -226,23 +264,57 @@ fn nothing_is_injected_when_there_is_no_reason_to() {
     let (webhook, namespace) = (Webhook::shared(), Webhook::shared().namespace(&[]));
     let vendor = format!("{VENDOR}/a/b:1");
     create(&opaque_secret(&namespace, "opaque", &[VENDOR]));
-    create(&pull_secret(&namespace, "other", &["quay.io", "test-registry-vpc.cn-beijing.cr.aliyuncs.com"]));
+    create(&pull_secret(
+        &namespace,
+        "other",
+        &["quay.io", "test-registry-vpc.cn-beijing.cr.aliyuncs.com"],
+    ));
     create(&pull_secret(&namespace, "path", &[&format!("{VENDOR}/other")]));
     create(&pull_secret(&namespace, "port", &[&format!("{VENDOR}:443")]));
     let cases: [(&str, &[&str], &[&str], &str); 13] = [
-        ("no registry of ours", &["quay.io/a/b", "ghcr.io/c"], &["other"], "NoAcceleratedImage"),
-        ("a registry that only looks like ours", &["xcorp.example/a", "reg.example.com/a"], &[], "NoAcceleratedImage"),
+        (
+            "no registry of ours",
+            &["quay.io/a/b", "ghcr.io/c"],
+            &["other"],
+            "NoAcceleratedImage",
+        ),
+        (
+            "a registry that only looks like ours",
+            &["xcorp.example/a", "reg.example.com/a"],
+            &[],
+            "NoAcceleratedImage",
+        ),
         ("an image's id", &[&"a".repeat(64)], &[], "NoAcceleratedImage"),
-        ("what is no image", &["NGINX", "docker.io/", "nginx:"], &[], "NoAcceleratedImage"),
+        (
+            "what is no image",
+            &["NGINX", "docker.io/", "nginx:"],
+            &[],
+            "NoAcceleratedImage",
+        ),
         ("no pull secret at all", &[&vendor], &[], "NoPullSecret"),
-        ("a pull secret that is not there", &[&vendor], &["missing"], "NoPullSecret"),
+        (
+            "a pull secret that is not there",
+            &[&vendor],
+            &["missing"],
+            "NoPullSecret",
+        ),
         ("a secret of another type", &[&vendor], &["opaque"], "NoPullSecret"),
         ("a pull secret for others", &[&vendor], &["other"], "NoPullSecret"),
         ("a pull secret for another path", &[&vendor], &["path"], "NoPullSecret"),
         ("a pull secret for another port", &[&vendor], &["port"], "NoPullSecret"),
-        ("names that are none", &[&vendor], &["../configmaps/kube-root-ca.crt", "..", "a/../b", "x?y=z", "%2e%2e"], "NoPullSecret"),
+        (
+            "names that are none",
+            &[&vendor],
+            &["../configmaps/kube-root-ca.crt", "..", "a/../b", "x?y=z", "%2e%2e"],
+            "NoPullSecret",
+        ),
         ("a name that is empty", &[&vendor], &[""], "NoPullSecret"),
-        ("what is accelerated already", &[&format!("{HUB}/library/nginx:1")], &[], "AlreadyAccelerated"),
+        (
+            "what is accelerated already",
+            &[&format!("{HUB}/library/nginx:1")],
+            &[],
+            "AlreadyAccelerated",
+        ),
     ];
     for (case, images, secrets, reason) in cases {
         let sample = format!("piecemeal_webhook_skips_total{{reason=\"{reason}\"}}");
@@ -265,7 +337,11 @@ fn pods_of_excluded_namespaces_are_left_alone_even_when_the_api_server_asks() {
     for namespace in ["kube-system", "kube-public", "kube-node-lease", &webhook.namespace] {
         let (status, answer) = webhook.post("/mutate/pod", review(&pod(namespace, &["nginx"], &[])));
         let answer: Value = serde_json::from_str(&answer).unwrap();
-        assert_eq!((status, &answer["response"]), (200, &json!({"uid": "u", "allowed": true})), "{namespace}");
+        assert_eq!(
+            (status, &answer["response"]),
+            (200, &json!({"uid": "u", "allowed": true})),
+            "{namespace}"
+        );
     }
 }
 
@@ -279,7 +355,9 @@ fn a_dry_run_shows_the_change_and_leaves_nothing_behind() {
     let file = api.folder("rehearsal").join("pod.json");
     std::fs::write(&file, sent.to_string()).unwrap();
 
-    let mut kubectl = api.admin().kubectl(&["create", "--dry-run=server", "--output=json", "--filename"]);
+    let mut kubectl = api
+        .admin()
+        .kubectl(&["create", "--dry-run=server", "--output=json", "--filename"]);
     let shown = CommandOutcome::of(kubectl.arg(&file), Instant::now()).expect_ok();
 
     let shown: Value = serde_json::from_str(&shown.output).unwrap();
@@ -289,7 +367,9 @@ fn a_dry_run_shows_the_change_and_leaves_nothing_behind() {
     assert_eq!(api.client().list("Secret", &namespace).len(), 1);
     // One that is meant to stay comes later, and its host is recorded when the other's would have been.
     create(&pod(&namespace, &["real.corp.example/a"], &["team"]));
-    wait_until("the real host is recorded", || hosts(webhook).contains("real.corp.example").then_some(()));
+    wait_until("the real host is recorded", || {
+        hosts(webhook).contains("real.corp.example").then_some(())
+    });
     assert!(!hosts(webhook).contains("rehearsed.corp.example"));
 }
 
@@ -297,7 +377,11 @@ fn a_dry_run_shows_the_change_and_leaves_nothing_behind() {
 fn registries_that_were_met_are_recorded_for_the_nodes() {
     let (api, webhook) = (KubeApi::shared(), Webhook::shared());
     let namespace = webhook.namespace(&[]);
-    create(&pod(&namespace, &["b.corp.example/x", "a.corp.example/x", "quay.io/x"], &[]));
+    create(&pod(
+        &namespace,
+        &["b.corp.example/x", "a.corp.example/x", "quay.io/x"],
+        &[],
+    ));
     let met = wait_until("both are recorded", || {
         let hosts = hosts(webhook);
         (hosts.contains("b.corp.example") && hosts.contains("a.corp.example")).then_some(hosts)
@@ -305,7 +389,10 @@ fn registries_that_were_met_are_recorded_for_the_nodes() {
     // Without having been met, since they have a name in the settings.
     assert!(met.contains("docker.io") && met.contains(PRIVATE), "{met:?}");
     assert!(!met.contains("quay.io"), "{met:?}");
-    let config_map = api.client().get("ConfigMap", &webhook.namespace, "piecemeal-hosts").unwrap();
+    let config_map = api
+        .client()
+        .get("ConfigMap", &webhook.namespace, "piecemeal-hosts")
+        .unwrap();
     let lines: Vec<&str> = config_map["data"]["hosts"].as_str().unwrap().lines().collect();
     assert!(lines.is_sorted(), "{lines:?}");
 }
@@ -333,7 +420,11 @@ fn the_pull_secrets_that_are_for_an_image_are_copied_in_order_and_no_others() {
         (&[&image], &["glob"], &["glob"]),
         (&[&image], &["path"], &["path"]),
         (&[&image], &["odd"], &["odd"]),
-        (&[&image], &["other", "odd", "mine", "missing", "glob"], &["odd", "mine", "glob"]),
+        (
+            &[&image],
+            &["other", "odd", "mine", "missing", "glob"],
+            &["odd", "mine", "glob"],
+        ),
         (&[&other], &["path", "old"], &["old"]),
         (&[&image, "nginx"], &["hub", "mine"], &["hub", "mine"]),
     ];
@@ -348,11 +439,17 @@ fn the_pull_secrets_that_are_for_an_image_are_copied_in_order_and_no_others() {
         ("old", json!({VENDOR_ACCELERATED: entry(VENDOR)})),
         ("glob", json!({VENDOR_ACCELERATED: entry(hangzhou)})),
         ("path", json!({format!("{VENDOR_ACCELERATED}/team"): entry(&team)})),
-        ("odd", json!({VENDOR_ACCELERATED: entry(&format!("https://{VENDOR}/v2/"))})),
+        (
+            "odd",
+            json!({VENDOR_ACCELERATED: entry(&format!("https://{VENDOR}/v2/"))}),
+        ),
         ("hub", json!({HUB: entry("https://index.docker.io/v1/")})),
     ];
     for (name, entries) in expected {
-        let copy = api.client().get("Secret", &namespace, &format!("acr-credential-{name}-p2p")).unwrap();
+        let copy = api
+            .client()
+            .get("Secret", &namespace, &format!("acr-credential-{name}-p2p"))
+            .unwrap();
         let source = api.client().get("Secret", &namespace, name).unwrap();
         assert_eq!((auths(&copy), &copy["type"]), (entries, &source["type"]), "{name}");
     }
@@ -376,8 +473,12 @@ fn the_pull_secrets_of_a_service_account_count_as_the_pod_s_own() {
         create(&pull_secret(&namespace, name, &[VENDOR]));
     }
     api.service_account(&namespace, "builder");
-    api.client().patch("ServiceAccount", &namespace, "default", &listed("of-default")).unwrap();
-    api.client().patch("ServiceAccount", &namespace, "builder", &listed("of-builder")).unwrap();
+    api.client()
+        .patch("ServiceAccount", &namespace, "default", &listed("of-default"))
+        .unwrap();
+    api.client()
+        .patch("ServiceAccount", &namespace, "builder", &listed("of-builder"))
+        .unwrap();
     let image = format!("{VENDOR}/a/b");
     let with_account = |account: &str, secrets: &[&str]| {
         let mut pod = pod(&namespace, &[&image], secrets);
@@ -387,7 +488,10 @@ fn the_pull_secrets_of_a_service_account_count_as_the_pod_s_own() {
     // The API server's plugin knows of the accounts by a watch.
     wait_until("pods get their accounts' secrets", || {
         let rehearsed = ["default", "builder"].map(|account| api.client().dry_run_create(&with_account(account, &[])));
-        rehearsed.iter().all(|pod| !pull_secrets(pod.as_ref().unwrap()).is_empty()).then_some(())
+        rehearsed
+            .iter()
+            .all(|pod| !pull_secrets(pod.as_ref().unwrap()).is_empty())
+            .then_some(())
     });
     let cases: [(&str, &[&str], &str); 3] = [
         ("default", &[], "of-default"),
@@ -417,10 +521,17 @@ fn where_nobody_copies_a_service_account_s_secrets_into_pods_the_webhook_does() 
     let api = KubeApi::start(&options);
     let webhook = Webhook::start(&api, &support::REGISTRIES);
     let namespace = webhook.namespace(&[]);
-    api.client().create(&pull_secret(&namespace, "team", &[VENDOR])).unwrap();
+    api.client()
+        .create(&pull_secret(&namespace, "team", &[VENDOR]))
+        .unwrap();
     let listed = json!({"imagePullSecrets": [{"name": "team"}]});
-    api.client().patch("ServiceAccount", &namespace, "default", &listed).unwrap();
-    let stored = api.client().create(&pod(&namespace, &[&format!("{VENDOR}/a/b")], &[])).unwrap();
+    api.client()
+        .patch("ServiceAccount", &namespace, "default", &listed)
+        .unwrap();
+    let stored = api
+        .client()
+        .create(&pod(&namespace, &[&format!("{VENDOR}/a/b")], &[]))
+        .unwrap();
     assert_eq!(pull_secrets(&stored), ["team", "acr-credential-team-p2p"], "{stored:#}");
 }
 
@@ -434,7 +545,11 @@ fn whether_an_image_needs_a_pull_secret_is_a_setting() {
         let namespace = webhook.namespace(&[]);
         for (image, expected) in [(&*vendor, vendor_s), ("nginx", public)] {
             let stored = create(&pod(&namespace, &[image], &[]));
-            assert_eq!(is_accelerated(&stored), expected, "--require-pull-secret {setting}: {image}");
+            assert_eq!(
+                is_accelerated(&stored),
+                expected,
+                "--require-pull-secret {setting}: {image}"
+            );
         }
     }
 }
@@ -455,9 +570,16 @@ fn a_container_that_another_webhook_adds_later_is_accelerated_too() {
         });
         assert_eq!(
             images(&stored),
-            [format!("{VENDOR_ACCELERATED}/a/b"), format!("{VENDOR_ACCELERATED}/mesh/proxy:1")]
+            [
+                format!("{VENDOR_ACCELERATED}/a/b"),
+                format!("{VENDOR_ACCELERATED}/mesh/proxy:1")
+            ]
         );
-        assert_eq!(pull_secrets(&stored), ["team", "acr-credential-team-p2p"], "with unrelated: {keep_unrelated}");
+        assert_eq!(
+            pull_secrets(&stored),
+            ["team", "acr-credential-team-p2p"],
+            "with unrelated: {keep_unrelated}"
+        );
         let record = record(&stored).unwrap();
         assert_eq!(record["images"].as_array().unwrap().len(), 2, "{record:#}");
         assert_eq!(record["secrets"], json!({"team": "acr-credential-team-p2p"}));
@@ -507,7 +629,9 @@ fn no_log_has_a_secret_s_content_however_much_is_logged() {
     let copy = client.get("Secret", &namespace, "acr-credential-team-p2p").unwrap();
     // Kept up with, as well as made.
     let edited = json!({"metadata": {"labels": {"edited": "true"}}, "data": {"more": "eA=="}});
-    client.patch("Secret", &namespace, "acr-credential-team-p2p", &edited).unwrap();
+    client
+        .patch("Secret", &namespace, "acr-credential-team-p2p", &edited)
+        .unwrap();
     wait_until("the copy is restored", || {
         let copy = client.get("Secret", &namespace, "acr-credential-team-p2p")?;
         copy["data"]["more"].is_null().then_some(())
@@ -539,7 +663,12 @@ fn what_is_no_question_is_refused_and_the_next_one_is_answered() {
         ("a deep one", "/mutate/pod", deep, 400),
         ("more than 4 MiB", "/mutate/pod", large, 413),
         ("another path", "/mutate", good.clone(), 404),
-        ("a label that is none", "/mutate/namespace/tests.dev/mode", good.clone(), 404),
+        (
+            "a label that is none",
+            "/mutate/namespace/tests.dev/mode",
+            good.clone(),
+            404,
+        ),
         ("a good one", "/mutate/pod", good.clone(), 200),
     ];
     for (case, path, body, expected) in cases {
@@ -574,7 +703,11 @@ fn a_question_about_anything_but_a_new_pod_is_answered_with_yes_and_no_change() 
         *changed.pointer_mut(pointer).unwrap() = value.clone();
         let (status, answer) = webhook.post("/mutate/pod", changed.to_string().into_bytes());
         let answer: Value = serde_json::from_str(&answer).unwrap();
-        assert_eq!((status, &answer["response"]), (200, &json!({"uid": "u", "allowed": true})), "{pointer} = {value}");
+        assert_eq!(
+            (status, &answer["response"]),
+            (200, &json!({"uid": "u", "allowed": true})),
+            "{pointer} = {value}"
+        );
     }
     for reason in ["UnknownMode", "Disabled", "NotAPod"] {
         let sample = format!("piecemeal_webhook_skips_total{{reason=\"{reason}\"}}");
@@ -600,7 +733,9 @@ fn review(pod: &Value) -> Vec<u8> {
 }
 
 fn hosts(webhook: &Webhook<'_>) -> BTreeSet<String> {
-    let config_map = KubeApi::shared().client().get("ConfigMap", &webhook.namespace, "piecemeal-hosts");
+    let config_map = KubeApi::shared()
+        .client()
+        .get("ConfigMap", &webhook.namespace, "piecemeal-hosts");
     let text = config_map.and_then(|config_map| config_map["data"]["hosts"].as_str().map(str::to_owned));
     text.unwrap_or_default().lines().map(str::to_owned).collect()
 }

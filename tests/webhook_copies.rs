@@ -11,9 +11,7 @@ use std::{
 use serde_json::{Value, json};
 use support::{
     KubeApi, REGISTRIES, Webhook, WebhookOptions,
-    pods::{
-        VENDOR, VENDOR_ACCELERATED, auths, entry, is_accelerated, pod, pull_secret, pull_secrets, unlabelled_pod,
-    },
+    pods::{VENDOR, VENDOR_ACCELERATED, auths, entry, is_accelerated, pod, pull_secret, pull_secrets, unlabelled_pod},
     wait_until,
 };
 
@@ -29,10 +27,16 @@ fn somebody_else_s_secret_of_the_copy_s_name_stays_and_the_copy_gets_another() {
     let second = create(&pod(&namespace, &[&image()], &["team"]));
 
     let names = pull_secrets(&first);
-    let (other, ours) = (names[1].clone(), names.len() == 2 && names[1].starts_with("acr-credential-team-p2p-"));
+    let (other, ours) = (
+        names[1].clone(),
+        names.len() == 2 && names[1].starts_with("acr-credential-team-p2p-"),
+    );
     assert!(ours, "{names:?}");
     assert_eq!(pull_secrets(&second), names);
-    assert_eq!(auths(&get(&namespace, &other)), json!({VENDOR_ACCELERATED: entry(VENDOR)}));
+    assert_eq!(
+        auths(&get(&namespace, &other)),
+        json!({VENDOR_ACCELERATED: entry(VENDOR)})
+    );
     assert_eq!(get(&namespace, COPY), foreign);
     assert!(Webhook::shared().metric("piecemeal_webhook_secret_writes_total{result=\"conflict\"}") > 0.0);
 
@@ -55,7 +59,9 @@ fn of_many_pods_at_once_no_registry_is_lost_whichever_replica_answers() {
     let webhook = Webhook::start_with(KubeApi::shared(), &options);
     let namespace = webhook.namespace(&[]);
     create(&pull_secret(&namespace, "team", &["*.corp.example"]));
-    let registries: Vec<String> = (0..PODS_AT_ONCE).map(|number| format!("r{number}.corp.example")).collect();
+    let registries: Vec<String> = (0..PODS_AT_ONCE)
+        .map(|number| format!("r{number}.corp.example"))
+        .collect();
 
     let stored: Vec<Value> = thread::scope(|scope| {
         let creating: Vec<_> = registries
@@ -67,11 +73,18 @@ fn of_many_pods_at_once_no_registry_is_lost_whichever_replica_answers() {
     });
 
     for pod in &stored {
-        assert_eq!(pull_secrets(pod), ["team", COPY], "{}", pod["spec"]["containers"][0]["image"]);
+        assert_eq!(
+            pull_secrets(pod),
+            ["team", COPY],
+            "{}",
+            pod["spec"]["containers"][0]["image"]
+        );
     }
     let entries = auths(&get(&namespace, COPY));
-    let expected: BTreeSet<String> =
-        registries.iter().map(|registry| format!("{registry}.piecemeal.internal:65001")).collect();
+    let expected: BTreeSet<String> = registries
+        .iter()
+        .map(|registry| format!("{registry}.piecemeal.internal:65001"))
+        .collect();
     let found: BTreeSet<String> = entries.as_object().unwrap().keys().cloned().collect();
     assert_eq!(found, expected);
 }
@@ -121,9 +134,14 @@ fn a_copy_that_somebody_made_immutable_is_replaced() {
     let (api, namespace) = (KubeApi::shared(), Webhook::shared().namespace(&[]));
     create(&pull_secret(&namespace, "team", &[VENDOR]));
     create(&pod(&namespace, &[&image()], &["team"]));
-    api.client().patch("Secret", &namespace, COPY, &json!({"immutable": true})).unwrap();
+    api.client()
+        .patch("Secret", &namespace, COPY, &json!({"immutable": true}))
+        .unwrap();
     change_source(&namespace, &["*.cn-hangzhou.cr.aliyuncs.com"]);
-    wait_for_copy(&namespace, &json!({VENDOR_ACCELERATED: entry("*.cn-hangzhou.cr.aliyuncs.com")}));
+    wait_for_copy(
+        &namespace,
+        &json!({VENDOR_ACCELERATED: entry("*.cn-hangzhou.cr.aliyuncs.com")}),
+    );
 }
 
 #[test]
@@ -134,12 +152,17 @@ fn a_copy_goes_with_its_source_and_comes_back_with_it_for_the_pods_that_are_ther
     let first = get(&namespace, COPY);
 
     api.client().delete("Secret", &namespace, "team").unwrap();
-    wait_until("the copy is collected", || api.client().get("Secret", &namespace, COPY).is_none().then_some(()));
+    wait_until("the copy is collected", || {
+        api.client().get("Secret", &namespace, COPY).is_none().then_some(())
+    });
 
     create(&pull_secret(&namespace, "team", &[VENDOR]));
     let second = wait_until("the copy is back", || api.client().get("Secret", &namespace, COPY));
     assert_ne!(second["metadata"]["uid"], first["metadata"]["uid"]);
-    assert_eq!(second["metadata"]["ownerReferences"][0]["uid"], get(&namespace, "team")["metadata"]["uid"]);
+    assert_eq!(
+        second["metadata"]["ownerReferences"][0]["uid"],
+        get(&namespace, "team")["metadata"]["uid"]
+    );
 }
 
 #[test]
@@ -148,7 +171,9 @@ fn a_copy_whose_source_is_for_no_accelerated_registry_any_more_goes() {
     create(&pull_secret(&namespace, "team", &[VENDOR]));
     create(&pod(&namespace, &[&image()], &["team"]));
     change_source(&namespace, &["quay.io"]);
-    wait_until("the copy is gone", || api.client().get("Secret", &namespace, COPY).is_none().then_some(()));
+    wait_until("the copy is gone", || {
+        api.client().get("Secret", &namespace, COPY).is_none().then_some(())
+    });
 }
 
 #[test]
@@ -165,7 +190,9 @@ fn what_happened_while_nobody_led_is_made_up_for() {
     let changed = pull_secret(&followed, "team", &["*.cn-hangzhou.cr.aliyuncs.com"]);
     api.client().apply(&changed).unwrap();
     api.client().delete("Secret", &missed, "team").unwrap();
-    wait_until("the copy is collected", || api.client().get("Secret", &missed, COPY).is_none().then_some(()));
+    wait_until("the copy is collected", || {
+        api.client().get("Secret", &missed, COPY).is_none().then_some(())
+    });
     webhook.replicas[0].process.start_again();
     webhook.replicas[0].wait_until_ready();
     webhook.wait_for_leader();
@@ -198,12 +225,17 @@ fn a_copy_that_no_pod_names_goes_after_its_time_and_not_before() {
 
     api.client().delete("Pod", &unused, "app").unwrap();
     let deleted = Instant::now();
-    wait_until("the copy is gone", || api.client().get("Secret", &unused, COPY).is_none().then_some(()));
+    wait_until("the copy is gone", || {
+        api.client().get("Secret", &unused, COPY).is_none().then_some(())
+    });
 
     let stayed = deleted.elapsed();
     assert!(stayed >= Duration::from_secs(3), "{stayed:?}");
     assert!(api.client().get("Secret", &used, COPY).is_some(), "a pod names it");
-    assert!(api.client().get("Secret", &unused, "team").is_some(), "the source is nobody's to delete");
+    assert!(
+        api.client().get("Secret", &unused, "team").is_some(),
+        "the source is nobody's to delete"
+    );
     // Somebody needs it again.
     let stored = api.client().create(&pod(&unused, &[&image()], &["team"])).unwrap();
     assert!(is_accelerated(&stored));
@@ -215,7 +247,11 @@ fn nobody_gets_another_namespace_s_credentials_by_what_they_write_into_their_own
     let (api, webhook) = (KubeApi::shared(), Webhook::shared());
     let (own, victim) = (webhook.namespace(&[]), webhook.namespace(&[]));
     create(&pull_secret(&victim, "team", &[VENDOR]));
-    create(&pull_secret(&own, "mine", &["test-registry-vpc.cn-beijing.cr.aliyuncs.com"]));
+    create(&pull_secret(
+        &own,
+        "mine",
+        &["test-registry-vpc.cn-beijing.cr.aliyuncs.com"],
+    ));
     let beijing = "test-registry-vpc.cn-beijing.cr.aliyuncs.com/a/b";
     // With a copy, so that the namespace is tended.
     create(&pod(&own, &[beijing], &["mine"]));
@@ -246,7 +282,8 @@ fn nobody_gets_another_namespace_s_credentials_by_what_they_write_into_their_own
         change_secret(&own, "mine", &[&format!("{beijing}{}", source.len())]);
         thread::sleep(Duration::from_secs(2));
         for secret in api.client().list("Secret", &own) {
-            let has_it = !auths(&secret)[VENDOR_ACCELERATED].is_null() && auths(&secret)[VENDOR_ACCELERATED] == entry(VENDOR);
+            let has_it =
+                !auths(&secret)[VENDOR_ACCELERATED].is_null() && auths(&secret)[VENDOR_ACCELERATED] == entry(VENDOR);
             assert!(!has_it, "{source}: {}", secret["metadata"]["name"]);
         }
     }
@@ -271,7 +308,10 @@ fn change_source(namespace: &str, keys: &[&str]) {
 }
 
 fn change_secret(namespace: &str, name: &str, keys: &[&str]) {
-    KubeApi::shared().client().apply(&pull_secret(namespace, name, keys)).expect("a secret may be changed");
+    KubeApi::shared()
+        .client()
+        .apply(&pull_secret(namespace, name, keys))
+        .expect("a secret may be changed");
 }
 
 fn wait_for_copy(namespace: &str, entries: &Value) {

@@ -48,7 +48,9 @@ impl Injector {
                 "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
             }],
         });
-        api.client().create(&configuration).expect("the injector's registration");
+        api.client()
+            .create(&configuration)
+            .expect("the injector's registration");
         Self
     }
 }
@@ -83,7 +85,10 @@ fn read_review(reader: &mut impl BufRead) -> io::Result<Option<Value>> {
 fn answer(review: &Value, image: &str) -> Value {
     let request = &review["request"];
     let containers = request["object"]["spec"]["containers"].as_array();
-    let is_there = containers.into_iter().flatten().any(|container| container["name"] == "injected");
+    let is_there = containers
+        .into_iter()
+        .flatten()
+        .any(|container| container["name"] == "injected");
     let mut response = json!({"uid": request["uid"], "allowed": true});
     if !is_there {
         let container = json!({"name": "injected", "image": image});

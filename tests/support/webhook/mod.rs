@@ -135,7 +135,10 @@ impl<'a> Webhook<'a> {
         let probe = pods::pod(&namespace, &["probe.invalid/probe"], &[]);
         let before = self.reviews();
         wait_until("the API server asks the webhook", || {
-            self.api.client().dry_run_create(&probe).expect("a pod is always admitted");
+            self.api
+                .client()
+                .dry_run_create(&probe)
+                .expect("a pod is always admitted");
             (self.reviews() > before).then_some(())
         });
     }
@@ -214,13 +217,7 @@ impl Drop for Webhook<'_> {
 }
 
 impl Replica {
-    fn start(
-        api: &KubeApi,
-        namespace: &str,
-        identity: &Identity,
-        options: &WebhookOptions<'_>,
-        number: usize,
-    ) -> Self {
+    fn start(api: &KubeApi, namespace: &str, identity: &Identity, options: &WebhookOptions<'_>, number: usize) -> Self {
         let (listen, admin) = (free_address(), free_address());
         let mut command = Command::new(PIECEMEAL);
         command

@@ -55,7 +55,11 @@ pub fn opaque_secret(namespace: &str, name: &str, keys: &[&str]) -> Value {
 }
 
 fn secret(namespace: &str, name: &str, secret_type: &str, content: &Value) -> Value {
-    let field = if secret_type.ends_with("dockercfg") { ".dockercfg" } else { ".dockerconfigjson" };
+    let field = if secret_type.ends_with("dockercfg") {
+        ".dockercfg"
+    } else {
+        ".dockerconfigjson"
+    };
     json!({
         "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": namespace}, "type": secret_type,
         "data": {field: BASE64_STANDARD.encode(content.to_string())},
@@ -116,10 +120,7 @@ pub fn record(pod: &Value) -> Option<Value> {
 }
 
 pub fn is_accelerated(pod: &Value) -> bool {
-    record(pod).is_some()
-        && images(pod)
-            .iter()
-            .any(|image| image.contains(":65001/"))
+    record(pod).is_some() && images(pod).iter().any(|image| image.contains(":65001/"))
 }
 
 /// The pod is as it was sent, as far as the webhook is concerned.

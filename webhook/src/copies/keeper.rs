@@ -32,7 +32,7 @@ use super::{
     keyring::Keyring,
 };
 use crate::{
-    cluster::{ClusterError, core_path},
+    cluster::{ClusterError, core_path, is_object_name},
     decide::{image::Image, patch::read_record},
     metrics::Written,
 };
@@ -214,10 +214,8 @@ impl Keeper {
             return Ok(false);
         }
         for copy in &copies {
-            let is_needed = needed
-                .remove(copy["metadata"]["name"].as_str().unwrap_or_default())
-                .is_some();
-            self.tend_one(namespace, copy, is_needed).await?;
+            let wanted = needed.remove(copy["metadata"]["name"].as_str().unwrap_or_default());
+            self.tend_one(namespace, copy, wanted).await?;
         }
         for (name, missing) in needed {
             self.bring_back(namespace, &name, &missing).await?;
@@ -225,7 +223,8 @@ impl Keeper {
         Ok(true)
     }
 
-    async fn tend_one(&self, namespace: &str, copy: &Value, is_needed: bool) -> Result<(), ClusterError> {
+    /// `wanted`: what the pods need it for that name it.
+    async fn tend_one(&self, namespace: &str, copy: &Value, wanted: Option<Missing>) -> Result<(), ClusterError> {
         let source = source_of(copy).unwrap_or_default();
         let path = core_path(
             namespace,
@@ -242,13 +241,15 @@ impl Keeper {
             }
             Ok(())
         };
-        if !is_needed {
+        let Some(wanted) = wanted else {
             return match unused_for(copy, Timestamp::now()) {
                 None => self.mark_unused(&path, copy).await,
                 Some(unused) if unused >= self.keep => delete("no pod names it any more").await,
                 Some(_) => Ok(()),
             };
-        }
+        };
+        // Not only by what it says of itself, which somebody may have edited.
+        let registries = registries_of(copy).union(&wanted.registries).cloned().collect();
         let Some(source) = self
             .copier
             .cluster
@@ -264,7 +265,7 @@ impl Keeper {
         let name = copy["metadata"]["name"].as_str().unwrap_or_default();
         match self
             .copier
-            .restore(name, namespace, &source, &keyring, &registries_of(copy))
+            .restore(name, namespace, &source, &keyring, &registries)
             .await
         {
             Ok(()) => Ok(()),
@@ -331,7 +332,11 @@ fn needed<'a>(pods: impl IntoIterator<Item = &'a Value>) -> BTreeMap<String, Mis
         let originals = images.filter_map(|image| image["original"].as_str()?.parse::<Image>().ok());
         let registries: BTreeSet<String> = originals.map(|image| image.registry).collect();
         for (source, copy) in record["secrets"].as_object().into_iter().flatten() {
-            if let Some(copy) = copy.as_str() {
+            // Whoever may create pods may write anything there, and these become paths.
+            if let Some(copy) = copy
+                .as_str()
+                .filter(|copy| is_object_name(copy) && is_object_name(source))
+            {
                 let entry = needed.entry(copy.to_owned()).or_default();
                 entry.source.clone_from(source);
                 entry.registries.extend(registries.iter().cloned());
@@ -370,7 +375,7 @@ mod tests {
     fn what_pods_need_is_read_from_their_annotations() {
         let record = json!({
             "images": [{"container": "c", "original": "a.io/x:1", "image": "y"}, {"container": "d", "original": "nginx", "image": "z"}],
-            "secrets": {"s": "acr-credential-s-p2p"},
+            "secrets": {"s": "acr-credential-s-p2p", "../../other/secrets/t": "acr-credential-t-p2p", "u": "../x"},
         });
         let pods = [
             json!({"metadata": {"annotations": {"k8s.aliyun.com/p2p-config": record.to_string()}}}),
