@@ -11,7 +11,11 @@ use crate::{
     WebhookConfig,
     certificates::keeper::{Keeper as CertificateKeeper, Shown},
     cluster::{Cluster, ClusterError},
-    copies::{copy::CopySettings, ensure::Copier, keeper::Keeper as CopyKeeper},
+    copies::{
+        copy::CopySettings,
+        ensure::{Copier, Queues},
+        keeper::Keeper as CopyKeeper,
+    },
     events::{self, Events},
     hosts::Hosts,
     leader::{self, Candidacy},
@@ -145,6 +149,7 @@ fn desk(config: &WebhookConfig, cluster: &Cluster, events: Events, hosts: Hosts,
         settings,
         named,
         metrics: metrics.clone(),
+        queues: Queues::default(),
     };
     Desk {
         rules: Arc::new(rules),
