@@ -28,6 +28,7 @@ mod cri;
 mod home;
 mod http;
 mod image;
+mod injector;
 mod kube;
 mod netns;
 mod outcome;
@@ -51,6 +52,7 @@ pub use self::{
     home::Home,
     http::{Headers, Request, Response, read_head},
     image::{Blob, CONFIG, INDEX, Image, LAYER, MANIFEST, architecture, sha256},
+    injector::Injector,
     kube::{
         ApiError, Identity, KubeApi, KubeClient, KubeOptions, KubeSite, Node, wait_until, wait_within, waiting_program,
     },
@@ -67,5 +69,5 @@ pub use self::{
     token_server::TokenServer,
     tools::require_tools,
     upstream::{FakeUpstream, RecordedRequest},
-    webhook::{LABEL, Webhook},
+    webhook::{LABEL, Load, NEUTRAL_LABEL, REGISTRIES, Replica, Webhook, WebhookOptions, pods},
 };

@@ -16,7 +16,7 @@ mod server;
 mod site;
 
 pub use self::{
-    client::{ApiError, KubeClient, wait_until, wait_within},
+    client::{ApiError, KubeClient, runtime, wait_until, wait_within},
     identity::Identity,
     node::Node,
     programs::waiting_program,

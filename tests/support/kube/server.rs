@@ -18,7 +18,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
 };
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     super::{outcome::CommandOutcome, process::Process, scratch::ScratchDir},
@@ -139,21 +139,28 @@ impl KubeApi {
         Identity::new(client, &self.url, &self.ca_pem, &token, folder, name)
     }
 
-    /// Makes a program end with the others, also when this process is killed.
-    pub(super) fn adopt(&self, command: &mut Command) {
+    /// A folder for what belongs to this API server's tests, gone with it.
+    pub fn folder(&self, name: &str) -> PathBuf {
+        self.scratch.folder(name)
+    }
+
+    /// Has a program end with this API server, however that ends.
+    pub fn look_after(&self, command: &mut Command) {
         command.process_group(i32::try_from(self.etcd.pid()).expect("process ids are small"));
     }
 
-    /// Where the logs and the files of programs go.
-    pub(super) fn dir(&self) -> &Path {
-        self.scratch.path()
+    /// A new namespace, whose name begins with `name`, with its `default` service account.
+    pub fn namespace(&self, name: &str) -> String {
+        self.labelled_namespace(name, &json!({}))
     }
 
-    /// A new namespace, whose name begins with `label`, with its `default` service account.
-    pub fn namespace(&self, label: &str) -> String {
+    /// The same with labels from its beginning: an API server may be a moment late with those that come later.
+    pub fn labelled_namespace(&self, name: &str, labels: &Value) -> String {
         static CREATED: AtomicU32 = AtomicU32::new(0);
-        let name = format!("{label}-{}", CREATED.fetch_add(1, Ordering::Relaxed));
-        self.create("v1", "Namespace", "", &name);
+        let name = format!("{name}-{}", CREATED.fetch_add(1, Ordering::Relaxed));
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}});
+        let created = self.client().create(&namespace);
+        created.unwrap_or_else(|error| panic!("creating Namespace {name}: {error}"));
         if self.controllers.is_some() {
             wait_until(&format!("{name} has a service account"), || {
                 self.client().get("ServiceAccount", &name, "default")

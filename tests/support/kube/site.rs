@@ -140,13 +140,13 @@ fn scheduler(api: &KubeApi) -> Process {
             api.component("scheduler").kubeconfig().display()
         ))
         .args(["--leader-elect=false", "--secure-port=0"]);
-    api.adopt(&mut command);
-    Process::start("kube-scheduler", command, &api.dir().join("kube-scheduler.log"))
+    api.look_after(&mut command);
+    Process::start("kube-scheduler", command, &api.folder("kube").join("kube-scheduler.log"))
 }
 
 /// Names of Services, and the registry's.
 fn dns(api: &KubeApi, registry: &str) -> Process {
-    let file = api.dir().join("Corefile");
+    let file = api.folder("kube").join("Corefile");
     let kubeconfig = api.admin().kubeconfig().display();
     let text = format!(
         ".:53 {{\n  bind {MIRROR_IP}\n  errors\n  kubernetes cluster.local {{\n    kubeconfig {kubeconfig}\n  }}\n  \
@@ -155,8 +155,8 @@ fn dns(api: &KubeApi, registry: &str) -> Process {
     fs::write(&file, text).expect("writing CoreDNS' configuration");
     let mut command = Command::new(program("coredns"));
     command.arg("-conf").arg(&file);
-    api.adopt(&mut command);
-    Process::start("coredns", command, &api.dir().join("coredns.log"))
+    api.look_after(&mut command);
+    Process::start("coredns", command, &api.folder("kube").join("coredns.log"))
 }
 
 const PODS: &str = "10.55.0.0/16";
