@@ -240,7 +240,7 @@ mod tests {
             "bytes": { "from_peers": 1500, "from_upstream": 0 },
             "members": [],
         });
-        let text = render(&PEER_ADMIN.parse().unwrap(), &value);
+        let text = render("http://127.0.0.1:65003/", &value);
         let short = &digest.to_string()[..19];
         assert!(
             text.starts_with("scheduler 0.1.0 at http://127.0.0.1:65003/\n"),
