@@ -12,8 +12,8 @@ use std::{
 
 use serde_json::Value;
 use support::{
-    Cluster, ClusterOptions, CommandOutcome, CriNode, CriVersion, HOST, Home, Image, ORIGIN_IP, PASSWORD, Process,
-    REGISTRY, RegistryAuth, Request, Site, SiteBuilder, TokenServer, USER, basic,
+    Cluster, ClusterOptions, CommandOutcome, CriNode, CriVersion, HOST, Home, Image, Netns, ORIGIN_IP, PASSWORD,
+    Process, REGISTRY, RegistryAuth, Request, ScratchDir, Site, SiteBuilder, TokenServer, USER, basic,
 };
 
 const VERSIONS: [CriVersion; 2] = [CriVersion::Debian, CriVersion::Today];
@@ -428,4 +428,25 @@ fn skopeo_is_sent_to_the_peer_by_the_drop_ins_and_falls_back_to_the_registry() {
         .expect_ok();
     run(&["remove", "--purge"]);
     assert!(fs::read_dir(root.join("etc/containers")).is_ok_and(|mut left| left.next().is_none()));
+}
+
+#[test]
+fn a_node_that_cannot_be_written_to_is_told_and_left_as_it_is() {
+    let (netns, dir) = (Netns::create("read-only"), ScratchDir::new());
+    let root = dir.folder("root");
+    fs::create_dir_all(root.join("etc/containerd")).expect("a node's root");
+    let script = format!(
+        "mount --bind '{0}' '{0}' && mount -o remount,ro,bind '{0}' && exec \"$@\" --root '{0}'",
+        root.display()
+    );
+    let mut command = netns.command("sh");
+    command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_piecemeal"), "node", "install"]);
+    let said = CommandOutcome::of(command.args(["--upstream", &upstream()]), Instant::now())
+        .expect_ok()
+        .output;
+    assert!(
+        said.contains(&format!("left alone {HOSTS_FILE}")) && said.contains("read-only"),
+        "{said}"
+    );
+    assert!(said.contains("containerd: not ready"), "{said}");
 }

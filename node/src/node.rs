@@ -246,6 +246,10 @@ impl Look for Disk<'_> {
             .unwrap_or_else(|| format!("{certs_dir}/{name}"))
     }
 
+    fn has_default(&self, certs_dir: &str) -> bool {
+        self.0.exists(&format!("{certs_dir}/_default/{HOSTS}"))
+    }
+
     fn trust(&self, certs_dir: &str, name: &str) -> String {
         let folder = self.folder(certs_dir, name);
         let hosts = self.0.read(&format!("{folder}/{HOSTS}")).ok().flatten();
@@ -695,6 +699,15 @@ mod tests {
         machine.install(&settings(Names::Original));
         assert!(machine.read(theirs).contains("127.0.0.1:65001"));
         assert!(!machine.path("/etc/containerd/certs.d/reg.test:5000").exists());
+    }
+
+    #[test]
+    fn hosts_for_every_name_are_never_touched_and_their_end_is_told() {
+        let default = "/etc/containerd/certs.d/_default/hosts.toml";
+        let machine = Machine::new(&[(CONFIG, READY), (default, "[host.\"https://m\"]\n")]);
+        let note = |names| machine.install(&settings(names)).render().contains("_default");
+        assert!(!note(Names::Accelerated) && note(Names::Both));
+        assert_eq!(machine.read(default), "[host.\"https://m\"]\n");
     }
 
     #[test]

@@ -39,7 +39,10 @@ impl State {
     /// Writes it if it has changed; one that says nothing goes.
     pub(crate) fn save(mut self, root: &Root) -> io::Result<()> {
         if self.files.is_empty() && self.restarted.is_empty() {
-            root.remove(FILE)?;
+            // A system that is read-only is not asked to remove what is not there.
+            if root.exists(FILE) {
+                root.remove(FILE)?;
+            }
             self.remove_folders(root);
             return Ok(());
         }

@@ -64,6 +64,8 @@ impl Wanted {
 pub(crate) trait Look {
     /// The folder of a name: `host:port`, or `host_port_` where that is there, which containerd looks at first.
     fn folder(&self, certs_dir: &str, name: &str) -> String;
+    /// Whether there are hosts for every name that has none of its own.
+    fn has_default(&self, certs_dir: &str) -> bool;
     /// By what a registry's own name is trusted.
     fn trust(&self, certs_dir: &str, name: &str) -> String;
 }
@@ -80,12 +82,19 @@ pub(crate) fn wanted(
     }
     match (runtime.kind, runtime.certs_dir.clone()) {
         (RuntimeKind::Docker, _) => of_docker(runtime, settings),
-        (_, Some(dir)) => of_containerd(runtime.kind, &dir, settings, look),
+        (_, Some(dir)) => of_containerd(runtime, &dir, settings, look),
         (_, None) => of_containers(runtime, settings, taken),
     }
 }
 
-fn of_containerd(runtime: RuntimeKind, dir: &str, settings: &Settings, look: &dyn Look) -> Vec<Wanted> {
+fn of_containerd(runtime: &mut Runtime, dir: &str, settings: &Settings, look: &dyn Look) -> Vec<Wanted> {
+    if settings.names.has_original() && settings.has_peer && look.has_default(dir) {
+        let about = format!(
+            "{dir}/_default/{HOSTS} is yours, and no longer asked for registries that have a file of their own"
+        );
+        runtime.notes.push(about);
+    }
+    let runtime = runtime.kind;
     let hosts = |name: &str, registry: &Registry, is_accelerated| {
         let what = What::Hosts {
             registry: registry.clone(),
