@@ -32,6 +32,8 @@ const LIFE_SECONDS: u64 = 300;
 #[derive(Debug)]
 pub struct TokenServer {
     address: SocketAddr,
+    /// How clients are told to reach it.
+    host: String,
     listener: TcpListener,
     signer: Arc<Signer>,
     state: Arc<Mutex<State>>,
@@ -64,6 +66,7 @@ impl TokenServer {
             .expect("listening as the token server");
         let server = Self {
             address: address.into(),
+            host: address.ip().to_string(),
             listener,
             signer: Arc::new(Signer::new()),
             state: Arc::default(),
@@ -93,8 +96,14 @@ impl TokenServer {
         self.state.lock().expect("no holder panics").rights.clear();
     }
 
+    /// Gives it a name: registries and their token servers are of one domain.
+    pub fn named(mut self, host: &str) -> Self {
+        self.host = host.to_owned();
+        self
+    }
+
     pub fn realm(&self) -> String {
-        format!("http://{}/token", self.address)
+        format!("http://{}:{}/token", self.host, self.address.port())
     }
 
     pub fn certificate_pem(&self) -> &str {

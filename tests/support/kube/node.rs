@@ -31,6 +31,8 @@ use super::{
 pub struct Node {
     name: String,
     folder: PathBuf,
+    /// Which outlives the node.
+    logs: PathBuf,
     machine: Child,
 }
 
@@ -58,7 +60,9 @@ impl Node {
     pub(super) fn start(api: &KubeApi, options: &NodeOptions<'_>) -> Self {
         let folder = env::temp_dir().join(owned_name(options.name));
         write_files(&folder, api, options);
-        let log = append_to(&folder.join("machine.log"));
+        let logs = api.folder(&format!("{}-logs", options.name));
+        symlink(&logs, folder.join("logs")).expect("linking the logs");
+        let log = append_to(&logs.join("machine.log"));
         let machine = Command::new("sh")
             .arg(folder.join("node.sh"))
             .arg(options.name)
@@ -74,12 +78,20 @@ impl Node {
         let node = Self {
             name: options.name.to_owned(),
             folder,
+            logs,
             machine,
         };
         wait_until(&format!("{} is a machine", options.name), || {
             fs::read_to_string(node.folder.join("machine.pid")).ok()
         });
         node
+    }
+
+    /// # Panics
+    /// With what was said, when it has ended by itself.
+    pub(super) fn expect_running(&mut self) {
+        let ended = self.machine.try_wait().expect("asking for a child's status");
+        assert!(ended.is_none(), "{} has ended\n{}", self.name, self.log_tail());
     }
 
     pub fn name(&self) -> &str {
@@ -119,10 +131,8 @@ impl Node {
     pub fn log_tail(&self) -> String {
         let logs = ["machine", "import", "containerd", "kubelet", "proxy"];
         let tails = logs.map(|log| {
-            log_tail(
-                &format!("{} of {}", log, self.name),
-                &self.folder.join(format!("{log}.log")),
-            )
+            let file = self.logs.join(format!("{log}.log"));
+            log_tail(&format!("{log} of {}", self.name), &file)
         });
         tails.concat()
     }

@@ -79,14 +79,14 @@ mount_files() {
 }
 
 run_programs() {
-    containerd > "$folder/containerd.log" 2>&1 &
+    containerd > "$folder/logs/containerd.log" 2>&1 &
     until ctr version > /dev/null 2>&1; do sleep 0.1; done
     for archive in "$folder"/images/*; do
-        ctr --namespace k8s.io images import "$archive" >> "$folder/import.log" 2>&1
+        ctr --namespace k8s.io images import "$archive" >> "$folder/logs/import.log" 2>&1
     done
     "$folder/bin/kubelet" --config="$folder/kubelet.json" --kubeconfig="$folder/kubelet.kubeconfig" \
-        --hostname-override="$name" > "$folder/kubelet.log" 2>&1 &
-    "$folder/bin/kube-proxy" --config="$folder/proxy.json" > "$folder/proxy.log" 2>&1 &
+        --hostname-override="$name" > "$folder/logs/kubelet.log" 2>&1 &
+    "$folder/bin/kube-proxy" --config="$folder/proxy.json" > "$folder/logs/proxy.log" 2>&1 &
 }
 
 case $1 in
@@ -108,11 +108,13 @@ case $1 in
         group=${folder##*/}
         hierarchies=$(cgroups | cut -d' ' -f1 | tr '\n' ' ')
         parents=$(cgroups | cut -d' ' -f2)
+        # A shell takes standard input from what it runs beside itself.
+        exec 3<&0
         (
             join_cgroups
             exec nsenter --net="$netns" unshare --mount --uts --ipc --pid --fork --kill-child --mount-proc --cgroup \
                 sh "$folder/node.sh" inside "$name" "$folder" "${hierarchies% }"
-        ) <&0 &
+        ) <&3 &
         # All but the namespace of processes, which is that of its child, can be entered through it.
         echo $! > "$folder/machine.new" && mv "$folder/machine.new" "$folder/machine.pid"
         wait $! || :

@@ -4,7 +4,7 @@ use std::{env, fs, path::Path, process::Command};
 
 use super::super::{image::Image, piecemeal::PIECEMEAL, tools::run};
 
-/// The product's, as the chart names it: the binary that is tested, and the libraries that it is linked with.
+/// The product's, as the chart names it: the binary that is tested, the libraries that it is linked with, and whom it trusts.
 pub(super) fn product(folder: &Path) -> Image {
     let stripped = folder.join("piecemeal");
     // Imported by every node, and most of it is for debuggers.
@@ -18,6 +18,10 @@ pub(super) fn product(folder: &Path) -> Image {
             files.push((word.to_owned(), fs::read(word).expect("reading a library")));
         }
     }
+    files.push((
+        AUTHORITIES.to_owned(),
+        fs::read(AUTHORITIES).expect("reading who is trusted"),
+    ));
     Image::new("piecemeal", env!("CARGO_PKG_VERSION")).running(&files)
 }
 
@@ -60,6 +64,8 @@ pub fn waiting_program() -> Vec<u8> {
     file
 }
 
+/// As in the product's image.
+const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Of the file and of the one segment.
 const HEADERS: u64 = 64 + 56;
 const LOADED_AT: u64 = 0x40_0000;

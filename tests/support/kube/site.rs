@@ -91,7 +91,7 @@ impl<'a> KubeSite<'a> {
                 },
             )
         });
-        let cluster = Self {
+        let mut cluster = Self {
             nodes: nodes.collect(),
             _scheduler: scheduler,
             _dns: dns,
@@ -102,8 +102,9 @@ impl<'a> KubeSite<'a> {
         cluster
     }
 
-    fn wait_until_ready(&self) {
+    fn wait_until_ready(&mut self) {
         wait_within(START_TIME_MAX, "all nodes are ready", || {
+            self.nodes.iter_mut().for_each(Node::expect_running);
             let nodes = self.api.client().list("Node", "");
             let is_ready = |node: &&serde_json::Value| {
                 let conditions = node["status"]["conditions"].as_array().into_iter().flatten();
@@ -141,16 +142,40 @@ fn scheduler(api: &KubeApi) -> Process {
         ))
         .args(["--leader-elect=false", "--secure-port=0"]);
     api.look_after(&mut command);
-    Process::start("kube-scheduler", command, &api.folder("kube").join("kube-scheduler.log"))
+    Process::start(
+        "kube-scheduler",
+        command,
+        &api.folder("kube").join("kube-scheduler.log"),
+    )
 }
 
-/// Names of Services, and the registry's.
+/// Names of Services, and the registry's; there are no others.
 fn dns(api: &KubeApi, registry: &str) -> Process {
     let file = api.folder("kube").join("Corefile");
     let kubeconfig = api.admin().kubeconfig().display();
     let text = format!(
-        ".:53 {{\n  bind {MIRROR_IP}\n  errors\n  kubernetes cluster.local {{\n    kubeconfig {kubeconfig}\n  }}\n  \
-         hosts {{\n    {ORIGIN_IP} {registry}\n  }}\n}}\n"
+        "cluster.local {{
+  bind {MIRROR_IP}
+  errors
+  kubernetes {{
+    kubeconfig {kubeconfig}
+  }}
+}}
+\
+         {registry} {{
+  bind {MIRROR_IP}
+  hosts {{
+    {ORIGIN_IP} {registry}
+  }}
+}}
+\
+         . {{
+  bind {MIRROR_IP}
+  template ANY ANY {{
+    rcode NXDOMAIN
+  }}
+}}
+"
     );
     fs::write(&file, text).expect("writing CoreDNS' configuration");
     let mut command = Command::new(program("coredns"));
