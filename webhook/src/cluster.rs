@@ -81,6 +81,18 @@ impl Cluster {
         self.ask(Method::GET, path, None, "").await
     }
 
+    /// Like [`Cluster::get`], from the API server's memory, which may be a moment behind. What it does not have there is asked for
+    /// properly: it may be new.
+    ///
+    /// # Errors
+    /// [`ClusterError`].
+    pub(crate) async fn look(&self, path: &str) -> Result<Option<Value>, ClusterError> {
+        match self.get(&format!("{path}?resourceVersion=0")).await? {
+            Some(object) => Ok(Some(object)),
+            None => self.get(path).await,
+        }
+    }
+
     /// Every object of the list at `path`; `query` selects, without `limit` and `continue`.
     ///
     /// # Errors

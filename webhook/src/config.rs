@@ -52,6 +52,7 @@ impl WebhookConfig {
             registries: self.registries.clone(),
             naming: self.naming,
             requires_secret: self.requires_secret,
+            secrets_namespaces: self.secrets_namespaces.clone(),
             excluded_namespaces,
         }
     }

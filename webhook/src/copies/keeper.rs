@@ -33,7 +33,7 @@ use super::{
 };
 use crate::{
     cluster::{ClusterError, core_path, is_object_name},
-    decide::{image::Image, patch::read_record},
+    decide::{image::Image, patch::records},
     metrics::Written,
 };
 
@@ -340,9 +340,12 @@ struct Needed(BTreeMap<String, Missing>);
 impl Needed {
     /// Of `pod` the metadata is enough. Whoever may create pods may write anything there, and these become paths.
     fn add(&mut self, pod: &Value) {
-        let Some(record) = read_record(pod) else {
-            return;
-        };
+        for record in records(pod) {
+            self.add_record(&record);
+        }
+    }
+
+    fn add_record(&mut self, record: &Value) {
         let images = record["images"].as_array().into_iter().flatten();
         let originals = images.filter_map(|image| image["original"].as_str()?.parse::<Image>().ok());
         let registries: BTreeSet<String> = originals.take(PER_POD_MAX).map(|image| image.registry).collect();
