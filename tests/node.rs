@@ -364,12 +364,18 @@ fn drift_is_undone_and_new_hosts_get_their_files_while_it_runs() {
     let status: Value = serde_json::from_str(&ask("/status").expect("a status").1).expect("JSON");
     assert_eq!(status["files"].as_array().map(Vec::len), Some(2), "{status}");
 
-    // A hosts file that is gone for a moment takes nothing back.
+    // A file of hosts that is gone, or cannot be read, takes nothing back.
     fs::remove_file(&hosts).expect("removing it");
+    fs::create_dir(&hosts).expect("something that is no file");
     wait("it is told", &keeper, || {
         ask("/readyz").is_ok_and(|(status, text)| status == 503 && text.contains("file of hosts"))
     });
-    assert!(new.exists());
+    fs::remove_dir(&hosts).expect("removing that");
+    wait("it is well again", &keeper, || {
+        ask("/readyz").is_ok_and(|(status, _)| status == 200)
+    });
+    let text = fs::read_to_string(&new).expect("the file is there");
+    assert!(text.contains("127.0.0.1:65001"), "{text}");
     assert!(keeper.terminate().success());
     assert!(new.exists() && node.file(HOSTS_FILE).exists(), "the files stay");
 }
