@@ -494,3 +494,24 @@ fn where_it_is_allowed_containerd_gets_its_line_and_is_restarted_once() {
     node.start_again();
     node.pull(&image.reference(ACCELERATED)).expect_ok();
 }
+
+/// What `status` says of two folders is so: 1.6 reads the first, and today's transfer service neither.
+#[test]
+fn two_folders_are_read_by_an_old_containerd_and_by_none_of_today() {
+    let cluster = Cluster::cold(site());
+    let image = image("app");
+    cluster.registry.push(&image);
+    let more = "config_path = \"/etc/containerd/certs.d:/etc/docker/certs.d\"\n";
+    for (version, table, reads) in [
+        (CriVersion::Debian, "io.containerd.grpc.v1.cri", true),
+        (CriVersion::Today, "io.containerd.cri.v1.images", false),
+    ] {
+        let dir = cluster.site.dir().join(format!("{version:?}two"));
+        let lines = format!("[plugins.\"{table}\".registry]\n{more}");
+        let node = CriNode::start_with(cluster.site.node(0), &dir, version, &lines);
+        let said = install(&node, &[]).expect_ok().output;
+        assert_eq!(said.contains("containerd: ready"), reads, "{said}");
+        assert!(said.contains("names 2 folders"), "{said}");
+        assert_eq!(node.pull(&image.reference(ACCELERATED)).ok, reads, "{version:?}");
+    }
+}
