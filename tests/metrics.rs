@@ -80,6 +80,8 @@ fn documented() -> BTreeSet<String> {
         .filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
     rows.map(|(name, _)| name.to_owned())
         .filter(|name| name.starts_with("piecemeal_"))
+        // The webhook's own crate compares those.
+        .filter(|name| !name.starts_with("piecemeal_webhook_"))
         .collect()
 }
 

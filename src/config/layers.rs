@@ -229,6 +229,7 @@ fn is_known_variable(name: &str) -> bool {
         keys::<super::RawScheduler>(),
         keys::<super::RawPeer>(),
         keys::<super::RawNode>(),
+        keys::<super::RawWebhook>(),
         keys::<super::RawUp>(),
     ];
     let is_key = all.iter().flatten().any(|key| env_name(&key.name) == name);
