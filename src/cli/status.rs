@@ -240,10 +240,10 @@ mod tests {
             "bytes": { "from_peers": 1500, "from_upstream": 0 },
             "members": [],
         });
-        let text = render(&PEER_ADMIN.parse().unwrap(), &value);
+        let text = render(PEER_ADMIN, &value);
         let short = &digest.to_string()[..19];
         assert!(
-            text.starts_with("scheduler 0.1.0 at http://127.0.0.1:65003/\n"),
+            text.starts_with("scheduler 0.1.0 at http://127.0.0.1:65003\n"),
             "{text}"
         );
         assert!(

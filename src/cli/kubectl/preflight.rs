@@ -45,6 +45,7 @@ pub(super) async fn run(args: &PreflightArgs) -> anyhow::Result<()> {
     if is_installed {
         findings.extend(webhook(&cluster, args).await);
     }
+    findings.extend(misplaced_labels(&cluster).await);
     let mut bad = 0;
     for finding in &findings {
         match finding {
@@ -154,6 +155,33 @@ fn judge_row(row: &Row) -> Finding {
     }
 }
 
+/// Workloads that carry the label themselves, where it does nothing.
+async fn misplaced_labels(cluster: &Cluster) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for kind in KINDS {
+        for label in LABELS {
+            let query = format!("labelSelector={}%3D{P2P}", label.replace('/', "%2F"));
+            let Ok(found) = cluster.list(&format!("/apis/apps/v1/{kind}"), &query).await else {
+                continue;
+            };
+            findings.extend(found.iter().filter(|workload| is_misplaced(workload)).map(|workload| {
+                let metadata = &workload["metadata"];
+                Doubt(format!(
+                    "{kind}/{} in {} is labelled {label} itself and not on its pod template, where alone a label counts",
+                    text(&metadata["name"]),
+                    text(&metadata["namespace"])
+                ))
+            }));
+        }
+    }
+    findings
+}
+
+fn is_misplaced(workload: &Value) -> bool {
+    let labels = &workload["spec"]["template"]["metadata"]["labels"];
+    LABELS.iter().all(|label| labels[*label] != P2P)
+}
+
 async fn webhook(cluster: &Cluster, args: &PreflightArgs) -> Vec<Finding> {
     let installation = match Installation::find(cluster, &args.cluster).await {
         Ok(installation) => installation,
@@ -232,6 +260,15 @@ mod tests {
         assert!(matches!(version("35"), Good(_)));
         assert!(matches!(version("29"), Bad(_)));
         assert!(matches!(version(""), Bad(_)));
+    }
+
+    #[test]
+    fn a_label_counts_on_the_pod_template_alone() {
+        let workload = |labels: Value| json!({"spec": {"template": {"metadata": {"labels": labels}}}});
+        assert!(is_misplaced(&workload(json!({"app": "x"}))));
+        assert!(is_misplaced(&json!({})));
+        assert!(!is_misplaced(&workload(json!({LABELS[0]: P2P}))));
+        assert!(!is_misplaced(&workload(json!({LABELS[1]: P2P}))));
     }
 
     #[test]

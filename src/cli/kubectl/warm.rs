@@ -61,7 +61,7 @@ pub(super) async fn run(args: &WarmArgs) -> anyhow::Result<()> {
             &namespace,
             &name,
             "--",
-            "piecemeal",
+            IN_IMAGE,
             "cache",
             "warm",
         ]);
@@ -83,4 +83,6 @@ pub(super) async fn run(args: &WarmArgs) -> anyhow::Result<()> {
 
 /// On the pods of the chart.
 const POOL_LABEL: &str = "piecemeal.dev/pool";
+/// Where the image has its binary.
+const IN_IMAGE: &str = "/piecemeal";
 const MIRROR_ADMIN: &str = "http://127.0.0.1:65013";
