@@ -9,6 +9,7 @@ mod daemon;
 mod generate;
 mod keygen;
 mod kubectl;
+mod node;
 mod pull;
 mod status;
 mod up;
@@ -22,8 +23,8 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::runtime::Runtime;
 
 use crate::config::{
-    ConfigProblemsError, Layers, Problems, Raw, RawMirror, RawPeer, RawScheduler, RawUp, RawWebhook, Settings, load,
-    mark_live,
+    ConfigProblemsError, Layers, Problems, Raw, RawMirror, RawNode, RawPeer, RawScheduler, RawUp, RawWebhook, Settings,
+    load, mark_live,
 };
 
 /// Runs the command that the arguments name.
@@ -80,6 +81,9 @@ enum Command {
     Peer(DaemonArgs<RawPeer>),
     /// Run the admission webhook of a Kubernetes cluster: it gives labelled pods' images their accelerated names
     Webhook(DaemonArgs<RawWebhook>),
+    /// Set up this machine's container runtimes to pull through its peer, and take that back
+    #[command(subcommand)]
+    Node(node::NodeCommand),
     /// What `kubectl piecemeal` does: look at a cluster and its pods
     #[command(subcommand)]
     Kubectl(kubectl::KubectlCommand),
@@ -110,6 +114,9 @@ fn cli() -> clap::Command {
         .mut_subcommand("scheduler", mark_live::<RawScheduler>)
         .mut_subcommand("peer", mark_live::<RawPeer>)
         .mut_subcommand("webhook", mark_live::<RawWebhook>)
+        .mut_subcommand("node", |node| {
+            node::hide_daemon_settings(node).mut_subcommand("run", mark_live::<RawNode>)
+        })
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
@@ -123,6 +130,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Scheduler(args) => daemon::run_scheduler(args),
         Command::Peer(args) => daemon::run_peer(args),
         Command::Webhook(args) => daemon::run_webhook(args),
+        Command::Node(command) => node::run(command),
         Command::Kubectl(command) => kubectl::run(command),
         Command::Chart(command) => chart::run(command),
         Command::Completions(args) => generate::completions(&args, cli()),

@@ -93,7 +93,7 @@ annotations:
 
 {{/* Where a daemon listens that others reach: IPv4 alone, unless IPv6 is asked for, since a node may have none. */}}
 {{- define "piecemeal.any" -}}
-{{- ternary "[::]" "0.0.0.0" (or (has "IPv6" .Values.service.ipFamilies) (eq .Values.service.ipFamilyPolicy "RequireDualStack")) -}}
+{{- ternary "[::]" "0.0.0.0" (or (has "IPv6" .Values.service.ipFamilies) (contains "DualStack" .Values.service.ipFamilyPolicy)) -}}
 {{- end }}
 
 {{/* [context, a variable with this pod's address, port]: how others reach this pod. */}}

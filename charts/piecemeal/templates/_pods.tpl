@@ -1,20 +1,18 @@
-{{/* Nobody but a node's set-up needs a user of root's. */}}
+{{/* [context, component]: nobody but a node's set-up needs a user of root's. */}}
 {{- define "piecemeal.pod.security" -}}
-securityContext:
-  runAsNonRoot: true
-  runAsUser: 65532
-  runAsGroup: 65532
-  fsGroup: 65532
-  fsGroupChangePolicy: OnRootMismatch
-  seccompProfile: {type: RuntimeDefault}
+{{- $ours := dict "runAsNonRoot" true "runAsUser" 65532 "runAsGroup" 65532 "fsGroup" 65532 "fsGroupChangePolicy" "OnRootMismatch" -}}
+{{- include "piecemeal.pod.security.of" (append . $ours) -}}
 {{- end }}
 
-{{/* Root, but without any of its capabilities: what root owns can be written, and nothing else done. */}}
+{{/* The same for root, but without any of its capabilities: what root owns can be written, and nothing else done. */}}
 {{- define "piecemeal.pod.security.root" -}}
+{{- include "piecemeal.pod.security.of" (append . (dict "runAsUser" 0 "runAsGroup" 0)) -}}
+{{- end }}
+
+{{- define "piecemeal.pod.security.of" -}}
+{{- $ours := merge (index . 2) (dict "seccompProfile" (dict "type" "RuntimeDefault")) -}}
 securityContext:
-  runAsUser: 0
-  runAsGroup: 0
-  seccompProfile: {type: RuntimeDefault}
+  {{- mergeOverwrite $ours (index (index . 0).Values (index . 1)).podSecurityContext | toYaml | nindent 2 }}
 {{- end }}
 
 {{- define "piecemeal.container.security" -}}

@@ -87,7 +87,7 @@ class Notes(unittest.TestCase):
         for said in ("accelerated   docker.io", "helm test piecemeal", "piecemeal.dev/mode=p2p", "cache goes with their pods", "localhost/", "enforce=privileged"):
             self.assertIn(said, plain)
         for setting, said in [
-            ("p2p.registryInstances=cri-xxx", "p2p.registryDomains.cri-xxx avoids"),
+            ("p2p.registryInstances=cri-xxx", "(cri-xxx): the first pod"),
             ("p2p.plusMode.nodeSelectorEnable=true", "k8s.aliyun.com/p2p-plus-node=true"),
             ("p2p.port=7001", "p2p.port is 7001"),
             ("webhook.nameStyle=mirror", "The label only annotates"),
