@@ -6,6 +6,7 @@ mod support;
 use std::{
     fs,
     net::{SocketAddr, SocketAddrV4},
+    os::unix::fs::PermissionsExt,
     thread,
     time::{Duration, Instant},
 };
@@ -449,4 +450,41 @@ fn a_node_that_cannot_be_written_to_is_told_and_left_as_it_is() {
         "{said}"
     );
     assert!(said.contains("containerd: not ready"), "{said}");
+}
+
+/// What stands in for systemd ends the process; the harness starts it again, as systemd would.
+#[test]
+fn where_it_is_allowed_containerd_gets_its_line_and_is_restarted_once() {
+    let cluster = Cluster::cold(site());
+    let mut node = start(&cluster, CriVersion::Debian, false);
+    let image = image("app");
+    cluster.registry.push(&image);
+    let systemctl = node.file("/tools/systemctl");
+    fs::create_dir_all(systemctl.parent().expect("a folder")).expect("a folder");
+    fs::write(&systemctl, format!("#!/bin/sh\nkill {}\n", node.pid())).expect("writing a program");
+    fs::set_permissions(&systemctl, fs::Permissions::from_mode(0o755)).expect("making it a program");
+
+    // As from a container: the node's root has programs, and they are run there. The mounts end with the process.
+    let script = "for dir in bin lib lib64 usr; do
+                      if [ -d /$dir ]; then mkdir -p \"$1/$dir\" && mount --bind /$dir \"$1/$dir\" || exit; fi
+                  done
+                  root=$1; shift; PATH=/tools:$PATH exec \"$@\" --root \"$root\"";
+    let mut command = cluster.site.node(0).command("sh");
+    command.args(["-c", script, "sh"]).arg(node.root());
+    command.args([
+        env!("CARGO_BIN_EXE_piecemeal"),
+        "node",
+        "install",
+        "--runtime",
+        "containerd",
+    ]);
+    command.args(["--allow-runtime-restart", "--upstream", &upstream()]);
+    let said = CommandOutcome::of(&mut command, Instant::now()).expect_ok().output;
+    assert!(
+        said.contains("added config_path") && said.contains("restarted containerd"),
+        "{said}"
+    );
+    assert!(said.contains("containerd: ready"), "{said}");
+    node.start_again();
+    node.pull(&image.reference(ACCELERATED)).expect_ok();
 }

@@ -98,7 +98,7 @@ impl Config {
                 );
                 return Verdict::not_ready(dir, why, remedy, notes);
             }
-            notes.push(two);
+            notes.push(format!("{two}; name one before an upgrade to containerd 2.1"));
         }
         Verdict {
             dir: dir.to_owned(),

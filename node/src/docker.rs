@@ -55,10 +55,11 @@ pub(crate) fn take_back(port: u16, current: &str) -> Edit {
     }
     // What was put in stands where it would be put again, and taking it out leaves the same document without it.
     for place in [Place::Object(object_start(current)), at] {
-        for is_last in [true, false] {
-            let ours = addition(&url, place, is_last);
-            let from = place.offset();
-            if current[from..].starts_with(&ours) {
+        let of_ours = [alone_entry(&url), format!("{},", alone_entry(&url))];
+        let added = [true, false].map(|is_last| addition(&url, place, is_last));
+        let from = place.offset();
+        for ours in added.iter().chain(&of_ours) {
+            if current[from..].starts_with(ours.as_str()) {
                 let text = format!("{}{}", &current[..from], &current[from + ours.len()..]);
                 if is_without(&text, current, &url) {
                     return Edit::Write(text);
@@ -139,11 +140,18 @@ fn is_without(text: &str, before: &str, url: &str) -> bool {
 
 /// The file where there was none.
 fn alone(url: &str) -> String {
-    format!("{{\n  \"registry-mirrors\": [\"{url}\"]\n}}\n")
+    format!("{{{}\n}}\n", alone_entry(url))
+}
+
+/// Spaced as nothing that is added to a file is, so that the two can be told apart.
+fn alone_entry(url: &str) -> String {
+    format!("\n  \"registry-mirrors\": [ \"{url}\" ]")
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -176,6 +184,11 @@ mod tests {
         let Edit::Write(text) = edit(65001, None) else { panic!() };
         assert_eq!(take_back(65001, &text), Edit::Delete);
         assert_eq!(take_back(65002, &text), Edit::Nothing);
+        let edited = text.replace(" ]", " ],\n  \"debug\": true");
+        assert_eq!(
+            take_back(65001, &edited),
+            Edit::Write("{\n  \"debug\": true\n}\n".to_owned())
+        );
         assert_eq!(take_back(65001, "{\"debug\": true}"), Edit::Nothing);
         assert!(matches!(edit(65001, Some("[")), Edit::Leave(_)));
         assert!(matches!(edit(65001, Some("{\"registry-mirrors\": 1}")), Edit::Leave(_)));
@@ -183,5 +196,36 @@ mod tests {
             take_back(65001, "{\"registry-mirrors\": [\"x\", \"http://127.0.0.1:65001\"]}"),
             Edit::Leave(_)
         ));
+    }
+
+    /// Documents as people and programs write them, with white space anywhere.
+    fn theirs() -> impl Strategy<Value = String> {
+        let space = || proptest::string::string_regex("[ \n\t]{0,3}").expect("a pattern");
+        let entry = prop_oneof![
+            Just("\"debug\":true".to_owned()),
+            Just("\"log-opts\": {\"registry-mirrors\": [\"https://no\"]}".to_owned()),
+            Just("\"hosts\": [ \"unix://\" ]".to_owned()),
+            space().prop_map(|space| format!("\"registry-mirrors\"{space}: [{space}]")),
+            space().prop_map(|space| format!("\"registry-mirrors\":{space}[{space}\"https://m\", \"https://n\"]")),
+        ];
+        (proptest::collection::vec((space(), entry, space()), 0..4), space()).prop_map(|(entries, space)| {
+            let entries: Vec<String> = entries
+                .into_iter()
+                .map(|(before, entry, after)| before + &entry + &after)
+                .collect();
+            format!("{{{}{space}}}{space}", entries.join(","))
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_we_add_to_is_given_back_byte_for_byte(theirs in theirs()) {
+            if let Edit::Write(text) = edit(65001, Some(&theirs)) {
+                let value: Value = serde_json::from_str(&text).expect("JSON");
+                prop_assert_eq!(&value["registry-mirrors"][0], "http://127.0.0.1:65001");
+                prop_assert_eq!(edit(65001, Some(&text)), Edit::Nothing);
+                prop_assert_eq!(take_back(65001, &text), Edit::Write(theirs));
+            }
+        }
     }
 }

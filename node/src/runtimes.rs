@@ -201,7 +201,7 @@ fn of_containerd(facts: &Facts, runtime: &mut Runtime) {
         } else {
             format!(
                 "{}; {kind} writes {main} at its start: upgrade it, since today's sets this by itself, \
-                 or put {line} under [{table}] into config.toml.tmpl beside it, and restart {kind}",
+                 or put {line} under [{table}] into config.toml.tmpl beside it (config-v3.toml.tmpl with containerd 2), and restart {kind}",
                 problem.why
             )
         };

@@ -112,6 +112,21 @@ impl CriNode {
         self.crictl(&["rmi", image]).expect_ok();
     }
 
+    /// Starts it again after it has been told to end.
+    pub fn start_again(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.process.is_running() {
+            assert!(
+                Instant::now() < deadline,
+                "containerd does not end\n{}",
+                self.log_tail()
+            );
+            thread::sleep(Duration::from_millis(50));
+        }
+        self.process.start_again();
+        self.wait_until_ready();
+    }
+
     /// The running process: it is the same one as long as nobody restarts it.
     pub fn pid(&self) -> u32 {
         self.process.pid()
