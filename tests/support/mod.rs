@@ -27,6 +27,7 @@ mod cri;
 mod home;
 mod http;
 mod image;
+mod injector;
 mod kube;
 mod netns;
 mod outcome;
@@ -50,6 +51,7 @@ pub use self::{
     home::Home,
     http::{Headers, Request, Response, read_head},
     image::{Blob, CONFIG, INDEX, Image, LAYER, MANIFEST, architecture, sha256},
+    injector::Injector,
     kube::{ApiError, Identity, KubeApi, KubeClient, KubeOptions, wait_until},
     netns::Netns,
     outcome::CommandOutcome,
@@ -64,5 +66,5 @@ pub use self::{
     token_server::TokenServer,
     tools::require_tools,
     upstream::{FakeUpstream, RecordedRequest},
-    webhook::{LABEL, Webhook},
+    webhook::{LABEL, Load, NEUTRAL_LABEL, REGISTRIES, Replica, Webhook, WebhookOptions, pods},
 };

@@ -13,8 +13,8 @@ const FIELD_MANAGER: &str = "piecemeal-webhook";
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
 /// Objects of a list that come in one answer.
 const PAGE: usize = 500;
-/// The most objects of one list; a cluster with more of them has been asked too broadly.
-const LIST_MAX: usize = 200_000;
+/// The most pages of one list; a cluster with more has been asked too broadly.
+const PAGES_MAX: usize = 1000;
 
 /// A client of one cluster. Cheap to clone.
 #[derive(Clone)]
@@ -81,42 +81,62 @@ impl Cluster {
         self.ask(Method::GET, path, None, "").await
     }
 
-    /// Every object of the list at `path`, page by page; `query` selects, without `limit` and `continue`.
+    /// Every object of the list at `path`; `query` selects, without `limit` and `continue`.
     ///
     /// # Errors
     /// [`ClusterError`]. A list that does not exist is empty.
     pub async fn list(&self, path: &str, query: &str) -> Result<Vec<Value>, ClusterError> {
-        self.pages(path, query, "application/json").await
+        let mut all = Vec::new();
+        self.each(path, query, |object| all.push(object)).await?;
+        Ok(all)
     }
 
-    /// Like [`Cluster::list`], the objects' metadata alone.
+    /// Like [`Cluster::list`], one by one: of a whole cluster's pods there is never more than a page in memory.
     ///
     /// # Errors
     /// [`ClusterError`].
-    pub async fn list_metadata(&self, path: &str, query: &str) -> Result<Vec<Value>, ClusterError> {
-        let accept = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
-        self.pages(path, query, accept).await
+    pub async fn each(&self, path: &str, query: &str, each: impl FnMut(Value)) -> Result<(), ClusterError> {
+        self.pages(path, query, "application/json", each).await
     }
 
-    async fn pages(&self, path: &str, query: &str, accept: &str) -> Result<Vec<Value>, ClusterError> {
-        let mut all = Vec::new();
+    /// Like [`Cluster::each`], the objects' metadata alone.
+    ///
+    /// # Errors
+    /// [`ClusterError`].
+    pub async fn each_metadata(&self, path: &str, query: &str, each: impl FnMut(Value)) -> Result<(), ClusterError> {
+        let accept = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
+        self.pages(path, query, accept, each).await
+    }
+
+    async fn pages(
+        &self,
+        path: &str,
+        query: &str,
+        accept: &str,
+        mut each: impl FnMut(Value),
+    ) -> Result<(), ClusterError> {
         let mut next = String::new();
-        loop {
+        for _ in 0..PAGES_MAX {
             let page = format!("{path}?limit={PAGE}&continue={next}&{query}");
             let request = Request::get(page.trim_end_matches('&'))
                 .header(header::ACCEPT, accept)
                 .body(Vec::new());
             let Some(mut list) = self.send(request).await? else {
-                return Ok(all);
+                return Ok(());
             };
             if let Some(Value::Array(items)) = list.get_mut("items").map(Value::take) {
-                all.extend(items);
+                items.into_iter().for_each(&mut each);
             }
             match list["metadata"]["continue"].as_str() {
-                Some(token) if !token.is_empty() && all.len() < LIST_MAX => token.clone_into(&mut next),
-                _ => return Ok(all),
+                Some(token) if !token.is_empty() => token.clone_into(&mut next),
+                _ => return Ok(()),
             }
         }
+        // Half a list would be taken for the whole.
+        Err(ClusterError::Refused(format!(
+            "{path} has more than {} objects",
+            PAGES_MAX * PAGE
+        )))
     }
 
     /// Creates `object` in the list at `path`. `is_dry_run`: the server checks and keeps nothing.
@@ -125,14 +145,12 @@ impl Cluster {
     /// [`ClusterError::Conflict`]: there is one of that name already.
     pub async fn create(&self, path: &str, object: &Value, is_dry_run: bool) -> Result<Value, ClusterError> {
         let dry_run = if is_dry_run { "&dryRun=All" } else { "" };
-        self.ask(
-            Method::POST,
-            &format!("{path}?fieldManager={FIELD_MANAGER}{dry_run}"),
-            Some(object),
-            "application/json",
-        )
-        .await
-        .map(Option::unwrap_or_default)
+        let target = format!("{path}?fieldManager={FIELD_MANAGER}{dry_run}");
+        let answer = self
+            .ask(Method::POST, &target, Some(object), "application/json")
+            .await?;
+        // A namespace that has been deleted meanwhile: nothing was made.
+        answer.ok_or_else(|| ClusterError::Refused(format!("{path} does not exist")))
     }
 
     /// Replaces the object at `path`; its `resourceVersion` is the one that it was read with.

@@ -8,7 +8,10 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use tokio::{sync::Notify, time::sleep};
+use tokio::{
+    sync::Notify,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -19,6 +22,7 @@ pub const HOSTS_FIELD: &str = "hosts";
 /// The most registries that are recorded, since whoever may create pods can name new ones.
 const HOSTS_MAX: usize = 1000;
 const RETRY: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 /// Registries that were met. Cheap to clone.
 #[derive(Clone)]
@@ -58,7 +62,8 @@ impl Hosts {
     pub(crate) async fn record(self, cluster: Cluster, namespace: String, config_map: String, stop: CancellationToken) {
         let recording = async {
             loop {
-                self.0.changed.notified().await;
+                // Looked at now and then without a reason too: somebody may have deleted it.
+                let _ = timeout(LOOK_EVERY, self.0.changed.notified()).await;
                 while let Err(error) = self.write(&cluster, &namespace, &config_map).await {
                     if !matches!(error, ClusterError::Conflict(_)) {
                         warn!("ConfigMap {config_map} could not be written, and is tried again: {error}");

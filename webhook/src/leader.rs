@@ -8,7 +8,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::{
     sync::watch,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -21,6 +21,8 @@ use crate::{
 /// How long a lease counts without being renewed.
 const LEASE: Duration = Duration::from_secs(15);
 const RENEW_EVERY: Duration = Duration::from_secs(4);
+/// Reading and writing together, so that a leader learns in time that it cannot renew.
+const ROUND_TIME_MAX: Duration = Duration::from_secs(3);
 /// When a leader that cannot renew stops, well before somebody else may begin.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
 
@@ -61,7 +63,9 @@ pub(crate) async fn stand(
     let mut renewed = Instant::now();
     let running = async {
         loop {
-            match round(&cluster, &candidacy, &mut seen).await {
+            let round = timeout(ROUND_TIME_MAX, round(&cluster, &candidacy, &mut seen));
+            let late = || ClusterError::Unreachable(format!("it takes more than {} s", ROUND_TIME_MAX.as_secs()));
+            match round.await.unwrap_or_else(|_| Err(late())) {
                 Ok(is_leader) => {
                     renewed = Instant::now();
                     announce(&leads, &metrics, is_leader);

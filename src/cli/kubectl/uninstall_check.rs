@@ -53,12 +53,13 @@ pub(super) async fn run(args: &UninstallCheckArgs) -> anyhow::Result<()> {
         })
         .collect();
     let selector = format!("labelSelector={}%3Dtrue", COPY_LABEL.replace('/', "%2F"));
-    let copies = cluster.list_metadata("/api/v1/secrets", &selector).await?;
-    let in_use = copies.iter().filter(|copy| needed.contains(&name(copy))).count();
-    println!(
-        "{} copies of pull secrets, {in_use} of them needed by those pods",
-        copies.len()
-    );
+    let (mut copies, mut in_use) = (0, 0);
+    let count = |copy: Value| {
+        copies += 1;
+        in_use += u32::from(needed.contains(&name(&copy)));
+    };
+    cluster.each_metadata("/api/v1/secrets", &selector, count).await?;
+    println!("{copies} copies of pull secrets, {in_use} of them needed by those pods");
 
     let namespace = args.cluster.system_namespace.as_deref().unwrap_or_default();
     let mut away = 0;

@@ -217,7 +217,8 @@ fn content(kind: &str) -> (header::HeaderName, &str) {
     (header::CONTENT_TYPE, kind)
 }
 
-fn runtime() -> &'static Runtime {
+/// Where tests wait for what is asynchronous.
+pub fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| Runtime::new().expect("starting a runtime"))
 }

@@ -13,7 +13,7 @@ mod kinds;
 mod server;
 
 pub use self::{
-    client::{ApiError, KubeClient, wait_until},
+    client::{ApiError, KubeClient, runtime, wait_until},
     identity::Identity,
     server::{KubeApi, KubeOptions},
 };

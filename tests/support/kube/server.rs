@@ -16,7 +16,7 @@ use std::{
 
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     super::{outcome::CommandOutcome, process::Process, scratch::ScratchDir},
@@ -118,11 +118,28 @@ impl KubeApi {
         self.admin.client()
     }
 
-    /// A new namespace, whose name begins with `label`, with its `default` service account.
-    pub fn namespace(&self, label: &str) -> String {
+    /// A folder for what belongs to this API server's tests, gone with it.
+    pub fn folder(&self, name: &str) -> PathBuf {
+        self.scratch.folder(name)
+    }
+
+    /// Has a program end with this API server, however that ends.
+    pub fn look_after(&self, command: &mut Command) {
+        command.process_group(i32::try_from(self.etcd.pid()).expect("process ids are small"));
+    }
+
+    /// A new namespace, whose name begins with `name`, with its `default` service account.
+    pub fn namespace(&self, name: &str) -> String {
+        self.labelled_namespace(name, &json!({}))
+    }
+
+    /// The same with labels from its beginning: an API server may be a moment late with those that come later.
+    pub fn labelled_namespace(&self, name: &str, labels: &Value) -> String {
         static CREATED: AtomicU32 = AtomicU32::new(0);
-        let name = format!("{label}-{}", CREATED.fetch_add(1, Ordering::Relaxed));
-        self.create("v1", "Namespace", "", &name);
+        let name = format!("{name}-{}", CREATED.fetch_add(1, Ordering::Relaxed));
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}});
+        let created = self.client().create(&namespace);
+        created.unwrap_or_else(|error| panic!("creating Namespace {name}: {error}"));
         if self.controllers.is_some() {
             wait_until(&format!("{name} has a service account"), || {
                 self.client().get("ServiceAccount", &name, "default")

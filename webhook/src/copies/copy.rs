@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::keyring::{Form, Keyring};
-use crate::decide::naming::Naming;
+use crate::{cluster::is_object_name, decide::naming::Naming};
 
 /// The label, and its value, on everything that the webhook makes in a namespace.
 pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "piecemeal-webhook");
@@ -174,7 +174,9 @@ impl Copy {
 pub(crate) fn source_of(secret: &Value) -> Option<&str> {
     let metadata = &secret["metadata"];
     let is_ours = metadata["labels"][MANAGED_BY.0] == MANAGED_BY.1 && metadata["labels"][COPY_LABEL] == "true";
-    metadata["annotations"][SOURCE].as_str().filter(|_| is_ours)
+    metadata["annotations"][SOURCE]
+        .as_str()
+        .filter(|source| is_ours && is_object_name(source))
 }
 
 /// The registries that a copy is for.
@@ -348,6 +350,9 @@ mod tests {
     fn somebody_else_s_secret_is_no_copy() {
         let object = json!({"metadata": {"labels": {COPY_LABEL: "true"}, "annotations": {SOURCE: "x"}}});
         assert_eq!(source_of(&object), None);
+        let labels = json!({COPY_LABEL: "true", MANAGED_BY.0: MANAGED_BY.1});
+        let forged = json!({"metadata": {"labels": labels, "annotations": {SOURCE: "../../other/secrets/x"}}});
+        assert_eq!(source_of(&forged), None);
     }
 
     #[test]

@@ -1,6 +1,10 @@
 //! A copy is there, and is right, when this returns.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, Weak},
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 use tokio::time::sleep;
@@ -27,6 +31,37 @@ pub(crate) struct Copier {
     /// ever changes.
     pub named: BTreeSet<String>,
     pub metrics: Metrics,
+    pub queues: Queues,
+}
+
+/// Those who write the same copy, in this replica: one after the other, since each would undo the other's try. Cheap to clone.
+#[derive(Clone, Default)]
+pub(crate) struct Queues(Arc<Mutex<HashMap<String, Weak<Queue>>>>);
+
+/// Gone when nobody is in it any more.
+#[derive(Default)]
+struct Queue {
+    turn: tokio::sync::Mutex<()>,
+    registries: Mutex<BTreeSet<String>>,
+}
+
+impl Queues {
+    fn join(&self, path: &str, registries: &BTreeSet<String>) -> Arc<Queue> {
+        let mut queues = self.0.lock().expect("no holder of this lock panics");
+        queues.retain(|_, queue| queue.strong_count() > 0);
+        let queue = queues.get(path).and_then(Weak::upgrade).unwrap_or_default();
+        queues.insert(path.to_owned(), Arc::downgrade(&queue));
+        let mut all = queue.registries.lock().expect("no holder of this lock panics");
+        all.extend(registries.iter().cloned());
+        drop(all);
+        queue
+    }
+}
+
+impl Queue {
+    fn wanted(&self) -> BTreeSet<String> {
+        self.registries.lock().expect("no holder of this lock panics").clone()
+    }
 }
 
 /// A copy that there is not.
@@ -36,6 +71,8 @@ pub(crate) enum NoCopyError {
     Cluster(#[from] ClusterError),
     #[error("{0} and its other name are both taken by Secrets that are no copies of ours")]
     NamesTaken(String),
+    #[error("{0} is a Secret that is no copy of ours")]
+    NameTaken(String),
     #[error("{0} is written by somebody else all the time")]
     Contended(String),
     #[error("{0} is for none of the accelerated registries any more")]
@@ -53,13 +90,10 @@ impl Copier {
         registries: &BTreeSet<String>,
         is_dry_run: bool,
     ) -> Result<String, NoCopyError> {
-        let source_name = source["metadata"]["name"].as_str().unwrap_or_default();
-        let usual = self.settings.name.of(source_name);
-        for name in [usual.clone(), self.settings.name.other(source_name)] {
-            match self
-                .ensure_as(&name, namespace, source, keyring, registries, is_dry_run)
-                .await?
-            {
+        let wanted = Wanted::new(namespace, source, keyring, registries);
+        let usual = self.settings.name.of(wanted.source_name);
+        for name in [usual.clone(), self.settings.name.other(wanted.source_name)] {
+            match self.ensure_as(&name, &wanted, is_dry_run).await? {
                 Outcome::There => return Ok(name),
                 Outcome::Taken => self.metrics.wrote(Written::Conflict),
             }
@@ -67,39 +101,43 @@ impl Copier {
         Err(NoCopyError::NamesTaken(usual))
     }
 
-    async fn ensure_as(
+    /// The copy that pods know as `name` is good for `registries` and for what it was good for before: whatever it would be called
+    /// today, they have no other name for it.
+    pub(crate) async fn restore(
         &self,
         name: &str,
         namespace: &str,
         source: &Value,
         keyring: &Keyring,
         registries: &BTreeSet<String>,
-        is_dry_run: bool,
-    ) -> Result<Outcome, NoCopyError> {
-        let source_name = source["metadata"]["name"].as_str().unwrap_or_default();
-        let path = core_path(namespace, "secrets", name);
+    ) -> Result<(), NoCopyError> {
+        let wanted = Wanted::new(namespace, source, keyring, registries);
+        match self.ensure_as(name, &wanted, false).await? {
+            Outcome::There => Ok(()),
+            Outcome::Taken => Err(NoCopyError::NameTaken(name.to_owned())),
+        }
+    }
+
+    async fn ensure_as(&self, name: &str, wanted: &Wanted<'_>, is_dry_run: bool) -> Result<Outcome, NoCopyError> {
+        let path = core_path(wanted.namespace, "secrets", name);
+        match self.look(&path, wanted, wanted.registries).await? {
+            Look::Taken => return Ok(Outcome::Taken),
+            Look::Right => return Ok(Outcome::There),
+            Look::ToWrite { .. } if is_dry_run => return Ok(Outcome::There),
+            Look::ToWrite { .. } => {}
+        }
+        let queue = self.queues.join(&path, wanted.registries);
+        let _turn = queue.turn.lock().await;
         for attempt in 0..TRIES_MAX {
-            if attempt > 0 {
-                sleep(PAUSE * attempt).await;
-            }
-            let existing = self.cluster.get(&path).await?;
-            if existing
-                .as_ref()
-                .is_some_and(|existing| source_of(existing) != Some(source_name))
-            {
-                return Ok(Outcome::Taken);
-            }
-            let mut meant: BTreeSet<String> = registries.union(&self.named).cloned().collect();
-            meant.extend(existing.as_ref().map(registries_of).unwrap_or_default());
-            let copy = Copy::of(source, keyring, &meant, &self.settings)
-                .ok_or_else(|| NoCopyError::Nothing(source_name.to_owned()))?;
-            if is_dry_run || existing.as_ref().is_some_and(|existing| copy.is(existing)) {
-                return Ok(Outcome::There);
-            }
-            match self
-                .write(&path, &copy.object(namespace, name), existing.as_ref())
-                .await
-            {
+            sleep(PAUSE * attempt).await;
+            // Whatever those want who wait for their turns is written too, and nothing is left to them.
+            let (copy, existing) = match self.look(&path, wanted, &queue.wanted()).await? {
+                Look::Taken => return Ok(Outcome::Taken),
+                Look::Right => return Ok(Outcome::There),
+                Look::ToWrite { copy, existing } => (copy, existing),
+            };
+            let object = copy.object(wanted.namespace, name);
+            match self.write(&path, &object, existing.as_ref()).await {
                 Ok(written) => {
                     self.metrics.wrote(written);
                     return Ok(Outcome::There);
@@ -114,6 +152,23 @@ impl Copier {
         Err(NoCopyError::Contended(name.to_owned()))
     }
 
+    /// What is at `path`, beside what should be.
+    async fn look(&self, path: &str, wanted: &Wanted<'_>, registries: &BTreeSet<String>) -> Result<Look, NoCopyError> {
+        let existing = self.cluster.get(path).await?;
+        let is_foreign = |existing: &Value| source_of(existing) != Some(wanted.source_name);
+        if existing.as_ref().is_some_and(is_foreign) {
+            return Ok(Look::Taken);
+        }
+        let mut meant: BTreeSet<String> = registries.union(&self.named).cloned().collect();
+        meant.extend(existing.as_ref().map(registries_of).unwrap_or_default());
+        let copy = Copy::of(wanted.source, wanted.keyring, &meant, &self.settings)
+            .ok_or_else(|| NoCopyError::Nothing(wanted.source_name.to_owned()))?;
+        Ok(match existing {
+            Some(existing) if copy.is(&existing) => Look::Right,
+            existing => Look::ToWrite { copy, existing },
+        })
+    }
+
     /// Onto the version that was looked at, so that of two writers who know different registries neither undoes the other.
     async fn write(&self, path: &str, object: &Value, existing: Option<&Value>) -> Result<Written, ClusterError> {
         match existing {
@@ -122,8 +177,8 @@ impl Copier {
                 self.cluster.create(list, object, false).await?;
                 Ok(Written::Created)
             }
-            // A Secret's type cannot be changed, and of fields that others have added only a replacement knows nothing.
-            Some(existing) if existing["type"] != object["type"] => {
+            // A Secret's type cannot be changed, and nothing of an immutable one.
+            Some(existing) if existing["type"] != object["type"] || existing["immutable"] == true => {
                 self.cluster.delete(path, Some(&existing["metadata"])).await?;
                 Err(ClusterError::Conflict("to be created anew".to_owned()))
             }
@@ -135,6 +190,33 @@ impl Copier {
             }
         }
     }
+}
+
+/// A copy that somebody asks for.
+struct Wanted<'a> {
+    namespace: &'a str,
+    source: &'a Value,
+    source_name: &'a str,
+    keyring: &'a Keyring,
+    registries: &'a BTreeSet<String>,
+}
+
+impl<'a> Wanted<'a> {
+    fn new(namespace: &'a str, source: &'a Value, keyring: &'a Keyring, registries: &'a BTreeSet<String>) -> Self {
+        Self {
+            namespace,
+            source,
+            source_name: source["metadata"]["name"].as_str().unwrap_or_default(),
+            keyring,
+            registries,
+        }
+    }
+}
+
+enum Look {
+    Taken,
+    Right,
+    ToWrite { copy: Copy, existing: Option<Value> },
 }
 
 enum Outcome {

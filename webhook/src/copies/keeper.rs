@@ -29,10 +29,10 @@ use tracing::{debug, info, warn};
 use super::{
     copy::{COPY_LABEL, UNUSED_SINCE, registries_of, source_of},
     ensure::{Copier, NoCopyError},
-    keyring::Keyring,
+    keyring::{Form, Keyring},
 };
 use crate::{
-    cluster::{ClusterError, core_path},
+    cluster::{ClusterError, core_path, is_object_name},
     decide::{image::Image, patch::read_record},
     metrics::Written,
 };
@@ -40,8 +40,12 @@ use crate::{
 /// Changes that come together are looked at once.
 const SETTLE: Duration = Duration::from_millis(500);
 const TICK: Duration = Duration::from_millis(250);
-/// How often every namespace with a copy is looked at without an event.
+/// How often every namespace with a copy is looked at without an event, and pods are searched for others that miss one.
 const EVERYTHING_EVERY: Duration = Duration::from_secs(10 * 60);
+/// The same where unused copies are kept for less: no more often than this.
+const EVERYTHING_EVERY_MIN: Duration = Duration::from_secs(1);
+/// The most images and secrets of one pod's record that are looked at.
+const PER_POD_MAX: usize = 64;
 /// How long a namespace waits that could not be read.
 const RETRY: Duration = Duration::from_secs(15);
 
@@ -106,14 +110,19 @@ impl Keeper {
     }
 
     async fn tend(&self) {
-        let mut events = select_all(self.watched().into_iter().map(|api| {
-            let stream = watcher(api, watcher::Config::default()).default_backoff();
-            stream.boxed()
-        }));
+        // Of all secrets only those that are pull secrets: there are others by the thousand.
+        let watches = self.watched().into_iter().flat_map(|api| {
+            [Form::ConfigJson, Form::Config].map(|form| {
+                let config = watcher::Config::default().fields(&format!("type={}", form.secret_type()));
+                watcher(api.clone(), config).default_backoff().boxed()
+            })
+        });
+        let mut events = select_all(watches);
         let mut agenda = Agenda::default();
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut next_round = Instant::now() + EVERYTHING_EVERY;
+        let round_every = self.keep.clamp(EVERYTHING_EVERY_MIN, EVERYTHING_EVERY);
+        let (mut next_round, mut next_search) = (Instant::now() + round_every, Instant::now());
         loop {
             tokio::select! {
                 event = events.next() => match event {
@@ -123,8 +132,12 @@ impl Keeper {
                 },
                 _ = ticks.tick() => {
                     let now = Instant::now();
+                    if now >= next_search {
+                        next_search = now + EVERYTHING_EVERY;
+                        self.search(&mut agenda).await;
+                    }
                     if now >= next_round {
-                        next_round = now + EVERYTHING_EVERY;
+                        next_round = now + round_every;
                         for namespace in agenda.known.clone() {
                             agenda.add(&namespace, now);
                         }
@@ -148,6 +161,28 @@ impl Keeper {
             .iter()
             .map(|namespace| Api::namespaced(client(), namespace))
             .collect()
+    }
+
+    /// Adds the namespaces whose pods name copies. No event tells of one that is missing since before this replica led, or that a
+    /// pod names which somebody has created as another was stored.
+    async fn search(&self, agenda: &mut Agenda) {
+        let mut paths: Vec<String> = self.namespaces.iter().map(|name| core_path(name, "pods", "")).collect();
+        if paths.is_empty() {
+            paths.push("/api/v1/pods".to_owned());
+        }
+        let now = Instant::now();
+        for path in paths {
+            let note = |pod: Value| {
+                let mut needed = Needed::default();
+                needed.add(&pod);
+                if !needed.0.is_empty() {
+                    agenda.add(pod["metadata"]["namespace"].as_str().unwrap_or_default(), now);
+                }
+            };
+            if let Err(error) = self.copier.cluster.each_metadata(&path, "", note).await {
+                warn!("the pods that miss the copy of a pull secret are not known: {error}");
+            }
+        }
     }
 
     async fn tidy_and_note(&self, namespace: &str, agenda: &mut Agenda) {
@@ -178,24 +213,27 @@ impl Keeper {
             )
             .await?;
         let copies: Vec<Value> = copies.into_iter().filter(|copy| source_of(copy).is_some()).collect();
-        let pods = cluster.list_metadata(&core_path(namespace, "pods", ""), "").await?;
-        let mut needed = needed(&pods);
+        let mut needed = Needed::default();
+        let pods = core_path(namespace, "pods", "");
+        cluster.each_metadata(&pods, "", |pod| needed.add(&pod)).await?;
+        let mut needed = needed.0;
         if copies.is_empty() && needed.is_empty() {
             return Ok(false);
         }
+        // One that cannot be tended keeps nobody from tending the others.
+        let mut tended = Ok(true);
         for copy in &copies {
-            let is_needed = needed
-                .remove(copy["metadata"]["name"].as_str().unwrap_or_default())
-                .is_some();
-            self.tend_one(namespace, copy, is_needed).await?;
+            let wanted = needed.remove(copy["metadata"]["name"].as_str().unwrap_or_default());
+            tended = self.tend_one(namespace, copy, wanted).await.and(tended);
         }
         for (name, missing) in needed {
-            self.bring_back(namespace, &name, &missing).await?;
+            tended = self.bring_back(namespace, &name, &missing).await.and(tended);
         }
-        Ok(true)
+        tended
     }
 
-    async fn tend_one(&self, namespace: &str, copy: &Value, is_needed: bool) -> Result<(), ClusterError> {
+    /// `wanted`: what the pods need it for that name it.
+    async fn tend_one(&self, namespace: &str, copy: &Value, wanted: Option<Missing>) -> Result<(), ClusterError> {
         let source = source_of(copy).unwrap_or_default();
         let path = core_path(
             namespace,
@@ -212,13 +250,15 @@ impl Keeper {
             }
             Ok(())
         };
-        if !is_needed {
+        let Some(wanted) = wanted else {
             return match unused_for(copy, Timestamp::now()) {
                 None => self.mark_unused(&path, copy).await,
                 Some(unused) if unused >= self.keep => delete("no pod names it any more").await,
                 Some(_) => Ok(()),
             };
-        }
+        };
+        // Not only by what it says of itself, which somebody may have edited.
+        let registries = registries_of(copy).union(&wanted.registries).cloned().collect();
         let Some(source) = self
             .copier
             .cluster
@@ -231,12 +271,13 @@ impl Keeper {
         let Ok(keyring) = Keyring::of(&source) else {
             return delete("its source is no pull secret any more").await;
         };
+        let name = copy["metadata"]["name"].as_str().unwrap_or_default();
         match self
             .copier
-            .ensure(namespace, &source, &keyring, &registries_of(copy), false)
+            .restore(name, namespace, &source, &keyring, &registries)
             .await
         {
-            Ok(_) => Ok(()),
+            Ok(()) => Ok(()),
             Err(NoCopyError::Nothing(_)) => delete("its source is for no accelerated registry any more").await,
             Err(NoCopyError::Cluster(error)) => Err(error),
             Err(error) => {
@@ -274,10 +315,10 @@ impl Keeper {
         };
         match self
             .copier
-            .ensure(namespace, &source, &keyring, &missing.registries, false)
+            .restore(name, namespace, &source, &keyring, &missing.registries)
             .await
         {
-            Ok(_) => info!("Secret {namespace}/{name}, which pods need, is there again"),
+            Ok(()) => info!("Secret {namespace}/{name}, which pods need, is there again"),
             Err(NoCopyError::Cluster(error)) => return Err(error),
             Err(error) => debug!("Secret {namespace}/{name}, which pods need, does not come back: {error}"),
         }
@@ -293,21 +334,30 @@ struct Missing {
 }
 
 /// The copies that pods need, by name, as their annotations have it.
-fn needed(pods: &[Value]) -> BTreeMap<String, Missing> {
-    let mut needed: BTreeMap<String, Missing> = BTreeMap::new();
-    for record in pods.iter().filter_map(read_record) {
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Needed(BTreeMap<String, Missing>);
+
+impl Needed {
+    /// Of `pod` the metadata is enough. Whoever may create pods may write anything there, and these become paths.
+    fn add(&mut self, pod: &Value) {
+        let Some(record) = read_record(pod) else {
+            return;
+        };
         let images = record["images"].as_array().into_iter().flatten();
         let originals = images.filter_map(|image| image["original"].as_str()?.parse::<Image>().ok());
-        let registries: BTreeSet<String> = originals.map(|image| image.registry).collect();
-        for (source, copy) in record["secrets"].as_object().into_iter().flatten() {
-            if let Some(copy) = copy.as_str() {
-                let entry = needed.entry(copy.to_owned()).or_default();
-                entry.source.clone_from(source);
-                entry.registries.extend(registries.iter().cloned());
-            }
+        let registries: BTreeSet<String> = originals.take(PER_POD_MAX).map(|image| image.registry).collect();
+        for (source, copy) in record["secrets"].as_object().into_iter().flatten().take(PER_POD_MAX) {
+            let Some(copy) = copy
+                .as_str()
+                .filter(|copy| is_object_name(copy) && is_object_name(source))
+            else {
+                continue;
+            };
+            let entry = self.0.entry(copy.to_owned()).or_default();
+            entry.source.clone_from(source);
+            entry.registries.extend(registries.iter().cloned());
         }
     }
-    needed
 }
 
 /// None for a copy that is not marked.
@@ -339,7 +389,7 @@ mod tests {
     fn what_pods_need_is_read_from_their_annotations() {
         let record = json!({
             "images": [{"container": "c", "original": "a.io/x:1", "image": "y"}, {"container": "d", "original": "nginx", "image": "z"}],
-            "secrets": {"s": "acr-credential-s-p2p"},
+            "secrets": {"s": "acr-credential-s-p2p", "../../other/secrets/t": "acr-credential-t-p2p", "u": "../x"},
         });
         let pods = [
             json!({"metadata": {"annotations": {"k8s.aliyun.com/p2p-config": record.to_string()}}}),
@@ -351,8 +401,12 @@ mod tests {
             source: "s".to_owned(),
             registries,
         };
+        let mut needed = Needed::default();
+        for pod in &pods {
+            needed.add(pod);
+        }
         assert_eq!(
-            needed(&pods),
+            needed.0,
             BTreeMap::from([("acr-credential-s-p2p".to_owned(), expected)])
         );
     }

@@ -11,6 +11,8 @@ use super::{
 /// The annotations: what was asked, and what was done about it.
 const CONFIG_ANNOTATIONS: [&str; 2] = ["piecemeal.dev/config", "k8s.aliyun.com/p2p-config"];
 const RECORD_VERSION: u32 = 1;
+/// All keys and values of an object together. Source: `TotalAnnotationSizeLimitB` of Kubernetes.
+const ANNOTATIONS_BYTES_MAX: usize = 256 * 1024;
 
 /// A pull secret that the pod is to have, beside the one that it was copied from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +34,20 @@ pub(crate) fn patch(pod: &Value, plan: &Plan, secrets: &[PulledWith]) -> Vec<Val
     ops.extend(add_secrets(pod, secrets));
     ops.extend(add_annotations(pod, &annotations(pod, plan, secrets)));
     ops
+}
+
+/// Whether the pod's annotations, together with those of `patch`, are no more than an API server takes: it would refuse the pod.
+pub(crate) fn has_room(pod: &Value, patch: &[Value]) -> bool {
+    let text = |value: &Value| value.as_str().map_or(0, str::len);
+    let size = |annotations: &Value| -> usize {
+        let annotations = annotations.as_object().into_iter().flatten();
+        annotations.map(|(key, value)| key.len() + text(value)).sum()
+    };
+    let added = patch.iter().filter_map(|op| {
+        let key = op["path"].as_str()?.strip_prefix("/metadata/annotations")?;
+        Some(key.len() + text(&op["value"]) + size(&op["value"]))
+    });
+    size(&pod["metadata"]["annotations"]) + added.sum::<usize>() <= ANNOTATIONS_BYTES_MAX
 }
 
 /// The sources where the pod itself does not name them (they are its service account's), and the copies after all of them.

@@ -42,12 +42,22 @@ pub enum Skip {
     UnknownMode(String),
     #[error("pods of namespace {0} are never changed")]
     ExcludedNamespace(String),
+    #[error("the kubelet keeps the pod from a file of its own, which nobody else changes")]
+    MirrorPod,
+    #[error("the pod is for Windows, whose nodes have no peers")]
+    Windows,
+    #[error("pods with the label {0} belong to an operator that replaces those whose images it does not know")]
+    Operator(&'static str),
     #[error("no image of the pod is from a registry that is accelerated")]
     NoAcceleratedImage,
+    #[error("every image that could be accelerated is never pulled (imagePullPolicy)")]
+    PullNever,
     #[error("every image that could be is accelerated already")]
     AlreadyAccelerated,
     #[error("the pod has no pull secret for any of its images whose registry is accelerated")]
     NoPullSecret,
+    #[error("the pod's annotations have no room for what would be recorded")]
+    AnnotationsFull,
     #[error("what was sent is not the creation of a pod")]
     NotAPod,
     #[error("it could not be decided: {0}")]
@@ -62,9 +72,14 @@ impl Skip {
             Self::Disabled => "Disabled",
             Self::UnknownMode(_) => "UnknownMode",
             Self::ExcludedNamespace(_) => "ExcludedNamespace",
+            Self::MirrorPod => "MirrorPod",
+            Self::Windows => "Windows",
+            Self::Operator(_) => "Operator",
             Self::NoAcceleratedImage => "NoAcceleratedImage",
+            Self::PullNever => "PullNever",
             Self::AlreadyAccelerated => "AlreadyAccelerated",
             Self::NoPullSecret => "NoPullSecret",
+            Self::AnnotationsFull => "AnnotationsFull",
             Self::NotAPod => "NotAPod",
             Self::Internal(_) => "Internal",
         }
@@ -112,6 +127,8 @@ pub(crate) struct Wish {
     /// The service account whose pull secrets count when the pod has none.
     pub account: String,
     style: NameStyle,
+    /// Whether an earlier review has accelerated other images of the pod.
+    is_partly_done: bool,
 }
 
 /// A pull secret that the pod names, as far as it can be used.
@@ -188,9 +205,21 @@ impl Wish {
         if rules.excluded_namespaces.contains(namespace) {
             return Err(Skip::ExcludedNamespace(namespace.to_owned()));
         }
-        let (mut changes, mut untouched, mut already) = (Vec::new(), Vec::new(), 0);
+        if let Some(skip) = unsuited(pod) {
+            return Err(skip);
+        }
+        let (mut changes, mut untouched) = (Vec::new(), Vec::new());
+        let (mut is_partly_done, mut is_never_pulled) = (false, false);
         for (place, text) in images(pod) {
             match Verdict::on(&text, rules) {
+                Verdict::Accelerate { .. } if place.is_never_pulled(pod) => {
+                    is_never_pulled = true;
+                    untouched.push(Untouched {
+                        place,
+                        image: text,
+                        why: "it is never pulled, and a node that has it knows it by this name".to_owned(),
+                    });
+                }
                 Verdict::Accelerate {
                     image,
                     accelerated,
@@ -203,7 +232,7 @@ impl Wish {
                     repository: image.repository,
                     needs_secret,
                 }),
-                Verdict::Already => already += 1,
+                Verdict::Already => is_partly_done = true,
                 Verdict::Leave(why) => untouched.push(Untouched {
                     place,
                     image: text,
@@ -212,10 +241,10 @@ impl Wish {
             }
         }
         if changes.is_empty() {
-            return Err(if already > 0 {
-                Skip::AlreadyAccelerated
-            } else {
-                Skip::NoAcceleratedImage
+            return Err(match (is_partly_done, is_never_pulled) {
+                (true, _) => Skip::AlreadyAccelerated,
+                (false, true) => Skip::PullNever,
+                (false, false) => Skip::NoAcceleratedImage,
             });
         }
         let names = pod["spec"]["imagePullSecrets"].as_array().into_iter().flatten();
@@ -232,13 +261,14 @@ impl Wish {
                 .unwrap_or("default")
                 .to_owned(),
             style: rules.naming.style,
+            is_partly_done,
         })
     }
 
     /// Decides per image, so that a public image in a private pod is not changed by accident.
     ///
     /// # Errors
-    /// [`Skip::NoPullSecret`].
+    /// [`Skip::NoPullSecret`], or [`Skip::AlreadyAccelerated`] when that is only said of what came later.
     pub(crate) fn with(self, secrets: &[PullSecret]) -> Result<Plan, Skip> {
         let (mut changes, mut untouched) = (Vec::new(), self.untouched);
         let mut copies: BTreeMap<usize, CopyWish> = BTreeMap::new();
@@ -269,7 +299,11 @@ impl Wish {
             }
         }
         if changes.is_empty() {
-            return Err(Skip::NoPullSecret);
+            return Err(if self.is_partly_done {
+                Skip::AlreadyAccelerated
+            } else {
+                Skip::NoPullSecret
+            });
         }
         Ok(Plan {
             asked: self.asked,
@@ -280,6 +314,32 @@ impl Wish {
         })
     }
 }
+
+/// Pods that are better left alone, whoever asks.
+fn unsuited(pod: &Value) -> Option<Skip> {
+    let metadata = &pod["metadata"];
+    let operator = OPERATORS.iter().find(|label| metadata["labels"].get(**label).is_some());
+    if metadata["annotations"].get(MIRROR_POD).is_some() {
+        Some(Skip::MirrorPod)
+    } else if pod["spec"]["os"]["name"] == "windows" {
+        Some(Skip::Windows)
+    } else {
+        operator.map(|label| Skip::Operator(label))
+    }
+}
+
+impl Place {
+    /// The policy stands beside the image.
+    fn is_never_pulled(&self, pod: &Value) -> bool {
+        let beside = self.pointer.rsplit_once('/').and_then(|(item, _)| pod.pointer(item));
+        beside.is_some_and(|item| item["imagePullPolicy"] == "Never" || item["pullPolicy"] == "Never")
+    }
+}
+
+/// On what the kubelet tells the API server of its static pods.
+const MIRROR_POD: &str = "kubernetes.io/config.mirror";
+/// Labels of pods whose operators compare images with what they asked for, and create the pod anew again and again: CloudNativePG.
+const OPERATORS: [&str; 1] = ["cnpg.io/podRole"];
 
 fn usable(secrets: &[PullSecret]) -> impl Iterator<Item = (usize, &str, &Value, &Keyring)> {
     secrets.iter().enumerate().filter_map(|(index, secret)| {

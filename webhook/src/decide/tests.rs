@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{
     mode::LABELS,
     naming::{NameStyle, Naming},
-    patch::{PulledWith, patch},
+    patch::{PulledWith, has_room, patch},
     plan::{PullSecret, RequiresSecret, Rules, Skip, Wish},
     registries::Registries,
 };
@@ -265,6 +265,42 @@ fn labels_and_namespaces_decide_first() {
         skip(&plain, "team", json!({})),
         Skip::UnknownMode("on-demand".to_owned())
     );
+}
+
+#[test]
+fn pods_that_would_not_start_or_not_stay_are_left_alone() {
+    let cases = [
+        (
+            "/metadata/annotations",
+            json!({"kubernetes.io/config.mirror": "x"}),
+            "MirrorPod",
+        ),
+        ("/spec/os", json!({"name": "windows"}), "Windows"),
+        (
+            "/metadata/labels",
+            json!({ALIAS: "p2p", "cnpg.io/podRole": "instance"}),
+            "Operator",
+        ),
+        ("/spec/containers/0/imagePullPolicy", json!("Never"), "PullNever"),
+    ];
+    for (pointer, value, reason) in cases {
+        let mut pod = pod(&["nginx"], &[]);
+        let op = json!([{"op": "add", "path": pointer, "value": value}]);
+        json_patch::patch(&mut pod, &serde_json::from_value(op).unwrap()).unwrap();
+        let skip = mutate(&pod, &rules(&["docker.io"]), &[]).unwrap_err();
+        assert_eq!(skip.reason(), reason);
+    }
+}
+
+#[test]
+fn a_patch_has_room_as_long_as_an_api_server_would_take_the_annotations() {
+    let patch = [json!({"op": "add", "path": "/metadata/annotations/a~1b", "value": "x".repeat(100)})];
+    for (there, has) in [(256 * 1024 - 300, true), (256 * 1024 - 50, false)] {
+        let mut pod = pod(&["nginx"], &[]);
+        assert!(has_room(&pod, &patch));
+        pod["metadata"]["annotations"] = json!({"k": "x".repeat(there)});
+        assert_eq!(has_room(&pod, &patch), has, "{there}");
+    }
 }
 
 #[test]

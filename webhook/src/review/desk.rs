@@ -10,9 +10,9 @@ use tracing::{debug, warn};
 use super::message::Question;
 use crate::{
     cluster::{Cluster, ClusterError, core_path, is_object_name},
-    copies::{ensure::Copier, keyring::Keyring},
+    copies::{copy::source_of, ensure::Copier, keyring::Keyring},
     decide::{
-        patch::{PulledWith, patch},
+        patch::{PulledWith, has_room, patch},
         plan::{CopyWish, Plan, PullSecret, Rules, Skip, Wish},
     },
     events::Events,
@@ -56,9 +56,9 @@ impl Desk {
         let pod = question.pod.as_ref().unwrap_or(&Value::Null);
         match decided {
             Ok(decision) => {
-                self.hosts
-                    .met(decision.plan.changes.iter().map(|change| change.registry.as_str()));
                 if !question.is_dry_run {
+                    self.hosts
+                        .met(decision.plan.changes.iter().map(|change| change.registry.as_str()));
                     self.events
                         .accelerated(&question.namespace, pod, decision.plan.changes.len());
                 }
@@ -97,6 +97,9 @@ impl Desk {
             .map(|copy| self.ensure(namespace, copy, question.is_dry_run));
         let secrets = try_join_all(ensured).await?;
         let patch = patch(pod, &plan, &secrets);
+        if !has_room(pod, &patch) {
+            return Err(Skip::AnnotationsFull);
+        }
         Ok(Decision { plan, patch })
     }
 
@@ -148,6 +151,8 @@ async fn pull_secret(cluster: &Cluster, namespace: &str, name: &str) -> Result<P
     let found = if is_object_name(name) {
         match cluster.get(&core_path(namespace, "secrets", name)).await? {
             None => missing(),
+            // With entries for unrelated registries it would fit, and be copied again for every container that comes later.
+            Some(secret) if source_of(&secret).is_some() => Err("it is a copy itself".to_owned()),
             Some(secret) => match Keyring::of(&secret) {
                 Ok(keyring) => Ok((secret, keyring)),
                 Err(why) => Err(why.to_string()),

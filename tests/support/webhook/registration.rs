@@ -1,88 +1,17 @@
-//! The real webhook beside a real API server, with a service account's rights and no more.
+//! What the chart gives the webhook: its rights, and its registration.
 
-use std::{
-    net::{SocketAddr, TcpListener},
-    process::Command,
-    time::Duration,
-};
+use std::net::SocketAddr;
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 
-use super::{
-    http::{Request, Response},
-    kube::{Identity, KubeApi, wait_until},
-    piecemeal::PIECEMEAL,
-    process::Process,
-    scratch::ScratchDir,
-};
+use super::{super::kube::KubeApi, LABEL, NEUTRAL_LABEL};
 
-/// The label, in the vendor's words.
-pub const LABEL: &str = "k8s.aliyun.com/image-accelerate-mode";
-
-/// A running webhook, and its registration.
-#[derive(Debug)]
-pub struct Webhook {
-    pub process: Process,
-    pub namespace: String,
-    pub identity: Identity,
-    pub configuration: String,
-    listen: SocketAddr,
-    admin: SocketAddr,
-    _dir: ScratchDir,
-}
-
-impl Webhook {
-    /// Registers for the whole cluster, starts, and waits until the API server trusts it.
-    pub fn start(api: &KubeApi, arguments: &[&str]) -> Self {
-        let namespace = api.namespace("piecemeal");
-        let identity = api.service_account(&namespace, "webhook");
-        let configuration = namespace.clone();
-        let (listen, admin) = (free_address(), free_address());
-        grant(api, &namespace, &configuration);
-        register(api, &configuration, listen, &[&namespace, "kube-system"]);
-        let dir = ScratchDir::new();
-        let mut command = Command::new(PIECEMEAL);
-        command
-            .arg("webhook")
-            .args(["--listen", &listen.to_string(), "--admin-listen", &admin.to_string()])
-            .args(["--namespace", &namespace, "--webhook-configuration", &configuration])
-            .args(["--certificate-name", "127.0.0.1"])
-            .args(arguments)
-            .env("KUBECONFIG", identity.kubeconfig())
-            .env("PIECEMEAL_LOG", "info,piecemeal_webhook=debug");
-        let process = Process::start("webhook", command, &dir.path().join("webhook.log"));
-        let webhook = Self {
-            process,
-            namespace,
-            identity,
-            configuration,
-            listen,
-            admin,
-            _dir: dir,
-        };
-        webhook.wait_until_ready();
-        webhook
-    }
-
-    /// Until it says so, and until the API server has heard of its CA.
-    pub fn wait_until_ready(&self) {
-        wait_until("the webhook is ready", || {
-            let answer = Request::get(self.admin, "/readyz").send().ok()?;
-            (answer.status == 200).then_some(())
-        });
-        // The API server learns of a configuration by a watch; nothing says when.
-        std::thread::sleep(Duration::from_secs(1));
-    }
-
-    pub fn admin(&self, path: &str) -> Response {
-        Request::get(self.admin, path)
-            .send()
-            .expect("the webhook's admin port answers")
-    }
-}
+/// The label of namespaces, with the webhook's name as its value, that the webhook is asked about.
+pub(super) const SCOPE: &str = "tests.piecemeal.dev/webhook";
 
 /// What the chart gives.
-fn grant(api: &KubeApi, namespace: &str, configuration: &str) {
+pub(super) fn grant(api: &KubeApi, namespace: &str, configuration: &str) {
     let subjects = json!([{"kind": "ServiceAccount", "name": "webhook", "namespace": namespace}]);
     let rbac = "rbac.authorization.k8s.io";
     let role = |kind: &str, metadata: Value, rules: Value| json!({"apiVersion": format!("{rbac}/v1"), "kind": kind, "metadata": metadata, "rules": rules});
@@ -122,23 +51,29 @@ fn grant(api: &KubeApi, namespace: &str, configuration: &str) {
     }
 }
 
-/// The four entries of the chart: labels of the pod and of its namespace, in either words.
-fn register(api: &KubeApi, name: &str, listen: SocketAddr, excluded: &[&str]) {
-    let neutral = "piecemeal.dev/mode";
+/// The four entries of the chart: labels of the pod and of its namespace, in either words. Only the scope is the tests' own.
+/// `ca`: of certificates that somebody else renews.
+pub(super) fn register(api: &KubeApi, name: &str, listen: SocketAddr, ca: Option<&str>) {
+    let neutral = NEUTRAL_LABEL;
     let absent = |label: &str| json!({"key": label, "operator": "DoesNotExist"});
-    let excluded = json!({"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": excluded});
+    let excluded = json!({"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": [name, "kube-system"]});
+    let scope = json!({"key": SCOPE, "operator": "In", "values": [name]});
     let entry = |name: &str, path: &str, namespace: Value, object: Value| {
+        let mut client = json!({"url": format!("https://{listen}{path}")});
+        if let Some(ca) = ca {
+            client["caBundle"] = json!(BASE64_STANDARD.encode(ca));
+        }
         json!({
-            "name": name, "clientConfig": {"url": format!("https://{listen}{path}")},
+            "name": name, "clientConfig": client,
             "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"], "scope": "Namespaced"}],
             "failurePolicy": "Ignore", "matchPolicy": "Equivalent", "reinvocationPolicy": "IfNeeded", "sideEffects": "NoneOnDryRun",
             "timeoutSeconds": 5, "admissionReviewVersions": ["v1"],
             "namespaceSelector": namespace, "objectSelector": object,
         })
     };
-    let anywhere = json!({"matchExpressions": [excluded]});
+    let anywhere = json!({"matchExpressions": [excluded, scope]});
     let within = |label: &str, more: Vec<Value>| {
-        let mut expressions = vec![excluded.clone()];
+        let mut expressions = vec![excluded.clone(), scope.clone()];
         expressions.extend(more);
         json!({"matchLabels": {label: "p2p"}, "matchExpressions": expressions})
     };
@@ -174,9 +109,4 @@ fn register(api: &KubeApi, name: &str, listen: SocketAddr, excluded: &[&str]) {
         "webhooks": webhooks,
     });
     api.client().create(&configuration).expect("the webhook's registration");
-}
-
-fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-    listener.local_addr().expect("it has one")
 }
