@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::Args;
 
 #[derive(Args, Debug)]
-pub(super) struct OwnArgs {
+pub(in crate::cli) struct OwnArgs {
     /// The folder, made when it is missing; those above it stay whose they are
     dir: PathBuf,
     /// Whose it becomes
