@@ -104,14 +104,12 @@ impl Cluster {
     /// [`ClusterError::Conflict`]: there is one of that name already.
     pub async fn create(&self, path: &str, object: &Value, is_dry_run: bool) -> Result<Value, ClusterError> {
         let dry_run = if is_dry_run { "&dryRun=All" } else { "" };
-        self.ask(
-            Method::POST,
-            &format!("{path}?fieldManager={FIELD_MANAGER}{dry_run}"),
-            Some(object),
-            "application/json",
-        )
-        .await
-        .map(Option::unwrap_or_default)
+        let target = format!("{path}?fieldManager={FIELD_MANAGER}{dry_run}");
+        let answer = self
+            .ask(Method::POST, &target, Some(object), "application/json")
+            .await?;
+        // A namespace that has been deleted meanwhile: nothing was made.
+        answer.ok_or_else(|| ClusterError::Refused(format!("{path} does not exist")))
     }
 
     /// Replaces the object at `path`; its `resourceVersion` is the one that it was read with.

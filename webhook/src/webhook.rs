@@ -1,6 +1,6 @@
 //! The daemon: the port, and what is tended behind it.
 
-use std::{collections::BTreeSet, io, sync::Arc};
+use std::{collections::BTreeSet, io, net::SocketAddr, sync::Arc};
 
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
@@ -31,6 +31,7 @@ pub struct Webhook {
     problem: watch::Receiver<Option<String>>,
     leads: watch::Receiver<bool>,
     config: WebhookConfig,
+    address: SocketAddr,
     metrics: Metrics,
 }
 
@@ -38,7 +39,7 @@ pub struct Webhook {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("cannot listen on {0}: {1}")]
-    Listen(std::net::SocketAddr, io::Error),
+    Listen(SocketAddr, io::Error),
     #[error(transparent)]
     Cluster(#[from] ClusterError),
 }
@@ -61,6 +62,9 @@ impl Webhook {
         let listen = config.listen;
         let listener = TcpListener::bind(listen)
             .await
+            .map_err(|error| StartError::Listen(listen, error))?;
+        let address = listener
+            .local_addr()
             .map_err(|error| StartError::Listen(listen, error))?;
         let metrics = Metrics::new();
         let (events, waiting_events) = Events::new(metrics.clone());
@@ -106,8 +110,14 @@ impl Webhook {
             problem,
             leads,
             config,
+            address,
             metrics,
         })
+    }
+
+    /// Where it answers: the port is the one that it was given when it was told 0.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     pub fn register_metrics(&self, registry: &mut Registry) {
