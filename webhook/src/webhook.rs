@@ -9,7 +9,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     WebhookConfig,
-    certificates::keeper::{Keeper as CertificateKeeper, Shown},
+    certificates::{
+        authority::Lives,
+        keeper::{Keeper as CertificateKeeper, Shown},
+    },
     cluster::{Cluster, ClusterError},
     copies::{
         copy::CopySettings,
@@ -191,6 +194,10 @@ fn certificates(
         secret: format!("{}-webhook-ca", config.release),
         configuration: config.configuration.clone(),
         names: config.certificate_names.clone(),
+        lives: Lives {
+            announce: config.certificate_announce,
+            ..Lives::USUAL
+        },
         leads: leads.clone(),
         metrics: metrics.clone(),
     }

@@ -48,6 +48,7 @@ pub(crate) struct Keeper {
     pub configuration: String,
     /// What the certificate is for.
     pub names: Vec<String>,
+    pub lives: Lives,
     pub leads: watch::Receiver<bool>,
     pub metrics: Metrics,
 }
@@ -119,7 +120,7 @@ impl Keeper {
                     .as_ref()
                     .is_some_and(|leaf| now < leaf.renew_at && authority.has_signed(leaf));
                 if !is_good {
-                    let leaf = authority.issue(&self.names, now, Lives::USUAL)?;
+                    let leaf = authority.issue(&self.names, now, self.lives)?;
                     self.show(
                         shown,
                         vec![leaf.certificate.clone()],
@@ -168,8 +169,8 @@ impl Keeper {
             }
             // Lost, not new: what is shown now has to be trusted until the new CA is known everywhere.
             let authority = match &memory.authority {
-                Some(known) => known.renew(now, Lives::USUAL)?,
-                None => Authority::new(now, Lives::USUAL)?,
+                Some(known) => known.renew(now, self.lives)?,
+                None => Authority::new(now, self.lives)?,
             };
             self.cluster
                 .create(
@@ -183,9 +184,9 @@ impl Keeper {
         };
         let stored = Authority::read(&secret);
         let stepped = match (&stored, &memory.authority) {
-            (Ok(authority), _) => authority.step(now, Lives::USUAL)?,
-            (Err(_), Some(known)) => Some(known.renew(now, Lives::USUAL)?),
-            (Err(_), None) => Some(Authority::new(now, Lives::USUAL)?),
+            (Ok(authority), _) => authority.step(now, self.lives)?,
+            (Err(_), Some(known)) => Some(known.renew(now, self.lives)?),
+            (Err(_), None) => Some(Authority::new(now, self.lives)?),
         };
         match stepped {
             Some(authority) if leads => {
