@@ -212,7 +212,7 @@ fn an_image_waits_for_a_secret_that_may_come_yet() {
     };
     let before = pod(&["a.io/x"], &["late"]);
     assert_eq!(
-        mutate(&before, &rules(&["a.io"]), &[late.clone()]).unwrap_err(),
+        mutate(&before, &rules(&["a.io"]), std::slice::from_ref(&late)).unwrap_err(),
         Skip::NoPullSecret
     );
     let both = pod(&["a.io/x"], &["late", "there"]);
