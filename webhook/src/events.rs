@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::{
-    cluster::{Cluster, core_path},
+    cluster::{Cluster, core_path, is_object_name},
     decide::plan::Skip,
     metrics::Metrics,
 };
@@ -22,6 +22,8 @@ use crate::{
 const QUEUE: usize = 256;
 /// An owner is told the same once in that time, however many pods it creates.
 const REPEAT_AFTER: Duration = Duration::from_secs(10 * 60);
+/// What the API server makes has 36.
+const UID_BYTES_MAX: usize = 64;
 /// Owners that are remembered for it.
 const REMEMBERED_MAX: usize = 4096;
 
@@ -49,7 +51,7 @@ impl Events {
 
     pub(crate) fn accelerated(&self, namespace: &str, pod: &Value, images: usize) {
         let message = format!("{images} of the pod's images come through Piecemeal's swarm");
-        self.tell(namespace, pod, "Normal", "ImagesAccelerated", &message);
+        self.tell(namespace, pod, "Normal", "Accelerated", &message);
     }
 
     /// Only what somebody who has asked for acceleration would not expect.
@@ -71,7 +73,9 @@ impl Events {
             return;
         };
         let uid = owner["uid"].as_str().unwrap_or_default();
-        if !self.is_news(uid, reason) {
+        let name = owner["name"].as_str().unwrap_or_default();
+        // Nobody has checked them yet, and they are kept.
+        if uid.len() > UID_BYTES_MAX || !is_object_name(name) || !self.is_news(uid, reason) {
             return;
         }
         let now = Timestamp::now().to_string();
@@ -93,11 +97,11 @@ impl Events {
         let now = Instant::now();
         let mut told = self.told.lock().expect("no holder of this lock panics");
         if told.len() >= REMEMBERED_MAX {
-            told.retain(|_, at| now.duration_since(*at) < REPEAT_AFTER);
+            // To be told twice is better than never.
+            told.clear();
         }
         let key = (uid.to_owned(), reason);
-        let is_news =
-            told.get(&key).is_none_or(|at| now.duration_since(*at) >= REPEAT_AFTER) && told.len() < REMEMBERED_MAX;
+        let is_news = told.get(&key).is_none_or(|at| now.duration_since(*at) >= REPEAT_AFTER);
         if is_news {
             told.insert(key, now);
         }

@@ -160,6 +160,7 @@ fn desk(config: &WebhookConfig, cluster: &Cluster, events: Events, hosts: Hosts,
     let copier = Copier {
         cluster: cluster.clone(),
         settings,
+        accelerated: config.registries.clone(),
         named,
         metrics: metrics.clone(),
         queues: Queues::default(),

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     cluster::{Cluster, ClusterError, core_path},
+    decide::registries::Registries,
     metrics::{Metrics, Written},
 };
 
@@ -27,6 +28,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 pub(crate) struct Copier {
     pub cluster: Cluster,
     pub settings: CopySettings,
+    /// No copy is for any other, whatever an earlier one or a pod's record says.
+    pub accelerated: Registries,
     /// The registries that have a name in the settings: every copy is for all of them that its source is for, so that it hardly
     /// ever changes.
     pub named: BTreeSet<String>,
@@ -161,6 +164,7 @@ impl Copier {
         }
         let mut meant: BTreeSet<String> = registries.union(&self.named).cloned().collect();
         meant.extend(existing.as_ref().map(registries_of).unwrap_or_default());
+        meant.retain(|registry| self.accelerated.find(registry).is_some());
         let copy = Copy::of(wanted.source, wanted.keyring, &meant, &self.settings)
             .ok_or_else(|| NoCopyError::Nothing(wanted.source_name.to_owned()))?;
         Ok(match existing {
