@@ -67,6 +67,17 @@ impl Copier {
         Err(NoCopyError::NamesTaken(usual))
     }
 
+    /// Whether `copy`, as it was read, is what [`Copier::ensure`] would leave there.
+    pub(crate) fn is_right(&self, copy: &Value, source: &Value, keyring: &Keyring) -> bool {
+        let wanted = self.wanted(source, keyring, registries_of(copy));
+        wanted.is_some_and(|wanted| wanted.is(copy))
+    }
+
+    fn wanted(&self, source: &Value, keyring: &Keyring, mut registries: BTreeSet<String>) -> Option<Copy> {
+        registries.extend(self.named.iter().cloned());
+        Copy::of(source, keyring, &registries, &self.settings)
+    }
+
     async fn ensure_as(
         &self,
         name: &str,
@@ -89,9 +100,10 @@ impl Copier {
             {
                 return Ok(Outcome::Taken);
             }
-            let mut meant: BTreeSet<String> = registries.union(&self.named).cloned().collect();
-            meant.extend(existing.as_ref().map(registries_of).unwrap_or_default());
-            let copy = Copy::of(source, keyring, &meant, &self.settings)
+            let mut meant = existing.as_ref().map(registries_of).unwrap_or_default();
+            meant.extend(registries.iter().cloned());
+            let copy = self
+                .wanted(source, keyring, meant)
                 .ok_or_else(|| NoCopyError::Nothing(source_name.to_owned()))?;
             if is_dry_run || existing.as_ref().is_some_and(|existing| copy.is(existing)) {
                 return Ok(Outcome::There);

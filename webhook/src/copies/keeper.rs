@@ -231,6 +231,10 @@ impl Keeper {
         let Ok(keyring) = Keyring::of(&source) else {
             return delete("its source is no pull secret any more").await;
         };
+        // It has just been read: in a namespace with many, one request less for each.
+        if self.copier.is_right(copy, &source, &keyring) {
+            return Ok(());
+        }
         match self
             .copier
             .ensure(namespace, &source, &keyring, &registries_of(copy), false)
