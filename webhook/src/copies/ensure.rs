@@ -155,6 +155,32 @@ impl Copier {
         Err(NoCopyError::Contended(name.to_owned()))
     }
 
+    /// Whether `existing`, as it was read, is what [`Copier::restore`] would leave there.
+    pub(crate) fn is_right(
+        &self,
+        existing: &Value,
+        source: &Value,
+        keyring: &Keyring,
+        registries: &BTreeSet<String>,
+    ) -> bool {
+        let copy = self.copy(source, keyring, registries, Some(existing));
+        copy.is_some_and(|copy| copy.is(existing))
+    }
+
+    /// For `registries`, for what `existing` was for, and for whatever is accelerated by name.
+    fn copy(
+        &self,
+        source: &Value,
+        keyring: &Keyring,
+        registries: &BTreeSet<String>,
+        existing: Option<&Value>,
+    ) -> Option<Copy> {
+        let mut meant: BTreeSet<String> = registries.union(&self.named).cloned().collect();
+        meant.extend(existing.map(registries_of).unwrap_or_default());
+        meant.retain(|registry| self.accelerated.find(registry).is_some());
+        Copy::of(source, keyring, &meant, &self.settings)
+    }
+
     /// What is at `path`, beside what should be.
     async fn look(&self, path: &str, wanted: &Wanted<'_>, registries: &BTreeSet<String>) -> Result<Look, NoCopyError> {
         let existing = self.cluster.get(path).await?;
@@ -162,10 +188,8 @@ impl Copier {
         if existing.as_ref().is_some_and(is_foreign) {
             return Ok(Look::Taken);
         }
-        let mut meant: BTreeSet<String> = registries.union(&self.named).cloned().collect();
-        meant.extend(existing.as_ref().map(registries_of).unwrap_or_default());
-        meant.retain(|registry| self.accelerated.find(registry).is_some());
-        let copy = Copy::of(wanted.source, wanted.keyring, &meant, &self.settings)
+        let copy = self
+            .copy(wanted.source, wanted.keyring, registries, existing.as_ref())
             .ok_or_else(|| NoCopyError::Nothing(wanted.source_name.to_owned()))?;
         Ok(match existing {
             Some(existing) if copy.is(&existing) => Look::Right,
