@@ -286,7 +286,8 @@ fn pods_that_would_not_start_or_not_stay_are_left_alone() {
     for (pointer, value, reason) in cases {
         let mut pod = pod(&["nginx"], &[]);
         let op = json!([{"op": "add", "path": pointer, "value": value}]);
-        json_patch::patch(&mut pod, &serde_json::from_value(op).unwrap()).unwrap();
+        let op: json_patch::Patch = serde_json::from_value(op).unwrap();
+        json_patch::patch(&mut pod, &op).unwrap();
         let skip = mutate(&pod, &rules(&["docker.io"]), &[]).unwrap_err();
         assert_eq!(skip.reason(), reason);
     }
