@@ -63,7 +63,7 @@ fn main() -> ExitCode {
         "nginx: {}. docker-registry: its defaults, which log every request, and without a cache of descriptors.\n",
         nginx::Nginx::settings()
     );
-    print_busy("before");
+    meter::print_busy("before");
     let mut stand = Stand::start();
     for (_, run) in PARTS
         .iter()
@@ -72,18 +72,6 @@ fn main() -> ExitCode {
         run(&mut stand);
     }
     drop(stand);
-    print_busy("after");
+    meter::print_busy("after");
     ExitCode::SUCCESS
 }
-
-fn print_busy(when: &str) {
-    let busy = meter::busy_with_others();
-    let comment = if busy > BUSY_MAX { ": too busy to count" } else { "" };
-    println!(
-        "Processor in use by others {when} the bench: {:.0} %{comment}.\n",
-        busy * 100.0
-    );
-}
-
-/// Above this the figures say more of the machine's other work than of ours.
-const BUSY_MAX: f64 = 0.1;

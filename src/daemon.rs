@@ -3,6 +3,7 @@
 use std::{future::Future, net::SocketAddr};
 
 use piecemeal_mirror::{Cache, CacheConfig, Mirror, MirrorConfig};
+use piecemeal_node::{Keeper, KeeperConfig};
 use piecemeal_peer::{Peer, PeerConfig};
 use piecemeal_scheduler::{Scheduler, SchedulerConfig};
 use piecemeal_webhook::{Webhook, WebhookConfig};
@@ -119,6 +120,17 @@ daemon!(
     cache: |_| None,
     cache_config: |_| None,
     claims: |config| vec![("--listen", config.listen.to_string())]
+);
+
+daemon!(
+    Keeper,
+    KeeperConfig,
+    "node",
+    // Its only live setting is its process's: the log.
+    apply: |_, _| {},
+    cache: |_| None,
+    cache_config: |_| None,
+    claims: |config| vec![("--root", config.root.display().to_string())]
 );
 
 fn claims(listen: &[SocketAddr], piece_listen: SocketAddr, cache: &CacheConfig) -> Vec<(&'static str, String)> {

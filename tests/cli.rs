@@ -926,3 +926,190 @@ fn a_machine_where_nothing_runs_is_told_apart_from_an_empty_cache() {
         outcome.stderr
     );
 }
+
+// --- node
+
+/// A node's root with a containerd whose configuration is this.
+fn node_root(config: &str) -> TempDir {
+    let root = tempfile::tempdir().expect("a temporary folder");
+    let etc = root.path().join("etc/containerd");
+    fs::create_dir_all(&etc).expect("making a folder");
+    fs::write(etc.join("config.toml"), config).expect("writing a file");
+    root
+}
+
+fn node(root: &TempDir, arguments: &[&str]) -> Outcome {
+    let mut command = piecemeal(&["node"]);
+    run(command.args(arguments).args(["--root", path(root.path())]))
+}
+
+const DOCKER_IO: [&str; 2] = ["--upstream", "docker.io=https://registry-1.docker.io"];
+
+#[test]
+fn node_says_in_words_and_in_json_what_it_did_and_what_remains() {
+    let root = node_root("version = 2\n");
+    let said = node(&root, &["install", DOCKER_IO[0], DOCKER_IO[1]]);
+    let file = "/etc/containerd/certs.d/docker.io.piecemeal.internal:65001/hosts.toml";
+    for words in [
+        "containerd: not ready: config_path is not set",
+        "add to /etc/containerd/config.toml, and restart containerd once:\n    [plugins.\"io.containerd.grpc.v1.cri\".registry]\n      config_path = \"/etc/containerd/certs.d\"\n",
+        &format!("wrote {file}"),
+    ] {
+        assert!(said.stdout.contains(words), "{words}\n{}", said.stdout);
+    }
+    assert_eq!((said.code, &*said.stderr), (Some(0), ""));
+
+    let said = node(&root, &["install", "--output", "json", DOCKER_IO[0], DOCKER_IO[1]]);
+    let report: Value = serde_json::from_str(&said.stdout).expect("JSON");
+    assert_eq!(report["runtimes"][0]["runtime"], "containerd");
+    assert_eq!(report["runtimes"][0]["ready"], false);
+    assert_eq!(
+        report["runtimes"][0]["add"]["line"],
+        "config_path = \"/etc/containerd/certs.d\""
+    );
+    assert_eq!(
+        report["files"][0],
+        json!({
+            "path": file, "runtime": "containerd", "name": "docker.io.piecemeal.internal:65001", "outcome": "unchanged", "why": null,
+        })
+    );
+
+    // What is there already needs no upstream to be told of or taken back.
+    let status: Value = serde_json::from_str(&node(&root, &["status", "--output", "json"]).stdout).expect("JSON");
+    assert_eq!(status["files"], json!([{ "path": file, "standing": "ours" }]));
+    assert!(node(&root, &["status"]).stdout.contains(&format!("{file}: ours\n")));
+    assert!(node(&root, &["remove"]).stdout.contains(&format!("restored {file}")));
+    assert!(
+        node(&root, &["remove", "--purge"])
+            .stdout
+            .contains(&format!("deleted {file}"))
+    );
+    assert_eq!(node(&root, &["remove", "--purge"]).stdout, "nothing to do\n");
+}
+
+#[test]
+fn wrong_arguments_of_node_are_usage_errors_and_touch_nothing() {
+    let root = node_root("");
+    let cases: [(&[&str], &str); 8] = [
+        (&["install"], "upstream: missing"),
+        (&["install", "--upstream", "docker.io"], "is not NAME=URL"),
+        (
+            &["install", DOCKER_IO[0], DOCKER_IO[1], "--names", "all"],
+            "\"all\" is not accelerated or original or both",
+        ),
+        (
+            &["install", DOCKER_IO[0], DOCKER_IO[1], "--runtime", "lxc"],
+            "\"lxc\" is no runtime",
+        ),
+        (
+            &[
+                "install",
+                DOCKER_IO[0],
+                DOCKER_IO[1],
+                "--runtime",
+                "auto",
+                "--runtime",
+                "crio",
+            ],
+            "auto stands alone",
+        ),
+        (
+            &["install", DOCKER_IO[0], DOCKER_IO[1], "--peer-port", "0x1"],
+            "peer_port",
+        ),
+        (
+            &["run", DOCKER_IO[0], DOCKER_IO[1], "--interval", "0s"],
+            "must be more than nothing",
+        ),
+        (&["status", "--output", "yaml"], "invalid value 'yaml'"),
+    ];
+    for (arguments, said) in cases {
+        let outcome = node(&root, arguments);
+        assert_eq!(outcome.code, Some(64), "{arguments:?}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains(said), "{arguments:?}: {}", outcome.stderr);
+    }
+    let nowhere = run(&mut piecemeal(&["node", "status", "--root", "/nowhere"]));
+    assert!(
+        nowhere.code == Some(64) && nowhere.stderr.contains("/nowhere is not a folder"),
+        "{}",
+        nowhere.stderr
+    );
+    assert!(!root.path().join("etc/piecemeal").exists() && !root.path().join("etc/containerd/certs.d").exists());
+}
+
+#[test]
+fn a_machine_without_a_runtime_and_hosts_that_cannot_be_read_are_failures() {
+    let empty = tempfile::tempdir().expect("a temporary folder");
+    let outcome = node(&empty, &["install", DOCKER_IO[0], DOCKER_IO[1]]);
+    assert_eq!(outcome.code, Some(1));
+    assert!(
+        outcome.stderr.contains("no container runtime was found"),
+        "{}",
+        outcome.stderr
+    );
+    let outcome = node(
+        &empty,
+        &["install", DOCKER_IO[0], DOCKER_IO[1], "--hosts-file", "/nowhere"],
+    );
+    assert!(
+        outcome.code == Some(1) && outcome.stderr.contains("cannot read /nowhere"),
+        "{}",
+        outcome.stderr
+    );
+}
+
+#[test]
+fn switches_of_node_need_no_value_and_take_one() {
+    for (switch, has_peer) in [
+        (vec!["--without-peer"], false),
+        (vec!["--without-peer", "true"], false),
+        (vec!["--without-peer=false"], true),
+    ] {
+        let root = node_root("");
+        let outcome = node(&root, &[&["install", DOCKER_IO[0], DOCKER_IO[1]], &switch[..]].concat());
+        assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+        let file = root
+            .path()
+            .join("etc/containerd/certs.d/docker.io.piecemeal.internal:65001/hosts.toml");
+        assert_eq!(
+            fs::read_to_string(file).expect("the file").contains("127.0.0.1"),
+            has_peer,
+            "{switch:?}"
+        );
+    }
+}
+
+/// `/proc/self/root` is this machine's root by another path, so that it is entered as a container enters its node's.
+#[test]
+fn a_restart_that_is_allowed_is_asked_of_systemd_at_the_nodes_root() {
+    let tools = tempfile::tempdir().expect("a temporary folder");
+    let systemctl = tools.path().join("systemctl");
+    fs::write(
+        &systemctl,
+        "#!/bin/sh\necho \"$SYSTEMD_IGNORE_CHROOT $*\" >&2; exit 5\n",
+    )
+    .expect("writing a program");
+    fs::set_permissions(&systemctl, fs::Permissions::from_mode(0o755)).expect("making it a program");
+    let mut command = piecemeal(&["node", "restart-runtime", "--root", "/proc/self/root", "containerd"]);
+    let path = format!("{}:/usr/bin:/bin", tools.path().display());
+    let outcome = run(command.env("PATH", path));
+    assert_eq!((outcome.code, &*outcome.stderr), (Some(5), "1 restart containerd\n"));
+}
+
+#[test]
+fn containerd_is_given_its_line_only_where_a_restart_is_allowed_and_works() {
+    let root = node_root("version = 2\n");
+    let config = root.path().join("etc/containerd/config.toml");
+    // There is no systemd at that root.
+    let outcome = node(
+        &root,
+        &["install", DOCKER_IO[0], DOCKER_IO[1], "--allow-runtime-restart"],
+    );
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    assert!(
+        outcome.stdout.contains("to do: containerd could not be restarted"),
+        "{}",
+        outcome.stdout
+    );
+    assert_eq!(fs::read_to_string(config).expect("the configuration"), "version = 2\n");
+}

@@ -103,8 +103,18 @@ pub(crate) fn cores() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
+/// Says how much of the machine others use, before the bench or after it.
+pub(crate) fn print_busy(when: &str) {
+    let busy = busy_with_others();
+    let comment = if busy > BUSY_MAX { ": too busy to count" } else { "" };
+    println!(
+        "Processor in use by others {when} the bench: {:.0} %{comment}.\n",
+        busy * 100.0
+    );
+}
+
 /// The share of the machine's processor time that is in use during the next second, while the bench itself does nothing.
-pub(crate) fn busy_with_others() -> f64 {
+fn busy_with_others() -> f64 {
     let before = machine_ticks();
     thread::sleep(Duration::from_secs(1));
     let after = machine_ticks();
@@ -151,3 +161,5 @@ fn read(path: &str) -> String {
 const TICKS_PER_SECOND: f64 = 100.0;
 /// Of those after the name: proc(5) calls it the 14th.
 const UTIME_FIELD: usize = 11;
+/// Above this the figures say more of the machine's other work than of ours.
+const BUSY_MAX: f64 = 0.1;

@@ -1,4 +1,4 @@
-//! `piecemeal mirror`, `scheduler`, `peer` and `webhook`: one daemon, its admin port and its signals.
+//! `piecemeal mirror`, `scheduler`, `peer`, `webhook` and `node run`: one daemon, its admin port and its signals.
 
 use std::io::IsTerminal;
 
@@ -40,7 +40,7 @@ pub(super) fn run_webhook(args: DaemonArgs<RawWebhook>) -> anyhow::Result<()> {
 
 type Validate<R, T> = fn(R, &mut Problems) -> Option<T>;
 
-fn run<D: Daemon, R: Raw + Clone>(
+pub(super) fn run<D: Daemon, R: Raw + Clone>(
     args: DaemonArgs<R>,
     validate: Validate<R, DaemonSettings<D::Config>>,
 ) -> anyhow::Result<()> {

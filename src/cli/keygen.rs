@@ -31,6 +31,18 @@ pub(super) fn run(args: &KeygenArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The key of a new site.
+///
+/// # Errors
+/// The system has no random numbers.
+pub(super) fn new_authority() -> anyhow::Result<AuthorityKey> {
+    let mut seed = [0; 32];
+    SystemRandom::new()
+        .fill(&mut seed)
+        .map_err(|_| anyhow!("the system has no random numbers"))?;
+    Ok(AuthorityKey::from_seed(seed))
+}
+
 /// Writes both keys of a new site into `dir`, which is made when it is absent. Keys that are there are never replaced.
 ///
 /// # Errors
@@ -49,11 +61,7 @@ pub(super) fn write_keys(dir: &Path) -> anyhow::Result<AuthorityKey> {
             path.display()
         );
     }
-    let mut seed = [0; 32];
-    SystemRandom::new()
-        .fill(&mut seed)
-        .map_err(|_| anyhow!("the system has no random numbers"))?;
-    let authority = AuthorityKey::from_seed(seed);
+    let authority = new_authority()?;
     let [authority_path, join_path] = paths;
     write_secret(&authority_path, &authority.to_text())?;
     if let Err(error) = write_secret(&join_path, &authority.join_key().to_text()) {
@@ -74,4 +82,4 @@ fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
 }
 
 pub(super) const AUTHORITY_FILE: &str = "authority.key";
-const JOIN_FILE: &str = "join.key";
+pub(super) const JOIN_FILE: &str = "join.key";

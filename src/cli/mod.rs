@@ -4,14 +4,17 @@
 
 mod cache;
 mod cache_dir;
+mod chart;
 mod daemon;
 mod generate;
 mod keygen;
+mod kubectl;
+mod node;
 mod pull;
 mod status;
 mod up;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -20,14 +23,14 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::runtime::Runtime;
 
 use crate::config::{
-    ConfigProblemsError, Layers, Problems, Raw, RawMirror, RawPeer, RawScheduler, RawUp, RawWebhook, Settings, load,
-    mark_live,
+    ConfigProblemsError, Layers, Problems, Raw, RawMirror, RawNode, RawPeer, RawScheduler, RawUp, RawWebhook, Settings,
+    load, mark_live,
 };
 
 /// Runs the command that the arguments name.
 pub(crate) fn main() -> ExitCode {
     let cli = match cli()
-        .try_get_matches()
+        .try_get_matches_from(arguments())
         .and_then(|matches| Cli::from_arg_matches(&matches))
     {
         Ok(cli) => cli,
@@ -78,10 +81,29 @@ enum Command {
     Peer(DaemonArgs<RawPeer>),
     /// Run the admission webhook of a Kubernetes cluster: it gives labelled pods' images their accelerated names
     Webhook(DaemonArgs<RawWebhook>),
+    /// Set up this machine's container runtimes to pull through its peer, and take that back
+    #[command(subcommand)]
+    Node(node::NodeCommand),
+    /// What `kubectl piecemeal` does: look at a cluster and its pods
+    #[command(subcommand)]
+    Kubectl(kubectl::KubectlCommand),
+    /// What the hooks of the Helm chart run
+    #[command(subcommand)]
+    Chart(chart::ChartCommand),
     /// Print a script that makes a shell complete these commands
     Completions(generate::CompletionsArgs),
     /// Write the man pages of these commands
     Man(generate::ManArgs),
+}
+
+/// As the shell has them. Under the name of a plugin of kubectl, its subcommand is meant.
+fn arguments() -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    let name = arguments.first().map(PathBuf::from);
+    if name.is_some_and(|path| path.file_name().is_some_and(|name| name == kubectl::PLUGIN)) {
+        arguments.insert(1, "kubectl".into());
+    }
+    arguments
 }
 
 /// The command line, whose help tells which settings are live.
@@ -92,6 +114,9 @@ fn cli() -> clap::Command {
         .mut_subcommand("scheduler", mark_live::<RawScheduler>)
         .mut_subcommand("peer", mark_live::<RawPeer>)
         .mut_subcommand("webhook", mark_live::<RawWebhook>)
+        .mut_subcommand("node", |node| {
+            node::hide_daemon_settings(node).mut_subcommand("run", mark_live::<RawNode>)
+        })
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
@@ -105,6 +130,9 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Scheduler(args) => daemon::run_scheduler(args),
         Command::Peer(args) => daemon::run_peer(args),
         Command::Webhook(args) => daemon::run_webhook(args),
+        Command::Node(command) => node::run(command),
+        Command::Kubectl(command) => kubectl::run(command),
+        Command::Chart(command) => chart::run(command),
         Command::Completions(args) => generate::completions(&args, cli()),
         Command::Man(args) => generate::man(&args, cli()),
     }

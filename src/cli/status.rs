@@ -59,7 +59,7 @@ pub(super) fn run(args: &StatusArgs) -> anyhow::Result<()> {
         println!("{}", Value::Object(roles));
         return Ok(());
     }
-    let texts: Vec<String> = answers.iter().map(|(url, value)| render(url, value)).collect();
+    let texts: Vec<String> = answers.iter().map(|(url, value)| render(url.as_str(), value)).collect();
     print!("{}", texts.join("\n"));
     Ok(())
 }
@@ -89,13 +89,13 @@ async fn ask(client: &Client, url: &Url) -> anyhow::Result<Value> {
 }
 
 /// One daemon's answer as text.
-fn render(url: &Url, value: &Value) -> String {
+pub(super) fn render(place: &str, value: &Value) -> String {
     let Value::Object(fields) = value else {
-        return format!("{url}: {value}\n");
+        return format!("{place}: {value}\n");
     };
     let text = |key: &str| fields.get(key).and_then(Value::as_str);
     let version = text("version").map(|version| format!(" {version}")).unwrap_or_default();
-    let mut out = format!("{}{version} at {url}\n", text("role").unwrap_or("daemon"));
+    let mut out = format!("{}{version} at {place}\n", text("role").unwrap_or("daemon"));
     let rest = fields
         .iter()
         .filter(|(key, _)| !matches!(key.as_str(), "role" | "version"));
@@ -240,10 +240,10 @@ mod tests {
             "bytes": { "from_peers": 1500, "from_upstream": 0 },
             "members": [],
         });
-        let text = render(&PEER_ADMIN.parse().unwrap(), &value);
+        let text = render(PEER_ADMIN, &value);
         let short = &digest.to_string()[..19];
         assert!(
-            text.starts_with("scheduler 0.1.0 at http://127.0.0.1:65003/\n"),
+            text.starts_with("scheduler 0.1.0 at http://127.0.0.1:65003\n"),
             "{text}"
         );
         assert!(

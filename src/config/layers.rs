@@ -228,6 +228,8 @@ fn is_known_variable(name: &str) -> bool {
         keys::<super::RawMirror>(),
         keys::<super::RawScheduler>(),
         keys::<super::RawPeer>(),
+        keys::<super::RawNode>(),
+        keys::<super::RawWebhook>(),
         keys::<super::RawUp>(),
     ];
     let is_key = all.iter().flatten().any(|key| env_name(&key.name) == name);
@@ -242,7 +244,7 @@ mod tests {
     use std::fs;
 
     use super::{
-        super::{RawMirror, RawPeer, RawScheduler, RawUp},
+        super::{RawMirror, RawNode, RawPeer, RawScheduler, RawUp},
         *,
     };
 
@@ -382,6 +384,7 @@ mod tests {
         assert_described::<RawMirror>();
         assert_described::<RawScheduler>();
         assert_described::<RawPeer>();
+        assert_described::<RawNode>();
         assert_described::<RawUp>();
     }
 }

@@ -9,6 +9,7 @@
 
 mod field;
 mod layers;
+mod node;
 mod problems;
 mod raw;
 mod size;
@@ -17,7 +18,8 @@ mod validate;
 mod webhook;
 
 pub(crate) use layers::{CONFIG_VARIABLE, Changes, Layers, Raw, Settings, load, mark_live};
+pub(crate) use node::NodeSettings;
 pub(crate) use problems::{ConfigProblemsError, Problems};
-pub(crate) use raw::{RawMirror, RawPeer, RawScheduler, RawUp, RawWebhook};
+pub(crate) use raw::{RawMirror, RawNode, RawPeer, RawScheduler, RawUp, RawWebhook};
 pub(crate) use size::parse_size;
 pub(crate) use validate::{DaemonSettings, SiteOfOne, UpSettings, site_of_one};

@@ -321,6 +321,50 @@ impl Raw for RawWebhook {
     const LIVE: &'static [&'static str] = &["log"];
 }
 
+/// `piecemeal node …`.
+#[derive(Args, Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RawNode {
+    /// A registry that pulls are to reach through the peer, and where it answers: as the peer has it; may repeat
+    #[arg(long, value_name = "NAME=URL")]
+    pub upstream: Option<Vec<String>>,
+    /// Hosts that the webhook has met, a line each; those that an --upstream pattern stands for get files too
+    #[arg(long, value_name = "FILE")]
+    pub hosts_file: Option<String>,
+    /// The port of this node's peer, as it stands in accelerated names [65001]
+    #[arg(long, value_name = "PORT")]
+    pub peer_port: Option<String>,
+    /// This node has no peer: accelerated names lead to the registries alone [false]
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+    pub without_peer: Option<String>,
+    /// Which names of a registry lead to the peer; original: every pull of it on this node [accelerated]
+    #[arg(long, value_name = "accelerated|original|both")]
+    pub names: Option<String>,
+    /// A runtime to set up: containerd, k3s, rke2, crio, podman, docker, or auto for those that are found; may repeat [auto]
+    #[arg(long, value_name = "RUNTIME")]
+    pub runtime: Option<Vec<String>>,
+    /// Where the node's file system is, when this runs in a container [/]
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<String>,
+    /// Whether containerd may be given its one missing line and be restarted, once on this node [false]
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+    pub allow_runtime_restart: Option<String>,
+    /// How often everything is looked at again [10s]
+    #[arg(long, value_name = "DURATION")]
+    pub interval: Option<String>,
+    /// Where metrics, health and status are served [0.0.0.0:65017]
+    #[arg(long, value_name = "IP:PORT")]
+    pub admin_listen: Option<String>,
+    /// What to log, as in RUST_LOG [info]
+    #[arg(long, value_name = "FILTER")]
+    pub log: Option<String>,
+}
+
+impl Raw for RawNode {
+    const DEFAULTS: &'static str = include_str!("defaults/node.toml");
+    const LIVE: &'static [&'static str] = &["log"];
+}
+
 /// `piecemeal up`.
 #[derive(Args, Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(default, deny_unknown_fields)]

@@ -53,6 +53,17 @@ impl Home {
         fs::write(file, conf).expect("writing registries.conf");
     }
 
+    /// Has these drop-ins, and no others, as they would be in `/etc/containers/registries.conf.d`.
+    pub fn take_drop_ins(&self, from: &Path) {
+        let folder = self.join(".config/containers/registries.conf.d");
+        // Absent the first time.
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).expect("creating skopeo's folder");
+        for entry in fs::read_dir(from).into_iter().flatten().flatten() {
+            fs::copy(entry.path(), folder.join(entry.file_name())).expect("copying a drop-in");
+        }
+    }
+
     pub fn crane(&self, arguments: &[&str]) -> CommandOutcome {
         self.run(&go_tool("crane"), arguments)
     }

@@ -8,7 +8,7 @@
 //! | an image | [`Image`] |
 //! | a Kubernetes without nodes | [`KubeApi`] |
 //! | an upstream | [`DockerRegistry`], or [`FakeUpstream`] and its [`Behaviour`]s |
-//! | a client | [`Containerd`], [`skopeo`], those of a [`Home`], or bare HTTP with [`Request`] |
+//! | a client | [`Containerd`], [`CriNode`], [`skopeo`], those of a [`Home`], or bare HTTP with [`Request`] |
 //! | the product | [`Mirror`], [`Scheduler`], [`Peer`] |
 //!
 //! The tests need root and the programs that [`require_tools`] names. Whatever they make is gone after them; the first test
@@ -23,6 +23,7 @@
 
 mod cluster;
 mod containerd;
+mod cri;
 mod home;
 mod http;
 mod image;
@@ -46,6 +47,7 @@ mod webhook;
 pub use self::{
     cluster::{Cluster, ClusterOptions, FetchOutcome, HOST, PEER_URL, REGISTRY, hosts_toml, start_containerd},
     containerd::{Chunks, Containerd},
+    cri::{CriNode, CriVersion},
     home::Home,
     http::{Headers, Request, Response, read_head},
     image::{Blob, CONFIG, INDEX, Image, LAYER, MANIFEST, architecture, sha256},

@@ -155,6 +155,11 @@ impl Signer {
 fn answer(stream: &TcpStream, signer: &Signer, state: &Mutex<State>) -> io::Result<()> {
     let mut reader = BufReader::new(stream);
     while let Some((request_line, headers)) = read_head(&mut reader)? {
+        let mut writer = stream;
+        if request_line.starts_with("POST ") {
+            // As registries without OAuth do; clients then ask by GET. The body is not read, so the connection ends.
+            return writer.write_all(b"HTTP/1.1 405 Told\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        }
         let target = request_line.split(' ').nth(1).unwrap_or_default();
         let query = target.split_once('?').map_or("", |(_, query)| query);
         let scope = query
@@ -176,7 +181,6 @@ fn answer(stream: &TcpStream, signer: &Signer, state: &Mutex<State>) -> io::Resu
             "HTTP/1.1 {status} Told\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
             body.len()
         );
-        let mut writer = stream;
         writer.write_all(head.as_bytes())?;
         writer.write_all(body.as_bytes())?;
     }

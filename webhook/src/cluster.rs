@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::{Method, Request, header};
-use kube::Client;
+use kube::{Client, Config, config::KubeConfigOptions};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
@@ -13,8 +13,8 @@ const FIELD_MANAGER: &str = "piecemeal-webhook";
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
 /// Objects of a list that come in one answer.
 const PAGE: usize = 500;
-/// The most objects of one list; a cluster with more of them has been asked too broadly.
-const LIST_MAX: usize = 200_000;
+/// The most pages of one list; a cluster with more has been asked too broadly.
+const PAGES_MAX: usize = 1000;
 
 /// A client of one cluster. Cheap to clone.
 #[derive(Clone)]
@@ -46,6 +46,24 @@ impl Cluster {
         Ok(Self(client))
     }
 
+    /// The cluster of a context of the kubeconfig.
+    ///
+    /// # Errors
+    /// There is no such context, or it cannot be read.
+    pub async fn connect_to(context: &str) -> Result<Self, ClusterError> {
+        let options = KubeConfigOptions {
+            context: Some(context.to_owned()),
+            ..KubeConfigOptions::default()
+        };
+        let unusable = |error: &dyn std::fmt::Display| {
+            ClusterError::Unreachable(format!("context {context} cannot be used: {error}"))
+        };
+        let config = Config::from_kubeconfig(&options)
+            .await
+            .map_err(|error| unusable(&error))?;
+        Client::try_from(config).map(Self).map_err(|error| unusable(&error))
+    }
+
     /// A cluster behind a client that was made elsewhere.
     pub fn new(client: Client) -> Self {
         Self(client)
@@ -63,22 +81,43 @@ impl Cluster {
         self.ask(Method::GET, path, None, "").await
     }
 
-    /// Every object of the list at `path`, page by page; `query` selects, without `limit` and `continue`.
+    /// Like [`Cluster::get`], from the API server's memory, which may be a moment behind. What it does not have there is asked for
+    /// properly: it may be new.
+    ///
+    /// # Errors
+    /// [`ClusterError`].
+    pub(crate) async fn look(&self, path: &str) -> Result<Option<Value>, ClusterError> {
+        match self.get(&format!("{path}?resourceVersion=0")).await? {
+            Some(object) => Ok(Some(object)),
+            None => self.get(path).await,
+        }
+    }
+
+    /// Every object of the list at `path`; `query` selects, without `limit` and `continue`.
     ///
     /// # Errors
     /// [`ClusterError`]. A list that does not exist is empty.
     pub async fn list(&self, path: &str, query: &str) -> Result<Vec<Value>, ClusterError> {
         let mut all = Vec::new();
-        self.pages(path, query, "application/json", |object| all.push(object))
-            .await?;
+        self.each(path, query, |object| all.push(object)).await?;
         Ok(all)
     }
 
-    /// Like [`Cluster::list`], the objects' metadata alone, one by one: of a whole cluster's pods there is never more than a page in
-    /// memory.
-    pub(crate) async fn each_metadata(&self, path: &str, each: impl FnMut(Value)) -> Result<(), ClusterError> {
+    /// Like [`Cluster::list`], one by one: of a whole cluster's pods there is never more than a page in memory.
+    ///
+    /// # Errors
+    /// [`ClusterError`].
+    pub async fn each(&self, path: &str, query: &str, each: impl FnMut(Value)) -> Result<(), ClusterError> {
+        self.pages(path, query, "application/json", each).await
+    }
+
+    /// Like [`Cluster::each`], the objects' metadata alone.
+    ///
+    /// # Errors
+    /// [`ClusterError`].
+    pub async fn each_metadata(&self, path: &str, query: &str, each: impl FnMut(Value)) -> Result<(), ClusterError> {
         let accept = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
-        self.pages(path, "", accept, each).await
+        self.pages(path, query, accept, each).await
     }
 
     async fn pages(
@@ -88,9 +127,8 @@ impl Cluster {
         accept: &str,
         mut each: impl FnMut(Value),
     ) -> Result<(), ClusterError> {
-        let mut count = 0;
         let mut next = String::new();
-        loop {
+        for _ in 0..PAGES_MAX {
             let page = format!("{path}?limit={PAGE}&continue={next}&{query}");
             let request = Request::get(page.trim_end_matches('&'))
                 .header(header::ACCEPT, accept)
@@ -99,14 +137,18 @@ impl Cluster {
                 return Ok(());
             };
             if let Some(Value::Array(items)) = list.get_mut("items").map(Value::take) {
-                count += items.len();
                 items.into_iter().for_each(&mut each);
             }
             match list["metadata"]["continue"].as_str() {
-                Some(token) if !token.is_empty() && count < LIST_MAX => token.clone_into(&mut next),
+                Some(token) if !token.is_empty() => token.clone_into(&mut next),
                 _ => return Ok(()),
             }
         }
+        // Half a list would be taken for the whole.
+        Err(ClusterError::Refused(format!(
+            "{path} has more than {} objects",
+            PAGES_MAX * PAGE
+        )))
     }
 
     /// Creates `object` in the list at `path`. `is_dry_run`: the server checks and keeps nothing.
@@ -115,14 +157,12 @@ impl Cluster {
     /// [`ClusterError::Conflict`]: there is one of that name already.
     pub async fn create(&self, path: &str, object: &Value, is_dry_run: bool) -> Result<Value, ClusterError> {
         let dry_run = if is_dry_run { "&dryRun=All" } else { "" };
-        self.ask(
-            Method::POST,
-            &format!("{path}?fieldManager={FIELD_MANAGER}{dry_run}"),
-            Some(object),
-            "application/json",
-        )
-        .await
-        .map(Option::unwrap_or_default)
+        let target = format!("{path}?fieldManager={FIELD_MANAGER}{dry_run}");
+        let answer = self
+            .ask(Method::POST, &target, Some(object), "application/json")
+            .await?;
+        // A namespace that has been deleted meanwhile: nothing was made.
+        answer.ok_or_else(|| ClusterError::Refused(format!("{path} does not exist")))
     }
 
     /// Replaces the object at `path`; its `resourceVersion` is the one that it was read with.
@@ -215,7 +255,7 @@ impl Cluster {
 }
 
 /// Whether `text` can be an object's name, so that it is safe in a path.
-pub(crate) fn is_object_name(text: &str) -> bool {
+pub fn is_object_name(text: &str) -> bool {
     let is_alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     text.len() <= 253
         && text
@@ -226,7 +266,7 @@ pub(crate) fn is_object_name(text: &str) -> bool {
 }
 
 /// The path of a namespaced core object, or of the list when `name` is empty.
-pub(crate) fn core_path(namespace: &str, kind: &str, name: &str) -> String {
+pub fn core_path(namespace: &str, kind: &str, name: &str) -> String {
     let path = format!("/api/v1/namespaces/{namespace}/{kind}");
     if name.is_empty() {
         path

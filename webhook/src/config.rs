@@ -5,7 +5,11 @@ use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 use crate::{
     certificates::keeper::CertificateSource,
     copies::copy::CopyName,
-    decide::{naming::Naming, plan::RequiresSecret, registries::Registries},
+    decide::{
+        naming::Naming,
+        plan::{RequiresSecret, Rules},
+        registries::Registries,
+    },
 };
 
 /// The settings of a webhook.
@@ -40,4 +44,18 @@ pub struct WebhookConfig {
     pub certificate_announce: Duration,
     /// Unlike every other replica's.
     pub identity: String,
+}
+
+impl WebhookConfig {
+    pub(crate) fn rules(&self) -> Rules {
+        let mut excluded_namespaces = self.excluded_namespaces.clone();
+        excluded_namespaces.insert(self.namespace.clone());
+        Rules {
+            registries: self.registries.clone(),
+            naming: self.naming,
+            requires_secret: self.requires_secret,
+            secrets_namespaces: self.secrets_namespaces.clone(),
+            excluded_namespaces,
+        }
+    }
 }

@@ -9,6 +9,7 @@ mod config;
 mod copies;
 mod decide;
 mod events;
+mod explain;
 mod hosts;
 mod leader;
 mod metrics;
@@ -16,15 +17,16 @@ mod review;
 mod webhook;
 
 pub use certificates::keeper::CertificateSource;
-pub use cluster::{Cluster, ClusterError};
+pub use cluster::{Cluster, ClusterError, core_path, is_object_name};
 pub use config::WebhookConfig;
-pub use copies::copy::CopyName;
+pub use copies::copy::{COPY_LABEL, CopyName, MANAGED_BY};
 pub use decide::{
     mode::{DISABLED, LABELS, P2P},
     naming::{NameStyle, Naming},
     plan::{RequiresSecret, Skip},
     registries::Registries,
 };
+pub use explain::{Explanation, Preview, Step, accelerated_images, explain, is_recorded, recorded_copies};
 pub use hosts::HOSTS_FIELD;
 pub use review::server::{NAMESPACE_PATH, POD_PATH};
 pub use webhook::{StartError, Webhook};

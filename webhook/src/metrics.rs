@@ -126,3 +126,41 @@ impl Metrics {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, fs, path::Path};
+
+    use prometheus_client::encoding::text::encode;
+
+    use super::*;
+
+    #[test]
+    fn the_documented_metrics_are_those_that_the_webhook_has() {
+        let mut registry = Registry::default();
+        Metrics::new().register(&mut registry);
+        let mut exposition = String::new();
+        encode(&mut exposition, &registry).unwrap();
+        let types = exposition
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+        let exposed: BTreeSet<String> = types
+            .map(|(name, kind)| {
+                if kind == "counter" {
+                    format!("{name}_total")
+                } else {
+                    name.to_owned()
+                }
+            })
+            .collect();
+
+        let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md")).unwrap();
+        let rows = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+        let documented = rows
+            .map(|(name, _)| name.to_owned())
+            .filter(|name| name.starts_with("piecemeal_webhook_"));
+        assert_eq!(exposed, documented.collect());
+    }
+}

@@ -1,6 +1,6 @@
 //! The daemon: the port, and what is tended behind it.
 
-use std::{collections::BTreeSet, io, sync::Arc};
+use std::{collections::BTreeSet, io, net::SocketAddr, sync::Arc};
 
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
@@ -19,7 +19,6 @@ use crate::{
         ensure::{Copier, Queues},
         keeper::Keeper as CopyKeeper,
     },
-    decide::plan::Rules,
     events::{self, Events},
     hosts::Hosts,
     leader::{self, Candidacy},
@@ -38,6 +37,7 @@ pub struct Webhook {
     problem: watch::Receiver<Option<String>>,
     leads: watch::Receiver<bool>,
     config: WebhookConfig,
+    address: SocketAddr,
     metrics: Metrics,
 }
 
@@ -45,7 +45,7 @@ pub struct Webhook {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("cannot listen on {0}: {1}")]
-    Listen(std::net::SocketAddr, io::Error),
+    Listen(SocketAddr, io::Error),
     #[error(transparent)]
     Cluster(#[from] ClusterError),
 }
@@ -68,6 +68,9 @@ impl Webhook {
         let listen = config.listen;
         let listener = TcpListener::bind(listen)
             .await
+            .map_err(|error| StartError::Listen(listen, error))?;
+        let address = listener
+            .local_addr()
             .map_err(|error| StartError::Listen(listen, error))?;
         let metrics = Metrics::new();
         let (events, waiting_events) = Events::new(metrics.clone());
@@ -113,8 +116,14 @@ impl Webhook {
             problem,
             leads,
             config,
+            address,
             metrics,
         })
+    }
+
+    /// Where it answers: the port is the one that it was given when it was told 0.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     pub fn register_metrics(&self, registry: &mut Registry) {
@@ -141,14 +150,7 @@ impl Webhook {
 }
 
 fn desk(config: &WebhookConfig, cluster: &Cluster, events: Events, hosts: Hosts, metrics: &Metrics) -> Desk {
-    let mut excluded_namespaces = config.excluded_namespaces.clone();
-    excluded_namespaces.insert(config.namespace.clone());
-    let rules = Rules {
-        registries: config.registries.clone(),
-        naming: config.naming,
-        requires_secret: config.requires_secret,
-        excluded_namespaces,
-    };
+    let rules = config.rules();
     let settings = CopySettings {
         naming: config.naming,
         name: config.secret_name.clone(),

@@ -6,12 +6,13 @@ use anyhow::{Result, bail};
 use crate::{packages, shell};
 
 /// Name, package, cargo's bench target.
-const BENCHES: [(&str, &str, &str); 5] = [
+const BENCHES: [(&str, &str, &str); 6] = [
     ("leases", "piecemeal-scheduler", "leases"),
     ("open", "piecemeal-store", "open"),
     ("cold", "piecemeal", "cold"),
     ("serve", "piecemeal", "serve"),
     ("soak", "piecemeal", "soak"),
+    ("webhook", "piecemeal", "webhook"),
 ];
 
 /// Names of benchmarks; after `--`, what those are told themselves.

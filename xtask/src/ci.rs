@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::{
-    conformance,
+    chart, conformance,
     shell::{self, has, run_with},
     test,
 };
@@ -31,6 +31,7 @@ pub(crate) fn run() -> Result<()> {
     deny()?;
     test::run()?;
     conformance::run()?;
+    chart::run(&[])?;
     run_with(
         "cargo",
         &[

@@ -1,7 +1,8 @@
-//! The project's own commands: `cargo xtask test`, `cargo xtask conformance`, `cargo xtask ci`, `cargo xtask bench`,
-//! `cargo xtask fuzz`, `cargo xtask kube-assets`, `cargo xtask package`.
+//! The project's own commands: `cargo xtask test`, `cargo xtask conformance`, `cargo xtask chart`, `cargo xtask ci`,
+//! `cargo xtask bench`, `cargo xtask fuzz`, `cargo xtask kube-assets`, `cargo xtask package`.
 
 mod bench;
+mod chart;
 mod ci;
 mod conformance;
 mod fuzz;
@@ -19,7 +20,9 @@ cargo xtask COMMAND
 
   test          installs what the tests need (apt, where it may; Go), then runs every test
   conformance   the OCI conformance suite against a mirror of Debian's docker-registry
-  ci            format, lints, dependencies' licences and sources, every test, docs
+  chart         the Helm chart: lint, every Kubernetes' schemas, the binary's word on what it renders, alerts
+  chart docs    writes the table of values in the chart's README
+  ci            format, lints, dependencies' licences and sources, every test, the chart, docs
   bench [NAME… [-- PART…]]
                 the benchmarks, or those named, or parts of one; they print and assert nothing, but for soak:
                 twenty minutes of pulls while daemons are killed, and a verdict
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
     let result = match arguments[..] {
         ["test"] => test::run(),
         ["conformance"] => conformance::run(),
+        ["chart", ref arguments @ ..] => chart::run(arguments),
         ["ci"] => ci::run(),
         ["bench", ref arguments @ ..] => bench::run(arguments),
         ["fuzz", ref arguments @ ..] => fuzz::run(arguments),

@@ -1,6 +1,8 @@
 //! The Debian packages that the end-to-end tests, the benchmarks and packaging use: real registries, runtimes, networks and rivals.
 
-use anyhow::{Result, bail};
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result, bail};
 
 use crate::shell;
 
@@ -50,20 +52,57 @@ pub(crate) fn install_for(need: &str, programs: &[(&str, &'static str)]) -> Resu
     if missing.is_empty() {
         return Ok(());
     }
+    add(need, &missing)
+}
+
+/// Installs packages. `need` begins the sentence that names them.
+///
+/// # Errors
+/// Names them when they cannot be installed here.
+pub(crate) fn add(need: &str, packages: &[&str]) -> Result<()> {
     if !shell::has("apt-get") {
-        bail!("{need} {}; install them and run this again", missing.join(", "));
+        bail!("{need} {}; install them and run this again", packages.join(", "));
     }
     let quiet = [("DEBIAN_FRONTEND", "noninteractive")];
-    let arguments: Vec<&str> = ["install", "--yes", "--no-install-recommends"]
-        .into_iter()
-        .chain(missing.iter().copied())
-        .collect();
+    let arguments = [&["install", "--yes", "--no-install-recommends"], packages].concat();
     shell::run_with("apt-get", &["update"], &quiet)
         .and_then(|()| shell::run_with("apt-get", &arguments, &quiet))
         .map_err(|error| {
             error.context(format!(
                 "{need} {}; run this as root, or install them",
-                missing.join(", ")
+                packages.join(", ")
             ))
         })
+}
+
+/// Takes one file out of a package without installing it, which may start a service. Anybody may, root or not.
+///
+/// # Errors
+/// Names the package when it cannot be had here.
+pub(crate) fn extract(need: &str, package: &str, file: &str, to: &Path) -> Result<()> {
+    if !shell::has("apt-get") {
+        bail!("{need}; put it on the PATH and run this again");
+    }
+    let folder = to.parent().context("the file is in a folder")?;
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    // Beside its place, and then moved there: what is cut off leaves nothing that looks like it.
+    let scratch = tempfile::tempdir_in(folder).context("cannot make a folder among the tools")?;
+    let here = scratch.path().to_str().context("the cache folder's name is not text")?;
+    // apt-get downloads into the folder that it runs in.
+    shell::run(
+        "sh",
+        &[
+            "-c",
+            "cd \"$1\" && apt-get download \"$2\" && dpkg-deb --extract ./*.deb .",
+            "sh",
+            here,
+            package,
+        ],
+    )
+    .map_err(|error| {
+        error.context(format!(
+            "{need}, which is in the package {package}; run apt-get update, or put it on the PATH"
+        ))
+    })?;
+    fs::rename(scratch.path().join(file), to).with_context(|| format!("{package} has no {file}"))
 }

@@ -65,3 +65,11 @@ pub(crate) fn tools_dir() -> Result<PathBuf> {
         .context("neither XDG_CACHE_HOME nor HOME is set")?
         .join("piecemeal/tools"))
 }
+
+/// Where cargo builds.
+pub(crate) fn target_dir() -> Result<PathBuf> {
+    let metadata = output("cargo", &["metadata", "--format-version", "1", "--no-deps", "--locked"])?;
+    let metadata: serde_json::Value = serde_json::from_str(&metadata).context("what cargo metadata printed")?;
+    let dir = metadata["target_directory"].as_str();
+    Ok(PathBuf::from(dir.context("cargo metadata names no target directory")?))
+}

@@ -9,10 +9,10 @@ use sha2::{Digest, Sha256};
 use super::keyring::{Form, Keyring};
 use crate::{cluster::is_object_name, decide::naming::Naming};
 
-/// On everything that the webhook makes in a namespace.
-pub(crate) const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "piecemeal-webhook");
-/// On copies, which are found by it.
-pub(crate) const COPY_LABEL: &str = "piecemeal.dev/copy";
+/// The label, and its value, on everything that the webhook makes in a namespace.
+pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "piecemeal-webhook");
+/// The label on copies of pull secrets, which are found by it with the value `true`.
+pub const COPY_LABEL: &str = "piecemeal.dev/copy";
 const SOURCE: &str = "piecemeal.dev/copy-of";
 const REGISTRIES: &str = "piecemeal.dev/copy-registries";
 /// What the copy was made from: a hash of its own content, in hexadecimal.
@@ -105,8 +105,14 @@ impl Copy {
             };
             for (key, entry) in keyring.entries_for(registry) {
                 meant.insert(registry.clone());
+                // A key's path fits whatever begins with it, another registry too.
+                let end = if key.path.is_empty() && prefix.contains('/') {
+                    "/"
+                } else {
+                    ""
+                };
                 // The kubelet would take the first of them.
-                entries.entry(format!("{prefix}{}", key.path)).or_insert(entry);
+                entries.entry(format!("{prefix}{}{end}", key.path)).or_insert(entry);
             }
         }
         if entries.is_empty() {
@@ -297,7 +303,8 @@ mod tests {
         settings.naming.style = NameStyle::Localhost;
         let source = source(&json!({"a.io": {"auth": "a"}, "b.io:5000/team": {"auth": "b"}}));
         let copy = copy(&source, &["a.io", "b.io:5000"], &settings).unwrap();
-        let expected = json!({"127.0.0.1:65001/a.io": {"auth": "a"}, "127.0.0.1:65001/b.io__5000/team": {"auth": "b"}});
+        let expected =
+            json!({"127.0.0.1:65001/a.io/": {"auth": "a"}, "127.0.0.1:65001/b.io__5000/team": {"auth": "b"}});
         assert_eq!(auths(&copy), expected);
     }
 

@@ -29,11 +29,11 @@ use tracing::{debug, info, warn};
 use super::{
     copy::{COPY_LABEL, UNUSED_SINCE, registries_of, source_of},
     ensure::{Copier, NoCopyError},
-    keyring::Keyring,
+    keyring::{Form, Keyring},
 };
 use crate::{
     cluster::{ClusterError, core_path, is_object_name},
-    decide::{image::Image, patch::read_record},
+    decide::{image::Image, patch::records},
     metrics::Written,
 };
 
@@ -44,6 +44,8 @@ const TICK: Duration = Duration::from_millis(250);
 const EVERYTHING_EVERY: Duration = Duration::from_secs(10 * 60);
 /// The same where unused copies are kept for less: no more often than this.
 const EVERYTHING_EVERY_MIN: Duration = Duration::from_secs(1);
+/// The most images and secrets of one pod's record that are looked at.
+const PER_POD_MAX: usize = 64;
 /// How long a namespace waits that could not be read.
 const RETRY: Duration = Duration::from_secs(15);
 
@@ -108,10 +110,14 @@ impl Keeper {
     }
 
     async fn tend(&self) {
-        let mut events = select_all(self.watched().into_iter().map(|api| {
-            let stream = watcher(api, watcher::Config::default()).default_backoff();
-            stream.boxed()
-        }));
+        // Of all secrets only those that are pull secrets: there are others by the thousand.
+        let watches = self.watched().into_iter().flat_map(|api| {
+            [Form::ConfigJson, Form::Config].map(|form| {
+                let config = watcher::Config::default().fields(&format!("type={}", form.secret_type()));
+                watcher(api.clone(), config).default_backoff().boxed()
+            })
+        });
+        let mut events = select_all(watches);
         let mut agenda = Agenda::default();
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -167,11 +173,13 @@ impl Keeper {
         let now = Instant::now();
         for path in paths {
             let note = |pod: Value| {
-                if !needed([&pod]).is_empty() {
+                let mut needed = Needed::default();
+                needed.add(&pod);
+                if !needed.0.is_empty() {
                     agenda.add(pod["metadata"]["namespace"].as_str().unwrap_or_default(), now);
                 }
             };
-            if let Err(error) = self.copier.cluster.each_metadata(&path, note).await {
+            if let Err(error) = self.copier.cluster.each_metadata(&path, "", note).await {
                 warn!("the pods that miss the copy of a pull secret are not known: {error}");
             }
         }
@@ -205,22 +213,23 @@ impl Keeper {
             )
             .await?;
         let copies: Vec<Value> = copies.into_iter().filter(|copy| source_of(copy).is_some()).collect();
-        let mut pods = Vec::new();
-        cluster
-            .each_metadata(&core_path(namespace, "pods", ""), |pod| pods.push(pod))
-            .await?;
-        let mut needed = needed(&pods);
+        let mut needed = Needed::default();
+        let pods = core_path(namespace, "pods", "");
+        cluster.each_metadata(&pods, "", |pod| needed.add(&pod)).await?;
+        let mut needed = needed.0;
         if copies.is_empty() && needed.is_empty() {
             return Ok(false);
         }
+        // One that cannot be tended keeps nobody from tending the others.
+        let mut tended = Ok(true);
         for copy in &copies {
             let wanted = needed.remove(copy["metadata"]["name"].as_str().unwrap_or_default());
-            self.tend_one(namespace, copy, wanted).await?;
+            tended = self.tend_one(namespace, copy, wanted).await.and(tended);
         }
         for (name, missing) in needed {
-            self.bring_back(namespace, &name, &missing).await?;
+            tended = self.bring_back(namespace, &name, &missing).await.and(tended);
         }
-        Ok(true)
+        tended
     }
 
     /// `wanted`: what the pods need it for that name it.
@@ -325,25 +334,33 @@ struct Missing {
 }
 
 /// The copies that pods need, by name, as their annotations have it.
-fn needed<'a>(pods: impl IntoIterator<Item = &'a Value>) -> BTreeMap<String, Missing> {
-    let mut needed: BTreeMap<String, Missing> = BTreeMap::new();
-    for record in pods.into_iter().filter_map(read_record) {
-        let images = record["images"].as_array().into_iter().flatten();
-        let originals = images.filter_map(|image| image["original"].as_str()?.parse::<Image>().ok());
-        let registries: BTreeSet<String> = originals.map(|image| image.registry).collect();
-        for (source, copy) in record["secrets"].as_object().into_iter().flatten() {
-            // Whoever may create pods may write anything there, and these become paths.
-            if let Some(copy) = copy
-                .as_str()
-                .filter(|copy| is_object_name(copy) && is_object_name(source))
-            {
-                let entry = needed.entry(copy.to_owned()).or_default();
-                entry.source.clone_from(source);
-                entry.registries.extend(registries.iter().cloned());
-            }
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Needed(BTreeMap<String, Missing>);
+
+impl Needed {
+    /// Of `pod` the metadata is enough. Whoever may create pods may write anything there, and these become paths.
+    fn add(&mut self, pod: &Value) {
+        for record in records(pod) {
+            self.add_record(&record);
         }
     }
-    needed
+
+    fn add_record(&mut self, record: &Value) {
+        let images = record["images"].as_array().into_iter().flatten();
+        let originals = images.filter_map(|image| image["original"].as_str()?.parse::<Image>().ok());
+        let registries: BTreeSet<String> = originals.take(PER_POD_MAX).map(|image| image.registry).collect();
+        for (source, copy) in record["secrets"].as_object().into_iter().flatten().take(PER_POD_MAX) {
+            let Some(copy) = copy
+                .as_str()
+                .filter(|copy| is_object_name(copy) && is_object_name(source))
+            else {
+                continue;
+            };
+            let entry = self.0.entry(copy.to_owned()).or_default();
+            entry.source.clone_from(source);
+            entry.registries.extend(registries.iter().cloned());
+        }
+    }
 }
 
 /// None for a copy that is not marked.
@@ -387,8 +404,12 @@ mod tests {
             source: "s".to_owned(),
             registries,
         };
+        let mut needed = Needed::default();
+        for pod in &pods {
+            needed.add(pod);
+        }
         assert_eq!(
-            needed(&pods),
+            needed.0,
             BTreeMap::from([("acr-credential-s-p2p".to_owned(), expected)])
         );
     }

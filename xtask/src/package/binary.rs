@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Release, VERSION, target::Target, target_dir, text, tree::Tree};
+use super::{Release, VERSION, target::Target, text, tree::Tree};
 use crate::{packages, shell};
 
 pub(super) struct Binary {
@@ -135,7 +135,7 @@ fn answer_once(server: &TcpListener) -> Result<()> {
 fn cargo_build(target: &Target) -> Result<PathBuf> {
     let cargo_home = env::var("CARGO_HOME").or_else(|_| env::var("HOME").map(|home| format!("{home}/.cargo")));
     let cargo_home = cargo_home.context("neither CARGO_HOME nor HOME is set")?;
-    let target_dir = target_dir()?;
+    let target_dir = shell::target_dir()?;
     // The places of this machine must be in no backtrace: they would make each builder's result another. The last that fits wins.
     let mut flags = vec![
         "-Ctarget-feature=+crt-static".to_owned(),

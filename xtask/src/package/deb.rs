@@ -28,6 +28,8 @@ pub(super) fn build(release: &Release, binary: &Binary) -> Result<String> {
     let tree = Tree::new(&root);
     let version = format!("{VERSION}-{REVISION}");
     tree.copy(&binary.path, "usr/bin/piecemeal", 0o755)?;
+    // The name under which kubectl finds its plugin.
+    tree.link("piecemeal", "usr/bin/kubectl-piecemeal")?;
     daemons(&tree)?;
     generated(&tree, binary)?;
     documents(&tree, binary, &version, release.epoch)?;
@@ -93,7 +95,11 @@ fn documents(tree: &Tree<'_>, binary: &Binary, version: &str, epoch: u64) -> Res
 fn control(tree: &Tree<'_>, root: &Path, version: &str, architecture: &str) -> Result<()> {
     let (mut sums, mut conffiles, mut bytes) = (String::new(), String::new(), 0);
     for file in tree.files()? {
-        bytes += fs::metadata(root.join(&file))?.len();
+        let metadata = fs::symlink_metadata(root.join(&file))?;
+        bytes += metadata.len();
+        if metadata.is_symlink() {
+            continue;
+        }
         let file = text(&file)?;
         if file.starts_with("etc/") {
             writeln!(conffiles, "/{file}")?;

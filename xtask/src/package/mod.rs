@@ -61,7 +61,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
         packages::install_for("packaging needs", programs)?;
     }
     let release = Release {
-        out: target_dir()?.join("package"),
+        out: shell::target_dir()?.join("package"),
         epoch: epoch()?,
     };
     fs::create_dir_all(&release.out).with_context(|| format!("cannot make {}", release.out.display()))?;
@@ -137,14 +137,6 @@ impl Release {
         fs::copy(from, &to).with_context(|| format!("cannot write {}", to.display()))?;
         Ok(())
     }
-}
-
-/// Where cargo builds.
-fn target_dir() -> Result<PathBuf> {
-    let metadata = shell::output("cargo", &["metadata", "--format-version", "1", "--no-deps", "--locked"])?;
-    let metadata: serde_json::Value = serde_json::from_str(&metadata).context("what cargo metadata printed")?;
-    let dir = metadata["target_directory"].as_str();
-    Ok(PathBuf::from(dir.context("cargo metadata names no target directory")?))
 }
 
 /// When what is packaged was committed.

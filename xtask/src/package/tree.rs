@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
 };
 
@@ -31,6 +31,13 @@ impl<'a> Tree<'a> {
     pub(super) fn copy(&self, from: &Path, path: &str, mode: u32) -> Result<()> {
         let content = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
         self.write(path, content, mode)
+    }
+
+    /// Another name, in the same folder, for the file `target`.
+    pub(super) fn link(&self, target: &str, path: &str) -> Result<()> {
+        self.make_parents(Path::new(path))?;
+        let to = self.root.join(path);
+        symlink(target, &to).with_context(|| format!("cannot make {}", to.display()))
     }
 
     /// Writes `path`.gz, which holds neither name nor time.

@@ -1,0 +1,473 @@
+//! containerd's config.toml: whether hosts.toml files are read at all, and from where.
+//!
+//! That is the CRI plugin's `config_path`. Once it is set, hosts.toml is read at every pull; setting it takes one restart,
+//! which is the administrator's to make. Sources: containerd's docs/cri/registry.md, docs/hosts.md and the code that they
+//! describe (cmd/containerd/server/config, plugins/cri/images, core/transfer/local).
+
+use toml::{Table, Value};
+
+/// The configuration as read from disk: the file itself, then what it imports, in their order.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Config {
+    /// Path and text each; the first is the main one. Empty: there is no file, and containerd has its own defaults.
+    pub files: Vec<(String, String)>,
+}
+
+/// What the configuration means for hosts.toml files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Verdict {
+    /// The folder that they belong in.
+    pub dir: String,
+    /// Why they are not read there, and what to do about it; none: they are read.
+    pub problem: Option<Problem>,
+    /// What is good to know and stops nothing.
+    pub notes: Vec<String>,
+}
+
+/// Why hosts.toml files are not read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Problem {
+    pub why: String,
+    /// The table and the line to have in it, when that is all that is missing.
+    pub remedy: Option<Remedy>,
+}
+
+/// The one line that has to be added.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Remedy {
+    pub file: String,
+    pub table: String,
+    pub line: String,
+}
+
+impl Config {
+    /// What the configuration means for hosts.toml files, which belong into `default_dir` when it names no folder.
+    pub(crate) fn verdict(&self, main: &str, default_dir: &str) -> Verdict {
+        let mut notes = Vec::new();
+        let mut tables = Vec::new();
+        for (path, text) in &self.files {
+            match text.parse::<Table>() {
+                Ok(table) => tables.push(table),
+                Err(error) => {
+                    let why = format!("{path} is not TOML: {}", error.message());
+                    return Verdict::not_ready(default_dir, why, None, notes);
+                }
+            }
+        }
+        let version = tables.first().map_or(2, version);
+        let registry = registry(&tables, version);
+        let path = text(&registry, "config_path").unwrap_or_default();
+        let dirs: Vec<&str> = path.split(':').filter(|dir| !dir.is_empty()).collect();
+        let dir = dirs.first().copied().unwrap_or(default_dir);
+        let remedy = Some(Remedy {
+            file: main.to_owned(),
+            table: table_name(version).to_owned(),
+            line: format!("config_path = \"{dir}\""),
+        });
+        if dirs.is_empty() {
+            return Verdict::not_ready(
+                dir,
+                "config_path is not set, so that no hosts.toml is read".to_owned(),
+                remedy,
+                notes,
+            );
+        }
+        if registry
+            .get("mirrors")
+            .and_then(Value::as_table)
+            .is_some_and(|mirrors| !mirrors.is_empty())
+        {
+            let why = format!(
+                "`mirrors` and `config_path` are both set in [{}], and containerd refuses to load its CRI plugin; \
+                 take the mirrors out and write them as hosts.toml files",
+                table_name(version)
+            );
+            return Verdict::not_ready(dir, why, None, notes);
+        }
+        if is_cri_disabled(&tables) {
+            notes.push("its CRI plugin is disabled: Kubernetes does not use this containerd".to_owned());
+        }
+        if dirs.len() > 1 {
+            let two = format!(
+                "config_path names {} folders; the files go to the first, {dir}",
+                dirs.len()
+            );
+            if version >= 3 && !pulls_by_itself(&tables) {
+                let why = format!(
+                    "{two}, and containerd 2.1 and later reads them as one name (its transfer service does); name one folder"
+                );
+                return Verdict::not_ready(dir, why, remedy, notes);
+            }
+            notes.push(format!("{two}; name one before an upgrade to containerd 2.1"));
+        }
+        Verdict {
+            dir: dir.to_owned(),
+            problem: None,
+            notes,
+        }
+    }
+}
+
+impl Verdict {
+    fn not_ready(dir: &str, why: String, remedy: Option<Remedy>, notes: Vec<String>) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            problem: Some(Problem { why, remedy }),
+            notes,
+        }
+    }
+}
+
+/// What a configuration imports: paths and patterns as they stand.
+pub(crate) fn imports(text: &str) -> Vec<String> {
+    let table: Table = text.parse().unwrap_or_default();
+    let imports = table
+        .get("imports")
+        .and_then(Value::as_array)
+        .cloned()
+        .unwrap_or_default();
+    imports.iter().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+/// Whether a file's name fits a pattern in which `*` is any text.
+pub(crate) fn fits(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == name,
+        Some((start, rest)) => name.strip_prefix(start).is_some_and(|name| {
+            // Every way to end the star: names are short.
+            name.char_indices()
+                .map(|(at, _)| at)
+                .chain([name.len()])
+                .any(|at| fits(rest, &name[at..]))
+        }),
+    }
+}
+
+/// The text of config.toml with the remedy in it, marked so that [`without_remedy`] finds it.
+///
+/// # Errors
+/// Says why it has to be done by hand.
+pub(crate) fn with_remedy(current: Option<&str>, remedy: &Remedy) -> Result<String, String> {
+    let current = current.unwrap_or_default();
+    let by_hand = || {
+        format!(
+            "[{}] of {} cannot be edited by a machine; add the line by hand",
+            remedy.table, remedy.file
+        )
+    };
+    let before: Table = current.parse().map_err(|_| by_hand())?;
+    let is_set = |text: &str| {
+        let read = Config {
+            files: vec![(remedy.file.clone(), text.to_owned())],
+        };
+        text.parse::<Table>().is_ok() && read.verdict(&remedy.file, "/").problem.is_none()
+    };
+    let lines: Vec<&str> = current.split_inclusive('\n').collect();
+    let candidates = [
+        in_its_place(&lines, remedy),
+        Some(at_the_end(current, remedy, before.is_empty())),
+    ];
+    let good = |text: &String| is_set(text) && without_remedy(text).as_deref() == Some(current);
+    candidates.into_iter().flatten().find(good).ok_or_else(by_hand)
+}
+
+/// The text of config.toml as it was; none when nothing of ours is in it.
+pub(crate) fn without_remedy(text: &str) -> Option<String> {
+    if !text.contains(REMEDY_MARK) {
+        return None;
+    }
+    let mut kept = String::new();
+    let mut was = None;
+    for line in text.split_inclusive('\n') {
+        if let Some(old) = line.strip_prefix(REMEDY_WAS) {
+            was = Some(old);
+        } else if !line.contains(REMEDY_MARK) {
+            kept.push_str(line);
+            continue;
+        } else if let Some(old) = was.take() {
+            kept.push_str(old);
+        }
+        if line.contains(REMEDY_OPEN_LINE) {
+            kept.pop();
+        }
+    }
+    Some(kept)
+}
+
+/// Instead of the empty `config_path` that containerd's own default configuration has, or as the table's first line.
+fn in_its_place(lines: &[&str], remedy: &Remedy) -> Option<String> {
+    let header = |line: &str| line.trim_start().starts_with('[').then(|| header_keys(line));
+    let wanted = header_keys(&format!("[{}]", remedy.table));
+    let start = lines.iter().position(|line| header(line).as_ref() == Some(&wanted))?;
+    let in_table = &lines[start + 1..];
+    let end = in_table
+        .iter()
+        .position(|line| header(line).is_some())
+        .unwrap_or(in_table.len());
+    let old = in_table[..end].iter().position(|line| {
+        line.trim_start()
+            .strip_prefix("config_path")
+            .is_some_and(|rest| rest.trim_start().starts_with('='))
+    });
+    let ours = format!("{} # {REMEDY_MARK}\n", remedy.line);
+    let mut text: Vec<String> = lines.iter().map(|line| (*line).to_owned()).collect();
+    match old {
+        Some(old) => {
+            let line = &mut text[start + 1 + old];
+            *line = format!("{REMEDY_WAS}{line}{ours}");
+        }
+        None => text[start] += &ours,
+    }
+    Some(text.concat())
+}
+
+fn at_the_end(current: &str, remedy: &Remedy, is_empty: bool) -> String {
+    let open = if current.is_empty() || current.ends_with('\n') {
+        ""
+    } else {
+        "\n"
+    };
+    let note = if open.is_empty() { "" } else { REMEDY_OPEN_LINE };
+    let version = if is_empty {
+        format!("version = 2 # {REMEDY_MARK}\n")
+    } else {
+        String::new()
+    };
+    format!(
+        "{current}{open}{version}[{}] # {REMEDY_MARK}{note}\n{} # {REMEDY_MARK}\n",
+        remedy.table, remedy.line
+    )
+}
+
+/// The keys of a table's header, unquoted.
+fn header_keys(line: &str) -> Vec<String> {
+    let header = line
+        .trim()
+        .split(']')
+        .next()
+        .unwrap_or_default()
+        .trim_start_matches('[');
+    let parsed: Result<Table, _> = format!("{header} = 0").parse();
+    let mut keys = Vec::new();
+    let mut table = parsed.unwrap_or_default();
+    while let Some((key, value)) = std::mem::take(&mut table).into_iter().next() {
+        keys.push(key);
+        if let Value::Table(inner) = value {
+            table = inner;
+        }
+    }
+    keys
+}
+
+fn version(table: &Table) -> i64 {
+    // Without one it is of the first version to containerd 1.x, whose table has another name.
+    table.get("version").and_then(Value::as_integer).unwrap_or(1)
+}
+
+fn table_name(version: i64) -> &'static str {
+    match version {
+        ..=1 => "plugins.cri.registry",
+        2 => "plugins.\"io.containerd.grpc.v1.cri\".registry",
+        _ => "plugins.\"io.containerd.cri.v1.images\".registry",
+    }
+}
+
+fn plugin_names(version: i64) -> &'static [&'static str] {
+    match version {
+        ..=1 => &["cri", "io.containerd.grpc.v1.cri"],
+        2 => &["io.containerd.grpc.v1.cri"],
+        _ => &["io.containerd.cri.v1.images"],
+    }
+}
+
+/// The CRI plugin's table about registries, of all files together.
+///
+/// A file of version 3 is merged key by key; in those before, what a later file says of a plugin replaces all that was said.
+fn registry(tables: &[Table], version: i64) -> Table {
+    let mut registry = Table::new();
+    for table in tables {
+        let plugins = table.get("plugins").and_then(Value::as_table);
+        let plugin = |name: &&str| plugins?.get(*name)?.as_table();
+        let Some(plugin) = plugin_names(version).iter().find_map(plugin) else {
+            continue;
+        };
+        if version < 3 {
+            registry.clear();
+        }
+        registry.extend(
+            plugin
+                .get("registry")
+                .and_then(Value::as_table)
+                .cloned()
+                .unwrap_or_default(),
+        );
+    }
+    registry
+}
+
+/// Whether the CRI plugin pulls without the transfer service.
+fn pulls_by_itself(tables: &[Table]) -> bool {
+    let said = |table: &Table| {
+        table
+            .get("plugins")?
+            .get("io.containerd.cri.v1.images")?
+            .get("use_local_image_pull")?
+            .as_bool()
+    };
+    tables.iter().filter_map(said).next_back().unwrap_or(false)
+}
+
+fn is_cri_disabled(tables: &[Table]) -> bool {
+    let disabled = tables
+        .iter()
+        .filter_map(|table| table.get("disabled_plugins")?.as_array())
+        .flatten();
+    disabled.filter_map(Value::as_str).any(|name| {
+        matches!(
+            name,
+            "cri" | "io.containerd.grpc.v1.cri" | "io.containerd.cri.v1.images"
+        )
+    })
+}
+
+fn text(table: &Table, key: &str) -> Option<String> {
+    table.get(key).and_then(Value::as_str).map(str::to_owned)
+}
+
+const REMEDY_MARK: &str = "added by piecemeal node";
+const REMEDY_OPEN_LINE: &str = "; the line above had no end";
+const REMEDY_WAS: &str = "# piecemeal node: it was: ";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAIN: &str = "/etc/containerd/config.toml";
+    const CERTS: &str = "/etc/containerd/certs.d";
+
+    fn verdict(texts: &[&str]) -> Verdict {
+        let files = texts.iter().map(|text| (MAIN.to_owned(), (*text).to_owned())).collect();
+        Config { files }.verdict(MAIN, CERTS)
+    }
+
+    #[test]
+    fn config_path_is_found_in_every_version_of_the_file() {
+        let ready = [
+            "[plugins.cri.registry]\nconfig_path = \"/x\"\n",
+            "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/x\"\n",
+            "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = \"/x\"\n",
+        ];
+        for text in ready {
+            let verdict = verdict(&[text]);
+            assert_eq!((&*verdict.dir, verdict.problem), ("/x", None), "{text}");
+        }
+    }
+
+    #[test]
+    fn without_config_path_the_one_line_is_told() {
+        let cases = [
+            (vec![], "plugins.\"io.containerd.grpc.v1.cri\".registry"),
+            (vec!["version = 2\n"], "plugins.\"io.containerd.grpc.v1.cri\".registry"),
+            (vec!["oom_score = 0\n"], "plugins.cri.registry"),
+            (
+                vec!["version = 3\n"],
+                "plugins.\"io.containerd.cri.v1.images\".registry",
+            ),
+            // The table of another version is not looked at.
+            (
+                vec!["version = 3\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/x\"\n"],
+                "plugins.\"io.containerd.cri.v1.images\".registry",
+            ),
+        ];
+        for (texts, table) in cases {
+            let verdict = verdict(&texts);
+            let remedy = verdict.problem.and_then(|problem| problem.remedy).expect("a remedy");
+            assert_eq!(
+                (&*remedy.table, &*remedy.line),
+                (table, "config_path = \"/etc/containerd/certs.d\"")
+            );
+            assert_eq!(verdict.dir, CERTS);
+        }
+    }
+
+    #[test]
+    fn imports_count_as_containerd_counts_them() {
+        let main = "version = 2\nimports = [\"conf.d/*.toml\"]\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/x\"\n";
+        assert_eq!(imports(main), ["conf.d/*.toml"]);
+        let other = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\nenable_selinux = true\n";
+        assert!(
+            verdict(&[main, other]).problem.is_some(),
+            "the plugin's whole table is replaced"
+        );
+        let three = main.replace("= 2", "= 3").replace("grpc.v1.cri", "cri.v1.images");
+        let other = other.replace("grpc.v1.cri", "cri.v1.images");
+        assert_eq!(verdict(&[&three, &other]).problem, None, "tables are merged");
+        for (pattern, name, is_good) in [
+            ("*.toml", "a.toml", true),
+            ("*.toml", "a.tom", false),
+            ("a*b*", "axxbyy", true),
+            ("a", "b", false),
+        ] {
+            assert_eq!(fits(pattern, name), is_good, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn what_containerd_refuses_or_reads_otherwise_is_told() {
+        let registry = "[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/a:/b\"\n";
+        let two = verdict(&[&format!("version = 2\n{registry}")]);
+        assert_eq!((&*two.dir, &two.problem, two.notes.len()), ("/a", &None, 1));
+        let three = registry.replace("grpc.v1.cri", "cri.v1.images");
+        let one_name = verdict(&[&format!("version = 3\n{three}")]);
+        assert!(
+            one_name
+                .problem
+                .is_some_and(|problem| problem.why.contains("transfer service"))
+        );
+        let local =
+            format!("version = 3\n[plugins.\"io.containerd.cri.v1.images\"]\nuse_local_image_pull = true\n{three}");
+        assert_eq!(verdict(&[&local]).problem, None);
+        let mirrors = format!(
+            "version = 2\n{registry}[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"docker.io\"]\nendpoint = []\n"
+        );
+        let refused = verdict(&[&mirrors]).problem.expect("containerd refuses");
+        assert!(refused.why.contains("refuses to load") && refused.remedy.is_none());
+        assert!(
+            verdict(&["version = "])
+                .problem
+                .is_some_and(|problem| problem.why.contains("not TOML"))
+        );
+        let docker = verdict(&[&format!("version = 2\ndisabled_plugins = [\"cri\"]\n{registry}")]);
+        assert!(docker.notes.iter().any(|note| note.contains("disabled")));
+    }
+
+    #[test]
+    fn the_line_is_added_where_it_belongs_and_taken_out_again() {
+        let cases = [
+            "",
+            "version = 2\n",
+            "version = 2",
+            "version = 2\n[plugins]\n  [plugins.\"io.containerd.grpc.v1.cri\"]\n    [plugins.\"io.containerd.grpc.v1.cri\".registry]\n      config_path = \"\"\n      [plugins.\"io.containerd.grpc.v1.cri\".registry.auths]\n",
+            "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry] # here\n[debug]\nlevel = \"info\"\n",
+            "oom_score = 0\n[plugins.cri.registry]\n",
+        ];
+        for current in cases {
+            let texts: &[&str] = if current.is_empty() { &[] } else { &[current] };
+            let remedy = verdict(texts)
+                .problem
+                .and_then(|problem| problem.remedy)
+                .expect("a remedy");
+            let text = with_remedy(Some(current), &remedy).unwrap_or_else(|why| panic!("{current}: {why}"));
+            let after = verdict(&[&text]);
+            assert_eq!((&*after.dir, after.problem), (CERTS, None), "{text}");
+            assert_eq!(without_remedy(&text).as_deref(), Some(current), "{text}");
+        }
+        assert_eq!(without_remedy("version = 2\n"), None);
+        let inline = "version = 2\nplugins = {}\n";
+        let remedy = verdict(&[inline])
+            .problem
+            .and_then(|problem| problem.remedy)
+            .expect("a remedy");
+        assert!(with_remedy(Some(inline), &remedy).is_err_and(|why| why.contains("by hand")));
+    }
+}

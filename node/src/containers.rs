@@ -1,0 +1,177 @@
+//! registries.conf of containers/image, which CRI-O, podman, buildah and skopeo read. Source: containers-registries.conf(5).
+//!
+//! They tell a mirror no `ns=`, so that the registry stands in the mirror's path; and they need `insecure` for plain HTTP even
+//! on loopback. Ours are drop-ins: the administrator's own files are never touched, and what those say about a registry wins.
+
+use std::collections::BTreeSet;
+
+use toml::{Table, Value};
+
+use crate::{edit::Edit, mark::Mark, names::Registry};
+
+/// Where drop-ins are read from, in the order of their names.
+pub(crate) const DROP_INS: &str = "/etc/containers/registries.conf.d";
+pub(crate) const MAIN: &str = "/etc/containers/registries.conf";
+pub(crate) const ACCELERATED_FILE: &str = "50-piecemeal-accelerated.conf";
+pub(crate) const ORIGINAL_FILE: &str = "50-piecemeal-mirror.conf";
+
+/// The drop-in for accelerated names: name and registry each. Without any there is none.
+pub(crate) fn edit_accelerated(names: &[(String, &Registry)], peer: Option<u16>, current: Option<&str>) -> Edit {
+    let mark = if peer.is_some() {
+        Mark::Accelerated
+    } else {
+        Mark::Fallback
+    };
+    let entry = |(name, registry): &(String, &Registry)| entry(name, registry, &location(registry), peer);
+    edit(mark, names.iter().map(entry).collect(), current)
+}
+
+/// The drop-in for registries' own names.
+pub(crate) fn edit_original(registries: &[&Registry], peer: Option<u16>, current: Option<&str>) -> Edit {
+    // Its own name leads to the registry without any help.
+    let registries = if peer.is_some() { registries } else { &[] };
+    let entry = |registry: &&Registry| entry(&registry.name, registry, &registry.name, peer);
+    edit(Mark::Original, registries.iter().map(entry).collect(), current)
+}
+
+fn edit(mark: Mark, entries: Vec<String>, current: Option<&str>) -> Edit {
+    match (entries.is_empty(), current.map(Mark::of)) {
+        (true, None | Some(None)) => Edit::Nothing,
+        (true, Some(Some(_))) => Edit::Delete,
+        (false, Some(None)) => Edit::Leave("is not ours, though it has our name; rename it".to_owned()),
+        (false, _) => Edit::to(format!("{}{}", mark.line(), entries.concat()), current),
+    }
+}
+
+/// The way back for one drop-in.
+pub(crate) fn take_back(current: &str, purge: bool) -> Edit {
+    match Mark::of(current) {
+        None => Edit::Nothing,
+        Some(Mark::Fallback) if !purge => Edit::Nothing,
+        Some(Mark::Accelerated) if !purge => without_mirrors(current).map_or(Edit::Delete, Edit::Write),
+        Some(_) => Edit::Delete,
+    }
+}
+
+fn without_mirrors(current: &str) -> Option<String> {
+    let mut table: Table = current.parse().ok()?;
+    for registry in table.get_mut("registry")?.as_array_mut()? {
+        registry.as_table_mut()?.remove("mirror")?;
+    }
+    Some(format!("{}\n{table}", Mark::Fallback.line()))
+}
+
+fn entry(prefix: &str, registry: &Registry, location: &str, peer: Option<u16>) -> String {
+    let mut text = format!("\n[[registry]]\nprefix = \"{prefix}\"\nlocation = \"{location}\"\n");
+    if registry.url.scheme() == "http" {
+        text += "insecure = true\n";
+    }
+    if let Some(port) = peer {
+        // In a path a port is written `__5000`, since a colon has no place there.
+        let at = registry.name.replace(':', "__");
+        text += &format!("\n[[registry.mirror]]\nlocation = \"127.0.0.1:{port}/{at}\"\ninsecure = true\n");
+    }
+    text
+}
+
+/// Where the registry itself answers, without a scheme.
+fn location(registry: &Registry) -> String {
+    let url = registry.url.as_str();
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    rest.trim_end_matches('/').to_owned()
+}
+
+/// The registries that the administrator's files say something about. Ours are not counted.
+pub(crate) fn configured<'a>(files: impl Iterator<Item = &'a str>) -> BTreeSet<String> {
+    let theirs = files.filter(|text| Mark::of(text).is_none());
+    let tables = theirs.filter_map(|text| text.parse::<Table>().ok());
+    let registries = tables
+        .filter_map(|table| table.get("registry").and_then(Value::as_array).cloned())
+        .flatten();
+    let name = |registry: Value| {
+        let key = |key: &str| registry.get(key).and_then(Value::as_str).map(str::to_owned);
+        key("prefix").or_else(|| key("location"))
+    };
+    registries.filter_map(name).collect()
+}
+
+/// Whether the main file is of the first version of its format, beside which no drop-in of today is allowed.
+pub(crate) fn is_first_version(main: &str) -> bool {
+    let table: Table = main.parse().unwrap_or_default();
+    table.get("registries").is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn registry(name: &str, url: &str) -> Registry {
+        Registry {
+            name: name.to_owned(),
+            url: url.parse().unwrap(),
+        }
+    }
+
+    fn written(edit: Edit) -> String {
+        match edit {
+            Edit::Write(text) => text,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_accelerated_name_has_the_registry_as_its_location_and_the_peer_as_its_mirror() {
+        let registry = registry("reg.test:5000", "http://10.99.0.2:5000/x/");
+        let names = [("reg.test.5000.piecemeal.internal:65001".to_owned(), &registry)];
+        let text = written(edit_accelerated(&names, Some(65001), None));
+        let expected = "\n[[registry]]\nprefix = \"reg.test.5000.piecemeal.internal:65001\"\nlocation = \"10.99.0.2:5000/x\"\n\
+             insecure = true\n\n[[registry.mirror]]\nlocation = \"127.0.0.1:65001/reg.test__5000\"\ninsecure = true\n";
+        assert!(text.ends_with(expected), "{text}");
+        assert_eq!(edit_accelerated(&names, Some(65001), Some(&text)), Edit::Nothing);
+
+        let without: Table = written(edit_accelerated(&names, None, Some(&text))).parse().unwrap();
+        let left = written(take_back(&text, false));
+        assert_eq!(left.parse::<Table>().unwrap(), without);
+        assert_eq!(take_back(&left, false), Edit::Nothing);
+        assert_eq!(take_back(&left, true), Edit::Delete);
+    }
+
+    #[test]
+    fn a_registry_s_own_name_stays_its_location() {
+        let docker = registry("docker.io", "https://registry-1.docker.io");
+        let text = written(edit_original(&[&docker], Some(65001), None));
+        assert!(
+            text.contains("prefix = \"docker.io\"\nlocation = \"docker.io\"\n\n[[registry.mirror]]"),
+            "{text}"
+        );
+        assert_eq!(edit_original(&[&docker], None, Some(&text)), Edit::Delete);
+        assert_eq!(edit_original(&[], Some(65001), Some(&text)), Edit::Delete);
+        assert_eq!(take_back(&text, false), Edit::Delete);
+    }
+
+    #[test]
+    fn a_file_that_is_not_ours_is_left_alone() {
+        let docker = registry("docker.io", "https://registry-1.docker.io");
+        assert!(matches!(
+            edit_original(&[&docker], Some(65001), Some("# mine\n")),
+            Edit::Leave(_)
+        ));
+        assert_eq!(edit_original(&[], Some(65001), Some("# mine\n")), Edit::Nothing);
+        assert_eq!(take_back("# mine\n", true), Edit::Nothing);
+    }
+
+    #[test]
+    fn what_the_administrator_has_said_about_a_registry_is_known() {
+        let ours = format!("{}[[registry]]\nprefix = \"ours.io\"\n", Mark::Original.line());
+        let files = [
+            "[[registry]]\nlocation = \"a.io\"\n",
+            "[[registry]]\nprefix = \"b.io\"\nlocation = \"c.io\"\n",
+            "=",
+            &ours,
+        ];
+        let known: Vec<String> = configured(files.into_iter()).into_iter().collect();
+        assert_eq!(known, ["a.io", "b.io"]);
+        assert!(is_first_version("[registries.search]\nregistries = [\"docker.io\"]\n"));
+        assert!(!is_first_version("unqualified-search-registries = [\"docker.io\"]\n"));
+    }
+}

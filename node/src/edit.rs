@@ -1,0 +1,23 @@
+//! What becomes of one file.
+
+/// Made of what a file has now and what it should have; carried out elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Edit {
+    /// It is as it should be.
+    Nothing,
+    Write(String),
+    Delete,
+    /// It is somebody else's, and why nothing can be added to it or what has to be done by hand.
+    Leave(String),
+}
+
+impl Edit {
+    /// The edit that makes `current` into `wanted`.
+    pub(crate) fn to(wanted: String, current: Option<&str>) -> Self {
+        if current == Some(&*wanted) {
+            Self::Nothing
+        } else {
+            Self::Write(wanted)
+        }
+    }
+}

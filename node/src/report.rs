@@ -1,0 +1,232 @@
+//! What was done and what is: for people, and as JSON for programs.
+
+use std::fmt::{self, Write};
+
+use serde::Serialize;
+
+use crate::{containerd::Remedy, listeners::Listener, runtimes::Runtime, runtimes::RuntimeKind};
+
+/// What `install` or `remove` has done, and what remains to do.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    pub runtimes: Vec<RuntimeReport>,
+    pub files: Vec<FileReport>,
+    /// How many of the files had been changed or removed by somebody else since.
+    pub repairs: u64,
+    /// What was done besides, in words.
+    pub done: Vec<String>,
+    /// What somebody still has to do by hand, in words.
+    pub remains: Vec<String>,
+}
+
+/// What `status` says.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    pub runtimes: Vec<RuntimeReport>,
+    pub files: Vec<StatusFile>,
+    pub peer_port: u16,
+    /// Who listens there.
+    pub listeners: Vec<Listener>,
+}
+
+/// One runtime of the node.
+#[derive(Clone, Debug, Serialize)]
+pub struct RuntimeReport {
+    pub runtime: RuntimeKind,
+    pub detected: bool,
+    /// Whether it reads what is written for it.
+    pub ready: bool,
+    /// Where hosts.toml files go, for those that have them.
+    pub dir: Option<String>,
+    /// Why it is not ready.
+    pub why: Option<String>,
+    /// The one line that makes it ready, if that is all.
+    pub add: Option<Line>,
+    pub notes: Vec<String>,
+}
+
+/// A line of a file.
+#[derive(Clone, Debug, Serialize)]
+pub struct Line {
+    pub file: String,
+    pub table: String,
+    pub line: String,
+}
+
+/// What has become of one file.
+#[derive(Clone, Debug, Serialize)]
+pub struct FileReport {
+    pub path: String,
+    pub runtime: RuntimeKind,
+    /// The name of a registry that it is about, if it is one.
+    pub name: Option<String>,
+    pub outcome: Outcome,
+    pub why: Option<String>,
+}
+
+/// What has become of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    Unchanged,
+    Written,
+    /// What is ours was taken out of it; the rest is as it was, or leads to the registry alone.
+    Restored,
+    Deleted,
+    /// It is somebody else's, and stays so.
+    Left,
+    /// It could not be written.
+    Failed,
+}
+
+/// One file as `status` finds it.
+#[derive(Clone, Debug, Serialize)]
+pub struct StatusFile {
+    pub path: String,
+    pub standing: Standing,
+}
+
+/// What a file is to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Standing {
+    /// As it was written.
+    Ours,
+    /// Ours, and edited since.
+    Drifted,
+    /// It was written, and is gone.
+    Missing,
+    /// It stands where one of ours would, without being ours.
+    Foreign,
+}
+
+impl RuntimeReport {
+    pub(crate) fn of(runtime: &Runtime) -> Self {
+        let problem = runtime.problem.as_ref();
+        let line = |Remedy { file, table, line }: Remedy| Line { file, table, line };
+        Self {
+            runtime: runtime.kind,
+            detected: runtime.detected,
+            ready: runtime.is_ready(),
+            dir: runtime.certs_dir.clone(),
+            why: problem.map(|problem| problem.why.clone()),
+            add: problem.and_then(|problem| problem.remedy.clone()).map(line),
+            notes: runtime.notes.clone(),
+        }
+    }
+
+    fn render(&self, text: &mut impl Write) {
+        let found = if self.detected { "" } else { " (not found here)" };
+        let dir = self
+            .dir
+            .as_ref()
+            .map(|dir| format!(", files in {dir}"))
+            .unwrap_or_default();
+        match &self.why {
+            None => _ = writeln!(text, "{}{found}: ready{dir}", self.runtime),
+            Some(why) => _ = writeln!(text, "{}{found}: not ready: {why}", self.runtime),
+        }
+        if let Some(Line { file, table, line }) = &self.add {
+            _ = writeln!(
+                text,
+                "  add to {file}, and restart {} once:\n    [{table}]\n      {line}",
+                self.runtime
+            );
+        }
+        for note in &self.notes {
+            _ = writeln!(text, "  note: {note}");
+        }
+    }
+}
+
+impl fmt::Display for RuntimeReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.render(f);
+        Ok(())
+    }
+}
+
+impl Report {
+    /// Whether something was to be written and could not be.
+    pub fn has_failed(&self) -> bool {
+        self.files.iter().any(|file| file.outcome == Outcome::Failed)
+    }
+
+    /// How many files were brought to what they should be.
+    pub fn changes(&self) -> usize {
+        let changed =
+            |file: &&FileReport| matches!(file.outcome, Outcome::Written | Outcome::Restored | Outcome::Deleted);
+        self.files.iter().filter(changed).count()
+    }
+
+    /// For people.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        for runtime in &self.runtimes {
+            runtime.render(&mut text);
+        }
+        for file in &self.files {
+            let verb = match file.outcome {
+                Outcome::Unchanged => "unchanged",
+                Outcome::Written => "wrote",
+                Outcome::Restored => "restored",
+                Outcome::Deleted => "deleted",
+                Outcome::Left => "left alone",
+                Outcome::Failed => "could not write",
+            };
+            let about = file.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
+            let why = file.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+            _ = writeln!(text, "{verb} {}{about}{why}", file.path);
+        }
+        for done in &self.done {
+            _ = writeln!(text, "{done}");
+        }
+        for remains in &self.remains {
+            _ = writeln!(text, "to do: {remains}");
+        }
+        if text.is_empty() {
+            text.push_str("nothing to do\n");
+        }
+        text
+    }
+}
+
+impl Status {
+    /// For people.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        for runtime in &self.runtimes {
+            runtime.render(&mut text);
+        }
+        if self.runtimes.is_empty() {
+            text.push_str("no container runtime found\n");
+        }
+        for StatusFile { path, standing } in &self.files {
+            let said = match standing {
+                Standing::Ours => "ours",
+                Standing::Drifted => "ours, edited since; `piecemeal node install` undoes that",
+                Standing::Missing => "missing; `piecemeal node install` writes it again",
+                Standing::Foreign => "somebody else's",
+            };
+            _ = writeln!(text, "{path}: {said}");
+        }
+        if self.files.is_empty() {
+            text.push_str("no files of ours\n");
+        }
+        match &self.listeners[..] {
+            [] => {
+                _ = writeln!(
+                    text,
+                    "port {}: nobody listens; pulls go to the registries themselves",
+                    self.peer_port
+                )
+            }
+            listeners => {
+                for listener in listeners {
+                    _ = writeln!(text, "port {}: {listener}", self.peer_port);
+                }
+            }
+        }
+        text
+    }
+}

@@ -1,0 +1,354 @@
+//! The node's file system, seen from its root, which may be a folder of ours when we run in a container.
+//!
+//! Paths are the node's own (`/etc/containerd/config.toml`). Symbolic links are followed as the node itself would follow them:
+//! an absolute one begins at the root, and none leads out of it. A text is replaced as a whole and is on disk before its name
+//! is, so that a runtime reads the old one or the new one and a power cut leaves either.
+
+use std::{
+    collections::VecDeque,
+    ffi::{OsStr, OsString},
+    fs::File,
+    io::{self, ErrorKind, Read, Write},
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Uid},
+    io::Errno,
+};
+
+/// A node's file system.
+#[derive(Debug)]
+pub(crate) struct Root {
+    path: PathBuf,
+    top: OwnedFd,
+}
+
+impl Root {
+    /// # Errors
+    /// When `path` is no folder that can be opened.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let top = fs::open(path, FOLDER, Mode::empty())?;
+        let path = path.to_owned();
+        Ok(Self { path, top })
+    }
+
+    /// Where it is in the file system of this process.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn exists(&self, path: &str) -> bool {
+        self.with(path, |folder, name| {
+            fs::statat(folder, name, AtFlags::empty()).or_else(|_| fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW))
+        })
+        .is_ok()
+    }
+
+    /// Whether the last part of `path` is a symbolic link: to be read, but not ours to replace.
+    pub(crate) fn is_link(&self, path: &str) -> bool {
+        let stat = self.with(path, |folder, name| fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW));
+        stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink)
+    }
+
+    /// The text of a file; `None` when there is none.
+    ///
+    /// # Errors
+    /// It cannot be read, is no text, or is larger than any of these files has a reason to be.
+    pub(crate) fn read(&self, path: &str) -> io::Result<Option<String>> {
+        let file = match self.open_file(path) {
+            Ok(file) => file,
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let mut text = String::new();
+        let bytes = file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+        if bytes as u64 > FILE_BYTES_MAX {
+            return Err(io::Error::new(
+                ErrorKind::FileTooLarge,
+                "is larger than any configuration",
+            ));
+        }
+        Ok(Some(text))
+    }
+
+    /// The names in a folder, sorted; none when it is absent.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub(crate) fn list(&self, path: &str) -> io::Result<Vec<String>> {
+        let folder = match self.folder(path, None) {
+            Ok(folder) => folder,
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Vec::new()),
+            Err(error) => return Err(error.into()),
+        };
+        let readable = fs::openat(
+            &folder,
+            ".",
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        let mut names = Vec::new();
+        for entry in fs::Dir::new(readable)? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if !matches!(&*name, "." | "..") {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Replaces a file's text, or makes the file. Who owns it and may read it stays. Folders that are made on the way are added
+    /// to `made`, the outermost first.
+    ///
+    /// # Errors
+    /// It cannot be written; the old text is still there then.
+    pub(crate) fn write(&self, path: &str, text: &str, made: &mut Vec<String>) -> io::Result<()> {
+        let (parent, name) = split(path)?;
+        let folder = self.folder(parent, Some(made))?;
+        let old = fs::statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW).ok();
+        if old.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile) {
+            return Err(io::Error::other("is no regular file"));
+        }
+        let written = (|| {
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let new = fs::openat(&folder, SCRATCH, flags, Mode::from_raw_mode(0o644))?;
+            if let Some(old) = old {
+                // Best effort: who is not root cannot give a file away.
+                let _ = fs::fchown(&new, Some(Uid::from_raw(old.st_uid)), Some(Gid::from_raw(old.st_gid)));
+                fs::fchmod(&new, Mode::from_raw_mode(old.st_mode & 0o7777))?;
+            } else {
+                // Whatever the umask: a runtime may read as somebody else.
+                fs::fchmod(&new, Mode::from_raw_mode(0o644))?;
+            }
+            let mut new = File::from(new);
+            new.write_all(text.as_bytes())?;
+            new.sync_all()?;
+            fs::renameat(&folder, SCRATCH, &folder, name)?;
+            sync_folder(&folder)
+        })();
+        if written.is_err() {
+            let _ = fs::unlinkat(&folder, SCRATCH, AtFlags::empty());
+        }
+        written
+    }
+
+    /// Makes a folder, and those that it lies in; what was made is added to `made`.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub(crate) fn make_folder(&self, path: &str, made: &mut Vec<String>) -> io::Result<()> {
+        self.folder(path, Some(made))?;
+        Ok(())
+    }
+
+    /// Removes a file, if it is there.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub(crate) fn remove(&self, path: &str) -> io::Result<()> {
+        let (parent, name) = split(path)?;
+        let folder = match self.folder(parent, None) {
+            Ok(folder) => folder,
+            Err(Errno::NOENT) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        match fs::unlinkat(&folder, name, AtFlags::empty()) {
+            Ok(()) => sync_folder(&folder),
+            Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Removes a folder if nothing is in it; whether it is gone.
+    pub(crate) fn remove_folder(&self, path: &str) -> bool {
+        let removed = self.with(path, |folder, name| fs::unlinkat(folder, name, AtFlags::REMOVEDIR));
+        matches!(removed, Ok(()) | Err(Errno::NOENT))
+    }
+
+    fn open_file(&self, path: &str) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let mut path = path.to_owned();
+        for _ in 0..LINKS_MAX {
+            let (parent, name) = split(&path)?;
+            let folder = self.folder(parent, None)?;
+            match fs::openat(&folder, name, flags, Mode::empty()) {
+                Ok(file) => return Ok(File::from(file)),
+                Err(Errno::LOOP) => {
+                    let target = fs::readlinkat(&folder, name, Vec::new())?;
+                    let target = target.to_string_lossy();
+                    path = if target.starts_with('/') {
+                        target.into_owned()
+                    } else {
+                        format!("{parent}/{target}")
+                    };
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(Errno::LOOP.into())
+    }
+
+    /// Does something with the folder that `path` lies in and its name there.
+    fn with<T>(&self, path: &str, work: impl Fn(&OwnedFd, &OsStr) -> Result<T, Errno>) -> Result<T, Errno> {
+        let (parent, name) = split(path).map_err(|_| Errno::INVAL)?;
+        work(&self.folder(parent, None)?, name)
+    }
+
+    /// Opens a folder part by part. With `made` it is made where it is absent.
+    fn folder(&self, path: &str, mut made: Option<&mut Vec<String>>) -> Result<OwnedFd, Errno> {
+        let parts =
+            |path: &Path| -> Vec<OsString> { path.iter().filter(|part| *part != "/").map(OsStr::to_owned).collect() };
+        let mut todo: VecDeque<OsString> = parts(Path::new(path)).into();
+        let mut open: Vec<(OwnedFd, OsString)> = Vec::new();
+        let mut links = 0;
+        while let Some(part) = todo.pop_front() {
+            if part == "." {
+                continue;
+            }
+            if part == ".." {
+                // Above the root is the root.
+                open.pop();
+                continue;
+            }
+            let above = open.last().map_or(&self.top, |(folder, _)| folder);
+            match fs::openat(above, &*part, FOLDER | OFlags::NOFOLLOW, Mode::empty()) {
+                Ok(folder) => open.push((folder, part)),
+                Err(Errno::LOOP | Errno::NOTDIR) => {
+                    // Not a link either: then it is a file.
+                    let target = fs::readlinkat(above, &*part, Vec::new()).map_err(|_| Errno::NOTDIR)?;
+                    links += 1;
+                    if links > LINKS_MAX {
+                        return Err(Errno::LOOP);
+                    }
+                    let target = PathBuf::from(OsStr::from_bytes(target.as_bytes()));
+                    if target.is_absolute() {
+                        open.clear();
+                    }
+                    for part in parts(&target).into_iter().rev() {
+                        todo.push_front(part);
+                    }
+                }
+                Err(Errno::NOENT) if made.is_some() => {
+                    fs::mkdirat(above, &*part, Mode::from_raw_mode(0o755))?;
+                    let made = made.as_mut().expect("it was looked at above");
+                    let way = open.iter().map(|(_, name)| name).chain([&part]);
+                    made.push(way.map(|name| format!("/{}", name.to_string_lossy())).collect());
+                    todo.push_front(part);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        match open.pop() {
+            Some((folder, _)) => Ok(folder),
+            None => fs::openat(&self.top, ".", FOLDER, Mode::empty()),
+        }
+    }
+}
+
+/// The folder of a path, and the name there.
+fn split(path: &str) -> io::Result<(&str, &OsStr)> {
+    let (parent, name) = path.rsplit_once('/').ok_or(ErrorKind::InvalidInput)?;
+    if matches!(name, "" | "." | "..") {
+        return Err(ErrorKind::InvalidInput.into());
+    }
+    Ok((parent, OsStr::new(name)))
+}
+
+fn sync_folder(folder: &OwnedFd) -> io::Result<()> {
+    let readable = fs::openat(
+        folder,
+        ".",
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    Ok(fs::fsync(readable)?)
+}
+
+/// To look things up in; whoever may not list a folder can still do that.
+const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+/// As many as the kernel follows.
+const LINKS_MAX: usize = 40;
+const FILE_BYTES_MAX: u64 = 4 << 20;
+/// No runtime reads a file of this name. What a crash leaves is written over.
+const SCRATCH: &str = ".piecemeal-node.tmp";
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        os::unix::fs::{PermissionsExt, symlink},
+    };
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn root() -> (TempDir, Root) {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("node/etc")).unwrap();
+        fs::write(dir.path().join("outside"), "secret").unwrap();
+        let root = Root::open(&dir.path().join("node")).unwrap();
+        (dir, root)
+    }
+
+    #[test]
+    fn a_text_is_written_read_and_removed_and_the_folders_made_are_told() {
+        let (dir, root) = root();
+        let mut made = Vec::new();
+        root.write("/etc/a/b/c.toml", "one", &mut made).unwrap();
+        assert_eq!(made, ["/etc/a", "/etc/a/b"]);
+        let file = dir.path().join("node/etc/a/b/c.toml");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        root.write("/etc/a/b/c.toml", "two", &mut made).unwrap();
+        assert_eq!(
+            (made.len(), root.read("/etc/a/b/c.toml").unwrap().as_deref()),
+            (2, Some("two"))
+        );
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(root.list("/etc/a/b").unwrap(), ["c.toml"], "nothing is left beside it");
+        assert!(!root.remove_folder("/etc/a/b"), "a folder with something in it stays");
+        root.remove("/etc/a/b/c.toml").unwrap();
+        root.remove("/etc/a/b/c.toml").unwrap();
+        assert!(root.remove_folder("/etc/a/b") && !root.exists("/etc/a/b"));
+        assert_eq!(
+            (root.read("/none/x").unwrap(), root.list("/none").unwrap().len()),
+            (None, 0)
+        );
+    }
+
+    #[test]
+    fn links_are_the_nodes_own_and_none_leads_out() {
+        let (dir, root) = root();
+        let etc = dir.path().join("node/etc");
+        fs::create_dir(etc.join("real")).unwrap();
+        symlink("/etc/real", etc.join("absolute")).unwrap();
+        symlink("../../../../../../../etc/real", etc.join("climbing")).unwrap();
+        symlink(dir.path(), etc.join("out")).unwrap();
+        symlink(dir.path().join("outside"), etc.join("file")).unwrap();
+        symlink("loop", etc.join("loop")).unwrap();
+        let mut made = Vec::new();
+        root.write("/etc/absolute/x", "x", &mut made).unwrap();
+        root.write("/etc/climbing/y", "y", &mut made).unwrap();
+        assert_eq!(root.list("/etc/real").unwrap(), ["x", "y"]);
+        assert!(root.read("/etc/out/outside").unwrap().is_none() && root.read("/etc/file").unwrap().is_none());
+        assert!(root.write("/etc/loop/x", "x", &mut made).is_err() && root.read("/etc/loop").is_err());
+        assert!(
+            root.write("/etc/file", "x", &mut made).is_err(),
+            "a link is not ours to replace"
+        );
+        assert!(root.is_link("/etc/file") && !root.is_link("/etc/real/x"));
+        assert_eq!(fs::read_to_string(dir.path().join("outside")).unwrap(), "secret");
+        assert!(made.is_empty());
+    }
+
+    #[test]
+    fn what_is_no_text_is_an_error_and_no_text() {
+        let (dir, root) = root();
+        fs::write(dir.path().join("node/etc/x"), [0xff, 0xfe]).unwrap();
+        assert!(root.read("/etc/x").is_err());
+        assert!(root.read("/etc").is_err(), "a folder");
+    }
+}

@@ -1,0 +1,83 @@
+//! What was written on this node: `/etc/piecemeal/node-state.json`.
+//!
+//! It tells drift from a change of settings and knows the folders that were made. Whether a file is ours, the file says itself:
+//! without this one, or with one that cannot be read, everything can still be taken back.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
+
+use piecemeal_proto::Digest;
+use serde::{Deserialize, Serialize};
+
+use crate::root::Root;
+
+pub(crate) const FILE: &str = "/etc/piecemeal/node-state.json";
+const FOLDER: &str = "/etc/piecemeal";
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct State {
+    version: u32,
+    /// The digest of what was written, by path.
+    pub files: BTreeMap<String, String>,
+    /// Folders that were made for them.
+    pub folders: BTreeSet<String>,
+    /// Runtimes that were restarted once, and are not again.
+    pub restarted: BTreeSet<String>,
+}
+
+impl State {
+    /// The state on disk; an empty one where there is none that can be read.
+    pub(crate) fn load(root: &Root) -> Self {
+        let text = root.read(FILE).ok().flatten();
+        let state: Option<Self> = text.and_then(|text| serde_json::from_str(&text).ok());
+        state.filter(|state| state.version <= VERSION).unwrap_or_default()
+    }
+
+    /// Writes it if it has changed; one that says nothing goes.
+    pub(crate) fn save(mut self, root: &Root) -> io::Result<()> {
+        if self.files.is_empty() && self.restarted.is_empty() {
+            // A system that is read-only is not asked to remove what is not there.
+            if root.exists(FILE) {
+                root.remove(FILE)?;
+            }
+            self.remove_folders(root);
+            return Ok(());
+        }
+        if self == Self::load(root) {
+            return Ok(());
+        }
+        self.version = VERSION;
+        let mut made = Vec::new();
+        root.make_folder(FOLDER, &mut made)?;
+        self.folders.extend(made);
+        let text = serde_json::to_string_pretty(&self).map_err(io::Error::other)?;
+        root.write(FILE, &format!("{text}\n"), &mut Vec::new())
+    }
+
+    pub(crate) fn wrote(&mut self, path: &str, text: &str) {
+        self.files.insert(path.to_owned(), digest(text));
+    }
+
+    pub(crate) fn is_as_written(&self, path: &str, text: &str) -> bool {
+        self.files.get(path).is_some_and(|written| *written == digest(text))
+    }
+
+    /// Removes the folders that were made and are empty, the innermost first.
+    pub(crate) fn remove_folders(&mut self, root: &Root) {
+        let folders: Vec<String> = self.folders.iter().rev().cloned().collect();
+        for folder in folders {
+            if root.remove_folder(&folder) {
+                self.folders.remove(&folder);
+            }
+        }
+    }
+}
+
+fn digest(text: &str) -> String {
+    Digest::of(text.as_bytes()).to_string()
+}
+
+const VERSION: u32 = 1;

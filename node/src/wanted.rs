@@ -1,0 +1,192 @@
+//! The files that a node should have: pure, out of what is on it and what was asked for.
+
+use crate::{
+    containers, docker,
+    edit::Edit,
+    hosts::{self, Hosts},
+    names::{Registry, accelerated_name},
+    node::Settings,
+    runtimes::{Runtime, RuntimeKind},
+};
+
+/// A file that a runtime should have, and what it should say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub runtime: RuntimeKind,
+    pub path: String,
+    /// The name that it is about, if it is one.
+    pub name: Option<String>,
+    what: What,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum What {
+    Hosts {
+        registry: Registry,
+        is_accelerated: bool,
+        trust: String,
+    },
+    AcceleratedDropIn(Vec<(String, Registry)>),
+    OriginalDropIn(Vec<Registry>),
+    DockerMirror,
+}
+
+impl Wanted {
+    /// What becomes of the file when this is its text now.
+    pub(crate) fn edit(&self, settings: &Settings, current: Option<&str>) -> Edit {
+        let peer = settings.peer();
+        match &self.what {
+            What::Hosts {
+                registry,
+                is_accelerated,
+                trust,
+            } => Hosts {
+                name: self.name.as_deref().unwrap_or(&registry.name),
+                registry,
+                is_accelerated: *is_accelerated,
+                peer,
+                trust,
+            }
+            .edit(current),
+            What::AcceleratedDropIn(names) => {
+                let names: Vec<(String, &Registry)> = names.iter().map(|(name, of)| (name.clone(), of)).collect();
+                containers::edit_accelerated(&names, peer, current)
+            }
+            What::OriginalDropIn(registries) => {
+                containers::edit_original(&registries.iter().collect::<Vec<_>>(), peer, current)
+            }
+            What::DockerMirror => docker::edit(settings.peer_port, current),
+        }
+    }
+}
+
+/// What can only be known by looking at the disk again, for the names that are wanted.
+pub(crate) trait Look {
+    /// The folder of a name: `host:port`, or `host_port_` where that is there, which containerd looks at first.
+    fn folder(&self, certs_dir: &str, name: &str) -> String;
+    /// Whether there are hosts for every name that has none of its own.
+    fn has_default(&self, certs_dir: &str) -> bool;
+    /// By what a registry's own name is trusted.
+    fn trust(&self, certs_dir: &str, name: &str) -> String;
+}
+
+/// The files of one runtime. What is good to know about them is added to its notes.
+pub(crate) fn wanted(
+    runtime: &mut Runtime,
+    settings: &Settings,
+    taken: &dyn Fn(&str) -> bool,
+    look: &dyn Look,
+) -> Vec<Wanted> {
+    if !runtime.is_wired {
+        return Vec::new();
+    }
+    match (runtime.kind, runtime.certs_dir.clone()) {
+        (RuntimeKind::Docker, _) => of_docker(runtime, settings),
+        (_, Some(dir)) => of_containerd(runtime, &dir, settings, look),
+        (_, None) => of_containers(runtime, settings, taken),
+    }
+}
+
+fn of_containerd(runtime: &mut Runtime, dir: &str, settings: &Settings, look: &dyn Look) -> Vec<Wanted> {
+    if settings.names.has_original() && settings.has_peer && look.has_default(dir) {
+        let about = format!(
+            "{dir}/_default/{HOSTS} is yours, and no longer asked for registries that have a file of their own"
+        );
+        runtime.notes.push(about);
+    }
+    let runtime = runtime.kind;
+    let hosts = |name: &str, registry: &Registry, is_accelerated| {
+        let what = What::Hosts {
+            registry: registry.clone(),
+            is_accelerated,
+            trust: look.trust(dir, &registry.name),
+        };
+        Wanted {
+            runtime,
+            path: format!("{}/{}", look.folder(dir, name), HOSTS),
+            name: Some(name.to_owned()),
+            what,
+        }
+    };
+    let mut wanted = Vec::new();
+    for registry in &settings.registries {
+        let name = accelerated_name(&registry.name, settings.peer_port);
+        if let Some(name) = name.filter(|_| settings.names.has_accelerated()) {
+            wanted.push(hosts(&name, registry, true));
+        }
+        // Without a peer its own name leads to the registry without our help.
+        if settings.names.has_original() && settings.has_peer {
+            wanted.push(hosts(&registry.name, registry, false));
+        }
+    }
+    wanted
+}
+
+fn of_containers(runtime: &mut Runtime, settings: &Settings, taken: &dyn Fn(&str) -> bool) -> Vec<Wanted> {
+    let named = |registry: &Registry| Some((accelerated_name(&registry.name, settings.peer_port)?, registry.clone()));
+    let mut accelerated: Vec<(String, Registry)> = settings.registries.iter().filter_map(named).collect();
+    let mut original = settings.registries.clone();
+    if !settings.names.has_accelerated() {
+        accelerated.clear();
+    }
+    if !settings.names.has_original() {
+        original.clear();
+    }
+    original.retain(|registry| {
+        if taken(&registry.name) {
+            let mirror = format!("127.0.0.1:{}/{}", settings.peer_port, registry.name.replace(':', "__"));
+            runtime.notes.push(format!(
+                "{} has a [[registry]] of your own in {}*; add [[registry.mirror]] with location = \"{mirror}\" and insecure = true to it",
+                registry.name,
+                containers::MAIN
+            ));
+        }
+        !taken(&registry.name)
+    });
+    let file = |name: &str, what| Wanted {
+        runtime: runtime.kind,
+        path: format!("{}/{name}", containers::DROP_INS),
+        name: None,
+        what,
+    };
+    vec![
+        file(containers::ACCELERATED_FILE, What::AcceleratedDropIn(accelerated)),
+        file(containers::ORIGINAL_FILE, What::OriginalDropIn(original)),
+    ]
+}
+
+fn of_docker(runtime: &mut Runtime, settings: &Settings) -> Vec<Wanted> {
+    let has_hub = settings
+        .registries
+        .iter()
+        .any(|registry| registry.name == docker::REGISTRY);
+    if !settings.names.has_original() || !has_hub || !settings.has_peer {
+        runtime.notes.push(
+            "it can send only docker.io through the peer, and only by its own name: --names original or both, with an upstream docker.io"
+                .to_owned(),
+        );
+        return Vec::new();
+    }
+    runtime
+        .notes
+        .push("it names no registry to its mirror: the peer needs --default-upstream docker.io".to_owned());
+    vec![Wanted {
+        runtime: runtime.kind,
+        path: docker::FILE.to_owned(),
+        name: Some(docker::REGISTRY.to_owned()),
+        what: What::DockerMirror,
+    }]
+}
+
+/// The way back for a file of ours, by where it is.
+pub(crate) fn take_back(path: &str, current: &str, peer_port: u16, purge: bool) -> Edit {
+    if path == docker::FILE {
+        docker::take_back(peer_port, current)
+    } else if path.ends_with(HOSTS) {
+        hosts::take_back(current, purge)
+    } else {
+        containers::take_back(current, purge)
+    }
+}
+
+pub(crate) const HOSTS: &str = "hosts.toml";

@@ -1,0 +1,49 @@
+//! `piecemeal chart own`: a folder of the host's becomes a daemon's, so that the daemon itself need not be root.
+
+use std::{fs, os::unix::fs::chown, path::PathBuf};
+
+use anyhow::Context;
+use clap::Args;
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct OwnArgs {
+    /// The folder, made when it is missing; those above it stay whose they are
+    dir: PathBuf,
+    /// Whose it becomes
+    #[arg(long, value_name = "ID")]
+    user: u32,
+    /// The group that it becomes of
+    #[arg(long, value_name = "ID")]
+    group: u32,
+}
+
+pub(super) fn run(args: &OwnArgs) -> anyhow::Result<()> {
+    let dir = args.dir.display();
+    fs::create_dir_all(&args.dir).with_context(|| format!("cannot make {dir}"))?;
+    // Not what is in it: that is the daemon's already, or none of its business.
+    chown(&args.dir, Some(args.user), Some(args.group))
+        .with_context(|| format!("cannot give {dir} away; run this as root"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn a_folder_that_is_missing_is_made_and_one_that_is_there_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let me = fs::metadata(root.path()).unwrap();
+        let dir = root.path().join("a/b");
+        let args = OwnArgs {
+            dir: dir.clone(),
+            user: me.uid(),
+            group: me.gid(),
+        };
+        run(&args).unwrap();
+        fs::write(dir.join("content"), "kept").unwrap();
+        run(&args).unwrap();
+        assert_eq!(fs::read_to_string(dir.join("content")).unwrap(), "kept");
+    }
+}

@@ -1,0 +1,76 @@
+//! `kubectl piecemeal …`: the same binary under the name `kubectl-piecemeal`, or `piecemeal kubectl …`.
+//!
+//! What it says about pods comes from the webhook's own code and the webhook's own settings, read from the cluster.
+
+mod diff;
+mod installation;
+mod node;
+mod pods;
+mod preflight;
+mod status;
+mod uninstall_check;
+mod warm;
+mod why;
+
+use clap::{Args, Subcommand};
+use piecemeal_webhook::Cluster;
+
+use super::runtime;
+
+/// The name under which kubectl finds this binary.
+pub(super) const PLUGIN: &str = "kubectl-piecemeal";
+
+#[derive(Debug, Subcommand)]
+pub(super) enum KubectlCommand {
+    /// Show what runs, pool by pool
+    Status(status::StatusArgs),
+    /// Say why a pod's images come through the swarm, or why not
+    Why(why::WhyArgs),
+    /// Check the cluster, before an installation or after it
+    Preflight(preflight::PreflightArgs),
+    /// Show what a node's container runtime has been told
+    Node(node::NodeArgs),
+    /// List pods whose images are accelerated, or would be if they were created again
+    Pods(pods::PodsArgs),
+    /// Have a pool's mirror fetch an image before anybody needs it
+    Warm(warm::WarmArgs),
+    /// Show what the webhook would change in pods, pod templates or files
+    Diff(diff::DiffArgs),
+    /// Check what an uninstallation would leave behind
+    UninstallCheck(uninstall_check::UninstallCheckArgs),
+}
+
+/// Which cluster.
+#[derive(Args, Clone, Debug)]
+pub(in crate::cli) struct ClusterArgs {
+    /// The kubeconfig's context [the current one]
+    #[arg(long, value_name = "NAME", global = true)]
+    context: Option<String>,
+    /// Where Piecemeal is installed [found by its labels]
+    #[arg(long, value_name = "NAMESPACE", global = true)]
+    system_namespace: Option<String>,
+}
+
+impl ClusterArgs {
+    async fn connect(&self) -> anyhow::Result<Cluster> {
+        match &self.context {
+            Some(context) => Ok(Cluster::connect_to(context).await?),
+            None => Ok(Cluster::connect().await?),
+        }
+    }
+}
+
+pub(super) fn run(command: KubectlCommand) -> anyhow::Result<()> {
+    runtime()?.block_on(async {
+        match command {
+            KubectlCommand::Status(args) => status::run(&args).await,
+            KubectlCommand::Why(args) => why::run(&args).await,
+            KubectlCommand::Preflight(args) => preflight::run(&args).await,
+            KubectlCommand::Node(args) => node::run(&args).await,
+            KubectlCommand::Pods(args) => pods::run(&args).await,
+            KubectlCommand::Warm(args) => warm::run(&args).await,
+            KubectlCommand::Diff(args) => diff::run(&args).await,
+            KubectlCommand::UninstallCheck(args) => uninstall_check::run(&args).await,
+        }
+    })
+}

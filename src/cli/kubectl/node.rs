@@ -1,0 +1,61 @@
+//! `kubectl piecemeal node NODE`.
+
+use anyhow::Context;
+use clap::Args;
+use serde_json::Value;
+
+use super::{
+    ClusterArgs,
+    installation::{labelled, text},
+};
+use crate::cli::status::render;
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct NodeArgs {
+    /// The node
+    node: String,
+    #[command(flatten)]
+    cluster: ClusterArgs,
+}
+
+pub(super) async fn run(args: &NodeArgs) -> anyhow::Result<()> {
+    let cluster = args.cluster.connect().await?;
+    let node = cluster.get(&format!("/api/v1/nodes/{}", args.node)).await?;
+    let node = node.with_context(|| format!("there is no node {}", args.node))?;
+    println!(
+        "{}: {}",
+        args.node,
+        text(&node["status"]["nodeInfo"]["containerRuntimeVersion"])
+    );
+    let namespace = args.cluster.system_namespace.as_deref().unwrap_or_default();
+    let pods = labelled(&cluster, "pods", namespace, None).await?;
+    let here: Vec<&Value> = pods
+        .iter()
+        .filter(|pod| pod["spec"]["nodeName"] == *args.node.as_str())
+        .collect();
+    if here.is_empty() {
+        println!(
+            "nothing of Piecemeal runs on it: its runtime does not know accelerated names unless somebody has told it by hand"
+        );
+        return Ok(());
+    }
+    for pod in here {
+        let component = text(&pod["metadata"]["labels"]["app.kubernetes.io/component"]);
+        let (namespace, name) = (text(&pod["metadata"]["namespace"]), text(&pod["metadata"]["name"]));
+        println!("{component}: {namespace}/{name} is {}", text(&pod["status"]["phase"]));
+        if component != "node" {
+            continue;
+        }
+        let path = format!("/api/v1/namespaces/{namespace}/pods/{name}:{NODE_ADMIN_PORT}/proxy/status");
+        match cluster.get(&path).await {
+            Ok(Some(value)) => print!("{}", render(&args.node, &value)),
+            Ok(None) => println!("  it has no status"),
+            Err(error) => {
+                println!("  not reached through the API server ({error}); on the node itself: piecemeal node status");
+            }
+        }
+    }
+    Ok(())
+}
+
+const NODE_ADMIN_PORT: u16 = 65017;

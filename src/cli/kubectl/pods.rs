@@ -1,0 +1,87 @@
+//! `kubectl piecemeal pods --rewritten|--eligible`.
+
+use clap::Args;
+use piecemeal_webhook::{accelerated_images, core_path, explain, is_recorded};
+use serde_json::Value;
+
+use super::{
+    ClusterArgs,
+    installation::{Installation, namespace_labels, text},
+};
+
+#[derive(Args, Debug)]
+#[group(id = "which", required = true, multiple = false)]
+pub(in crate::cli) struct PodsArgs {
+    /// Pods whose images come through the swarm
+    #[arg(long, group = "which")]
+    rewritten: bool,
+    /// Pods that would be accelerated if they were created again
+    #[arg(long, group = "which")]
+    eligible: bool,
+    /// Of this namespace only
+    #[arg(long, short, value_name = "NAME")]
+    namespace: Option<String>,
+    #[command(flatten)]
+    cluster: ClusterArgs,
+}
+
+pub(super) async fn run(args: &PodsArgs) -> anyhow::Result<()> {
+    let cluster = args.cluster.connect().await?;
+    let path = args
+        .namespace
+        .as_ref()
+        .map_or_else(|| "/api/v1/pods".to_owned(), |name| core_path(name, "pods", ""));
+    let pods = cluster.list(&path, "").await?;
+    let mut found = 0;
+    if args.rewritten {
+        for pod in pods
+            .iter()
+            .filter(|pod| is_recorded(pod) || !accelerated_images(pod).is_empty())
+        {
+            found += 1;
+            print(pod, &accelerated_images(pod).into_iter().collect::<Vec<_>>());
+        }
+    } else {
+        let installation = Installation::find(&cluster, &args.cluster).await?;
+        let mut labels = std::collections::BTreeMap::new();
+        for pod in &pods {
+            let namespace = text(&pod["metadata"]["namespace"]);
+            if !labels.contains_key(&namespace) {
+                labels.insert(namespace.clone(), namespace_labels(&cluster, &namespace).await?);
+            }
+            let explained = explain(
+                &cluster,
+                &installation.webhook,
+                pod,
+                &namespace,
+                labels[&namespace].as_ref(),
+            )
+            .await?;
+            if let Ok(preview) = explained.outcome.as_ref()
+                && !preview.patch.is_empty()
+            {
+                found += 1;
+                print(
+                    pod,
+                    &preview
+                        .images
+                        .iter()
+                        .map(|(original, _)| original.clone())
+                        .collect::<Vec<_>>(),
+                );
+            }
+        }
+    }
+    println!("{found} of {} pods", pods.len());
+    Ok(())
+}
+
+fn print(pod: &Value, images: &[String]) {
+    let metadata = &pod["metadata"];
+    println!(
+        "{}/{}  {}",
+        text(&metadata["namespace"]),
+        text(&metadata["name"]),
+        images.join(" ")
+    );
+}

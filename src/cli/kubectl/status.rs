@@ -1,0 +1,106 @@
+//! `kubectl piecemeal status`.
+
+use clap::Args;
+use piecemeal_webhook::Cluster;
+use serde_json::Value;
+
+use super::{
+    ClusterArgs,
+    installation::{labelled, text, workloads},
+};
+use crate::cli::status::render;
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct StatusArgs {
+    #[command(flatten)]
+    cluster: ClusterArgs,
+}
+
+pub(super) async fn run(args: &StatusArgs) -> anyhow::Result<()> {
+    let cluster = args.cluster.connect().await?;
+    let namespace = args.cluster.system_namespace.as_deref().unwrap_or_default();
+    let mut rows = Vec::new();
+    for kind in KINDS {
+        rows.extend(workloads(&cluster, kind, namespace).await?.iter().map(Row::of));
+    }
+    if rows.is_empty() {
+        anyhow::bail!("nothing of Piecemeal is installed in this cluster");
+    }
+    rows.sort_by(|one, other| (&one.component, &one.pool).cmp(&(&other.component, &other.pool)));
+    println!("{:<12} {:<20} {:>9}  NAMESPACE/NAME", "COMPONENT", "POOL", "READY");
+    for row in &rows {
+        let ready = format!("{}/{}", row.ready, row.wanted);
+        println!("{:<12} {:<20} {ready:>9}  {}", row.component, row.pool, row.name);
+    }
+    for (component, port) in [("mirror", 65013), ("scheduler", 65014)] {
+        for pod in labelled(&cluster, "pods", namespace, Some(component)).await? {
+            println!("\n{}", daemon(&cluster, &pod, port).await.trim_end());
+        }
+    }
+    Ok(())
+}
+
+/// What a workload wants, and has.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Row {
+    pub component: String,
+    pub pool: String,
+    pub name: String,
+    pub wanted: i64,
+    pub ready: i64,
+}
+
+impl Row {
+    pub(super) fn of(workload: &Value) -> Self {
+        let metadata = &workload["metadata"];
+        let number = |pointer: &str| workload.pointer(pointer).and_then(Value::as_i64);
+        Self {
+            component: text(&metadata["labels"]["app.kubernetes.io/component"]),
+            pool: text(&metadata["labels"]["piecemeal.dev/pool"]),
+            name: format!("{}/{}", text(&metadata["namespace"]), text(&metadata["name"])),
+            wanted: number("/status/desiredNumberScheduled")
+                .or_else(|| number("/spec/replicas"))
+                .unwrap_or(0),
+            ready: number("/status/numberReady")
+                .or_else(|| number("/status/readyReplicas"))
+                .unwrap_or(0),
+        }
+    }
+}
+
+/// What a daemon says of itself, asked through the API server.
+async fn daemon(cluster: &Cluster, pod: &Value, port: u16) -> String {
+    let (namespace, name) = (text(&pod["metadata"]["namespace"]), text(&pod["metadata"]["name"]));
+    let path = format!("/api/v1/namespaces/{namespace}/pods/{name}:{port}/proxy/status");
+    match cluster.get(&path).await {
+        Ok(Some(value)) => render(&format!("{namespace}/{name}"), &value),
+        Ok(None) => format!("{namespace}/{name}: it has no status"),
+        Err(error) => {
+            format!("{namespace}/{name}: not reached through the API server, as edge nodes often are not: {error}")
+        }
+    }
+}
+
+pub(super) const KINDS: [&str; 3] = ["daemonsets", "statefulsets", "deployments"];
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_workload_says_how_many_are_ready_by_its_kind() {
+        let labels = json!({"app.kubernetes.io/component": "peer", "piecemeal.dev/pool": "a"});
+        let metadata = json!({"namespace": "n", "name": "x", "labels": labels});
+        let set = json!({"metadata": metadata, "status": {"desiredNumberScheduled": 3, "numberReady": 2}});
+        let row = Row::of(&set);
+        assert_eq!(
+            (row.component.as_str(), row.pool.as_str(), row.wanted, row.ready),
+            ("peer", "a", 3, 2)
+        );
+        let deployment = json!({"metadata": metadata, "spec": {"replicas": 2}, "status": {}});
+        let row = Row::of(&deployment);
+        assert_eq!((row.wanted, row.ready), (2, 0));
+    }
+}

@@ -1,0 +1,81 @@
+//! `kubectl piecemeal uninstall-check`.
+
+use std::collections::BTreeSet;
+
+use anyhow::bail;
+use clap::Args;
+use piecemeal_webhook::{COPY_LABEL, accelerated_images, recorded_copies};
+use serde_json::Value;
+
+use super::{
+    ClusterArgs,
+    installation::{text, workloads},
+    status::Row,
+};
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct UninstallCheckArgs {
+    #[command(flatten)]
+    cluster: ClusterArgs,
+}
+
+pub(super) async fn run(args: &UninstallCheckArgs) -> anyhow::Result<()> {
+    let cluster = args.cluster.connect().await?;
+    let pods = cluster.list("/api/v1/pods", "").await?;
+    let name = |object: &Value| {
+        format!(
+            "{}/{}",
+            text(&object["metadata"]["namespace"]),
+            text(&object["metadata"]["name"])
+        )
+    };
+    let still: Vec<String> = pods
+        .iter()
+        .filter(|pod| !accelerated_images(pod).is_empty())
+        .map(name)
+        .collect();
+    println!(
+        "{} pods name accelerated images{}",
+        still.len(),
+        if still.is_empty() { "" } else { ":" }
+    );
+    for pod in &still {
+        println!("  {pod}");
+    }
+
+    let needed: BTreeSet<String> = pods
+        .iter()
+        .flat_map(|pod| {
+            let namespace = text(&pod["metadata"]["namespace"]);
+            recorded_copies(pod)
+                .into_iter()
+                .map(move |copy| format!("{namespace}/{copy}"))
+        })
+        .collect();
+    let selector = format!("labelSelector={}%3Dtrue", COPY_LABEL.replace('/', "%2F"));
+    let (mut copies, mut in_use) = (0, 0);
+    let count = |copy: Value| {
+        copies += 1;
+        in_use += u32::from(needed.contains(&name(&copy)));
+    };
+    cluster.each_metadata("/api/v1/secrets", &selector, count).await?;
+    println!("{copies} copies of pull secrets, {in_use} of them needed by those pods");
+
+    let namespace = args.cluster.system_namespace.as_deref().unwrap_or_default();
+    let mut away = 0;
+    for set in workloads(&cluster, "daemonsets", namespace).await? {
+        let row = Row::of(&set);
+        if row.component == "node" {
+            away += row.wanted - row.ready;
+        }
+    }
+    println!("{away} nodes do not answer, and would keep their files, which lead to the registries themselves");
+    if still.is_empty() {
+        println!("nothing holds up an uninstallation");
+        return Ok(());
+    }
+    bail!(
+        "take the label off their pod templates and namespaces and recreate those pods first; on a node that keeps its fallback files they \
+         would still be pulled, from the registries themselves"
+    )
+}
