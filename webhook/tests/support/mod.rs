@@ -230,6 +230,7 @@ fn config() -> WebhookConfig {
         hosts_config_map: "piecemeal-hosts".to_owned(),
         certificates: CertificateSource::Own,
         certificate_names: vec!["127.0.0.1".to_owned()],
+        certificate_announce: Duration::from_secs(60),
         identity: "replica-1".to_owned(),
     }
 }
