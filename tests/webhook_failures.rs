@@ -284,10 +284,10 @@ struct TestCa {
 
 impl TestCa {
     fn new() -> Self {
-        let key = KeyPair::generate().unwrap();
+        let key = KeyPair::generate().expect("generating a key");
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let pem = params.self_signed(&key).unwrap().pem();
+        let pem = params.self_signed(&key).expect("signing a certificate").pem();
         Self {
             pem,
             issuer: Issuer::new(params, key),
@@ -296,11 +296,11 @@ impl TestCa {
 
     /// A new certificate for loopback, as a mounted Secret has it.
     fn sign_into(&self, dir: &Path) {
-        let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        fs::write(dir.join("tls.crt"), certificate.pem()).unwrap();
-        fs::write(dir.join("tls.key"), key.serialize_pem()).unwrap();
+        let key = KeyPair::generate().expect("generating a key");
+        let params = CertificateParams::new(["127.0.0.1".to_owned()]).expect("a name");
+        let certificate = params.signed_by(&key, &self.issuer).expect("signing a certificate");
+        fs::write(dir.join("tls.crt"), certificate.pem()).expect("writing a certificate");
+        fs::write(dir.join("tls.key"), key.serialize_pem()).expect("writing a key");
     }
 }
 
