@@ -22,8 +22,8 @@ pub(crate) fn run() {
     };
     let api = KubeApi::start(&options);
     let webhook = Webhook::start(&api, &["--registry", REGISTRY, "--log", "info"]);
-    let pid = webhook.process.pid();
-    let namespaces: Vec<String> = (0..NAMESPACES).map(|_| api.namespace("team")).collect();
+    let pid = webhook.replicas[0].process.pid();
+    let namespaces: Vec<String> = (0..NAMESPACES).map(|_| webhook.namespace(&[])).collect();
     eprintln!("{COUNT} pull secrets");
     for number in 0..COUNT {
         let secret = pull_secret(namespace(&namespaces, number), &secret_name(number));
@@ -106,8 +106,8 @@ fn server_histogram(api: &KubeApi) -> Histogram {
     Histogram::read(text, name, "name=\"pod.piecemeal.dev\"")
 }
 
-fn own_histogram(webhook: &Webhook) -> Histogram {
-    let text = webhook.admin("/metrics").text();
+fn own_histogram(webhook: &Webhook<'_>) -> Histogram {
+    let text = webhook.replicas[0].admin("/metrics").text();
     Histogram::read(&text, "piecemeal_webhook_review_seconds", "")
 }
 

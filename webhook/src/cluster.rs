@@ -69,6 +69,11 @@ impl Cluster {
         Self(client)
     }
 
+    /// The namespace that is meant when none is named.
+    pub fn default_namespace(&self) -> &str {
+        self.0.default_namespace()
+    }
+
     pub(crate) fn client(&self) -> Client {
         self.0.clone()
     }

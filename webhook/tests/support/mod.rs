@@ -231,7 +231,6 @@ fn config() -> WebhookConfig {
         certificates: CertificateSource::Own,
         certificate_announce: Duration::from_secs(60),
         certificate_names: vec!["127.0.0.1".to_owned()],
-        certificate_announce: Duration::from_secs(60),
         identity: "replica-1".to_owned(),
     }
 }
