@@ -93,7 +93,7 @@ pub(super) fn register(api: &KubeApi, name: &str, listen: SocketAddr, ca: Option
             "pod.alias.piecemeal.dev",
             "/mutate/pod",
             anywhere.clone(),
-            json!({"matchExpressions": [asks(LABEL), vec![absent(neutral)]].concat()}),
+            json!({"matchExpressions": ([asks(LABEL), vec![absent(neutral)]].concat())}),
         ),
         entry(
             "namespace.piecemeal.dev",

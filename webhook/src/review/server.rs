@@ -10,6 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
+use futures_util::{StreamExt, future::ready};
 use piecemeal_swarm::{Greet, Limits, serve_http};
 use piecemeal_tls::SiteStream;
 use rustls::ServerConfig;
@@ -92,6 +93,12 @@ impl Counter {
             .upper()
             .filter(|bytes| *bytes <= BODY_BYTES_MAX);
         let Some(kib) = size.and_then(|bytes| u32::try_from(bytes.div_ceil(1024)).ok()) else {
+            // Taken and dropped: who still writes does not read.
+            let _ = timeout(
+                BODY_TIME_MAX,
+                request.into_body().into_data_stream().for_each(|_| ready(())),
+            )
+            .await;
             let text = format!("a review has a length, and is no longer than {BODY_BYTES_MAX} bytes\n");
             return (StatusCode::PAYLOAD_TOO_LARGE, text).into_response();
         };
