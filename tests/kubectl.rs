@@ -13,7 +13,7 @@ const ACCELERATED: &str = "reg.example.com.piecemeal.internal:65001";
 #[test]
 fn why_tells_the_reasons_in_their_order() {
     let cluster = Cluster::start();
-    let namespace = cluster.api.namespace("why");
+    let namespace = cluster.webhook.namespace(&[]);
     let client = cluster.api.client();
     client
         .create(&pod(&namespace, "good", "reg.example.com/a:1", true))
@@ -76,7 +76,7 @@ fn why_tells_the_reasons_in_their_order() {
 #[test]
 fn diff_shows_what_the_webhook_would_do_with_what_is_there_and_with_a_file() {
     let cluster = Cluster::start();
-    let namespace = cluster.api.namespace("diff");
+    let namespace = cluster.webhook.namespace(&[]);
     let template = json!({
         "metadata": {"labels": {"app": "web", LABEL: "p2p"}},
         "spec": {"containers": [{"name": "c", "image": "reg.example.com/web:1"}]},
@@ -106,7 +106,14 @@ fn diff_shows_what_the_webhook_would_do_with_what_is_there_and_with_a_file() {
 #[test]
 fn preflight_and_status_see_what_is_wrong() {
     let cluster = Cluster::start();
-    let outcome = cluster.plugin(&["preflight", "--image", "reg.example.com/x:1"]);
+    let namespace = cluster.webhook.namespace(&[]);
+    let outcome = cluster.plugin(&[
+        "preflight",
+        "--image",
+        "reg.example.com/x:1",
+        "--rehearse-in",
+        &namespace,
+    ]);
     let said = &outcome.output;
     for part in [
         "ok    Kubernetes v1.",
@@ -125,8 +132,8 @@ fn preflight_and_status_see_what_is_wrong() {
 #[test]
 fn an_uninstallation_is_checked_and_done_in_order() {
     let cluster = Cluster::start();
-    let (api, webhook) = (&cluster.api, &cluster.webhook);
-    let namespace = api.namespace("retire");
+    let (api, webhook) = (cluster.api, &cluster.webhook);
+    let namespace = webhook.namespace(&[]);
     let client = api.client();
     client.create(&pull_secret(&namespace, "used")).unwrap();
     client.create(&pull_secret(&namespace, "unused")).unwrap();
@@ -148,14 +155,7 @@ fn an_uninstallation_is_checked_and_done_in_order() {
     );
 
     let retire = |more: &[&str]| {
-        let mut arguments = vec![
-            "chart",
-            "retire",
-            "--namespace",
-            &webhook.namespace,
-            "--release",
-            "piecemeal",
-        ];
+        let mut arguments = vec!["chart", "retire"];
         arguments.extend(["--webhook-configuration", &webhook.configuration]);
         arguments.extend(more);
         cluster.piecemeal(&arguments)
@@ -275,16 +275,17 @@ fn waiting_for_clean_nodes_ends_in_time_and_names_those_that_are_away() {
 
 /// An API server of its own, with a webhook that is installed as the chart would.
 struct Cluster {
-    api: KubeApi,
-    webhook: Webhook,
+    /// Ended by its caretaker with the process.
+    api: &'static KubeApi,
+    webhook: Webhook<'static>,
     _dir: ScratchDir,
     plugin: std::path::PathBuf,
 }
 
 impl Cluster {
     fn start() -> Self {
-        let api = KubeApi::start(&support::KubeOptions::default());
-        let webhook = Webhook::start(&api, &["--registry", REGISTRY, "--registry", "cri-x"]);
+        let api = Box::leak(Box::new(KubeApi::start(&support::KubeOptions::default())));
+        let webhook = Webhook::start(api, &["--registry", REGISTRY, "--registry", "cri-x"]);
         let settings = format!(
             "registry = [\"{REGISTRY}\", \"cri-x\"]\nwebhook_configuration = \"{}\"\n",
             webhook.configuration
@@ -300,11 +301,11 @@ impl Cluster {
             "spec": {"replicas": 2, "selector": {"matchLabels": {"a": "b"}}, "template": template},
         });
         for object in [config_map, deployment] {
-            api.client().create(&object).unwrap();
+            api.client().create(&object).expect("what the chart installs");
         }
         let dir = ScratchDir::new();
         let plugin = dir.path().join("kubectl-piecemeal");
-        symlink(env!("CARGO_BIN_EXE_piecemeal"), &plugin).unwrap();
+        symlink(env!("CARGO_BIN_EXE_piecemeal"), &plugin).expect("a name for the plugin");
         Self {
             api,
             webhook,
@@ -325,12 +326,12 @@ impl Cluster {
     }
 
     fn path_with(&self, kubectl: &Command) -> String {
-        let dir = self.plugin.parent().unwrap();
+        let dir = self.plugin.parent().expect("it lies in a folder");
         let link = dir.join("kubectl");
         if !link.exists() {
-            symlink(kubectl.get_program(), link).unwrap();
+            symlink(kubectl.get_program(), link).expect("a name for kubectl");
         }
-        format!("{}:{}", dir.display(), std::env::var("PATH").unwrap())
+        format!("{}:{}", dir.display(), std::env::var("PATH").expect("a PATH"))
     }
 
     fn piecemeal(&self, arguments: &[&str]) -> CommandOutcome {

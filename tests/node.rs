@@ -364,12 +364,18 @@ fn drift_is_undone_and_new_hosts_get_their_files_while_it_runs() {
     let status: Value = serde_json::from_str(&ask("/status").expect("a status").1).expect("JSON");
     assert_eq!(status["files"].as_array().map(Vec::len), Some(2), "{status}");
 
-    // A hosts file that is gone for a moment takes nothing back.
+    // A file of hosts that is gone, or cannot be read, takes nothing back.
     fs::remove_file(&hosts).expect("removing it");
+    fs::create_dir(&hosts).expect("something that is no file");
     wait("it is told", &keeper, || {
         ask("/readyz").is_ok_and(|(status, text)| status == 503 && text.contains("file of hosts"))
     });
-    assert!(new.exists());
+    fs::remove_dir(&hosts).expect("removing that");
+    wait("it is well again", &keeper, || {
+        ask("/readyz").is_ok_and(|(status, _)| status == 200)
+    });
+    let text = fs::read_to_string(&new).expect("the file is there");
+    assert!(text.contains("127.0.0.1:65001"), "{text}");
     assert!(keeper.terminate().success());
     assert!(new.exists() && node.file(HOSTS_FILE).exists(), "the files stay");
 }
@@ -487,4 +493,25 @@ fn where_it_is_allowed_containerd_gets_its_line_and_is_restarted_once() {
     assert!(said.contains("containerd: ready"), "{said}");
     node.start_again();
     node.pull(&image.reference(ACCELERATED)).expect_ok();
+}
+
+/// What `status` says of two folders is so: 1.6 reads the first, and today's transfer service neither.
+#[test]
+fn two_folders_are_read_by_an_old_containerd_and_by_none_of_today() {
+    let cluster = Cluster::cold(site());
+    let image = image("app");
+    cluster.registry.push(&image);
+    let more = "config_path = \"/etc/containerd/certs.d:/etc/docker/certs.d\"\n";
+    for (version, table, reads) in [
+        (CriVersion::Debian, "io.containerd.grpc.v1.cri", true),
+        (CriVersion::Today, "io.containerd.cri.v1.images", false),
+    ] {
+        let dir = cluster.site.dir().join(format!("{version:?}two"));
+        let lines = format!("[plugins.\"{table}\".registry]\n{more}");
+        let node = CriNode::start_with(cluster.site.node(0), &dir, version, &lines);
+        let said = install(&node, &[]).expect_ok().output;
+        assert_eq!(said.contains("containerd: ready"), reads, "{said}");
+        assert!(said.contains("names 2 folders"), "{said}");
+        assert_eq!(node.pull(&image.reference(ACCELERATED)).ok, reads, "{version:?}");
+    }
 }

@@ -605,6 +605,23 @@ fn a_pod_that_is_created_again_as_it_was_stored_does_not_change_again() {
 }
 
 #[test]
+fn a_pod_that_is_moved_as_it_was_stored_finds_its_copy_where_it_comes_to() {
+    let webhook = Webhook::shared();
+    let (from, to) = (webhook.namespace(&[]), webhook.namespace(&[]));
+    for namespace in [&from, &to] {
+        create(&pull_secret(namespace, "team", &[VENDOR]));
+    }
+    let first = create(&pod(&from, &[&format!("{VENDOR}/a/b")], &["team"]));
+    let mut moved = pod(&to, &[&images(&first)[0]], &["team", "acr-credential-team-p2p"]);
+    moved["metadata"]["annotations"] = first["metadata"]["annotations"].clone();
+    let second = create(&moved);
+    assert_eq!(images(&second), images(&first));
+    assert_eq!(pull_secrets(&second), pull_secrets(&first));
+    let copy = KubeApi::shared().client().get("Secret", &to, "acr-credential-team-p2p");
+    assert_eq!(auths(&copy.unwrap()), json!({VENDOR_ACCELERATED: entry(VENDOR)}));
+}
+
+#[test]
 fn a_pod_whose_annotations_are_full_is_created_all_the_same() {
     let namespace = Webhook::shared().namespace(&[]);
     let mut sent = pod(&namespace, &["nginx"], &[]);

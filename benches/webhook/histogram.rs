@@ -1,5 +1,7 @@
 //! A histogram in Prometheus's text, between two moments.
 
+use std::fmt;
+
 /// How many samples do not exceed each bound, in the order of the bounds.
 #[derive(Clone, Debug)]
 pub(crate) struct Histogram(Vec<(f64, u64)>);
@@ -23,26 +25,40 @@ impl Histogram {
         Self(bounds)
     }
 
-    /// The shares of the samples since `before`, as `≤ 5 ms: 99.1 %`.
-    pub(crate) fn since(&self, before: &Self) -> String {
-        let count = |bounds: &[(f64, u64)], bound: f64| {
-            let found = bounds.iter().find(|(known, _)| *known == bound);
-            found.map_or(0, |(_, count)| *count)
-        };
-        let grown = |bound| count(&self.0, bound) - count(&before.0, bound);
-        let all = grown(f64::INFINITY).max(1);
-        let mut shares = Vec::new();
-        for &(bound, _) in self.0.iter().filter(|(bound, _)| bound.is_finite()) {
-            let within = grown(bound);
-            shares.push(format!(
-                "≤ {} ms: {:.1} %",
+    /// What has come since `before`.
+    pub(crate) fn since(&self, before: &Self) -> Self {
+        let grown = |&(bound, count): &(f64, u64)| (bound, count - before.within(bound));
+        Self(self.0.iter().map(grown).collect())
+    }
+
+    /// The share of the samples that do not exceed `bound`, which is one of the histogram's own.
+    pub(crate) fn share_within(&self, bound: f64) -> f64 {
+        self.within(bound) as f64 / self.within(f64::INFINITY).max(1) as f64
+    }
+
+    fn within(&self, bound: f64) -> u64 {
+        let found = self.0.iter().find(|(known, _)| *known == bound);
+        found.map_or(0, |(_, count)| *count)
+    }
+}
+
+/// `600 samples; ≤ 5 ms: 99.1 %, …`, up to the bound that all keep.
+impl fmt::Display for Histogram {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all = self.within(f64::INFINITY);
+        write!(f, "{all} samples")?;
+        for (number, &(bound, within)) in self.0.iter().filter(|(bound, _)| bound.is_finite()).enumerate() {
+            let comma = if number == 0 { ';' } else { ',' };
+            write!(
+                f,
+                "{comma} ≤ {} ms: {:.1} %",
                 bound * 1e3,
-                100.0 * within as f64 / all as f64
-            ));
+                100.0 * self.share_within(bound)
+            )?;
             if within == all {
                 break;
             }
         }
-        format!("{} samples; {}", grown(f64::INFINITY), shares.join(", "))
+        Ok(())
     }
 }

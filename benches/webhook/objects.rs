@@ -26,6 +26,9 @@ pub(crate) fn pod(namespace: &str, name: &str, registry: &str, secret: &str) -> 
             "terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File",
         })
     };
+    let mut agent = container("agent", 12);
+    // A sidecar, as Kubernetes itself has them.
+    agent["restartPolicy"] = json!("Always");
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {
@@ -40,7 +43,7 @@ pub(crate) fn pod(namespace: &str, name: &str, registry: &str, secret: &str) -> 
             },
         },
         "spec": {
-            "initContainers": [container("migrate", 12)],
+            "initContainers": [agent],
             "containers": [container("service", 28), container("proxy", 12)],
             "volumes": [
                 {"name": "config", "configMap": {"name": "service", "defaultMode": 420}},

@@ -22,8 +22,8 @@ pub(crate) fn run() {
     };
     let api = KubeApi::start(&options);
     let webhook = Webhook::start(&api, &["--registry", REGISTRY, "--log", "info"]);
-    let pid = webhook.process.pid();
-    let namespaces: Vec<String> = (0..NAMESPACES).map(|_| api.namespace("team")).collect();
+    let pid = webhook.replicas[0].process.pid();
+    let namespaces: Vec<String> = (0..NAMESPACES).map(|_| webhook.namespace(&[])).collect();
     eprintln!("{COUNT} pull secrets");
     for number in 0..COUNT {
         let secret = pull_secret(namespace(&namespaces, number), &secret_name(number));
@@ -60,10 +60,16 @@ pub(crate) fn run() {
     );
     let mut table = Latencies::new();
     table.row("without the label", &without, None);
-    table.row("with it", &with, Some(P99_MS_MAX));
+    table.row("with it", &with, None);
     table.print();
     println!("The webhook as the API server sees it: {}.\n", after.0.since(&before.0));
-    println!("`piecemeal_webhook_review_seconds`: {}.\n", after.1.since(&before.1));
+    let own = after.1.since(&before.1);
+    let is_met = own.share_within(P99_SECONDS_MAX) >= 0.99;
+    println!(
+        "`piecemeal_webhook_review_seconds`: {own}. Aim: 99 % within {} ms: {}.\n",
+        P99_SECONDS_MAX * 1e3,
+        if is_met { "met" } else { "**missed**" }
+    );
     println!(
         "Webhook: {:.2} of a core, peak RSS {:.1} MiB.\n",
         (after.2 - before.2) / took,
@@ -100,8 +106,8 @@ fn server_histogram(api: &KubeApi) -> Histogram {
     Histogram::read(text, name, "name=\"pod.piecemeal.dev\"")
 }
 
-fn own_histogram(webhook: &Webhook) -> Histogram {
-    let text = webhook.admin("/metrics").text();
+fn own_histogram(webhook: &Webhook<'_>) -> Histogram {
+    let text = webhook.replicas[0].admin("/metrics").text();
     Histogram::read(&text, "piecemeal_webhook_review_seconds", "")
 }
 
@@ -109,4 +115,5 @@ const PER_SECOND: u32 = 20;
 const SECONDS: u32 = 30;
 const COUNT: u32 = PER_SECOND * SECONDS;
 const NAMESPACES: u32 = 10;
-const P99_MS_MAX: f64 = 50.0;
+/// A bound of the webhook's own histogram; the API server's goes from 25 ms to 100 ms at once.
+const P99_SECONDS_MAX: f64 = 0.05;

@@ -1,6 +1,6 @@
 //! What is on the node, as far as a decision is made of it.
 
-use std::io;
+use std::{collections::BTreeSet, io};
 
 use crate::{
     containerd::{self, Config},
@@ -50,6 +50,13 @@ impl Facts {
             configs,
             containers,
         })
+    }
+}
+
+impl Facts {
+    /// The registries that the administrator's own registries.conf and drop-ins are about.
+    pub(crate) fn configured_registries(&self) -> BTreeSet<String> {
+        containers::configured(self.containers.iter().map(|(_, text)| &**text))
     }
 }
 

@@ -53,12 +53,14 @@ impl KeeperConfig {
     /// # Errors
     /// The file of hosts cannot be read.
     pub fn settings(&self) -> io::Result<Settings> {
-        Ok(self.settings_for(&self.hosts()?))
+        Ok(self.settings_for(Some(&self.hosts()?)))
     }
 
-    fn settings_for(&self, met: &str) -> Settings {
+    /// `met`: the hosts that are met; none when nobody has written them down yet.
+    fn settings_for(&self, met: Option<&str>) -> Settings {
         Settings {
-            registries: registries(&self.upstreams, met.lines()),
+            registries: registries(&self.upstreams, met.unwrap_or_default().lines()),
+            is_complete: met.is_some(),
             peer_port: self.peer_port,
             has_peer: self.has_peer,
             names: self.names,
@@ -77,7 +79,25 @@ impl KeeperConfig {
     }
 
     fn hosts(&self) -> io::Result<String> {
-        self.hosts_file.as_ref().map_or(Ok(String::new()), fs::read_to_string)
+        let Some(file) = &self.hosts_file else {
+            return Ok(String::new());
+        };
+        match fs::read_to_string(file) {
+            // A ConfigMap that nobody has written to is an empty folder: no webhook runs, or none has met a host yet.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && file.parent().is_some_and(Path::is_dir) => {
+                Ok(String::new())
+            }
+            read => read,
+        }
+    }
+
+    /// The hosts that are met by now. The webhook may not have met any, and then there is no file.
+    fn hosts_by_now(&self) -> io::Result<Option<String>> {
+        match self.hosts() {
+            Ok(hosts) => Ok(Some(hosts)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -173,7 +193,8 @@ impl Keeper {
     pub async fn status(&self) -> Value {
         let config = self.config.clone();
         let status = spawn_blocking(move || {
-            let settings = config.settings().map_err(|error| error.to_string())?;
+            let met = config.hosts_by_now().unwrap_or_default();
+            let settings = config.settings_for(met.as_deref());
             let node = Node::open(&config.root).map_err(|error| error.to_string())?;
             node.status(&settings).map_err(|error| error.to_string())
         });
@@ -214,9 +235,7 @@ impl Watch {
 
     fn has_other_hosts(&self) -> bool {
         // One that cannot be read is looked at with everything else.
-        self.config
-            .hosts()
-            .is_ok_and(|hosts| self.hosts.as_ref() != Some(&hosts))
+        self.config.hosts_by_now().is_ok_and(|hosts| self.hosts != hosts)
     }
 
     /// One look at the node, apart from what else this process does.
@@ -230,10 +249,10 @@ impl Watch {
     }
 
     fn look_now(&mut self) {
-        let hosts = self.config.hosts();
+        let hosts = self.config.hosts_by_now();
         let looked = match &hosts {
             Ok(hosts) => {
-                let settings = self.config.settings_for(hosts);
+                let settings = self.config.settings_for(hosts.as_deref());
                 self.config.install(&settings).map_err(|error| describe(&error))
             }
             // Not taken for an empty one: files of hosts that are known would be taken back.
@@ -242,7 +261,7 @@ impl Watch {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let problem = match looked {
             Ok(report) => {
-                self.hosts = hosts.ok();
+                self.hosts = hosts.unwrap_or_default();
                 self.metrics.take(&report);
                 tell(&report, &last.runtimes);
                 last.runtimes.clone_from(&report.runtimes);

@@ -34,6 +34,8 @@ pub struct Settings {
     pub names: Names,
     /// Empty: those that are found.
     pub runtimes: Vec<RuntimeKind>,
+    /// Whether these are all registries that there are. If not, files for others are left as they are.
+    pub is_complete: bool,
 }
 
 impl Settings {
@@ -92,7 +94,7 @@ impl Node {
             facts = self.facts()?;
             found = runtimes(&facts, &settings.runtimes);
         }
-        let configured = containers::configured(facts.containers.iter().map(|(_, text)| &**text));
+        let configured = facts.configured_registries();
         let taken = |name: &str| configured.contains(name);
         let mut kept = BTreeSet::new();
         for runtime in &mut found {
@@ -105,7 +107,7 @@ impl Node {
         }
         for (path, runtime) in self.ours(&facts, &work.state, settings.peer_port) {
             let is_wired = found.iter().any(|found| found.kind == runtime && found.is_wired);
-            if is_wired && !kept.contains(&path) {
+            if settings.is_complete && is_wired && !kept.contains(&path) {
                 work.take_back(&path, runtime, settings.peer_port, false);
             }
         }
@@ -139,10 +141,12 @@ impl Node {
         let facts = self.facts()?;
         let state = State::load(&self.root);
         let mut found = runtimes(&facts, &settings.runtimes);
+        let configured = facts.configured_registries();
+        let taken = |name: &str| configured.contains(name);
         let mut paths: BTreeSet<String> = state.files.keys().cloned().collect();
         paths.extend(self.ours(&facts, &state, settings.peer_port).into_keys());
         for runtime in &mut found {
-            for file in wanted::wanted(runtime, settings, &|_| false, &Disk(&self.root)) {
+            for file in wanted::wanted(runtime, settings, &taken, &Disk(&self.root)) {
                 let current = self.root.read(&file.path).ok().flatten();
                 if !matches!(file.edit(settings, current.as_deref()), Edit::Nothing) || current.is_some() {
                     paths.insert(file.path);
@@ -575,6 +579,7 @@ mod tests {
             has_peer: true,
             names,
             runtimes: Vec::new(),
+            is_complete: true,
         }
     }
 
@@ -699,6 +704,18 @@ mod tests {
         machine.install(&settings(Names::Original));
         assert!(machine.read(theirs).contains("127.0.0.1:65001"));
         assert!(!machine.path("/etc/containerd/certs.d/reg.test:5000").exists());
+    }
+
+    #[test]
+    fn while_not_every_host_is_known_nothing_is_taken_back() {
+        let machine = Machine::new(&[(CONFIG, READY)]);
+        machine.install(&settings(Names::Both));
+        let mut fewer = settings(Names::Both);
+        fewer.registries.retain(|registry| registry.name == "docker.io");
+        fewer.is_complete = false;
+        assert_eq!(machine.install(&fewer).changes(), 0);
+        fewer.is_complete = true;
+        assert_eq!(machine.install(&fewer).changes(), 2);
     }
 
     #[test]

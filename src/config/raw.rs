@@ -305,6 +305,9 @@ pub(crate) struct RawWebhook {
     /// Another name that its own certificate is for; may repeat
     #[arg(long, value_name = "NAME")]
     pub certificate_name: Option<Vec<String>>,
+    /// How long a new certificate authority of its own is published before it signs [60s]
+    #[arg(long, value_name = "DURATION")]
+    pub certificate_announce: Option<String>,
     /// Where it records the registries that it has accelerated [<release>-hosts]
     #[arg(long, value_name = "NAME")]
     pub hosts_config_map: Option<String>,

@@ -36,6 +36,7 @@ impl RawWebhook {
             None => release.as_ref().map(|release| format!("{release}-hosts")),
         };
         let certificates = certificates(problems, self.certificates, self.certificates_dir);
+        let certificate_announce = field::duration(problems, "certificate_announce", self.certificate_announce);
         let log = field::log_filter(problems, "log", self.log);
         let bound = [("listen", listen.as_slice()), ("admin_listen", admin_listen.as_slice())];
         field::no_port_twice(problems, &bound);
@@ -63,6 +64,7 @@ impl RawWebhook {
                 hosts_config_map: hosts_config_map?,
                 certificates: certificates?,
                 certificate_names,
+                certificate_announce: certificate_announce?,
                 identity: identity(),
             },
             admin_listen: admin_listen?,
@@ -184,6 +186,7 @@ mod tests {
             webhook_configuration: text("piecemeal"),
             service: text("piecemeal-webhook"),
             certificates: text("own"),
+            certificate_announce: text("60s"),
             log: text("info"),
             ..RawWebhook::default()
         }

@@ -69,6 +69,11 @@ impl Cluster {
         Self(client)
     }
 
+    /// The namespace that is meant when none is named.
+    pub fn default_namespace(&self) -> &str {
+        self.0.default_namespace()
+    }
+
     pub(crate) fn client(&self) -> Client {
         self.0.clone()
     }
@@ -79,6 +84,18 @@ impl Cluster {
     /// [`ClusterError`].
     pub async fn get(&self, path: &str) -> Result<Option<Value>, ClusterError> {
         self.ask(Method::GET, path, None, "").await
+    }
+
+    /// Like [`Cluster::get`], from the API server's memory, which may be a moment behind. What it does not have there is asked for
+    /// properly: it may be new.
+    ///
+    /// # Errors
+    /// [`ClusterError`].
+    pub(crate) async fn look(&self, path: &str) -> Result<Option<Value>, ClusterError> {
+        match self.get(&format!("{path}?resourceVersion=0")).await? {
+            Some(object) => Ok(Some(object)),
+            None => self.get(path).await,
+        }
     }
 
     /// Every object of the list at `path`; `query` selects, without `limit` and `continue`.

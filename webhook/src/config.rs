@@ -40,6 +40,8 @@ pub struct WebhookConfig {
     pub certificates: CertificateSource,
     /// What our own certificates are for.
     pub certificate_names: Vec<String>,
+    /// How long a new CA of our own is published before it signs.
+    pub certificate_announce: Duration,
     /// Unlike every other replica's.
     pub identity: String,
 }
@@ -52,6 +54,7 @@ impl WebhookConfig {
             registries: self.registries.clone(),
             naming: self.naming,
             requires_secret: self.requires_secret,
+            secrets_namespaces: self.secrets_namespaces.clone(),
             excluded_namespaces,
         }
     }

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::{
-    cluster::{Cluster, core_path},
+    cluster::{Cluster, core_path, is_object_name},
     decide::plan::Skip,
     metrics::Metrics,
 };
@@ -22,6 +22,8 @@ use crate::{
 const QUEUE: usize = 256;
 /// An owner is told the same once in that time, however many pods it creates.
 const REPEAT_AFTER: Duration = Duration::from_secs(10 * 60);
+/// What the API server makes has 36.
+const UID_BYTES_MAX: usize = 64;
 /// Owners that are remembered for it.
 const REMEMBERED_MAX: usize = 4096;
 
@@ -49,29 +51,43 @@ impl Events {
 
     pub(crate) fn accelerated(&self, namespace: &str, pod: &Value, images: usize) {
         let message = format!("{images} of the pod's images come through Piecemeal's swarm");
-        self.tell(namespace, pod, "Normal", "ImagesAccelerated", &message);
+        self.tell(namespace, pod, ["Normal", "Accelerated"], "Accelerated", &message);
     }
 
     /// Only what somebody who has asked for acceleration would not expect.
     pub(crate) fn skipped(&self, namespace: &str, pod: &Value, skip: &Skip) {
-        if matches!(skip, Skip::NoPullSecret | Skip::UnknownMode(_) | Skip::Internal(_)) {
+        let is_expected = matches!(
+            skip,
+            Skip::NotLabelled
+                | Skip::Disabled
+                | Skip::ExcludedNamespace(_)
+                | Skip::MirrorPod
+                | Skip::NoAcceleratedImage
+                | Skip::AlreadyAccelerated
+                | Skip::NotAPod
+        );
+        if !is_expected {
+            let message = format!("{}: images are pulled as ever, since {skip}", skip.reason());
             self.tell(
                 namespace,
                 pod,
-                "Warning",
+                ["Warning", "AccelerationSkipped"],
                 skip.reason(),
-                &format!("images are pulled as ever: {skip}"),
+                &message,
             );
         }
     }
 
-    fn tell(&self, namespace: &str, pod: &Value, kind: &str, reason: &'static str, message: &str) {
+    /// `news`: what an owner is not told again for a while.
+    fn tell(&self, namespace: &str, pod: &Value, [kind, reason]: [&str; 2], news: &'static str, message: &str) {
         let owners = pod["metadata"]["ownerReferences"].as_array();
         let Some(owner) = owners.and_then(|owners| owners.iter().find(|owner| owner["controller"] == true)) else {
             return;
         };
         let uid = owner["uid"].as_str().unwrap_or_default();
-        if !self.is_news(uid, reason) {
+        let name = owner["name"].as_str().unwrap_or_default();
+        // Nobody has checked them yet, and they are kept.
+        if uid.len() > UID_BYTES_MAX || !is_object_name(name) || !self.is_news(uid, news) {
             return;
         }
         let now = Timestamp::now().to_string();
@@ -89,15 +105,15 @@ impl Events {
         }
     }
 
-    fn is_news(&self, uid: &str, reason: &'static str) -> bool {
+    fn is_news(&self, uid: &str, news: &'static str) -> bool {
         let now = Instant::now();
         let mut told = self.told.lock().expect("no holder of this lock panics");
         if told.len() >= REMEMBERED_MAX {
-            told.retain(|_, at| now.duration_since(*at) < REPEAT_AFTER);
+            // To be told twice is better than never.
+            told.clear();
         }
-        let key = (uid.to_owned(), reason);
-        let is_news =
-            told.get(&key).is_none_or(|at| now.duration_since(*at) >= REPEAT_AFTER) && told.len() < REMEMBERED_MAX;
+        let key = (uid.to_owned(), news);
+        let is_news = told.get(&key).is_none_or(|at| now.duration_since(*at) >= REPEAT_AFTER);
         if is_news {
             told.insert(key, now);
         }

@@ -6,15 +6,17 @@ use serde_json::{Map, Value};
 
 use crate::{
     Cluster, ClusterError, WebhookConfig,
-    copies::keyring::Keyring,
+    copies::{
+        keyring::Keyring,
+        sources::{Reader, Sources},
+    },
     decide::{
         image::Image,
         mode::Mode,
-        naming::NameStyle,
-        patch::{PulledWith, patch, read_record},
+        naming::{NameStyle, original_registry},
+        patch::{PulledWith, patch, records},
         plan::{PullSecret, Rules, Skip, Wish, images},
     },
-    review::desk::pull_secrets,
 };
 
 /// The reasons, in the order in which they count.
@@ -78,7 +80,8 @@ pub async fn explain(
             .iter()
             .map(|(place, text)| image_step(&place.name, text, &rules)),
     );
-    let secrets = pull_secrets(cluster, namespace, &wish).await?;
+    let sources = Sources::read(cluster, namespace, &wish, &rules, Reader::Person).await?;
+    let secrets = sources.secrets;
     if rules.naming.style != NameStyle::Mirror {
         steps.extend(secrets.iter().map(|secret| secret_step(secret, &wish)));
     }
@@ -111,6 +114,7 @@ pub async fn explain(
         images: plan
             .changes
             .iter()
+            .filter(|change| !change.is_done)
             .map(|change| (change.original.clone(), change.accelerated.clone()))
             .collect(),
         secrets: copies.into_iter().map(|copy| (copy.source, copy.copy)).collect(),
@@ -125,7 +129,7 @@ pub async fn explain(
 pub fn accelerated_images(pod: &Value) -> BTreeSet<String> {
     let is_accelerated = |text: &String| {
         let image: Option<Image> = text.parse().ok();
-        image.is_some_and(|image| is_accelerated_name(&image.registry))
+        image.is_some_and(|image| original_registry(&image.registry).is_some())
     };
     images(pod)
         .into_iter()
@@ -136,21 +140,18 @@ pub fn accelerated_images(pod: &Value) -> BTreeSet<String> {
 
 /// Whether the webhook has recorded on `pod` that it has accelerated it. Its metadata is enough.
 pub fn is_recorded(pod: &Value) -> bool {
-    read_record(pod).is_some()
+    records(pod).next().is_some()
 }
 
 /// The names of the copies of pull secrets that `pod` needs. Its metadata is enough.
 pub fn recorded_copies(pod: &Value) -> BTreeSet<String> {
-    let record = read_record(pod).unwrap_or_default();
-    let copies = record["secrets"].as_object().into_iter().flatten();
-    copies
-        .filter_map(|(_, copy)| copy.as_str().map(ToOwned::to_owned))
-        .collect()
-}
-
-/// An original registry has no port that reads like one of ours together with our domain or the vendor's label.
-fn is_accelerated_name(registry: &str) -> bool {
-    registry.contains(':') && piecemeal_proto::accelerated::original(registry).next().is_some()
+    let copies_of = |record: Value| -> Vec<String> {
+        let copies = record["secrets"].as_object().into_iter().flatten();
+        copies
+            .filter_map(|(_, copy)| copy.as_str().map(ToOwned::to_owned))
+            .collect()
+    };
+    records(pod).flat_map(copies_of).collect()
 }
 
 fn label_step(pod: &Value, namespace_labels: Option<&Map<String, Value>>) -> Step {
@@ -198,7 +199,7 @@ fn image_step(name: &str, text: &str, rules: &Rules) -> Step {
 fn secret_step(secret: &PullSecret, wish: &Wish) -> Step {
     let fits = |keyring: &Keyring| wish.changes.iter().any(|change| change.is_pulled_with(keyring));
     let (finding, is_good) = match &secret.found {
-        Err(why) => (why.clone(), false),
+        Err(unusable) => (unusable.why().to_owned(), false),
         Ok((_, keyring)) if fits(keyring) => ("it is for an image that is accelerated".to_owned(), true),
         Ok(_) => ("it is for other images".to_owned(), false),
     };

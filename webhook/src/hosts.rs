@@ -44,6 +44,13 @@ impl Hosts {
         Self(Arc::new(shared))
     }
 
+    /// Whether `registries` are recorded, or can be. Nodes would not know the names of others.
+    pub(crate) fn have_room_for<'a>(&self, registries: impl Iterator<Item = &'a str>) -> bool {
+        let met = self.0.met.lock().expect("no holder of this lock panics");
+        let new: BTreeSet<&str> = registries.filter(|registry| !met.contains(*registry)).collect();
+        met.len() + new.len() <= HOSTS_MAX
+    }
+
     pub(crate) fn met<'a>(&self, registries: impl Iterator<Item = &'a str>) {
         let mut met = self.0.met.lock().expect("no holder of this lock panics");
         let mut is_new = false;
@@ -89,11 +96,15 @@ impl Hosts {
                     .await?;
             }
             Some(mut there) => {
-                let before = read(&there);
-                if met.is_subset(&before) {
+                // What another replica has recorded takes room too, and nothing that is recorded ever goes.
+                let all = {
+                    let mut met = self.0.met.lock().expect("no holder of this lock panics");
+                    met.extend(read(&there));
+                    met.clone()
+                };
+                if all == read(&there) {
                     return Ok(());
                 }
-                let all: BTreeSet<String> = before.union(&met).take(HOSTS_MAX).cloned().collect();
                 if let Some(object) = there.as_object_mut() {
                     object.insert("data".to_owned(), json!({HOSTS_FIELD: lines(&all)}));
                 }

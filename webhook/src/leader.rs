@@ -139,6 +139,12 @@ fn decide(lease: Option<&Value>, candidacy: &Candidacy, unchanged: Duration) -> 
     };
     let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default();
     let mut lease = lease.clone();
+    if !lease["spec"].is_object() {
+        // As a chart makes it.
+        if let Some(lease) = lease.as_object_mut() {
+            lease.insert("spec".to_owned(), json!({}));
+        }
+    }
     let mut set = |name: &str, value: Value| {
         if let Some(spec) = lease.get_mut("spec").and_then(Value::as_object_mut) {
             spec.insert(name.to_owned(), value);
@@ -214,6 +220,11 @@ mod tests {
         };
         assert_eq!(taken["spec"]["holderIdentity"], "b");
         assert_eq!(taken["spec"]["leaseTransitions"], 1);
+        let bare = json!({"metadata": {"name": "l"}});
+        let Act::Take(taken) = act(Some(&bare), "b", Duration::ZERO) else {
+            panic!("nobody holds it");
+        };
+        assert_eq!(taken["spec"]["holderIdentity"], "b");
         let mut free = lease;
         free["spec"]["holderIdentity"] = json!("");
         assert!(matches!(act(Some(&free), "b", Duration::ZERO), Act::Take(_)));

@@ -9,7 +9,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     WebhookConfig,
-    certificates::keeper::{Keeper as CertificateKeeper, Shown},
+    certificates::{
+        authority::Lives,
+        keeper::{Keeper as CertificateKeeper, Shown},
+    },
     cluster::{Cluster, ClusterError},
     copies::{
         copy::CopySettings,
@@ -157,6 +160,7 @@ fn desk(config: &WebhookConfig, cluster: &Cluster, events: Events, hosts: Hosts,
     let copier = Copier {
         cluster: cluster.clone(),
         settings,
+        accelerated: config.registries.clone(),
         named,
         metrics: metrics.clone(),
         queues: Queues::default(),
@@ -191,6 +195,10 @@ fn certificates(
         secret: format!("{}-webhook-ca", config.release),
         configuration: config.configuration.clone(),
         names: config.certificate_names.clone(),
+        lives: Lives {
+            announce: config.certificate_announce,
+            ..Lives::USUAL
+        },
         leads: leads.clone(),
         metrics: metrics.clone(),
     }

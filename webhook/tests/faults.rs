@@ -222,3 +222,17 @@ async fn a_copy_that_was_to_be_deleted_is_taken_into_use_again_first() {
         "whoever saw it marked cannot delete it any more: {deletion:?}"
     );
 }
+
+#[tokio::test]
+async fn a_copy_that_is_right_is_not_read_again_when_it_is_tended() {
+    let stand = Stand::start().await;
+    stand.store(&pod()).await;
+    stand.ask(&pod()).await;
+    let read = stand.api.asked(COPY).len();
+    let looks = || stand.api.asked(&format!("{TEAM}/pods")).len();
+    until("its namespace is looked at", async || looks() == 1).await;
+    // Looks come one after the other: with the second the first has ended.
+    stand.api.put(SECRETS, pull_secret("p"));
+    until("it is looked at again", async || looks() == 2).await;
+    assert_eq!(stand.api.asked(COPY).len(), read);
+}

@@ -13,14 +13,16 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{go_tools, packages, shell};
 
 const CHART: &str = "charts/piecemeal";
+/// What writes the tables of values: in the chart's README, and in docs/kubernetes.
+const TABLES: [&str; 2] = ["charts/piecemeal/tests/readme.py", "charts/piecemeal/tests/pages.py"];
 /// What is needed of Python's packages. kubernetes-validate has the schemas of Kubernetes 1.25 to 1.37.
 const PYTHON_PACKAGES: [&str; 3] = ["kubernetes-validate==1.37.0", "jsonschema==4.26.0", "PyYAML==6.0.4"];
 
 pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     match arguments {
         [] => check(),
-        ["docs"] => python(&["charts/piecemeal/tests/readme.py"], &[]),
-        _ => bail!("cargo xtask chart checks the chart; cargo xtask chart docs writes its table of values"),
+        ["docs"] => TABLES.iter().try_for_each(|table| python(&[table], &[])),
+        _ => bail!("cargo xtask chart checks the chart; cargo xtask chart docs writes its tables of values"),
     }
 }
 
@@ -30,7 +32,7 @@ fn check() -> Result<()> {
     for values in ci_values()? {
         shell::run(&helm, &["lint", "--quiet", "--strict", "--values", &values, CHART])?;
     }
-    python(&["charts/piecemeal/tests/readme.py", "--check"], &[])?;
+    TABLES.iter().try_for_each(|table| python(&[table, "--check"], &[]))?;
     let programs = [
         ("PIECEMEAL_HELM", helm.as_str()),
         ("PIECEMEAL_PROMTOOL", promtool.as_str()),

@@ -8,7 +8,7 @@ import jsonschema
 import referencing
 from kubernetes_validate import utils
 
-from chart import CI_VALUES, KUBERNETES, configurations, containers, key, pods, render, with_file, with_values
+from chart import CI_VALUES, KUBERNETES, REPOSITORY, by_key, configurations, containers, key, pods, render, with_file, with_values
 
 # Objects of operators, of which Kubernetes has no schema.
 OPERATORS = ("monitoring.coreos.com/", "cert-manager.io/", "grafana.integreatly.org/")
@@ -96,6 +96,14 @@ class Objects(unittest.TestCase):
                 ports = {port["name"]: port["containerPort"] for port in selected[0]["containers"][0]["ports"]}
                 for port in service["spec"]["ports"]:
                     self.assertIn(port["targetPort"], ports, key(service))
+
+    def test_the_webhook_is_asked_where_it_answers(self):
+        source = (REPOSITORY / "webhook/src/review/server.rs").read_text()
+        pod, namespace = (re.search(rf'{name}: &str = "([^"]+)"', source)[1] for name in ("POD_PATH", "NAMESPACE_PATH"))
+        labels = ["piecemeal.dev/mode", "k8s.aliyun.com/image-accelerate-mode"]
+        asked = by_key(with_values({}))["MutatingWebhookConfiguration/piecemeal-webhook"]["webhooks"]
+        paths = [entry["clientConfig"]["service"]["path"] for entry in asked]
+        self.assertEqual(paths, [pod, pod, *(namespace + label for label in labels)])
 
     def test_what_is_mounted_is_there(self):
         for path in CI_VALUES:

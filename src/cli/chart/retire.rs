@@ -1,23 +1,18 @@
 //! `piecemeal chart retire`: first nothing new gets an accelerated name, then what nobody needs goes.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::bail;
 use clap::Args;
-use piecemeal_webhook::{COPY_LABEL, Cluster, ClusterError, accelerated_images, core_path, recorded_copies};
+use piecemeal_webhook::{COPY_LABEL, Cluster, ClusterError, accelerated_images, core_path};
 use serde_json::Value;
+use tokio::time::sleep;
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct RetireArgs {
-    /// The webhook's own namespace
-    #[arg(long, value_name = "NAME")]
-    namespace: String,
     /// Its MutatingWebhookConfiguration
     #[arg(long, value_name = "NAME")]
     webhook_configuration: String,
-    /// What the names of its own objects begin with
-    #[arg(long, value_name = "NAME")]
-    release: String,
     /// A namespace that may have copies of pull secrets; none: all; may repeat
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     secrets_namespaces: Vec<String>,
@@ -28,55 +23,65 @@ pub(in crate::cli) struct RetireArgs {
 
 pub(super) async fn run(args: &RetireArgs) -> anyhow::Result<()> {
     let cluster = Cluster::connect().await?;
-    let pods = cluster.list("/api/v1/pods", "").await?;
-    let still: Vec<&Value> = pods.iter().filter(|pod| !accelerated_images(pod).is_empty()).collect();
-    tell(&still);
-    if args.strict && !still.is_empty() {
-        bail!(
-            "{} pods still name accelerated images, and nothing was removed: recreate them without the label first, or uninstall with \
-             uninstall.strict=false",
-            still.len()
-        );
+    if args.strict {
+        let still = look_at_pods(&cluster).await?.still;
+        if still > 0 {
+            bail!(
+                "{still} pods still name accelerated images, and nothing was removed: recreate them without the label first, or uninstall \
+                 with uninstall.strict=false"
+            );
+        }
     }
     let configurations = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
     cluster
         .delete(&format!("{configurations}/{}", args.webhook_configuration), None)
         .await?;
     println!("new pods are created as they are written, from now on");
-    delete_copies(&cluster, args, &pods).await?;
-    let secret = format!("{}-webhook-ca", args.release);
-    cluster
-        .delete(&core_path(&args.namespace, "secrets", &secret), None)
-        .await?;
-    let leases = format!("/apis/coordination.k8s.io/v1/namespaces/{}/leases", args.namespace);
-    cluster
-        .delete(&format!("{leases}/{}-webhook", args.release), None)
-        .await?;
-    Ok(())
+    // Those that were asked about before are stored by then.
+    sleep(SETTLE).await;
+    let pods = look_at_pods(&cluster).await?;
+    delete_copies(&cluster, args, &pods.needed).await
 }
 
-fn tell(pods: &[&Value]) {
-    for pod in pods.iter().take(TOLD_MAX) {
-        let metadata = &pod["metadata"];
-        let text = |name: &str| metadata[name].as_str().unwrap_or_default();
-        println!("{}/{} still names accelerated images", text("namespace"), text("name"));
-    }
-    if pods.len() > TOLD_MAX {
-        println!("… and {} more", pods.len() - TOLD_MAX);
-    }
+/// What the pods of the cluster still need.
+#[derive(Default)]
+struct Pods {
+    /// How many name accelerated images.
+    still: usize,
+    /// The Secrets that they are pulled with, as namespace and name.
+    needed: BTreeSet<(String, String)>,
+}
+
+/// Page by page: there may be a hundred thousand.
+async fn look_at_pods(cluster: &Cluster) -> anyhow::Result<Pods> {
+    let mut pods = Pods::default();
+    let look = |pod: Value| {
+        let is_over = matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
+        if is_over || accelerated_images(&pod).is_empty() {
+            return;
+        }
+        let text = |name: &str| pod["metadata"][name].as_str().unwrap_or_default().to_owned();
+        let (namespace, name) = (text("namespace"), text("name"));
+        match pods.still {
+            0..TOLD_MAX => println!("{namespace}/{name} still names accelerated images"),
+            TOLD_MAX => println!("… and more"),
+            _ => {}
+        }
+        pods.still += 1;
+        let secrets = pod["spec"]["imagePullSecrets"].as_array().into_iter().flatten();
+        let secrets = secrets.filter_map(|secret| secret["name"].as_str().map(ToOwned::to_owned));
+        pods.needed.extend(secrets.map(|secret| (namespace.clone(), secret)));
+    };
+    cluster.each("/api/v1/pods", "", look).await?;
+    Ok(pods)
 }
 
 /// A copy that a pod needs stays, and goes with its source.
-async fn delete_copies(cluster: &Cluster, args: &RetireArgs, pods: &[Value]) -> anyhow::Result<()> {
-    let needed: BTreeSet<(String, String)> = pods
-        .iter()
-        .flat_map(|pod| {
-            let namespace = pod["metadata"]["namespace"].as_str().unwrap_or_default().to_owned();
-            recorded_copies(pod)
-                .into_iter()
-                .map(move |copy| (namespace.clone(), copy))
-        })
-        .collect();
+async fn delete_copies(
+    cluster: &Cluster,
+    args: &RetireArgs,
+    needed: &BTreeSet<(String, String)>,
+) -> anyhow::Result<()> {
     let lists: Vec<String> = match args.secrets_namespaces.as_slice() {
         [] => vec!["/api/v1/secrets".to_owned()],
         namespaces => namespaces
@@ -86,18 +91,19 @@ async fn delete_copies(cluster: &Cluster, args: &RetireArgs, pods: &[Value]) -> 
     };
     let (mut deleted, mut kept) = (0, 0);
     for list in lists {
+        let mut copies = Vec::new();
         let selector = format!("labelSelector={}%3Dtrue", COPY_LABEL.replace('/', "%2F"));
-        for copy in cluster.list(&list, &selector).await? {
-            let text = |name: &str| copy["metadata"][name].as_str().unwrap_or_default().to_owned();
+        let note = |mut copy: Value| copies.push(copy["metadata"].take());
+        cluster.each_metadata(&list, &selector, note).await?;
+        for copy in copies {
+            let text = |name: &str| copy[name].as_str().unwrap_or_default().to_owned();
             let (namespace, name) = (text("namespace"), text("name"));
             if needed.contains(&(namespace.clone(), name.clone())) {
                 kept += 1;
                 continue;
             }
-            match cluster
-                .delete(&core_path(&namespace, "secrets", &name), Some(&copy["metadata"]))
-                .await
-            {
+            let path = core_path(&namespace, "secrets", &name);
+            match cluster.delete(&path, Some(&copy)).await {
                 Ok(()) => deleted += 1,
                 Err(ClusterError::Conflict(_)) => kept += 1,
                 Err(error) => return Err(error.into()),
@@ -111,4 +117,6 @@ async fn delete_copies(cluster: &Cluster, args: &RetireArgs, pods: &[Value]) -> 
     Ok(())
 }
 
+/// Longer than an API server asks a webhook.
+const SETTLE: Duration = Duration::from_secs(6);
 const TOLD_MAX: usize = 50;

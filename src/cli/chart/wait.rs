@@ -29,17 +29,21 @@ pub(super) async fn run(args: &WaitArgs) -> anyhow::Result<()> {
     );
     let deadline = Instant::now() + args.timeout;
     loop {
-        let Some(set) = cluster.get(&path).await? else {
-            bail!("there is no DaemonSet {}", args.daemonset);
-        };
-        match left(&set) {
-            Some(0) => {
-                println!("every node is clean");
-                return Ok(());
-            }
-            left if Instant::now() >= deadline => return tell(&cluster, args, &set, left).await,
-            _ => sleep(POLL).await,
+        let is_late = Instant::now() >= deadline;
+        match cluster.get(&path).await {
+            Ok(None) => bail!("there is no DaemonSet {}", args.daemonset),
+            Ok(Some(set)) => match left(&set) {
+                Some(0) => {
+                    println!("every node is clean");
+                    return Ok(());
+                }
+                left if is_late => return tell(&cluster, args, &set, left).await,
+                _ => {}
+            },
+            Err(error) if is_late => return Err(error.into()),
+            Err(_) => {}
         }
+        sleep(POLL).await;
     }
 }
 

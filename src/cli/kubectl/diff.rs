@@ -41,7 +41,7 @@ pub(super) async fn run(args: &DiffArgs) -> anyhow::Result<()> {
         let namespace = object["metadata"]["namespace"]
             .as_str()
             .or(args.namespace.as_deref())
-            .unwrap_or("default");
+            .unwrap_or(cluster.default_namespace());
         println!(
             "{} {namespace}/{}",
             text(&object["kind"]),

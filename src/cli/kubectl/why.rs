@@ -1,8 +1,8 @@
 //! `kubectl piecemeal why POD`.
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
-use piecemeal_webhook::{Explanation, Skip, core_path, explain, is_recorded};
+use piecemeal_webhook::{Explanation, Skip, core_path, explain, is_object_name, is_recorded};
 use serde_json::Value;
 
 use super::{
@@ -14,20 +14,24 @@ use super::{
 pub(in crate::cli) struct WhyArgs {
     /// The pod
     pod: String,
-    /// Its namespace
-    #[arg(long, short, value_name = "NAME", default_value = "default")]
-    namespace: String,
+    /// Its namespace [the context's]
+    #[arg(long, short, value_name = "NAME")]
+    namespace: Option<String>,
     #[command(flatten)]
     cluster: ClusterArgs,
 }
 
 pub(super) async fn run(args: &WhyArgs) -> anyhow::Result<()> {
     let cluster = args.cluster.connect().await?;
-    let pod = cluster.get(&core_path(&args.namespace, "pods", &args.pod)).await?;
-    let pod = pod.with_context(|| format!("there is no pod {} in {}", args.pod, args.namespace))?;
+    let namespace = args.namespace.as_deref().unwrap_or(cluster.default_namespace());
+    if !is_object_name(&args.pod) {
+        bail!("{:?} is no pod's name", args.pod);
+    }
+    let pod = cluster.get(&core_path(namespace, "pods", &args.pod)).await?;
+    let pod = pod.with_context(|| format!("there is no pod {} in {}", args.pod, namespace))?;
     let installation = Installation::find(&cluster, &args.cluster).await?;
-    let labels = namespace_labels(&cluster, &args.namespace).await?;
-    let explanation = explain(&cluster, &installation.webhook, &pod, &args.namespace, labels.as_ref()).await?;
+    let labels = namespace_labels(&cluster, namespace).await?;
+    let explanation = explain(&cluster, &installation.webhook, &pod, namespace, labels.as_ref()).await?;
     print_steps(&explanation);
     println!("{}", conclusion(&pod, &explanation));
     Ok(())

@@ -56,6 +56,10 @@ pub(super) fn grant(api: &KubeApi, namespace: &str, configuration: &str) {
 pub(super) fn register(api: &KubeApi, name: &str, listen: SocketAddr, ca: Option<&str>) {
     let neutral = NEUTRAL_LABEL;
     let absent = |label: &str| json!({"key": label, "operator": "DoesNotExist"});
+    let asks = |label: &str| {
+        let declines = json!({"key": label, "operator": "NotIn", "values": ["disabled"]});
+        vec![json!({"key": label, "operator": "Exists"}), declines]
+    };
     let excluded = json!({"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": [name, "kube-system"]});
     let scope = json!({"key": SCOPE, "operator": "In", "values": [name]});
     let entry = |name: &str, path: &str, namespace: Value, object: Value| {
@@ -83,13 +87,13 @@ pub(super) fn register(api: &KubeApi, name: &str, listen: SocketAddr, ca: Option
             "pod.piecemeal.dev",
             "/mutate/pod",
             anywhere.clone(),
-            json!({"matchLabels": {neutral: "p2p"}}),
+            json!({"matchExpressions": asks(neutral)}),
         ),
         entry(
             "pod.alias.piecemeal.dev",
             "/mutate/pod",
             anywhere.clone(),
-            json!({"matchLabels": {LABEL: "p2p"}, "matchExpressions": [absent(neutral)]}),
+            json!({"matchExpressions": ([asks(LABEL), vec![absent(neutral)]].concat())}),
         ),
         entry(
             "namespace.piecemeal.dev",

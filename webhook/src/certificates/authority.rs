@@ -77,13 +77,18 @@ impl Authority {
         })
     }
 
-    /// What is to be stored instead; none while nothing has to change.
-    pub(crate) fn step(&self, now: Timestamp, lives: Lives) -> Result<Option<Self>, CertificateError> {
+    /// What is to be stored instead; none while nothing has to change. `announced`: for how long the next CA has been seen published.
+    pub(crate) fn step(
+        &self,
+        now: Timestamp,
+        announced: Duration,
+        lives: Lives,
+    ) -> Result<Option<Self>, CertificateError> {
         let mut stepped = self.clone();
         match &self.next {
             // Too late for caution.
             _ if self.signing.ends <= now => return Self::new(now, lives).map(Some),
-            Some(next) if elapsed(next.begins, now) >= lives.announce => {
+            Some(next) if announced >= lives.announce => {
                 stepped.retired.push(self.signing.certificate.clone());
                 stepped.signing = next.clone();
                 stepped.next = None;
@@ -104,6 +109,24 @@ impl Authority {
             next: Some(Ca::new(now, lives)?),
             ..self.clone()
         })
+    }
+
+    /// The CA of `other` comes next, which somebody has put in place of this one.
+    pub(crate) fn adopt(&self, other: &Self) -> Self {
+        Self {
+            next: Some(other.signing.clone()),
+            ..self.clone()
+        }
+    }
+
+    /// The CA that signs: PEM.
+    pub(crate) fn signing(&self) -> &str {
+        &self.signing.certificate
+    }
+
+    /// The CA that will sign: PEM.
+    pub(crate) fn next(&self) -> Option<&str> {
+        self.next.as_ref().map(|next| next.certificate.as_str())
     }
 
     /// What is published to API servers: PEM.
@@ -337,8 +360,10 @@ mod tests {
         let mut late = authority.bundle();
         let mut leaf = authority.issue(&name(), now, LIVES).unwrap();
         let mut rotations = 0;
+        let mut next_since = now;
         for _ in 0..2000 {
-            let due = authority.step(now, LIVES).unwrap();
+            let announced = elapsed(next_since, now);
+            let due = authority.step(now, announced, LIVES).unwrap();
             now = later(
                 now,
                 if due.is_some() {
@@ -348,6 +373,7 @@ mod tests {
                 },
             );
             if let Some(stepped) = due {
+                next_since = now;
                 late = authority.bundle();
                 authority = stepped;
                 rotations += 1;
@@ -373,7 +399,7 @@ mod tests {
             .unwrap()
             .renew(later(start(), DAY), LIVES)
             .unwrap();
-        let promoted = authority.step(later(start(), 2 * DAY), LIVES).unwrap().unwrap();
+        let promoted = authority.step(later(start(), 2 * DAY), DAY, LIVES).unwrap().unwrap();
         for authority in [authority, promoted] {
             assert_eq!(Authority::read(&json!({"data": authority.data()})).unwrap(), authority);
         }
@@ -396,12 +422,35 @@ mod tests {
     fn an_authority_that_has_ended_is_replaced_at_once() {
         let authority = Authority::new(start(), LIVES).unwrap();
         let now = later(start(), 40 * DAY);
-        let stepped = authority.step(now, LIVES).unwrap().unwrap();
+        let stepped = authority.step(now, Duration::ZERO, LIVES).unwrap().unwrap();
         assert!(is_trusted(
             &stepped.issue(&name(), now, LIVES).unwrap(),
             &stepped.bundle(),
             now
         ));
+    }
+
+    #[test]
+    fn a_ca_that_nobody_has_been_told_of_never_signs() {
+        let authority = Authority::new(start(), LIVES).unwrap().renew(start(), LIVES).unwrap();
+        assert_eq!(
+            authority.step(later(start(), 10 * DAY), Duration::ZERO, LIVES).unwrap(),
+            None
+        );
+    }
+
+    #[test]
+    fn a_ca_that_somebody_has_put_there_is_told_before_it_signs() {
+        let (known, foreign) = (
+            Authority::new(start(), LIVES).unwrap(),
+            Authority::new(start(), LIVES).unwrap(),
+        );
+        let adopted = known.adopt(&foreign);
+        assert_eq!(adopted.signing(), known.signing());
+        assert!(adopted.bundle().contains(foreign.signing()));
+        let promoted = adopted.step(start(), LIVES.announce, LIVES).unwrap().unwrap();
+        assert_eq!(promoted.signing(), foreign.signing());
+        assert!(promoted.bundle().contains(known.signing()));
     }
 
     #[test]

@@ -1,6 +1,10 @@
 //! Keeps a certificate to show, and API servers knowing its CA.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use k8s_openapi::jiff::Timestamp;
@@ -9,7 +13,10 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer},
 };
 use serde_json::{Value, json};
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -48,6 +55,7 @@ pub(crate) struct Keeper {
     pub configuration: String,
     /// What the certificate is for.
     pub names: Vec<String>,
+    pub lives: Lives,
     pub leads: watch::Receiver<bool>,
     pub metrics: Metrics,
 }
@@ -64,6 +72,10 @@ struct Memory {
     authority: Option<Authority>,
     leaf: Option<Leaf>,
     files: Option<(Vec<u8>, Vec<u8>)>,
+    /// When the certificate ends that is shown and trusted.
+    ends: Option<Timestamp>,
+    /// The next CA, and since when it has been seen published.
+    next_seen: Option<(String, Instant)>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -84,18 +96,23 @@ impl Keeper {
     /// Until told to stop.
     pub(crate) async fn run(self, shown: Shown, stop: CancellationToken) {
         let mut memory = Memory::default();
+        let mut told = None;
         let keeping = async {
             loop {
-                let problem = match self.look(&mut memory, &shown).await {
-                    Ok(()) => None,
-                    Err(error) => Some(error.to_string()),
-                };
-                let is_well = problem.is_none();
-                let before = shown.problem.send_replace(problem.clone());
-                if let Some(problem) = problem.filter(|problem| before.as_ref() != Some(problem)) {
+                let problem = self
+                    .look(&mut memory, &shown)
+                    .await
+                    .err()
+                    .map(|error| error.to_string());
+                if let Some(problem) = problem.as_ref().filter(|problem| told.as_ref() != Some(*problem)) {
                     warn!("the certificate is not as it should be: {problem}");
                 }
-                sleep(if is_well { LOOK_EVERY } else { LOOK_AT_START }).await;
+                told.clone_from(&problem);
+                // Whoever is trusted can answer, and the next look mends what this one has found.
+                let is_trusted = memory.ends.is_some_and(|ends| Timestamp::now() < ends);
+                let lacking = problem.unwrap_or_else(|| "the certificate has ended".to_owned());
+                shown.problem.send_replace((!is_trusted).then_some(lacking));
+                sleep(if is_trusted { LOOK_EVERY } else { LOOK_AT_START }).await;
             }
         };
         stop.run_until_cancelled(keeping).await;
@@ -103,37 +120,51 @@ impl Keeper {
 
     async fn look(&self, memory: &mut Memory, shown: &Shown) -> Result<(), KeepError> {
         match &self.source {
-            CertificateSource::Files(dir) => {
-                let files = Files::read(dir)?;
-                if memory.files.as_ref() != Some(&files.content) {
-                    self.show(shown, files.chain, files.key, files.ends)?;
-                    memory.files = Some(files.content);
-                }
-                Ok(())
-            }
-            CertificateSource::Own => {
-                let authority = self.authority(memory).await?;
-                let now = Timestamp::now();
-                let is_good = memory
-                    .leaf
-                    .as_ref()
-                    .is_some_and(|leaf| now < leaf.renew_at && authority.has_signed(leaf));
-                if !is_good {
-                    let leaf = authority.issue(&self.names, now, Lives::USUAL)?;
-                    self.show(
-                        shown,
-                        vec![leaf.certificate.clone()],
-                        leaf.key.clone_key(),
-                        Some(leaf.ends),
-                    )?;
-                    memory.leaf = Some(leaf);
-                }
-                self.metrics.ca_expiry.set(authority.ends().as_second());
-                let published = self.publish(&authority.bundle()).await;
-                memory.authority = Some(authority);
-                published
-            }
+            CertificateSource::Files(dir) => self.look_at_files(dir, memory, shown),
+            CertificateSource::Own => self.look_at_own(memory, shown).await,
         }
+    }
+
+    fn look_at_files(&self, dir: &Path, memory: &mut Memory, shown: &Shown) -> Result<(), KeepError> {
+        let files = Files::read(dir)?;
+        if memory.files.as_ref() != Some(&files.content) {
+            self.show(shown, files.chain, files.key, files.ends)?;
+            memory.files = Some(files.content);
+            memory.ends = Some(files.ends.unwrap_or(Timestamp::MAX));
+        }
+        Ok(())
+    }
+
+    /// A certificate is shown only once its CA is published; until then the one before it is.
+    async fn look_at_own(&self, memory: &mut Memory, shown: &Shown) -> Result<(), KeepError> {
+        // Without a configuration nobody asks, and nothing of ours is left behind when it goes.
+        let configuration = self.configuration().await?;
+        let published = published(&configuration);
+        memory.note_next(&published);
+        let authority = self.authority(memory, &published).await?;
+        self.metrics.ca_expiry.set(authority.ends().as_second());
+        let bundle = authority.bundle();
+        let published = if published == bundle {
+            Ok(published)
+        } else {
+            self.publish(&configuration, &bundle).await.map(|()| bundle)
+        };
+        let is_known = match &published {
+            Ok(bundle) => bundle.contains(authority.signing()),
+            Err(_) => false,
+        };
+        let now = Timestamp::now();
+        let leaf = memory.leaf.as_ref();
+        let is_good = leaf.is_some_and(|leaf| now < leaf.renew_at && authority.has_signed(leaf));
+        if is_known && !is_good {
+            let leaf = authority.issue(&self.names, now, self.lives)?;
+            let (chain, key) = (vec![leaf.certificate.clone()], leaf.key.clone_key());
+            self.show(shown, chain, key, Some(leaf.ends))?;
+            memory.ends = Some(leaf.ends);
+            memory.leaf = Some(leaf);
+        }
+        memory.authority = Some(authority);
+        published.map(|_| ())
     }
 
     fn show(
@@ -154,11 +185,11 @@ impl Keeper {
         Ok(())
     }
 
-    /// The CA as the Secret has it. The leader makes it, and takes it a step further when that is due.
-    async fn authority(&self, memory: &Memory) -> Result<Authority, KeepError> {
+    /// The CA as the Secret has it. The leader makes it, and takes it a step further when that is due. `published`: the CAs that API
+    /// servers have.
+    async fn authority(&self, memory: &Memory, published: &str) -> Result<Authority, KeepError> {
         let path = core_path(&self.namespace, "secrets", &self.secret);
         let leads = *self.leads.borrow();
-        let now = Timestamp::now();
         let Some(secret) = self.cluster.get(&path).await? else {
             if !leads {
                 return Err(KeepError::Waiting(format!(
@@ -166,28 +197,23 @@ impl Keeper {
                     self.secret
                 )));
             }
-            // Lost, not new: what is shown now has to be trusted until the new CA is known everywhere.
-            let authority = match &memory.authority {
-                Some(known) => known.renew(now, Lives::USUAL)?,
-                None => Authority::new(now, Lives::USUAL)?,
-            };
-            self.cluster
-                .create(
-                    &core_path(&self.namespace, "secrets", ""),
-                    &self.object(&authority),
-                    false,
-                )
-                .await?;
+            let authority = self.renewed(memory)?;
+            let list = core_path(&self.namespace, "secrets", "");
+            self.cluster.create(&list, &self.object(&authority), false).await?;
             info!("Secret {} has a new CA", self.secret);
             return Ok(authority);
         };
         let stored = Authority::read(&secret);
-        let stepped = match (&stored, &memory.authority) {
-            (Ok(authority), _) => authority.step(now, Lives::USUAL)?,
-            (Err(_), Some(known)) => Some(known.renew(now, Lives::USUAL)?),
-            (Err(_), None) => Some(Authority::new(now, Lives::USUAL)?),
+        let wanted = match (&stored, &memory.authority) {
+            (Err(_), _) => Some(self.renewed(memory)?),
+            (Ok(stored), Some(known))
+                if !known.bundle().contains(stored.signing()) && !published.contains(stored.signing()) =>
+            {
+                Some(known.adopt(stored))
+            }
+            (Ok(stored), _) => stored.step(Timestamp::now(), memory.announced(stored), self.lives)?,
         };
-        match stepped {
+        match wanted {
             Some(authority) if leads => {
                 let mut object = self.object(&authority);
                 object["metadata"]["resourceVersion"] = secret["metadata"]["resourceVersion"].clone();
@@ -196,6 +222,14 @@ impl Keeper {
                 Ok(authority)
             }
             _ => Ok(stored?),
+        }
+    }
+
+    /// In place of one that is lost. What is shown now has to be trusted until the new CA is known everywhere.
+    fn renewed(&self, memory: &Memory) -> Result<Authority, CertificateError> {
+        match &memory.authority {
+            Some(known) => known.renew(Timestamp::now(), self.lives),
+            None => Authority::new(Timestamp::now(), self.lives),
         }
     }
 
@@ -209,35 +243,77 @@ impl Keeper {
         })
     }
 
-    /// Sees to it that every entry of the webhook's configuration has `bundle`. Only the leader writes.
-    async fn publish(&self, bundle: &str) -> Result<(), KeepError> {
-        let name = &self.configuration;
-        let path = format!("/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{name}");
-        let Some(configuration) = self.cluster.get(&path).await? else {
-            return Err(KeepError::Waiting(format!(
-                "there is no MutatingWebhookConfiguration {name}"
-            )));
+    async fn configuration(&self) -> Result<Value, KeepError> {
+        let configuration = self.cluster.get(&self.configuration_path()).await?;
+        let missing = || {
+            KeepError::Waiting(format!(
+                "there is no MutatingWebhookConfiguration {}",
+                self.configuration
+            ))
         };
-        let bundle = BASE64_STANDARD.encode(bundle);
-        let entries: Vec<&Value> = configuration["webhooks"].as_array().into_iter().flatten().collect();
-        if entries.iter().all(|entry| entry["clientConfig"]["caBundle"] == *bundle) {
-            return Ok(());
-        }
+        configuration.ok_or_else(missing)
+    }
+
+    fn configuration_path(&self) -> String {
+        let name = &self.configuration;
+        format!("/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{name}")
+    }
+
+    /// Writes `bundle` into every entry of the webhook's configuration. Only the leader does, and onto what it has read.
+    async fn publish(&self, configuration: &Value, bundle: &str) -> Result<(), KeepError> {
         if !*self.leads.borrow() {
             return Err(KeepError::Waiting(
                 "waiting for the leader to publish the CA".to_owned(),
             ));
         }
-        let entries: Vec<Value> = entries
-            .iter()
+        let bundle = BASE64_STANDARD.encode(bundle);
+        let entries: Vec<Value> = entries(configuration)
             .map(|entry| json!({"name": entry["name"], "clientConfig": {"caBundle": bundle}}))
             .collect();
+        let name = &self.configuration;
+        let version = &configuration["metadata"]["resourceVersion"];
         let applied = json!({
             "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
-            "metadata": {"name": name}, "webhooks": entries,
+            "metadata": {"name": name, "resourceVersion": version}, "webhooks": entries,
         });
-        self.cluster.apply(&path, &applied).await?;
+        self.cluster.apply(&self.configuration_path(), &applied).await?;
         info!("MutatingWebhookConfiguration {name} has the CA");
         Ok(())
+    }
+}
+
+fn entries(configuration: &Value) -> impl Iterator<Item = &Value> {
+    configuration["webhooks"].as_array().into_iter().flatten()
+}
+
+/// What every entry of the webhook's configuration has as its CAs, PEM; empty when they differ.
+fn published(configuration: &Value) -> String {
+    let mut bundles =
+        entries(configuration).map(|entry| entry["clientConfig"]["caBundle"].as_str().unwrap_or_default());
+    let first = bundles.next().unwrap_or_default();
+    if !bundles.all(|bundle| bundle == first) {
+        return String::new();
+    }
+    let bytes = BASE64_STANDARD.decode(first).unwrap_or_default();
+    String::from_utf8(bytes).unwrap_or_default()
+}
+
+impl Memory {
+    /// Looks whether the CA that comes next is published.
+    fn note_next(&mut self, published: &str) {
+        let next = self.authority.as_ref().and_then(Authority::next);
+        let next = next.filter(|next| published.contains(next));
+        if self.next_seen.as_ref().map(|(seen, _)| seen.as_str()) != next {
+            self.next_seen = next.map(|next| (next.to_owned(), Instant::now()));
+        }
+    }
+
+    /// For how long the CA that comes next in `authority` has been published.
+    fn announced(&self, authority: &Authority) -> Duration {
+        let seen = self
+            .next_seen
+            .as_ref()
+            .filter(|(seen, _)| Some(seen.as_str()) == authority.next());
+        seen.map(|(_, since)| since.elapsed()).unwrap_or_default()
     }
 }

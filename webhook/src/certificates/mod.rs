@@ -1,5 +1,5 @@
 //! The certificate that is shown, and the CA that API servers are to know it by.
 
-mod authority;
+pub(crate) mod authority;
 mod files;
 pub(crate) mod keeper;

@@ -105,8 +105,14 @@ impl Copy {
             };
             for (key, entry) in keyring.entries_for(registry) {
                 meant.insert(registry.clone());
+                // A key's path fits whatever begins with it, another registry too.
+                let end = if key.path.is_empty() && prefix.contains('/') {
+                    "/"
+                } else {
+                    ""
+                };
                 // The kubelet would take the first of them.
-                entries.entry(format!("{prefix}{}", key.path)).or_insert(entry);
+                entries.entry(format!("{prefix}{}{end}", key.path)).or_insert(entry);
             }
         }
         if entries.is_empty() {
@@ -297,7 +303,8 @@ mod tests {
         settings.naming.style = NameStyle::Localhost;
         let source = source(&json!({"a.io": {"auth": "a"}, "b.io:5000/team": {"auth": "b"}}));
         let copy = copy(&source, &["a.io", "b.io:5000"], &settings).unwrap();
-        let expected = json!({"127.0.0.1:65001/a.io": {"auth": "a"}, "127.0.0.1:65001/b.io__5000/team": {"auth": "b"}});
+        let expected =
+            json!({"127.0.0.1:65001/a.io/": {"auth": "a"}, "127.0.0.1:65001/b.io__5000/team": {"auth": "b"}});
         assert_eq!(auths(&copy), expected);
     }
 

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     cluster::{Cluster, ClusterError, core_path},
+    decide::registries::Registries,
     metrics::{Metrics, Written},
 };
 
@@ -27,6 +28,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 pub(crate) struct Copier {
     pub cluster: Cluster,
     pub settings: CopySettings,
+    /// No copy is for any other, whatever an earlier one or a pod's record says.
+    pub accelerated: Registries,
     /// The registries that have a name in the settings: every copy is for all of them that its source is for, so that it hardly
     /// ever changes.
     pub named: BTreeSet<String>,
@@ -152,6 +155,32 @@ impl Copier {
         Err(NoCopyError::Contended(name.to_owned()))
     }
 
+    /// Whether `existing`, as it was read, is what [`Copier::restore`] would leave there.
+    pub(crate) fn is_right(
+        &self,
+        existing: &Value,
+        source: &Value,
+        keyring: &Keyring,
+        registries: &BTreeSet<String>,
+    ) -> bool {
+        let copy = self.copy(source, keyring, registries, Some(existing));
+        copy.is_some_and(|copy| copy.is(existing))
+    }
+
+    /// For `registries`, for what `existing` was for, and for whatever is accelerated by name.
+    fn copy(
+        &self,
+        source: &Value,
+        keyring: &Keyring,
+        registries: &BTreeSet<String>,
+        existing: Option<&Value>,
+    ) -> Option<Copy> {
+        let mut meant: BTreeSet<String> = registries.union(&self.named).cloned().collect();
+        meant.extend(existing.map(registries_of).unwrap_or_default());
+        meant.retain(|registry| self.accelerated.find(registry).is_some());
+        Copy::of(source, keyring, &meant, &self.settings)
+    }
+
     /// What is at `path`, beside what should be.
     async fn look(&self, path: &str, wanted: &Wanted<'_>, registries: &BTreeSet<String>) -> Result<Look, NoCopyError> {
         let existing = self.cluster.get(path).await?;
@@ -159,9 +188,8 @@ impl Copier {
         if existing.as_ref().is_some_and(is_foreign) {
             return Ok(Look::Taken);
         }
-        let mut meant: BTreeSet<String> = registries.union(&self.named).cloned().collect();
-        meant.extend(existing.as_ref().map(registries_of).unwrap_or_default());
-        let copy = Copy::of(wanted.source, wanted.keyring, &meant, &self.settings)
+        let copy = self
+            .copy(wanted.source, wanted.keyring, registries, existing.as_ref())
             .ok_or_else(|| NoCopyError::Nothing(wanted.source_name.to_owned()))?;
         Ok(match existing {
             Some(existing) if copy.is(&existing) => Look::Right,

@@ -33,7 +33,7 @@ use super::{
 };
 use crate::{
     cluster::{ClusterError, core_path, is_object_name},
-    decide::{image::Image, patch::read_record},
+    decide::{image::Image, patch::records},
     metrics::Written,
 };
 
@@ -46,6 +46,8 @@ const EVERYTHING_EVERY: Duration = Duration::from_secs(10 * 60);
 const EVERYTHING_EVERY_MIN: Duration = Duration::from_secs(1);
 /// The most images and secrets of one pod's record that are looked at.
 const PER_POD_MAX: usize = 64;
+/// How old a copy is before it can be unused.
+const GRACE: Duration = Duration::from_secs(60);
 /// How long a namespace waits that could not be read.
 const RETRY: Duration = Duration::from_secs(15);
 
@@ -252,6 +254,8 @@ impl Keeper {
         };
         let Some(wanted) = wanted else {
             return match unused_for(copy, Timestamp::now()) {
+                // The pod that it was made for may not be stored yet.
+                None if age(copy, Timestamp::now()) < GRACE.min(self.keep) => Ok(()),
                 None => self.mark_unused(&path, copy).await,
                 Some(unused) if unused >= self.keep => delete("no pod names it any more").await,
                 Some(_) => Ok(()),
@@ -271,6 +275,10 @@ impl Keeper {
         let Ok(keyring) = Keyring::of(&source) else {
             return delete("its source is no pull secret any more").await;
         };
+        // It has just been read: in a namespace with many, one request less for each.
+        if self.copier.is_right(copy, &source, &keyring, &registries) {
+            return Ok(());
+        }
         let name = copy["metadata"]["name"].as_str().unwrap_or_default();
         match self
             .copier
@@ -340,9 +348,12 @@ struct Needed(BTreeMap<String, Missing>);
 impl Needed {
     /// Of `pod` the metadata is enough. Whoever may create pods may write anything there, and these become paths.
     fn add(&mut self, pod: &Value) {
-        let Some(record) = read_record(pod) else {
-            return;
-        };
+        for record in records(pod) {
+            self.add_record(&record);
+        }
+    }
+
+    fn add_record(&mut self, record: &Value) {
         let images = record["images"].as_array().into_iter().flatten();
         let originals = images.filter_map(|image| image["original"].as_str()?.parse::<Image>().ok());
         let registries: BTreeSet<String> = originals.take(PER_POD_MAX).map(|image| image.registry).collect();
@@ -364,6 +375,15 @@ impl Needed {
 fn unused_for(copy: &Value, now: Timestamp) -> Option<Duration> {
     let since: Timestamp = copy["metadata"]["annotations"][UNUSED_SINCE].as_str()?.parse().ok()?;
     Some(Duration::try_from(now.duration_since(since)).unwrap_or_default())
+}
+
+fn age(copy: &Value, now: Timestamp) -> Duration {
+    let created = copy["metadata"]["creationTimestamp"]
+        .as_str()
+        .and_then(|text| text.parse::<Timestamp>().ok());
+    created.map_or(Duration::MAX, |created| {
+        Duration::try_from(now.duration_since(created)).unwrap_or_default()
+    })
 }
 
 /// Every copy, and every secret of a namespace that has copies, says where to look.

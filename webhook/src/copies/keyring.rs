@@ -109,13 +109,15 @@ impl Keyring {
         &self.entries
     }
 
+    /// The old name of Docker Hub is only looked at when nothing else fits.
     fn ranked(&self) -> impl Iterator<Item = (Key, &Value)> {
         let by_key: BTreeMap<Key, &Value> = self
             .entries
             .iter()
             .map(|(key, entry)| (Key::parse(key), entry))
             .collect();
-        by_key.into_iter().rev()
+        let (hub, others): (Vec<_>, Vec<_>) = by_key.into_iter().rev().partition(|(key, _)| key.host == HUB_KEY);
+        others.into_iter().chain(hub)
     }
 }
 
@@ -172,21 +174,45 @@ fn split_port(host: &str) -> (&str, Option<&str>) {
     (address.unwrap_or(name), port)
 }
 
-/// Go's `filepath.Match` within one label: `*`, `?` and `[a-z]`.
+/// Go's `filepath.Match` within one label: `*`, `?` and `[a-z]`. Whoever writes the secret chooses the pattern, so there is no
+/// going back but to the last star: it takes one byte more each time.
 fn matches_glob(pattern: &[u8], text: &[u8]) -> bool {
-    match (pattern, text) {
-        ([], []) => true,
-        ([b'*', rest @ ..], _) => (0..=text.len()).any(|skipped| matches_glob(rest, &text[skipped..])),
-        ([b'?', rest @ ..], [_, text @ ..]) => matches_glob(rest, text),
-        ([b'[', rest @ ..], [byte, text @ ..]) => match rest.iter().skip(1).position(|byte| *byte == b']') {
-            Some(end) => in_class(&rest[..=end], *byte) && matches_glob(&rest[end + 2..], text),
-            None => false,
-        },
-        ([b'\\', literal, rest @ ..], [byte, text @ ..]) | ([literal, rest @ ..], [byte, text @ ..]) => {
-            literal == byte && matches_glob(rest, text)
+    let (mut pattern, mut text) = (pattern, text);
+    let mut last_star = None;
+    loop {
+        if let [b'*', rest @ ..] = pattern {
+            last_star = Some((rest, text));
+            pattern = rest;
+        } else if pattern.is_empty() && text.is_empty() {
+            return true;
+        } else if let Some((pattern_left, text_left)) = match_one(pattern, text) {
+            (pattern, text) = (pattern_left, text_left);
+        } else {
+            let Some((after, [_, taken @ ..])) = last_star else {
+                return false;
+            };
+            last_star = Some((after, taken));
+            (pattern, text) = (after, taken);
         }
-        _ => false,
     }
+}
+
+/// What is left of both once the pattern's first element has matched the text's first byte.
+fn match_one<'a>(pattern: &'a [u8], text: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
+    let [byte, text @ ..] = text else {
+        return None;
+    };
+    let (is_match, rest) = match pattern {
+        [b'?', rest @ ..] => (true, rest),
+        [b'[', rest @ ..] => {
+            // A class holds something: the first byte is in it even when it is the bracket that ends others.
+            let end = rest.iter().skip(1).position(|byte| *byte == b']')?;
+            (in_class(&rest[..=end], *byte), &rest[end + 2..])
+        }
+        [b'\\', literal, rest @ ..] | [literal, rest @ ..] => (literal == byte, rest),
+        [] => return None,
+    };
+    is_match.then_some((rest, text))
 }
 
 /// `a-z`, `abc`, or with a leading `^` anything else.
@@ -277,6 +303,22 @@ mod tests {
                 "{key:?} for {registry}/{repository}"
             );
         }
+    }
+
+    #[test]
+    fn a_pattern_that_was_made_to_take_long_does_not() {
+        let pattern = format!("{}b.example.com", "*a".repeat(30));
+        let registry = format!("{}.example.com", "a".repeat(63));
+        assert!(!keyring(&[&pattern]).is_for(&registry, "x"));
+        let pattern = format!("{}*.example.com", "*a".repeat(30));
+        assert!(keyring(&[&pattern]).is_for(&registry, "x"));
+    }
+
+    #[test]
+    fn docker_hub_s_old_name_counts_after_every_other() {
+        let keyring = keyring(&["https://index.docker.io/v1/", "docker.io"]);
+        let first = keyring.entries_for("docker.io").next().map(|(key, _)| key.host);
+        assert_eq!(first.as_deref(), Some("docker.io"));
     }
 
     #[test]

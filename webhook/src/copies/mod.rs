@@ -4,3 +4,4 @@ pub(crate) mod copy;
 pub(crate) mod ensure;
 pub(crate) mod keeper;
 pub(crate) mod keyring;
+pub(crate) mod sources;

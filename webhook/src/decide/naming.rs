@@ -44,8 +44,7 @@ impl Naming {
 
     /// The image that `image` stands for if it is accelerated, under whatever style and port.
     pub(crate) fn original(self, image: &Image) -> Option<Image> {
-        let registry = accelerated::original(&image.registry).next();
-        if let Some(registry) = registry {
+        if let Some(registry) = original_registry(&image.registry) {
             return Some(Image {
                 registry,
                 ..image.clone()
@@ -60,6 +59,13 @@ impl Naming {
             suffix: image.suffix.clone(),
         })
     }
+}
+
+/// The registry that an accelerated name with a port stands for. Only such a name as is made here: others may have a label
+/// `distributed` of their own.
+pub(crate) fn original_registry(name: &str) -> Option<String> {
+    let port = name.rsplit_once(':')?.1.parse().ok()?;
+    accelerated::original(name).find(|registry| accelerated::name(registry, port).as_deref() == Some(name))
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ pub(crate) struct PulledWith {
 pub(crate) fn patch(pod: &Value, plan: &Plan, secrets: &[PulledWith]) -> Vec<Value> {
     let mut ops = Vec::new();
     if plan.style != NameStyle::Mirror {
-        for change in &plan.changes {
+        for change in plan.changes.iter().filter(|change| !change.is_done) {
             let pointer = &change.place.pointer;
             ops.push(json!({"op": "test", "path": pointer, "value": change.original}));
             ops.push(json!({"op": "replace", "path": pointer, "value": change.accelerated}));
@@ -124,8 +124,12 @@ fn record(before: &Value, plan: &Plan, secrets: &[PulledWith]) -> Value {
             &change.place,
             &[("original", &change.original), ("image", &change.accelerated)],
         );
-        images.retain(|earlier| earlier[change.place.kind] != *change.place.name);
-        images.push(image);
+        let is_same = |earlier: &Value| earlier[change.place.kind] == *change.place.name;
+        match images.iter().position(is_same) {
+            Some(_) if change.is_done => {}
+            Some(index) => images[index] = image,
+            None => images.push(image),
+        }
     }
     let untouched: Vec<Value> = plan
         .untouched
@@ -153,9 +157,11 @@ fn named(place: &Place, fields: &[(&str, &str)]) -> Value {
         .into()
 }
 
-/// What an earlier review has recorded on `pod`, whose metadata is enough.
-pub(crate) fn read_record(pod: &Value) -> Option<Value> {
-    let annotations = pod["metadata"]["annotations"].as_object()?;
-    let text = CONFIG_ANNOTATIONS.iter().find_map(|name| annotations.get(*name))?;
-    serde_json::from_str(text.as_str()?).ok()
+/// What earlier reviews have recorded on `pod`, whose metadata is enough: one record, or one in either words.
+pub(crate) fn records(pod: &Value) -> impl Iterator<Item = Value> {
+    let annotations = pod["metadata"]["annotations"].as_object();
+    CONFIG_ANNOTATIONS.iter().filter_map(move |name| {
+        let text = annotations?.get(*name)?.as_str()?;
+        serde_json::from_str(text).ok()
+    })
 }

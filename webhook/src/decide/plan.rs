@@ -10,7 +10,7 @@ use super::{
     naming::{NameStyle, Naming},
     registries::{Entry, Registries},
 };
-use crate::copies::keyring::Keyring;
+use crate::copies::{keyring::Keyring, sources::names};
 
 /// What decides about pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub(crate) struct Rules {
     pub registries: Registries,
     pub naming: Naming,
     pub requires_secret: RequiresSecret,
+    /// The namespaces whose secrets may be read; empty for all.
+    pub secrets_namespaces: BTreeSet<String>,
     /// Namespaces whose pods are left alone, so that nothing that the cluster or we need waits for us.
     pub excluded_namespaces: BTreeSet<String>,
 }
@@ -54,8 +56,12 @@ pub enum Skip {
     PullNever,
     #[error("every image that could be is accelerated already")]
     AlreadyAccelerated,
-    #[error("the pod has no pull secret for any of its images whose registry is accelerated")]
+    #[error("the pod has no pull secret, or none yet, for any of its images whose registry is accelerated")]
     NoPullSecret,
+    #[error("no more registries can be recorded for the nodes, and they would not know the image's new name")]
+    TooManyRegistries,
+    #[error("the service account may not use other secrets than those that it lists (enforce-mountable-secrets)")]
+    SecretsEnforced,
     #[error("the pod's annotations have no room for what would be recorded")]
     AnnotationsFull,
     #[error("what was sent is not the creation of a pod")]
@@ -79,6 +85,8 @@ impl Skip {
             Self::PullNever => "PullNever",
             Self::AlreadyAccelerated => "AlreadyAccelerated",
             Self::NoPullSecret => "NoPullSecret",
+            Self::TooManyRegistries => "TooManyRegistries",
+            Self::SecretsEnforced => "SecretsEnforced",
             Self::AnnotationsFull => "AnnotationsFull",
             Self::NotAPod => "NotAPod",
             Self::Internal(_) => "Internal",
@@ -100,9 +108,11 @@ pub(crate) struct Place {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Change {
     pub place: Place,
-    /// As the pod has it.
+    /// As the pod has it, or had it before an earlier review.
     pub original: String,
     pub accelerated: String,
+    /// Whether an earlier review has done it. Its secret may still be missing.
+    pub is_done: bool,
     pub registry: String,
     repository: String,
     needs_secret: bool,
@@ -122,20 +132,35 @@ pub(crate) struct Wish {
     pub asked: Asked,
     pub changes: Vec<Change>,
     pub untouched: Vec<Untouched>,
-    /// The pod's own pull secrets, in order.
-    pub secrets: Vec<String>,
+    /// The pod's own pull secrets, in order; none when it has no list of them.
+    pub secrets: Option<Vec<String>>,
     /// The service account whose pull secrets count when the pod has none.
     pub account: String,
     style: NameStyle,
-    /// Whether an earlier review has accelerated other images of the pod.
-    is_partly_done: bool,
 }
 
 /// A pull secret that the pod names, as far as it can be used.
 #[derive(Clone, Debug)]
 pub(crate) struct PullSecret {
     pub name: String,
-    pub found: Result<(Value, Keyring), String>,
+    pub found: Result<(Value, Keyring), Unusable>,
+}
+
+/// Why a pull secret cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Unusable {
+    /// It would be of no use to the original image either.
+    Never(String),
+    /// The original image may be pulled with it: it may come yet, or the kubelet may read what we may not.
+    Perhaps(String),
+}
+
+impl Unusable {
+    pub(crate) fn why(&self) -> &str {
+        match self {
+            Self::Never(why) | Self::Perhaps(why) => why,
+        }
+    }
 }
 
 /// What is done with a pod.
@@ -181,7 +206,7 @@ impl Rules {
                 };
                 (format!("it would be {accelerated}{condition}"), true)
             }
-            Verdict::Already => ("it is accelerated".to_owned(), true),
+            Verdict::Already(_) => ("it is accelerated".to_owned(), true),
             Verdict::Leave(why) => (why, false),
         }
     }
@@ -209,7 +234,7 @@ impl Wish {
             return Err(skip);
         }
         let (mut changes, mut untouched) = (Vec::new(), Vec::new());
-        let (mut is_partly_done, mut is_never_pulled) = (false, false);
+        let mut is_never_pulled = false;
         for (place, text) in images(pod) {
             match Verdict::on(&text, rules) {
                 Verdict::Accelerate { .. } if place.is_never_pulled(pod) => {
@@ -228,11 +253,20 @@ impl Wish {
                     place,
                     original: text,
                     accelerated,
+                    is_done: false,
                     registry: image.registry,
                     repository: image.repository,
                     needs_secret,
                 }),
-                Verdict::Already => is_partly_done = true,
+                Verdict::Already(original) => changes.push(Change {
+                    place,
+                    original: format!("{}{}", original.name(), original.suffix),
+                    accelerated: text,
+                    is_done: true,
+                    registry: original.registry,
+                    repository: original.repository,
+                    needs_secret: false,
+                }),
                 Verdict::Leave(why) => untouched.push(Untouched {
                     place,
                     image: text,
@@ -241,34 +275,32 @@ impl Wish {
             }
         }
         if changes.is_empty() {
-            return Err(match (is_partly_done, is_never_pulled) {
-                (true, _) => Skip::AlreadyAccelerated,
-                (false, true) => Skip::PullNever,
-                (false, false) => Skip::NoAcceleratedImage,
+            return Err(if is_never_pulled {
+                Skip::PullNever
+            } else {
+                Skip::NoAcceleratedImage
             });
         }
-        let names = pod["spec"]["imagePullSecrets"].as_array().into_iter().flatten();
+        let list = &pod["spec"]["imagePullSecrets"];
+        let has_list = list.as_array().is_some_and(|list| !list.is_empty());
         Ok(Self {
             asked,
             changes,
             untouched,
-            secrets: names
-                .filter_map(|secret| secret["name"].as_str().map(ToOwned::to_owned))
-                .collect(),
+            secrets: has_list.then(|| names(list)),
             account: pod["spec"]["serviceAccountName"]
                 .as_str()
                 .filter(|name| !name.is_empty())
                 .unwrap_or("default")
                 .to_owned(),
             style: rules.naming.style,
-            is_partly_done,
         })
     }
 
     /// Decides per image, so that a public image in a private pod is not changed by accident.
     ///
     /// # Errors
-    /// [`Skip::NoPullSecret`], or [`Skip::AlreadyAccelerated`] when that is only said of what came later.
+    /// [`Skip::NoPullSecret`], or [`Skip::AlreadyAccelerated`] when nothing is left to do.
     pub(crate) fn with(self, secrets: &[PullSecret]) -> Result<Plan, Skip> {
         let (mut changes, mut untouched) = (Vec::new(), self.untouched);
         let mut copies: BTreeMap<usize, CopyWish> = BTreeMap::new();
@@ -288,9 +320,14 @@ impl Wish {
                     copy.registries.insert(change.registry.clone());
                 }
             }
-            if fitting == 0 && change.needs_secret && self.style != NameStyle::Mirror {
+            // Without a copy of a secret that comes later the accelerated image could never be pulled, and the original could.
+            let waits = secrets
+                .iter()
+                .any(|secret| matches!(secret.found, Err(Unusable::Perhaps(_))));
+            let is_short = fitting == 0 && (change.needs_secret || waits) && self.style != NameStyle::Mirror;
+            if is_short && !change.is_done {
                 untouched.push(Untouched {
-                    why: no_secret(&change, secrets),
+                    why: "the pod has no pull secret that is for it".to_owned(),
                     place: change.place,
                     image: change.original,
                 });
@@ -299,11 +336,10 @@ impl Wish {
             }
         }
         if changes.is_empty() {
-            return Err(if self.is_partly_done {
-                Skip::AlreadyAccelerated
-            } else {
-                Skip::NoPullSecret
-            });
+            return Err(Skip::NoPullSecret);
+        }
+        if copies.is_empty() && changes.iter().all(|change| change.is_done) {
+            return Err(Skip::AlreadyAccelerated);
         }
         Ok(Plan {
             asked: self.asked,
@@ -348,25 +384,6 @@ fn usable(secrets: &[PullSecret]) -> impl Iterator<Item = (usize, &str, &Value, 
     })
 }
 
-fn no_secret(change: &Change, secrets: &[PullSecret]) -> String {
-    let looked_at: Vec<String> = secrets
-        .iter()
-        .map(|secret| match &secret.found {
-            Ok(_) => format!("{} is for other registries", secret.name),
-            Err(why) => format!("{}: {why}", secret.name),
-        })
-        .collect();
-    let looked_at = if looked_at.is_empty() {
-        "the pod names none".to_owned()
-    } else {
-        looked_at.join("; ")
-    };
-    format!(
-        "there is no pull secret for {}/{} ({looked_at})",
-        change.registry, change.repository
-    )
-}
-
 /// What becomes of one image.
 enum Verdict {
     Accelerate {
@@ -374,7 +391,8 @@ enum Verdict {
         accelerated: String,
         needs_secret: bool,
     },
-    Already,
+    /// With the image that it stands for.
+    Already(Image),
     Leave(String),
 }
 
@@ -388,7 +406,7 @@ impl Verdict {
         if let Some(original) = rules.naming.original(&image)
             && rules.registries.find(&original.registry).is_some()
         {
-            return Self::Already;
+            return Self::Already(original);
         }
         let Some(entry) = rules.registries.find(&image.registry) else {
             return Self::Leave(format!("{} is not accelerated", image.registry));

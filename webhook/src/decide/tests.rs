@@ -10,7 +10,7 @@ use super::{
     mode::LABELS,
     naming::{NameStyle, Naming},
     patch::{PulledWith, has_room, patch},
-    plan::{PullSecret, RequiresSecret, Rules, Skip, Wish},
+    plan::{PullSecret, RequiresSecret, Rules, Skip, Unusable, Wish},
     registries::Registries,
 };
 use crate::copies::keyring::Keyring;
@@ -28,6 +28,7 @@ fn rules(registries: &[&str]) -> Rules {
             peer_port: 65001,
         },
         requires_secret: RequiresSecret::Instances,
+        secrets_namespaces: BTreeSet::new(),
         excluded_namespaces: BTreeSet::from(["kube-system".to_owned()]),
     }
 }
@@ -170,7 +171,7 @@ fn in_a_mixed_pod_only_the_images_that_fit_are_changed() {
         "{why:?}"
     );
     assert!(
-        why.iter().any(|why| why.contains("no pull secret for other-registry")),
+        why.iter().any(|why| why.contains("no pull secret that is for it")),
         "{why:?}"
     );
 }
@@ -181,7 +182,7 @@ fn nothing_is_injected_when_the_vendor_would_not() {
     let private = format!("{VENDOR}/a/b:1");
     let wrong = PullSecret {
         name: "s".to_owned(),
-        found: Err("there is no such secret".to_owned()),
+        found: Err(Unusable::Never("it is of type \"Opaque\"".to_owned())),
     };
     let cases = [
         (
@@ -201,6 +202,45 @@ fn nothing_is_injected_when_the_vendor_would_not() {
     for (pod, secrets, expected) in cases {
         assert_eq!(mutate(&pod, &rules, &secrets).unwrap_err(), expected, "{pod}");
     }
+}
+
+#[test]
+fn an_image_waits_for_a_secret_that_may_come_yet() {
+    let late = PullSecret {
+        name: "late".to_owned(),
+        found: Err(Unusable::Perhaps("there is no such Secret yet".to_owned())),
+    };
+    let before = pod(&["a.io/x"], &["late"]);
+    assert_eq!(
+        mutate(&before, &rules(&["a.io"]), std::slice::from_ref(&late)).unwrap_err(),
+        Skip::NoPullSecret
+    );
+    let both = pod(&["a.io/x"], &["late", "there"]);
+    assert!(mutate(&both, &rules(&["a.io"]), &[late, secret("there", "a.io")]).is_ok());
+}
+
+#[test]
+fn an_accelerated_image_that_has_lost_its_secret_gets_it_again() {
+    let rules = rules(&["a.io"]);
+    let secrets = [secret("s", "a.io")];
+    let first = mutate(&pod(&["a.io/x"], &["s"]), &rules, &secrets).unwrap();
+    let mut saved = first.clone();
+    saved["metadata"].as_object_mut().unwrap().remove("annotations");
+    saved["spec"]["imagePullSecrets"] = json!([{"name": "s"}]);
+    let again = mutate(&saved, &rules, &secrets).unwrap();
+    assert_eq!(again["spec"], first["spec"]);
+    assert_eq!(record(&again)["images"][0]["original"], "a.io/x");
+}
+
+#[test]
+fn a_label_distributed_of_somebody_s_own_is_part_of_a_registry_s_name() {
+    let changed = mutate(
+        &pod(&["reg.distributed.corp.example:65001/x"], &[]),
+        &rules(&["reg.distributed.corp.example:65001"]),
+        &[],
+    );
+    let expected = "reg.distributed.corp.example.65001.piecemeal.internal:65001/x";
+    assert_eq!(changed.unwrap()["spec"]["containers"][0]["image"], expected);
 }
 
 #[test]
@@ -286,7 +326,8 @@ fn pods_that_would_not_start_or_not_stay_are_left_alone() {
     for (pointer, value, reason) in cases {
         let mut pod = pod(&["nginx"], &[]);
         let op = json!([{"op": "add", "path": pointer, "value": value}]);
-        json_patch::patch(&mut pod, &serde_json::from_value(op).unwrap()).unwrap();
+        let op: json_patch::Patch = serde_json::from_value(op).unwrap();
+        json_patch::patch(&mut pod, &op).unwrap();
         let skip = mutate(&pod, &rules(&["docker.io"]), &[]).unwrap_err();
         assert_eq!(skip.reason(), reason);
     }

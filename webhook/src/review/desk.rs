@@ -2,18 +2,20 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::future::{join_all, try_join_all};
+use futures_util::future::try_join_all;
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
 use super::message::Question;
 use crate::{
-    cluster::{Cluster, ClusterError, core_path, is_object_name},
-    copies::{copy::source_of, ensure::Copier, keyring::Keyring},
+    copies::{
+        ensure::Copier,
+        sources::{Reader, Sources},
+    },
     decide::{
         patch::{PulledWith, has_room, patch},
-        plan::{CopyWish, Plan, PullSecret, Rules, Skip, Wish},
+        plan::{CopyWish, Plan, Rules, Skip, Wish},
     },
     events::Events,
     hosts::Hosts,
@@ -22,8 +24,6 @@ use crate::{
 
 /// Everything that an answer needs. Well below the API server's own limit of 5 s.
 const DECIDE_TIME_MAX: Duration = Duration::from_secs(2);
-/// The most pull secrets of a pod that are looked at.
-const SECRETS_MAX: usize = 64;
 
 /// Where questions are answered. Cheap to clone.
 #[derive(Clone)]
@@ -87,10 +87,20 @@ impl Desk {
         let namespace = &question.namespace;
         let labels = namespace_label.map(|label| Map::from_iter([(label.to_owned(), json!(crate::decide::mode::P2P))]));
         let wish = Wish::of(pod, namespace, labels.as_ref(), &self.rules)?;
-        let secrets = pull_secrets(&self.copier.cluster, namespace, &wish)
-            .await
-            .map_err(internal)?;
-        let plan = wish.with(&secrets)?;
+        let cluster = &self.copier.cluster;
+        let sources = Sources::read(cluster, namespace, &wish, &self.rules, Reader::Webhook);
+        let sources = sources.await.map_err(|error| Skip::Internal(error.to_string()))?;
+        let plan = wish.with(&sources.secrets)?;
+        if let Some(allowed) = &sources.allowed {
+            let name_of = |copy: &CopyWish| self.copier.settings.name.of(&copy.name);
+            if !plan.copies.iter().all(|copy| allowed.contains(&name_of(copy))) {
+                return Err(Skip::SecretsEnforced);
+            }
+        }
+        let new = plan.changes.iter().filter(|change| !change.is_done);
+        if !self.hosts.have_room_for(new.map(|change| change.registry.as_str())) {
+            return Err(Skip::TooManyRegistries);
+        }
         let ensured = plan
             .copies
             .iter()
@@ -119,54 +129,4 @@ impl Desk {
             copy,
         })
     }
-}
-
-/// The secrets that count for the pod: its own, or its service account's where it has none. The API server's own plugin copies the
-/// latter into the pod before we see it; this is for where it is off.
-pub(crate) async fn pull_secrets(
-    cluster: &Cluster,
-    namespace: &str,
-    wish: &Wish,
-) -> Result<Vec<PullSecret>, ClusterError> {
-    let mut names = wish.secrets.clone();
-    if names.is_empty() && is_object_name(&wish.account) {
-        let account = cluster
-            .get(&core_path(namespace, "serviceaccounts", &wish.account))
-            .await?;
-        let listed = account
-            .map(|mut account| account["imagePullSecrets"].take())
-            .unwrap_or_default();
-        let listed = listed.as_array().into_iter().flatten();
-        names = listed
-            .filter_map(|secret| secret["name"].as_str().map(ToOwned::to_owned))
-            .collect();
-    }
-    names.truncate(SECRETS_MAX);
-    let read = join_all(names.iter().map(|name| pull_secret(cluster, namespace, name))).await;
-    read.into_iter().collect()
-}
-
-async fn pull_secret(cluster: &Cluster, namespace: &str, name: &str) -> Result<PullSecret, ClusterError> {
-    let missing = || Err("there is no such Secret".to_owned());
-    let found = if is_object_name(name) {
-        match cluster.get(&core_path(namespace, "secrets", name)).await? {
-            None => missing(),
-            // With entries for unrelated registries it would fit, and be copied again for every container that comes later.
-            Some(secret) if source_of(&secret).is_some() => Err("it is a copy itself".to_owned()),
-            Some(secret) => match Keyring::of(&secret) {
-                Ok(keyring) => Ok((secret, keyring)),
-                Err(why) => Err(why.to_string()),
-            },
-        }
-    } else {
-        missing()
-    };
-    Ok(PullSecret {
-        name: name.to_owned(),
-        found,
-    })
-}
-
-fn internal(error: ClusterError) -> Skip {
-    Skip::Internal(error.to_string())
 }

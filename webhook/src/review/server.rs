@@ -4,18 +4,19 @@ use std::{io, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    body::Bytes,
-    extract::{DefaultBodyLimit, Path, State},
+    body::{HttpBody, to_bytes},
+    extract::{Path, Request, State},
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::post,
 };
+use futures_util::{StreamExt, future::ready};
 use piecemeal_swarm::{Greet, Limits, serve_http};
 use piecemeal_tls::SiteStream;
 use rustls::ServerConfig;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::watch,
+    sync::{Semaphore, watch},
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
@@ -32,7 +33,11 @@ pub const POD_PATH: &str = "/mutate/pod";
 pub const NAMESPACE_PATH: &str = "/mutate/namespace/";
 
 /// An API server's objects end at 3 MiB or so.
-const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+const BODY_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// What bodies may take in memory together.
+const ROOM_KIB: usize = 32 * 1024;
+/// The API server does not wait longer.
+const BODY_TIME_MAX: Duration = Duration::from_secs(5);
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 const LIMITS: Limits = Limits {
     connections_max: 1024,
@@ -50,18 +55,20 @@ pub(crate) async fn serve(listener: TcpListener, desk: Desk, tls: Tls, stop: Can
     let router = Router::new()
         .route(POD_PATH, post(about_pod))
         .route(&format!("{NAMESPACE_PATH}{{*label}}"), post(about_namespace))
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .with_state(desk);
+        .with_state(Counter {
+            desk,
+            room: Arc::new(Semaphore::new(ROOM_KIB)),
+        });
     serve_http(listener, Shake(tls), router, LIMITS, stop).await;
 }
 
-async fn about_pod(State(desk): State<Desk>, body: Bytes) -> Response {
-    answer(&desk, &body, None).await
+async fn about_pod(State(counter): State<Counter>, request: Request) -> Response {
+    counter.serve(request, None).await
 }
 
-async fn about_namespace(State(desk): State<Desk>, Path(label): Path<String>, body: Bytes) -> Response {
+async fn about_namespace(State(counter): State<Counter>, Path(label): Path<String>, request: Request) -> Response {
     match LABELS.iter().find(|name| **name == label) {
-        Some(label) => answer(&desk, &body, Some(label)).await,
+        Some(label) => counter.serve(request, Some(label)).await,
         None => (
             StatusCode::NOT_FOUND,
             format!("{label} is no label that asks for anything\n"),
@@ -70,13 +77,46 @@ async fn about_namespace(State(desk): State<Desk>, Path(label): Path<String>, bo
     }
 }
 
-async fn answer(desk: &Desk, body: &[u8], namespace_label: Option<&str>) -> Response {
-    match Question::read(body) {
-        Ok(question) => {
-            let answer = desk.answer(&question, namespace_label).await;
-            ([("content-type", "application/json")], answer.to_string()).into_response()
+/// Where questions are handed in: anybody may, so that what waits to be read is bounded.
+#[derive(Clone)]
+struct Counter {
+    desk: Desk,
+    /// In KiB of bodies.
+    room: Arc<Semaphore>,
+}
+
+impl Counter {
+    async fn serve(&self, request: Request, namespace_label: Option<&str>) -> Response {
+        let size = request
+            .body()
+            .size_hint()
+            .upper()
+            .filter(|bytes| *bytes <= BODY_BYTES_MAX);
+        let Some(kib) = size.and_then(|bytes| u32::try_from(bytes.div_ceil(1024)).ok()) else {
+            // Taken and dropped: who still writes does not read.
+            let _ = timeout(
+                BODY_TIME_MAX,
+                request.into_body().into_data_stream().for_each(|_| ready(())),
+            )
+            .await;
+            let text = format!("a review has a length, and is no longer than {BODY_BYTES_MAX} bytes\n");
+            return (StatusCode::PAYLOAD_TOO_LARGE, text).into_response();
+        };
+        let question = {
+            let _room = self.room.acquire_many(kib).await;
+            let limit = usize::try_from(BODY_BYTES_MAX).unwrap_or(usize::MAX);
+            match timeout(BODY_TIME_MAX, to_bytes(request.into_body(), limit)).await {
+                Ok(Ok(body)) => Question::read(&body),
+                Ok(Err(_)) | Err(_) => return (StatusCode::BAD_REQUEST, "the body has not come\n").into_response(),
+            }
+        };
+        match question {
+            Ok(question) => {
+                let answer = self.desk.answer(&question, namespace_label).await;
+                ([("content-type", "application/json")], answer.to_string()).into_response()
+            }
+            Err(error) => (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
         }
-        Err(error) => (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
     }
 }
 

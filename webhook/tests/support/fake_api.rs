@@ -100,7 +100,6 @@ pub struct Served {
 }
 
 impl FakeApi {
-    #[expect(clippy::new_without_default, reason = "nobody needs it")]
     pub fn new() -> Self {
         Self(Arc::new(Shared {
             store: Mutex::default(),

@@ -229,6 +229,7 @@ fn config() -> WebhookConfig {
         configuration: OWN.to_owned(),
         hosts_config_map: "piecemeal-hosts".to_owned(),
         certificates: CertificateSource::Own,
+        certificate_announce: Duration::from_secs(60),
         certificate_names: vec!["127.0.0.1".to_owned()],
         identity: "replica-1".to_owned(),
     }
