@@ -4,23 +4,27 @@ mod support;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    env, fs,
     net::SocketAddrV4,
     os::unix::fs::symlink,
-    path::Path,
+    path::PathBuf,
+    process::{Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
     time::{Duration, Instant},
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 use support::{
-    CommandOutcome, DockerRegistry, Image, KubeClient, KubeSite, LABEL, ORIGIN_IP, PASSWORD, RegistryAuth, Site,
-    TokenServer, USER, wait_within, waiting_program,
+    CommandOutcome, DockerRegistry, Image, KubeClient, KubeSite, LABEL, Netns, Node, ORIGIN_IP, PASSWORD, RegistryAuth,
+    Site, TokenServer, USER, wait_within, waiting_program,
 };
 
 /// One story, since a cluster takes its time to start and each chapter needs what the one before it has left.
 #[test]
 fn a_labelled_pod_pulls_through_the_swarm_from_the_installation_to_the_uninstallation() {
+    let _turn = turn();
     let site = Site::builder().nodes(2).nodes_reach_upstream(true).build();
     let tokens = TokenServer::start(site.origin(), SocketAddrV4::new(ORIGIN_IP, 5001)).named(REGISTRY);
     tokens.grant(USER, PASSWORD, REPOSITORY);
@@ -34,53 +38,94 @@ fn a_labelled_pod_pulls_through_the_swarm_from_the_installation_to_the_uninstall
             cluster,
             registry: &registry,
         };
-        println!("{}", cluster.api().admin().kubeconfig().display());
-        if let Err(e) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| story.tell())) {
-            println!("{}", story.describe());
-            dev_hold(cluster);
-            std::panic::resume_unwind(e);
-        }
-        dev_hold(cluster);
+        story.tell();
     });
 }
+
+/// A cluster of which nothing is taken down in order.
+#[test]
+fn nothing_is_left_of_a_cluster_that_was_killed() {
+    let _turn = turn();
+    let story = "a_labelled_pod_pulls_through_the_swarm_from_the_installation_to_the_uninstallation";
+    let mut test = Command::new(env::current_exe().unwrap())
+        .args(["--exact", story])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mark = format!("pm{}-node", test.id());
+    let limit = Duration::from_secs(120);
+    wait_within(limit, "a container runs on both nodes", || {
+        let cgroups = cgroups_of(&mark);
+        let has_container = |node: &str| {
+            cgroups
+                .iter()
+                .any(|path| path.contains(&format!("{mark}{node}/k8s.io/")))
+        };
+        (has_container("1") && has_container("2")).then_some(())
+    });
+
+    test.kill().unwrap();
+    test.wait().unwrap();
+
+    wait_within(limit, "its containers and their cgroups are gone", || {
+        cgroups_of(&mark).is_empty().then_some(())
+    });
+    wait_within(limit, "its nodes' files are gone", || {
+        let mut files = fs::read_dir(env::temp_dir()).unwrap().flatten();
+        let left = files.any(|file| file.file_name().to_string_lossy().starts_with(&mark));
+        (!left).then_some(())
+    });
+    Netns::remove_stale();
+}
+
+/// Two clusters at once are too much for a small machine.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The folders of a node's cgroups, in all hierarchies.
+fn cgroups_of(mark: &str) -> Vec<String> {
+    let listed = Command::new("find")
+        .args(["/sys/fs/cgroup", "-type", "d", "-path", &format!("*/{mark}*")])
+        .output();
+    let listed = String::from_utf8(listed.expect("listing cgroups").stdout).expect("cgroups have plain names");
+    listed.lines().map(str::to_owned).collect()
+}
+
+/// A title, and what happens.
+type Chapter<Story> = (&'static str, fn(&Story));
 
 struct Story<'a> {
     cluster: &'a KubeSite<'a>,
     registry: &'a DockerRegistry,
 }
 
+impl Drop for Story<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("{}", self.describe());
+        }
+    }
+}
+
 impl Story<'_> {
     fn tell(&self) {
-        let chapters: [(&str, fn(&Self)); 12] = [
+        let chapters: [Chapter<Self>; 14] = [
             ("it is installed", Self::it_is_installed),
-            (
-                "a labelled deployment comes through the swarm",
-                Self::a_labelled_deployment_comes_through_the_swarm,
-            ),
-            (
-                "an unlabelled pod pulls straight",
-                Self::an_unlabelled_pod_pulls_straight,
-            ),
-            ("a wrong password opens nothing", Self::a_wrong_password_opens_nothing),
+            ("a deployment is labelled", Self::a_deployment_is_labelled),
+            ("a namespace is labelled", Self::a_namespace_is_labelled),
+            ("nothing is labelled", Self::nothing_is_labelled),
+            ("the password is wrong", Self::the_password_is_wrong),
             ("kubectl tells how it is", Self::kubectl_tells_how_it_is),
             ("helm test is content", Self::helm_test_is_content),
-            (
-                "an upgrade restarts what it concerns",
-                Self::an_upgrade_restarts_what_it_concerns,
-            ),
-            (
-                "without peers pods start all the same",
-                Self::without_peers_pods_start_all_the_same,
-            ),
-            (
-                "a mirror that is gone comes back",
-                Self::a_mirror_that_is_gone_comes_back,
-            ),
+            ("it is upgraded", Self::it_is_upgraded),
+            ("no node has a peer", Self::no_node_has_a_peer),
+            ("the mirror is deleted", Self::the_mirror_is_deleted),
             ("it is uninstalled", Self::it_is_uninstalled),
-            (
-                "what was accelerated still pulls",
-                Self::what_was_accelerated_still_pulls,
-            ),
+            ("pods pull without it", Self::pods_pull_without_it),
+            ("it comes back and is purged", Self::it_comes_back_and_is_purged),
             ("nothing of it is left", Self::nothing_of_it_is_left),
         ];
         for (title, chapter) in chapters {
@@ -96,30 +141,18 @@ impl Story<'_> {
         }
         self.create(&pull_secret("registry", PASSWORD));
         self.create(&pull_secret("forged", "wrong"));
-        let values = self.cluster.api().folder("values").join("values.json");
-        let text = json!({
+        let values = json!({
             "p2p": { "registryInstances": REGISTRY },
             "upstreams": [{ "name": REGISTRY, "urls": [format!("http://{REGISTRY}")] }],
             // The registry has no TLS.
             "mirror": { "extraArgs": ["--allow-plain-credentials=true"] },
             "peer": { "extraArgs": ["--allow-plain-credentials=true"] },
         });
-        fs::write(&values, text.to_string()).expect("writing values");
-        self.helm(&[
-            "install",
-            RELEASE,
-            CHART,
-            "--wait",
-            "--timeout=120s",
-            "--values",
-            values.to_str().unwrap(),
-        ]);
+        fs::write(self.values(), values.to_string()).expect("writing values");
+        self.install(&[]);
 
-        let webhook = self
-            .client()
-            .get("MutatingWebhookConfiguration", "", "piecemeal-webhook")
-            .unwrap();
-        for entry in webhook["webhooks"].as_array().unwrap() {
+        let webhook = self.get("MutatingWebhookConfiguration", "", "piecemeal-webhook");
+        for entry in webhook["webhooks"].as_array().into_iter().flatten() {
             let config = &entry["clientConfig"];
             assert!(
                 config["service"]["name"] == "piecemeal-webhook" && config["caBundle"].is_string(),
@@ -127,9 +160,7 @@ impl Story<'_> {
             );
         }
         for node in self.cluster.nodes() {
-            let file = node
-                .etc(&format!("containerd/certs.d/{ACCELERATED}/hosts.toml"))
-                .expect("node set-up has written it");
+            let file = hosts_toml(node, ACCELERATED).expect("node set-up has written it");
             assert!(
                 file.contains("127.0.0.1:65001") && file.contains(&format!("server = \"http://{REGISTRY}\"")),
                 "{file}"
@@ -137,7 +168,7 @@ impl Story<'_> {
         }
     }
 
-    fn a_labelled_deployment_comes_through_the_swarm(&self) {
+    fn a_deployment_is_labelled(&self) {
         let image = app("v1");
         let wan = self.cluster.site().wan_bytes_received();
         let labels = json!({ "app": "web", LABEL: "p2p" });
@@ -169,14 +200,10 @@ impl Story<'_> {
                 .expect("what was done is recorded");
             assert!(config.contains(&image.reference(REGISTRY)), "{config}");
         }
-        let copy = self
-            .client()
-            .get("Secret", SHOP, COPY)
-            .expect("the copy of the pull secret");
-        let content = BASE64_STANDARD
-            .decode(copy["data"][".dockerconfigjson"].as_str().unwrap())
-            .unwrap();
-        assert!(String::from_utf8(content).unwrap().contains(ACCELERATED), "{copy}");
+        let copy = self.get("Secret", SHOP, COPY);
+        let content = copy["data"][".dockerconfigjson"].as_str().unwrap_or_default();
+        let content = BASE64_STANDARD.decode(content).expect("a Secret's content is base64");
+        assert!(String::from_utf8_lossy(&content).contains(ACCELERATED), "{copy}");
 
         for blob in image.blobs() {
             assert_eq!(
@@ -194,15 +221,28 @@ impl Story<'_> {
         );
     }
 
-    fn an_unlabelled_pod_pulls_straight(&self) {
+    fn a_namespace_is_labelled(&self) {
+        for (mode, host) in [(json!("p2p"), ACCELERATED), (Value::Null, REGISTRY)] {
+            let labels = json!({ "metadata": { "labels": { "piecemeal.dev/mode": mode } } });
+            self.patch("Namespace", "", SHOP, &labels);
+            // The API server hears of a namespace's labels a moment later.
+            wait_within(PULL_TIME_MAX, &format!("new pods name {host}"), || {
+                let rehearsed = self.client().dry_run_create(&pod("any", "v2", "registry", false));
+                let image = rehearsed.expect("pods may be created")["spec"]["containers"][0]["image"].clone();
+                (image == *app("v2").reference(host)).then_some(())
+            });
+        }
+    }
+
+    fn nothing_is_labelled(&self) {
         self.create(&pod("plain", "v2", "registry", false));
         self.wait_until_running("plain");
-        let pod = self.client().get("Pod", SHOP, "plain").unwrap();
+        let pod = self.get("Pod", SHOP, "plain");
         assert_eq!(pod["spec"]["containers"][0]["image"], *app("v2").reference(REGISTRY));
         assert_eq!(secrets_of(&pod), ["registry"]);
     }
 
-    fn a_wrong_password_opens_nothing(&self) {
+    fn the_password_is_wrong(&self) {
         self.create(&pod("forged", "v3", "forged", true));
         let reason = wait_within(PULL_TIME_MAX, "the pull is refused", || {
             let pod = self.client().get("Pod", SHOP, "forged")?;
@@ -214,17 +254,18 @@ impl Story<'_> {
         });
         assert!(["ErrImagePull", "ImagePullBackOff"].contains(&&*reason), "{reason}");
         assert_eq!(self.registry.blob_bytes_served(&app("v3").layers()[0].digest), 0);
-        self.delete("Pod", "forged");
+        self.delete("Pod", SHOP, "forged");
     }
 
     fn kubectl_tells_how_it_is(&self) {
         let web = self.client().list("Pod", SHOP);
         let web = web
             .iter()
-            .find_map(|pod| pod["metadata"]["name"].as_str().filter(|name| name.starts_with("web")));
+            .find_map(|pod| pod["metadata"]["name"].as_str().filter(|name| name.starts_with("web")))
+            .expect("the deployment's pods");
         for (arguments, expected) in [
             (vec!["status"], vec!["peer", "2/2", "mirror", "1/1"]),
-            (vec!["why", web.unwrap(), "--namespace", SHOP], vec!["is accelerated"]),
+            (vec!["why", web, "--namespace", SHOP], vec!["is accelerated"]),
             (vec!["why", "plain", "--namespace", SHOP], vec!["(NotLabelled)"]),
             (
                 vec!["node", "node1"],
@@ -251,7 +292,7 @@ impl Story<'_> {
         self.helm(&["test", RELEASE, "--timeout=60s"]);
     }
 
-    fn an_upgrade_restarts_what_it_concerns(&self) {
+    fn it_is_upgraded(&self) {
         let before = self.pods_of_release();
         let change = [
             "--reuse-values",
@@ -273,11 +314,9 @@ impl Story<'_> {
         assert_eq!(self.generations(), generations, "the same once more changes nothing");
     }
 
-    fn without_peers_pods_start_all_the_same(&self) {
+    fn no_node_has_a_peer(&self) {
         let nowhere = json!({ "spec": { "template": { "spec": { "nodeSelector": { "no": "node" } } } } });
-        self.client()
-            .patch("DaemonSet", SYSTEM, "piecemeal-peer", &nowhere)
-            .unwrap();
+        self.patch("DaemonSet", SYSTEM, "piecemeal-peer", &nowhere);
         wait_within(PULL_TIME_MAX, "the peers are gone", || {
             let peers = self
                 .pods_of_release()
@@ -290,17 +329,15 @@ impl Story<'_> {
         self.wait_until_running("unaided");
 
         let back = json!({ "spec": { "template": { "spec": { "nodeSelector": { "no": null } } } } });
-        self.client()
-            .patch("DaemonSet", SYSTEM, "piecemeal-peer", &back)
-            .unwrap();
+        self.patch("DaemonSet", SYSTEM, "piecemeal-peer", &back);
         wait_within(PULL_TIME_MAX, "the peers are back", || {
             let set = self.client().get("DaemonSet", SYSTEM, "piecemeal-peer")?;
             (set["status"]["numberReady"] == 2).then_some(())
         });
     }
 
-    fn a_mirror_that_is_gone_comes_back(&self) {
-        self.client().delete("Pod", SYSTEM, "piecemeal-mirror-0").unwrap();
+    fn the_mirror_is_deleted(&self) {
+        self.delete("Pod", SYSTEM, "piecemeal-mirror-0");
         self.create(&pod("patient", "v5", "registry", true));
         self.wait_until_running("patient");
         wait_within(PULL_TIME_MAX, "the mirror is back", || {
@@ -312,42 +349,79 @@ impl Story<'_> {
     fn it_is_uninstalled(&self) {
         let checked = self.plugin(&["uninstall-check"]);
         assert!(!checked.ok && checked.output.contains("unaided"), "{}", checked.output);
-        self.helm(&["uninstall", RELEASE, "--wait", "--timeout=120s"]);
-        assert_eq!(
-            self.client()
-                .get("MutatingWebhookConfiguration", "", "piecemeal-webhook"),
-            None
-        );
+        self.uninstall();
+        let webhook = self
+            .client()
+            .get("MutatingWebhookConfiguration", "", "piecemeal-webhook");
+        assert_eq!(webhook, None);
+        let copies = self.client().list("Secret", SHOP);
+        let copies: Vec<&str> = copies
+            .iter()
+            .filter_map(|secret| secret["metadata"]["name"].as_str())
+            .collect();
+        assert_eq!(copies, [COPY, "forged", "registry"], "the copy stays that pods name");
         for node in self.cluster.nodes() {
-            let file = node
-                .etc(&format!("containerd/certs.d/{ACCELERATED}/hosts.toml"))
-                .expect("the way back stays");
+            let file = hosts_toml(node, ACCELERATED).expect("the way to the registry stays");
             assert!(file.contains(REGISTRY) && !file.contains("127.0.0.1"), "{file}");
         }
     }
 
-    fn what_was_accelerated_still_pulls(&self) {
+    fn pods_pull_without_it(&self) {
         let mut pod = pod("afterwards", "v6", COPY, true);
         pod["spec"]["containers"][0]["image"] = app("v6").reference(ACCELERATED).into();
         self.create(&pod);
         self.wait_until_running("afterwards");
         self.create(&self::pod("ordinary", "v7", "registry", true));
         self.wait_until_running("ordinary");
-        let ordinary = self.client().get("Pod", SHOP, "ordinary").unwrap();
-        assert_eq!(
-            ordinary["spec"]["containers"][0]["image"],
-            *app("v7").reference(REGISTRY)
-        );
+        assert_eq!(self.image_of("ordinary"), app("v7").reference(REGISTRY));
+    }
+
+    fn it_comes_back_and_is_purged(&self) {
+        self.install(&["--set=uninstall.purge=true"]);
+        self.create(&pod("again", "v8", "registry", true));
+        self.wait_until_running("again");
+        let image = app("v8");
+        assert_eq!(self.image_of("again"), image.reference(ACCELERATED));
+        let layer = &image.layers()[0];
+        assert_eq!(self.registry.blob_bytes_served(&layer.digest), layer.size);
+
+        self.uninstall();
+        for node in self.cluster.nodes() {
+            assert_eq!(hosts_toml(node, ACCELERATED), None);
+            assert!(hosts_toml(node, REGISTRY).is_some(), "that one is the administrator's");
+        }
     }
 
     fn nothing_of_it_is_left(&self) {
-        let keys = ["Secret piecemeal-authority-key", "Secret piecemeal-join-key"];
         let left = wait_within(PULL_TIME_MAX, "its pods are gone", || {
-            let left = self.objects_of_release();
+            let mut left = self.objects_of_release();
+            // Those of tests stay for their logs.
+            left.retain(|object| !object.starts_with("Pod piecemeal-test-"));
             (!left.iter().any(|object| object.starts_with("Pod "))).then_some(left)
         });
-        let others: Vec<&String> = left.iter().filter(|object| !keys.contains(&&***object)).collect();
-        assert!(others.is_empty(), "{others:?}");
+        let kept = ["Secret piecemeal-authority-key", "Secret piecemeal-join-key"];
+        assert_eq!(left, kept, "the site's keys are for whoever comes back");
+    }
+
+    fn install(&self, more: &[&str]) {
+        let values = format!("--values={}", self.values().display());
+        let install = ["install", RELEASE, CHART, "--wait", "--timeout=120s", &values];
+        self.helm(&[&install, more].concat());
+    }
+
+    fn uninstall(&self) {
+        self.helm(&["uninstall", RELEASE, "--wait", "--timeout=120s"]);
+    }
+
+    fn values(&self) -> PathBuf {
+        self.cluster.api().folder("values").join("values.json")
+    }
+
+    /// As the pod's specification has it.
+    fn image_of(&self, pod: &str) -> String {
+        let pod = self.get("Pod", SHOP, pod);
+        let image = pod["spec"]["containers"][0]["image"].as_str();
+        image.expect("a container has an image").to_owned()
     }
 
     fn client(&self) -> &KubeClient {
@@ -360,8 +434,19 @@ impl Story<'_> {
             .unwrap_or_else(|error| panic!("{error}: {object:#}"));
     }
 
-    fn delete(&self, kind: &str, name: &str) {
-        self.client().delete(kind, SHOP, name).unwrap();
+    fn get(&self, kind: &str, namespace: &str, name: &str) -> Value {
+        let object = self.client().get(kind, namespace, name);
+        object.unwrap_or_else(|| panic!("there is no {kind} {namespace}/{name}"))
+    }
+
+    fn patch(&self, kind: &str, namespace: &str, name: &str, change: &Value) {
+        let patched = self.client().patch(kind, namespace, name, change);
+        patched.unwrap_or_else(|error| panic!("changing {kind} {name}: {error}"));
+    }
+
+    fn delete(&self, kind: &str, namespace: &str, name: &str) {
+        let deleted = self.client().delete(kind, namespace, name);
+        deleted.unwrap_or_else(|error| panic!("deleting {kind} {name}: {error}"));
     }
 
     fn wait_until_running(&self, name: &str) {
@@ -377,13 +462,7 @@ impl Story<'_> {
     fn helm(&self, arguments: &[&str]) {
         let mut command = self.cluster.api().admin().helm(arguments);
         let outcome = CommandOutcome::of(command.args(["--namespace", SYSTEM]), Instant::now());
-        assert!(
-            outcome.ok,
-            "helm {}: {}\n{}",
-            arguments.join(" "),
-            outcome.output,
-            self.describe()
-        );
+        assert!(outcome.ok, "helm {}: {}", arguments.join(" "), outcome.output);
     }
 
     /// `kubectl piecemeal`, as kubectl finds it.
@@ -394,7 +473,7 @@ impl Story<'_> {
             symlink(env!("CARGO_BIN_EXE_piecemeal"), &link).expect("linking the plugin");
         }
         let mut command = self.cluster.api().admin().kubectl(&["piecemeal"]);
-        let path = std::env::var("PATH").expect("there is a PATH");
+        let path = env::var("PATH").expect("there is a PATH");
         command
             .args(arguments)
             .env("PATH", format!("{}:{path}", folder.display()));
@@ -517,6 +596,11 @@ fn pull_secret(name: &str, password: &str) -> Value {
     })
 }
 
+/// What the node's containerd knows of a registry.
+fn hosts_toml(node: &Node, registry: &str) -> Option<String> {
+    node.etc(&format!("containerd/certs.d/{registry}/hosts.toml"))
+}
+
 fn secrets_of(pod: &Value) -> Vec<&str> {
     let secrets = pod["spec"]["imagePullSecrets"].as_array().into_iter().flatten();
     secrets.filter_map(|secret| secret["name"].as_str()).collect()
@@ -529,18 +613,10 @@ fn is_running(pod: &Value) -> bool {
 const REGISTRY: &str = "registry.example.com";
 const ACCELERATED: &str = "registry.example.com.piecemeal.internal:65001";
 const REPOSITORY: &str = "library/app";
-const TAGS: [&str; 7] = ["v1", "v2", "v3", "v4", "v5", "v6", "v7"];
+const TAGS: [&str; 8] = ["v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8"];
 const COPY: &str = "acr-credential-registry-p2p";
 const RELEASE: &str = "piecemeal";
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/piecemeal");
 const SYSTEM: &str = "piecemeal";
 const SHOP: &str = "shop";
 const PULL_TIME_MAX: Duration = Duration::from_secs(60);
-
-// DEV
-fn dev_hold(cluster: &KubeSite<'_>) {
-    println!("{}", cluster.api().admin().kubeconfig().display());
-    while std::env::var_os("PM_HOLD").is_some() && !Path::new("/tmp/e2e-go-on").exists() {
-        std::thread::sleep(Duration::from_secs(1));
-    }
-}
