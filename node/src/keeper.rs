@@ -79,16 +79,7 @@ impl KeeperConfig {
     }
 
     fn hosts(&self) -> io::Result<String> {
-        let Some(file) = &self.hosts_file else {
-            return Ok(String::new());
-        };
-        match fs::read_to_string(file) {
-            // A ConfigMap that nobody has written to is an empty folder: no webhook runs, or none has met a host yet.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && file.parent().is_some_and(Path::is_dir) => {
-                Ok(String::new())
-            }
-            read => read,
-        }
+        self.hosts_file.as_ref().map_or(Ok(String::new()), fs::read_to_string)
     }
 
     /// The hosts that are met by now. The webhook may not have met any, and then there is no file.
