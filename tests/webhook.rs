@@ -107,6 +107,9 @@ fn the_label_on_the_pod_decides_and_else_the_one_on_its_namespace() {
             assert_eq!(*annotation == "p2p", expected == Some(label), "{case}: {label}");
         }
     }
+    // What nobody here gives a meaning to is told, and what declines is not even asked about.
+    let unknown = "piecemeal_webhook_skips_total{reason=\"UnknownMode\"}";
+    assert!(Webhook::shared().metric(unknown) > 0.0);
 }
 
 #[test]
@@ -203,7 +206,7 @@ fn a_deployment_is_accelerated_by_the_label_of_its_template_and_by_no_other() {
     }
     let event = wait_until("the ReplicaSet is told", || {
         let mut events = api.client().list("Event", &namespace).into_iter();
-        events.find(|event| event["reason"] == "ImagesAccelerated")
+        events.find(|event| event["reason"] == "Accelerated")
     });
     assert_eq!(event["involvedObject"]["kind"], "ReplicaSet");
     assert!(event["involvedObject"]["name"].as_str().unwrap().starts_with("inside-"));
@@ -223,7 +226,7 @@ fn who_asks_for_acceleration_in_vain_finds_the_reason_at_the_replica_set() {
     let told = |api: &KubeApi| {
         let events = api.client().list("Event", &namespace).into_iter();
         events
-            .filter(|event| event["reason"] == "NoPullSecret")
+            .filter(|event| event["reason"] == "AccelerationSkipped")
             .collect::<Vec<Value>>()
     };
     wait_until("the ReplicaSet is told", || (!told(api).is_empty()).then_some(()));
@@ -232,6 +235,10 @@ fn who_asks_for_acceleration_in_vain_finds_the_reason_at_the_replica_set() {
     });
     let events = told(api);
     assert_eq!(events.len(), 1, "three pods, one message");
+    assert!(
+        events[0]["message"].as_str().unwrap().starts_with("NoPullSecret: "),
+        "{events:?}"
+    );
     assert_eq!(
         (&events[0]["type"], &events[0]["involvedObject"]["name"]),
         (&json!("Warning"), &json!("app"))
@@ -690,7 +697,11 @@ fn what_is_no_question_is_refused_and_the_next_one_is_answered() {
     ];
     for (case, path, body, expected) in cases {
         let (status, text) = webhook.post(path, body);
-        assert_eq!(status, expected, "{case}: {text}");
+        // Whoever still sends when the answer is there may not hear it.
+        assert!(
+            status == expected || (status, expected) == (0, 413),
+            "{case}: {status} {text}"
+        );
     }
 }
 

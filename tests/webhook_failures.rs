@@ -121,9 +121,15 @@ fn certificates_of_somebody_else_are_read_again_when_they_change() {
     wait_until("the new certificate is shown", || (shown() == 2).then_some(()));
     // One that does not belong to its key is not shown, and the last one goes on.
     fs::write(dir.join("tls.key"), KeyPair::generate().unwrap().serialize_pem()).unwrap();
+    let log = || webhook.replicas[0].process.log_text();
     wait_until("it says so", || {
-        (webhook.replicas[0].admin("/readyz").status != 200).then_some(())
+        log().contains("the certificate is not as it should be").then_some(())
     });
+    assert_eq!(
+        webhook.replicas[0].admin("/readyz").status,
+        200,
+        "the one before it is still good"
+    );
     ca.sign_into(&dir);
     wait_until("the third certificate is shown", || (shown() == 3).then_some(()));
     webhook.replicas[0].wait_until_ready();

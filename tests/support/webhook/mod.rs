@@ -182,7 +182,8 @@ impl<'a> Webhook<'a> {
         String::from_utf8(BASE64_STANDARD.decode(bundle).expect("base64")).expect("PEM is text")
     }
 
-    /// Posts to the first replica as the API server does, trusting what it trusts. The answer's status and text.
+    /// Posts to the first replica as the API server does, trusting what it trusts. The answer's status and text; 0 where none
+    /// was heard.
     pub fn post(&self, path: &str, body: Vec<u8>) -> (u16, String) {
         let url = format!("https://{}{path}", self.replicas[0].listen);
         let bundle = self.ca_bundle();
@@ -194,9 +195,10 @@ impl<'a> Webhook<'a> {
             .build()
             .expect("building an HTTP client");
         runtime().block_on(async {
-            let answer = client.post(url).body(body).send().await.expect("the webhook answers");
-            let status = answer.status().as_u16();
-            (status, answer.text().await.unwrap_or_default())
+            match client.post(url).body(body).send().await {
+                Ok(answer) => (answer.status().as_u16(), answer.text().await.unwrap_or_default()),
+                Err(error) => (0, format!("{error:?}")),
+            }
         })
     }
 

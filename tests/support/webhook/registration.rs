@@ -82,6 +82,7 @@ pub(super) fn register(api: &KubeApi, name: &str, listen: SocketAddr, ca: Option
         json!({"matchLabels": {label: "p2p"}, "matchExpressions": expressions})
     };
     let unlabelled = json!({"matchExpressions": [absent(neutral), absent(LABEL)]});
+    let alias = [asks(LABEL), vec![absent(neutral)]].concat();
     let webhooks = [
         entry(
             "pod.piecemeal.dev",
@@ -93,7 +94,7 @@ pub(super) fn register(api: &KubeApi, name: &str, listen: SocketAddr, ca: Option
             "pod.alias.piecemeal.dev",
             "/mutate/pod",
             anywhere.clone(),
-            json!({"matchExpressions": ([asks(LABEL), vec![absent(neutral)]].concat())}),
+            json!({"matchExpressions": alias}),
         ),
         entry(
             "namespace.piecemeal.dev",
