@@ -4,7 +4,7 @@ use std::{env, path::PathBuf};
 
 use super::super::tools::go_tool;
 
-/// One of etcd, kube-apiserver, kube-controller-manager, kubectl, helm, crictl.
+/// One of those that `cargo xtask kube-assets` builds.
 ///
 /// # Panics
 /// When it is not there, with the command that builds it.

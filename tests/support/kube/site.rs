@@ -1,11 +1,17 @@
 //! A whole Kubernetes on a [`Site`]: the API server and what belongs to it on the mirror's machine, and a kubelet on every
 //! node.
 //!
-//! What differs from a usual cluster: a node is no virtual machine but some namespaces, pods reach each other by routes and
-//! not through an overlay, the cluster's DNS is no pod but a program beside the API server, and images that a cluster has
-//! from a public registry (the pause image, the product's) are imported.
+//! What differs from a usual cluster: a node is no virtual machine but some namespaces; pods reach each other by routes and
+//! not through an overlay; the proxy and the cluster's DNS are programs and not pods, and the DNS knows no names of others;
+//! the API server asks webhooks at their pods and not at their Service; images that a cluster has from a public registry
+//! (the pause image, the product's) are imported; pods have no cgroups by their quality of service.
 
-use std::{fs, path::PathBuf, process::Command, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use super::{
     super::{
@@ -36,6 +42,10 @@ impl<'a> KubeSite<'a> {
     ///
     /// Once in a process: clients keep threads on that machine.
     pub fn run(site: &'a Site, registry: &str, test: impl FnOnce(&Self) + Send) {
+        assert!(
+            Path::new(PLUGIN).is_file(),
+            "nodes need {PLUGIN} (apt-get install containernetworking-plugins)"
+        );
         site.mirror().enter(|| {
             let cluster = Self::start(site, registry);
             test(&cluster);
@@ -184,6 +194,7 @@ fn dns(api: &KubeApi, registry: &str) -> Process {
     Process::start("coredns", command, &api.folder("kube").join("coredns.log"))
 }
 
+const PLUGIN: &str = "/usr/lib/cni/bridge";
 const PODS: &str = "10.55.0.0/16";
 /// As the chart has it.
 const IMAGES_HOST: &str = "localhost";
