@@ -294,13 +294,7 @@ impl Story<'_> {
 
     fn it_is_upgraded(&self) {
         let before = self.pods_of_release();
-        let change = [
-            "--reuse-values",
-            "--set=p2p.plusMode.cacheTTL=72h",
-            "--wait",
-            "--timeout=120s",
-        ];
-        self.helm(&[&["upgrade", RELEASE, CHART][..], &change].concat());
+        self.upgrade(&["--set=p2p.plusMode.cacheTTL=72h"]);
         let after = self.pods_of_release();
         let restarted: BTreeSet<&str> = after
             .iter()
@@ -310,7 +304,7 @@ impl Story<'_> {
         assert_eq!(restarted, BTreeSet::from(["mirror"]));
 
         let generations = self.generations();
-        self.helm(&["upgrade", RELEASE, CHART, "--reuse-values", "--wait", "--timeout=120s"]);
+        self.upgrade(&[]);
         assert_eq!(self.generations(), generations, "the same once more changes nothing");
     }
 
@@ -377,7 +371,11 @@ impl Story<'_> {
     }
 
     fn it_comes_back_and_is_purged(&self) {
-        self.install(&["--set=uninstall.purge=true"]);
+        self.install(&["--set=uninstall.purge=true", "--set=webhook.enabled=false"]);
+        let rehearsed = self.client().dry_run_create(&pod("any", "v8", "registry", true));
+        let image = &rehearsed.expect("pods may be created")["spec"]["containers"][0]["image"];
+        assert_eq!(*image, *app("v8").reference(REGISTRY), "nothing is accelerated");
+        self.upgrade(&["--set=webhook.enabled=true"]);
         self.create(&pod("again", "v8", "registry", true));
         self.wait_until_running("again");
         let image = app("v8");
@@ -407,6 +405,11 @@ impl Story<'_> {
         let values = format!("--values={}", self.values().display());
         let install = ["install", RELEASE, CHART, "--wait", "--timeout=120s", &values];
         self.helm(&[&install, more].concat());
+    }
+
+    fn upgrade(&self, more: &[&str]) {
+        let upgrade = ["upgrade", RELEASE, CHART, "--reuse-values", "--wait", "--timeout=120s"];
+        self.helm(&[&upgrade, more].concat());
     }
 
     fn uninstall(&self) {
