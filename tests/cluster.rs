@@ -165,6 +165,13 @@ impl Story<'_> {
                 file.contains("127.0.0.1:65001") && file.contains(&format!("server = \"http://{REGISTRY}\"")),
                 "{file}"
             );
+            let status = node
+                .run(&[env!("CARGO_BIN_EXE_piecemeal"), "node", "status"])
+                .expect_ok()
+                .output;
+            for part in ["containerd: ready", "hosts.toml: ours", "127.0.0.1:65001 by piecemeal"] {
+                assert!(status.contains(part), "{part:?} in {status}");
+            }
         }
     }
 
@@ -188,6 +195,10 @@ impl Story<'_> {
 
         let nodes: BTreeSet<&str> = pods.iter().filter_map(|pod| pod["spec"]["nodeName"].as_str()).collect();
         assert_eq!(nodes.len(), 2, "both nodes pulled it");
+        for node in self.cluster.nodes() {
+            let images = node.crictl(&["images"]).expect_ok().output;
+            assert!(images.contains(&format!("{ACCELERATED}/{REPOSITORY}")), "{images}");
+        }
         for pod in &pods {
             let accelerated = image.reference(ACCELERATED);
             assert_eq!(pod["spec"]["containers"][0]["image"], *accelerated, "{pod:#}");

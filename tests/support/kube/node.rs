@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
+    time::Instant,
 };
 
 use serde_json::{Value, json};
@@ -94,29 +95,20 @@ impl Node {
         assert!(ended.is_none(), "{} has ended\n{}", self.name, self.log_tail());
     }
 
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     /// The content of a file below the node's /etc that is not this machine's.
     pub fn etc(&self, path: &str) -> Option<String> {
         fs::read_to_string(self.folder.join("host/etc").join(path)).ok()
     }
 
-    /// What the node's containerd is asked.
+    /// What the node's containerd says.
     pub fn crictl(&self, arguments: &[&str]) -> CommandOutcome {
         let crictl = program("crictl");
-        let mut all = vec![
-            crictl.to_str().expect("the tools' path is text"),
-            "--runtime-endpoint",
-            SOCKET,
-        ];
-        all.extend(arguments);
-        CommandOutcome::of(&mut self.command(&all), std::time::Instant::now())
+        let crictl = crictl.to_str().expect("the tools' path is text");
+        self.run(&[&[crictl, "--runtime-endpoint", SOCKET], arguments].concat())
     }
 
-    /// A program that runs on the node.
-    pub fn command(&self, words: &[&str]) -> Command {
+    /// Runs a program on the node to its end.
+    pub fn run(&self, words: &[&str]) -> CommandOutcome {
         let pid = fs::read_to_string(self.folder.join("machine.pid")).expect("the node runs");
         let pid = pid.trim();
         let mut command = Command::new("nsenter");
@@ -124,7 +116,7 @@ impl Node {
             .args(["--target", pid, "--mount", "--uts", "--ipc", "--net", "--cgroup"])
             .arg(format!("--pid=/proc/{pid}/ns/pid_for_children"))
             .args(words);
-        command
+        CommandOutcome::of(&mut command, Instant::now())
     }
 
     /// The end of what its programs said.
