@@ -1113,3 +1113,50 @@ fn containerd_is_given_its_line_only_where_a_restart_is_allowed_and_works() {
     );
     assert_eq!(fs::read_to_string(config).expect("the configuration"), "version = 2\n");
 }
+
+#[test]
+fn reach_tells_name_line_certificate_and_registry_apart() {
+    let registry = |status: &'static str| {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            use std::io::{Read, Write};
+            // The first one only sees whether somebody is there.
+            for stream in listener.incoming().take(2) {
+                let mut stream = stream.unwrap();
+                let _ = stream.read(&mut [0; 1024]);
+                let _ = write!(
+                    stream,
+                    "HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+                );
+            }
+        });
+        address
+    };
+    let closed = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap()
+    };
+    let cases = [
+        (format!("http://{}", registry("200 OK")), true, "it answers"),
+        (
+            format!("http://{}", registry("401 Unauthorized")),
+            true,
+            "asks for credentials",
+        ),
+        (format!("http://{}", registry("403 Forbidden")), false, "access list"),
+        (format!("http://{}", registry("404 Not Found")), false, "no registry"),
+        (format!("https://{}", registry("200 OK")), false, "HTTP: "),
+        (format!("http://{closed}"), false, "TCP: "),
+        ("http://nowhere.invalid".to_owned(), false, "DNS: "),
+    ];
+    for (url, is_good, part) in cases {
+        let output = Command::new(env!("CARGO_BIN_EXE_piecemeal"))
+            .args(["reach", "--upstream", &format!("a={url}")])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.success(), is_good, "{url}: {said}");
+        assert!(said.contains(part), "{url}: {part:?} in {said}");
+    }
+}

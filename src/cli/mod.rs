@@ -11,6 +11,7 @@ mod keygen;
 mod kubectl;
 mod node;
 mod pull;
+mod reach;
 mod status;
 mod up;
 
@@ -71,6 +72,8 @@ enum Command {
     /// Look at what a mirror or peer keeps; remove, verify and prefetch
     #[command(subcommand)]
     Cache(cache::CacheCommand),
+    /// Ask registries whether they can be reached from here, and say what is in the way
+    Reach(reach::ReachArgs),
     /// Write the keys of a new site
     Keygen(keygen::KeygenArgs),
     /// Run a site's mirror: the one that talks to the registries
@@ -125,6 +128,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Pull(args) => pull::run(args),
         Command::Status(args) => status::run(&args),
         Command::Cache(command) => cache::run(command),
+        Command::Reach(args) => reach::run(&args),
         Command::Keygen(args) => keygen::run(&args),
         Command::Mirror(args) => daemon::run_mirror(args),
         Command::Scheduler(args) => daemon::run_scheduler(args),

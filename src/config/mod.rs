@@ -22,4 +22,5 @@ pub(crate) use node::NodeSettings;
 pub(crate) use problems::{ConfigProblemsError, Problems};
 pub(crate) use raw::{RawMirror, RawNode, RawPeer, RawScheduler, RawUp, RawWebhook};
 pub(crate) use size::parse_size;
+pub(crate) use upstream::read_upstreams;
 pub(crate) use validate::{DaemonSettings, SiteOfOne, UpSettings, site_of_one};

@@ -134,6 +134,11 @@ fn proxy(problems: &mut Problems, text: Text, no_proxy: Text) -> Option<ProxyCon
     Some(proxy)
 }
 
+/// Reads `--upstream` by itself.
+pub(crate) fn read_upstreams(problems: &mut Problems, texts: Vec<String>) -> Option<Vec<UpstreamConfig>> {
+    upstreams(problems, "upstream", Some(texts))
+}
+
 /// `NAME=URL` each.
 pub(super) fn upstreams(problems: &mut Problems, key: &str, texts: Texts) -> Option<Vec<UpstreamConfig>> {
     let texts = problems.require(key, texts.filter(|texts| !texts.is_empty()))?;

@@ -215,8 +215,11 @@ impl Keeper {
         };
         match wanted {
             Some(authority) if leads => {
-                let mut object = self.object(&authority);
-                object["metadata"]["resourceVersion"] = secret["metadata"]["resourceVersion"].clone();
+                // A chart's labels are on it, and stay.
+                let mut object = secret.clone();
+                if let Some(fields) = object.as_object_mut() {
+                    fields.insert("data".to_owned(), authority.data());
+                }
                 self.cluster.replace(&path, &object).await?;
                 info!("Secret {} has another CA", self.secret);
                 Ok(authority)
