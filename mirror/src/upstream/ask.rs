@@ -8,7 +8,7 @@ use reqwest::{
     Method, RequestBuilder, Response, StatusCode,
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, LOCATION, RANGE, RETRY_AFTER, VIA, WWW_AUTHENTICATE},
 };
-use tracing::debug;
+use tracing::{debug, warn};
 use url::Url;
 
 use super::{
@@ -428,12 +428,23 @@ impl Upstream {
     /// A client answers a challenge with its secrets: one that leads elsewhere is not passed on.
     fn may_be_replayed(&self, endpoint: &Endpoint, challenge: &str) -> bool {
         // A mirror has looked at it already, with the registry's own URL before it.
-        self.node.is_some()
+        let may = self.node.is_some()
             || match Challenge::parse(challenge) {
                 Some(bearer) => bearer.token_url(&endpoint.url, "").is_some(),
                 // Of other schemes, those that name no place to go to.
                 None => !challenge.to_ascii_lowercase().contains("bearer"),
-            }
+            };
+        if !may {
+            self.withheld.call_once(|| {
+                warn!(
+                    upstream = self.name,
+                    "{} sends clients to log in at another site, or in the clear; nobody is sent there, and its private images are pulled \
+                     past this mirror",
+                    self.name
+                );
+            });
+        }
+        may
     }
 }
 

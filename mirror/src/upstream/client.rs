@@ -1,6 +1,10 @@
 //! What is asked of one upstream registry: manifests, blobs, and lists of names.
 
-use std::{error::Error, sync::Arc, time::Duration};
+use std::{
+    error::Error,
+    sync::{Arc, Once},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use piecemeal_proto::{Digest, MANIFEST_ACCEPT, MANIFEST_BYTES_MAX, Reference};
@@ -55,6 +59,8 @@ pub struct Upstream {
     pub(super) serves_site: bool,
     pub(super) allow_plain_credentials: bool,
     pub(super) rewrites: Arc<Rewrites>,
+    /// Done once somebody has been told that its challenges are not passed on.
+    pub(super) withheld: Once,
     /// This daemon, as `Via` names it.
     pub(super) via: String,
     pub(super) lanes: Lanes,

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, Once},
     time::Duration,
 };
 
@@ -275,6 +275,7 @@ impl Maker {
             serves_site: config.serves_site,
             allow_plain_credentials: self.allow_plain_credentials,
             rewrites: Arc::clone(&self.rewrites),
+            withheld: Once::new(),
             via: self.via.clone(),
             lanes: Lanes::default(),
             limits,
