@@ -57,10 +57,13 @@ one failed pull at night wakes nobody. Each has its runbook under its own name.
 {{- if include "piecemeal.node.on" . }}
 - name: piecemeal-nodes
   rules:
+    {{- /* Which nodes node set-up takes for a peer's goes by the pools, which peer.nodeSelector narrows. */}}
+    {{- if not .Values.peer.nodeSelector }}
     {{- include "piecemeal.alert" (dict "root" . "name" "PiecemealPeerMissing" "for" "15m" "severity" "warning"
         "expr" "count(up{piecemeal_component=\"node\",has_peer=\"present\"} == 1 unless on (node) up{piecemeal_component=\"peer\"})\n/ count(up{piecemeal_component=\"node\",has_peer=\"present\"} == 1) > 0.1"
         "summary" "{{ $value | humanizePercentage }} of the nodes that are to have a peer have none"
         "description" "It was not scheduled, or was deleted. Those nodes pull from the registry itself, over the WAN.") | nindent 4 }}
+    {{- end }}
     {{- include "piecemeal.alert" (dict "root" . "name" "PiecemealRuntimeNotReady" "for" "15m" "severity" "warning"
         "expr" "min by (node, runtime) (piecemeal_node_runtime_ready) == 0"
         "summary" "{{ $labels.runtime }} of {{ $labels.node }} does not read the files of node set-up"
