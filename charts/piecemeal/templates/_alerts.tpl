@@ -10,12 +10,12 @@ one failed pull at night wakes nobody. Each has its runbook under its own name.
         "summary" "{{ $value | humanizePercentage }} of the peers of pool {{ $labels.pool }} do not answer"
         "description" "Their nodes pull from the registry itself, over the WAN.") | nindent 4 }}
     {{- include "piecemeal.alert" (dict "root" . "name" "PiecemealMirrorDown" "for" "5m" "severity" "critical"
-        "expr" "max by (pool) (up{piecemeal_component=\"mirror\"}) == 0"
+        "expr" (include "piecemeal.gone" "mirror")
         "summary" "The mirror of pool {{ $labels.pool }} does not answer"
         "description" "The site serves what it has; anything new comes over the WAN, once for each node or blob.") | nindent 4 }}
     {{- if include "piecemeal.scheduler.on" . }}
     {{- include "piecemeal.alert" (dict "root" . "name" "PiecemealSchedulerUnreachable" "for" "10m" "severity" "warning"
-        "expr" "sum by (pool) (piecemeal_scheduler_sessions{role=\"peer\"}) / count by (pool) (up{piecemeal_component=\"peer\"} == 1) < 0.8\nor max by (pool) (up{piecemeal_component=\"scheduler\"}) == 0"
+        "expr" (print (include "piecemeal.gone" "scheduler") "\nor sum by (pool) (piecemeal_scheduler_sessions{role=\"peer\"}) / count by (pool) (up{piecemeal_component=\"peer\"} == 1) < 0.8")
         "summary" "Peers of pool {{ $labels.pool }} have no session with their scheduler"
         "description" "They take every piece from the mirror, whose network card then carries all.") | nindent 4 }}
     {{- include "piecemeal.alert" (dict "root" . "name" "PiecemealPlacementRestarted" "for" "0m" "severity" "warning"
@@ -54,9 +54,16 @@ one failed pull at night wakes nobody. Each has its runbook under its own name.
         "summary" "The peer of {{ $labels.node }} has used p2p.ratelimit for half an hour"
         "description" "Pulls on it are slower than its network.") | nindent 4 }}
     {{- end }}
-{{- if .Values.node.enabled }}
+{{- if include "piecemeal.node.on" . }}
 - name: piecemeal-nodes
   rules:
+    {{- /* Which nodes node set-up takes for a peer's goes by the pools, which peer.nodeSelector narrows. */}}
+    {{- if not .Values.peer.nodeSelector }}
+    {{- include "piecemeal.alert" (dict "root" . "name" "PiecemealPeerMissing" "for" "15m" "severity" "warning"
+        "expr" "count(up{piecemeal_component=\"node\",has_peer=\"present\"} == 1 unless on (node) up{piecemeal_component=\"peer\"})\n/ count(up{piecemeal_component=\"node\",has_peer=\"present\"} == 1) > 0.1"
+        "summary" "{{ $value | humanizePercentage }} of the nodes that are to have a peer have none"
+        "description" "It was not scheduled, or was deleted. Those nodes pull from the registry itself, over the WAN.") | nindent 4 }}
+    {{- end }}
     {{- include "piecemeal.alert" (dict "root" . "name" "PiecemealRuntimeNotReady" "for" "15m" "severity" "warning"
         "expr" "min by (node, runtime) (piecemeal_node_runtime_ready) == 0"
         "summary" "{{ $labels.runtime }} of {{ $labels.node }} does not read the files of node set-up"
@@ -101,6 +108,12 @@ one failed pull at night wakes nobody. Each has its runbook under its own name.
 {{- end }}
 {{- end }}
 
+{{/* A component: no daemon of it answers in a pool that has peers. One that is Pending or deleted has no `up` at all. */}}
+{{- define "piecemeal.gone" -}}
+max by (pool) (up{piecemeal_component="{{ . }}"}) == 0
+or count by (pool) (up{piecemeal_component="peer"}) unless on (pool) up{piecemeal_component="{{ . }}"}
+{{- end }}
+
 {{- define "piecemeal.alert" -}}
 - alert: {{ .name }}
   expr: |-
@@ -112,6 +125,17 @@ one failed pull at night wakes nobody. Each has its runbook under its own name.
     summary: {{ .summary | toRawJson }}
     description: {{ .description | toRawJson }}
     runbook_url: {{ printf "%s#%s" .root.Values.monitoring.runbookUrl (lower .name) | quote }}
+{{- end }}
+
+{{/* A duration in seconds, as daemons read it. */}}
+{{- define "piecemeal.seconds" -}}
+{{- $units := dict "s" 1 "sec" 1 "m" 60 "min" 60 "h" 3600 "hr" 3600 "d" 86400 "day" 86400 "days" 86400 "w" 604800 "week" 604800 "weeks" 604800 -}}
+{{- $seconds := 0 -}}
+{{- range regexFindAll "[0-9]+[a-z]+" (nospace .) -1 -}}
+{{- $unit := regexFind "[a-z]+$" . -}}
+{{- $seconds = add $seconds (mul (trimSuffix $unit . | int64) (get $units $unit | default 0)) -}}
+{{- end -}}
+{{- $seconds -}}
 {{- end }}
 
 {{/* A size in bytes, as daemons read it. */}}

@@ -54,6 +54,31 @@
 {{- if and (eq .Values.webhook.nameStyle "mirror") (eq .Values.node.names "accelerated") -}}
 {{- fail "webhook.nameStyle=mirror leaves images' names as they are, and node.names=accelerated sets nodes up for other names: leave node.names out" -}}
 {{- end -}}
+{{- range $of, $path := dict "peer.cacheHostPath" .Values.peer.cacheHostPath "p2p.plusMode.cacheHostPath" $plus.cacheHostPath -}}
+{{- if or (eq (clean $path) "/") (regexMatch "^/(bin|boot|dev|etc|lib|lib32|lib64|proc|run|sbin|sys|usr)(/|$)" (clean $path)) -}}
+{{- fail (printf "%s=%s: that is the system's own, and would fill up with content; name a folder for it, such as /var/lib/piecemeal" $of $path) -}}
+{{- end -}}
+{{- end -}}
+{{- range $extra := .Values.node.extraHostPaths -}}
+{{- $path := clean $extra -}}
+{{- range include "piecemeal.node.paths.own" $ | fromJsonArray -}}
+{{- if or (eq $path "/") (eq $path .path) (and (not .only) (hasPrefix (printf "%s/" (trimSuffix "/" .path)) $path)) -}}
+{{- fail (printf "node.extraHostPaths: %s is or would be mounted already; leave it out, and name single folders only" $extra) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and (eq .Values.service.ipFamilyPolicy "SingleStack") (gt (len .Values.service.ipFamilies) 1) -}}
+{{- fail "service.ipFamilyPolicy=SingleStack has one family, and service.ipFamilies has two: leave one out, or choose PreferDualStack" -}}
+{{- end -}}
+{{- $labels := dict "commonLabels" .Values.commonLabels -}}
+{{- range list "peer" "mirror" "scheduler" "webhook" "node" }}{{ $_ := set $labels (printf "%s.podLabels" .) (index $.Values . "podLabels") }}{{ end -}}
+{{- range $of, $set := $labels -}}
+{{- range $key, $_ := $set -}}
+{{- if regexMatch "^(app\\.kubernetes\\.io/(name|instance|component|version|managed-by)|helm\\.sh/chart|piecemeal\\.dev/.+)$" $key -}}
+{{- fail (printf "%s: the label %s is the chart's own, by which Services and controllers find their pods; choose another" $of $key) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- range list "peer" "mirror" "scheduler" "webhook" "node" -}}
 {{- if dig "nodeAffinity" "requiredDuringSchedulingIgnoredDuringExecution" dict (index $.Values . "affinity") -}}
 {{- fail (printf "%s.affinity.nodeAffinity: what is required of nodes follows from p2p.plusMode; use %s.nodeSelector to narrow it, or preferredDuringSchedulingIgnoredDuringExecution" . .) -}}
@@ -63,6 +88,17 @@
 {{- range .Values.upstreams -}}
 {{- if has .name $names -}}{{- fail (printf "upstreams: %s is there twice; one entry may have several urls" .name) -}}{{- end -}}
 {{- $names = append $names .name -}}
+{{- include "piecemeal.port.check" (list "upstreams" .name) -}}
 {{- if and .serveSite (not .credentialsSecret) -}}{{- fail (printf "upstreams: %s has serveSite and no credentialsSecret to serve the site with" .name) -}}{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/* [of what, registry]: its port, if it has one, is a port. */}}
+{{- define "piecemeal.port.check" -}}
+{{- $port := regexFind ":[0-9]+$" (index . 1) | trimPrefix ":" -}}
+{{- if $port -}}
+{{- if or (gt (len $port) 5) (gt (int64 $port) 65535) (eq (int64 $port) 0) -}}
+{{- fail (printf "%s: %q: there is no port %s; ports are 1 to 65535" (index . 0) (index . 1) $port) -}}
+{{- end -}}
 {{- end -}}
 {{- end }}

@@ -119,6 +119,11 @@ annotations:
 {{- if and .Values.p2p.plusMode.enable .Values.webhook.enabled }}on{{ end -}}
 {{- end }}
 
+{{/* Names of the style localhost are 127.0.0.1, which runtimes know: nodes are set up only if names are asked for besides. */}}
+{{- define "piecemeal.node.on" -}}
+{{- if and .Values.p2p.plusMode.enable .Values.node.enabled (or (ne .Values.webhook.nameStyle "localhost") .Values.node.names) }}on{{ end -}}
+{{- end }}
+
 {{- define "piecemeal.scheduler.on" -}}
 {{- if and .Values.p2p.plusMode.enable (eq .Values.p2p.plusMode.downloadPattern "p2p") }}on{{ end -}}
 {{- end }}

@@ -1,12 +1,29 @@
 {{/* [context, component]: nobody but a node's set-up needs a user of root's. */}}
 {{- define "piecemeal.pod.security" -}}
-{{- $ours := dict "runAsNonRoot" true "runAsUser" 65532 "runAsGroup" 65532 "fsGroup" 65532 "fsGroupChangePolicy" "OnRootMismatch" -}}
-{{- include "piecemeal.pod.security.of" (append . $ours) -}}
+{{- include "piecemeal.pod.security.of" (append . (include "piecemeal.user" . | fromYaml)) -}}
 {{- end }}
 
-{{/* The same for root, but without any of its capabilities: what root owns can be written, and nothing else done. */}}
+{{/* The same with a folder of the host, which SELinux shows to no container of the ordinary type. */}}
+{{- define "piecemeal.pod.security.host" -}}
+{{- $ours := include "piecemeal.user" . | fromYaml -}}
+{{- include "piecemeal.pod.security.of" (append . (merge $ours (include "piecemeal.selinux" (index . 0) | fromYaml))) -}}
+{{- end }}
+
+{{- define "piecemeal.user" -}}
+{runAsNonRoot: true, runAsUser: 65532, runAsGroup: 65532, fsGroup: 65532, fsGroupChangePolicy: OnRootMismatch}
+{{- end }}
+
+{{- define "piecemeal.selinux" -}}
+{{- with .Values.seLinuxOptions -}}
+seLinuxOptions:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* The same with folders of the host and for root, but without any of its capabilities: what root owns can be written, and nothing else done. */}}
 {{- define "piecemeal.pod.security.root" -}}
-{{- include "piecemeal.pod.security.of" (append . (dict "runAsUser" 0 "runAsGroup" 0)) -}}
+{{- $ours := dict "runAsUser" 0 "runAsGroup" 0 -}}
+{{- include "piecemeal.pod.security.of" (append . (merge $ours (include "piecemeal.selinux" (index . 0) | fromYaml))) -}}
 {{- end }}
 
 {{- define "piecemeal.pod.security.of" -}}
@@ -39,9 +56,15 @@ annotations:
 {{- end }}
 {{- end }}
 
+{{/* A cache's quota: a volume that goes with its pod. More than the quota and what is on its way ends the pod rather than fills the node. */}}
+{{- define "piecemeal.scratch" -}}
+{{- $quota := include "piecemeal.bytes" . | int64 -}}
+emptyDir: {{ if $quota }}{sizeLimit: {{ add (div (mul $quota 5) 4194304) 1024 }}Mi}{{ else }}{}{{ end }}
+{{- end }}
+
 {{/*
 [context, component, terms]: where a component's pods run. `terms` as in _pools.tpl: what a node must be by the chart's own
-reasons. Service links are off, since a Service's variables look like settings of ours.
+reasons. With "hook" at the end they have no priority: what grants it may not be there yet, or any more. Service links are off, since a Service's variables look like settings of ours.
 */}}
 {{- define "piecemeal.pod.place" -}}
 {{- $context := index . 0 -}}
@@ -53,7 +76,7 @@ imagePullSecrets:
   - name: {{ . }}
   {{- end }}
 {{- end }}
-{{- with $values.priorityClassName }}
+{{- with ternary "" $values.priorityClassName (has "hook" .) }}
 priorityClassName: {{ . }}
 {{- end }}
 nodeSelector:

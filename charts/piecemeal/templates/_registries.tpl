@@ -37,6 +37,7 @@ that one of them knows is known to all.
 {{- if not (regexMatch "^(\\*\\.)?[a-z0-9]([a-z0-9-]*[a-z0-9])?(\\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*(:[0-9]+)?$|^\\[[0-9a-f:]+\\](:[0-9]+)?$" $host) -}}
 {{- fail (printf "p2p.registryInstances: %q is not a registry: write an instance's id (cri-xxx), a host (docker.io, reg.example.com:5000), a pattern (*.example.com), or an id with its domains (cri-xxx=host1+host2)" .) -}}
 {{- end -}}
+{{- include "piecemeal.port.check" (list "p2p.registryInstances" $host) -}}
 {{- $clean = append $clean $host -}}
 {{- end -}}
 {{- $registries = append $registries (dict "id" $id "hosts" (uniq $clean)) -}}
@@ -155,4 +156,25 @@ rewrite_redirects = ["oss-accelerate"]
     sources:
       {{- toYaml . | nindent 6 }}
 {{- end }}
+{{- end }}
+
+{{/* [context, image with its registry]: what the webhook calls it. */}}
+{{- define "piecemeal.accelerated" -}}
+{{- $values := (index . 0).Values -}}
+{{- $port := int $values.p2p.port -}}
+{{- $parts := splitn "/" 2 (index . 1) -}}
+{{- $registry := $parts._0 -}}
+{{- if or (not $parts._1) (not (regexMatch "^[a-z0-9][a-z0-9.-]*(:[0-9]+)?$" $registry)) (not (regexMatch "[.:]" $registry)) -}}
+{{- fail (printf "tests.image: %q has no registry in front: write all of it, as docker.io/library/alpine:3.20" (index . 1)) -}}
+{{- end -}}
+{{- if eq $values.webhook.nameStyle "mirror" -}}
+{{- index . 1 -}}
+{{- else if eq $values.webhook.nameStyle "localhost" -}}
+{{- printf "127.0.0.1:%d/%s/%s" $port (replace ":" "__" $registry) $parts._1 -}}
+{{- else if hasSuffix ".cr.aliyuncs.com" $registry -}}
+{{- $labels := splitn "." 2 $registry -}}
+{{- printf "%s.distributed.%s:%d/%s" $labels._0 $labels._1 $port $parts._1 -}}
+{{- else -}}
+{{- printf "%s.piecemeal.internal:%d/%s" (replace ":" "." $registry) $port $parts._1 -}}
+{{- end -}}
 {{- end }}

@@ -24,7 +24,7 @@ def escape(text):
 def kind(schema):
     """What may be written, in a word or by its choices."""
     if name := schema.get("$ref"):
-        return {"pathOrEmpty": "path", "labels": "map"}.get(name.rsplit("/", 1)[1], name.rsplit("/", 1)[1])
+        return {"pathOrEmpty": "path", "labels": "map", "someDuration": "duration", "resources": "map"}.get(name.rsplit("/", 1)[1], name.rsplit("/", 1)[1])
     if choices := schema.get("enum"):
         texts = dict.fromkeys(str(choice).lower() if isinstance(choice, bool) else choice for choice in choices)
         return ", ".join(f"`{text}`" if text else "empty" for text in texts)

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import unittest
 
-from chart import CI_VALUES, configurations, containers, key, pods, tool, with_file
+from chart import CI_VALUES, by_key, configurations, containers, key, pod_spec, pods, tool, with_file, with_values
 
 DAEMONS = ("mirror", "scheduler", "peer", "webhook")
 # A pod's fields, as variables take them.
@@ -28,7 +28,7 @@ class Binary(unittest.TestCase):
             texts = {document["metadata"]["name"]: document["data"] for document, _, _ in configurations(documents)}
             for document, spec in pods(documents):
                 container = spec["containers"][0]
-                if container["args"][0] in DAEMONS:
+                if container.get("args", [None])[0] in DAEMONS:
                     config = next(volume["configMap"]["name"] for volume in spec["volumes"] if volume["name"] == "config")
                     with self.subTest(values=path.name, object=key(document)):
                         self.check_configuration(container, texts[config])
@@ -62,14 +62,28 @@ class Binary(unittest.TestCase):
             self.assertEqual(result.returncode, 0, result.stderr)
             self.assertNotIn("warn", (result.stdout + result.stderr).lower())
 
+    def test_folders_that_are_there_only_because_they_are_mounted_are_no_runtime(self):
+        documents = by_key(with_values({"node": {"runtime": ["auto"]}}))
+        volumes = pod_spec(documents["DaemonSet/piecemeal-node"])["volumes"]
+        with tempfile.TemporaryDirectory() as root:
+            for volume in volumes:
+                if path := volume.get("hostPath", {}).get("path"):
+                    pathlib.Path(root + path).mkdir(parents=True)
+            found = self.run_binary(["node", "status", "--root", root])
+            self.assertIn("no container runtime found", found.stdout, found.stderr)
+            (pathlib.Path(root) / "var/lib/rancher/k3s/agent").mkdir(parents=True)
+            found = self.run_binary(["node", "status", "--root", root])
+            self.assertIn("k3s", found.stdout, found.stderr)
+
     def test_every_flag_is_known(self):
         """Flags are read in their order, so that `--help` at the end is reached only past good ones."""
         seen = set()
         for path in CI_VALUES:
             for document, spec in pods(with_file(path)):
                 for container in containers(spec):
-                    arguments = tuple(container["args"])
-                    if arguments in seen:
+                    # A test runs somebody else's image.
+                    arguments = tuple(container.get("args", ()))
+                    if not arguments or arguments in seen:
                         continue
                     seen.add(arguments)
                     with self.subTest(values=path.name, object=key(document)):

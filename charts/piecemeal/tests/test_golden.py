@@ -29,6 +29,8 @@ class Golden(unittest.TestCase):
                     self.assertEqual(fnmatch.filter(objects, name), [])
                 elif expected == "present" and path == "-":
                     self.assertTrue(fnmatch.filter(objects, name), sorted(objects))
+                elif expected.startswith("nowhere "):
+                    self.assertNotIn(expected[8:], json.dumps(list(objects.values())))
                 elif expected.startswith("has "):
                     self.assertIn(json.loads(expected[4:]), at(objects[name], path))
                 elif expected.startswith("lacks "):

@@ -108,23 +108,26 @@ class Objects(unittest.TestCase):
     def test_what_is_mounted_is_there(self):
         for path in CI_VALUES:
             documents = with_file(path)
-            config_maps = {document["metadata"]["name"] for document in documents if document["kind"] == "ConfigMap"}
+            config_maps, claims = (
+                {document["metadata"]["name"] for document in documents if document["kind"] == kind} for kind in ("ConfigMap", "PersistentVolumeClaim")
+            )
             for document, spec in pods(documents):
                 volumes = {volume["name"]: volume for volume in spec.get("volumes", [])}
-                claims = {claim["metadata"]["name"] for claim in document["spec"].get("volumeClaimTemplates", [])}
                 for container in containers(spec):
                     for mount in container.get("volumeMounts", []):
-                        self.assertIn(mount["name"], volumes.keys() | claims, key(document))
+                        self.assertIn(mount["name"], volumes, key(document))
                 for volume in volumes.values():
                     if "configMap" in volume:
                         self.assertIn(volume["configMap"]["name"], config_maps, key(document))
+                    if "persistentVolumeClaim" in volume:
+                        self.assertIn(volume["persistentVolumeClaim"]["claimName"], claims, key(document))
 
     def test_every_name_is_known_to_mirrors_peers_and_nodes_alike(self):
         for path in CI_VALUES:
             documents = with_file(path)
             told = [table["upstream"] for _, name, table in configurations(documents) if name in ("mirror.toml", "peer.toml")]
             for document, spec in pods(documents):
-                args = spec["containers"][0]["args"]
+                args = spec["containers"][0].get("args", [])
                 if args[:2] == ["node", "run"]:
                     told.append([arg.removeprefix("--upstream=") for arg in args if arg.startswith("--upstream=")])
             for upstreams in told:
