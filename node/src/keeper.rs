@@ -74,7 +74,10 @@ impl KeeperConfig {
     /// As [`Node::install`].
     pub fn install(&self, settings: &Settings) -> Result<Report, NodeError> {
         let node = Node::open(&self.root)?;
-        let restart = self.restart.map(|restart| move |runtime| restart(&self.root, runtime));
+        let restart = self.restart.map(|restart| {
+            let node = &node;
+            move |runtime| restart(&self.root, runtime).and_then(|()| node.wait_for(runtime))
+        });
         node.install(settings, restart.as_ref().map(|restart| restart as _))
     }
 
@@ -272,7 +275,8 @@ impl Watch {
 
 impl Metrics {
     fn take(&self, report: &Report) {
-        for runtime in &report.runtimes {
+        let counted = |runtime: &&RuntimeReport| runtime.aside.is_none();
+        for runtime in report.runtimes.iter().filter(counted) {
             self.ready
                 .get_or_create(&[("runtime", runtime.runtime.name())])
                 .set(runtime.ready.into());
@@ -320,7 +324,7 @@ fn tell(report: &Report, before: &[RuntimeReport]) {
         .filter(|runtime| was(runtime) != Some(runtime.ready))
     {
         match &runtime.why {
-            None => info!("{} is ready", runtime.runtime),
+            None => info!("{}", runtime.to_string().trim_end()),
             Some(_) => warn!("{}", runtime.to_string().trim_end()),
         }
     }
