@@ -474,9 +474,14 @@ fn where_it_is_allowed_containerd_gets_its_line_and_is_restarted_once() {
     let script = "for dir in bin lib lib64 usr; do
                       if [ -d /$dir ]; then mkdir -p \"$1/$dir\" && mount --bind /$dir \"$1/$dir\" || exit; fi
                   done
-                  root=$1; shift; PATH=/tools:$PATH exec \"$@\" --root \"$root\"";
+                  mkdir -p \"$1$2\" && mount --bind \"$2\" \"$1$2\" || exit
+                  root=$1; shift 2; PATH=/tools:$PATH exec \"$@\" --root \"$root\"";
     let mut command = cluster.site.node(0).command("sh");
-    command.args(["-c", script, "sh"]).arg(node.root());
+    // Where its socket is has the same path at that root.
+    let root = node.root();
+    command
+        .args(["-c", script, "sh"])
+        .args([&*root, root.parent().expect("a folder")]);
     command.args([
         env!("CARGO_BIN_EXE_piecemeal"),
         "node",
@@ -485,13 +490,17 @@ fn where_it_is_allowed_containerd_gets_its_line_and_is_restarted_once() {
         "containerd",
     ]);
     command.args(["--allow-runtime-restart", "--upstream", &upstream()]);
-    let said = CommandOutcome::of(&mut command, Instant::now()).expect_ok().output;
+    // It is started again while the command waits until the CRI answers.
+    let said = thread::scope(|threads| {
+        let installing = threads.spawn(|| CommandOutcome::of(&mut command, Instant::now()));
+        node.start_again();
+        installing.join().expect("it ends").expect_ok().output
+    });
     assert!(
         said.contains("added config_path") && said.contains("restarted containerd"),
         "{said}"
     );
     assert!(said.contains("containerd: ready"), "{said}");
-    node.start_again();
     node.pull(&image.reference(ACCELERATED)).expect_ok();
 }
 

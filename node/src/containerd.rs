@@ -111,6 +111,11 @@ impl Config {
             .unwrap_or_else(|| SOCKET.to_owned())
     }
 
+    /// Why nothing can be said of it.
+    pub(crate) fn broken(&self) -> Option<String> {
+        self.tables().err()
+    }
+
     fn tables(&self) -> Result<Vec<Table>, String> {
         if let Some(why) = &self.unreadable {
             return Err(why.clone());
@@ -156,7 +161,7 @@ impl Verdict {
     fn unknown(default_dir: &str, why: String) -> Self {
         Self {
             is_known: false,
-            ..Self::not_ready(default_dir, why, None, Vec::new())
+            ..Self::not_ready(default_dir, format!("{why}; {UNKNOWN}"), None, Vec::new())
         }
     }
 }
@@ -433,6 +438,7 @@ const SOCKET: &str = "/run/containerd/containerd.sock";
 const CRI_DISABLED: &str =
     "its CRI plugin is disabled (disabled_plugins): it is Docker's, and Kubernetes does not use it";
 const REGISTRY_PLUGINS: [&str; 3] = ["cri", "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images"];
+const UNKNOWN: &str = "until then nobody can say where hosts.toml files belong, and none is written";
 const REMEDY_MARK: &str = "added by piecemeal node";
 const REMEDY_OPEN_LINE: &str = "; the line above had no end";
 const REMEDY_WAS: &str = "# piecemeal node: it was: ";

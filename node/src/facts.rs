@@ -119,7 +119,7 @@ fn docker_flag(root: &Root, running: &[Running]) -> Option<String> {
             .map(str::trim_start)
             .filter(|line| !line.starts_with(['#', ';']));
         lines
-            .flat_map(|line| line.split([' ', '"', '\'']))
+            .flat_map(|line| line.split([' ', '\t', '=', '"', '\'']))
             .any(docker::is_mirror_flag)
     })
 }

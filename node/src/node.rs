@@ -134,7 +134,7 @@ impl Node {
         let is_asked = |kind: RuntimeKind| asked.is_empty() || asked.iter().any(|asked| asked.shares_files_with(kind));
         for (kind, config) in facts.configs.iter().filter(|(kind, _)| is_asked(*kind)) {
             let is_known = work.state.certs_dirs.contains_key(kind.name());
-            if let (Some(why), false) = (&config.unreadable, is_known) {
+            if let (Some(why), false) = (config.broken(), is_known) {
                 work.report.remains.push(format!(
                     "{why}; until then nobody can say whether {kind} has files of ours in a folder other than {}",
                     kind.certs_dir().unwrap_or_default()
@@ -149,6 +149,8 @@ impl Node {
         if purge {
             work.take_back_remedies();
         }
+        // What somebody has removed already needs no way back.
+        work.state.files.retain(|path, _| self.root.exists(path));
         work.finish()
     }
 
@@ -387,9 +389,6 @@ impl<'a> Work<'a> {
         if is_theirs && outcome == Outcome::Restored {
             self.state.files.remove(path);
         }
-        if path == docker::FILE && matches!(outcome, Outcome::Restored | Outcome::Deleted) {
-            self.state.docker_port = None;
-        }
         self.tell(path, runtime, None, outcome, why);
     }
 
@@ -587,6 +586,15 @@ impl<'a> Work<'a> {
         self.state.restarted.clear();
     }
 
+    /// Whoever took the mirror out of Docker's configuration: it is no longer ours to take out.
+    fn forget_docker_port(&mut self) {
+        if let (Some(port), Ok(text)) = (self.state.docker_port, self.root.read(docker::FILE))
+            && !text.is_some_and(|text| docker::has_peer(&[port], &text))
+        {
+            self.state.docker_port = None;
+        }
+    }
+
     fn finish(mut self) -> Result<Report, NodeError> {
         for runtime in &self.changed {
             let Some(process) = runtime.process() else { continue };
@@ -601,6 +609,7 @@ impl<'a> Work<'a> {
                 ));
             }
         }
+        self.forget_docker_port();
         self.state.remove_folders(self.root);
         self.state.save(self.root).map_err(NodeError::State)?;
         Ok(self.report)
