@@ -456,6 +456,10 @@ fn a_node_that_cannot_be_written_to_is_told_and_left_as_it_is() {
         "{said}"
     );
     assert!(said.contains("containerd: not ready"), "{said}");
+    assert!(
+        said.contains("node.extraHostPaths"),
+        "it is the mount that is read-only: {said}"
+    );
 }
 
 /// What stands in for systemd ends the process; the harness starts it again, as systemd would.

@@ -275,11 +275,14 @@ impl Watch {
 
 impl Metrics {
     fn take(&self, report: &Report) {
-        let counted = |runtime: &&RuntimeReport| runtime.aside.is_none();
-        for runtime in report.runtimes.iter().filter(counted) {
-            self.ready
-                .get_or_create(&[("runtime", runtime.runtime.name())])
-                .set(runtime.ready.into());
+        for runtime in &report.runtimes {
+            let labels = [("runtime", runtime.runtime.name())];
+            if runtime.aside.is_some() {
+                // Nobody is to be alarmed by it.
+                self.ready.remove(&labels);
+            } else {
+                self.ready.get_or_create(&labels).set(runtime.ready.into());
+            }
         }
         let is_there = |outcome| matches!(outcome, Outcome::Unchanged | Outcome::Written | Outcome::Restored);
         let files = report.files.iter().filter(|file| is_there(file.outcome)).count();

@@ -218,19 +218,9 @@ fn of_containerd(facts: &Facts, runtime: &mut Runtime) {
     };
     let mut verdict = config.verdict(main, default_dir);
     if kind != RuntimeKind::Containerd
-        && let Some(problem) = &mut verdict.problem
-        && let Some(Remedy { table, line, .. }) = problem.remedy.take()
+        && let Some(problem) = verdict.problem.as_mut().filter(|_| verdict.is_known)
     {
-        // The file is written anew at every start of the service.
-        problem.why = if config.files.is_empty() {
-            format!("{main} is not there: {kind} makes it at its first start; until then nobody can say")
-        } else {
-            format!(
-                "{}; {kind} writes {main} at its start: upgrade it, since today's sets this by itself, \
-                 or put {line} under [{table}] into config.toml.tmpl beside it (config-v3.toml.tmpl with containerd 2), and restart {kind}",
-                problem.why
-            )
-        };
+        of_generated(problem, kind, main, config);
     }
     runtime.is_wired = verdict.is_known && verdict.aside.is_none();
     runtime.certs_dir = Some(verdict.dir).filter(|_| runtime.is_wired);
@@ -244,6 +234,24 @@ fn of_containerd(facts: &Facts, runtime: &mut Runtime) {
             Read::Not(why) => runtime.problem = Some(Problem::because(why)),
         }
     }
+}
+
+/// K3s and RKE2 write the file anew at every start of theirs: nothing is to be added to it.
+fn of_generated(problem: &mut Problem, kind: RuntimeKind, main: &str, config: &Config) {
+    problem.why = match problem.remedy.take() {
+        Some(_) if config.files.is_empty() => {
+            format!("{main} is not there: {kind} makes it at its first start; until then nobody can say")
+        }
+        Some(Remedy { table, line, .. }) => format!(
+            "{}; {kind} writes {main} at its start: upgrade it, since today's sets this by itself, \
+             or put {line} under [{table}] into config.toml.tmpl beside it (config-v3.toml.tmpl with containerd 2), and restart {kind}",
+            problem.why
+        ),
+        None => format!(
+            "{} ({kind} writes {main} at its start: change registries.yaml or config.toml.tmpl, and restart {kind})",
+            problem.why
+        ),
+    };
 }
 
 /// Whether what the file says is what a running containerd goes by.
