@@ -462,6 +462,41 @@ fn a_node_that_cannot_be_written_to_is_told_and_left_as_it_is() {
     );
 }
 
+/// With the line beside either of these, containerd would load no CRI plugin: the node would be lost.
+#[test]
+fn a_containerd_with_mirrors_of_the_old_kind_is_never_given_the_line() {
+    let cluster = Cluster::cold(site());
+    for (version, table) in [
+        (CriVersion::Debian, "io.containerd.grpc.v1.cri"),
+        (CriVersion::Today, "io.containerd.cri.v1.images"),
+    ] {
+        for (key, lines) in [
+            (
+                "mirrors",
+                "mirrors.\"docker.io\"]\nendpoint = [\"http://10.99.0.2:9\"]\n",
+            ),
+            (
+                "configs.\"docker.io\".tls",
+                "configs.\"docker.io\".tls]\ninsecure_skip_verify = true\n",
+            ),
+        ] {
+            let dir = cluster.site.dir().join(format!("{version:?}{}", &key[..3]));
+            let lines = format!("[plugins.\"{table}\".registry.{lines}");
+            let node = CriNode::start_with(cluster.site.node(0), &dir, version, &lines);
+            let config = fs::read_to_string(node.file("/etc/containerd/config.toml")).expect("the configuration");
+            let said = install(&node, &["--allow-runtime-restart"]).expect_ok().output;
+            assert!(
+                said.contains("must not be added") && said.contains(key) && !said.contains("restarted"),
+                "{version:?}: {said}"
+            );
+            assert_eq!(
+                fs::read_to_string(node.file("/etc/containerd/config.toml")).expect("it"),
+                config
+            );
+        }
+    }
+}
+
 /// What stands in for systemd ends the process; the harness starts it again, as systemd would.
 #[test]
 fn where_it_is_allowed_containerd_gets_its_line_and_is_restarted_once() {

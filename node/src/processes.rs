@@ -98,9 +98,23 @@ pub(crate) fn hang_up(name: &str, root: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::{create_dir_all, write};
+    use std::{
+        fs::{create_dir_all, write},
+        time::{SystemTime, UNIX_EPOCH},
+    };
 
     use super::*;
+
+    #[test]
+    fn this_very_process_was_started_a_while_ago() {
+        let name = fs::read_to_string("/proc/self/comm").unwrap();
+        let found = running(&Root::open(Path::new("/")).unwrap(), &[name.trim_end()]).unwrap();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let age = |process: &Running| i64::try_from(now).unwrap() - process.started;
+        // It was the last of its name, if it is not the only one.
+        let youngest = found.iter().map(age).min();
+        assert!(youngest.is_some_and(|age| (0..=3600).contains(&age)), "{youngest:?}");
+    }
 
     #[test]
     fn the_nodes_own_processes_are_told_with_their_start_and_those_of_containers_are_not() {

@@ -541,6 +541,19 @@ mod tests {
     }
 
     #[test]
+    fn an_owner_that_cannot_be_kept_is_told() {
+        let (dir, _root) = root();
+        let path = dir.path().join("outside");
+        // Through such a descriptor nobody may change anything, whoever runs this.
+        let new = rustix::fs::open(&path, OFlags::PATH, Mode::empty()).unwrap();
+        let mut old = rustix::fs::fstat(&new).unwrap();
+        assert_eq!(give_away(&new, &old), Ok(()));
+        old.st_uid += 1;
+        let told = give_away(&new, &old).unwrap_err();
+        assert!(told.contains(&format!("chown {}:{}", old.st_uid, old.st_gid)), "{told}");
+    }
+
+    #[test]
     fn one_run_at_a_time_and_what_a_crash_left_goes() {
         let (dir, root) = root();
         let lock = root.lock(Duration::ZERO).unwrap();
