@@ -113,8 +113,10 @@ impl Node {
             let is_wired = found
                 .iter()
                 .any(|found| found.kind.shares_files_with(runtime) && found.is_wired);
-            // Docker's one file does not depend on which hosts are known.
-            let is_complete = settings.is_complete || runtime == RuntimeKind::Docker;
+            // What Docker must not have does not depend on which hosts are known.
+            let is_refusing = |found: &Runtime| found.kind == runtime && !found.is_ready();
+            let is_refused = runtime == RuntimeKind::Docker && found.iter().any(is_refusing);
+            let is_complete = settings.is_complete || is_refused;
             if is_complete && is_wired && !kept.contains(&path) {
                 work.take_back(&path, runtime, settings.peer_port, false);
             }
@@ -426,8 +428,7 @@ impl<'a> Work<'a> {
 
     fn put(&mut self, path: &str, text: &str, outcome: Outcome, seen: Option<Stamp>) -> Result<Told, Changed> {
         if self.root.is_link(path) {
-            let why = "is a symbolic link, and what it leads to is not ours";
-            return Ok((Outcome::Left, Some(why.to_owned())));
+            return Ok((Outcome::Left, Some(LINK.to_owned())));
         }
         let mut made = Vec::new();
         let written = self.root.replace(path, text, seen, &mut made);
@@ -443,6 +444,9 @@ impl<'a> Work<'a> {
     }
 
     fn delete(&mut self, path: &str, seen: Option<Stamp>) -> Result<Told, Changed> {
+        if self.root.is_link(path) {
+            return Ok((Outcome::Left, Some(LINK.to_owned())));
+        }
         if self.root.stamp(path) != seen {
             return Err(Changed);
         }
@@ -630,6 +634,7 @@ impl Changed {
     }
 }
 
+const LINK: &str = "is a symbolic link, and what it leads to is not ours";
 /// How often a file is read anew when somebody changes it at the same time.
 const TRIES: usize = 3;
 /// How long another run is waited for: it may be one that restarts a runtime.
@@ -1034,6 +1039,22 @@ mod tests {
         // `remove` does not say which port it was.
         machine.node.remove(&at(65001), true).unwrap();
         assert_eq!(machine.everything(), before);
+    }
+
+    #[test]
+    fn dockers_mirror_stays_while_not_every_host_is_known() {
+        let machine = Machine::new(&[(docker::FILE, "{}")]);
+        machine.install(&settings(Names::Both));
+        let text = machine.read(docker::FILE);
+        let unknown = |names| Settings {
+            registries: Vec::new(),
+            is_complete: false,
+            ..settings(names)
+        };
+        machine.install(&unknown(Names::Both));
+        assert_eq!(machine.read(docker::FILE), text);
+        machine.install(&unknown(Names::Accelerated));
+        assert_eq!(machine.read(docker::FILE), "{}", "that it is not wanted is known");
     }
 
     #[test]
