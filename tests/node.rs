@@ -456,6 +456,45 @@ fn a_node_that_cannot_be_written_to_is_told_and_left_as_it_is() {
         "{said}"
     );
     assert!(said.contains("containerd: not ready"), "{said}");
+    assert!(
+        said.contains("node.extraHostPaths"),
+        "it is the mount that is read-only: {said}"
+    );
+}
+
+/// With the line beside either of these, containerd would load no CRI plugin: the node would be lost.
+#[test]
+fn a_containerd_with_mirrors_of_the_old_kind_is_never_given_the_line() {
+    let cluster = Cluster::cold(site());
+    for (version, table) in [
+        (CriVersion::Debian, "io.containerd.grpc.v1.cri"),
+        (CriVersion::Today, "io.containerd.cri.v1.images"),
+    ] {
+        for (key, lines) in [
+            (
+                "mirrors",
+                "mirrors.\"docker.io\"]\nendpoint = [\"http://10.99.0.2:9\"]\n",
+            ),
+            (
+                "configs.\"docker.io\".tls",
+                "configs.\"docker.io\".tls]\ninsecure_skip_verify = true\n",
+            ),
+        ] {
+            let dir = cluster.site.dir().join(format!("{version:?}{}", &key[..3]));
+            let lines = format!("[plugins.\"{table}\".registry.{lines}");
+            let node = CriNode::start_with(cluster.site.node(0), &dir, version, &lines);
+            let config = fs::read_to_string(node.file("/etc/containerd/config.toml")).expect("the configuration");
+            let said = install(&node, &["--allow-runtime-restart"]).expect_ok().output;
+            assert!(
+                said.contains("must not be added") && said.contains(key) && !said.contains("restarted"),
+                "{version:?}: {said}"
+            );
+            assert_eq!(
+                fs::read_to_string(node.file("/etc/containerd/config.toml")).expect("it"),
+                config
+            );
+        }
+    }
 }
 
 /// What stands in for systemd ends the process; the harness starts it again, as systemd would.
@@ -474,9 +513,14 @@ fn where_it_is_allowed_containerd_gets_its_line_and_is_restarted_once() {
     let script = "for dir in bin lib lib64 usr; do
                       if [ -d /$dir ]; then mkdir -p \"$1/$dir\" && mount --bind /$dir \"$1/$dir\" || exit; fi
                   done
-                  root=$1; shift; PATH=/tools:$PATH exec \"$@\" --root \"$root\"";
+                  mkdir -p \"$1$2\" && mount --bind \"$2\" \"$1$2\" || exit
+                  root=$1; shift 2; PATH=/tools:$PATH exec \"$@\" --root \"$root\"";
     let mut command = cluster.site.node(0).command("sh");
-    command.args(["-c", script, "sh"]).arg(node.root());
+    // Where its socket is has the same path at that root.
+    let root = node.root();
+    command
+        .args(["-c", script, "sh"])
+        .args([&*root, root.parent().expect("a folder")]);
     command.args([
         env!("CARGO_BIN_EXE_piecemeal"),
         "node",
@@ -485,13 +529,17 @@ fn where_it_is_allowed_containerd_gets_its_line_and_is_restarted_once() {
         "containerd",
     ]);
     command.args(["--allow-runtime-restart", "--upstream", &upstream()]);
-    let said = CommandOutcome::of(&mut command, Instant::now()).expect_ok().output;
+    // It is started again while the command waits until the CRI answers.
+    let said = thread::scope(|threads| {
+        let installing = threads.spawn(|| CommandOutcome::of(&mut command, Instant::now()));
+        node.start_again();
+        installing.join().expect("it ends").expect_ok().output
+    });
     assert!(
         said.contains("added config_path") && said.contains("restarted containerd"),
         "{said}"
     );
     assert!(said.contains("containerd: ready"), "{said}");
-    node.start_again();
     node.pull(&image.reference(ACCELERATED)).expect_ok();
 }
 

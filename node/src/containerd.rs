@@ -11,6 +11,10 @@ use toml::{Table, Value};
 pub(crate) struct Config {
     /// Path and text each; the first is the main one. Empty: there is no file, and containerd has its own defaults.
     pub files: Vec<(String, String)>,
+    /// One of them is there and cannot be read, and why.
+    pub unreadable: Option<String>,
+    /// The file that was changed last, and when, in seconds since 1970.
+    pub newest: Option<(String, i64)>,
 }
 
 /// What the configuration means for hosts.toml files.
@@ -18,8 +22,12 @@ pub(crate) struct Config {
 pub(crate) struct Verdict {
     /// The folder that they belong in.
     pub dir: String,
+    /// Whether that can be told at all: nothing is written by a guess.
+    pub is_known: bool,
     /// Why they are not read there, and what to do about it; none: they are read.
     pub problem: Option<Problem>,
+    /// Why this containerd is nobody's to wire.
+    pub aside: Option<String>,
     /// What is good to know and stops nothing.
     pub notes: Vec<String>,
 }
@@ -44,21 +52,25 @@ impl Config {
     /// What the configuration means for hosts.toml files, which belong into `default_dir` when it names no folder.
     pub(crate) fn verdict(&self, main: &str, default_dir: &str) -> Verdict {
         let mut notes = Vec::new();
-        let mut tables = Vec::new();
-        for (path, text) in &self.files {
-            match text.parse::<Table>() {
-                Ok(table) => tables.push(table),
-                Err(error) => {
-                    let why = format!("{path} is not TOML: {}", error.message());
-                    return Verdict::not_ready(default_dir, why, None, notes);
-                }
-            }
+        let tables = match self.tables() {
+            Ok(tables) => tables,
+            Err(why) => return Verdict::unknown(default_dir, why),
+        };
+        if is_cri_disabled(&tables) {
+            return Verdict {
+                aside: Some(CRI_DISABLED.to_owned()),
+                ..Verdict::ready(default_dir, notes)
+            };
         }
         let version = tables.first().map_or(2, version);
         let registry = registry(&tables, version);
         let path = text(&registry, "config_path").unwrap_or_default();
         let dirs: Vec<&str> = path.split(':').filter(|dir| !dir.is_empty()).collect();
         let dir = dirs.first().copied().unwrap_or(default_dir);
+        // Before any remedy: with the line beside one of these, the CRI plugin would not load and the node would be lost.
+        if let Some((file, keys)) = self.refused_beside_config_path(&tables) {
+            return Verdict::not_ready(dir, moving(&file, &keys, dir, !dirs.is_empty()), None, notes);
+        }
         let remedy = Some(Remedy {
             file: main.to_owned(),
             table: table_name(version).to_owned(),
@@ -71,21 +83,6 @@ impl Config {
                 remedy,
                 notes,
             );
-        }
-        if registry
-            .get("mirrors")
-            .and_then(Value::as_table)
-            .is_some_and(|mirrors| !mirrors.is_empty())
-        {
-            let why = format!(
-                "`mirrors` and `config_path` are both set in [{}], and containerd refuses to load its CRI plugin; \
-                 take the mirrors out and write them as hosts.toml files",
-                table_name(version)
-            );
-            return Verdict::not_ready(dir, why, None, notes);
-        }
-        if is_cri_disabled(&tables) {
-            notes.push("its CRI plugin is disabled: Kubernetes does not use this containerd".to_owned());
         }
         if dirs.len() > 1 {
             let two = format!(
@@ -100,22 +97,123 @@ impl Config {
             }
             notes.push(format!("{two}; name one before an upgrade to containerd 2.1"));
         }
-        Verdict {
-            dir: dir.to_owned(),
-            problem: None,
-            notes,
+        Verdict::ready(dir, notes)
+    }
+
+    /// Where its services answer.
+    pub(crate) fn socket(&self) -> String {
+        let tables = self.tables().unwrap_or_default();
+        let address = |table: &Table| table.get("grpc")?.get("address")?.as_str().map(str::to_owned);
+        tables
+            .iter()
+            .filter_map(address)
+            .next_back()
+            .unwrap_or_else(|| SOCKET.to_owned())
+    }
+
+    /// Why nothing can be said of it.
+    pub(crate) fn broken(&self) -> Option<String> {
+        self.tables().err()
+    }
+
+    fn tables(&self) -> Result<Vec<Table>, String> {
+        if let Some(why) = &self.unreadable {
+            return Err(why.clone());
         }
+        let table = |(path, text): &(String, String)| {
+            text.parse()
+                .map_err(|error: toml::de::Error| format!("{path} is not TOML: {}", error.message()))
+        };
+        self.files.iter().map(table).collect()
+    }
+
+    /// The first file that has what containerd refuses beside `config_path`, and the keys.
+    ///
+    /// Every file is looked at, of whatever version: how they are merged differs between releases, and to be wrong here would
+    /// cost the node.
+    fn refused_beside_config_path(&self, tables: &[Table]) -> Option<(String, Vec<String>)> {
+        let of = |((path, _), table): (&(String, String), &Table)| {
+            let keys = refused_keys(table);
+            (!keys.is_empty()).then(|| (path.clone(), keys))
+        };
+        self.files.iter().zip(tables).find_map(of)
     }
 }
 
 impl Verdict {
-    fn not_ready(dir: &str, why: String, remedy: Option<Remedy>, notes: Vec<String>) -> Self {
+    fn ready(dir: &str, notes: Vec<String>) -> Self {
         Self {
             dir: dir.to_owned(),
-            problem: Some(Problem { why, remedy }),
+            is_known: true,
+            problem: None,
+            aside: None,
             notes,
         }
     }
+
+    fn not_ready(dir: &str, why: String, remedy: Option<Remedy>, notes: Vec<String>) -> Self {
+        Self {
+            problem: Some(Problem { why, remedy }),
+            ..Self::ready(dir, notes)
+        }
+    }
+
+    fn unknown(default_dir: &str, why: String) -> Self {
+        Self {
+            is_known: false,
+            ..Self::not_ready(default_dir, format!("{why}; {UNKNOWN}"), None, Vec::new())
+        }
+    }
+}
+
+/// `mirrors`, and `configs."host".tls`, as they stand in one file.
+fn refused_keys(table: &Table) -> Vec<String> {
+    let plugins = table.get("plugins").and_then(Value::as_table);
+    let registries = REGISTRY_PLUGINS.iter().filter_map(|name| {
+        let plugin = plugins?.get(*name)?;
+        plugin.get("registry")?.as_table()
+    });
+    let mut keys = Vec::new();
+    for registry in registries {
+        let table = |key: &str| registry.get(key).and_then(Value::as_table);
+        if table("mirrors").is_some_and(|mirrors| !mirrors.is_empty()) {
+            keys.push("mirrors".to_owned());
+        }
+        let configs = table("configs").into_iter().flatten();
+        let with_tls = configs.filter(|(_, config)| config.get("tls").is_some());
+        keys.extend(with_tls.map(|(host, _)| format!("configs.\"{host}\".tls")));
+    }
+    keys
+}
+
+/// What has to be moved by hand, and where to.
+fn moving(file: &str, keys: &[String], dir: &str, has_config_path: bool) -> String {
+    let keys = keys.join(", ");
+    let state = if has_config_path {
+        format!("{file} has {keys} beside config_path, and containerd does not load its CRI plugin like this")
+    } else {
+        format!(
+            "config_path is not set, so that no hosts.toml is read, and must not be added while {file} has {keys}: \
+             containerd would not load its CRI plugin"
+        )
+    };
+    format!(
+        "{state}; first write each mirror as a [host.\"https://…\"] table, and each tls as ca, client and skip_verify, \
+         of {dir}/HOST/hosts.toml; then take {keys} out, have config_path = \"{dir}\", and restart containerd"
+    )
+}
+
+/// The file that a process of containerd was started with.
+pub(crate) fn config_of(arguments: &[String]) -> &str {
+    let mut arguments = arguments.iter().map(String::as_str);
+    while let Some(argument) = arguments.next() {
+        match argument.split_once('=') {
+            Some(("-c" | "--config" | "-config", file)) => return file,
+            None if matches!(argument, "-c" | "--config" | "-config") => return arguments.next().unwrap_or_default(),
+            _ => {}
+        }
+    }
+    DEFAULT_CONFIG
 }
 
 /// What a configuration imports: paths and patterns as they stand.
@@ -159,6 +257,7 @@ pub(crate) fn with_remedy(current: Option<&str>, remedy: &Remedy) -> Result<Stri
     let is_set = |text: &str| {
         let read = Config {
             files: vec![(remedy.file.clone(), text.to_owned())],
+            ..Config::default()
         };
         text.parse::<Table>().is_ok() && read.verdict(&remedy.file, "/").problem.is_none()
     };
@@ -325,7 +424,7 @@ fn is_cri_disabled(tables: &[Table]) -> bool {
     disabled.filter_map(Value::as_str).any(|name| {
         matches!(
             name,
-            "cri" | "io.containerd.grpc.v1.cri" | "io.containerd.cri.v1.images"
+            "cri" | "io.containerd.grpc.v1.cri" | "io.containerd.cri.v1.images" | "io.containerd.cri.v1.runtime"
         )
     })
 }
@@ -334,6 +433,12 @@ fn text(table: &Table, key: &str) -> Option<String> {
     table.get(key).and_then(Value::as_str).map(str::to_owned)
 }
 
+const DEFAULT_CONFIG: &str = "/etc/containerd/config.toml";
+const SOCKET: &str = "/run/containerd/containerd.sock";
+const CRI_DISABLED: &str =
+    "its CRI plugin is disabled (disabled_plugins): it is Docker's, and Kubernetes does not use it";
+const REGISTRY_PLUGINS: [&str; 3] = ["cri", "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images"];
+const UNKNOWN: &str = "until then nobody can say where hosts.toml files belong, and none is written";
 const REMEDY_MARK: &str = "added by piecemeal node";
 const REMEDY_OPEN_LINE: &str = "; the line above had no end";
 const REMEDY_WAS: &str = "# piecemeal node: it was: ";
@@ -347,7 +452,11 @@ mod tests {
 
     fn verdict(texts: &[&str]) -> Verdict {
         let files = texts.iter().map(|text| (MAIN.to_owned(), (*text).to_owned())).collect();
-        Config { files }.verdict(MAIN, CERTS)
+        let config = Config {
+            files,
+            ..Config::default()
+        };
+        config.verdict(MAIN, CERTS)
     }
 
     #[test]
@@ -427,18 +536,72 @@ mod tests {
         let local =
             format!("version = 3\n[plugins.\"io.containerd.cri.v1.images\"]\nuse_local_image_pull = true\n{three}");
         assert_eq!(verdict(&[&local]).problem, None);
-        let mirrors = format!(
-            "version = 2\n{registry}[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"docker.io\"]\nendpoint = []\n"
-        );
-        let refused = verdict(&[&mirrors]).problem.expect("containerd refuses");
-        assert!(refused.why.contains("refuses to load") && refused.remedy.is_none());
         assert!(
             verdict(&["version = "])
                 .problem
                 .is_some_and(|problem| problem.why.contains("not TOML"))
         );
-        let docker = verdict(&[&format!("version = 2\ndisabled_plugins = [\"cri\"]\n{registry}")]);
-        assert!(docker.notes.iter().any(|note| note.contains("disabled")));
+    }
+
+    #[test]
+    fn no_line_is_offered_with_which_containerd_would_not_load_its_cri_plugin() {
+        let mirrors = "registry.mirrors.\"docker.io\"]\nendpoint = []\n";
+        let tls = "registry.configs.\"reg.test:5000\".tls]\ninsecure_skip_verify = true\n";
+        let head = |version, plugin| format!("version = {version}\n[plugins.\"{plugin}\".");
+        for (version, plugin) in [
+            (1, "cri"),
+            (2, "io.containerd.grpc.v1.cri"),
+            (3, "io.containerd.cri.v1.images"),
+        ] {
+            let head = head(version, plugin);
+            let empty = format!("version = {version}\n");
+            let path = format!("{head}registry]\nconfig_path = \"/x\"\n");
+            for (refused, key) in [(mirrors, "mirrors"), (tls, "configs.\"reg.test:5000\".tls")] {
+                let refused = format!("{head}{refused}");
+                // Alone, in a file that is imported, and beside config_path.
+                for texts in [vec![&*refused], vec![&*empty, &*refused], vec![&*path, &*refused]] {
+                    let problem = verdict(&texts).problem.unwrap_or_else(|| panic!("{texts:?}"));
+                    assert_eq!(problem.remedy, None, "{texts:?}");
+                    assert!(
+                        problem.why.contains(key) && problem.why.contains("HOST/hosts.toml"),
+                        "{}",
+                        problem.why
+                    );
+                }
+            }
+        }
+        let auth = format!(
+            "{}registry]\nconfig_path = \"/x\"\n[plugins.\"io.containerd.grpc.v1.cri\".registry.configs.\"r\".auth]\nusername = \"u\"\n",
+            head(2, "io.containerd.grpc.v1.cri")
+        );
+        assert_eq!(verdict(&[&auth]).problem, None, "credentials are allowed beside it");
+    }
+
+    #[test]
+    fn a_containerd_without_a_cri_plugin_is_left_aside_before_anything_else() {
+        for plugin in ["cri", "io.containerd.grpc.v1.cri"] {
+            let docker = verdict(&[&format!("disabled_plugins = [\"{plugin}\"]\n")]);
+            assert!(docker.aside.is_some() && docker.problem.is_none(), "{plugin}");
+        }
+    }
+
+    #[test]
+    fn a_process_says_which_file_and_a_file_says_which_socket() {
+        let of = |arguments: &[&str]| {
+            config_of(&arguments.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>()).to_owned()
+        };
+        assert_eq!(of(&["/usr/bin/containerd"]), MAIN);
+        for arguments in [["--config", "/x"], ["-c", "/x"]] {
+            assert_eq!(of(&[&["containerd"], &arguments[..]].concat()), "/x");
+        }
+        assert_eq!(of(&["containerd", "--config=/x", "--log-level=info"]), "/x");
+        assert_eq!(Config::default().socket(), SOCKET);
+        let files = vec![(MAIN.to_owned(), "[grpc]\naddress = \"/run/x.sock\"\n".to_owned())];
+        let config = Config {
+            files,
+            ..Config::default()
+        };
+        assert_eq!(config.socket(), "/run/x.sock");
     }
 
     #[test]

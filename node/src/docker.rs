@@ -12,14 +12,58 @@ pub(crate) const FILE: &str = "/etc/docker/daemon.json";
 /// The only registry that Docker has mirrors for.
 pub(crate) const REGISTRY: &str = "docker.io";
 
+/// Where systemd and distributions keep what dockerd is started with.
+pub(crate) const STARTED_BY: [&str; 5] = [
+    "/etc/systemd/system/docker.service",
+    "/usr/lib/systemd/system/docker.service",
+    "/lib/systemd/system/docker.service",
+    "/etc/default/docker",
+    "/etc/sysconfig/docker",
+];
+/// Folders of `.conf` files that change the unit.
+pub(crate) const DROP_INS: [&str; 3] = [
+    "/etc/systemd/system/docker.service.d",
+    "/usr/lib/systemd/system/docker.service.d",
+    "/run/systemd/system/docker.service.d",
+];
+
+/// Whether an argument of dockerd's names a mirror: with one in daemon.json, too, dockerd does not start.
+pub(crate) fn is_mirror_flag(argument: &str) -> bool {
+    matches!(
+        argument.split('=').next(),
+        Some("--registry-mirror" | "-registry-mirror")
+    )
+}
+
 #[derive(Deserialize)]
 struct Mirrors<'a> {
     #[serde(borrow, rename = "registry-mirrors")]
     mirrors: Option<&'a RawValue>,
 }
 
-/// The file with the peer as Docker Hub's first mirror.
-pub(crate) fn edit(port: u16, current: Option<&str>) -> Edit {
+/// The file with the peer as Docker Hub's first mirror, and without the one that was put there for another port.
+pub(crate) fn edit(port: u16, before: Option<u16>, current: Option<&str>) -> Edit {
+    let (Some(before), Some(text)) = (before.filter(|before| *before != port), current) else {
+        return add(port, current);
+    };
+    match take_back(before, text) {
+        Edit::Nothing => add(port, current),
+        Edit::Delete => add(port, None),
+        Edit::Leave(why) => Edit::Leave(why),
+        Edit::Write(without) => match add(port, Some(&without)) {
+            Edit::Nothing => Edit::Write(without),
+            edit => edit,
+        },
+    }
+}
+
+/// Whether a peer at one of these ports is in the text.
+pub(crate) fn has_peer(ports: &[u16], text: &str) -> bool {
+    let mirrors = place(text).map(|(_, mirrors)| mirrors).unwrap_or_default();
+    ports.iter().any(|port| mirrors.contains(&peer_url(*port)))
+}
+
+fn add(port: u16, current: Option<&str>) -> Edit {
     let url = peer_url(port);
     let Some(text) = current.filter(|text| !text.trim().is_empty()) else {
         return Edit::Write(alone(&url));
@@ -41,7 +85,7 @@ pub(crate) fn edit(port: u16, current: Option<&str>) -> Edit {
     Edit::Write(format!("{before}{}{after}", addition(&url, place, is_last)))
 }
 
-/// The file without the peer at any of these ports.
+/// The file without the peer at this port.
 pub(crate) fn take_back(port: u16, current: &str) -> Edit {
     let url = peer_url(port);
     if current == alone(&url) {
@@ -109,8 +153,9 @@ fn addition(url: &str, place: Place, is_last: bool) -> String {
     match place {
         Place::List(_) if is_last => format!("\"{url}\""),
         Place::List(_) => format!("\"{url}\", "),
+        // Not spaced as one that is put into a list can be: a list of theirs that is empty stays.
         Place::Object(_) => format!(
-            "\n  \"registry-mirrors\": [\"{url}\"]{}",
+            "\n  \"registry-mirrors\": [ \"{url}\"]{}",
             if is_last { "" } else { "," }
         ),
     }
@@ -163,25 +208,28 @@ mod tests {
                 vec!["http://127.0.0.1:65001"],
             ),
             ("{\"registry-mirrors\": []}", vec!["http://127.0.0.1:65001"]),
+            ("{\n  \"registry-mirrors\": []}", vec!["http://127.0.0.1:65001"]),
             (
                 "{\"debug\": true, \"registry-mirrors\" : [ \"https://m\" ],\"x\": {\"registry-mirrors\": 1}}\n",
                 vec!["http://127.0.0.1:65001", "https://m"],
             ),
         ];
         for (theirs, mirrors) in cases {
-            let Edit::Write(text) = edit(65001, Some(theirs)) else {
+            let Edit::Write(text) = edit(65001, None, Some(theirs)) else {
                 panic!("{theirs}")
             };
             let value: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
             assert_eq!(value["registry-mirrors"], serde_json::json!(mirrors), "{text}");
-            assert_eq!(edit(65001, Some(&text)), Edit::Nothing, "{text}");
+            assert_eq!(edit(65001, None, Some(&text)), Edit::Nothing, "{text}");
             assert_eq!(take_back(65001, &text), Edit::Write(theirs.to_owned()), "{text}");
         }
     }
 
     #[test]
     fn a_file_that_we_made_goes_and_one_without_us_stays() {
-        let Edit::Write(text) = edit(65001, None) else { panic!() };
+        let Edit::Write(text) = edit(65001, None, None) else {
+            panic!()
+        };
         assert_eq!(take_back(65001, &text), Edit::Delete);
         assert_eq!(take_back(65002, &text), Edit::Nothing);
         let edited = text.replace(" ]", " ],\n  \"debug\": true");
@@ -190,12 +238,46 @@ mod tests {
             Edit::Write("{\n  \"debug\": true\n}\n".to_owned())
         );
         assert_eq!(take_back(65001, "{\"debug\": true}"), Edit::Nothing);
-        assert!(matches!(edit(65001, Some("[")), Edit::Leave(_)));
-        assert!(matches!(edit(65001, Some("{\"registry-mirrors\": 1}")), Edit::Leave(_)));
+        assert!(matches!(edit(65001, None, Some("[")), Edit::Leave(_)));
+        assert!(matches!(
+            edit(65001, None, Some("{\"registry-mirrors\": 1}")),
+            Edit::Leave(_)
+        ));
         assert!(matches!(
             take_back(65001, "{\"registry-mirrors\": [\"x\", \"http://127.0.0.1:65001\"]}"),
             Edit::Leave(_)
         ));
+    }
+
+    #[test]
+    fn a_port_that_was_changed_leaves_nothing_of_the_old_one() {
+        for theirs in [
+            None,
+            Some("{\"debug\": true}"),
+            Some("{\"registry-mirrors\": [\"https://m\"]}"),
+        ] {
+            let Edit::Write(old) = edit(65001, None, theirs) else {
+                panic!()
+            };
+            let Edit::Write(new) = edit(65009, Some(65001), Some(&old)) else {
+                panic!()
+            };
+            assert_eq!(edit(65009, None, theirs), Edit::Write(new.clone()));
+            assert_eq!(edit(65009, Some(65009), Some(&new)), Edit::Nothing);
+            assert!(has_peer(&[1, 65009], &new) && !has_peer(&[65001], &new));
+        }
+    }
+
+    #[test]
+    fn a_mirror_that_is_a_flag_is_known_however_it_is_written() {
+        for argument in [
+            "--registry-mirror",
+            "--registry-mirror=https://m",
+            "-registry-mirror=https://m",
+        ] {
+            assert!(is_mirror_flag(argument));
+        }
+        assert!(!is_mirror_flag("--registry-mirrors-are-nice"));
     }
 
     /// Documents as people and programs write them, with white space anywhere.
@@ -220,10 +302,10 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_we_add_to_is_given_back_byte_for_byte(theirs in theirs()) {
-            if let Edit::Write(text) = edit(65001, Some(&theirs)) {
+            if let Edit::Write(text) = edit(65001, None, Some(&theirs)) {
                 let value: Value = serde_json::from_str(&text).expect("JSON");
                 prop_assert_eq!(&value["registry-mirrors"][0], "http://127.0.0.1:65001");
-                prop_assert_eq!(edit(65001, Some(&text)), Edit::Nothing);
+                prop_assert_eq!(edit(65001, None, Some(&text)), Edit::Nothing);
                 prop_assert_eq!(take_back(65001, &text), Edit::Write(theirs));
             }
         }

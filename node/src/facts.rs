@@ -1,10 +1,14 @@
 //! What is on the node, as far as a decision is made of it.
 
-use std::{collections::BTreeSet, io};
+use std::{
+    collections::BTreeSet,
+    io::{self, ErrorKind},
+};
 
 use crate::{
     containerd::{self, Config},
-    containers,
+    containers, docker,
+    processes::{self, Running},
     root::Root,
     runtimes::RuntimeKind,
 };
@@ -19,10 +23,17 @@ pub(crate) struct Facts {
     pub configs: Vec<(RuntimeKind, Config)>,
     /// The administrator's registries.conf and drop-ins, main file first.
     pub containers: Vec<(String, String)>,
+    /// One of those is there and cannot be read, and why.
+    pub containers_problem: Option<String>,
+    /// Runtimes that run; none: the node's processes cannot be seen from here.
+    pub running: Option<Vec<Running>>,
+    /// Where Docker is given mirrors by a flag.
+    pub docker_flag: Option<String>,
 }
 
 impl Facts {
-    pub(crate) fn gather(root: &Root) -> io::Result<Self> {
+    /// What cannot be read is a fact, too: it concerns one runtime, and no other.
+    pub(crate) fn gather(root: &Root) -> Self {
         let os = root.read("/etc/os-release").ok().flatten();
         let os = os
             .or_else(|| root.read("/usr/lib/os-release").ok().flatten())
@@ -31,25 +42,20 @@ impl Facts {
         let mut configs = Vec::new();
         for kind in RuntimeKind::ALL {
             if let Some(main) = kind.config_file() {
-                configs.push((kind, config(root, main)?));
+                configs.push((kind, config(root, main)));
             }
         }
-        let drop_ins = root.list(containers::DROP_INS)?.into_iter();
-        let drop_ins = drop_ins
-            .filter(|name| name.ends_with(".conf"))
-            .map(|name| format!("{}/{name}", containers::DROP_INS));
-        let mut containers = Vec::new();
-        for path in [containers::MAIN.to_owned()].into_iter().chain(drop_ins) {
-            if let Some(text) = root.read(&path)? {
-                containers.push((path, text));
-            }
-        }
-        Ok(Self {
+        let (containers, containers_problem) = containers(root);
+        let running = processes::running(root, &["containerd", "dockerd"]);
+        Self {
             os: os_id(&os),
             detected: RuntimeKind::ALL.into_iter().filter(is_there).collect(),
             configs,
             containers,
-        })
+            containers_problem,
+            docker_flag: docker_flag(root, running.as_deref().unwrap_or_default()),
+            running,
+        }
     }
 }
 
@@ -60,24 +66,92 @@ impl Facts {
     }
 }
 
-/// A containerd's configuration with what it imports, each file once.
-fn config(root: &Root, main: &str) -> io::Result<Config> {
+/// registries.conf and the drop-ins that can be read, and why one cannot.
+fn containers(root: &Root) -> (Vec<(String, String)>, Option<String>) {
+    let (mut files, mut problem) = (Vec::new(), None);
+    let drop_ins = root.list(containers::DROP_INS).unwrap_or_else(|error| {
+        problem = Some(unreadable(containers::DROP_INS, &error));
+        Vec::new()
+    });
+    let drop_ins = drop_ins
+        .into_iter()
+        .filter(|name| name.ends_with(".conf"))
+        .map(|name| format!("{}/{name}", containers::DROP_INS));
+    for path in [containers::MAIN.to_owned()].into_iter().chain(drop_ins) {
+        match root.read(&path) {
+            Ok(text) => files.extend(text.map(|text| (path, text))),
+            // The runtimes pass over a folder, too.
+            Err(error) if error.kind() == ErrorKind::IsADirectory => {}
+            Err(error) => problem = Some(unreadable(&path, &error)),
+        }
+    }
+    (files, problem)
+}
+
+fn unreadable(path: &str, error: &io::Error) -> String {
+    format!("{path} cannot be read ({error}); make it readable, or take it away")
+}
+
+/// Where dockerd is given `--registry-mirror`, by a process that runs or by what will start one.
+fn docker_flag(root: &Root, running: &[Running]) -> Option<String> {
+    let mut runs = running.iter().filter(|process| process.name == "dockerd");
+    if runs.any(|process| {
+        process
+            .arguments
+            .iter()
+            .any(|argument| docker::is_mirror_flag(argument))
+    }) {
+        return Some("the command line of the dockerd that runs".to_owned());
+    }
+    let of_folder = |folder: &str| {
+        let names = root.list(folder).unwrap_or_default().into_iter();
+        names
+            .filter(|name| name.ends_with(".conf"))
+            .map(|name| format!("{folder}/{name}"))
+            .collect::<Vec<_>>()
+    };
+    let mut files: Vec<String> = docker::STARTED_BY.map(str::to_owned).into();
+    files.extend(docker::DROP_INS.iter().flat_map(|folder| of_folder(folder)));
+    files.into_iter().find(|path| {
+        let text = root.read(path).ok().flatten().unwrap_or_default();
+        let lines = text
+            .lines()
+            .map(str::trim_start)
+            .filter(|line| !line.starts_with(['#', ';']));
+        lines
+            .flat_map(|line| line.split([' ', '\t', '=', '"', '\'']))
+            .any(docker::is_mirror_flag)
+    })
+}
+
+/// A containerd's configuration with what it imports, each file once, as far as it can be read.
+fn config(root: &Root, main: &str) -> Config {
     let mut config = Config::default();
+    if let Err((path, error)) = read_config(root, main, &mut config) {
+        config.unreadable = Some(unreadable(&path, &error));
+    }
+    let modified = |(path, _): &(String, String)| Some((path.clone(), root.modified(path)?));
+    config.newest = config.files.iter().filter_map(modified).max_by_key(|(_, at)| *at);
+    config
+}
+
+fn read_config(root: &Root, main: &str, config: &mut Config) -> Result<(), (String, io::Error)> {
     let mut todo = vec![main.to_owned()];
     while let Some(path) = todo.pop() {
         if config.files.iter().any(|(known, _)| *known == path) || config.files.len() == FILES_MAX {
             continue;
         }
-        let Some(text) = root.read(&path)? else { continue };
+        let text = root.read(&path).map_err(|error| (path.clone(), error))?;
+        let Some(text) = text else { continue };
         let mut found = Vec::new();
         for import in containerd::imports(&text) {
-            found.extend(expand(root, &path, &import)?);
+            found.extend(expand(root, &path, &import).map_err(|error| (import, error))?);
         }
         // The last of them is looked at last.
         todo.extend(found.into_iter().rev());
         config.files.push((path, text));
     }
-    Ok(config)
+    Ok(())
 }
 
 /// The files of one entry of `imports`: a path, or one whose last part is a pattern.

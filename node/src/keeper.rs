@@ -74,7 +74,10 @@ impl KeeperConfig {
     /// As [`Node::install`].
     pub fn install(&self, settings: &Settings) -> Result<Report, NodeError> {
         let node = Node::open(&self.root)?;
-        let restart = self.restart.map(|restart| move |runtime| restart(&self.root, runtime));
+        let restart = self.restart.map(|restart| {
+            let node = &node;
+            move |runtime| restart(&self.root, runtime).and_then(|()| node.wait_for(runtime))
+        });
         node.install(settings, restart.as_ref().map(|restart| restart as _))
     }
 
@@ -273,9 +276,13 @@ impl Watch {
 impl Metrics {
     fn take(&self, report: &Report) {
         for runtime in &report.runtimes {
-            self.ready
-                .get_or_create(&[("runtime", runtime.runtime.name())])
-                .set(runtime.ready.into());
+            let labels = [("runtime", runtime.runtime.name())];
+            if runtime.aside.is_some() {
+                // Nobody is to be alarmed by it.
+                self.ready.remove(&labels);
+            } else {
+                self.ready.get_or_create(&labels).set(runtime.ready.into());
+            }
         }
         let is_there = |outcome| matches!(outcome, Outcome::Unchanged | Outcome::Written | Outcome::Restored);
         let files = report.files.iter().filter(|file| is_there(file.outcome)).count();
@@ -320,7 +327,7 @@ fn tell(report: &Report, before: &[RuntimeReport]) {
         .filter(|runtime| was(runtime) != Some(runtime.ready))
     {
         match &runtime.why {
-            None => info!("{} is ready", runtime.runtime),
+            None => info!("{}", runtime.to_string().trim_end()),
             Some(_) => warn!("{}", runtime.to_string().trim_end()),
         }
     }

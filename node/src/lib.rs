@@ -10,6 +10,7 @@
 
 mod containerd;
 mod containers;
+mod cri;
 mod docker;
 mod edit;
 mod facts;

@@ -4,11 +4,12 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io::{self, ErrorKind},
     path::Path,
+    time::Duration,
 };
 
 use crate::{
     containerd::{self, Remedy},
-    containers, docker,
+    containers, cri, docker,
     edit::Edit,
     facts::Facts,
     hosts,
@@ -17,7 +18,7 @@ use crate::{
     names::{Names, Registry},
     processes,
     report::{FileReport, Outcome, Report, RuntimeReport, Standing, Status, StatusFile},
-    root::Root,
+    root::{Lock, Root, Seen, Stamp},
     runtimes::{Runtime, RuntimeKind, runtimes},
     state::{self, State},
     wanted::{self, HOSTS, Look, Wanted},
@@ -44,7 +45,7 @@ impl Settings {
     }
 }
 
-/// Restarts a runtime, when somebody has allowed it.
+/// Restarts a runtime, when somebody has allowed it, and waits until it answers; an error says that it does not.
 pub type Restart<'a> = &'a dyn Fn(RuntimeKind) -> Result<(), String>;
 
 /// A node, by its file system.
@@ -62,9 +63,10 @@ pub enum NodeError {
         #[source]
         source: io::Error,
     },
-    /// A configuration is there and cannot be read: to go on would be to guess.
-    #[error("cannot read the node's configuration")]
-    Facts(#[source] io::Error),
+    #[error("cannot lock the node's /etc")]
+    Lock(#[source] io::Error),
+    #[error("another `piecemeal node` has been changing this node for {} seconds; wait for it, or end it", PATIENCE.as_secs())]
+    Busy,
     #[error("cannot write {}, which tells what is ours", state::FILE)]
     State(#[source] io::Error),
 }
@@ -85,20 +87,22 @@ impl Node {
     /// # Errors
     /// Nothing could be decided, or what was written could not be noted.
     pub fn install(&self, settings: &Settings, restart: Option<Restart<'_>>) -> Result<Report, NodeError> {
-        let mut facts = self.facts()?;
-        let mut work = Work::new(self);
+        let mut work = Work::new(self, PATIENCE)?;
+        let mut facts = self.facts();
         let mut found = runtimes(&facts, &settings.runtimes);
         if let Some(restart) = restart
             && work.make_ready(&found, restart)
         {
-            facts = self.facts()?;
+            facts = self.facts();
             found = runtimes(&facts, &settings.runtimes);
         }
         let configured = facts.configured_registries();
         let taken = |name: &str| configured.contains(name);
+        let disk = self.disk(&work.state);
         let mut kept = BTreeSet::new();
         for runtime in &mut found {
-            for file in wanted::wanted(runtime, settings, &taken, &Disk(&self.root)) {
+            work.remember_certs_dir(runtime);
+            for file in wanted::wanted(runtime, settings, &taken, &disk) {
                 if kept.insert(file.path.clone()) {
                     work.write(&file, settings);
                 }
@@ -106,8 +110,14 @@ impl Node {
             work.note_unwritten(runtime);
         }
         for (path, runtime) in self.ours(&facts, &work.state, settings.peer_port) {
-            let is_wired = found.iter().any(|found| found.kind == runtime && found.is_wired);
-            if settings.is_complete && is_wired && !kept.contains(&path) {
+            let is_wired = found
+                .iter()
+                .any(|found| found.kind.shares_files_with(runtime) && found.is_wired);
+            // What Docker must not have does not depend on which hosts are known.
+            let is_refusing = |found: &Runtime| found.kind == runtime && !found.is_ready();
+            let is_refused = runtime == RuntimeKind::Docker && found.iter().any(is_refusing);
+            let is_complete = settings.is_complete || is_refused;
+            if is_complete && is_wired && !kept.contains(&path) {
                 work.take_back(&path, runtime, settings.peer_port, false);
             }
         }
@@ -120,16 +130,29 @@ impl Node {
     /// # Errors
     /// Nothing could be decided, or what is left could not be noted.
     pub fn remove(&self, settings: &Settings, purge: bool) -> Result<Report, NodeError> {
-        let facts = self.facts()?;
-        let mut work = Work::new(self);
+        let mut work = Work::new(self, PATIENCE)?;
+        let facts = self.facts();
+        let asked = &settings.runtimes;
+        let is_asked = |kind: RuntimeKind| asked.is_empty() || asked.iter().any(|asked| asked.shares_files_with(kind));
+        for (kind, config) in facts.configs.iter().filter(|(kind, _)| is_asked(*kind)) {
+            let is_known = work.state.certs_dirs.contains_key(kind.name());
+            if let (Some(why), false) = (config.broken(), is_known) {
+                work.report.remains.push(format!(
+                    "{why}; until then nobody can say whether {kind} has files of ours in a folder other than {}",
+                    kind.certs_dir().unwrap_or_default()
+                ));
+            }
+        }
         for (path, runtime) in self.ours(&facts, &work.state, settings.peer_port) {
-            if settings.runtimes.is_empty() || settings.runtimes.contains(&runtime) {
+            if is_asked(runtime) {
                 work.take_back(&path, runtime, settings.peer_port, purge);
             }
         }
         if purge {
             work.take_back_remedies();
         }
+        // What somebody has removed already needs no way back.
+        work.state.files.retain(|path, _| self.root.exists(path));
         work.finish()
     }
 
@@ -138,7 +161,7 @@ impl Node {
     /// # Errors
     /// Nothing could be decided.
     pub fn status(&self, settings: &Settings) -> Result<Status, NodeError> {
-        let facts = self.facts()?;
+        let facts = self.facts();
         let state = State::load(&self.root);
         let mut found = runtimes(&facts, &settings.runtimes);
         let configured = facts.configured_registries();
@@ -146,7 +169,7 @@ impl Node {
         let mut paths: BTreeSet<String> = state.files.keys().cloned().collect();
         paths.extend(self.ours(&facts, &state, settings.peer_port).into_keys());
         for runtime in &mut found {
-            for file in wanted::wanted(runtime, settings, &taken, &Disk(&self.root)) {
+            for file in wanted::wanted(runtime, settings, &taken, &self.disk(&state)) {
                 let current = self.root.read(&file.path).ok().flatten();
                 if !matches!(file.edit(settings, current.as_deref()), Edit::Nothing) || current.is_some() {
                     paths.insert(file.path);
@@ -174,11 +197,12 @@ impl Node {
             };
         };
         let mark = Mark::of(&text);
-        if mark.is_none() && !(path == docker::FILE && text.contains(&hosts::peer_url(peer_port))) {
+        let ports = docker_ports(state, peer_port);
+        if mark.is_none() && !(path == docker::FILE && docker::has_peer(&ports, &text)) {
             return Standing::Foreign;
         }
         let is_shared = matches!(mark, None | Some(Mark::Shared));
-        let is_whole = is_shared && !matches!(wanted::take_back(path, &text, peer_port, false), Edit::Leave(_));
+        let is_whole = is_shared && !matches!(wanted::take_back(path, &text, &ports, false), Edit::Leave(_));
         // Without a note of it, its own word counts.
         if is_whole || state.is_as_written(path, &text) || !(is_shared || state.files.contains_key(path)) {
             Standing::Ours
@@ -187,8 +211,30 @@ impl Node {
         }
     }
 
-    fn facts(&self) -> Result<Facts, NodeError> {
-        Facts::gather(&self.root).map_err(NodeError::Facts)
+    /// Waits until a containerd that was restarted answers the kubelet's calls.
+    ///
+    /// # Errors
+    /// Says that it does not.
+    pub fn wait_for(&self, runtime: RuntimeKind) -> Result<(), String> {
+        let configs = self.facts().configs;
+        let Some((_, config)) = configs.iter().find(|(kind, _)| *kind == runtime) else {
+            return Ok(());
+        };
+        let socket = config.socket();
+        self.root
+            .with_path(&socket, |socket| cri::wait(socket, RESTART_PATIENCE))
+            .unwrap_or_else(|error| Err(format!("there is no {socket} ({error})")))
+    }
+
+    fn facts(&self) -> Facts {
+        Facts::gather(&self.root)
+    }
+
+    fn disk(&self, state: &State) -> Disk<'_> {
+        Disk {
+            root: &self.root,
+            docker_port: state.docker_port,
+        }
     }
 
     /// Every file on the node that says that it is ours, or that a part of it is.
@@ -211,7 +257,8 @@ impl Node {
         ours.retain(|path, _| {
             let text = self.root.read(path).ok().flatten();
             text.is_some_and(|text| {
-                Mark::of(&text).is_some() || (path == docker::FILE && text.contains(&hosts::peer_url(peer_port)))
+                let ports = docker_ports(state, peer_port);
+                Mark::of(&text).is_some() || (path == docker::FILE && docker::has_peer(&ports, &text))
             })
         });
         ours
@@ -227,6 +274,12 @@ fn certs_dirs(facts: &Facts, state: &State) -> BTreeMap<String, RuntimeKind> {
             dirs.entry(dir).or_insert(runtime.kind);
         }
     }
+    for (runtime, known) in &state.certs_dirs {
+        for dir in known {
+            let kind = runtime.parse().unwrap_or(RuntimeKind::Containerd);
+            dirs.entry(dir.clone()).or_insert(kind);
+        }
+    }
     for path in state.files.keys() {
         let dir = path
             .strip_suffix(HOSTS)
@@ -238,7 +291,15 @@ fn certs_dirs(facts: &Facts, state: &State) -> BTreeMap<String, RuntimeKind> {
     dirs
 }
 
-struct Disk<'a>(&'a Root);
+/// The ports of mirrors in Docker's configuration that are ours: the one that was written there, and the one of today.
+fn docker_ports(state: &State, peer_port: u16) -> Vec<u16> {
+    state.docker_port.into_iter().chain([peer_port]).collect()
+}
+
+struct Disk<'a> {
+    root: &'a Root,
+    docker_port: Option<u16>,
+}
 
 impl Look for Disk<'_> {
     fn folder(&self, certs_dir: &str, name: &str) -> String {
@@ -246,25 +307,30 @@ impl Look for Disk<'_> {
             .rsplit_once(':')
             .map(|(host, port)| format!("{certs_dir}/{host}_{port}_"));
         other
-            .filter(|other| self.0.exists(other))
+            .filter(|other| self.root.exists(other))
             .unwrap_or_else(|| format!("{certs_dir}/{name}"))
     }
 
     fn has_default(&self, certs_dir: &str) -> bool {
-        self.0.exists(&format!("{certs_dir}/_default/{HOSTS}"))
+        self.root.exists(&format!("{certs_dir}/_default/{HOSTS}"))
     }
 
     fn trust(&self, certs_dir: &str, name: &str) -> String {
         let folder = self.folder(certs_dir, name);
-        let hosts = self.0.read(&format!("{folder}/{HOSTS}")).ok().flatten();
+        let hosts = self.root.read(&format!("{folder}/{HOSTS}")).ok().flatten();
         let theirs = hosts.filter(|text| matches!(Mark::of(text), None | Some(Mark::Shared)));
-        hosts::trust(&folder, theirs.as_deref(), &self.0.list(&folder).unwrap_or_default())
+        hosts::trust(&folder, theirs.as_deref(), &self.root.list(&folder).unwrap_or_default())
+    }
+
+    fn docker_port(&self) -> Option<u16> {
+        self.docker_port
     }
 }
 
 /// One run over the node's files.
 struct Work<'a> {
     root: &'a Root,
+    _lock: Lock,
     state: State,
     report: Report,
     /// Runtimes whose files have changed.
@@ -272,38 +338,41 @@ struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    fn new(node: &'a Node) -> Self {
-        Self {
+    /// Waits for runs that others have begun.
+    fn new(node: &'a Node, patience: Duration) -> Result<Self, NodeError> {
+        let lock = node.root.lock(patience).map_err(NodeError::Lock)?;
+        Ok(Self {
             root: &node.root,
+            _lock: lock.ok_or(NodeError::Busy)?,
             state: State::load(&node.root),
             report: Report::default(),
             changed: BTreeSet::new(),
+        })
+    }
+
+    fn remember_certs_dir(&mut self, runtime: &Runtime) {
+        if let Some(dir) = &runtime.certs_dir {
+            let dirs = self.state.certs_dirs.entry(runtime.kind.name().to_owned());
+            dirs.or_default().insert(dir.clone());
         }
     }
 
     fn write(&mut self, file: &Wanted, settings: &Settings) {
-        let current = self.root.read(&file.path);
-        let edit = match &current {
-            Ok(current) => file.edit(settings, current.as_deref()),
-            Err(error) => Edit::Leave(format!("cannot be read: {error}")),
-        };
-        let current = current.ok().flatten();
+        let before = self.state.files.get(&file.path).cloned();
+        let decide = |current: Option<&str>| file.edit(settings, current);
+        let (current, edit, (outcome, why)) = self.change(&file.path, Outcome::Written, &decide);
         if edit == Edit::Nothing && current.is_none() {
             return;
         }
-        let is_as_left = current
-            .as_ref()
-            .is_some_and(|text| self.state.is_as_written(&file.path, text));
-        let was_changed = self.state.files.contains_key(&file.path) && !is_as_left;
-        let (outcome, why) = match edit {
-            Edit::Nothing => {
-                self.state.wrote(&file.path, &current.unwrap_or_default());
-                (Outcome::Unchanged, None)
-            }
-            Edit::Write(text) => self.put(&file.path, &text, Outcome::Written),
-            Edit::Delete => self.delete(&file.path),
-            Edit::Leave(why) => (Outcome::Left, Some(why)),
-        };
+        let is_as_left = |written: &String| current.as_ref().is_some_and(|text| *written == state::digest(text));
+        let was_changed = before.is_some_and(|written| !is_as_left(&written));
+        if edit == Edit::Nothing {
+            self.state.wrote(&file.path, current.as_deref().unwrap_or_default());
+        }
+        let is_in_place = matches!(outcome, Outcome::Unchanged | Outcome::Written);
+        if file.path == docker::FILE && is_in_place && (edit != Edit::Nothing || self.state.docker_port.is_some()) {
+            self.state.docker_port = Some(settings.peer_port);
+        }
         if outcome == Outcome::Written && was_changed {
             self.report.repairs += 1;
         }
@@ -311,51 +380,96 @@ impl<'a> Work<'a> {
     }
 
     fn take_back(&mut self, path: &str, runtime: RuntimeKind, peer_port: u16, purge: bool) {
-        let Ok(Some(current)) = self.root.read(path) else {
+        let ports = docker_ports(&self.state, peer_port);
+        let decide =
+            |current: Option<&str>| current.map_or(Edit::Nothing, |text| wanted::take_back(path, text, &ports, purge));
+        let (current, edit, (outcome, why)) = self.change(path, Outcome::Restored, &decide);
+        if edit == Edit::Nothing || current.is_none() {
             return;
-        };
-        let (outcome, why) = match wanted::take_back(path, &current, peer_port, purge) {
-            Edit::Nothing => return,
-            Edit::Write(text) => {
-                let told = self.put(path, &text, Outcome::Restored);
-                if Mark::of(&text).is_none() {
-                    self.state.files.remove(path);
-                }
-                told
-            }
-            Edit::Delete => self.delete(path),
-            Edit::Leave(why) => (Outcome::Left, Some(why)),
-        };
+        }
+        let is_theirs = matches!(&edit, Edit::Write(text) if Mark::of(text).is_none());
+        if is_theirs && outcome == Outcome::Restored {
+            self.state.files.remove(path);
+        }
         self.tell(path, runtime, None, outcome, why);
     }
 
-    fn put(&mut self, path: &str, text: &str, outcome: Outcome) -> (Outcome, Option<String>) {
-        if self.root.is_link(path) {
-            return (
-                Outcome::Left,
-                Some("is a symbolic link, and what it leads to is not ours".to_owned()),
-            );
-        }
-        let mut made = Vec::new();
-        let written = self.root.write(path, text, &mut made);
-        self.state.folders.extend(made);
-        match written {
-            Ok(()) => {
-                self.state.wrote(path, text);
-                (outcome, None)
+    /// Brings a file to what is decided of its text, anew where somebody changes it at the same time: what it said, what was
+    /// decided, and what has become of it.
+    fn change(
+        &mut self,
+        path: &str,
+        written: Outcome,
+        decide: &dyn Fn(Option<&str>) -> Edit,
+    ) -> (Option<String>, Edit, Told) {
+        let mut tries = TRIES;
+        loop {
+            tries -= 1;
+            let (seen, edit) = match self.root.see(path) {
+                Ok(seen) => {
+                    let edit = decide(seen.text.as_deref());
+                    (seen, edit)
+                }
+                Err(error) => (Seen::default(), Edit::Leave(format!("cannot be read: {error}"))),
+            };
+            let told = match &edit {
+                Edit::Nothing => Ok((Outcome::Unchanged, None)),
+                Edit::Write(text) => self.put(path, text, written, seen.stamp),
+                Edit::Delete => self.delete(path, seen.stamp),
+                Edit::Leave(why) => Ok((Outcome::Left, Some(why.clone()))),
+            };
+            match told {
+                Ok(told) => return (seen.text, edit, told),
+                Err(Changed) if tries > 0 => {}
+                Err(changed) => return (seen.text, edit, changed.told()),
             }
-            Err(error) => failed(&error),
         }
     }
 
-    fn delete(&mut self, path: &str) -> (Outcome, Option<String>) {
+    fn put(&mut self, path: &str, text: &str, outcome: Outcome, seen: Option<Stamp>) -> Result<Told, Changed> {
+        if self.root.is_link(path) {
+            return Ok((Outcome::Left, Some(LINK.to_owned())));
+        }
+        let mut made = Vec::new();
+        let written = self.root.replace(path, text, seen, &mut made);
+        self.state.folders.extend(made);
+        match written {
+            Ok(note) => {
+                self.state.wrote(path, text);
+                Ok((outcome, note))
+            }
+            Err(error) if error.kind() == ErrorKind::ResourceBusy => Err(Changed),
+            Err(error) => Ok(self.failed(path, &error)),
+        }
+    }
+
+    fn delete(&mut self, path: &str, seen: Option<Stamp>) -> Result<Told, Changed> {
+        if self.root.is_link(path) {
+            return Ok((Outcome::Left, Some(LINK.to_owned())));
+        }
+        if self.root.stamp(path) != seen {
+            return Err(Changed);
+        }
         match self.root.remove(path) {
             Ok(()) => {
                 self.state.files.remove(path);
-                (Outcome::Deleted, None)
+                Ok((Outcome::Deleted, None))
             }
-            Err(error) => failed(&error),
+            Err(error) => Ok(self.failed(path, &error)),
         }
+    }
+
+    /// A system that is meant to be as it is has not failed.
+    fn failed(&self, path: &str, error: &io::Error) -> Told {
+        if error.kind() != ErrorKind::ReadOnlyFilesystem {
+            return (Outcome::Failed, Some(format!("cannot be written: {error}")));
+        }
+        let why = if self.root.is_read_only_by_mount(path) {
+            READ_ONLY_MOUNT
+        } else {
+            READ_ONLY
+        };
+        (Outcome::Left, Some(why.to_owned()))
     }
 
     fn tell(&mut self, path: &str, runtime: RuntimeKind, name: Option<String>, outcome: Outcome, why: Option<String>) {
@@ -375,7 +489,8 @@ impl<'a> Work<'a> {
     /// A runtime whose files cannot be written is not ready, whatever it reads.
     fn note_unwritten(&self, runtime: &mut Runtime) {
         let unwritten = |file: &&FileReport| {
-            file.runtime == runtime.kind && (file.outcome == Outcome::Failed || file.why.as_deref() == Some(READ_ONLY))
+            file.runtime == runtime.kind
+                && (file.outcome == Outcome::Failed || matches!(file.why.as_deref(), Some(READ_ONLY | READ_ONLY_MOUNT)))
         };
         if let Some(file) = self.report.files.iter().find(unwritten)
             && runtime.problem.is_none()
@@ -414,33 +529,43 @@ impl<'a> Work<'a> {
 
     fn apply_remedy(&mut self, runtime: RuntimeKind, remedy: &Remedy, restart: Restart<'_>) -> Result<(), String> {
         let path = &remedy.file;
-        let current = self
+        let seen = self
             .root
-            .read(path)
+            .see(path)
             .map_err(|error| format!("{path} cannot be read: {error}"))?;
-        let text = containerd::with_remedy(current.as_deref(), remedy)?;
+        let text = containerd::with_remedy(seen.text.as_deref(), remedy)?;
         // Before anything else: a restart that ends this process too must not be the first of many.
         self.state.restarted.insert(runtime.name().to_owned());
         self.state
             .clone()
             .save(self.root)
             .map_err(|error| format!("{} cannot be written: {error}", state::FILE))?;
-        if let (Outcome::Failed | Outcome::Left, why) = self.put(path, &text, Outcome::Written) {
+        let put = self.put(path, &text, Outcome::Written, seen.stamp);
+        if let (Outcome::Failed | Outcome::Left, why) = put.unwrap_or_else(Changed::told) {
             return Err(format!("{path} {}", why.unwrap_or_default()));
         }
         self.state.files.remove(path);
         restart(runtime).map_err(|why| {
-            let back = match &current {
-                Some(text) => self.put(path, text, Outcome::Restored),
-                None => self.delete(path),
+            let stamp = self.root.stamp(path);
+            let back = match &seen.text {
+                Some(text) => self.put(path, text, Outcome::Restored, stamp),
+                None => self.delete(path, stamp),
             };
             self.state.files.remove(path);
-            let back = if back.0 == Outcome::Failed {
-                "and could not be restored"
-            } else {
-                "and was restored"
-            };
-            format!("{runtime} could not be restarted ({why}); {path} had the line for a moment {back}")
+            let failed =
+                format!("{runtime} was not restarted as it should be ({why}); {path} had the line for a moment");
+            if !matches!(back, Ok((Outcome::Restored | Outcome::Deleted, _))) {
+                return format!(
+                    "{failed}, and could not be restored: take out what is marked there and restart {runtime}"
+                );
+            }
+            // It may be down, or up without its CRI: with the file as it was, it is as it was.
+            match restart(runtime) {
+                Ok(()) => format!("{failed}, was restored, and {runtime} was restarted with that"),
+                Err(why) => {
+                    format!("{failed} and was restored; restart {runtime}, since that failed once more ({why})")
+                }
+            }
         })
     }
 
@@ -451,17 +576,27 @@ impl<'a> Work<'a> {
             let Ok(Some(current)) = self.root.read(path) else {
                 continue;
             };
-            if let Some(text) = containerd::without_remedy(&current) {
-                let (outcome, why) = if text.is_empty() {
-                    self.delete(path)
-                } else {
-                    self.put(path, &text, Outcome::Restored)
+            if containerd::without_remedy(&current).is_some() {
+                let decide = |current: Option<&str>| match current.and_then(containerd::without_remedy) {
+                    None => Edit::Nothing,
+                    Some(text) if text.is_empty() => Edit::Delete,
+                    Some(text) => Edit::Write(text),
                 };
+                let (_, _, (outcome, why)) = self.change(path, Outcome::Restored, &decide);
                 self.state.files.remove(path);
                 self.tell(path, runtime, None, outcome, why);
             }
         }
         self.state.restarted.clear();
+    }
+
+    /// Whoever took the mirror out of Docker's configuration: it is no longer ours to take out.
+    fn forget_docker_port(&mut self) {
+        if let (Some(port), Ok(text)) = (self.state.docker_port, self.root.read(docker::FILE))
+            && !text.is_some_and(|text| docker::has_peer(&[port], &text))
+        {
+            self.state.docker_port = None;
+        }
     }
 
     fn finish(mut self) -> Result<Report, NodeError> {
@@ -478,21 +613,35 @@ impl<'a> Work<'a> {
                 ));
             }
         }
+        self.forget_docker_port();
         self.state.remove_folders(self.root);
         self.state.save(self.root).map_err(NodeError::State)?;
         Ok(self.report)
     }
 }
 
-/// A system that is meant to be as it is has not failed.
-fn failed(error: &io::Error) -> (Outcome, Option<String>) {
-    if error.kind() == ErrorKind::ReadOnlyFilesystem {
-        (Outcome::Left, Some(READ_ONLY.to_owned()))
-    } else {
-        (Outcome::Failed, Some(format!("cannot be written: {error}")))
+/// What has become of a file, and why.
+type Told = (Outcome, Option<String>);
+
+/// A file was changed between its being read and its being replaced.
+#[derive(Debug)]
+struct Changed;
+
+impl Changed {
+    fn told(self) -> Told {
+        let why = "is being changed by somebody else at the same time; run this again";
+        (Outcome::Failed, Some(why.to_owned()))
     }
 }
 
+const LINK: &str = "is a symbolic link, and what it leads to is not ours";
+/// How often a file is read anew when somebody changes it at the same time.
+const TRIES: usize = 3;
+/// How long another run is waited for: it may be one that restarts a runtime.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a runtime may take until it answers.
+const RESTART_PATIENCE: Duration = Duration::from_secs(60);
+const READ_ONLY_MOUNT: &str = "is on a mount that is read-only, though its file system is not: in the chart, name its folder in     node.extraHostPaths; on the node itself, write it by the system's own means";
 const READ_ONLY: &str = "is on a file system that is read-only; write it by the system's own means";
 
 #[cfg(test)]
@@ -754,6 +903,214 @@ mod tests {
         assert!(said.contains(line), "{said}");
     }
 
+    const MIRRORS: &str =
+        "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"docker.io\"]\nendpoint = []\n";
+
+    #[test]
+    fn where_the_line_would_break_containerd_none_is_added_and_nothing_is_restarted() {
+        for files in [
+            &[(CONFIG, MIRRORS)][..],
+            &[
+                (CONFIG, "version = 2\nimports = [\"conf.d/*.toml\"]\n"),
+                ("/etc/containerd/conf.d/a.toml", MIRRORS),
+            ],
+        ] {
+            let machine = Machine::new(files);
+            let allowed = machine.node.install(&settings(Names::Both), Some(&|_| panic!("never")));
+            let said = allowed.unwrap().render();
+            assert!(said.contains("must not be added") && !said.contains("add to"), "{said}");
+            assert_eq!(machine.read(files[0].0), files[0].1);
+        }
+    }
+
+    #[test]
+    fn a_containerd_that_does_not_answer_after_its_restart_has_its_old_file_and_is_restarted_again() {
+        let machine = Machine::new(&[(CONFIG, "version = 2\n")]);
+        let texts = std::cell::RefCell::new(Vec::new());
+        let restart = |_: RuntimeKind| {
+            texts.borrow_mut().push(machine.read(CONFIG));
+            if texts.borrow().len() == 1 {
+                Err("its CRI does not answer".to_owned())
+            } else {
+                Ok(())
+            }
+        };
+        let report = machine.node.install(&settings(Names::Both), Some(&restart)).unwrap();
+        let texts = texts.take();
+        assert!(
+            texts[0].contains("config_path") && texts[1..] == ["version = 2\n"],
+            "{texts:?}"
+        );
+        let said = report.render();
+        assert!(
+            said.contains("CRI does not answer") && said.contains("restarted with that"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_read_stops_neither_other_runtimes_nor_the_way_back() {
+        let machine = Machine::new(&[(CONFIG, READY), ("/etc/crio/crio.conf", "")]);
+        fs::create_dir_all(machine.path("/etc/containers/registries.conf.d/x.conf")).unwrap();
+        assert!(
+            machine
+                .install(&settings(Names::Both))
+                .runtimes
+                .iter()
+                .all(|of| of.ready),
+            "a folder is passed over"
+        );
+        fs::write(machine.path(containers::MAIN), [0xff]).unwrap();
+        let report = machine.install(&settings(Names::Both));
+        let ready: Vec<bool> = report.runtimes.iter().map(|runtime| runtime.ready).collect();
+        assert_eq!(ready, [true, false], "{}", report.render());
+        // The state tells where the files are that containerd's configuration does not tell any more.
+        let other = READY.replace("/etc/containerd/certs.d", "/opt/certs");
+        machine.write(CONFIG, &other);
+        machine.install(&settings(Names::Both));
+        assert!(machine.path("/opt/certs/docker.io/hosts.toml").exists());
+        fs::write(machine.path(CONFIG), [0xff]).unwrap();
+        let report = machine.install(&settings(Names::Both));
+        assert!(
+            !report.runtimes[0].ready && report.changes() == 0,
+            "{}",
+            report.render()
+        );
+        machine.node.remove(&settings(Names::Both), true).unwrap();
+        assert!(!machine.path("/opt/certs").exists() && !machine.path(ORIGINAL).exists());
+        // Without the state nobody can tell, which is told.
+        let said = machine.node.remove(&settings(Names::Both), true).unwrap().render();
+        assert!(said.contains("a folder other than /etc/containerd/certs.d"), "{said}");
+    }
+
+    #[test]
+    fn podman_s_drop_ins_are_found_where_crio_is_too() {
+        let machine = Machine::new(&[("/etc/crio/crio.conf", ""), ("/usr/bin/podman", "")]);
+        let before = machine.everything();
+        let settings = Settings {
+            runtimes: vec![RuntimeKind::Podman],
+            ..settings(Names::Both)
+        };
+        assert_eq!(machine.install(&settings).changes(), 2);
+        machine.node.remove(&settings, true).unwrap();
+        assert_eq!(machine.everything(), before);
+    }
+
+    #[test]
+    fn docker_is_not_ready_for_accelerated_names_and_left_aside_where_another_is() {
+        let alone = Machine::new(&[(docker::FILE, "{}")]);
+        let report = alone.install(&settings(Names::Accelerated));
+        assert!(
+            !report.runtimes[0].ready && report.runtimes[0].why.is_some(),
+            "{}",
+            report.render()
+        );
+        let beside = Machine::new(&[(docker::FILE, "{}"), (CONFIG, READY)]);
+        let docker = beside.install(&settings(Names::Accelerated)).runtimes.remove(1);
+        assert!(
+            !docker.ready && docker.why.is_none() && docker.aside.is_some(),
+            "{docker}"
+        );
+        // Docker's own containerd does not count as another.
+        let own = "disabled_plugins = [\"cri\"]\n";
+        let dockers = Machine::new(&[(docker::FILE, "{}"), (CONFIG, own)]);
+        let report = dockers.install(&settings(Names::Accelerated));
+        assert!(
+            report.runtimes[0].aside.is_some() && report.runtimes[1].why.is_some(),
+            "{}",
+            report.render()
+        );
+        assert!(report.files.is_empty());
+    }
+
+    #[test]
+    fn dockers_mirror_follows_the_port_and_goes_with_the_state() {
+        let theirs = "{\"debug\": true}";
+        let machine = Machine::new(&[(docker::FILE, theirs)]);
+        let before = machine.everything();
+        let at = |peer_port| Settings {
+            peer_port,
+            ..settings(Names::Original)
+        };
+        machine.install(&at(7000));
+        machine.install(&at(7001));
+        let text = machine.read(docker::FILE);
+        assert!(text.contains(":7001") && !text.contains(":7000"), "{text}");
+        // `remove` does not say which port it was.
+        machine.node.remove(&at(65001), true).unwrap();
+        assert_eq!(machine.everything(), before);
+    }
+
+    #[test]
+    fn dockers_mirror_stays_while_not_every_host_is_known() {
+        let machine = Machine::new(&[(docker::FILE, "{}")]);
+        machine.install(&settings(Names::Both));
+        let text = machine.read(docker::FILE);
+        let unknown = |names| Settings {
+            registries: Vec::new(),
+            is_complete: false,
+            ..settings(names)
+        };
+        machine.install(&unknown(Names::Both));
+        assert_eq!(machine.read(docker::FILE), text);
+        machine.install(&unknown(Names::Accelerated));
+        assert_eq!(machine.read(docker::FILE), "{}", "that it is not wanted is known");
+    }
+
+    #[test]
+    fn beside_a_mirror_that_is_a_flag_dockers_file_has_none() {
+        let drop_in = "/etc/systemd/system/docker.service.d/10.conf";
+        let machine = Machine::new(&[(docker::FILE, "{}")]);
+        machine.install(&settings(Names::Both));
+        assert!(machine.read(docker::FILE).contains("127.0.0.1"));
+        fs::create_dir_all(machine.path(drop_in).parent().unwrap()).unwrap();
+        machine.write(drop_in, "# --registry-mirror=no\n");
+        assert!(machine.install(&settings(Names::Both)).runtimes[0].ready);
+        machine.write(
+            drop_in,
+            "[Service]\nExecStart=/usr/bin/dockerd --registry-mirror https://m\n",
+        );
+        let report = machine.install(&settings(Names::Both));
+        assert!(
+            !report.runtimes[0].ready && report.render().contains(drop_in),
+            "{}",
+            report.render()
+        );
+        assert_eq!(
+            machine.read(docker::FILE),
+            "{}",
+            "what was put there before would stop dockerd, too"
+        );
+    }
+
+    #[test]
+    fn a_second_run_at_the_same_time_is_refused_after_a_while() {
+        let machine = Machine::new(&[(CONFIG, READY)]);
+        let lock = machine.node.root.lock(Duration::ZERO).unwrap().expect("it is free");
+        assert!(Work::new(&machine.node, Duration::ZERO).is_err_and(|error| matches!(error, NodeError::Busy)));
+        drop(lock);
+        assert!(Work::new(&machine.node, Duration::ZERO).is_ok());
+    }
+
+    #[test]
+    fn an_edit_at_the_same_time_is_read_and_kept() {
+        let machine = Machine::new(&[("/etc/x", "one")]);
+        let mut work = Work::new(&machine.node, PATIENCE).unwrap();
+        let looks = std::cell::Cell::new(0);
+        let decide = |current: Option<&str>| {
+            looks.set(looks.get() + 1);
+            if looks.get() == 1 {
+                machine.write("/etc/x", "another");
+            }
+            Edit::Write(format!("{}!", current.unwrap_or_default()))
+        };
+        let (_, _, (outcome, _)) = work.change("/etc/x", Outcome::Written, &decide);
+        assert_eq!(
+            (outcome, machine.read("/etc/x").as_str()),
+            (Outcome::Written, "another!")
+        );
+    }
+
     #[test]
     fn an_allowed_restart_happens_once_and_a_failed_one_is_undone() {
         let machine = Machine::new(&[(CONFIG, "version = 2\n")]);
@@ -861,7 +1218,7 @@ mod tests {
         assert!(
             machine
                 .read(docker::FILE)
-                .contains("\"registry-mirrors\": [\"http://127.0.0.1:65001\"]")
+                .contains("\"registry-mirrors\": [ \"http://127.0.0.1:65001\"]")
         );
         assert_eq!(
             machine.standing(&settings(Names::Both), docker::FILE),

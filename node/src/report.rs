@@ -40,6 +40,8 @@ pub struct RuntimeReport {
     pub dir: Option<String>,
     /// Why it is not ready.
     pub why: Option<String>,
+    /// Why it is left out and nobody misses it: it is not ready, and need not be.
+    pub aside: Option<String>,
     /// The one line that makes it ready, if that is all.
     pub add: Option<Line>,
     pub notes: Vec<String>,
@@ -110,6 +112,7 @@ impl RuntimeReport {
             ready: runtime.is_ready(),
             dir: runtime.certs_dir.clone(),
             why: problem.map(|problem| problem.why.clone()),
+            aside: runtime.aside.clone(),
             add: problem.and_then(|problem| problem.remedy.clone()).map(line),
             notes: runtime.notes.clone(),
         }
@@ -123,6 +126,10 @@ impl RuntimeReport {
             .map(|dir| format!(", files in {dir}"))
             .unwrap_or_default();
         match &self.why {
+            None if self.aside.is_some() => {
+                let why = self.aside.as_deref().unwrap_or_default();
+                _ = writeln!(text, "{}{found}: left aside: {why}", self.runtime);
+            }
             None => _ = writeln!(text, "{}{found}: ready{dir}", self.runtime),
             Some(why) => _ = writeln!(text, "{}{found}: not ready: {why}", self.runtime),
         }

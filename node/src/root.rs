@@ -9,12 +9,18 @@ use std::{
     ffi::{OsStr, OsString},
     fs::File,
     io::{self, ErrorKind, Read, Write},
-    os::{fd::OwnedFd, unix::ffi::OsStrExt},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::{
-    fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Uid},
+    fs::{self, AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, Stat, Uid},
     io::Errno,
 };
 
@@ -23,6 +29,23 @@ use rustix::{
 pub(crate) struct Root {
     path: PathBuf,
     top: OwnedFd,
+}
+
+/// By which one tells that a file is still the one that was read: device, number, time of change, size.
+pub(crate) type Stamp = (u64, u64, i64, i64, i64);
+
+/// A file as it was when it was read.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    pub text: Option<String>,
+    /// None: there was no file.
+    pub stamp: Option<Stamp>,
+}
+
+/// Keeps other runs out until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    _folder: OwnedFd,
 }
 
 impl Root {
@@ -52,16 +75,68 @@ impl Root {
         stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink)
     }
 
+    /// Waits until no other run changes the node; `None`: one still does after that time.
+    ///
+    /// What is locked is the folder /etc itself, so that no file of the lock's own is left, and a system that is read-only has
+    /// one, too.
+    ///
+    /// # Errors
+    /// The folder cannot be opened.
+    pub(crate) fn lock(&self, patience: Duration) -> io::Result<Option<Lock>> {
+        let end = Instant::now() + patience;
+        let readable = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = match self.folder("/etc", None) {
+            Ok(etc) => fs::openat(etc, ".", readable, Mode::empty())?,
+            Err(_) => fs::openat(&self.top, ".", readable, Mode::empty())?,
+        };
+        loop {
+            match fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Some(Lock { _folder: folder })),
+                Err(Errno::WOULDBLOCK) if Instant::now() < end => thread::sleep(LOCK_INTERVAL),
+                Err(Errno::WOULDBLOCK) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// When a file was changed, in seconds since 1970.
+    pub(crate) fn modified(&self, path: &str) -> Option<i64> {
+        let file = self.open_file(path).ok()?;
+        Some(fs::fstat(file).ok()?.st_mtime)
+    }
+
+    /// Opens what a path of the node's leads to, as a path of this process.
+    ///
+    /// # Errors
+    /// Its folder cannot be opened.
+    pub(crate) fn with_path<T>(&self, path: &str, work: impl FnOnce(&Path) -> T) -> io::Result<T> {
+        let (parent, name) = split(path)?;
+        let folder = self.folder(parent, None)?;
+        let place = format!("/proc/self/fd/{}", folder.as_raw_fd());
+        Ok(work(&Path::new(&place).join(name)))
+    }
+
     /// The text of a file; `None` when there is none.
     ///
     /// # Errors
     /// It cannot be read, is no text, or is larger than any of these files has a reason to be.
     pub(crate) fn read(&self, path: &str) -> io::Result<Option<String>> {
+        Ok(self.see(path)?.text)
+    }
+
+    /// The same, with what tells whether it is still the same file later.
+    ///
+    /// # Errors
+    /// As [`Root::read`].
+    pub(crate) fn see(&self, path: &str) -> io::Result<Seen> {
         let file = match self.open_file(path) {
             Ok(file) => file,
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Ok(Seen::default());
+            }
             Err(error) => return Err(error),
         };
+        let stamp = Some(stamp(&fs::fstat(&file)?));
         let mut text = String::new();
         let bytes = file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
         if bytes as u64 > FILE_BYTES_MAX {
@@ -70,7 +145,10 @@ impl Root {
                 "is larger than any configuration",
             ));
         }
-        Ok(Some(text))
+        Ok(Seen {
+            text: Some(text),
+            stamp,
+        })
     }
 
     /// The names in a folder, sorted; none when it is absent.
@@ -100,24 +178,43 @@ impl Root {
         Ok(names)
     }
 
-    /// Replaces a file's text, or makes the file. Who owns it and may read it stays. Folders that are made on the way are added
-    /// to `made`, the outermost first.
+    /// Replaces a file's text, or makes the file, whatever is there now.
     ///
     /// # Errors
-    /// It cannot be written; the old text is still there then.
+    /// As [`Root::replace`].
     pub(crate) fn write(&self, path: &str, text: &str, made: &mut Vec<String>) -> io::Result<()> {
+        let current = self.stamp(path);
+        self.replace(path, text, current, made).map(|_| ())
+    }
+
+    /// Replaces a file's text, or makes the file, if it still is what was seen. Who may read it stays, and who owns it unless we
+    /// may not say so, which is what is returned. Folders that are made on the way are added to `made`, the outermost first.
+    ///
+    /// # Errors
+    /// It cannot be written, or was changed meanwhile ([`ErrorKind::ResourceBusy`]); what was there is still there then.
+    pub(crate) fn replace(
+        &self,
+        path: &str,
+        text: &str,
+        seen: Option<Stamp>,
+        made: &mut Vec<String>,
+    ) -> io::Result<Option<String>> {
         let (parent, name) = split(path)?;
         let folder = self.folder(parent, Some(made))?;
         let old = fs::statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW).ok();
         if old.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile) {
             return Err(io::Error::other("is no regular file"));
         }
+        remove_leftovers(&folder)?;
+        let scratch = scratch_name();
+        let scratch = scratch.as_str();
         let written = (|| {
-            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let new = fs::openat(&folder, SCRATCH, flags, Mode::from_raw_mode(0o644))?;
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let new = fs::openat(&folder, scratch, flags, Mode::from_raw_mode(0o644))?;
+            let mut owner = None;
             if let Some(old) = old {
-                // Best effort: who is not root cannot give a file away.
-                let _ = fs::fchown(&new, Some(Uid::from_raw(old.st_uid)), Some(Gid::from_raw(old.st_gid)));
+                // Who is not root, or has not the capability, cannot give a file away: better so than not at all.
+                owner = give_away(&new, &old).err();
                 fs::fchmod(&new, Mode::from_raw_mode(old.st_mode & 0o7777))?;
             } else {
                 // Whatever the umask: a runtime may read as somebody else.
@@ -126,13 +223,35 @@ impl Root {
             let mut new = File::from(new);
             new.write_all(text.as_bytes())?;
             new.sync_all()?;
-            fs::renameat(&folder, SCRATCH, &folder, name)?;
-            sync_folder(&folder)
+            // An editor that saves between this and the next line is not seen; the time for it is as short as it can be.
+            if self.stamp(path) != seen {
+                return Err(io::Error::new(ErrorKind::ResourceBusy, CHANGED));
+            }
+            fs::renameat(&folder, scratch, &folder, name)?;
+            sync_folder(&folder)?;
+            Ok(owner)
         })();
         if written.is_err() {
-            let _ = fs::unlinkat(&folder, SCRATCH, AtFlags::empty());
+            let _ = fs::unlinkat(&folder, scratch, AtFlags::empty());
         }
         written
+    }
+
+    /// Whether what is read-only is the mount that a path is on, while its file system is not: it is ours, or another's choice.
+    pub(crate) fn is_read_only_by_mount(&self, path: &str) -> bool {
+        let path = self.path.join(path.trim_start_matches('/'));
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let path = std::fs::canonicalize(&self.path).map_or(path.clone(), |root| {
+            path.strip_prefix(&self.path)
+                .map_or(path.clone(), |rest| root.join(rest))
+        });
+        is_read_only_by_mount(&table, &path)
+    }
+
+    /// By which one tells whether the file is still the one that was read.
+    pub(crate) fn stamp(&self, path: &str) -> Option<Stamp> {
+        let stat = self.with(path, |folder, name| fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW));
+        stat.ok().as_ref().map(stamp)
     }
 
     /// Makes a folder, and those that it lies in; what was made is added to `made`.
@@ -248,6 +367,59 @@ impl Root {
     }
 }
 
+fn stamp(stat: &Stat) -> Stamp {
+    let nanoseconds = i64::try_from(stat.st_mtime_nsec).unwrap_or_default();
+    (stat.st_dev, stat.st_ino, stat.st_mtime, nanoseconds, stat.st_size)
+}
+
+/// Gives a new file the owner of the old one; the error says who owns it instead.
+fn give_away(new: &OwnedFd, old: &Stat) -> Result<(), String> {
+    let is_same = fs::fstat(new).is_ok_and(|new| (new.st_uid, new.st_gid) == (old.st_uid, old.st_gid));
+    let (user, group) = (Uid::from_raw(old.st_uid), Gid::from_raw(old.st_gid));
+    if is_same {
+        return Ok(());
+    }
+    fs::fchown(new, Some(user), Some(group)).map_err(|error| {
+        let (user, group) = (user.as_raw(), group.as_raw());
+        format!("it could not be given back to its owner ({error}); do so with chown {user}:{group}")
+    })
+}
+
+/// What a crash has left. Nobody else is writing: whoever writes has the lock.
+fn remove_leftovers(folder: &OwnedFd) -> io::Result<()> {
+    let readable = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    for entry in fs::Dir::new(fs::openat(folder, ".", readable, Mode::empty())?)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name.starts_with(SCRATCH_START.as_bytes()) && name.ends_with(SCRATCH_END.as_bytes()) {
+            fs::unlinkat(folder, entry.file_name(), AtFlags::empty())?;
+        }
+    }
+    Ok(())
+}
+
+fn scratch_name() -> String {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    format!("{SCRATCH_START}{}.{number}{SCRATCH_END}", std::process::id())
+}
+
+/// By a table of mounts. Source: proc_pid_mountinfo(5).
+fn is_read_only_by_mount(table: &str, path: &Path) -> bool {
+    let mounts = table.lines().filter_map(|line| {
+        let (mount, of_system) = line.split_once(" - ")?;
+        let mut columns = mount.split(' ').skip(4);
+        let (place, options) = (columns.next()?.replace("\\040", " "), columns.next()?);
+        let is_read_only = |options: &str| options.split(',').any(|option| option == "ro");
+        let by_mount = is_read_only(options) && !is_read_only(of_system.split(' ').nth(2)?);
+        path.starts_with(&place).then_some((place.len(), by_mount))
+    });
+    // Of those at one place the last hides the others.
+    mounts
+        .max_by_key(|(length, _)| *length)
+        .is_some_and(|(_, by_mount)| by_mount)
+}
+
 /// The folder of a path, and the name there.
 fn split(path: &str) -> io::Result<(&str, &OsStr)> {
     let (parent, name) = path.rsplit_once('/').ok_or(ErrorKind::InvalidInput)?;
@@ -272,8 +444,11 @@ const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEX
 /// As many as the kernel follows.
 const LINKS_MAX: usize = 40;
 const FILE_BYTES_MAX: u64 = 4 << 20;
-/// No runtime reads a file of this name. What a crash leaves is written over.
-const SCRATCH: &str = ".piecemeal-node.tmp";
+/// No runtime reads a file of such a name.
+const SCRATCH_START: &str = ".piecemeal-node.";
+const SCRATCH_END: &str = ".tmp";
+const CHANGED: &str = "was changed by somebody else at the same time; run this again";
+const LOCK_INTERVAL: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 mod tests {
@@ -342,6 +517,61 @@ mod tests {
         assert!(root.is_link("/etc/file") && !root.is_link("/etc/real/x"));
         assert_eq!(fs::read_to_string(dir.path().join("outside")).unwrap(), "secret");
         assert!(made.is_empty());
+    }
+
+    #[test]
+    fn a_file_that_was_changed_since_it_was_seen_is_not_written_over() {
+        let (dir, root) = root();
+        let file = dir.path().join("node/etc/x");
+        let mut made = Vec::new();
+        let none = root.see("/etc/x").unwrap();
+        assert_eq!((none.text, none.stamp), (None, None));
+        fs::write(&file, "theirs").unwrap();
+        let changed = root.replace("/etc/x", "ours", None, &mut made).unwrap_err();
+        assert_eq!(changed.kind(), ErrorKind::ResourceBusy);
+        let seen = root.see("/etc/x").unwrap();
+        // As an editor saves: another file of the same name.
+        fs::write(file.with_extension("new"), "newer!").unwrap();
+        fs::rename(file.with_extension("new"), &file).unwrap();
+        assert!(root.replace("/etc/x", "ours", seen.stamp, &mut made).is_err());
+        assert_eq!(fs::read_to_string(&file).unwrap(), "newer!");
+        assert_eq!(root.list("/etc").unwrap(), ["x"], "no scratch is left");
+        let seen = root.see("/etc/x").unwrap();
+        assert_eq!(root.replace("/etc/x", "ours", seen.stamp, &mut made).unwrap(), None);
+    }
+
+    #[test]
+    fn an_owner_that_cannot_be_kept_is_told() {
+        let (dir, _root) = root();
+        let path = dir.path().join("outside");
+        // Through such a descriptor nobody may change anything, whoever runs this.
+        let new = rustix::fs::open(&path, OFlags::PATH, Mode::empty()).unwrap();
+        let mut old = rustix::fs::fstat(&new).unwrap();
+        assert_eq!(give_away(&new, &old), Ok(()));
+        old.st_uid += 1;
+        let told = give_away(&new, &old).unwrap_err();
+        assert!(told.contains(&format!("chown {}:{}", old.st_uid, old.st_gid)), "{told}");
+    }
+
+    #[test]
+    fn one_run_at_a_time_and_what_a_crash_left_goes() {
+        let (dir, root) = root();
+        let lock = root.lock(Duration::ZERO).unwrap();
+        assert!(lock.is_some() && root.lock(Duration::ZERO).unwrap().is_none());
+        drop(lock);
+        assert!(root.lock(Duration::ZERO).unwrap().is_some());
+        fs::write(dir.path().join("node/etc/.piecemeal-node.1.2.tmp"), "half").unwrap();
+        root.write("/etc/x", "x", &mut Vec::new()).unwrap();
+        assert_eq!(root.list("/etc").unwrap(), ["x"]);
+    }
+
+    #[test]
+    fn a_mount_that_is_read_only_is_told_from_a_file_system_that_is() {
+        let table = "1 0 0:1 / / rw - overlay overlay rw\n2 1 0:2 / /host ro,relatime - ext4 /dev/a rw\n\
+                     3 2 0:2 /etc /host/etc rw - ext4 /dev/a rw\n4 2 0:3 / /host/usr ro - squashfs /dev/b ro\n";
+        let is = |path: &str| is_read_only_by_mount(table, Path::new(path));
+        assert!(is("/host/opt/x") && is("/host/etcetera"));
+        assert!(!is("/host/etc/x") && !is("/host/usr/x") && !is("/x"));
     }
 
     #[test]

@@ -5,9 +5,10 @@ use std::{collections::BTreeSet, fmt, str::FromStr};
 use serde::Serialize;
 
 use crate::{
-    containerd::{Problem, Remedy},
+    containerd::{self, Config, Problem, Remedy},
     containers,
     facts::Facts,
+    processes::Running,
 };
 
 /// A container runtime.
@@ -94,6 +95,12 @@ impl RuntimeKind {
         }
     }
 
+    /// Whether the two have the same files.
+    pub(crate) fn shares_files_with(self, other: Self) -> bool {
+        let has_drop_ins = |kind| matches!(kind, Self::Crio | Self::Podman);
+        self == other || (has_drop_ins(self) && has_drop_ins(other))
+    }
+
     /// What it reads, and what it has to be told after a change; its process, too.
     pub(crate) fn process(self) -> Option<&'static str> {
         match self {
@@ -131,6 +138,12 @@ pub(crate) struct Runtime {
     pub certs_dir: Option<String>,
     /// Why it does not read what is written, or why nothing is.
     pub problem: Option<Problem>,
+    /// Why it is left out and nobody misses it.
+    pub aside: Option<String>,
+    /// Whether it was found and not asked for, and another that Kubernetes can use was, too.
+    pub is_beside: bool,
+    /// Docker: where it is given mirrors by a flag.
+    pub flag: Option<String>,
     pub notes: Vec<String>,
     /// Whether files are written for it at all.
     pub is_wired: bool,
@@ -139,7 +152,7 @@ pub(crate) struct Runtime {
 impl Runtime {
     /// Whether it reads what is written for it.
     pub(crate) fn is_ready(&self) -> bool {
-        self.problem.is_none()
+        self.problem.is_none() && self.aside.is_none()
     }
 }
 
@@ -149,7 +162,14 @@ pub(crate) fn runtimes(facts: &Facts, asked: &[RuntimeKind]) -> Vec<Runtime> {
         .iter()
         .copied()
         .collect();
-    chosen.into_iter().map(|kind| runtime(facts, kind)).collect()
+    let mut found: Vec<Runtime> = chosen.into_iter().map(|kind| runtime(facts, kind)).collect();
+    let has_other = found
+        .iter()
+        .any(|of| of.aside.is_none() && !matches!(of.kind, RuntimeKind::Docker | RuntimeKind::Podman));
+    for runtime in &mut found {
+        runtime.is_beside = asked.is_empty() && has_other;
+    }
+    found
 }
 
 fn runtime(facts: &Facts, kind: RuntimeKind) -> Runtime {
@@ -158,6 +178,9 @@ fn runtime(facts: &Facts, kind: RuntimeKind) -> Runtime {
         detected: facts.detected.contains(&kind),
         certs_dir: None,
         problem: None,
+        aside: None,
+        flag: None,
+        is_beside: false,
         notes: Vec::new(),
         is_wired: true,
     };
@@ -170,7 +193,10 @@ fn runtime(facts: &Facts, kind: RuntimeKind) -> Runtime {
         RuntimeKind::Containerd | RuntimeKind::K3s | RuntimeKind::Rke2 => of_containerd(facts, &mut runtime),
         RuntimeKind::Crio | RuntimeKind::Podman => {
             let main = facts.containers.iter().find(|(path, _)| path == containers::MAIN);
-            if main.is_some_and(|(_, text)| containers::is_first_version(text)) {
+            if let Some(why) = &facts.containers_problem {
+                runtime.problem = Some(Problem::because(why.clone()));
+                runtime.is_wired = false;
+            } else if main.is_some_and(|(_, text)| containers::is_first_version(text)) {
                 let why = format!(
                     "{} is of the format's first version ([registries.…]), beside which no drop-in may stand; write it as [[registry]] tables",
                     containers::MAIN
@@ -179,7 +205,7 @@ fn runtime(facts: &Facts, kind: RuntimeKind) -> Runtime {
                 runtime.is_wired = false;
             }
         }
-        RuntimeKind::Docker => {}
+        RuntimeKind::Docker => runtime.flag.clone_from(&facts.docker_flag),
     }
     runtime
 }
@@ -192,24 +218,93 @@ fn of_containerd(facts: &Facts, runtime: &mut Runtime) {
     };
     let mut verdict = config.verdict(main, default_dir);
     if kind != RuntimeKind::Containerd
-        && let Some(problem) = &mut verdict.problem
-        && let Some(Remedy { table, line, .. }) = problem.remedy.take()
+        && let Some(problem) = verdict.problem.as_mut().filter(|_| verdict.is_known)
     {
-        // The file is written anew at every start of the service.
-        problem.why = if config.files.is_empty() {
+        of_generated(problem, kind, main, config);
+    }
+    runtime.is_wired = verdict.is_known && verdict.aside.is_none();
+    runtime.certs_dir = Some(verdict.dir).filter(|_| runtime.is_wired);
+    runtime.problem = verdict.problem;
+    runtime.aside = verdict.aside;
+    runtime.notes = verdict.notes;
+    if runtime.is_ready() {
+        match unread(facts, kind, main, config) {
+            Read::Now => {}
+            Read::Perhaps(note) => runtime.notes.push(note),
+            Read::Not(why) => runtime.problem = Some(Problem::because(why)),
+        }
+    }
+}
+
+/// K3s and RKE2 write the file anew at every start of theirs: nothing is to be added to it.
+fn of_generated(problem: &mut Problem, kind: RuntimeKind, main: &str, config: &Config) {
+    problem.why = match problem.remedy.take() {
+        Some(_) if config.files.is_empty() => {
             format!("{main} is not there: {kind} makes it at its first start; until then nobody can say")
+        }
+        Some(Remedy { table, line, .. }) => format!(
+            "{}; {kind} writes {main} at its start: upgrade it, since today's sets this by itself, \
+             or put {line} under [{table}] into config.toml.tmpl beside it (config-v3.toml.tmpl with containerd 2), and restart {kind}",
+            problem.why
+        ),
+        None => format!(
+            "{} ({kind} writes {main} at its start: change registries.yaml or config.toml.tmpl, and restart {kind})",
+            problem.why
+        ),
+    };
+}
+
+/// Whether what the file says is what a running containerd goes by.
+enum Read {
+    Now,
+    Perhaps(String),
+    Not(String),
+}
+
+fn unread(facts: &Facts, kind: RuntimeKind, main: &str, config: &Config) -> Read {
+    let by_the_file = |why: &str| {
+        if kind == RuntimeKind::Containerd && facts.os == "flatcar" {
+            Read::Not(format!(
+                "Flatcar's containerd reads /usr/share/containerd/config.toml, and not {main}; \
+                 set CONTAINERD_CONFIG={main} in a drop-in of its unit, and restart it"
+            ))
         } else {
-            format!(
-                "{}; {kind} writes {main} at its start: upgrade it, since today's sets this by itself, \
-                 or put {line} under [{table}] into config.toml.tmpl beside it (config-v3.toml.tmpl with containerd 2), and restart {kind}",
-                problem.why
-            )
+            Read::Perhaps(format!("taken from {main}: {why}"))
+        }
+    };
+    let Some(running) = &facts.running else {
+        return by_the_file("the node's processes cannot be seen from here");
+    };
+    let (reading, others): (Vec<&Running>, Vec<&Running>) = running
+        .iter()
+        .filter(|process| process.name == "containerd")
+        .partition(|process| containerd::config_of(&process.arguments) == main);
+    // Short commands have the same name; the service is the one that is there longest.
+    let eldest = |of: Vec<&Running>| of.into_iter().min_by_key(|process| process.started).cloned();
+    if let Some(service) = eldest(reading) {
+        return match &config.newest {
+            Some((path, at)) if *at > service.started + CLOCK_SLACK => Read::Not(format!(
+                "{path} was changed after its containerd started, which reads it only then; restart {kind} once"
+            )),
+            _ => Read::Now,
         };
     }
-    runtime.certs_dir = Some(verdict.dir);
-    runtime.problem = verdict.problem;
-    runtime.notes = verdict.notes;
+    let is_anothers =
+        |file: &str| file.contains("docker/") || RuntimeKind::ALL.iter().any(|kind| kind.config_file() == Some(file));
+    let own = others
+        .into_iter()
+        .filter(|process| !is_anothers(containerd::config_of(&process.arguments)));
+    match eldest(own.collect()).filter(|_| kind == RuntimeKind::Containerd) {
+        Some(service) => Read::Not(format!(
+            "its containerd was started with the configuration {}, and does not read {main}; start it with --config {main}",
+            containerd::config_of(&service.arguments)
+        )),
+        None => by_the_file("its containerd does not run now"),
+    }
 }
+
+/// The start of a process is known to a second.
+const CLOCK_SLACK: i64 = 1;
 
 /// Systems whose configuration is no files.
 fn immutable(os: &str) -> Option<&'static str> {
@@ -233,7 +328,6 @@ impl Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::containerd::Config;
 
     fn facts(os: &str, detected: &[RuntimeKind]) -> Facts {
         Facts {
@@ -244,7 +338,7 @@ mod tests {
                 .filter(|kind| kind.config_file().is_some())
                 .map(|kind| (kind, Config::default()))
                 .collect(),
-            containers: Vec::new(),
+            ..Facts::default()
         }
     }
 
@@ -292,6 +386,86 @@ mod tests {
             problem.why
         );
         assert_eq!(found.certs_dir.as_deref(), RuntimeKind::K3s.certs_dir());
+    }
+
+    const MAIN: &str = "/etc/containerd/config.toml";
+
+    /// A containerd whose configuration is as it should be, and was changed at second 100.
+    fn ready_by_its_file(os: &str) -> Facts {
+        let mut facts = facts(os, &[RuntimeKind::Containerd]);
+        let text = "[plugins.cri.registry]\nconfig_path = \"/x\"\n".to_owned();
+        facts.configs[0].1.files = vec![(MAIN.to_owned(), text)];
+        facts.configs[0].1.newest = Some((MAIN.to_owned(), 100));
+        facts
+    }
+
+    fn service(arguments: &[&str], started: i64) -> Running {
+        Running {
+            name: "containerd".to_owned(),
+            arguments: arguments.iter().map(|text| (*text).to_owned()).collect(),
+            started,
+        }
+    }
+
+    #[test]
+    fn a_containerd_that_was_started_before_its_file_was_changed_is_not_ready() {
+        let mut facts = ready_by_its_file("debian");
+        let mut look = |running: Option<Vec<Running>>| {
+            facts.running = running;
+            runtimes(&facts, &[]).remove(0)
+        };
+        let unseen = look(None);
+        assert!(unseen.is_ready() && unseen.notes[0].contains("cannot be seen"));
+        assert!(look(Some(vec![])).notes[0].contains("does not run"));
+        let now = look(Some(vec![service(&["containerd"], 99)]));
+        assert!(now.is_ready() && now.notes.is_empty(), "within the second");
+        // What is started later is a command, and not the service.
+        let old = look(Some(vec![
+            service(&["containerd"], 98),
+            service(&["containerd", "publish"], 200),
+        ]));
+        assert!(
+            old.problem
+                .is_some_and(|problem| problem.why.contains("restart containerd once"))
+        );
+        let k3s = RuntimeKind::K3s.config_file().unwrap();
+        let elsewhere = [
+            service(&["containerd", "-c", k3s], 1),
+            service(&["containerd", "-c", "/y.toml"], 2),
+        ];
+        let other = look(Some(elsewhere.to_vec())).problem.expect("a problem").why;
+        assert!(other.contains("/y.toml"), "{other}");
+        assert!(look(Some(elsewhere[..1].to_vec())).is_ready());
+    }
+
+    #[test]
+    fn flatcars_containerd_reads_another_file_unless_it_is_seen_to_read_this_one() {
+        let mut facts = ready_by_its_file("flatcar");
+        let problem = runtimes(&facts, &[]).remove(0).problem.expect("a problem");
+        assert!(problem.why.contains("/usr/share/containerd") && problem.remedy.is_none());
+        facts.running = Some(vec![service(&["containerd", "--config", MAIN], 200)]);
+        assert!(runtimes(&facts, &[])[0].is_ready());
+    }
+
+    #[test]
+    fn what_cannot_be_read_concerns_its_own_runtime_alone() {
+        let mut facts = ready_by_its_file("debian");
+        facts.detected = vec![RuntimeKind::Containerd, RuntimeKind::K3s, RuntimeKind::Crio];
+        facts.containers_problem = Some("registries.conf cannot be read".to_owned());
+        facts.configs[1].1.unreadable = Some("config.toml cannot be read".to_owned());
+        let found: Vec<(bool, bool)> = runtimes(&facts, &[])
+            .iter()
+            .map(|of| (of.is_wired, of.is_ready()))
+            .collect();
+        assert_eq!(found, [(true, true), (false, false), (false, false)]);
+    }
+
+    #[test]
+    fn a_containerd_of_dockers_is_left_aside() {
+        let mut facts = ready_by_its_file("debian");
+        facts.configs[0].1.files[0].1 = "disabled_plugins = [\"cri\"]\n".to_owned();
+        let found = runtimes(&facts, &[]).remove(0);
+        assert!(found.aside.is_some() && found.problem.is_none() && !found.is_wired && !found.is_ready());
     }
 
     #[test]

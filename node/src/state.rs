@@ -26,6 +26,10 @@ pub(crate) struct State {
     pub folders: BTreeSet<String>,
     /// Runtimes that were restarted once, and are not again.
     pub restarted: BTreeSet<String>,
+    /// Where hosts.toml files were written, by runtime: its configuration may not tell any more.
+    pub certs_dirs: BTreeMap<String, BTreeSet<String>>,
+    /// The port of the mirror that was put into Docker's configuration, which has no comments to tell it by.
+    pub docker_port: Option<u16>,
 }
 
 impl State {
@@ -38,7 +42,10 @@ impl State {
 
     /// Writes it if it has changed; one that says nothing goes.
     pub(crate) fn save(mut self, root: &Root) -> io::Result<()> {
-        if self.files.is_empty() && self.restarted.is_empty() {
+        if self.files.is_empty() {
+            self.certs_dirs.clear();
+        }
+        if self.files.is_empty() && self.restarted.is_empty() && self.docker_port.is_none() {
             // A system that is read-only is not asked to remove what is not there.
             if root.exists(FILE) {
                 root.remove(FILE)?;
@@ -76,7 +83,7 @@ impl State {
     }
 }
 
-fn digest(text: &str) -> String {
+pub(crate) fn digest(text: &str) -> String {
     Digest::of(text.as_bytes()).to_string()
 }
 

@@ -1,6 +1,7 @@
 //! The files that a node should have: pure, out of what is on it and what was asked for.
 
 use crate::{
+    containerd::Problem,
     containers, docker,
     edit::Edit,
     hosts::{self, Hosts},
@@ -28,7 +29,10 @@ enum What {
     },
     AcceleratedDropIn(Vec<(String, Registry)>),
     OriginalDropIn(Vec<Registry>),
-    DockerMirror,
+    DockerMirror {
+        /// The port that was put there last.
+        before: Option<u16>,
+    },
 }
 
 impl Wanted {
@@ -55,7 +59,7 @@ impl Wanted {
             What::OriginalDropIn(registries) => {
                 containers::edit_original(&registries.iter().collect::<Vec<_>>(), peer, current)
             }
-            What::DockerMirror => docker::edit(settings.peer_port, current),
+            What::DockerMirror { before } => docker::edit(settings.peer_port, *before, current),
         }
     }
 }
@@ -68,6 +72,8 @@ pub(crate) trait Look {
     fn has_default(&self, certs_dir: &str) -> bool;
     /// By what a registry's own name is trusted.
     fn trust(&self, certs_dir: &str, name: &str) -> String;
+    /// The port of the mirror that is ours in Docker's configuration.
+    fn docker_port(&self) -> Option<u16>;
 }
 
 /// The files of one runtime. What is good to know about them is added to its notes.
@@ -81,7 +87,7 @@ pub(crate) fn wanted(
         return Vec::new();
     }
     match (runtime.kind, runtime.certs_dir.clone()) {
-        (RuntimeKind::Docker, _) => of_docker(runtime, settings),
+        (RuntimeKind::Docker, _) => of_docker(runtime, settings, look),
         (_, Some(dir)) => of_containerd(runtime, &dir, settings, look),
         (_, None) => of_containers(runtime, settings, taken),
     }
@@ -155,17 +161,33 @@ fn of_containers(runtime: &mut Runtime, settings: &Settings, taken: &dyn Fn(&str
     ]
 }
 
-fn of_docker(runtime: &mut Runtime, settings: &Settings) -> Vec<Wanted> {
+fn of_docker(runtime: &mut Runtime, settings: &Settings, look: &dyn Look) -> Vec<Wanted> {
+    if !settings.names.has_original() {
+        return without_names(runtime);
+    }
+    if let Some(place) = &runtime.flag {
+        runtime.problem = Some(Problem::because(format!(
+            "{place} gives it --registry-mirror, and with a mirror in {} too it would not start; \
+             put http://127.0.0.1:{} before the others there, or move them to the file",
+            docker::FILE,
+            settings.peer_port
+        )));
+        return Vec::new();
+    }
     let has_hub = settings
         .registries
         .iter()
         .any(|registry| registry.name == docker::REGISTRY);
-    if !settings.names.has_original() || !has_hub || !settings.has_peer {
+    if !has_hub || !settings.has_peer {
         runtime.notes.push(
-            "it can send only docker.io through the peer, and only by its own name: --names original or both, with an upstream docker.io"
-                .to_owned(),
+            "it can send only docker.io through the peer: that takes a peer, and an upstream docker.io".to_owned(),
         );
         return Vec::new();
+    }
+    if settings.names.has_accelerated() {
+        runtime
+            .notes
+            .push("it can pull no accelerated name, and docker.io through the peer by its own".to_owned());
     }
     runtime
         .notes
@@ -174,14 +196,31 @@ fn of_docker(runtime: &mut Runtime, settings: &Settings) -> Vec<Wanted> {
         runtime: runtime.kind,
         path: docker::FILE.to_owned(),
         name: Some(docker::REGISTRY.to_owned()),
-        what: What::DockerMirror,
+        what: What::DockerMirror {
+            before: look.docker_port(),
+        },
     }]
 }
 
+/// Where another runtime is Kubernetes' own, nobody misses Docker.
+fn without_names(runtime: &mut Runtime) -> Vec<Wanted> {
+    let why =
+        "it can pull no accelerated name, and only docker.io through the peer: --names original or both".to_owned();
+    if runtime.is_beside {
+        runtime.aside = Some(why);
+    } else {
+        runtime.problem = Some(Problem::because(why));
+    }
+    Vec::new()
+}
+
 /// The way back for a file of ours, by where it is.
-pub(crate) fn take_back(path: &str, current: &str, peer_port: u16, purge: bool) -> Edit {
+///
+/// `docker_ports`: of the mirrors that are ours in Docker's configuration.
+pub(crate) fn take_back(path: &str, current: &str, docker_ports: &[u16], purge: bool) -> Edit {
     if path == docker::FILE {
-        docker::take_back(peer_port, current)
+        let port = docker_ports.iter().find(|port| docker::has_peer(&[**port], current));
+        port.map_or(Edit::Nothing, |port| docker::take_back(*port, current))
     } else if path.ends_with(HOSTS) {
         hosts::take_back(current, purge)
     } else {
