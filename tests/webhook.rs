@@ -524,6 +524,7 @@ fn where_nobody_copies_a_service_account_s_secrets_into_pods_the_webhook_does() 
     let options = support::KubeOptions {
         apiserver_flags: vec!["--disable-admission-plugins=ServiceAccount".to_owned()],
         controllers: false,
+        ..support::KubeOptions::default()
     };
     let api = KubeApi::start(&options);
     let webhook = Webhook::start(&api, &support::REGISTRIES);

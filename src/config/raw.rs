@@ -308,7 +308,7 @@ pub(crate) struct RawWebhook {
     /// How long a new certificate authority of its own is published before it signs [60s]
     #[arg(long, value_name = "DURATION")]
     pub certificate_announce: Option<String>,
-    /// Where it records the registries that it has accelerated [<release>-hosts]
+    /// Where it records the registries that it has accelerated [RELEASE-hosts]
     #[arg(long, value_name = "NAME")]
     pub hosts_config_map: Option<String>,
     /// What to log, as in RUST_LOG [info]

@@ -2,6 +2,11 @@
 //!
 //! What it says about pods comes from the webhook's own code and the webhook's own settings, read from the cluster.
 
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "these docs are the text of --help, where brackets hold the defaults"
+)]
+
 mod diff;
 mod installation;
 mod node;
