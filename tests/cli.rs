@@ -1107,7 +1107,9 @@ fn containerd_is_given_its_line_only_where_a_restart_is_allowed_and_works() {
     );
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
     assert!(
-        outcome.stdout.contains("to do: containerd was not restarted as it should be"),
+        outcome
+            .stdout
+            .contains("to do: containerd was not restarted as it should be"),
         "{}",
         outcome.stdout
     );

@@ -203,8 +203,10 @@ pub(crate) fn trust(dir: &str, hosts: Option<&str>, files: &[String]) -> String 
     match hosts {
         Some(text) => {
             let table: Table = text.parse().unwrap_or_default();
+            let own = own_host(dir, &table);
+            let of = |key: &str| table.get(key).or_else(|| own?.get(key)).cloned();
             let keys = ["ca", "client", "skip_verify"].into_iter();
-            kept.extend(keys.filter_map(|key| Some((key.to_owned(), absolute(dir, table.get(key)?.clone())))));
+            kept.extend(keys.filter_map(|key| Some((key.to_owned(), absolute(dir, of(key)?)))));
         }
         None => {
             let path = |name: &String| Value::String(format!("{dir}/{name}"));
@@ -224,6 +226,23 @@ pub(crate) fn trust(dir: &str, hosts: Option<&str>, files: &[String]) -> String 
         }
     }
     kept.to_string()
+}
+
+/// The table of the registry itself among the hosts of a file: of its `server`, or of the name of its folder.
+fn own_host<'a>(dir: &str, file: &'a Table) -> Option<&'a Table> {
+    let bare = |url: &str| -> String {
+        let url = url.trim_end_matches('/');
+        url.split_once("://").map_or(url, |(_, rest)| rest).to_owned()
+    };
+    let folder = dir
+        .rsplit('/')
+        .next()
+        .unwrap_or_default()
+        .trim_end_matches('_')
+        .replace('_', ":");
+    let own = file.get("server").and_then(Value::as_str).map_or(folder, bare);
+    let hosts = file.get("host")?.as_table()?;
+    hosts.iter().find(|(url, _)| bare(url) == own)?.1.as_table()
 }
 
 /// Relative paths are those of the file that they stand in, and are read from another.
@@ -293,6 +312,22 @@ mod tests {
             Edit::Write(text) => text,
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn what_is_trusted_may_stand_with_the_registry_s_own_host() {
+        let with_server = "server = \"https://reg.test:5443\"\n[host.\"https://mirror.test\"]\n  ca = \"/m.crt\"\n\
+             [host.\"https://reg.test:5443/\"]\n  ca = \"own.crt\"\n";
+        assert_eq!(
+            trust("/c/reg.test:5443", Some(with_server), &[]),
+            "ca = \"/c/reg.test:5443/own.crt\"\n"
+        );
+        let without = "[host.\"https://reg.test:5443\"]\n  ca = \"/own.crt\"\n";
+        for dir in ["/c/reg.test:5443", "/c/reg.test_5443_"] {
+            assert_eq!(trust(dir, Some(without), &[]), "ca = \"/own.crt\"\n", "{dir}");
+        }
+        let of_another = "[host.\"https://mirror.test\"]\n  ca = \"/m.crt\"\n";
+        assert_eq!(trust("/c/reg.test", Some(of_another), &[]), "");
     }
 
     #[test]

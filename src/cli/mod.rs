@@ -2,6 +2,11 @@
 //!
 //! Exit codes: 0, done; 1, it could not be done; 64, the arguments or settings are wrong and nothing was tried.
 
+/// Like `println`, for whoever is still there: a reader that has gone, as `head` goes, ends the program and is no fault.
+macro_rules! say {
+    ($($text:tt)*) => { $crate::cli::say_line(format_args!($($text)*)) };
+}
+
 mod cache;
 mod cache_dir;
 mod chart;
@@ -15,7 +20,7 @@ mod reach;
 mod status;
 mod up;
 
-use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -30,11 +35,8 @@ use crate::config::{
 
 /// Runs the command that the arguments name.
 pub(crate) fn main() -> ExitCode {
-    let cli = match cli()
-        .try_get_matches_from(arguments())
-        .and_then(|matches| Cli::from_arg_matches(&matches))
-    {
-        Ok(cli) => cli,
+    let command = match parse() {
+        Ok(command) => command,
         Err(error) => {
             // Help and version are errors to clap, but not to the shell. A closed terminal is nobody's problem.
             let _ = error.print();
@@ -44,7 +46,7 @@ pub(crate) fn main() -> ExitCode {
     rustls::crypto::ring::default_provider()
         .install_default()
         .expect("nothing has installed a provider yet");
-    match run(cli.command) {
+    match run(command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", describe(&error));
@@ -99,14 +101,15 @@ enum Command {
     Man(generate::ManArgs),
 }
 
-/// As the shell has them. Under the name of a plugin of kubectl, its subcommand is meant.
-fn arguments() -> Vec<OsString> {
-    let mut arguments: Vec<OsString> = std::env::args_os().collect();
-    let name = arguments.first().map(PathBuf::from);
+/// What the arguments ask for. Under the name of a plugin of kubectl, only its commands are there.
+fn parse() -> Result<Command, clap::Error> {
+    let name = std::env::args_os().next().map(PathBuf::from);
     if name.is_some_and(|path| path.file_name().is_some_and(|name| name == kubectl::PLUGIN)) {
-        arguments.insert(1, "kubectl".into());
+        let matches = kubectl::plugin().try_get_matches()?;
+        return kubectl::KubectlCommand::from_arg_matches(&matches).map(Command::Kubectl);
     }
-    arguments
+    let matches = cli().try_get_matches()?;
+    Cli::from_arg_matches(&matches).map(|cli| cli.command)
 }
 
 /// The command line, whose help tells which settings are live.
@@ -215,6 +218,12 @@ fn describe(error: &anyhow::Error) -> String {
         last = cause;
     }
     text
+}
+
+fn say_line(line: std::fmt::Arguments<'_>) {
+    if writeln!(std::io::stdout(), "{line}").is_err() {
+        std::process::exit(0);
+    }
 }
 
 const EXIT_FAILED: u8 = 1;

@@ -68,17 +68,17 @@ async fn look_at(client: &Client, upstream: &UpstreamConfig) -> usize {
     let mut bad = 0;
     for url in &upstream.urls {
         if upstream.name.starts_with('*') {
-            println!(
+            say!(
                 "?     {}: it stands for many; name one of them to look at it",
                 upstream.name
             );
             continue;
         }
         match ask(client, url).await {
-            Found::Good(how) => println!("ok    {} at {url}: {how}", upstream.name),
+            Found::Good(how) => say!("ok    {} at {url}: {how}", upstream.name),
             Found::Bad(why) => {
                 bad += 1;
-                println!("WRONG {} at {url}: {why}", upstream.name);
+                say!("WRONG {} at {url}: {why}", upstream.name);
             }
         }
     }

@@ -40,10 +40,11 @@ impl Cluster {
     /// # Errors
     /// There is neither, or it cannot be read.
     pub async fn connect() -> Result<Self, ClusterError> {
-        let client = Client::try_default().await.map_err(|error| {
+        let config = Config::infer().await.map_err(|error| {
             ClusterError::Unreachable(format!("no cluster is configured here (set KUBECONFIG): {error}"))
         })?;
-        Ok(Self(client))
+        let unusable = |error| ClusterError::Unreachable(format!("the configured cluster cannot be used: {error}"));
+        Client::try_from(config).map(Self).map_err(unusable)
     }
 
     /// The cluster of a context of the kubeconfig.

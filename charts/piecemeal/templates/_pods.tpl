@@ -48,7 +48,7 @@ labels:
   {{- with merge (deepCopy $values.podLabels) $context.Values.commonLabels }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
-{{- $annotations := deepCopy $values.podAnnotations -}}
+{{- $annotations := merge (deepCopy $values.podAnnotations) (dict "kubectl.kubernetes.io/default-container" (index . 1)) -}}
 {{- with index . 2 }}{{ $_ := set $annotations "checksum/config" . }}{{ end -}}
 {{- with $annotations }}
 annotations:

@@ -28,7 +28,7 @@ pub(super) async fn run(args: &KeysArgs) -> anyhow::Result<()> {
     let join = read::<JoinKey>(&cluster, args, &args.join_secret, JOIN_FILE).await?;
     match (authority, join) {
         (Some(authority), Some(join)) if authority.join_key().to_text() == join.to_text() => {
-            println!("the site has its keys");
+            say!("the site has its keys");
         }
         (Some(_), Some(_)) => bail!(
             "Secret {} is of another site than Secret {}: restore the one that belongs to the other, or delete {} to have it made again",
@@ -93,7 +93,7 @@ async fn write(cluster: &Cluster, args: &KeysArgs, name: &str, field: &str, key:
     cluster
         .create(&core_path(&args.namespace, "secrets", ""), &secret, false)
         .await?;
-    println!("Secret {name} is made");
+    say!("Secret {name} is made");
     Ok(())
 }
 

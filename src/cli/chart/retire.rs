@@ -27,8 +27,8 @@ pub(super) async fn run(args: &RetireArgs) -> anyhow::Result<()> {
         let still = look_at_pods(&cluster).await?.still;
         if still > 0 {
             bail!(
-                "{still} pods still name accelerated images, and nothing was removed: recreate them without the label first, or uninstall \
-                 with uninstall.strict=false"
+                "{still} pods still name accelerated images, and nothing was removed: recreate them without the label and uninstall again, or \
+                 `helm rollback` and `helm upgrade --set uninstall.strict=false` before"
             );
         }
     }
@@ -36,7 +36,7 @@ pub(super) async fn run(args: &RetireArgs) -> anyhow::Result<()> {
     cluster
         .delete(&format!("{configurations}/{}", args.webhook_configuration), None)
         .await?;
-    println!("new pods are created as they are written, from now on");
+    say!("new pods are created as they are written, from now on");
     // Those that were asked about before are stored by then.
     sleep(SETTLE).await;
     let pods = look_at_pods(&cluster).await?;
@@ -63,8 +63,8 @@ async fn look_at_pods(cluster: &Cluster) -> anyhow::Result<Pods> {
         let text = |name: &str| pod["metadata"][name].as_str().unwrap_or_default().to_owned();
         let (namespace, name) = (text("namespace"), text("name"));
         match pods.still {
-            0..TOLD_MAX => println!("{namespace}/{name} still names accelerated images"),
-            TOLD_MAX => println!("… and more"),
+            0..TOLD_MAX => say!("{namespace}/{name} still names accelerated images"),
+            TOLD_MAX => say!("… and more"),
             _ => {}
         }
         pods.still += 1;
@@ -110,9 +110,9 @@ async fn delete_copies(
             }
         }
     }
-    println!("{deleted} copies of pull secrets are deleted, {kept} are still needed");
+    say!("{deleted} copies of pull secrets are deleted, {kept} are still needed");
     if kept > 0 {
-        println!("once those pods are gone: kubectl delete secrets --all-namespaces --selector {COPY_LABEL}=true");
+        say!("once those pods are gone: kubectl delete secrets --all-namespaces --selector {COPY_LABEL}=true");
     }
     Ok(())
 }

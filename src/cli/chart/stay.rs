@@ -6,7 +6,7 @@ use tokio::signal::unix::{SignalKind, signal};
 pub(super) async fn run() -> anyhow::Result<()> {
     // As the first process of a container it gets no signal that it does not ask for.
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-    println!("done; staying until SIGTERM");
+    say!("done; staying until SIGTERM");
     terminate.recv().await;
     Ok(())
 }

@@ -34,7 +34,7 @@ pub(super) async fn run(args: &WaitArgs) -> anyhow::Result<()> {
             Ok(None) => bail!("there is no DaemonSet {}", args.daemonset),
             Ok(Some(set)) => match left(&set) {
                 Some(0) => {
-                    println!("every node is clean");
+                    say!("every node is clean");
                     return Ok(());
                 }
                 left if is_late => return tell(&cluster, args, &set, left).await,
@@ -71,16 +71,16 @@ async fn tell(cluster: &Cluster, args: &WaitArgs, set: &Value, left: Option<i64>
         .collect();
     let query = format!("labelSelector={}", selector.join("%2C"));
     let pods = cluster.list(&core_path(&args.namespace, "pods", ""), &query).await?;
-    println!("{left} nodes have not answered, and keep files that point to their registries:");
+    say!("{left} nodes have not answered, and keep files that point to their registries:");
     for pod in pods.iter().filter(|pod| !is_ready(pod)) {
-        println!(
+        say!(
             "  {}",
             pod["spec"]["nodeName"]
                 .as_str()
                 .unwrap_or("(a node that has no pod yet)")
         );
     }
-    println!("clean one later with `piecemeal node remove` on it");
+    say!("clean one later with `piecemeal node remove` on it");
     Ok(())
 }
 

@@ -42,7 +42,7 @@ pub(super) async fn run(args: &DiffArgs) -> anyhow::Result<()> {
             .as_str()
             .or(args.namespace.as_deref())
             .unwrap_or(cluster.default_namespace());
-        println!(
+        say!(
             "{} {namespace}/{}",
             text(&object["kind"]),
             text(&object["metadata"]["name"])
@@ -52,14 +52,14 @@ pub(super) async fn run(args: &DiffArgs) -> anyhow::Result<()> {
         match &explanation.outcome {
             Ok(preview) => {
                 for (original, accelerated) in &preview.images {
-                    println!("- image: {original}\n+ image: {accelerated}");
+                    say!("- image: {original}\n+ image: {accelerated}");
                 }
                 for (source, copy) in &preview.secrets {
-                    println!("+ imagePullSecret: {copy} (a copy of {source})");
+                    say!("+ imagePullSecret: {copy} (a copy of {source})");
                 }
             }
             Err(skip) => {
-                println!("  stays as it is: {skip}");
+                say!("  stays as it is: {skip}");
                 print_steps(&explanation);
             }
         }

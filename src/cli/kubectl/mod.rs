@@ -45,6 +45,17 @@ pub(super) enum KubectlCommand {
     UninstallCheck(uninstall_check::UninstallCheckArgs),
 }
 
+/// The command line under that name.
+pub(super) fn plugin() -> clap::Command {
+    let command = clap::Command::new(PLUGIN)
+        .bin_name("kubectl piecemeal")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Looks at Piecemeal in a cluster, and at its pods.")
+        .subcommand_required(true)
+        .arg_required_else_help(true);
+    KubectlCommand::augment_subcommands(command)
+}
+
 /// Which cluster.
 #[derive(Args, Clone, Debug)]
 pub(in crate::cli) struct ClusterArgs {

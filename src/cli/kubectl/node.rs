@@ -22,7 +22,7 @@ pub(super) async fn run(args: &NodeArgs) -> anyhow::Result<()> {
     let cluster = args.cluster.connect().await?;
     let node = cluster.get(&format!("/api/v1/nodes/{}", args.node)).await?;
     let node = node.with_context(|| format!("there is no node {}", args.node))?;
-    println!(
+    say!(
         "{}: {}",
         args.node,
         text(&node["status"]["nodeInfo"]["containerRuntimeVersion"])
@@ -34,7 +34,7 @@ pub(super) async fn run(args: &NodeArgs) -> anyhow::Result<()> {
         .filter(|pod| pod["spec"]["nodeName"] == *args.node.as_str())
         .collect();
     if here.is_empty() {
-        println!(
+        say!(
             "nothing of Piecemeal runs on it: its runtime does not know accelerated names unless somebody has told it by hand"
         );
         return Ok(());
@@ -42,16 +42,16 @@ pub(super) async fn run(args: &NodeArgs) -> anyhow::Result<()> {
     for pod in here {
         let component = text(&pod["metadata"]["labels"]["app.kubernetes.io/component"]);
         let (namespace, name) = (text(&pod["metadata"]["namespace"]), text(&pod["metadata"]["name"]));
-        println!("{component}: {namespace}/{name} is {}", text(&pod["status"]["phase"]));
+        say!("{component}: {namespace}/{name} is {}", text(&pod["status"]["phase"]));
         if component != "node" {
             continue;
         }
         let path = format!("/api/v1/namespaces/{namespace}/pods/{name}:{NODE_ADMIN_PORT}/proxy/status");
         match cluster.get(&path).await {
-            Ok(Some(value)) => print!("{}", render(&args.node, &value)),
-            Ok(None) => println!("  it has no status"),
+            Ok(Some(value)) => say!("{}", render(&args.node, &value).trim_end()),
+            Ok(None) => say!("  it has no status"),
             Err(error) => {
-                println!("  not reached through the API server ({error}); on the node itself: piecemeal node status");
+                say!("  not reached through the API server ({error}); on the node itself: piecemeal node status");
             }
         }
     }

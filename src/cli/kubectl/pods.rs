@@ -72,13 +72,13 @@ pub(super) async fn run(args: &PodsArgs) -> anyhow::Result<()> {
             }
         }
     }
-    println!("{found} of {} pods", pods.len());
+    say!("{found} of {} pods", pods.len());
     Ok(())
 }
 
 fn print(pod: &Value, images: &[String]) {
     let metadata = &pod["metadata"];
-    println!(
+    say!(
         "{}/{}  {}",
         text(&metadata["namespace"]),
         text(&metadata["name"]),

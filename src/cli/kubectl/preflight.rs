@@ -49,11 +49,11 @@ pub(super) async fn run(args: &PreflightArgs) -> anyhow::Result<()> {
     let mut bad = 0;
     for finding in &findings {
         match finding {
-            Good(text) => println!("ok    {text}"),
-            Doubt(text) => println!("?     {text}"),
+            Good(text) => say!("ok    {text}"),
+            Doubt(text) => say!("?     {text}"),
             Bad(text) => {
                 bad += 1;
-                println!("WRONG {text}");
+                say!("WRONG {text}");
             }
         }
     }
@@ -145,9 +145,11 @@ fn judge_row(row: &Row) -> Finding {
         Bad(format!(
             "{what}: no node belongs to its pool; compare the pool's id and name with the labels of the nodes"
         ))
+    } else if row.wanted == 0 && matches!(row.component.as_str(), "mirror" | "scheduler" | "webhook") {
+        Bad(format!("{what}: it is scaled to none"))
     } else if row.ready < row.wanted {
         Bad(format!(
-            "{what}: {} of {} are ready; `kubectl describe` its pods",
+            "{what}: {} of {} are ready; `kubectl describe` it and its pods (peers and node set-up need pod-security.kubernetes.io/enforce=privileged on the namespace)",
             row.ready, row.wanted
         ))
     } else {

@@ -27,14 +27,14 @@ pub(super) async fn run(args: &StatusArgs) -> anyhow::Result<()> {
         anyhow::bail!("nothing of Piecemeal is installed in this cluster");
     }
     rows.sort_by(|one, other| (&one.component, &one.pool).cmp(&(&other.component, &other.pool)));
-    println!("{:<12} {:<20} {:>9}  NAMESPACE/NAME", "COMPONENT", "POOL", "READY");
+    say!("{:<12} {:<20} {:>9}  NAMESPACE/NAME", "COMPONENT", "POOL", "READY");
     for row in &rows {
         let ready = format!("{}/{}", row.ready, row.wanted);
-        println!("{:<12} {:<20} {ready:>9}  {}", row.component, row.pool, row.name);
+        say!("{:<12} {:<20} {ready:>9}  {}", row.component, row.pool, row.name);
     }
     for (component, port) in [("mirror", 65013), ("scheduler", 65014)] {
         for pod in labelled(&cluster, "pods", namespace, Some(component)).await? {
-            println!("\n{}", daemon(&cluster, &pod, port).await.trim_end());
+            say!("\n{}", daemon(&cluster, &pod, port).await.trim_end());
         }
     }
     Ok(())

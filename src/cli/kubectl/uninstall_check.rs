@@ -34,13 +34,13 @@ pub(super) async fn run(args: &UninstallCheckArgs) -> anyhow::Result<()> {
         .filter(|pod| !accelerated_images(pod).is_empty())
         .map(name)
         .collect();
-    println!(
+    say!(
         "{} pods name accelerated images{}",
         still.len(),
         if still.is_empty() { "" } else { ":" }
     );
     for pod in &still {
-        println!("  {pod}");
+        say!("  {pod}");
     }
 
     let needed: BTreeSet<String> = pods
@@ -59,7 +59,7 @@ pub(super) async fn run(args: &UninstallCheckArgs) -> anyhow::Result<()> {
         in_use += u32::from(needed.contains(&name(&copy)));
     };
     cluster.each_metadata("/api/v1/secrets", &selector, count).await?;
-    println!("{copies} copies of pull secrets, {in_use} of them needed by those pods");
+    say!("{copies} copies of pull secrets, {in_use} of them needed by those pods");
 
     let namespace = args.cluster.system_namespace.as_deref().unwrap_or_default();
     let mut away = 0;
@@ -69,9 +69,9 @@ pub(super) async fn run(args: &UninstallCheckArgs) -> anyhow::Result<()> {
             away += row.wanted - row.ready;
         }
     }
-    println!("{away} nodes do not answer, and would keep their files, which lead to the registries themselves");
+    say!("{away} nodes do not answer, and would keep their files, which lead to the registries themselves");
     if still.is_empty() {
-        println!("nothing holds up an uninstallation");
+        say!("nothing holds up an uninstallation");
         return Ok(());
     }
     bail!(

@@ -50,7 +50,7 @@ pub(super) async fn run(args: &WarmArgs) -> anyhow::Result<()> {
             text(&mirror["metadata"]["namespace"]),
             text(&mirror["metadata"]["name"]),
         );
-        println!("{namespace}/{name}:");
+        say!("{namespace}/{name}:");
         let mut kubectl = Command::new("kubectl");
         if let Some(context) = &args.cluster.context {
             kubectl.args(["--context", context]);

@@ -33,13 +33,13 @@ pub(super) async fn run(args: &WhyArgs) -> anyhow::Result<()> {
     let labels = namespace_labels(&cluster, namespace).await?;
     let explanation = explain(&cluster, &installation.webhook, &pod, namespace, labels.as_ref()).await?;
     print_steps(&explanation);
-    println!("{}", conclusion(&pod, &explanation));
+    say!("{}", conclusion(&pod, &explanation));
     Ok(())
 }
 
 pub(super) fn print_steps(explanation: &Explanation) {
     for step in &explanation.steps {
-        println!(
+        say!(
             "{} {}: {}",
             if step.is_good { "+" } else { "-" },
             step.about,
