@@ -1,10 +1,10 @@
 //! The daemon: the port, and what is tended behind it.
 
-use std::{collections::BTreeSet, io, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeSet, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -30,7 +30,8 @@ use crate::{
 #[derive(Debug)]
 pub struct Webhook {
     tasks: JoinSet<()>,
-    /// Ends the port, then what is behind it.
+    /// Ends the lead, then the port, then what is behind it.
+    stop_lead: CancellationToken,
     stop_port: CancellationToken,
     stop_rest: CancellationToken,
     serving: tokio::task::JoinHandle<()>,
@@ -77,6 +78,7 @@ impl Webhook {
         let hosts = Hosts::new(config.registries.named().map(ToOwned::to_owned));
         let desk = desk(&config, &cluster, events, hosts.clone(), &metrics);
         let (stop_port, stop_rest) = (CancellationToken::new(), CancellationToken::new());
+        let stop_lead = stop_rest.child_token();
         let (lead, leads) = watch::channel(false);
         let (tls, shown_tls) = watch::channel(None);
         let (problem_sender, problem) = watch::channel(Some("no certificate yet".to_owned()));
@@ -87,7 +89,7 @@ impl Webhook {
             candidacy(&config),
             lead,
             metrics.clone(),
-            stop_rest.clone(),
+            stop_lead.clone(),
         ));
         let certificates = certificates(&config, &cluster, &leads, &metrics);
         tasks.spawn(certificates.run(
@@ -107,9 +109,11 @@ impl Webhook {
         tasks.spawn(events::write(cluster.clone(), waiting_events, stop_rest.clone()));
         let (namespace, config_map) = (config.namespace.clone(), config.hosts_config_map.clone());
         tasks.spawn(hosts.record(cluster, namespace, config_map, stop_rest.clone()));
-        let serving = tokio::spawn(server::serve(listener, desk, shown_tls, stop_port.clone()));
+        let ends = [stop_lead.clone(), stop_port.clone()];
+        let serving = tokio::spawn(server::serve(listener, desk, shown_tls, ends));
         Ok(Self {
             tasks,
+            stop_lead,
             stop_port,
             stop_rest,
             serving,
@@ -140,14 +144,19 @@ impl Webhook {
         json!({"leader": leads, "certificate_problem": *self.problem.borrow(), "configuration": self.config.configuration})
     }
 
-    /// Lets answers end that are under way, then hands over.
+    /// Hands over the lead, goes on answering until whoever asks has found another replica, and lets the last answers end.
     pub async fn shutdown(mut self) {
+        self.stop_lead.cancel();
+        sleep(FAREWELL).await;
         self.stop_port.cancel();
         let _ = self.serving.await;
         self.stop_rest.cancel();
         while self.tasks.join_next().await.is_some() {}
     }
 }
+
+/// How long connections are still answered, each for the last time. One that is closed without an answer may lose a question.
+const FAREWELL: Duration = Duration::from_secs(3);
 
 fn desk(config: &WebhookConfig, cluster: &Cluster, events: Events, hosts: Hosts, metrics: &Metrics) -> Desk {
     let rules = config.rules();

@@ -50,14 +50,15 @@ const LIMITS: Limits = Limits {
 /// The TLS configuration of new connections; none until there is a certificate.
 pub(crate) type Tls = watch::Receiver<Option<Arc<ServerConfig>>>;
 
-/// Answers until told to stop, then lets answers that are under way end.
-pub(crate) async fn serve(listener: TcpListener, desk: Desk, tls: Tls, stop: CancellationToken) {
+/// Answers until told to stop, then lets answers that are under way end. From `leaving` on, each answer is the last of its connection.
+pub(crate) async fn serve(listener: TcpListener, desk: Desk, tls: Tls, [leaving, stop]: [CancellationToken; 2]) {
     let router = Router::new()
         .route(POD_PATH, post(about_pod))
         .route(&format!("{NAMESPACE_PATH}{{*label}}"), post(about_namespace))
         .with_state(Counter {
             desk,
             room: Arc::new(Semaphore::new(ROOM_KIB)),
+            leaving,
         });
     serve_http(listener, Shake(tls), router, LIMITS, stop).await;
 }
@@ -83,6 +84,7 @@ struct Counter {
     desk: Desk,
     /// In KiB of bodies.
     room: Arc<Semaphore>,
+    leaving: CancellationToken,
 }
 
 impl Counter {
@@ -113,7 +115,13 @@ impl Counter {
         match question {
             Ok(question) => {
                 let answer = self.desk.answer(&question, namespace_label).await;
-                ([("content-type", "application/json")], answer.to_string()).into_response()
+                let connection = if self.leaving.is_cancelled() {
+                    "close"
+                } else {
+                    "keep-alive"
+                };
+                let headers = [("content-type", "application/json"), ("connection", connection)];
+                (headers, answer.to_string()).into_response()
             }
             Err(error) => (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
         }
