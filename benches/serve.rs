@@ -21,6 +21,8 @@ mod memory;
 mod meter;
 #[path = "serve/nginx.rs"]
 mod nginx;
+#[path = "serve/parts.rs"]
+mod parts;
 #[path = "serve/stand.rs"]
 mod stand;
 #[path = "../tests/support/mod.rs"]
@@ -48,16 +50,9 @@ const PARTS: [(&str, Part); 8] = [
 ];
 
 fn main() -> ExitCode {
-    // cargo adds flags of its own.
-    let chosen: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|argument| !argument.starts_with('-'))
-        .collect();
-    let names = PARTS.map(|(name, _)| name);
-    if let Some(unknown) = chosen.iter().find(|chosen| !names.contains(&chosen.as_str())) {
-        eprintln!("there is no part {unknown}; there are: {}", names.join(", "));
+    let Some(chosen) = parts::chosen(&PARTS.map(|(name, _)| name)) else {
         return ExitCode::from(64);
-    }
+    };
     println!("Machine: {}. {}.\n", meter::machine(), stand::versions());
     println!(
         "nginx: {}. docker-registry: its defaults, which log every request, and without a cache of descriptors.\n",
@@ -65,10 +60,7 @@ fn main() -> ExitCode {
     );
     meter::print_busy("before");
     let mut stand = Stand::start();
-    for (_, run) in PARTS
-        .iter()
-        .filter(|(name, _)| chosen.is_empty() || chosen.iter().any(|chosen| chosen == name))
-    {
+    for (_, run) in PARTS.iter().filter(|(name, _)| chosen.contains(name)) {
         run(&mut stand);
     }
     drop(stand);

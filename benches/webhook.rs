@@ -21,6 +21,8 @@ mod meter;
 mod mock;
 #[path = "webhook/objects.rs"]
 mod objects;
+#[path = "serve/parts.rs"]
+mod parts;
 #[path = "webhook/real.rs"]
 mod real;
 #[path = "../tests/support/mod.rs"]
@@ -34,22 +36,12 @@ use std::process::ExitCode;
 const PARTS: [(&str, fn()); 2] = [("mock", mock::run), ("real", real::run)];
 
 fn main() -> ExitCode {
-    // cargo adds flags of its own.
-    let chosen: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|argument| !argument.starts_with('-'))
-        .collect();
-    let names = PARTS.map(|(name, _)| name);
-    if let Some(unknown) = chosen.iter().find(|chosen| !names.contains(&chosen.as_str())) {
-        eprintln!("there is no part {unknown}; there are: {}", names.join(", "));
+    let Some(chosen) = parts::chosen(&PARTS.map(|(name, _)| name)) else {
         return ExitCode::from(64);
-    }
+    };
     println!("Machine: {}.\n", meter::machine());
     meter::print_busy("before");
-    for (_, run) in PARTS
-        .iter()
-        .filter(|(name, _)| chosen.is_empty() || chosen.iter().any(|chosen| chosen == name))
-    {
+    for (_, run) in PARTS.iter().filter(|(name, _)| chosen.contains(name)) {
         run();
     }
     meter::print_busy("after");

@@ -104,18 +104,12 @@ pub(crate) fn is_first_version(main: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::edit::written;
 
     fn registry(name: &str, url: &str) -> Registry {
         Registry {
             name: name.to_owned(),
             url: url.parse().unwrap(),
-        }
-    }
-
-    fn written(edit: Edit) -> String {
-        match edit {
-            Edit::Write(text) => text,
-            other => panic!("{other:?}"),
         }
     }
 

@@ -21,3 +21,12 @@ impl Edit {
         }
     }
 }
+
+/// What a test says is written.
+#[cfg(test)]
+pub(crate) fn written(edit: Edit) -> String {
+    match edit {
+        Edit::Write(text) => text,
+        other => panic!("{other:?}"),
+    }
+}

@@ -289,6 +289,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::edit::written;
 
     fn registry(name: &str, url: &str) -> Registry {
         Registry {
@@ -304,13 +305,6 @@ mod tests {
             is_accelerated: true,
             peer,
             trust: "",
-        }
-    }
-
-    fn written(edit: Edit) -> String {
-        match edit {
-            Edit::Write(text) => text,
-            other => panic!("{other:?}"),
         }
     }
 

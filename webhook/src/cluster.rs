@@ -271,6 +271,15 @@ pub fn is_object_name(text: &str) -> bool {
         && text.as_bytes().last().is_some_and(is_alphanumeric)
 }
 
+/// The query of [`Cluster::list`] that selects objects with all of `labels`, each a name and its value.
+pub fn with_labels(labels: &[(&str, &str)]) -> String {
+    let escaped: Vec<String> = labels
+        .iter()
+        .map(|(name, value)| format!("{}%3D{value}", name.replace('/', "%2F")))
+        .collect();
+    format!("labelSelector={}", escaped.join("%2C"))
+}
+
 /// The path of a namespaced core object, or of the list when `name` is empty.
 pub fn core_path(namespace: &str, kind: &str, name: &str) -> String {
     let path = format!("/api/v1/namespaces/{namespace}/{kind}");

@@ -18,7 +18,7 @@ use tracing::warn;
 use crate::cluster::{Cluster, ClusterError, core_path};
 
 /// The field of the ConfigMap: one registry a line, sorted.
-pub const HOSTS_FIELD: &str = "hosts";
+const HOSTS_FIELD: &str = "hosts";
 /// The most registries that are recorded, since whoever may create pods can name new ones.
 const HOSTS_MAX: usize = 1000;
 const RETRY: Duration = Duration::from_secs(5);

@@ -17,16 +17,15 @@ mod review;
 mod webhook;
 
 pub use certificates::keeper::CertificateSource;
-pub use cluster::{Cluster, ClusterError, core_path, is_object_name};
+pub use cluster::{Cluster, ClusterError, core_path, is_object_name, with_labels};
 pub use config::WebhookConfig;
-pub use copies::copy::{COPY_LABEL, CopyName, MANAGED_BY};
+pub use copies::copy::{COPY_LABEL, CopyName, select_copies};
 pub use decide::{
-    mode::{DISABLED, LABELS, P2P},
+    mode::{LABELS, P2P},
     naming::{NameStyle, Naming},
     plan::{RequiresSecret, Skip},
     registries::Registries,
 };
 pub use explain::{Explanation, Preview, Step, accelerated_images, explain, is_recorded, recorded_copies};
-pub use hosts::HOSTS_FIELD;
 pub use review::server::{NAMESPACE_PATH, POD_PATH};
 pub use webhook::{StartError, Webhook};

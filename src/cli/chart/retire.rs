@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::bail;
 use clap::Args;
-use piecemeal_webhook::{COPY_LABEL, Cluster, ClusterError, accelerated_images, core_path};
+use piecemeal_webhook::{COPY_LABEL, Cluster, ClusterError, accelerated_images, core_path, select_copies};
 use serde_json::Value;
 use tokio::time::sleep;
 
@@ -92,7 +92,7 @@ async fn delete_copies(
     let (mut deleted, mut kept) = (0, 0);
     for list in lists {
         let mut copies = Vec::new();
-        let selector = format!("labelSelector={}%3Dtrue", COPY_LABEL.replace('/', "%2F"));
+        let selector = select_copies();
         let note = |mut copy: Value| copies.push(copy["metadata"].take());
         cluster.each_metadata(&list, &selector, note).await?;
         for copy in copies {

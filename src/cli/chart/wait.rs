@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use clap::Args;
-use piecemeal_webhook::{Cluster, core_path};
+use piecemeal_webhook::{Cluster, core_path, with_labels};
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
@@ -64,12 +64,12 @@ async fn tell(cluster: &Cluster, args: &WaitArgs, set: &Value, left: Option<i64>
         );
     };
     let labels = set["spec"]["selector"]["matchLabels"].as_object();
-    let selector: Vec<String> = labels
+    let labels: Vec<(&str, &str)> = labels
         .into_iter()
         .flatten()
-        .map(|(key, value)| format!("{}%3D{}", key.replace('/', "%2F"), value.as_str().unwrap_or_default()))
+        .map(|(name, value)| (name.as_str(), value.as_str().unwrap_or_default()))
         .collect();
-    let query = format!("labelSelector={}", selector.join("%2C"));
+    let query = with_labels(&labels);
     let pods = cluster.list(&core_path(&args.namespace, "pods", ""), &query).await?;
     say!("{left} nodes have not answered, and keep files that point to their registries:");
     for pod in pods.iter().filter(|pod| !is_ready(pod)) {

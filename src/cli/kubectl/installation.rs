@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use anyhow::{Context, bail};
-use piecemeal_webhook::{Cluster, ClusterError, WebhookConfig, core_path};
+use piecemeal_webhook::{Cluster, ClusterError, WebhookConfig, core_path, with_labels};
 use serde_json::{Map, Value};
 
 use super::ClusterArgs;
@@ -89,11 +89,9 @@ pub(super) async fn workloads(cluster: &Cluster, kind: &str, namespace: &str) ->
 }
 
 fn selector(component: Option<&str>) -> String {
-    let component = component.map(|component| format!("%2Capp.kubernetes.io%2Fcomponent%3D{component}"));
-    format!(
-        "labelSelector=app.kubernetes.io%2Fname%3Dpiecemeal{}",
-        component.unwrap_or_default()
-    )
+    let mut labels = vec![("app.kubernetes.io/name", "piecemeal")];
+    labels.extend(component.map(|component| ("app.kubernetes.io/component", component)));
+    with_labels(&labels)
 }
 
 /// The labels of a namespace.

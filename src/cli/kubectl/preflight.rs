@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::bail;
 use clap::Args;
-use piecemeal_webhook::{Cluster, ClusterError, LABELS, P2P, accelerated_images, core_path};
+use piecemeal_webhook::{Cluster, ClusterError, LABELS, P2P, accelerated_images, core_path, with_labels};
 use serde_json::{Value, json};
 
 use super::{
@@ -162,7 +162,7 @@ async fn misplaced_labels(cluster: &Cluster) -> Vec<Finding> {
     let mut findings = Vec::new();
     for kind in KINDS {
         for label in LABELS {
-            let query = format!("labelSelector={}%3D{P2P}", label.replace('/', "%2F"));
+            let query = with_labels(&[(label, P2P)]);
             let Ok(found) = cluster.list(&format!("/apis/apps/v1/{kind}"), &query).await else {
                 continue;
             };

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::bail;
 use clap::Args;
-use piecemeal_webhook::{COPY_LABEL, accelerated_images, recorded_copies};
+use piecemeal_webhook::{accelerated_images, recorded_copies, select_copies};
 use serde_json::Value;
 
 use super::{
@@ -52,7 +52,7 @@ pub(super) async fn run(args: &UninstallCheckArgs) -> anyhow::Result<()> {
                 .map(move |copy| format!("{namespace}/{copy}"))
         })
         .collect();
-    let selector = format!("labelSelector={}%3Dtrue", COPY_LABEL.replace('/', "%2F"));
+    let selector = select_copies();
     let (mut copies, mut in_use) = (0, 0);
     let count = |copy: Value| {
         copies += 1;

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
-    copy::{COPY_LABEL, UNUSED_SINCE, registries_of, source_of},
+    copy::{COPY_LABEL, UNUSED_SINCE, registries_of, select_copies, source_of},
     ensure::{Copier, NoCopyError},
     keyring::{Form, Keyring},
 };
@@ -208,12 +208,7 @@ impl Keeper {
     async fn tidy(&self, namespace: &str) -> Result<bool, ClusterError> {
         let cluster = &self.copier.cluster;
         let secrets = core_path(namespace, "secrets", "");
-        let copies = cluster
-            .list(
-                &secrets,
-                &format!("labelSelector={}%3Dtrue", COPY_LABEL.replace('/', "%2F")),
-            )
-            .await?;
+        let copies = cluster.list(&secrets, &select_copies()).await?;
         let copies: Vec<Value> = copies.into_iter().filter(|copy| source_of(copy).is_some()).collect();
         let mut needed = Needed::default();
         let pods = core_path(namespace, "pods", "");

@@ -7,7 +7,7 @@ pub const LABELS: [&str; 2] = ["piecemeal.dev/mode", "k8s.aliyun.com/image-accel
 /// The value that asks for acceleration.
 pub const P2P: &str = "p2p";
 /// The value that declines it, for a pod in a namespace that asks.
-pub const DISABLED: &str = "disabled";
+pub(crate) const DISABLED: &str = "disabled";
 
 /// Who speaks, and in whose words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
