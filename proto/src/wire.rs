@@ -18,6 +18,25 @@ mod generated {
 
 /// The only version of the protocol so far.
 pub const VERSION: u32 = 1;
+/// What a side may add to version 1. Each side states those that it has (`Challenge.features`, `Hello.features`), and what belongs
+/// to one is sent only to a side that has stated it.
+pub mod feature {
+    /// [`Hello::public_key`](super::Hello): the daemon's id is its key's, and its hello is signed.
+    pub const SIGNED_IDENTITY: &str = "signed-identity";
+    /// [`PieceHashes`](super::PieceHashes), in both directions.
+    pub const PIECE_HASHES: &str = "piece-hashes";
+    /// [`Drop`](super::Drop).
+    pub const DROP: &str = "drop";
+    /// [`Want::client`](super::Want).
+    pub const CLIENT_STATE: &str = "client-state";
+    /// [`Lease::pieces`](super::Lease).
+    pub const LEASE_SET: &str = "lease-set";
+    /// [`WantAccepted`](super::WantAccepted): hashes and ticket come once for a want.
+    pub const WANT_ACCEPTED: &str = "want-accepted";
+    /// [`Welcome::scheduler`](super::Welcome) and [`Want::leader`](super::Want): which scheduler leases for a want.
+    pub const LEADER: &str = "leader";
+}
+
 /// How long a side stays silent at most, and how long messages are gathered into a batch.
 pub const HEARTBEAT: std::time::Duration = std::time::Duration::from_millis(500);
 pub const BATCH_DELAY: std::time::Duration = std::time::Duration::from_millis(5);

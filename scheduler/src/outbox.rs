@@ -140,6 +140,7 @@ fn lease_order(lease: Lease, source: &wire::Source, ticket: Vec<u8>) -> wire::Le
         },
         hash_algorithm: wire::HashAlgorithm::Sha256.into(),
         hashes: wire::join_hashes(&lease.hashes),
+        ..wire::Lease::default()
     }
 }
 

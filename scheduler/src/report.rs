@@ -86,6 +86,8 @@ impl ReportReader {
                 self.mirrors_only()?;
                 return warm.is_sound().then_some(()).ok_or(malformed("warm"));
             }
+            // Of a feature that this scheduler does not state.
+            Some(Kind::PieceHashes(_)) => return Ok(()),
             Some(Kind::Revoke(revoke)) => {
                 self.mirrors_only()?;
                 Event::Revoke {

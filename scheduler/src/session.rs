@@ -187,6 +187,7 @@ impl Sessions {
             version: wire::VERSION,
             unix_seconds: unix_seconds(),
             observed_ip: observed.to_string(),
+            ..wire::Welcome::default()
         };
         let reader = ReportReader {
             member,

@@ -649,8 +649,7 @@ fn want(digest: &Digest, grant: Vec<u8>) -> wire::Want {
         blob_bytes: PIECE_BYTES * u64::from(PIECES),
         piece_bytes: PIECE_BYTES,
         have: Vec::new(),
-        window_first: 0,
-        window_count: 0,
+        ..wire::Want::default()
     }
 }
 
@@ -718,6 +717,7 @@ fn any_report() -> impl Strategy<Value = Report> {
                 have: if have.len() > 70 { Vec::new() } else { have },
                 window_first,
                 window_count,
+                ..wire::Want::default()
             })
         },
     );
@@ -788,6 +788,7 @@ fn any_hello() -> impl Strategy<Value = wire::Hello> {
             piece_port,
             proof,
             may_use_upstream: true,
+            ..wire::Hello::default()
         }
     })
 }

@@ -100,6 +100,7 @@ impl FakeSession {
             version: 1,
             unix_seconds: NOW,
             observed_ip: "127.0.0.1".into(),
+            ..wire::Welcome::default()
         };
         self.order([Order::Welcome(welcome)]).await;
         hello

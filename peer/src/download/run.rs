@@ -550,6 +550,7 @@ impl Download {
             blob_bytes: map.blob_bytes(),
             piece_bytes: map.piece_bytes(),
             have: if have.is_empty() { Vec::new() } else { have.to_bytes() },
+            ..wire::Want::default()
         })
     }
 

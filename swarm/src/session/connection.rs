@@ -154,6 +154,7 @@ impl Connection {
             piece_port: config.piece_port.into(),
             proof: Vec::new(),
             may_use_upstream: config.may_use_upstream,
+            ..wire::Hello::default()
         };
         hello.proof = config.role_key.prove(&hello.claim(nonce)).to_vec();
         hello

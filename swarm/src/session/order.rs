@@ -47,6 +47,8 @@ pub(super) fn read(order: wire::Order) -> Result<Option<SessionEvent>, ReadOrder
         },
         Some(Order::Warm(warm)) if warm.is_sound() => SessionEvent::Warm(warm),
         Some(Order::Warm(_)) => return Err(ReadOrderError::Warm),
+        // Of features that this daemon does not state.
+        Some(Order::PieceHashes(_) | Order::Drop(_) | Order::WantAccepted(_)) => return Ok(None),
         Some(Order::Challenge(_) | Order::Welcome(_) | Order::Refused(_)) | None => return Ok(None),
     };
     Ok(Some(event))
