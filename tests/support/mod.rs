@@ -9,6 +9,7 @@
 //! | a Kubernetes without nodes | [`KubeApi`] |
 //! | a Kubernetes with them | [`KubeSite`] |
 //! | an upstream | [`DockerRegistry`], or [`FakeUpstream`] and its [`Behaviour`]s |
+//! | harm beside a pull | [`RoguePeer`], [`RogueRegistry`], [`RogueClient`] |
 //! | a client | [`Containerd`], [`CriNode`], [`skopeo`], those of a [`Home`], or bare HTTP with [`Request`] |
 //! | the product | [`Mirror`], [`Scheduler`], [`Peer`] |
 //!
@@ -37,6 +38,7 @@ mod process;
 mod registry;
 mod relay;
 mod reply;
+mod rogue;
 mod scratch;
 mod site;
 pub mod skopeo;
@@ -64,10 +66,11 @@ pub use self::{
     process::Process,
     registry::{DockerRegistry, PASSWORD, RegistryAuth, USER, basic},
     reply::Behaviour,
+    rogue::{ClientHarm, Dice, Haunt, Misdeed, Prey, RegistryHarm, RogueClient, RoguePeer, RogueRegistry},
     scratch::ScratchDir,
     site::{MIRROR_IP, MIRROR_WAN_IP, ORIGIN_IP, Site, SiteBuilder, node_ip},
     token_server::TokenServer,
-    tools::require_tools,
+    tools::{last_release, require_tools},
     upstream::{FakeUpstream, RecordedRequest},
     webhook::{LABEL, Load, NEUTRAL_LABEL, REGISTRIES, Replica, Webhook, WebhookOptions, pods},
 };

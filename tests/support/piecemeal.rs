@@ -49,6 +49,8 @@ impl Keys {
 /// How to start a mirror.
 #[derive(Clone, Debug)]
 pub struct MirrorOptions {
+    /// This tree's, or the last release's.
+    pub program: PathBuf,
     pub authority_key: PathBuf,
     /// `<host>=<url>` each.
     pub upstreams: Vec<String>,
@@ -61,6 +63,7 @@ pub struct MirrorOptions {
 impl MirrorOptions {
     pub fn new(keys: &Keys) -> Self {
         Self {
+            program: PIECEMEAL.into(),
             authority_key: keys.authority(),
             upstreams: vec![UPSTREAM.to_owned()],
             with_scheduler: true,
@@ -74,6 +77,8 @@ impl MirrorOptions {
 /// How to start a scheduler.
 #[derive(Clone, Debug)]
 pub struct SchedulerOptions {
+    /// This tree's, or the last release's.
+    pub program: PathBuf,
     pub authority_key: PathBuf,
     pub extra_args: Vec<String>,
 }
@@ -81,6 +86,7 @@ pub struct SchedulerOptions {
 impl SchedulerOptions {
     pub fn new(keys: &Keys) -> Self {
         Self {
+            program: PIECEMEAL.into(),
             authority_key: keys.authority(),
             extra_args: Vec::new(),
         }
@@ -90,6 +96,8 @@ impl SchedulerOptions {
 /// How to start a peer.
 #[derive(Clone, Debug)]
 pub struct PeerOptions {
+    /// This tree's, or the last release's.
+    pub program: PathBuf,
     pub join_key: PathBuf,
     pub upstreams: Vec<String>,
     pub mirror_url: String,
@@ -107,6 +115,7 @@ pub struct PeerOptions {
 impl PeerOptions {
     pub fn new(keys: &Keys) -> Self {
         Self {
+            program: PIECEMEAL.into(),
             join_key: keys.join(),
             upstreams: vec![UPSTREAM.to_owned()],
             mirror_url: mirror_url("http"),
@@ -139,6 +148,7 @@ impl Mirror {
         let mut plan = Plan::new(site, "mirror", netns, (Ipv4Addr::UNSPECIFIED, 65013).into());
         plan.admin = (ip, 65013).into();
         plan.name = name.to_owned();
+        plan.program = options.program;
         plan.flag("--listen", format!("{ip}:65011"));
         plan.flag("--piece-listen", format!("{ip}:65002"));
         plan.keep_cache(options.cache_dir);
@@ -156,6 +166,7 @@ pub struct Scheduler(Daemon);
 impl Scheduler {
     pub fn start(site: &Site, options: SchedulerOptions) -> Self {
         let mut plan = Plan::new(site, "scheduler", site.mirror(), (MIRROR_IP, 65014).into());
+        plan.program = options.program;
         plan.flag("--listen", format!("{MIRROR_IP}:65012"));
         plan.flag("--authority-key-file", options.authority_key.display());
         Self(plan.start(options.extra_args))
@@ -178,6 +189,7 @@ impl Peer {
     pub fn start_unready(site: &Site, node: usize, options: PeerOptions) -> Self {
         let mut plan = Plan::new(site, "peer", site.node(node), (Ipv4Addr::LOCALHOST, 65003).into());
         plan.name = format!("peer{}", node + 1);
+        plan.program = options.program;
         plan.flag("--listen", "127.0.0.1:65001");
         plan.flag("--piece-listen", format!("{}:65002", node_ip(node)));
         plan.keep_cache(options.cache_dir);
@@ -309,6 +321,7 @@ is_a_daemon!(Mirror, Scheduler, Peer);
 /// A daemon that is about to be started.
 struct Plan<'a> {
     site: &'a Site,
+    program: PathBuf,
     name: String,
     netns: &'a Netns,
     admin: SocketAddr,
@@ -321,6 +334,7 @@ impl<'a> Plan<'a> {
         let (name, arguments) = (subcommand.to_owned(), vec![subcommand.to_owned()]);
         let mut plan = Self {
             site,
+            program: PIECEMEAL.into(),
             name,
             netns,
             admin,
@@ -357,7 +371,7 @@ impl<'a> Plan<'a> {
     }
 
     fn start_unready(self, extra_arguments: Vec<String>) -> Daemon {
-        let mut command = self.netns.command(PIECEMEAL);
+        let mut command = self.netns.command(self.program.to_str().expect("its path is text"));
         command.args(self.arguments).args(extra_arguments);
         if let Some(filter) = env::var_os("PIECEMEAL_TEST_LOG") {
             command.env("RUST_LOG", filter);

@@ -6,6 +6,9 @@
 #[path = "../../xtask/src/go_tools/versions.rs"]
 mod versions;
 
+#[path = "../../xtask/src/last_release/commit.rs"]
+mod commit;
+
 use std::{
     env,
     path::PathBuf,
@@ -61,10 +64,23 @@ pub fn go_tool(name: &str) -> PathBuf {
         "crictl" => (versions::CRICTL, "kube-assets"),
         other => panic!("no version of {other} is pinned"),
     };
+    tool(&format!("{name}-{version}"), command)
+}
+
+/// The binary of the last release, which `cargo xtask test` has built.
+///
+/// # Panics
+/// When it is not there.
+pub fn last_release() -> PathBuf {
+    tool(&format!("piecemeal-{}", commit::LAST_RELEASE), "test")
+}
+
+/// `command` of `cargo xtask` builds it.
+fn tool(name: &str, command: &str) -> PathBuf {
     let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
     let cache = cache.or_else(home).expect("XDG_CACHE_HOME or HOME is set");
-    let file = cache.join(format!("piecemeal/tools/bin/{name}-{version}"));
+    let file = cache.join(format!("piecemeal/tools/bin/{name}"));
     assert!(
         file.is_file(),
         "{} is missing: `cargo xtask {command}` builds it",

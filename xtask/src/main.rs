@@ -8,6 +8,7 @@ mod conformance;
 mod fuzz;
 mod go_tools;
 mod kube_assets;
+mod last_release;
 mod package;
 mod packages;
 mod shell;

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 
 use crate::{
     go_tools::{self, CLIENTS},
-    kube_assets, packages, shell,
+    kube_assets, last_release, packages, shell,
 };
 
 pub(crate) fn run() -> Result<()> {
@@ -15,6 +15,7 @@ pub(crate) fn run() -> Result<()> {
     );
     go_tools::install(&CLIENTS)?;
     kube_assets::install()?;
+    last_release::install()?;
     // End-to-end tests share the machine's two cores with real containerds: one binary after the other, as cargo does.
     shell::run("cargo", &["test", "--workspace", "--all-features", "--locked"])
 }
