@@ -47,6 +47,7 @@ mod names;
 mod open;
 mod passing;
 mod pieces;
+mod private;
 mod publish;
 mod quota;
 mod recover;
