@@ -178,7 +178,7 @@ fn another_node_gets_a_spoilt_blob_wrong_at_most_once() {
     let layer = &image.layers()[0];
     client(0).assert_whole(layer);
     Damage::FirstPiece.befall(&kept(&cluster.mirror.cache_dir(), layer));
-    assert_ne!(client(1).get(layer).body, layer.bytes, "nobody has looked yet");
+    assert_ne!(client(1).get(layer).body, layer.bytes, "no look has been taken yet");
     client(1).resume(layer);
     client(1).assert_whole(layer);
     client(0).assert_whole(layer);
@@ -214,7 +214,7 @@ fn open_up(folder: &Path) {
 }
 
 #[test]
-fn nobody_else_on_the_machine_reads_what_a_daemon_keeps_whoever_made_its_folder() {
+fn no_other_user_of_the_machine_reads_what_a_daemon_keeps_even_in_a_folder_that_was_there() {
     let site = Site::builder().nodes(1).wan_mbit(200).lan_mbit(1000);
     let scratch = support::ScratchDir::new();
     let folders = ["mirror", "peer"].map(|name| scratch.folder(name));

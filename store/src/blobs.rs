@@ -194,8 +194,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Makes a partial of a complete blob, with all its pieces as hints: whoever begins to fill it hashes each, and fetches those
-    /// that are wrong. `false` when it has no file. The row comes first: after a crash the file is taken back from the blob's name.
+    /// Makes a partial of a complete blob, with all its pieces as hints: the next fill hashes each, and fetches those that are
+    /// wrong. `false` when it has no file. The row comes first: after a crash the file is taken back from the blob's name.
     fn demote(&self, gate: &GateGuard) -> Result<bool, StoreError> {
         let digest = gate.digest();
         let (blob, partial) = (self.layout.blob(digest), self.layout.partial(digest));
@@ -207,7 +207,11 @@ impl Shared {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(error.into()),
         }
-        let now = self.now();
+        // To be found damaged is no use.
+        let used = locked(&self.state)
+            .ledger
+            .get(digest)
+            .map_or_else(|| self.now(), |entry| entry.used);
         let pieces = (0..row.map.count()).zip(row.piece_hashes.iter().copied()).collect();
         let progress = Progress {
             pieces,
@@ -215,14 +219,14 @@ impl Shared {
         };
         self.write(Durability::Synced, |transaction| {
             blobs::delete(transaction, &digest.to_string())?;
-            let id = partials::insert(transaction, digest, row.map, row.fill, now)?;
-            partials::save(transaction, id, &progress, now)
+            let id = partials::insert(transaction, digest, row.map, row.fill, used)?;
+            partials::save(transaction, id, &progress, used)
         })?;
         self.files.rename(&blob, &partial)?;
         locked(&self.state)
             .ledger
-            .insert(*digest, Kind::Partial, row.map.blob_bytes(), now);
-        // Nobody listening is no error.
+            .insert(*digest, Kind::Partial, row.map.blob_bytes(), used);
+        // No listener is no error.
         let _ = self.evictions.send(*digest);
         Ok(true)
     }

@@ -3,7 +3,7 @@
 //! Only bytes that belong to a piece with its hash go out, and exactly those that were looked at: a piece is hashed as a whole,
 //! and each of its blocks beside it, and what is read again to be sent is compared with its block. So a reader holds one small
 //! buffer, however large its pieces are, and a file that changes in between is noticed. A piece that is found good, in a file that
-//! nobody has written to since, is not looked at again for a while.
+//! was not written to since, is not looked at again for a while.
 
 use std::{
     io,

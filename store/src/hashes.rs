@@ -1,7 +1,7 @@
 //! The list of a complete blob's piece hashes, and the authority's signature over it where there is one.
 //!
 //! The list is written in the same transaction that makes a blob one of the store's, and leaves with it. The store checks no
-//! signature: who gives it one has.
+//! signature: its caller has.
 
 use std::sync::Arc;
 

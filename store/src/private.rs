@@ -1,7 +1,7 @@
 //! The store's folder is for its own user: names and manifests of private images lie in it, and their layers.
 //!
 //! Another program may have made the folder, and a copy of it may have lost its modes. What other users may read is closed
-//! before the index is opened: the folder first, so that nobody can reach what is in it meanwhile, and the index last, so that
+//! before the index is opened: the folder first, so that no other user can reach what is in it meanwhile, and the index last, so that
 //! a process that dies in between looks once more. A folder and an index that are closed already stand for all the rest, which
 //! the store itself has made, and nothing is walked through.
 
@@ -74,7 +74,7 @@ struct Closed {
 }
 
 impl Closed {
-    /// A folder, and what is in it. Whoever had a say in the folder has none any more when it is listed.
+    /// A folder, and what is in it. It is closed when it is listed, so that no other user changes what is in it.
     fn walk(&mut self, folder: &Path, depth: u32) {
         self.close(folder);
         let entries = match fs::read_dir(folder) {

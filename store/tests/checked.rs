@@ -111,7 +111,7 @@ async fn a_file_that_is_too_short_or_too_long_keeps_what_is_good_of_it() {
 }
 
 #[tokio::test]
-async fn what_changes_between_the_look_and_the_reading_goes_to_nobody() {
+async fn what_changes_between_the_look_and_the_reading_is_never_sent() {
     let (dir, content) = (tempfile::tempdir().unwrap(), content());
     let store = open(dir.path(), &FakeClock::new());
     content.publish(&store).await;
@@ -135,7 +135,7 @@ async fn a_piece_that_was_just_found_good_is_sent_from_where_it_lies_until_its_f
             .unwrap()
             .map(|extent| extent.len())
     };
-    assert_eq!(lies().await, None, "nobody has looked");
+    assert_eq!(lies().await, None, "no reader has looked yet");
     let mut blob = checked(&store, &content).await;
     read(&mut blob, 0..10).await;
     assert_eq!(
