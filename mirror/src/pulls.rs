@@ -4,12 +4,13 @@
 //! The table is pure: time comes in as an argument.
 
 use std::{
-    collections::HashMap,
     net::IpAddr,
+    num::NonZeroUsize,
     sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
+use lru::LruCache;
 use piecemeal_proto::Reference;
 use piecemeal_store::Repository;
 use prometheus_client::{
@@ -22,8 +23,9 @@ use crate::{Destination, FetchedManifest, Origin, PullError, Traffic};
 
 /// Without a request for so long, a pull is over.
 const QUIET: Duration = Duration::from_secs(3);
-/// The most pulls that are followed at a time; others are counted, and have no line.
-const PULLS_MAX: usize = 1024;
+/// The most pulls that are followed at a time: one of each of 10,000 nodes, and then some. Beyond that the one has no line of
+/// which nothing was heard for longest.
+const PULLS_MAX: NonZeroUsize = NonZeroUsize::new(16 * 1024).unwrap();
 
 /// Counts and tells what clients pull. Cheap to clone.
 #[derive(Clone)]
@@ -198,8 +200,13 @@ impl Drop for BlobPull {
     }
 }
 
-#[derive(Default)]
-struct PullTable(HashMap<Key, Pull>);
+struct PullTable(LruCache<Key, Pull>);
+
+impl Default for PullTable {
+    fn default() -> Self {
+        Self(LruCache::new(PULLS_MAX))
+    }
+}
 
 struct Pull {
     /// By what it was asked for: the tag, if there was one.
@@ -215,11 +222,8 @@ struct Pull {
 }
 
 impl PullTable {
-    fn entry(&mut self, key: Key, now: Instant) -> Option<&mut Pull> {
-        if self.0.len() >= PULLS_MAX && !self.0.contains_key(&key) {
-            return None;
-        }
-        let pull = self.0.entry(key).or_insert_with(|| Pull {
+    fn entry(&mut self, key: Key, now: Instant) -> &mut Pull {
+        let pull = self.0.get_or_insert_mut(key, || Pull {
             reference: String::new(),
             is_tag: false,
             began: now,
@@ -230,24 +234,22 @@ impl PullTable {
             local_bytes: 0,
         });
         pull.last = now;
-        Some(pull)
+        pull
     }
 
     fn name(&mut self, key: Key, reference: &Reference, now: Instant) {
-        if let Some(pull) = self.entry(key, now) {
-            let is_tag = matches!(reference, Reference::Tag(_));
-            if pull.reference.is_empty() || (is_tag && !pull.is_tag) {
-                pull.reference = reference.to_string();
-                pull.is_tag = is_tag;
-            }
+        let pull = self.entry(key, now);
+        let is_tag = matches!(reference, Reference::Tag(_));
+        if pull.reference.is_empty() || (is_tag && !pull.is_tag) {
+            pull.reference = reference.to_string();
+            pull.is_tag = is_tag;
         }
     }
 
     fn begin(&mut self, key: Key, now: Instant) {
-        if let Some(pull) = self.entry(key, now) {
-            pull.open += 1;
-            pull.blobs += 1;
-        }
+        let pull = self.entry(key, now);
+        pull.open += 1;
+        pull.blobs += 1;
     }
 
     fn sent(&mut self, key: &Key, bytes: u64, local: bool, now: Instant) {
@@ -267,8 +269,15 @@ impl PullTable {
 
     /// Takes out the pulls that are over. One without a blob is none: the client had everything, or only looked.
     fn ended(&mut self, now: Instant) -> Vec<(Key, Pull)> {
-        let is_over = |_: &Key, pull: &mut Pull| pull.open == 0 && now.saturating_duration_since(pull.last) >= QUIET;
-        self.0.extract_if(is_over).filter(|(_, pull)| pull.blobs > 0).collect()
+        let is_over = |pull: &Pull| pull.open == 0 && now.saturating_duration_since(pull.last) >= QUIET;
+        let over: Vec<Key> = self
+            .0
+            .iter()
+            .filter(|(_, pull)| is_over(pull))
+            .map(|(key, _)| key.clone())
+            .collect();
+        let out = over.iter().filter_map(|key| self.0.pop_entry(key));
+        out.filter(|(_, pull)| pull.blobs > 0).collect()
     }
 }
 
@@ -336,13 +345,18 @@ mod tests {
     }
 
     #[test]
-    fn the_table_is_bounded() {
+    fn one_pull_too_many_takes_the_place_of_the_one_that_was_silent_for_longest() {
         let (mut table, start) = (PullTable::default(), Instant::now());
-        for number in 0..2 * PULLS_MAX {
+        let count = PULLS_MAX.get();
+        for number in 0..count {
             table.begin(key(1, &number.to_string()), start);
         }
-        assert_eq!(table.0.len(), PULLS_MAX);
-        table.sent(&key(1, "5000"), 1, true, start);
-        table.end(&key(1, "5000"), start);
+        table.sent(&key(1, "0"), 1, true, start);
+        table.begin(key(1, "one more"), start);
+        let is_followed = |number: usize| table.0.contains(&key(1, &number.to_string()));
+        assert!(!is_followed(1) && (0..count).filter(|&number| number != 1).all(is_followed));
+        table.sent(&key(1, "1"), 1, true, start);
+        table.end(&key(1, "1"), start);
+        assert_eq!(table.0.len(), count);
     }
 }

@@ -1,16 +1,17 @@
 //! Looking through the store for what the disk has spoilt, slowly; and at once at what a reader gives reason to suspect.
 //!
-//! Blobs are hashed when they come, not when they go: a client that got a flipped byte finds out by itself, and asks again. So
-//! who asks again for a blob that it has just had makes it suspect, and so does a body that the disk cut off.
+//! Blobs are hashed when they come, not when they go: a client that got a flipped byte finds out by itself, and asks again. So a
+//! client that asks again for a blob that it has just had makes it suspect, and gets it through the hashes of its pieces; a body
+//! that the disk cut off makes a blob suspect too.
 
 use std::{
-    collections::HashMap,
-    hash::Hash,
     net::IpAddr,
+    num::NonZeroUsize,
     sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
+use lru::LruCache;
 use piecemeal_proto::Digest;
 use piecemeal_store::{Store, StoreError, Verified};
 use piecemeal_swarm::Limiter;
@@ -26,10 +27,10 @@ const LOOK_AROUND: Duration = Duration::from_secs(60);
 const BATCH: u32 = 64;
 /// The most suspects that wait.
 const SUSPECTS_MAX: usize = 64;
-/// So soon nobody asks again for what it has got and kept.
+/// So soon no client asks again for what it has got and kept.
 const AGAIN_WITHIN: Duration = Duration::from_secs(600);
-/// The most of each kind that is remembered.
-const REMEMBERED_MAX: usize = 4096;
+/// The most of each kind that is remembered: six blobs each of 10,000 nodes, in some 10 MB.
+const REMEMBERED_MAX: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
 /// How fast suspects are looked at, in bytes a second: soon, and nobody can keep a processor busy by asking for things.
 const SUSPECTS_RATE: u64 = 100_000_000;
 
@@ -40,12 +41,17 @@ pub struct Suspicions {
     table: Arc<Mutex<Table>>,
 }
 
-#[derive(Default)]
 struct Table {
-    /// The whole of it.
-    had: HashMap<(IpAddr, Digest), Instant>,
+    had: LruCache<(IpAddr, Digest), Had>,
     /// When it was made suspect last.
-    suspected: HashMap<Digest, Instant>,
+    suspected: LruCache<Digest, Instant>,
+}
+
+/// What a client has had of a blob, in one request or many.
+struct Had {
+    bytes: u64,
+    /// The last of it.
+    at: Instant,
 }
 
 /// The suspects, as the scrubber takes them.
@@ -54,27 +60,34 @@ pub type Suspects = mpsc::Receiver<Digest>;
 impl Suspicions {
     pub fn new() -> (Self, Suspects) {
         let (suspects, received) = mpsc::channel(SUSPECTS_MAX);
-        let table = Arc::default();
+        let table = Table {
+            had: LruCache::new(REMEMBERED_MAX),
+            suspected: LruCache::new(REMEMBERED_MAX),
+        };
+        let table = Arc::new(Mutex::new(table));
         (Self { suspects, table }, received)
     }
 
-    /// A client asks for a blob that is complete here, from its beginning on.
-    pub(crate) fn asks(&self, client: IpAddr, digest: &Digest, now: Instant) {
+    /// A client asks for a blob that is complete here, or for a part of it; says whether it has had as much as the whole of it of
+    /// late, so that this one has to be looked at.
+    pub(crate) fn asks(&self, client: IpAddr, digest: &Digest, blob_bytes: u64, now: Instant) -> bool {
         let again = self
             .lock()
             .had
             .get(&(client, *digest))
-            .is_some_and(|&at| is_soon(at, now));
+            .is_some_and(|had| had.bytes >= blob_bytes && is_soon(had.at, now));
         if again {
             self.suspect(digest, now);
         }
+        again
     }
 
-    /// A client has got the whole of a blob.
-    pub(crate) fn has(&self, client: IpAddr, digest: &Digest, now: Instant) {
+    /// A client has got so many bytes of a blob.
+    pub(crate) fn has(&self, client: IpAddr, digest: &Digest, bytes: u64, now: Instant) {
         let mut table = self.lock();
-        make_room(&mut table.had, now);
-        table.had.insert((client, *digest), now);
+        let before = table.had.get(&(client, *digest)).filter(|had| is_soon(had.at, now));
+        let bytes = before.map_or(0, |had| had.bytes).saturating_add(bytes);
+        table.had.put((client, *digest), Had { bytes, at: now });
     }
 
     /// Something is wrong with a blob that is complete here. Looked at once in [`AGAIN_WITHIN`], whatever is said of it.
@@ -83,10 +96,9 @@ impl Suspicions {
         if table.suspected.get(digest).is_some_and(|&at| is_soon(at, now)) {
             return;
         }
-        make_room(&mut table.suspected, now);
         // When there are too many of them, most suspicions are wrong.
         if self.suspects.try_send(*digest).is_ok() {
-            table.suspected.insert(*digest, now);
+            table.suspected.put(*digest, now);
         }
     }
 
@@ -97,15 +109,6 @@ impl Suspicions {
 
 fn is_soon(at: Instant, now: Instant) -> bool {
     now.saturating_duration_since(at) < AGAIN_WITHIN
-}
-
-fn make_room<K: Eq + Hash>(table: &mut HashMap<K, Instant>, now: Instant) {
-    if table.len() >= REMEMBERED_MAX {
-        table.retain(|_, at| is_soon(*at, now));
-    }
-    if table.len() >= REMEMBERED_MAX {
-        table.clear();
-    }
 }
 
 /// Scrubs until `stop`, at the limiter's pace; suspects come first, and soon. A limiter without a rate scrubs nothing but
@@ -166,40 +169,58 @@ mod tests {
 
     const CLIENTS: [[u8; 4]; 2] = [[10, 0, 0, 1], [10, 0, 0, 2]];
 
+    const BYTES: u64 = 100;
+
     #[test]
-    fn who_asks_again_soon_for_what_it_got_makes_a_blob_suspect_once() {
+    fn a_client_that_asks_again_soon_for_what_it_got_has_it_looked_at_and_makes_it_suspect_once() {
         let (suspicions, mut suspects) = Suspicions::new();
         let (now, digest) = (Instant::now(), Digest::of(b"blob"));
         let [one, other] = CLIENTS.map(IpAddr::from);
-        suspicions.asks(one, &digest, now);
-        suspicions.asks(one, &digest, now);
-        assert!(suspects.try_recv().is_err(), "it has not got it yet");
-        suspicions.has(one, &digest, now);
-        suspicions.asks(other, &digest, now);
-        suspicions.asks(one, &Digest::of(b"other"), now);
+        assert!(!suspicions.asks(one, &digest, BYTES, now), "it has not got it yet");
+        suspicions.has(one, &digest, BYTES, now);
+        assert!(!suspicions.asks(other, &digest, BYTES, now));
+        assert!(!suspicions.asks(one, &Digest::of(b"other"), BYTES, now));
         assert!(suspects.try_recv().is_err());
         for seconds in [5, 6, 7] {
-            suspicions.asks(one, &digest, now + Duration::from_secs(seconds));
+            assert!(suspicions.asks(one, &digest, BYTES, now + Duration::from_secs(seconds)));
         }
         assert_eq!(suspects.try_recv(), Ok(digest));
         assert!(suspects.try_recv().is_err(), "it is being looked at");
-        suspicions.has(other, &digest, now);
-        suspicions.asks(other, &digest, now + AGAIN_WITHIN);
-        assert!(suspects.try_recv().is_err(), "that may be another rollout");
+        suspicions.has(other, &digest, BYTES, now);
+        let later = now + AGAIN_WITHIN;
+        assert!(
+            !suspicions.asks(other, &digest, BYTES, later),
+            "that may be another rollout"
+        );
     }
 
     #[test]
-    fn what_is_remembered_and_what_waits_is_bounded() {
-        let (suspicions, mut suspects) = Suspicions::new();
-        let now = Instant::now();
-        for number in 0..9000_u32 {
-            let digest = Digest::of(&number.to_le_bytes());
-            suspicions.has(CLIENTS[0].into(), &digest, now);
-            suspicions.suspect(&digest, now);
+    fn a_client_that_takes_a_blob_in_parts_has_had_it_after_the_last() {
+        let (suspicions, _suspects) = Suspicions::new();
+        let (now, digest) = (Instant::now(), Digest::of(b"blob"));
+        let client = IpAddr::from(CLIENTS[0]);
+        for bytes in [60, 39] {
+            suspicions.has(client, &digest, bytes, now);
+            assert!(!suspicions.asks(client, &digest, BYTES, now));
         }
-        let table = suspicions.lock();
-        assert!(table.had.len() <= REMEMBERED_MAX && table.suspected.len() <= REMEMBERED_MAX);
-        drop(table);
+        suspicions.has(client, &digest, 1, now);
+        assert!(suspicions.asks(client, &digest, BYTES, now));
+        suspicions.has(client, &digest, 1, now + AGAIN_WITHIN);
+        let later = now + AGAIN_WITHIN;
+        assert!(!suspicions.asks(client, &digest, BYTES, later), "the rest was long ago");
+    }
+
+    #[test]
+    fn one_too_many_takes_the_place_of_the_oldest_alone() {
+        let (suspicions, mut suspects) = Suspicions::new();
+        let (now, client) = (Instant::now(), IpAddr::from(CLIENTS[0]));
+        let digest = |number: usize| Digest::of(&number.to_le_bytes());
+        let count = REMEMBERED_MAX.get();
+        for number in 0..=count {
+            suspicions.has(client, &digest(number), BYTES, now);
+        }
+        assert!(!suspicions.asks(client, &digest(0), BYTES, now));
+        assert!((1..=count).all(|number| suspicions.asks(client, &digest(number), BYTES, now)));
         let waiting = std::iter::from_fn(|| suspects.try_recv().ok()).count();
         assert_eq!(waiting, SUSPECTS_MAX);
     }

@@ -352,6 +352,9 @@ impl Root {
                 }
                 Err(Errno::NOENT) if made.is_some() => {
                     fs::mkdirat(above, &*part, Mode::from_raw_mode(0o755))?;
+                    // Whatever the umask, as with files.
+                    let new = fs::openat(above, &*part, FOLDER | OFlags::NOFOLLOW, Mode::empty())?;
+                    fs::fchmod(&new, Mode::from_raw_mode(0o755))?;
                     let made = made.as_mut().expect("it was looked at above");
                     let way = open.iter().map(|(_, name)| name).chain([&part]);
                     made.push(way.map(|name| format!("/{}", name.to_string_lossy())).collect());
@@ -467,6 +470,18 @@ mod tests {
         fs::write(dir.path().join("outside"), "secret").unwrap();
         let root = Root::open(&dir.path().join("node")).unwrap();
         (dir, root)
+    }
+
+    #[test]
+    fn runtimes_of_other_users_read_what_is_made_whatever_the_umask() {
+        let (dir, root) = root();
+        // The daemons' own; of the whole process, and no other test looks at it.
+        rustix::process::umask(Mode::from_raw_mode(0o077));
+        root.write("/etc/a/b/c.toml", "one", &mut Vec::new()).unwrap();
+        for (path, expected) in [("a", 0o755), ("a/b", 0o755), ("a/b/c.toml", 0o644)] {
+            let metadata = fs::metadata(dir.path().join("node/etc").join(path)).unwrap();
+            assert_eq!(metadata.permissions().mode() & 0o7777, expected, "{path}");
+        }
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! Orders are never dropped one by one: a daemon that does not take them is cut off, and resyncs when it reconnects.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
+use lru::LruCache;
 use piecemeal_proto::{AuthorityKey, Digest, NodeId, Ticket, wire};
 use prost::Message as _;
 use tokio::{
@@ -72,7 +73,8 @@ pub(crate) async fn write(
 pub(crate) struct Tickets {
     key: Arc<AuthorityKey>,
     receiver: NodeId,
-    signed: HashMap<Digest, Signed>,
+    /// At most [`TICKETS_MAX`]. It grows as it is filled: there are as many of these as receivers.
+    signed: LruCache<Digest, Signed>,
 }
 
 struct Signed {
@@ -85,7 +87,7 @@ impl Tickets {
         Self {
             key,
             receiver,
-            signed: HashMap::new(),
+            signed: LruCache::unbounded(),
         }
     }
 
@@ -107,9 +109,6 @@ impl Tickets {
         if let Some(signed) = self.signed.get(&digest).filter(|&signed| fresh(signed)) {
             return signed.ticket.clone();
         }
-        if self.signed.len() >= TICKETS_MAX {
-            self.signed.clear();
-        }
         let ticket = Ticket {
             node: self.receiver,
             digest,
@@ -120,7 +119,10 @@ impl Tickets {
             ticket: ticket.clone(),
             at: now,
         };
-        self.signed.insert(digest, signed);
+        self.signed.put(digest, signed);
+        if self.signed.len() > TICKETS_MAX {
+            self.signed.pop_lru();
+        }
         ticket
     }
 }
@@ -197,12 +199,16 @@ mod tests {
     }
 
     #[test]
-    fn tickets_are_kept_for_a_bounded_number_of_blobs() {
+    fn one_ticket_too_many_takes_the_place_of_the_one_used_longest_ago() {
         let mut tickets = tickets();
-        for number in 0..=TICKETS_MAX {
-            tickets.ticket(Digest::of(&number.to_be_bytes()), 1000);
+        let digest = |number: usize| Digest::of(&number.to_be_bytes());
+        for number in 0..TICKETS_MAX {
+            tickets.ticket(digest(number), 1000);
         }
-        assert!(tickets.signed.len() <= TICKETS_MAX);
+        tickets.ticket(digest(0), 1001);
+        tickets.ticket(digest(TICKETS_MAX), 1001);
+        let kept = |number| tickets.signed.contains(&digest(number));
+        assert!(!kept(1) && (0..=TICKETS_MAX).filter(|&number| number != 1).all(kept));
     }
 
     #[test]

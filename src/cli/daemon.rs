@@ -7,7 +7,10 @@ use piecemeal_mirror::Mirror;
 use piecemeal_peer::Peer;
 use piecemeal_scheduler::Scheduler;
 use piecemeal_webhook::Webhook;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::{
+    fs::Mode,
+    process::{Resource, Rlimit, getrlimit, setrlimit, umask},
+};
 use tokio::{
     runtime::Runtime,
     signal::unix::{Signal, SignalKind, signal},
@@ -44,6 +47,7 @@ pub(super) fn run<D: Daemon, R: Raw + Clone>(
     args: DaemonArgs<R>,
     validate: Validate<R, DaemonSettings<D::Config>>,
 ) -> anyhow::Result<()> {
+    make_files_private();
     // First of all: a reload that is asked for before anybody listens would end the process.
     let runtime = runtime()?;
     let mut signals = Signals::listen(&runtime)?;
@@ -94,6 +98,12 @@ pub(super) fn run<D: Daemon, R: Raw + Clone>(
         None => runtime.shutdown_background(),
     }
     served
+}
+
+/// Whatever this process makes is for its own user, unless its code says otherwise: it keeps private images, and keys. What
+/// runtimes read, which may run as other users, gets its mode explicitly.
+pub(super) fn make_files_private() {
+    umask(Mode::from_raw_mode(0o077));
 }
 
 /// As many descriptors as this process may have: a shell gives a thousand, and each client takes one.

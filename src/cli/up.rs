@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     DaemonArgs,
     cache_dir::CacheDir,
-    daemon::{Log, Signals, Told, reload, say_good, start},
+    daemon::{Log, Signals, Told, make_files_private, reload, say_good, start},
     keygen::{AUTHORITY_FILE, write_keys},
     read_settings, runtime,
 };
@@ -22,6 +22,7 @@ use crate::{
 };
 
 pub(super) fn run(args: DaemonArgs<RawUp>) -> anyhow::Result<()> {
+    make_files_private();
     let (mut set, settings, warnings) = read_settings(&args.layers(), RawUp::validate)?;
     if args.check_config {
         say_good(&warnings);

@@ -17,7 +17,7 @@ use crate::{
     fill::{read_now, read_range},
     gate::GateGuard,
     handle::Pin,
-    index::BlobRow,
+    index::{BlobRow, Durability, Progress, blobs, partials},
     lock::locked,
     quota::{Generation, Kind},
     store::Shared,
@@ -47,6 +47,9 @@ pub enum ReadBlobError {
     /// The file is shorter than its blob. The blob was dropped; ask for it again from elsewhere.
     #[error("the file of {digest} is shorter than the blob")]
     Truncated { digest: Digest },
+    /// A piece has not its hash any more, or cannot be read. The blob was dropped; ask for it again.
+    #[error("piece {piece} of {digest} is damaged on disk")]
+    Damaged { digest: Digest, piece: u32 },
     /// There was no room to keep the blob, and the reader was too far behind the others: what it wants is gone.
     #[error("the blob is not kept here, and what is asked for has passed")]
     Passed,
@@ -169,7 +172,7 @@ impl Shared {
         }))
     }
 
-    /// Discards the blob of that generation, if it is still the one that is here.
+    /// Drops the blob of that generation, if it is still the one that is here. What is good of it stays to be filled up.
     fn discard_damaged(&self, gate: &GateGuard, generation: Generation) -> io::Result<()> {
         let digest = gate.digest();
         let same = locked(&self.state)
@@ -177,11 +180,55 @@ impl Shared {
             .get(digest)
             .is_some_and(|entry| entry.generation == generation);
         if same {
-            warn!(blob.digest = %digest, "the file of {digest} is missing or damaged; dropped, it will be fetched again");
-            self.discard(gate, &mut Swept::default())?;
+            warn!(blob.digest = %digest, "the file of {digest} is missing or damaged; dropped, what is wrong of it will be fetched again");
+            match self.demote(gate) {
+                Ok(true) => {}
+                Ok(false) => _ = self.discard(gate, &mut Swept::default())?,
+                Err(error) => {
+                    warn!(blob.digest = %digest, error = &error as &dyn std::error::Error, "nothing of {digest} can be kept");
+                    self.discard(gate, &mut Swept::default())?;
+                }
+            }
             self.counters.damaged_blobs.add(1);
         }
         Ok(())
+    }
+
+    /// Makes a partial of a complete blob, with all its pieces as hints: the next fill hashes each, and fetches those that are
+    /// wrong. `false` when it has no file. The row comes first: after a crash the file is taken back from the blob's name.
+    fn demote(&self, gate: &GateGuard) -> Result<bool, StoreError> {
+        let digest = gate.digest();
+        let (blob, partial) = (self.layout.blob(digest), self.layout.partial(digest));
+        let Some(row) = self.index.blob(digest)? else {
+            return Ok(false);
+        };
+        match self.files.open(&blob) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+        // To be found damaged is no use.
+        let used = locked(&self.state)
+            .ledger
+            .get(digest)
+            .map_or_else(|| self.now(), |entry| entry.used);
+        let pieces = (0..row.map.count()).zip(row.piece_hashes.iter().copied()).collect();
+        let progress = Progress {
+            pieces,
+            tails: Vec::new(),
+        };
+        self.write(Durability::Synced, |transaction| {
+            blobs::delete(transaction, &digest.to_string())?;
+            let id = partials::insert(transaction, digest, row.map, row.fill, used)?;
+            partials::save(transaction, id, &progress, used)
+        })?;
+        self.files.rename(&blob, &partial)?;
+        locked(&self.state)
+            .ledger
+            .insert(*digest, Kind::Partial, row.map.blob_bytes(), used);
+        // No listener is no error.
+        let _ = self.evictions.send(*digest);
+        Ok(true)
     }
 }
 
@@ -191,6 +238,14 @@ impl Blob {
         Self {
             inner: Arc::new(Inner { row, file, pin }),
         }
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        self.inner.pin.shared()
+    }
+
+    pub(crate) fn generation(&self) -> Generation {
+        self.inner.pin.generation()
     }
 
     pub(crate) fn file(&self) -> &Arc<dyn OpenFile> {

@@ -8,7 +8,7 @@ use std::{
     ops::Range,
     os::{
         fd::{AsFd as _, BorrowedFd},
-        unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
+        unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
     sync::{
@@ -118,6 +118,22 @@ pub trait OpenFile: Send + Sync {
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         None
     }
+
+    /// By which one tells whether the file was written to. `None` where the disk does not say.
+    fn stamp(&self) -> Option<FileStamp> {
+        None
+    }
+}
+
+/// Which file it is, how long, and when it was changed last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileStamp {
+    pub device: u64,
+    pub inode: u64,
+    pub size: u64,
+    /// Seconds and nanoseconds.
+    pub modified: (i64, i64),
+    pub changed: (i64, i64),
 }
 
 /// One file in a folder.
@@ -259,6 +275,17 @@ impl OpenFile for DiskFile {
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         Some(self.0.as_fd())
+    }
+
+    fn stamp(&self) -> Option<FileStamp> {
+        let metadata = self.0.metadata().ok()?;
+        Some(FileStamp {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        })
     }
 }
 

@@ -3,25 +3,35 @@
 //! What is here is what the index says, or it is not here: whatever changes names there calls [`Known::changed`], and what was
 //! read before that is not kept after it.
 
-use std::collections::{HashMap, HashSet};
+use std::num::NonZeroUsize;
 
+use lru::LruCache;
 use piecemeal_proto::Digest;
 
 use crate::{Manifest, Repository, index::TagRow};
 
-/// The most bytes of manifests, and the most entries of each other kind. Beyond that all is forgotten, and found again.
+/// The most bytes of manifests, and the most entries of each kind. Beyond that those go that were used longest ago.
 const MANIFESTS_BYTES_MAX: usize = 16 * 1024 * 1024;
-const ENTRIES_MAX: usize = 8192;
+const ENTRIES_MAX: NonZeroUsize = NonZeroUsize::new(16 * 1024).unwrap();
 
-#[derive(Default)]
 pub(crate) struct Known {
     epoch: u64,
-    manifests: HashMap<Digest, Manifest>,
+    manifests: LruCache<Digest, Manifest>,
     manifests_bytes: usize,
-    sources: HashMap<Digest, HashSet<Repository>>,
-    sources_count: usize,
-    tags: HashMap<Repository, HashMap<String, TagRow>>,
-    tags_count: usize,
+    sources: LruCache<(Repository, Digest), ()>,
+    tags: LruCache<(Repository, String), TagRow>,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self {
+            epoch: 0,
+            manifests: LruCache::new(ENTRIES_MAX),
+            manifests_bytes: 0,
+            sources: LruCache::new(ENTRIES_MAX),
+            tags: LruCache::new(ENTRIES_MAX),
+        }
+    }
 }
 
 /// When something was read from the index.
@@ -35,36 +45,29 @@ impl Known {
 
     /// Names have changed in the index: nothing that was read before counts.
     pub(crate) fn changed(&mut self) {
-        *self = Self {
-            epoch: self.epoch + 1,
-            ..Self::default()
-        };
+        self.epoch += 1;
+        self.manifests.clear();
+        self.manifests_bytes = 0;
+        self.sources.clear();
+        self.tags.clear();
     }
 
     /// One tag has changed in the index.
     pub(crate) fn changed_tag(&mut self, at: &Repository, tag: &str) {
         self.epoch += 1;
-        if let Some(tags) = self.tags.get_mut(at)
-            && tags.remove(tag).is_some()
-        {
-            self.tags_count -= 1;
-        }
+        self.tags.pop(&(at.clone(), tag.to_owned()));
     }
 
     /// One source was taken back in the index.
     pub(crate) fn changed_source(&mut self, at: &Repository, digest: &Digest) {
         self.epoch += 1;
-        if let Some(repositories) = self.sources.get_mut(digest)
-            && repositories.remove(at)
-        {
-            self.sources_count -= 1;
-        }
+        self.sources.pop(&(at.clone(), *digest));
     }
 
     /// A manifest was written to the index, perhaps with another media type than before.
     pub(crate) fn changed_manifest(&mut self, digest: &Digest) {
         self.epoch += 1;
-        if let Some(manifest) = self.manifests.remove(digest) {
+        if let Some(manifest) = self.manifests.pop(digest) {
             self.manifests_bytes -= manifest.bytes.len();
         }
     }
@@ -79,19 +82,17 @@ impl Known {
         }
     }
 
-    pub(crate) fn manifest(&self, at: &Repository, digest: &Digest) -> Option<Manifest> {
+    pub(crate) fn manifest(&mut self, at: &Repository, digest: &Digest) -> Option<Manifest> {
         self.has_source(at, digest)
             .then(|| self.manifests.get(digest).cloned())?
     }
 
-    pub(crate) fn has_source(&self, at: &Repository, digest: &Digest) -> bool {
-        self.sources
-            .get(digest)
-            .is_some_and(|repositories| repositories.contains(at))
+    pub(crate) fn has_source(&mut self, at: &Repository, digest: &Digest) -> bool {
+        self.sources.get(&(at.clone(), *digest)).is_some()
     }
 
-    pub(crate) fn tag(&self, at: &Repository, tag: &str) -> Option<TagRow> {
-        self.tags.get(at)?.get(tag).copied()
+    pub(crate) fn tag(&mut self, at: &Repository, tag: &str) -> Option<TagRow> {
+        self.tags.get(&(at.clone(), tag.to_owned())).copied()
     }
 
     /// Keeps what was read at that time.
@@ -99,40 +100,27 @@ impl Known {
         if read != self.epoch() || manifest.bytes.len() > MANIFESTS_BYTES_MAX {
             return;
         }
-        if self.manifests_bytes + manifest.bytes.len() > MANIFESTS_BYTES_MAX || self.manifests.len() >= ENTRIES_MAX {
-            self.manifests.clear();
-            self.manifests_bytes = 0;
+        self.manifests_bytes += manifest.bytes.len();
+        if let Some((_, out)) = self.manifests.push(manifest.digest, manifest.clone()) {
+            self.manifests_bytes -= out.bytes.len();
         }
-        if self.manifests.insert(manifest.digest, manifest.clone()).is_none() {
-            self.manifests_bytes += manifest.bytes.len();
+        while self.manifests_bytes > MANIFESTS_BYTES_MAX
+            && let Some((_, out)) = self.manifests.pop_lru()
+        {
+            self.manifests_bytes -= out.bytes.len();
         }
         self.keep_source(read, at, &manifest.digest);
     }
 
     pub(crate) fn keep_source(&mut self, read: Epoch, at: &Repository, digest: &Digest) {
-        if read != self.epoch() {
-            return;
-        }
-        if self.sources_count >= ENTRIES_MAX {
-            self.sources.clear();
-            self.sources_count = 0;
-        }
-        if self.sources.entry(*digest).or_default().insert(at.clone()) {
-            self.sources_count += 1;
+        if read == self.epoch() {
+            self.sources.put((at.clone(), *digest), ());
         }
     }
 
     pub(crate) fn keep_tag(&mut self, read: Epoch, at: &Repository, tag: &str, row: TagRow) {
-        if read != self.epoch() {
-            return;
-        }
-        if self.tags_count >= ENTRIES_MAX {
-            self.tags.clear();
-            self.tags_count = 0;
-        }
-        let tags = self.tags.entry(at.clone()).or_default();
-        if tags.insert(tag.to_owned(), row).is_none() {
-            self.tags_count += 1;
+        if read == self.epoch() {
+            self.tags.put((at.clone(), tag.to_owned()), row);
         }
     }
 }
@@ -196,24 +184,46 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_bounded() {
-        let mut known = Known::default();
-        for round in 0..50_u32 {
-            let epoch = known.epoch();
-            known.keep_manifest(epoch, &at("x"), &manifest(1 << 20, u8::try_from(round).unwrap()));
-            for number in 0..500 {
-                let (name, row) = (
-                    format!("{round}/{number}"),
-                    TagRow {
-                        digest: Digest::of(b""),
-                        checked: Age(0),
-                    },
-                );
-                known.keep_tag(epoch, &at(&name), "v1", row);
-                known.keep_source(epoch, &at(&name), &Digest::of(b""));
-            }
-            assert!(known.manifests_bytes <= MANIFESTS_BYTES_MAX);
-            assert!(known.tags.len() <= ENTRIES_MAX && known.sources_count <= ENTRIES_MAX);
+    fn one_name_too_many_takes_the_place_of_the_one_used_longest_ago() {
+        let (mut known, digest) = (Known::default(), Digest::of(b"blob"));
+        let epoch = known.epoch();
+        let row = TagRow {
+            digest,
+            checked: Age(1),
+        };
+        let count = ENTRIES_MAX.get();
+        for number in 0..count {
+            known.keep_tag(epoch, &at("x"), &number.to_string(), row);
+            known.keep_source(epoch, &at(&number.to_string()), &digest);
         }
+        assert!(
+            known.tag(&at("x"), "0").is_some() && known.has_source(&at("0"), &digest),
+            "used"
+        );
+        known.keep_tag(epoch, &at("x"), "one more", row);
+        known.keep_source(epoch, &at("one more"), &digest);
+        for number in (0..count).filter(|&number| number != 1) {
+            let name = number.to_string();
+            assert!(known.tag(&at("x"), &name).is_some(), "{name}");
+            assert!(known.has_source(&at(&name), &digest), "{name}");
+        }
+        assert!(known.tag(&at("x"), "1").is_none() && !known.has_source(&at("1"), &digest));
+    }
+
+    #[test]
+    fn manifests_that_are_too_large_together_go_one_by_one() {
+        let mut known = Known::default();
+        let epoch = known.epoch();
+        let large = |seed| manifest(MANIFESTS_BYTES_MAX / 4, seed);
+        for seed in 1..=4 {
+            known.keep_manifest(epoch, &at("x"), &large(seed));
+        }
+        known.keep_manifest(epoch, &at("x"), &large(2));
+        assert_eq!(known.manifests_bytes, MANIFESTS_BYTES_MAX, "kept twice, counted once");
+        known.keep_manifest(epoch, &at("x"), &manifest(10, 5));
+        let mut is_known = |seed| known.manifest(&at("x"), &large(seed).digest).is_some();
+        assert_eq!([1, 2, 3, 4].map(&mut is_known), [false, true, true, true]);
+        known.keep_manifest(epoch, &at("x"), &manifest(MANIFESTS_BYTES_MAX + 1, 6));
+        assert!(known.manifests_bytes <= MANIFESTS_BYTES_MAX);
     }
 }

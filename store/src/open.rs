@@ -1,6 +1,6 @@
 //! Opening a store's folder: whose it is, who else uses it, and what is wrong with it.
 //!
-//! Nothing is written into a folder before it is known to be ours or empty.
+//! Nothing is written into a folder before it is known to be ours or empty, and nothing in it is for other users to read.
 
 use std::{
     fs,
@@ -19,6 +19,7 @@ use crate::{
     files::{DiskFiles, Files},
     index::{Index, OpenIndexError},
     layout::Layout,
+    private::close_to_others,
 };
 
 /// Names that may lie in a folder that is not ours yet: our own lock after a crash, and what mkfs makes.
@@ -105,6 +106,7 @@ pub(crate) fn claim(layout: &Layout) -> Result<Opened, OpenStoreError> {
     make_dir(layout.dir())?;
     refuse_foreign(layout)?;
     let lock = take_lock(layout)?;
+    close_to_others(layout).map_err(|error| cannot_write(layout.dir().to_owned(), error))?;
     let path = layout.index();
     let index = Index::open(&path).map_err(|error| match error {
         OpenIndexError::Newer { found, known } => OpenStoreError::NewerSchema {

@@ -95,6 +95,7 @@ impl Shared {
             map: fill.map(),
             fill: fill.id(),
             piece_hashes: fill.hashes(),
+            signature: None,
         };
         match self.keep(fill, &row) {
             Ok(()) => Ok(self.promote(fill, row)),

@@ -16,6 +16,7 @@ use crate::{
     IndexError,
     batch::Touched,
     blocking::blocking,
+    checked::GoodPieces,
     clock::{Age, AgeCounter, Clock, Stamp},
     counts::Counters,
     files::Files,
@@ -58,6 +59,7 @@ pub(crate) struct Shared {
     pub(crate) counters: Counters,
     /// Of the index, which is asked for the rest.
     pub(crate) known: Mutex<Known>,
+    pub(crate) good: GoodPieces,
     node_id: NodeId,
     random: Mutex<StdRng>,
     age: AgeCounter,
@@ -173,6 +175,7 @@ impl Store {
             evictions: broadcast::Sender::new(EVICTIONS_MAX),
             counters: Counters::default(),
             known: Mutex::default(),
+            good: GoodPieces::default(),
             node_id,
             random: Mutex::new(random),
             age: AgeCounter::new(start, monotonic),

@@ -21,7 +21,9 @@ use std::{
 
 use bytes::Bytes;
 use piecemeal_proto::Digest;
-use piecemeal_store::{BeginFillError, Env, Files as _, FillFailure, Filling, PublishBlobError, Store, StoreConfig};
+use piecemeal_store::{
+    BeginFillError, Env, Files as _, FillFailure, Filling, OpenFile, PublishBlobError, Store, StoreConfig,
+};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use support::{
     Content, DAY, FakeClock, config,
@@ -46,12 +48,14 @@ enum During {
     Fill,
     Publish,
     Evict,
+    /// A damaged blob becomes a partial.
+    Demote,
     Other,
 }
 
 /// How often, by [`During`]: a story that stopped cutting in one of them would pass for nothing.
 #[derive(Default)]
-struct Cuts([AtomicU64; 6]);
+struct Cuts([AtomicU64; 7]);
 
 impl Cuts {
     fn count(&self, during: During) {
@@ -260,9 +264,27 @@ impl Machine {
                 let content = self.contents.choose(&mut self.random).unwrap();
                 let _ = store.remove(&content.digest).await;
             }
+            19 => return self.damage(store).await,
             _ => store.flush().await,
         }
         During::Other
+    }
+
+    /// A file becomes longer than its blob, and is found out.
+    async fn damage(&mut self, store: &Store) -> During {
+        let Some(content) = self.contents.choose(&mut self.random).cloned() else {
+            return During::Other;
+        };
+        let path = self.store_dir().join(old::blob_path(&content.digest));
+        let longer = |file: Arc<dyn OpenFile>| file.set_len(content.map.blob_bytes() + 1);
+        if self.disk.open(&path).and_then(longer).is_err() {
+            return During::Other;
+        }
+        self.published.remove(&content.digest);
+        if let Ok(Some(_)) = store.blob(&content.digest).await {
+            panic!("{} is taken for whole", content.digest);
+        }
+        During::Demote
     }
 
     async fn write_pieces(&mut self, content: &Content, filling: &Filling) -> During {
@@ -484,6 +506,7 @@ fn a_store_keeps_its_promises_through_power_cuts_and_disk_errors() {
         During::Fill,
         During::Publish,
         During::Evict,
+        During::Demote,
         During::Other,
     ];
     run_all(SEEDS, &wanted, live);

@@ -1,12 +1,13 @@
 //! Events on what creates the pods, where `kubectl describe` shows them. The pod itself does not exist yet.
 
 use std::{
-    collections::HashMap,
+    num::NonZeroUsize,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use k8s_openapi::jiff::Timestamp;
+use lru::LruCache;
 use serde_json::{Value, json};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -24,14 +25,14 @@ const QUEUE: usize = 256;
 const REPEAT_AFTER: Duration = Duration::from_secs(10 * 60);
 /// What the API server makes has 36.
 const UID_BYTES_MAX: usize = 64;
-/// Owners that are remembered for it.
-const REMEMBERED_MAX: usize = 4096;
+/// What owners were told, as far as it is remembered; beyond that, those may be told again that were told longest ago.
+const REMEMBERED_MAX: NonZeroUsize = NonZeroUsize::new(16 * 1024).unwrap();
 
 /// Tells owners what became of their pods, without anybody waiting for it. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Events {
     queue: mpsc::Sender<Value>,
-    told: Arc<Mutex<HashMap<(String, &'static str), Instant>>>,
+    told: Arc<Mutex<Told>>,
     metrics: Metrics,
 }
 
@@ -106,18 +107,31 @@ impl Events {
     }
 
     fn is_news(&self, uid: &str, news: &'static str) -> bool {
-        let now = Instant::now();
         let mut told = self.told.lock().expect("no holder of this lock panics");
-        if told.len() >= REMEMBERED_MAX {
-            // To be told twice is better than never.
-            told.clear();
-        }
+        told.is_news(uid, news, Instant::now())
+    }
+}
+
+/// What owners were told, by their UID, and when.
+struct Told(LruCache<(String, &'static str), Instant>);
+
+impl Default for Told {
+    fn default() -> Self {
+        Self(LruCache::new(REMEMBERED_MAX))
+    }
+}
+
+impl Told {
+    /// Whether the owner was not told it of late; it is from now on.
+    fn is_news(&mut self, uid: &str, news: &'static str, now: Instant) -> bool {
         let key = (uid.to_owned(), news);
-        let is_news = told.get(&key).is_none_or(|at| now.duration_since(*at) >= REPEAT_AFTER);
-        if is_news {
-            told.insert(key, now);
+        let is_old = |at: &Instant| now.duration_since(*at) < REPEAT_AFTER;
+        // Looked at without being used: the one that was told longest ago goes first.
+        if self.0.peek(&key).is_some_and(is_old) {
+            return false;
         }
-        is_news
+        self.0.put(key, now);
+        true
     }
 }
 
@@ -133,4 +147,31 @@ pub(crate) async fn write(cluster: Cluster, mut waiting: mpsc::Receiver<Value>, 
         }
     };
     stop.run_until_cancelled(writing).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_owner_is_told_once_in_a_while_whatever_others_are_told() {
+        let (mut told, now) = (Told::default(), Instant::now());
+        assert!(told.is_news("uid", "Accelerated", now));
+        assert!(told.is_news("uid", "Disabled", now));
+        assert!(!told.is_news("uid", "Accelerated", now + REPEAT_AFTER / 2));
+        assert!(told.is_news("uid", "Accelerated", now + REPEAT_AFTER));
+    }
+
+    #[test]
+    fn one_owner_too_many_takes_the_place_of_the_one_told_longest_ago() {
+        let (mut told, now) = (Told::default(), Instant::now());
+        let count = REMEMBERED_MAX.get();
+        for number in 0..=count {
+            assert!(told.is_news(&number.to_string(), "Accelerated", now));
+        }
+        for number in 1..=count {
+            assert!(!told.is_news(&number.to_string(), "Accelerated", now));
+        }
+        assert!(told.is_news("0", "Accelerated", now));
+    }
 }

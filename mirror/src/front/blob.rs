@@ -10,7 +10,7 @@ use axum::{
 use bytes::Bytes;
 use futures_util::stream;
 use piecemeal_proto::Digest;
-use piecemeal_store::ReadBlobError;
+use piecemeal_store::{CheckedBlob, Extent, ReadBlobError};
 use piecemeal_swarm::{Outlet, Part};
 use tracing::debug;
 
@@ -22,6 +22,14 @@ use super::{
 };
 use crate::{OpenBlob, Suspicions, pulls::BlobPull};
 
+/// What a body is read from.
+enum Source {
+    /// What is still on its way is hashed as it comes.
+    Open(OpenBlob),
+    /// One that the client has had before.
+    Suspect(CheckedBlob),
+}
+
 /// How the bytes of a body go out.
 pub(super) struct Way {
     /// The connection's, unless it has TLS.
@@ -29,8 +37,7 @@ pub(super) struct Way {
     /// Of whatever has to be read.
     pub(super) budget: Budget,
     pub(super) client: Option<IpAddr>,
-    /// Of what is complete here.
-    pub(super) suspicions: Option<Suspicions>,
+    pub(super) suspicions: Suspicions,
     /// Told of what goes out.
     pub(super) pull: BlobPull,
 }
@@ -57,9 +64,7 @@ pub(super) fn respond(open: OpenBlob, digest: &Digest, range: Option<&HeaderValu
             "there is no room to keep the blob, and its beginning has passed; ask the registry itself, or again later";
         return coded(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", message);
     }
-    if range.start == 0 {
-        way.noted(|suspicions, client| suspicions.asks(client, digest, Instant::now()));
-    }
+    let source = way.source(open);
     let mut response = headers(status, digest, range.end - range.start);
     if status == StatusCode::PARTIAL_CONTENT {
         response = response.header(
@@ -68,7 +73,7 @@ pub(super) fn respond(open: OpenBlob, digest: &Digest, range: Option<&HeaderValu
         );
     }
     response
-        .body(body(open, *digest, range, way))
+        .body(body(source, *digest, range, way))
         .expect("numbers and digests are header values")
 }
 
@@ -93,48 +98,114 @@ fn headers(status: StatusCode, digest: &Digest, length: u64) -> axum::http::resp
         .header("docker-content-digest", digest.to_string())
 }
 
-fn body(open: OpenBlob, digest: Digest, range: Range<u64>, way: Way) -> Body {
-    let is_whole = range == (0..open.blob_bytes());
-    let parts = stream::try_unfold((open, range, way), move |(mut open, range, way)| async move {
-        if range.is_empty() {
-            return Ok::<Option<(Bytes, _)>, ReadBlobError>(None);
-        }
-        let frame = way.next(&mut open, &range).await.inspect_err(|error| {
-            debug!(blob.digest = %digest, %error, "a client's stream of {digest} ends early");
-            way.noted(|suspicions, _| suspicions.suspect(&digest, Instant::now()));
-        })?;
-        way.pull.sent(frame.len());
-        let rest = range.start + frame.len() as u64..range.end;
-        // Nobody asks for more once the stated length is there.
-        if is_whole && rest.is_empty() {
-            way.noted(|suspicions, client| suspicions.has(client, &digest, Instant::now()));
-        }
-        Ok(Some((frame, (open, rest, way))))
-    });
+fn body(source: Source, digest: Digest, range: Range<u64>, way: Way) -> Body {
+    let sent = Sent::new(&way, digest);
+    let parts = stream::try_unfold(
+        (source, range, way, sent),
+        move |(mut source, range, way, mut sent)| async move {
+            if range.is_empty() {
+                return Ok::<Option<(Bytes, _)>, ReadBlobError>(None);
+            }
+            let frame = way.next(&mut source, &range).await.inspect_err(|error| {
+                debug!(blob.digest = %digest, %error, "a client's stream of {digest} ends early");
+                if source.is_complete() {
+                    way.suspicions.suspect(&digest, Instant::now());
+                }
+            })?;
+            way.pull.sent(frame.len());
+            sent.bytes += frame.len() as u64;
+            let rest = range.start + frame.len() as u64..range.end;
+            Ok(Some((frame, (source, rest, way, sent))))
+        },
+    );
     Body::from_stream(parts)
 }
 
+/// What a client gets of a blob, noted at the end of the body, wherever that is.
+struct Sent {
+    suspicions: Suspicions,
+    client: Option<IpAddr>,
+    digest: Digest,
+    bytes: u64,
+}
+
+impl Sent {
+    fn new(way: &Way, digest: Digest) -> Self {
+        Self {
+            suspicions: way.suspicions.clone(),
+            client: way.client,
+            digest,
+            bytes: 0,
+        }
+    }
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        if let Some(client) = self.client
+            && self.bytes > 0
+        {
+            self.suspicions.has(client, &self.digest, self.bytes, Instant::now());
+        }
+    }
+}
+
+impl Source {
+    fn is_complete(&self) -> bool {
+        matches!(self, Self::Suspect(_) | Self::Open(OpenBlob::Complete(_)))
+    }
+
+    async fn extent(&mut self, range: Range<u64>) -> Result<Option<Extent>, ReadBlobError> {
+        match self {
+            Self::Open(open) => open.extent(range).await,
+            Self::Suspect(blob) => blob.extent(range),
+        }
+    }
+
+    async fn ready(&mut self, offset: u64) -> Result<(), ReadBlobError> {
+        match self {
+            Self::Open(open) => open.ready(offset).await,
+            Self::Suspect(_) => Ok(()),
+        }
+    }
+
+    async fn read(&mut self, range: Range<u64>) -> Result<Bytes, ReadBlobError> {
+        match self {
+            Self::Open(open) => open.read(range).await,
+            Self::Suspect(blob) => blob.read(range).await,
+        }
+    }
+}
+
 impl Way {
-    fn noted(&self, note: impl FnOnce(&Suspicions, IpAddr)) {
-        if let (Some(suspicions), Some(client)) = (&self.suspicions, self.client) {
-            note(suspicions, client);
+    /// A client that asks again for what it has had gets it through the hashes of its pieces.
+    fn source(&self, open: OpenBlob) -> Source {
+        match (open, self.client) {
+            (OpenBlob::Complete(blob), Some(client))
+                if self
+                    .suspicions
+                    .asks(client, blob.digest(), blob.map().blob_bytes(), Instant::now()) =>
+            {
+                Source::Suspect(blob.checked())
+            }
+            (open, _) => Source::Open(open),
         }
     }
 
     /// What goes out next, for the beginning of `range`.
-    async fn next(&self, open: &mut OpenBlob, range: &Range<u64>) -> Result<Bytes, ReadBlobError> {
+    async fn next(&self, source: &mut Source, range: &Range<u64>) -> Result<Bytes, ReadBlobError> {
         if let Some(outlet) = &self.outlet
             && outlet.takes(range.end - range.start)
-            && let Some(extent) = open.extent(range.clone()).await?
+            && let Some(extent) = source.extent(range.clone()).await?
         {
             extent.make_resident().await?;
             return Ok(outlet.frame(Part::Extent(extent)));
         }
         // Room is taken for what is there: who waits for bytes holds none.
-        open.ready(range.start).await?;
+        source.ready(range.start).await?;
         let room = self.budget.take();
         let end = range.end.min(range.start + room.bytes());
-        let bytes = open.read(range.start..end).await?;
+        let bytes = source.read(range.start..end).await?;
         Ok(room.hold(bytes))
     }
 }

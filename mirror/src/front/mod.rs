@@ -168,8 +168,7 @@ impl Front {
                         outlet: connection.outlet,
                         budget: connection.budget,
                         client: connection.client,
-                        // What is still on its way is hashed as it comes.
-                        suspicions: local.then(|| self.suspicions.clone()),
+                        suspicions: self.suspicions.clone(),
                         pull: self.pulls.blob(connection.client, &at, local),
                     };
                     blob::respond(open, &digest, headers.get(header::RANGE), way)

@@ -1,6 +1,10 @@
 //! `piecemeal chart own`: a folder of the host's becomes a daemon's, so that the daemon itself need not be root.
 
-use std::{fs, os::unix::fs::chown, path::PathBuf};
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, chown},
+    path::PathBuf,
+};
 
 use anyhow::Context;
 use clap::Args;
@@ -20,10 +24,17 @@ pub(in crate::cli) struct OwnArgs {
 pub(super) fn run(args: &OwnArgs) -> anyhow::Result<()> {
     let dir = args.dir.display();
     fs::create_dir_all(&args.dir).with_context(|| format!("cannot make {dir}"))?;
-    // Not what is in it: that is the daemon's already, or none of its business.
-    chown(&args.dir, Some(args.user), Some(args.group))
+    // Not what is in it: that is the daemon's already, or none of its business. For a moment it is this process's own, which alone
+    // may change its mode without a further capability.
+    let me = rustix::process::geteuid().as_raw();
+    chown(&args.dir, Some(me), None)
+        .and_then(|()| fs::set_permissions(&args.dir, fs::Permissions::from_mode(PRIVATE)))
+        .and_then(|()| chown(&args.dir, Some(args.user), Some(args.group)))
         .with_context(|| format!("cannot give {dir} away; run this as root"))
 }
+
+/// Names and layers of private images come to lie in it.
+const PRIVATE: u32 = 0o700;
 
 #[cfg(test)]
 mod tests {
@@ -32,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_that_is_missing_is_made_and_one_that_is_there_stays() {
+    fn a_folder_that_is_missing_is_made_and_one_that_is_there_stays_and_both_are_private() {
         let root = tempfile::tempdir().unwrap();
         let me = fs::metadata(root.path()).unwrap();
         let dir = root.path().join("a/b");
@@ -43,7 +54,10 @@ mod tests {
         };
         run(&args).unwrap();
         fs::write(dir.join("content"), "kept").unwrap();
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
         run(&args).unwrap();
         assert_eq!(fs::read_to_string(dir.join("content")).unwrap(), "kept");
+        let mode = |dir| fs::metadata(dir).unwrap().mode() & 0o7777;
+        assert_eq!(mode(dir.as_path()), PRIVATE);
     }
 }

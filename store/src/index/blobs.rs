@@ -17,26 +17,34 @@ pub(crate) struct BlobRow {
     pub(crate) fill: FillId,
     /// One for each piece.
     pub(crate) piece_hashes: Arc<[PieceHash]>,
+    /// The authority's, over the list of them.
+    pub(crate) signature: Option<ListSignature>,
 }
+
+/// An Ed25519 signature over a list of piece hashes.
+pub type ListSignature = [u8; 64];
 
 impl Index {
     /// `None` also for a row that makes no sense.
     pub(crate) fn blob(&self, digest: &Digest) -> Result<Option<BlobRow>, IndexError> {
         let connection = self.read();
-        let mut statement = connection
-            .prepare_cached("SELECT blob_bytes, piece_bytes, fill, piece_hashes FROM blobs WHERE digest = ?1")?;
+        let mut statement = connection.prepare_cached(
+            "SELECT blob_bytes, piece_bytes, fill, piece_hashes, signature FROM blobs WHERE digest = ?1",
+        )?;
         let row = statement
             .query_row([digest.to_string()], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get::<_, Vec<u8>>(3)?))
+                let (hashes, signature): (Vec<u8>, Option<Vec<u8>>) = (row.get(3)?, row.get(4)?);
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, hashes, signature))
             })
             .optional()?;
-        Ok(row.and_then(|(blob_bytes, piece_bytes, fill, hashes)| {
+        Ok(row.and_then(|(blob_bytes, piece_bytes, fill, hashes, signature)| {
             let map = map_from_sql(blob_bytes, piece_bytes)?;
             let (piece_hashes, rest) = hashes.as_chunks::<32>();
             (rest.is_empty() && piece_hashes.len() == map.count() as usize).then(|| BlobRow {
                 map,
                 fill: fill_from_sql(fill),
                 piece_hashes: piece_hashes.into(),
+                signature: signature.and_then(|bytes| bytes.try_into().ok()),
             })
         }))
     }
@@ -69,8 +77,8 @@ impl Index {
 pub(crate) fn insert(transaction: &Transaction<'_>, digest: &Digest, row: &BlobRow, used: Age) -> rusqlite::Result<()> {
     transaction
         .prepare_cached(
-            "INSERT OR REPLACE INTO blobs (digest, blob_bytes, piece_bytes, fill, piece_hashes, used_ms, verified_ms)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6)",
+            "INSERT OR REPLACE INTO blobs (digest, blob_bytes, piece_bytes, fill, piece_hashes, signature, used_ms, verified_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7)",
         )?
         .execute((
             digest.to_string(),
@@ -78,9 +86,23 @@ pub(crate) fn insert(transaction: &Transaction<'_>, digest: &Digest, row: &BlobR
             to_sql(row.map.piece_bytes()),
             fill_to_sql(row.fill),
             row.piece_hashes.as_flattened(),
+            row.signature,
             to_sql(used.0),
         ))?;
     Ok(())
+}
+
+/// Keeps a signature over the blob's piece hashes, if they are of pieces of that size; says whether they are.
+pub(crate) fn sign(
+    transaction: &Transaction<'_>,
+    digest: &Digest,
+    piece_bytes: u64,
+    signature: &ListSignature,
+) -> rusqlite::Result<bool> {
+    let changed = transaction
+        .prepare_cached("UPDATE blobs SET signature = ?3 WHERE digest = ?1 AND piece_bytes = ?2")?
+        .execute((digest.to_string(), to_sql(piece_bytes), signature))?;
+    Ok(changed > 0)
 }
 
 pub(crate) fn touch(transaction: &Transaction<'_>, digest: &Digest, used: Age) -> rusqlite::Result<()> {

@@ -25,6 +25,7 @@ use piecemeal_proto::{Digest, FillId, NodeId, PieceMap};
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior};
 
 pub(crate) use blobs::BlobRow;
+pub use blobs::ListSignature;
 pub(crate) use names::TagRow;
 pub(crate) use partials::{PartialRow, Progress, TailChange, TailRow};
 pub(crate) use schema::OpenIndexError;
@@ -228,6 +229,7 @@ mod tests {
             map,
             fill: FillId(u64::MAX),
             piece_hashes: hashes.into(),
+            signature: Some([2; 64]),
         };
         let tail = TailRow {
             piece: 1,
@@ -251,7 +253,10 @@ mod tests {
                 Ok(id)
             })
             .unwrap();
-        assert_eq!(index.blob(&digest).unwrap(), Some(row));
+        assert_eq!(index.blob(&digest).unwrap(), Some(row.clone()));
+        index.read().execute("UPDATE blobs SET signature = x'00'", []).unwrap();
+        let unsigned = BlobRow { signature: None, ..row };
+        assert_eq!(index.blob(&digest).unwrap(), Some(unsigned), "half a signature is none");
         let partial = index.partial(&digest).unwrap().unwrap();
         assert_eq!((partial.id, partial.fill), (id, FillId(u64::MAX)));
         assert_eq!(partial.pieces, [(2, hashes[0])], "no piece beyond the map");

@@ -17,7 +17,7 @@ use rusqlite::Connection;
 use super::{Content, DAY};
 
 /// The dumps of the schemas 1, 2 and so on.
-const DUMPS: &[&str] = &[include_str!("../old/v1.sql")];
+const DUMPS: &[&str] = &[include_str!("../old/v1.sql"), include_str!("../old/v2.sql")];
 
 /// The node that owned the old stores.
 pub(crate) const NODE_ID: &str = "8357dc39635ca5462250128fac3a04c3";
