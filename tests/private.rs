@@ -317,8 +317,8 @@ fn a_revoked_credential_ends_within_the_life_of_a_verdict() {
 fn realms_and_redirects_elsewhere_see_no_credential() {
     let (cluster, upstream, image) = faked(plain);
     let elsewhere = FakeUpstream::start(cluster.site.origin(), ELSEWHERE, &image);
-    // `localhost` is another host than the registry's address.
-    upstream.require_token("secret", "http://elsewhere.test:5002/token");
+    // In the clear, and where no upstream leads.
+    upstream.require_token("secret", "http://169.254.169.254/token");
     let response = ask(&cluster, 0, PEER, &targets(&image)[0], None);
     assert_eq!(response.status, 401);
     assert_eq!(

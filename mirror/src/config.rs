@@ -22,6 +22,8 @@ pub struct UpstreamConfig {
     pub client_certificate_file: Option<PathBuf>,
     /// The site's own credentials there.
     pub credentials: Option<CredentialSource>,
+    /// Hosts that tokens are asked for with those, besides the registry's own.
+    pub token_servers: Vec<String>,
     /// Whether everybody on the LAN is served with those, and not only admitted nodes.
     pub serves_site: bool,
 }
@@ -35,6 +37,7 @@ impl UpstreamConfig {
             ca_file: None,
             client_certificate_file: None,
             credentials: None,
+            token_servers: Vec::new(),
             serves_site: false,
         }
     }

@@ -42,6 +42,9 @@ pub enum PullError {
     /// The source answered something that cannot be right. 502.
     #[error("{0}")]
     BadGateway(String),
+    /// Upstream leads to a place where upstreams may not lead. 502.
+    #[error("{upstream} leads to {target}: an upstream may lead there only if --allow-target names it")]
+    Misled { upstream: String, target: String },
     /// The source answers that it cannot now, or has not answered yet. 503.
     #[error("{0}")]
     Unavailable(String),

@@ -4,7 +4,7 @@ use url::{Host, Url};
 
 use crate::{
     front::{Asked, asked},
-    upstream::Challenge,
+    upstream::{Challenge, is_home},
 };
 
 /// A `Range` header, after the body's size in 8 bytes, means what RFC 9110 says, and never bytes that are not there.
@@ -75,7 +75,7 @@ fn expected(header: &str, size: u64) -> Asked {
     }
 }
 
-/// A challenge, after the registry's URL on a line of its own, is read as it would be written, and leads to no other site.
+/// A challenge, after the registry's URL on a line of its own, is read as it would be written, and no password goes to another site.
 pub fn challenge(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return };
     let (registry, header) = text.split_once('\n').unwrap_or(("https://registry-1.docker.io", text));
@@ -110,7 +110,11 @@ pub fn challenge(input: &[u8]) {
         key == "scope" && value == wanted
     });
     assert!(scopes.count() >= 1, "{token} asks for nothing");
-    assert!(is_near(&token, &registry), "{registry} sends us to {token}");
+    assert!(token.username().is_empty() && token.password().is_none(), "{token}");
+    assert!(
+        !is_home(&token, &registry, &[]) || is_near(&token, &registry),
+        "{registry}'s password would go to {token}"
+    );
 }
 
 /// Whether the hosts are the same, or have their last two labels in common.

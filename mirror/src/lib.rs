@@ -58,6 +58,7 @@ pub use source::{Access, Blobs, Content, Item, Tags};
 pub use store_metrics::register_store;
 pub use transfer::{Arrived, OpenBlob, Progress, Transfer, Transfers};
 pub use upstream::{
-    BlobAnswer, ClientConfig, ClientError, CredentialSource, FetchedManifest, ListAnswer, ManifestAnswer, ProxyConfig,
-    RewriteRule, Served, Upstream, Upstreams, mirror_http_client, mirror_unanswered, require_cover,
+    AllowedTarget, BlobAnswer, ClientConfig, ClientError, CredentialSource, FetchedManifest, ListAnswer,
+    ManifestAnswer, ProxyConfig, RewriteRule, Served, Upstream, Upstreams, mirror_http_client, mirror_unanswered,
+    require_cover,
 };

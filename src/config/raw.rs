@@ -50,6 +50,9 @@ pub(crate) struct RawMirror {
     /// Redirects to storage that is nearer by another name: oss-accelerate, or FROM=TO; may repeat
     #[arg(long, value_name = "RULE")]
     pub rewrite_redirects: Option<Vec<String>>,
+    /// A host, an address or a network that upstreams may lead to although it is private, of this machine or reserved; may repeat
+    #[arg(long, value_name = "HOST-OR-CIDR")]
+    pub allow_target: Option<Vec<String>>,
     /// How long a right counts that an upstream has granted; what is revoked takes effect within it [5m]
     #[arg(long, value_name = "DURATION")]
     pub verdict_ttl: Option<String>,
@@ -59,6 +62,9 @@ pub(crate) struct RawMirror {
     /// The site's own credentials at an upstream: file:PATH, docker-config:PATH or helper:PROGRAM; may repeat
     #[arg(long, value_name = "NAME=SOURCE")]
     pub credentials: Option<Vec<String>>,
+    /// A host that tokens are asked for with those credentials, besides the registry's own; may repeat
+    #[arg(long, value_name = "NAME=HOST")]
+    pub token_server: Option<Vec<String>>,
     /// An upstream whose images the whole LAN is served with those credentials, and not only the site's nodes; may repeat
     #[arg(long, value_name = "NAME")]
     pub serve_site: Option<Vec<String>>,
@@ -183,6 +189,9 @@ pub(crate) struct RawPeer {
     /// Redirects to storage that is nearer by another name: oss-accelerate, or FROM=TO; may repeat
     #[arg(long, value_name = "RULE")]
     pub rewrite_redirects: Option<Vec<String>>,
+    /// A host, an address or a network that upstreams may lead to although it is private, of this machine or reserved; may repeat
+    #[arg(long, value_name = "HOST-OR-CIDR")]
+    pub allow_target: Option<Vec<String>>,
     /// How long a right counts that an upstream has granted; what is revoked takes effect within it [5m]
     #[arg(long, value_name = "DURATION")]
     pub verdict_ttl: Option<String>,

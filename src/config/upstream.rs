@@ -1,8 +1,8 @@
 //! Reads what is set about upstreams: where they answer, what is shown to them, how they are reached.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
-use piecemeal_mirror::{ClientConfig, CredentialSource, ProxyConfig, RewriteRule, UpstreamConfig};
+use piecemeal_mirror::{ClientConfig, CredentialSource, ProxyConfig, UpstreamConfig};
 use piecemeal_proto::is_registry;
 use url::Url;
 
@@ -18,6 +18,7 @@ pub(super) struct UpstreamTexts {
     pub upstream_ca: Texts,
     pub upstream_client_certificate: Texts,
     pub credentials: Texts,
+    pub token_server: Texts,
     pub serve_site: Texts,
 }
 
@@ -62,6 +63,20 @@ impl UpstreamTexts {
                 Ok(())
             },
         );
+        is_good &= each(
+            problems,
+            "token_server",
+            self.token_server,
+            &mut upstreams,
+            |upstream, text| {
+                if upstream.credentials.is_none() {
+                    let name = &upstream.name;
+                    return Err(format!("there are no credentials for {name}; give --credentials too"));
+                }
+                upstream.token_servers.push(host(text)?);
+                Ok(())
+            },
+        );
         for name in self.serve_site.unwrap_or_default() {
             match upstreams.iter_mut().find(|upstream| upstream.name == name) {
                 Some(upstream) if upstream.credentials.is_some() => upstream.serves_site = true,
@@ -89,6 +104,9 @@ pub(super) struct ClientTexts {
     pub proxy: Text,
     pub no_proxy: Text,
     pub rewrite_redirects: Texts,
+    pub allow_target: Texts,
+    /// Where the daemon listens, as far as that is known.
+    pub listeners: Vec<SocketAddr>,
 }
 
 impl ClientTexts {
@@ -101,19 +119,32 @@ impl ClientTexts {
         );
         let verdict_ttl = field::duration(problems, "verdict_ttl", self.verdict_ttl);
         let proxy = proxy(problems, self.proxy, self.no_proxy);
-        let rules: Vec<Option<RewriteRule>> = self
-            .rewrite_redirects
-            .unwrap_or_default()
-            .iter()
-            .map(|text| problems.check("rewrite_redirects", text.parse()))
-            .collect();
+        let rewrites = parsed(problems, "rewrite_redirects", self.rewrite_redirects);
+        let allowed_targets = parsed(problems, "allow_target", self.allow_target);
         Some(ClientConfig {
             verdict_ttl: verdict_ttl?,
             allow_plain_credentials: allowed?,
             proxy: proxy?,
-            rewrites: rules.into_iter().collect::<Option<_>>()?,
+            rewrites: rewrites?,
+            allowed_targets: allowed_targets?,
+            listeners: self.listeners,
         })
     }
+}
+
+/// Every text as a value; each is looked at in any case, so that each problem is noted.
+fn parsed<T: FromStr<Err = String>>(problems: &mut Problems, key: &str, texts: Texts) -> Option<Vec<T>> {
+    let texts = texts.unwrap_or_default();
+    let values: Vec<Option<T>> = texts.iter().map(|text| problems.check(key, text.parse())).collect();
+    values.into_iter().collect()
+}
+
+/// The whole name of a host, or an address, and nothing else.
+fn host(text: &str) -> Result<String, String> {
+    let problem = || format!("{text:?} is not a host, such as auth.example.com");
+    let url: Url = format!("https://{text}/").parse().map_err(|_| problem())?;
+    let is_host = url.host_str() == Some(text) && url.port().is_none() && !text.contains('*');
+    is_host.then(|| text.to_owned()).ok_or_else(problem)
 }
 
 fn proxy(problems: &mut Problems, text: Text, no_proxy: Text) -> Option<ProxyConfig> {
@@ -242,10 +273,12 @@ mod tests {
                 "*-vpc.cn-hangzhou.cr.aliyuncs.com=https://*.cn-hangzhou.cr.aliyuncs.com",
             ]),
             credentials: texts(&["docker.io=docker-config:/root/.docker/config.json"]),
+            token_server: texts(&["docker.io=login.example.com", "docker.io=10.0.0.9"]),
             serve_site: texts(&["docker.io"]),
             ..UpstreamTexts::default()
         };
         let upstreams = read.validate(&mut problems).unwrap();
+        assert_eq!(upstreams[0].token_servers, ["login.example.com", "10.0.0.9"]);
         assert_eq!(upstreams.len(), 3);
         assert_eq!(upstreams[0].urls.len(), 2);
         assert!(upstreams[0].serves_site && upstreams[0].credentials.is_some());
@@ -281,6 +314,23 @@ mod tests {
             UpstreamTexts {
                 upstream: texts(&[good]),
                 serve_site: texts(&["a.io"]),
+                ..UpstreamTexts::default()
+            },
+            UpstreamTexts {
+                upstream: texts(&[good]),
+                token_server: texts(&["a.io=auth.io"]),
+                ..UpstreamTexts::default()
+            },
+            UpstreamTexts {
+                upstream: texts(&[good]),
+                credentials: texts(&["a.io=file:/x"]),
+                token_server: texts(&["a.io=*.auth.io"]),
+                ..UpstreamTexts::default()
+            },
+            UpstreamTexts {
+                upstream: texts(&[good]),
+                credentials: texts(&["a.io=file:/x"]),
+                token_server: texts(&["a.io=https://auth.io"]),
                 ..UpstreamTexts::default()
             },
             UpstreamTexts {

@@ -1,7 +1,7 @@
 //! Turns texts into what the daemons take, and finds what contradicts what.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -41,15 +41,23 @@ impl RawMirror {
             upstream_ca: self.upstream_ca,
             upstream_client_certificate: self.upstream_client_certificate,
             credentials: self.credentials,
+            token_server: self.token_server,
             serve_site: self.serve_site,
         };
         let upstreams = upstreams.validate(problems);
+        let scheduler = field::service(problems, "scheduler", self.scheduler);
         let client = ClientTexts {
             verdict_ttl: self.verdict_ttl,
             allow_plain_credentials: self.allow_plain_credentials,
             proxy: self.proxy,
             no_proxy: self.no_proxy,
             rewrite_redirects: self.rewrite_redirects,
+            allow_target: self.allow_target,
+            listeners: listeners(
+                [&listen, &advertise],
+                [piece_listen, admin_listen],
+                [scheduler.as_ref(), None],
+            ),
         };
         let client = client.validate(problems);
         let wan_limit = field::limit(problems, "wan_limit", self.wan_limit);
@@ -60,7 +68,6 @@ impl RawMirror {
             self.default_upstream,
             upstreams.as_deref(),
         );
-        let scheduler = field::service(problems, "scheduler", self.scheduler);
         let has_key_file = self.authority_key_file.is_some();
         let authority_key = self
             .authority_key_file
@@ -159,6 +166,12 @@ impl RawPeer {
             proxy: self.proxy,
             no_proxy: self.no_proxy,
             rewrite_redirects: self.rewrite_redirects,
+            allow_target: self.allow_target,
+            listeners: listeners(
+                [&listen, &advertise],
+                [piece_listen, admin_listen],
+                [mirror.as_ref(), scheduler.as_ref()],
+            ),
         };
         let client = client.validate(problems);
         let offline_grace = field::duration_or_zero(problems, "offline_grace", self.offline_grace);
@@ -226,6 +239,21 @@ impl RawPeer {
             log: log?,
         })
     }
+}
+
+/// Where this process listens and where it meets the site's other daemons, as far as that is known: no upstream leads there.
+fn listeners(
+    lists: [&Option<Vec<SocketAddr>>; 2],
+    single: [Option<SocketAddr>; 2],
+    services: [Option<&Option<Url>>; 2],
+) -> Vec<SocketAddr> {
+    let at = |url: &Url| {
+        let address: IpAddr = url.host_str()?.trim_matches(['[', ']']).parse().ok()?;
+        Some(SocketAddr::new(address, url.port_or_known_default()?))
+    };
+    let services = services.into_iter().flatten().flatten().filter_map(at);
+    let lists = lists.into_iter().flatten().flatten().copied();
+    lists.chain(single.into_iter().flatten()).chain(services).collect()
 }
 
 /// Where a peer gets pieces must be one story.
@@ -344,6 +372,15 @@ pub(crate) fn site_of_one(settings: &UpSettings, dir: &Path, key: AuthorityKey) 
     };
     let url = |address: SocketAddr| -> Url { format!("http://{address}").parse().expect("an address makes a URL") };
     let (pool, zone) = ("default".to_owned(), "default".to_owned());
+    let client = ClientConfig {
+        listeners: settings
+            .listen
+            .iter()
+            .copied()
+            .chain(up_addresses().into_iter().flatten())
+            .collect(),
+        ..ClientConfig::default()
+    };
     let log = settings.log.clone();
     SiteOfOne {
         scheduler: DaemonSettings {
@@ -363,7 +400,7 @@ pub(crate) fn site_of_one(settings: &UpSettings, dir: &Path, key: AuthorityKey) 
                 upstreams: settings.upstreams.clone(),
                 default_upstream: settings.default_upstream.clone(),
                 tag_ttl: UP_TAG_TTL,
-                client: ClientConfig::default(),
+                client: client.clone(),
                 wan_limit: None,
                 offline_grace: UP_OFFLINE_GRACE,
                 scheduler: Some(url(scheduler_listen)),
@@ -391,7 +428,7 @@ pub(crate) fn site_of_one(settings: &UpSettings, dir: &Path, key: AuthorityKey) 
                 download_pattern: DownloadPattern::P2p,
                 direct_fallback: DirectFallback::Allowed,
                 mirror_grace: UP_MIRROR_GRACE,
-                client: ClientConfig::default(),
+                client,
                 offline_grace: UP_OFFLINE_GRACE,
             },
             admin_listen: peer_admin,
@@ -493,6 +530,10 @@ mod tests {
             (config.cache.quota_bytes, config.cache.free_bytes_min),
             (None, 1_000_000_000)
         );
+        assert_eq!(
+            config.client.listeners,
+            ["0.0.0.0:65011", "0.0.0.0:65002", "0.0.0.0:65013"].map(address)
+        );
         assert!(config.scheduler.is_none() && config.authority_key.is_none() && config.default_upstream.is_none());
         assert_eq!(config.cache.dir, Path::new("/var/lib/piecemeal/mirror"));
     }
@@ -518,6 +559,9 @@ mod tests {
             (config.cache.quota_bytes, config.cache.ttl),
             (Some(4 << 30), Duration::from_hours(24))
         );
+        for service in ["10.0.0.1:65011", "10.0.0.1:65012", "127.0.0.1:65003"] {
+            assert!(config.client.listeners.contains(&address(service)), "{service}");
+        }
         assert_eq!((config.ratelimit, config.mirror_grace), (None, Duration::from_secs(30)));
         assert_eq!(config.download_pattern, DownloadPattern::P2p);
         assert_eq!(config.direct_fallback, DirectFallback::Allowed);

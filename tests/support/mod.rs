@@ -31,6 +31,7 @@ mod http;
 mod image;
 mod injector;
 mod kube;
+mod name_server;
 mod netns;
 mod outcome;
 mod piecemeal;
@@ -58,6 +59,7 @@ pub use self::{
     kube::{
         ApiError, Identity, KubeApi, KubeClient, KubeOptions, KubeSite, Node, wait_until, wait_within, waiting_program,
     },
+    name_server::NameServer,
     netns::Netns,
     outcome::CommandOutcome,
     piecemeal::{

@@ -89,6 +89,7 @@
 {{- if has .name $names -}}{{- fail (printf "upstreams: %s is there twice; one entry may have several urls" .name) -}}{{- end -}}
 {{- $names = append $names .name -}}
 {{- include "piecemeal.port.check" (list "upstreams" .name) -}}
+{{- if and .tokenServers (not .credentialsSecret) -}}{{- fail (printf "upstreams: %s has tokenServers and no credentialsSecret to ask them with" .name) -}}{{- end -}}
 {{- if and .serveSite (not .credentialsSecret) -}}{{- fail (printf "upstreams: %s has serveSite and no credentialsSecret to serve the site with" .name) -}}{{- end -}}
 {{- end -}}
 {{- end }}

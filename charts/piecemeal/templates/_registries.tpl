@@ -116,10 +116,12 @@ that one of them knows is known to all.
 {{/* [context, whether credentials too]: what is said of single upstreams, as TOML. */}}
 {{- define "piecemeal.upstreams.toml" -}}
 {{- $context := index . 0 -}}
-{{- $ca := list -}}{{- $credentials := list -}}{{- $site := list -}}
+{{- $ca := list -}}{{- $credentials := list -}}{{- $tokens := list -}}{{- $site := list -}}
 {{- range $index, $upstream := $context.Values.upstreams -}}
 {{- if .caSecret -}}{{- $ca = append $ca (printf "%s=/etc/piecemeal/upstreams/%d/ca.pem" .name $index) -}}{{- end -}}
 {{- if .credentialsSecret -}}{{- $credentials = append $credentials (printf "%s=%s:/etc/piecemeal/upstreams/%d/credentials" .name (.credentialsSecret.format | default "docker-config") $index) -}}{{- end -}}
+{{- $name := .name -}}
+{{- range .tokenServers -}}{{- $tokens = append $tokens (printf "%s=%s" $name .) -}}{{- end -}}
 {{- if .serveSite -}}{{- $site = append $site .name -}}{{- end -}}
 {{- end -}}
 {{- include "piecemeal.toml.list" (list "upstream" (include "piecemeal.upstreams" $context | fromJsonArray)) }}
@@ -130,12 +132,18 @@ that one of them knows is known to all.
 {{- with $credentials }}
 {{ include "piecemeal.toml.list" (list "credentials" .) }}
 {{- end }}
+{{- with $tokens }}
+{{ include "piecemeal.toml.list" (list "token_server" .) }}
+{{- end }}
 {{- with $site }}
 {{ include "piecemeal.toml.list" (list "serve_site" .) }}
 {{- end }}
 {{- end }}
 {{- if $context.Values.p2p.plusMode.ossInternetAccelerate }}
 rewrite_redirects = ["oss-accelerate"]
+{{- end }}
+{{- with $context.Values.allowTargets }}
+{{ include "piecemeal.toml.list" (list "allow_target" .) }}
 {{- end }}
 {{- end }}
 

@@ -22,6 +22,7 @@ REFUSED = [
     ("webhook.nameStyle=mirror node.names=accelerated", "leave node.names out"),
     ("upstreams[0].name=a.io upstreams[1].name=a.io", "several urls"),
     ("upstreams[0].name=a.io upstreams[0].serveSite=true", "credentialsSecret"),
+    ("upstreams[0].name=a.io upstreams[0].tokenServers[0]=auth.io", "credentialsSecret"),
     ("p2p.registryInstances=https://docker.io", "is not a registry"),
     ("p2p.registryInstances=docker.io=registry-1.docker.io", "only an instance's id has domains"),
     ("p2p.registryDomains.cri-xxx=a.io", "not among p2p.registryInstances"),

@@ -22,7 +22,7 @@ pub fn error_response(error: &PullError, unknown: &'static str) -> Response<Body
         PullError::Denied { .. } | PullError::Withheld(_) => (StatusCode::FORBIDDEN, "DENIED"),
         PullError::Loop(_) => (StatusCode::MISDIRECTED_REQUEST, "UNSUPPORTED"),
         PullError::TooManyRequests { .. } => (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS"),
-        PullError::BadGateway(_) => (StatusCode::BAD_GATEWAY, "UNKNOWN"),
+        PullError::BadGateway(_) | PullError::Misled { .. } => (StatusCode::BAD_GATEWAY, "UNKNOWN"),
         PullError::Unavailable(_) | PullError::Unreachable(_) => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"),
         PullError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN"),
     };

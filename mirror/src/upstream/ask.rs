@@ -15,6 +15,8 @@ use super::{
     auth::{Challenge, TokenAnswer},
     client::{Endpoint, Upstream, innermost, read_body},
     gate::{BUSY_PAUSE, PAUSE_MAX, Pass, SILENCE_PAUSE},
+    home::is_home,
+    reachable::Zone,
     redirect,
     verdicts::Who,
 };
@@ -209,16 +211,49 @@ impl Upstream {
             }
         }
         let mut at = url.clone();
+        let mut from = Zone::Loopback;
         for _ in 0..redirect::REDIRECTS_MAX {
             if !response.status().is_redirection() || !response.headers().contains_key(LOCATION) {
                 return self.judge(endpoint, ask, response, at != url);
             }
+            // No host on the way lends another what it may lead to.
+            from = from.min(self.routes.zone(&at, &response));
             at = redirect::target(&at, response.headers())
                 .ok_or_else(|| self.bad(ask.at, "a redirect that may not be followed"))?;
-            // Storage hosts refuse a foreign `Authorization`, and strangers must not see it.
-            response = self.fetch_stored(endpoint, ask, &at).await?;
+            response = self.fetch_led(ask, from, &at, &scope).await?;
         }
         Err(self.bad(ask.at, "too many redirects"))
+    }
+
+    /// What a redirect leads to: storage, or another registry that gives anonymous tokens. No credential of the caller's or
+    /// of the site's goes there: storage hosts refuse a foreign `Authorization`, and strangers must not see it.
+    async fn fetch_led(&self, ask: Ask<'_>, from: Zone, url: &Url, scope: &str) -> Result<Response, PullError> {
+        let key = format!("{} {scope}", url.origin().ascii_serialization());
+        let token = |token: String| Credential::bearer(&token);
+        let known = self.tokens.get(&key, Instant::now()).and_then(token);
+        let response = self.fetch_stored(ask, from, url, known.as_ref()).await?;
+        let challenge = text(response.headers(), WWW_AUTHENTICATE).and_then(|text| Challenge::parse(&text));
+        let Some(challenge) = challenge.filter(|_| response.status() == StatusCode::UNAUTHORIZED) else {
+            return Ok(response);
+        };
+        self.tokens.drop(&key);
+        let Some(realm) = challenge.token_url(url, scope) else {
+            return Ok(response);
+        };
+        let from = from.min(self.routes.zone(url, &response));
+        match self.fetch_token(realm, from, None, &key).await?.and_then(token) {
+            Some(credential) => self.fetch_stored(ask, from, url, Some(&credential)).await,
+            None => Ok(response),
+        }
+    }
+
+    /// The client for a place that an answer has led to. The registry itself is the administrator's word.
+    fn client_for(&self, from: Zone, url: &Url) -> Result<reqwest::Client, PullError> {
+        let is_registry = |endpoint: &Endpoint| endpoint.url.origin() == url.origin();
+        if self.endpoints.iter().any(is_registry) {
+            return self.routes.registry(url);
+        }
+        self.routes.to(from, url)
     }
 
     /// What to send along before anybody has asked for it.
@@ -253,8 +288,9 @@ impl Upstream {
         let key = wallet.token_key(scope);
         self.tokens.drop(&key);
         let site = match wallet {
-            // The client answers for itself.
+            // The client answers for itself, and the mirror has asked whom it may.
             Wallet::Holder(_) => return Ok(None),
+            _ if self.node.is_some() => return Ok(None),
             Wallet::Anybody => None,
             Wallet::Site(credential) => Some(credential),
         };
@@ -274,23 +310,54 @@ impl Upstream {
         let Some(url) = bearer.token_url(&endpoint.url, scope) else {
             debug!(
                 upstream = self.name,
-                "{} names a token server elsewhere; it is not asked", self.name
+                "{} names a token server without TLS; it is not asked", self.name
             );
             return Ok(None);
         };
-        let token = self.fetch_token(url, site, &key).await?;
+        // A token server elsewhere is asked for an anonymous token: that is enough for what is public, and costs no secret.
+        let at_home = is_home(&url, &endpoint.url, &self.token_servers);
+        if site.is_some() && !at_home {
+            self.keep_home(&url);
+        }
+        let from = self.routes.zone(&endpoint.url, response);
+        let token = self.fetch_token(url, from, site.filter(|_| at_home), &key).await?;
         Ok(token.and_then(|token| Credential::bearer(&token)))
     }
 
-    /// `Ok(None)`: the token server grants nothing; the registry's 401 is the answer.
-    async fn fetch_token(&self, url: Url, site: Option<&Credential>, key: &str) -> Result<Option<String>, PullError> {
-        let mut request = self.http.get(url.clone());
+    fn keep_home(&self, realm: &Url) {
+        self.kept_home.call_once(|| {
+            warn!(
+                upstream = self.name,
+                "{} asks for tokens at {}, which is not known to be its owner's: the held password is not sent there. If it is, set \
+                 --token-server",
+                self.name,
+                realm.host_str().unwrap_or_default()
+            );
+        });
+    }
+
+    /// `Ok(None)`: the token server grants nothing, or may not be led to; the registry's 401 is the answer.
+    async fn fetch_token(
+        &self,
+        url: Url,
+        from: Zone,
+        site: Option<&Credential>,
+        key: &str,
+    ) -> Result<Option<String>, PullError> {
+        let client = match self.client_for(from, &url) {
+            Err(PullError::Misled { .. }) => return Ok(None),
+            client => client?,
+        };
+        let mut request = client.get(url.clone());
         if let Some(credential) = site {
             require_cover(&url, self.allow_plain_credentials, &self.name)?;
             request = request.header(AUTHORIZATION, credential.header());
         }
         debug!(upstream = self.name, "asking for a token");
-        let response = self.await_answer(request, None).await?;
+        let response = match self.await_answer(request, None).await {
+            Err(PullError::Misled { .. }) => return Ok(None),
+            response => response?,
+        };
         if !response.status().is_success() {
             return Ok(None);
         }
@@ -309,8 +376,9 @@ impl Upstream {
         url: &Url,
         authorization: Option<&Credential>,
     ) -> Result<Response, PullError> {
+        let client = self.routes.registry(url)?;
         let mut request =
-            dressed(self.http.request(ask.method.clone(), url.clone()), ask).header(VIA, self.via(ask.caller));
+            dressed(client.request(ask.method.clone(), url.clone()), ask).header(VIA, self.via(ask.caller));
         if let Some(credential) = authorization {
             request = request.header(AUTHORIZATION, credential.header());
         }
@@ -327,16 +395,32 @@ impl Upstream {
     }
 
     /// Where a redirect leads, through the accelerated host when there is one.
-    async fn fetch_stored(&self, endpoint: &Endpoint, ask: Ask<'_>, url: &Url) -> Result<Response, PullError> {
-        let request = |url: &Url| dressed(self.http.request(ask.method.clone(), url.clone()), ask);
+    async fn fetch_stored(
+        &self,
+        ask: Ask<'_>,
+        from: Zone,
+        url: &Url,
+        token: Option<&Credential>,
+    ) -> Result<Response, PullError> {
+        let request = |url: &Url| -> Result<RequestBuilder, PullError> {
+            let client = self.client_for(from, url)?;
+            Ok(dressed(client.request(ask.method.clone(), url.clone()), ask))
+        };
         if let Some(faster) = self.rewrites.apply(url, Instant::now()) {
-            match self.await_answer(request(&faster), None).await {
+            let answer = match request(&faster) {
+                Ok(request) => self.await_answer(request, None).await,
+                Err(error) => Err(error),
+            };
+            match answer {
                 Ok(response) if !response.status().is_client_error() => return Ok(response),
                 _ => self.rewrites.failed(url, Instant::now()),
             }
         }
-        let _ = endpoint;
-        self.await_answer(request(url), None).await
+        let mut request = request(url)?;
+        if let Some(token) = token {
+            request = request.header(AUTHORIZATION, token.header());
+        }
+        self.await_answer(request, None).await
     }
 
     pub(super) async fn await_answer(
@@ -368,7 +452,10 @@ impl Upstream {
                 return Ok(response);
             }
             Ok(Err(error)) if self.node.is_some() => mirror_unanswered(&error),
-            Ok(Err(error)) => unreachable(innermost(&error)),
+            Ok(Err(error)) => self
+                .routes
+                .refusal(&error)
+                .unwrap_or_else(|| unreachable(innermost(&error))),
             Err(_) => silent(SOURCE_TIMEOUT),
         };
         // A refused connection costs nobody any time.
@@ -425,12 +512,15 @@ impl Upstream {
         }
     }
 
-    /// A client answers a challenge with its secrets: one that leads elsewhere is not passed on.
+    /// A client answers a challenge with its secrets, as it would without us: over TLS at any token server that the registry
+    /// names, and in the clear at the registry's own.
     fn may_be_replayed(&self, endpoint: &Endpoint, challenge: &str) -> bool {
         // A mirror has looked at it already, with the registry's own URL before it.
         let may = self.node.is_some()
             || match Challenge::parse(challenge) {
-                Some(bearer) => bearer.token_url(&endpoint.url, "").is_some(),
+                Some(bearer) => bearer.token_url(&endpoint.url, "").is_some_and(|realm| {
+                    realm.scheme() == "https" || is_home(&realm, &endpoint.url, &self.token_servers)
+                }),
                 // Of other schemes, those that name no place to go to.
                 None => !challenge.to_ascii_lowercase().contains("bearer"),
             };
@@ -438,8 +528,8 @@ impl Upstream {
             self.withheld.call_once(|| {
                 warn!(
                     upstream = self.name,
-                    "{} sends clients to log in at another site, or in the clear; nobody is sent there, and its private images are pulled \
-                     past this mirror",
+                    "{} sends clients to log in elsewhere in the clear; no client is sent there, and its private images are pulled past \
+                     this mirror",
                     self.name
                 );
             });

@@ -1,22 +1,25 @@
-//! The Bearer token flow: what a `WWW-Authenticate` challenge asks, and whether its realm may be asked.
+//! The Bearer token flow: what a `WWW-Authenticate` challenge asks, and where. Whose secret may go there is said in `home.rs`, and
+//! whether the address may be connected to in `reachable.rs`.
 //!
 //! Source: distribution's token authentication specification; RFC 9110, section 11.
 
 use std::{
     collections::HashMap,
+    num::NonZeroUsize,
     sync::Mutex,
     time::{Duration, Instant},
 };
 
+use lru::LruCache;
 use serde::Deserialize;
-use url::{Host, Url};
+use url::Url;
 
 /// The life of a token whose server states none. Source: the token specification's default.
 const TOKEN_LIFE_DEFAULT: Duration = Duration::from_secs(60);
 /// Tokens are given up this much before their end, so that none expires on the way.
 const TOKEN_LIFE_MARGIN: Duration = Duration::from_secs(10);
 /// The most tokens kept: one a repository.
-const TOKENS_MAX: usize = 2048;
+const TOKENS_MAX: NonZeroUsize = NonZeroUsize::new(2048).expect("more than none");
 /// A longer one is used, and not kept.
 const TOKEN_KEPT_BYTES_MAX: usize = 16 * 1024;
 
@@ -43,14 +46,15 @@ impl Challenge {
         })
     }
 
-    /// Where the token is to be had, when `registry` may send us there: over TLS unless the registry itself has none, to
-    /// the registry's own host or another of its domain. Nobody else's server is asked on a registry's word alone.
+    /// Where the token is to be had: over TLS, unless the registry itself has none.
     pub(crate) fn token_url(&self, registry: &Url, scope: &str) -> Option<Url> {
         let mut realm = Url::parse(&self.realm).ok()?;
-        let scheme_fits = realm.scheme() == "https" || (realm.scheme() == "http" && registry.scheme() == "http");
-        if !scheme_fits || !same_site(&realm, registry) {
+        if realm.scheme() != "https" && !(realm.scheme() == "http" && registry.scheme() == "http") {
             return None;
         }
+        // What stands before the host would be sent as a user and a password.
+        realm.set_username("").ok()?;
+        realm.set_password(None).ok()?;
         realm
             .query_pairs_mut()
             .extend_pairs(self.service.as_ref().map(|service| ("service", service)))
@@ -90,26 +94,6 @@ fn unquote(text: &str) -> (String, &str) {
     (value, "")
 }
 
-/// Whether both URLs are of one host, or of hosts under one registrable domain (its last two labels).
-fn same_site(a: &Url, b: &Url) -> bool {
-    match (a.host(), b.host()) {
-        (Some(Host::Domain(a)), Some(Host::Domain(b))) => {
-            // A dot at the end is no label: with it, all of `.io.` would be one site.
-            let [a, b] = [a, b].map(|domain| domain.strip_suffix('.').unwrap_or(domain));
-            a == b || registrable(a).is_some_and(|a| Some(a) == registrable(b))
-        }
-        (a, b) => a == b,
-    }
-}
-
-fn registrable(domain: &str) -> Option<&str> {
-    let mut labels = domain.rsplit('.');
-    let (top, second) = (labels.next()?, labels.next()?);
-    // URLs allow what DNS does not: empty labels, which all hosts would have in common.
-    let real = !top.is_empty() && !second.is_empty();
-    real.then(|| &domain[domain.len() - second.len() - 1 - top.len()..])
-}
-
 /// What a token server answers.
 #[derive(Deserialize)]
 pub(super) struct TokenAnswer {
@@ -118,14 +102,19 @@ pub(super) struct TokenAnswer {
     expires_in: Option<u64>,
 }
 
-/// Anonymous tokens by scope.
-#[derive(Default)]
-pub(super) struct Tokens(Mutex<HashMap<String, (String, Instant)>>);
+/// Tokens by whose they are and their scope.
+pub(super) struct Tokens(Mutex<LruCache<String, (String, Instant)>>);
+
+impl Default for Tokens {
+    fn default() -> Self {
+        Self(Mutex::new(LruCache::sparse(TOKENS_MAX)))
+    }
+}
 
 impl Tokens {
     /// The token for `scope`, unless it is about to expire.
     pub(super) fn get(&self, scope: &str, now: Instant) -> Option<String> {
-        let tokens = self.0.lock().expect("no holder of this lock panics");
+        let mut tokens = self.0.lock().expect("no holder of this lock panics");
         tokens
             .get(scope)
             .filter(|(_, until)| now < *until)
@@ -144,16 +133,13 @@ impl Tokens {
         if token.len() > TOKEN_KEPT_BYTES_MAX {
             return Some(token);
         }
-        if tokens.len() >= TOKENS_MAX {
-            tokens.clear();
-        }
-        tokens.insert(scope.to_owned(), (token.clone(), until));
+        tokens.put(scope.to_owned(), (token.clone(), until));
         Some(token)
     }
 
     /// Forgets a token that was not accepted.
     pub(super) fn drop(&self, scope: &str) {
-        self.0.lock().expect("no holder of this lock panics").remove(scope);
+        self.0.lock().expect("no holder of this lock panics").pop(scope);
     }
 }
 
@@ -187,30 +173,58 @@ mod tests {
     }
 
     #[test]
-    fn a_realm_elsewhere_is_not_asked() {
+    fn a_realm_is_asked_over_tls_unless_the_registry_has_none() {
         let cases = [
-            ("https://registry-1.docker.io", "https://auth.docker.io/token", true),
-            ("https://ghcr.io", "https://ghcr.io/token", true),
-            ("http://10.0.0.1:5000", "http://10.0.0.1:5001/token", true),
-            ("https://ghcr.io", "https://evil.io/token", false),
-            ("https://ghcr.io.", "https://evil.io./token", false),
-            ("https://ghcr.io..", "https://evil.com..", false),
-            ("https://a..io", "https://b..io", false),
-            ("https://registry.docker.io.", "https://auth.docker.io/token", true),
-            ("https://ghcr.io", "http://ghcr.io/token", false),
-            ("http://10.0.0.1:5000", "http://10.0.0.2/token", false),
-            ("https://ghcr.io", "file:///etc/passwd", false),
-            ("https://ghcr.io", "/token", false),
+            (
+                "https://registry-1.docker.io",
+                "https://auth.docker.io/token",
+                Some("https://auth.docker.io/token"),
+            ),
+            (
+                "https://lscr.io",
+                "https://ghcr.io/token",
+                Some("https://ghcr.io/token"),
+            ),
+            (
+                "http://10.0.0.1:5000",
+                "http://10.0.0.1:5001/token",
+                Some("http://10.0.0.1:5001/token"),
+            ),
+            (
+                "http://10.0.0.1:5000",
+                "https://auth.io/token",
+                Some("https://auth.io/token"),
+            ),
+            ("https://a.io", "https://user:pass@b.io/t", Some("https://b.io/t")),
+            ("https://ghcr.io", "http://ghcr.io/token", None),
+            ("https://ghcr.io", "file:///etc/passwd", None),
+            ("https://ghcr.io", "/token", None),
         ];
-        for (registry, realm, asked) in cases {
+        for (registry, realm, expected) in cases {
             let challenge = Challenge {
                 realm: realm.to_owned(),
                 service: None,
                 scope: None,
             };
             let url = challenge.token_url(&Url::parse(registry).unwrap(), "repository:a:pull");
-            assert_eq!(url.is_some(), asked, "{registry} {realm}");
+            let expected = expected.map(|url| format!("{url}?scope=repository%3Aa%3Apull"));
+            assert_eq!(url.map(String::from), expected, "{registry} {realm}");
         }
+    }
+
+    #[test]
+    fn a_full_table_gives_up_its_oldest_token_alone() {
+        let (tokens, now) = (Tokens::default(), Instant::now());
+        let answer = |token: usize| TokenAnswer {
+            token: Some(token.to_string()),
+            access_token: None,
+            expires_in: Some(100),
+        };
+        for token in 0..=TOKENS_MAX.get() {
+            tokens.put(&token.to_string(), answer(token), now);
+        }
+        assert_eq!(tokens.get("0", now), None);
+        assert_eq!(tokens.get("1", now).as_deref(), Some("1"));
     }
 
     #[test]

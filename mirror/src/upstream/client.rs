@@ -19,11 +19,13 @@ use super::{
     ask::{Ask, Purpose, text},
     asked::Asked,
     auth::Tokens,
+    form::manifest_type,
     gate::{Gate, Gates},
     held::Held,
     lanes::Lanes,
     limits::{Limits, SMALL_BODY_BYTES},
     rewrite::Rewrites,
+    routes::Routes,
     verdicts::Verdicts,
 };
 use crate::{Caller, LiveDuration, NodeIdentity, PullError, SOURCE_TIMEOUT};
@@ -48,7 +50,10 @@ pub struct Upstream {
     pub(super) endpoints: Vec<Endpoint>,
     /// Who asks, when the registry is the site's mirror: it is told so, and by `?ns=` which upstream is meant.
     pub(super) node: Option<NodeIdentity>,
-    pub(super) http: reqwest::Client,
+    /// How the registry is reached, and where it leads.
+    pub(super) routes: Arc<Routes>,
+    /// Hosts whose tokens may be asked for with the held password, besides the registry's own.
+    pub(super) token_servers: Vec<String>,
     pub(super) tokens: Tokens,
     pub(super) verdicts: Verdicts,
     /// How long a right counts as proven.
@@ -61,6 +66,8 @@ pub struct Upstream {
     pub(super) rewrites: Arc<Rewrites>,
     /// Done once somebody has been told that its challenges are not passed on.
     pub(super) withheld: Once,
+    /// The same, for a held password that did not go to a token server elsewhere.
+    pub(super) kept_home: Once,
     /// This daemon, as `Via` names it.
     pub(super) via: String,
     pub(super) lanes: Lanes,
@@ -176,10 +183,18 @@ impl Upstream {
     ) -> Result<FetchedManifest, PullError> {
         let path = format!("manifests/{reference}");
         let response = self.ask(manifest_ask(&Method::GET, caller, at, &path)).await?;
-        let media_type = self.media_type(&response)?;
+        let media_type = media_type(&response);
         let warning = text(response.headers(), WARNING);
         let stated = stated_digest(response.headers());
         let bytes = self.read_lookup(at, response, MANIFEST_BYTES_MAX).await?;
+        let by_form = manifest_type(&bytes);
+        if matches!(reference, Reference::Tag(_)) && by_form.is_none() {
+            let what = media_type.as_deref().unwrap_or("no media type");
+            return Err(self.bad(
+                at,
+                &format!("something that is no manifest ({what}) for the tag {reference}: is there a filter or a login page in front of it?"),
+            ));
+        }
         let digest = match (reference, stated) {
             (Reference::Digest(digest), _) => *digest,
             (Reference::Tag(_), Some(digest)) => digest,
@@ -191,6 +206,9 @@ impl Upstream {
                 &format!("the manifest {reference} does not have the digest {digest}"),
             ));
         }
+        let media_type = media_type
+            .or(by_form)
+            .ok_or_else(|| self.bad(at, &format!("the manifest {reference} without a media type")))?;
         Ok(FetchedManifest {
             fetched: true,
             digest,
@@ -213,7 +231,7 @@ impl Upstream {
         let path = format!("manifests/{reference}");
         let response = self.ask(manifest_ask(&Method::HEAD, caller, at, &path)).await?;
         let digest = stated_digest(response.headers());
-        let media_type = self.media_type(&response)?;
+        let media_type = media_type(&response).unwrap_or_default();
         if digest.is_none() && !media_type.starts_with("application/vnd.") {
             return Err(self.bad(at, &format!("{media_type:?} for {path}, which is no manifest")));
         }
@@ -395,7 +413,8 @@ impl Upstream {
 
     async fn check_endpoint(&self, endpoint: &Endpoint) -> Result<(), PullError> {
         let url = endpoint.v2("").ok_or_else(|| self.bad_url(endpoint))?;
-        let response = self.await_answer(self.http.get(url), None).await?;
+        let request = self.routes.registry(&url)?.get(url);
+        let response = self.await_answer(request, None).await?;
         let status = response.status();
         // Read to its end, so that the connection can be used again.
         read_body(response, CHECK_BYTES_MAX)
@@ -433,22 +452,6 @@ impl Upstream {
         HeaderValue::from_str(&path).unwrap_or_else(|_| HeaderValue::from_static("1.1 piecemeal"))
     }
 
-    fn media_type(&self, response: &Response) -> Result<String, PullError> {
-        let value = response
-            .headers()
-            .get(CONTENT_TYPE)
-            .and_then(|value| value.to_str().ok())
-            .unwrap_or_default();
-        let media_type = value.split(';').next().unwrap_or_default().trim();
-        if media_type.is_empty() || media_type == "text/html" {
-            return Err(PullError::BadGateway(format!(
-                "{} answered a manifest with media type {value:?}: is there a login page in front of it?",
-                self.name
-            )));
-        }
-        Ok(media_type.to_owned())
-    }
-
     pub(super) fn bad(&self, at: &Repository, problem: &str) -> PullError {
         PullError::BadGateway(format!("{} answered {problem} ({})", self.name, at.name))
     }
@@ -464,6 +467,13 @@ fn manifest_ask<'a>(method: &'a Method, caller: &'a Caller, at: &'a Repository, 
         range: None,
         purpose: Purpose::Manifest,
     }
+}
+
+/// The media type without its parameters.
+fn media_type(response: &Response) -> Option<String> {
+    let value = response.headers().get(CONTENT_TYPE)?.to_str().ok()?;
+    let media_type = value.split(';').next().unwrap_or_default().trim();
+    (!media_type.is_empty()).then(|| media_type.to_owned())
 }
 
 fn stated_digest(headers: &HeaderMap) -> Option<Digest> {

@@ -5,12 +5,16 @@ mod ask;
 mod asked;
 mod auth;
 mod client;
+mod form;
 mod gate;
 mod held;
+mod home;
 mod lanes;
 mod limits;
+mod reachable;
 mod redirect;
 mod rewrite;
+mod routes;
 mod set;
 mod verdicts;
 
@@ -20,7 +24,10 @@ pub(crate) use auth::Challenge;
 pub use client::{BlobAnswer, FetchedManifest, ListAnswer, ManifestAnswer, Served, Upstream};
 pub(crate) use client::{FILTERS_APPLIED, innermost};
 pub use held::CredentialSource;
+#[cfg(any(test, fuzzing))]
+pub(crate) use home::is_home;
 pub(crate) use lanes::{Seat, WIDTH_MAX};
+pub use reachable::AllowedTarget;
 pub use rewrite::RewriteRule;
 pub use set::{ClientConfig, ClientError, ProxyConfig, Upstreams, mirror_http_client};
 pub(crate) use set::{matches_pattern, via};

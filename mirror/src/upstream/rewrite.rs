@@ -7,17 +7,20 @@
 //! Source: Alibaba Cloud OSS, "Transfer acceleration" and its SDK's signers; AWS Signature V4 for query strings.
 
 use std::{
-    collections::HashMap,
+    num::NonZeroUsize,
     str::FromStr,
     sync::Mutex,
     time::{Duration, Instant},
 };
 
+use lru::LruCache;
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use url::Url;
 
+use super::reachable::AllowedTarget;
+
 const FAILED_LIFE: Duration = Duration::from_secs(10 * 60);
-const FAILED_MAX: usize = 1024;
+const FAILED_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("more than none");
 
 /// One rule: hosts that match are reached by another name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +40,11 @@ impl RewriteRule {
             from: "*.oss-*.aliyuncs.com".to_owned(),
             to: "*.oss-accelerate.aliyuncs.com".to_owned(),
         }
+    }
+
+    /// What the rule itself leads to, as a target that the administrator has named. The preset's is public.
+    pub(super) fn target(&self) -> Option<AllowedTarget> {
+        self.to.parse().ok()
     }
 
     fn apply(&self, host: &str) -> Option<String> {
@@ -83,7 +91,7 @@ impl FromStr for RewriteRule {
 }
 
 /// Label by label; `*` is any text within one.
-fn matches_labels(pattern: &str, host: &str) -> bool {
+pub(super) fn matches_labels(pattern: &str, host: &str) -> bool {
     let (mut patterns, mut labels) = (pattern.split('.'), host.split('.'));
     loop {
         match (patterns.next(), labels.next()) {
@@ -104,19 +112,26 @@ fn matches_label(pattern: &str, label: &str) -> bool {
 }
 
 /// The rules of a daemon, and what came of them.
-#[derive(Default)]
 pub(crate) struct Rewrites {
     rules: Vec<RewriteRule>,
-    failed: Mutex<HashMap<String, Instant>>,
+    failed: Mutex<LruCache<String, Instant>>,
     rewritten: Counter,
     failures: Counter,
+}
+
+impl Default for Rewrites {
+    fn default() -> Self {
+        Self::new(Vec::new())
+    }
 }
 
 impl Rewrites {
     pub(crate) fn new(rules: Vec<RewriteRule>) -> Self {
         Self {
             rules,
-            ..Self::default()
+            failed: Mutex::new(LruCache::sparse(FAILED_MAX)),
+            rewritten: Counter::default(),
+            failures: Counter::default(),
         }
     }
 
@@ -137,11 +152,9 @@ impl Rewrites {
     /// The accelerated URL was of no use.
     pub(crate) fn failed(&self, url: &Url, now: Instant) {
         self.failures.inc();
+        let Some(host) = url.host_str() else { return };
         let mut failed = self.failed.lock().expect("no holder of this lock panics");
-        if failed.len() >= FAILED_MAX {
-            failed.clear();
-        }
-        failed.extend(url.host_str().map(|host| (host.to_owned(), now + FAILED_LIFE)));
+        failed.put(host.to_owned(), now + FAILED_LIFE);
     }
 
     /// Adds the counters.
@@ -160,7 +173,7 @@ impl Rewrites {
     }
 
     fn has_failed(&self, host: &str, now: Instant) -> bool {
-        let failed = self.failed.lock().expect("no holder of this lock panics");
+        let mut failed = self.failed.lock().expect("no holder of this lock panics");
         failed.get(host).is_some_and(|until| now < *until)
     }
 }
@@ -254,5 +267,16 @@ mod tests {
         assert!(rewrites.apply(&other, now).is_some());
         assert!(rewrites.apply(&one, now + FAILED_LIFE).is_some());
         assert_eq!((rewrites.rewritten.get(), rewrites.failures.get()), (3, 1));
+    }
+
+    #[test]
+    fn a_full_table_forgets_the_bucket_that_failed_longest_ago_alone() {
+        let (rewrites, now) = (oss(), Instant::now());
+        let bucket = |n: usize| Url::parse(&format!("https://b{n}.oss-cn-hangzhou.aliyuncs.com/x")).unwrap();
+        for n in 0..=FAILED_MAX.get() {
+            rewrites.failed(&bucket(n), now);
+        }
+        assert!(rewrites.apply(&bucket(0), now).is_some());
+        assert!(rewrites.apply(&bucket(1), now).is_none());
     }
 }

@@ -3,15 +3,18 @@
 use std::{
     collections::BTreeMap,
     fs, io,
+    net::SocketAddr,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, Once},
     time::Duration,
 };
 
+use lru::LruCache;
 use piecemeal_proto::{AuthorityPublic, NodeId};
 use piecemeal_tls::{ServerRole, client_config};
 use prometheus_client::registry::Registry;
-use reqwest::{Certificate, ClientBuilder, Identity, NoProxy, Proxy};
+use reqwest::{Certificate, ClientBuilder, Identity};
 use url::Url;
 
 use super::{
@@ -21,7 +24,9 @@ use super::{
     held::Held,
     lanes::Lanes,
     limits::Limits,
+    reachable::AllowedTarget,
     rewrite::{RewriteRule, Rewrites},
+    routes::{Recipe, Routes, Rules},
     verdicts::Verdicts,
 };
 use crate::{LiveDuration, NodeIdentity, PullError, UpstreamConfig};
@@ -33,7 +38,7 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// A peer asks its mirror more often than that asks upstream, so that both together remember little longer than one.
 const AT_MIRROR_DIVISOR: u32 = 30;
 /// The most registries that the names with a `*` stand for at one time.
-const WILD_MAX: usize = 256;
+const WILD_MAX: NonZeroUsize = NonZeroUsize::new(256).expect("more than none");
 
 /// What all clients of a daemon have in common.
 #[derive(Clone, Debug)]
@@ -46,6 +51,10 @@ pub struct ClientConfig {
     pub proxy: ProxyConfig,
     /// Redirects to storage that is nearer by another name.
     pub rewrites: Vec<RewriteRule>,
+    /// Where upstreams may lead although the address says otherwise.
+    pub allowed_targets: Vec<AllowedTarget>,
+    /// Where this process itself listens: no upstream leads there.
+    pub listeners: Vec<SocketAddr>,
 }
 
 impl Default for ClientConfig {
@@ -55,6 +64,8 @@ impl Default for ClientConfig {
             allow_plain_credentials: false,
             proxy: ProxyConfig::default(),
             rewrites: Vec::new(),
+            allowed_targets: Vec::new(),
+            listeners: Vec::new(),
         }
     }
 }
@@ -116,14 +127,14 @@ struct Set {
     named: BTreeMap<String, Arc<Upstream>>,
     patterns: Vec<Pattern>,
     /// Those that a pattern stood for when they were asked for.
-    wild: Mutex<BTreeMap<String, Arc<Upstream>>>,
+    wild: Mutex<LruCache<String, Arc<Upstream>>>,
     maker: Maker,
 }
 
 /// A name that begins with `*`, and its registries.
 struct Pattern {
     config: UpstreamConfig,
-    http: reqwest::Client,
+    routes: Arc<Routes>,
     /// All the names together: anybody may own one.
     limits: Limits,
 }
@@ -153,8 +164,7 @@ impl Upstreams {
             rewrites: Arc::new(Rewrites::new(common.rewrites.clone())),
             asked: Asked::default(),
         };
-        let http = |config: &UpstreamConfig| upstream_client(config, &common.proxy);
-        Self::made(configs, maker, http)
+        Self::made(configs, maker, |config| routes(config, common))
     }
 
     /// Clients of the site's mirror, which is told which registry is meant and which node asks. `http`: from
@@ -177,7 +187,7 @@ impl Upstreams {
         let configs: Vec<_> = names
             .map(|name| UpstreamConfig::new(name, vec![mirror.clone()]))
             .collect();
-        match Self::made(&configs, maker, |_| Ok(http.clone())) {
+        match Self::made(&configs, maker, |_| Ok(Routes::to_mirror(http.clone()))) {
             Ok(upstreams) => upstreams,
             Err(error) => unreachable!("the client is there already: {error}"),
         }
@@ -186,22 +196,22 @@ impl Upstreams {
     fn made(
         configs: &[UpstreamConfig],
         maker: Maker,
-        http: impl Fn(&UpstreamConfig) -> Result<reqwest::Client, ClientError>,
+        routes: impl Fn(&UpstreamConfig) -> Result<Routes, ClientError>,
     ) -> Result<Self, ClientError> {
         let mut set = Set {
             named: BTreeMap::new(),
             patterns: Vec::new(),
-            wild: Mutex::default(),
+            wild: Mutex::new(LruCache::sparse(WILD_MAX)),
             maker,
         };
         for config in configs {
-            let http = http(config)?;
+            let routes = Arc::new(routes(config)?);
             if config.name.starts_with('*') {
                 let config = config.clone();
                 let limits = Limits::default();
-                set.patterns.push(Pattern { config, http, limits });
+                set.patterns.push(Pattern { config, routes, limits });
             } else {
-                let upstream = set.maker.make(config, &config.name, http, Limits::default());
+                let upstream = set.maker.make(config, &config.name, routes, Limits::default());
                 set.named.insert(config.name.clone(), Arc::new(upstream));
             }
         }
@@ -229,14 +239,11 @@ impl Upstreams {
         let upstream = Arc::new(self.0.maker.make(
             &config,
             &pattern.config.name,
-            pattern.http.clone(),
+            Arc::clone(&pattern.routes),
             pattern.limits.clone(),
         ));
-        if wild.len() >= WILD_MAX {
-            // What somebody is busy with lives on.
-            wild.clear();
-        }
-        wild.insert(name.to_owned(), Arc::clone(&upstream));
+        // What is busy with the one that goes keeps it alive.
+        wild.put(name.to_owned(), Arc::clone(&upstream));
         Ok(upstream)
     }
 
@@ -260,14 +267,15 @@ impl Upstreams {
 }
 
 impl Maker {
-    fn make(&self, config: &UpstreamConfig, label: &str, http: reqwest::Client, limits: Limits) -> Upstream {
+    fn make(&self, config: &UpstreamConfig, label: &str, routes: Arc<Routes>, limits: Limits) -> Upstream {
         Upstream {
             name: config.name.clone(),
             label: label.to_owned(),
             asked: self.asked.clone(),
             endpoints: config.urls.iter().cloned().map(Endpoint::new).collect(),
             node: self.node.clone(),
-            http,
+            routes,
+            token_servers: config.token_servers.clone(),
             tokens: Tokens::default(),
             verdicts: Verdicts::default(),
             allowed_life: self.allowed_life.clone(),
@@ -276,6 +284,7 @@ impl Maker {
             allow_plain_credentials: self.allow_plain_credentials,
             rewrites: Arc::clone(&self.rewrites),
             withheld: Once::new(),
+            kept_home: Once::new(),
             via: self.via.clone(),
             lanes: Lanes::default(),
             limits,
@@ -295,26 +304,38 @@ pub(crate) fn via(id: NodeId) -> String {
     format!("1.1 piecemeal-{id}")
 }
 
-fn upstream_client(config: &UpstreamConfig, proxy: &ProxyConfig) -> Result<reqwest::Client, ClientError> {
-    let mut builder = client_builder();
-    builder = match proxy {
-        ProxyConfig::Environment => builder,
-        ProxyConfig::None => builder.no_proxy(),
-        ProxyConfig::Url { url, no_proxy } => {
-            let proxy = Proxy::all(url.as_str()).map_err(|error| ClientError::Build(error.to_string()))?;
-            builder.proxy(proxy.no_proxy(NoProxy::from_string(no_proxy)))
-        }
+fn routes(config: &UpstreamConfig, common: &ClientConfig) -> Result<Routes, ClientError> {
+    let certificates = match &config.ca_file {
+        Some(path) => Certificate::from_pem_bundle(&read(path)?).map_err(content(path))?,
+        None => Vec::new(),
     };
-    if let Some(path) = &config.ca_file {
-        let certificates = Certificate::from_pem_bundle(&read(path)?).map_err(content(path))?;
-        builder = builder.tls_certs_merge(certificates);
-    }
-    if let Some(path) = &config.client_certificate_file {
-        builder = builder.identity(Identity::from_pem(&read(path)?).map_err(content(path))?);
-    }
-    builder
-        .build()
-        .map_err(|error| ClientError::Build(super::innermost(&error)))
+    let identity = match &config.client_certificate_file {
+        Some(path) => Some(Identity::from_pem(&read(path)?).map_err(content(path))?),
+        None => None,
+    };
+    // What other settings name is the administrator's word too.
+    let token_servers = config.token_servers.iter().filter_map(|host| host.parse().ok());
+    let rewritten = common.rewrites.iter().filter_map(RewriteRule::target);
+    let rules = Rules {
+        upstream: config.name.clone(),
+        allowed: common
+            .allowed_targets
+            .iter()
+            .cloned()
+            .chain(token_servers)
+            .chain(rewritten)
+            .collect(),
+        listeners: common.listeners.clone(),
+    };
+    let recipe = Recipe {
+        base: client_builder,
+        certificates,
+        identity,
+        proxy: common.proxy.clone(),
+        rules: Arc::new(rules),
+    };
+    let is_wild = config.name.starts_with('*') && config.urls.iter().any(|url| url.as_str().contains('*'));
+    Routes::new(recipe, is_wild).map_err(|error| ClientError::Build(super::innermost(&error)))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ClientError> {
@@ -328,5 +349,34 @@ fn content(path: &Path) -> impl Fn(reqwest::Error) -> ClientError + '_ {
     |error| ClientError::Content {
         path: path.to_owned(),
         problem: super::innermost(&error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use piecemeal_proto::AuthorityKey;
+
+    use super::*;
+
+    #[test]
+    fn a_full_table_of_names_gives_up_its_oldest_alone() {
+        let maker = Maker {
+            node: None,
+            via: "1.1 test".to_owned(),
+            allowed_life: LiveDuration::new(Duration::from_secs(1)),
+            allow_plain_credentials: false,
+            rewrites: Arc::default(),
+            asked: Asked::default(),
+        };
+        let pattern = UpstreamConfig::new("*.cr.test".to_owned(), vec!["http://*.cr.test".parse().unwrap()]);
+        let http = mirror_http_client(AuthorityKey::from_seed([1; 32]).public());
+        let upstreams = Upstreams::made(&[pattern], maker, |_| Ok(Routes::to_mirror(http.clone()))).unwrap();
+        let get = |n: usize| upstreams.get(&format!("t{n}.cr.test")).unwrap();
+        let (first, second) = (get(0), get(1));
+        for n in 2..=WILD_MAX.get() {
+            get(n);
+        }
+        assert!(Arc::ptr_eq(&second, &get(1)), "what is not the oldest stays");
+        assert!(!Arc::ptr_eq(&first, &get(0)), "the oldest went");
     }
 }
