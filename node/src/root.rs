@@ -352,8 +352,9 @@ impl Root {
                 }
                 Err(Errno::NOENT) if made.is_some() => {
                     fs::mkdirat(above, &*part, Mode::from_raw_mode(0o755))?;
-                    // Whatever the umask, as with files.
-                    let new = fs::openat(above, &*part, FOLDER | OFlags::NOFOLLOW, Mode::empty())?;
+                    // Whatever the umask, as with files. A folder that is only a place cannot be changed.
+                    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                    let new = fs::openat(above, &*part, flags, Mode::empty())?;
                     fs::fchmod(&new, Mode::from_raw_mode(0o755))?;
                     let made = made.as_mut().expect("it was looked at above");
                     let way = open.iter().map(|(_, name)| name).chain([&part]);
