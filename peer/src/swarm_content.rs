@@ -134,8 +134,21 @@ impl RightSource for MirrorFirst {
     fn holder(&self, caller: &Caller, _at: &Repository) -> Option<Holder> {
         match &caller.credential {
             None => Some(Holder::Anybody),
-            Some(_) => caller.node.map(Holder::Node),
+            Some(credential) => Some(Holder::Node(caller.node?, credential.shown())),
         }
+    }
+
+    /// While the mirror is there its answers tell, also of upstream.
+    async fn is_lost(&self, at: &Repository) -> bool {
+        if let Some((_, registries)) = &self.mirror {
+            if !registries.is_lost(at).await {
+                return false;
+            }
+            if self.direct_fallback != DirectFallback::Allowed {
+                return true;
+            }
+        }
+        self.upstreams.is_lost(at).await
     }
 }
 

@@ -64,7 +64,7 @@ pub use extent::Extent;
 pub use files::{DiskFiles, FileEntry, Files, OpenFile};
 pub use fill::FillFailure;
 pub use index::IndexError;
-pub use names::{Holder, MANIFEST_BYTES_MAX, Manifest, Repository, Tag};
+pub use names::{Holder, MANIFEST_BYTES_MAX, Manifest, NodeRight, Repository, Shown, Tag};
 pub use open::{Env, OpenStoreError, StoreConfig};
 pub use passing::Offer;
 pub use pieces::{Filling, WritePieceError};

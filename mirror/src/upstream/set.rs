@@ -21,6 +21,7 @@ use super::{
     held::Held,
     lanes::Lanes,
     limits::Limits,
+    reach::PublicManifests,
     rewrite::{RewriteRule, Rewrites},
     verdicts::Verdicts,
 };
@@ -202,7 +203,7 @@ impl Upstreams {
                 set.patterns.push(Pattern { config, http, limits });
             } else {
                 let upstream = set.maker.make(config, &config.name, http, Limits::default());
-                set.named.insert(config.name.clone(), Arc::new(upstream));
+                set.named.insert(config.name.clone(), upstream);
             }
         }
         Ok(Self(Arc::new(set)))
@@ -226,12 +227,12 @@ impl Upstreams {
             return Ok(Arc::clone(upstream));
         }
         let config = pattern.config.for_name(name).ok_or_else(unknown)?;
-        let upstream = Arc::new(self.0.maker.make(
+        let upstream = self.0.maker.make(
             &config,
             &pattern.config.name,
             pattern.http.clone(),
             pattern.limits.clone(),
-        ));
+        );
         if wild.len() >= WILD_MAX {
             // What somebody is busy with lives on.
             wild.clear();
@@ -260,16 +261,18 @@ impl Upstreams {
 }
 
 impl Maker {
-    fn make(&self, config: &UpstreamConfig, label: &str, http: reqwest::Client, limits: Limits) -> Upstream {
-        Upstream {
+    fn make(&self, config: &UpstreamConfig, label: &str, http: reqwest::Client, limits: Limits) -> Arc<Upstream> {
+        Arc::new_cyclic(|me| Upstream {
+            me: me.clone(),
             name: config.name.clone(),
             label: label.to_owned(),
             asked: self.asked.clone(),
-            endpoints: config.urls.iter().cloned().map(Endpoint::new).collect(),
+            endpoints: config.urls.iter().cloned().map(Endpoint::new).map(Arc::new).collect(),
             node: self.node.clone(),
             http,
             tokens: Tokens::default(),
             verdicts: Verdicts::default(),
+            public: PublicManifests::default(),
             allowed_life: self.allowed_life.clone(),
             held: config.credentials.clone().map(Held::new),
             serves_site: config.serves_site,
@@ -279,7 +282,7 @@ impl Maker {
             via: self.via.clone(),
             lanes: Lanes::default(),
             limits,
-        }
+        })
     }
 }
 
