@@ -63,7 +63,7 @@ pub use self::{
     },
     process::Process,
     registry::{DockerRegistry, PASSWORD, RegistryAuth, USER, basic},
-    reply::Behaviour,
+    reply::{Behaviour, Reply},
     scratch::ScratchDir,
     site::{MIRROR_IP, MIRROR_WAN_IP, ORIGIN_IP, Site, SiteBuilder, node_ip},
     token_server::TokenServer,
