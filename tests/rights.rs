@@ -21,6 +21,8 @@ const FAKE: SocketAddrV4 = SocketAddrV4::new(ORIGIN_IP, 5001);
 /// Longer than a front door takes.
 const LARGE: usize = 8 * 1024;
 const LATE: Duration = Duration::from_secs(6);
+/// Longer than a refusal is remembered, and the answer to whether upstream is there.
+const REMEMBERED: Duration = Duration::from_secs(11);
 
 /// What the registry does now.
 #[derive(Default)]
@@ -259,6 +261,7 @@ fn while_upstream_is_lost_a_credential_has_what_it_earned_and_a_refused_one_noth
     story.has_nothing(PEER, Some(&bob()), "revoked");
 
     story.cluster.site.block_wan();
+    thread::sleep(REMEMBERED);
     let offline = |story: &Story, when: &str| {
         story.has_all(PEER, &story.private, Some(&alice()), when);
         story.has_all(PEER, &story.private, None, when);
@@ -283,10 +286,26 @@ fn when_all_credentials_of_a_node_were_refused_it_has_nothing_while_upstream_is_
     thread::sleep(Duration::from_millis(1100));
     story.has_nothing(PEER, Some(&alice()), "revoked");
     story.cluster.site.block_wan();
+    thread::sleep(REMEMBERED);
     for credential in [None, Some(&*alice()), Some("Bearer new")] {
         story.has_nothing(PEER, credential, "the WAN is cut");
     }
     story.cluster.site.unblock_wan();
+}
+
+#[test]
+fn what_a_node_was_served_while_upstream_was_lost_is_not_public_afterwards() {
+    let story = Story::new(&["--verdict-ttl", "1s"]);
+    story.has_all(PEER, &story.private, Some(&alice()), "cold");
+    story.cluster.site.block_wan();
+    thread::sleep(Duration::from_millis(1100));
+    story.has_all(PEER, &story.private, None, "the WAN is cut");
+    story.cluster.site.unblock_wan();
+    story.mood().limits_everybody = true;
+    thread::sleep(REMEMBERED);
+    for credential in [None, Some(mallory()), Some(alice())] {
+        story.has_nothing(PEER, credential.as_deref(), "the WAN is back, and the registry limits");
+    }
 }
 
 #[test]
@@ -328,8 +347,7 @@ fn a_registry_that_fails_behind_its_front_door_is_lost_and_one_repository_that_f
     let alice = alice();
     let by_tag = story.ask(PEER, "private/app/manifests/v1", Some(&alice));
     assert_eq!(by_tag.status, 503, "{}", by_tag.text());
-    // The answer to the question counts for five seconds.
-    thread::sleep(Duration::from_secs(5));
+    thread::sleep(REMEMBERED);
     story.mood().broken = Some(503);
     story.has_all(PEER, &story.private, Some(&alice), "all of them fail");
     story.has_all(PEER, &story.private, None, "all of them fail");

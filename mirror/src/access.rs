@@ -124,7 +124,8 @@ pub struct Rights {
     store: Store,
     source: Arc<dyn RightSource>,
     offline_grace: LiveDuration,
-    /// The same for what the source serves to everybody; `None`: for as long as it is here.
+    /// The same for what the source served to a client that showed nothing, where that may have been this node's right alone; `None`:
+    /// it is the registry itself, and what it served so is public for as long as it is here.
     public_grace: Option<LiveDuration>,
     /// What was written down lately, so that it is not written again for every blob.
     noted: Mutex<LruCache<(Holder, Repository), (Verdict, Instant)>>,
@@ -156,7 +157,7 @@ const NOTED_MAX: NonZeroUsize = NonZeroUsize::new(64 * 1024).expect("it is not z
 
 impl Rights {
     /// `offline_grace`: how long an earlier proof counts while the source is lost. `public_grace`: the same for what the source
-    /// serves to everybody; `None`: for as long as it is here.
+    /// served to a client that showed nothing; `None`: that is public, for as long as it is here.
     pub fn new(
         store: Store,
         source: Arc<dyn RightSource>,
@@ -273,17 +274,18 @@ impl Rights {
             return Ok(false);
         }
         let public = self.store.public_right(at).await?;
-        if public.is_some_and(|age| self.public_grace.as_ref().is_none_or(|grace| age <= grace.get())) {
+        if public.is_some() && self.public_grace.is_none() {
             return Ok(true);
         }
         // A source that asks the caller to come back later is there.
         let (Some(node), false) = (caller.node, matches!(error, PullError::TooManyRequests { .. })) else {
             return Ok(false);
         };
+        let is_young = |age: Duration| self.public_grace.as_ref().is_some_and(|grace| age <= grace.get());
         let shown = caller.credential.as_ref().map(crate::Credential::shown);
         let right = self.store.node_right(at, node, shown).await?;
-        let holds = offline_age(shown, &right).is_some_and(|age| age <= self.offline_grace.get());
-        Ok(holds && self.source.is_lost(at).await)
+        let earned = offline_age(shown, &right).is_some_and(|age| age <= self.offline_grace.get());
+        Ok((earned || public.is_some_and(is_young)) && self.source.is_lost(at).await)
     }
 }
 

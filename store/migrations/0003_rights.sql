@@ -1,6 +1,6 @@
 -- Rights are kept by node and credential. An empty holder is anybody, and then the credential is empty too; otherwise the holder is a
--- node's id, and the credential is a keyed hash of what the node showed, `site` for the site's own, or empty where an earlier
--- version did not say which it was.
+-- node's id, and the credential is a keyed hash of what the node showed, `site` for the site's own, `nothing` where it
+-- showed none, or empty where an earlier version did not say which it was.
 ALTER TABLE rights RENAME TO rights_by_node;
 CREATE TABLE rights (
     upstream   TEXT    NOT NULL,

@@ -43,6 +43,8 @@ pub enum Shown {
     Client([u8; 32]),
     /// The site's own.
     Site,
+    /// None: to a peer its mirror does not tell whether that was for everybody, or for this node.
+    Nothing,
 }
 
 /// How long ago upstream last served a node from a repository; a restart adds an hour at the most.

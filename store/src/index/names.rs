@@ -10,8 +10,9 @@ use crate::{Holder, Repository, Shown, clock::Age};
 /// The most credentials of one node that are known in one repository, of those that were served and of those that were refused.
 /// A client of a registry with tokens shows a new one with each pull.
 pub(crate) const CREDENTIALS_MAX: u64 = 8;
-/// What stands for the site's own credential. A keyed hash is longer.
+/// What stands for the site's own credential, and for none. A keyed hash is longer.
 const SITE: &[u8] = b"site";
+const NOTHING: &[u8] = b"nothing";
 
 /// A manifest as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,6 +146,7 @@ impl Index {
     fn shown_to_sql(&self, shown: Shown) -> Vec<u8> {
         match shown {
             Shown::Site => SITE.to_vec(),
+            Shown::Nothing => NOTHING.to_vec(),
             Shown::Client(fingerprint) => hmac::sign(&self.credential_key, &fingerprint).as_ref().to_vec(),
         }
     }
