@@ -4,19 +4,22 @@
 //! nothing, since anybody can push a manifest that lists another's digest. And it has served the caller from the repository
 //! not long ago. What is not known is asked.
 //!
-//! While the source cannot be asked, an image that it served to anybody is served on, and a private one to the nodes that
-//! proved their right within the grace.
+//! When the source does not answer for a caller, an image that it served to anybody is served on. A private one is served on the strength
+//! of an earlier proof only while the source is lost, which it says to a question of our own: nothing that the caller's own
+//! request ran into, a limit least of all, excuses it from its right. Then a credential has what it has earned within the grace; none, or one
+//! that is new, has what any credential of its node has earned; one that was refused since has nothing.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex},
+    num::NonZeroUsize,
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use lru::LruCache;
 use piecemeal_proto::{Digest, Reference};
-use piecemeal_store::{Holder, Repository, Store};
+use piecemeal_store::{Holder, NodeRight, Repository, Shown, Store};
 use prometheus_client::{
     metrics::{counter::Counter, family::Family},
     registry::Registry,
@@ -40,8 +43,11 @@ pub trait RightSource: Send + Sync {
     /// Whether it has served the caller from the repository not long ago.
     fn allows(&self, caller: &Caller, at: &Repository) -> bool;
 
-    /// In whose name the caller's right may be kept for the time when nobody can be asked; `None`: in nobody's.
+    /// In whose name the caller's right may be kept for the time when the source is lost; `None`: in no name.
     fn holder(&self, caller: &Caller, at: &Repository) -> Option<Holder>;
+
+    /// Whether the source is lost, by a question with nothing of a caller's in it.
+    async fn is_lost(&self, at: &Repository) -> bool;
 }
 
 /// A blob that is here.
@@ -100,7 +106,15 @@ impl RightSource for Upstreams {
     fn holder(&self, caller: &Caller, at: &Repository) -> Option<Holder> {
         match self.get(&at.upstream).ok()?.who(caller) {
             Who::Anybody => Some(Holder::Anybody),
-            Who::Holder(_) | Who::Site => caller.node.map(Holder::Node),
+            Who::Holder(fingerprint) => Some(Holder::Node(caller.node?, Shown::Client(fingerprint))),
+            Who::Site => Some(Holder::Node(caller.node?, Shown::Site)),
+        }
+    }
+
+    async fn is_lost(&self, at: &Repository) -> bool {
+        match self.get(&at.upstream) {
+            Ok(upstream) => upstream.is_lost().await,
+            Err(_) => false,
         }
     }
 }
@@ -110,18 +124,26 @@ pub struct Rights {
     store: Store,
     source: Arc<dyn RightSource>,
     offline_grace: LiveDuration,
-    /// The same for what the source serves to everybody; `None`: for as long as it is here.
+    /// The same for what the source served to a client that showed nothing, where that may have been this node's right alone; `None`:
+    /// it is the registry itself, and what it served so is public for as long as it is here.
     public_grace: Option<LiveDuration>,
     /// What was written down lately, so that it is not written again for every blob.
-    noted: Mutex<HashMap<(Holder, Repository), Instant>>,
+    noted: Mutex<LruCache<(Holder, Repository), (Verdict, Instant)>>,
     verdicts: Family<[(&'static str, &'static str); 1], Counter>,
+}
+
+/// What is written down of a holder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Served,
+    Refused,
 }
 
 /// The right was known.
 const REMEMBERED: &str = "remembered";
 /// The source was asked, and granted it.
 const PROVEN: &str = "proven";
-/// The source could not be asked, and had granted it before.
+/// The source did not answer, and had granted it before.
 const OFFLINE: &str = "offline";
 const REFUSED: &str = "refused";
 /// How much of a blob an upstream has to show.
@@ -130,11 +152,12 @@ const SAMPLE_BYTES: u64 = 1024;
 const SAMPLE_WITHIN: u64 = 64 * 1024;
 /// How long a note in the store is fresh enough.
 const NOTED_LIFE: Duration = Duration::from_secs(60);
-const NOTED_MAX: usize = 4096;
+/// Of 10,000 nodes, six private repositories each.
+const NOTED_MAX: NonZeroUsize = NonZeroUsize::new(64 * 1024).expect("it is not zero");
 
 impl Rights {
-    /// `offline_grace`: how long a node that proved its right is served while the source cannot be asked. `public_grace`: the
-    /// same for what the source serves to everybody; `None`: for as long as it is here.
+    /// `offline_grace`: how long an earlier proof counts while the source is lost. `public_grace`: the same for what the source
+    /// served to a client that showed nothing; `None`: that is public, for as long as it is here.
     pub fn new(
         store: Store,
         source: Arc<dyn RightSource>,
@@ -146,7 +169,7 @@ impl Rights {
             source,
             offline_grace,
             public_grace,
-            noted: Mutex::default(),
+            noted: Mutex::new(LruCache::sparse(NOTED_MAX)),
             verdicts: Family::default(),
         }
     }
@@ -211,54 +234,67 @@ impl Rights {
         })
     }
 
-    /// For the time when the source cannot be asked.
-    async fn remember(&self, caller: &Caller, at: &Repository) -> Result<(), PullError> {
+    /// Writes a verdict down for the time when the source is lost. A refusal takes what this very holder had earned.
+    async fn note(&self, caller: &Caller, at: &Repository, verdict: Verdict) -> Result<(), PullError> {
         let Some(holder) = self.source.holder(caller, at) else {
             return Ok(());
         };
-        let key = (holder, at.clone());
+        let (key, now) = ((holder, at.clone()), Instant::now());
         {
-            let mut noted = self.noted.lock().expect("no holder of this lock panics");
-            if noted.get(&key).is_some_and(|at| at.elapsed() < NOTED_LIFE) {
+            let mut noted = self.noted();
+            let is_young = |at: Instant| now.saturating_duration_since(at) < NOTED_LIFE;
+            if noted
+                .get(&key)
+                .is_some_and(|&(known, at)| known == verdict && is_young(at))
+            {
                 return Ok(());
             }
-            if noted.len() >= NOTED_MAX {
-                noted.clear();
-            }
-            noted.insert(key, Instant::now());
+            noted.put(key, (verdict, now));
         }
-        Ok(self.store.record_right(at, holder).await?)
+        match verdict {
+            Verdict::Served => self.store.record_right(at, holder).await?,
+            Verdict::Refused => self.store.record_refusal(at, holder).await?,
+        }
+        Ok(())
     }
 
-    /// 401 and 403 are the source's truth: what was remembered of this caller is not. That a client shows nothing at first
-    /// says nothing of its node's right.
-    async fn forget(&self, caller: &Caller, at: &Repository) -> Result<(), PullError> {
-        match self.source.holder(caller, at) {
-            Some(Holder::Node(_)) if caller.credential.is_none() => Ok(()),
-            None => Ok(()),
-            Some(holder) => {
-                self.noted
-                    .lock()
-                    .expect("no holder of this lock panics")
-                    .remove(&(holder, at.clone()));
-                Ok(self.store.forget_right(at, holder).await?)
-            }
-        }
+    fn noted(&self) -> MutexGuard<'_, LruCache<(Holder, Repository), (Verdict, Instant)>> {
+        self.noted.lock().expect("no holder of this lock panics")
     }
 
-    async fn holds_offline(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<bool, PullError> {
+    /// Whether the caller may have what is here although the source has answered its request with `error`, which is no verdict.
+    async fn holds_unanswered(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        digest: &Digest,
+        error: &PullError,
+    ) -> Result<bool, PullError> {
         if !self.store.has_source(at, digest).await? {
             return Ok(false);
         }
-        let public = self.store.right_age(at, Holder::Anybody).await?;
-        if public.is_some_and(|age| self.public_grace.as_ref().is_none_or(|grace| age <= grace.get())) {
+        let public = self.store.public_right(at).await?;
+        if public.is_some() && self.public_grace.is_none() {
             return Ok(true);
         }
-        let Some(node) = caller.node else {
+        // A source that asks the caller to come back later is there.
+        let (Some(node), false) = (caller.node, matches!(error, PullError::TooManyRequests { .. })) else {
             return Ok(false);
         };
-        let age = self.store.right_age(at, Holder::Node(node)).await?;
-        Ok(age.is_some_and(|age| age <= self.offline_grace.get()))
+        let is_young = |age: Duration| self.public_grace.as_ref().is_some_and(|grace| age <= grace.get());
+        let shown = caller.credential.as_ref().map(crate::Credential::shown);
+        let right = self.store.node_right(at, node, shown).await?;
+        let earned = offline_age(shown, &right).is_some_and(|age| age <= self.offline_grace.get());
+        Ok((earned || public.is_some_and(is_young)) && self.source.is_lost(at).await)
+    }
+}
+
+/// How old the proof is that counts for a caller of a node while the source is lost.
+fn offline_age(shown: Option<Shown>, right: &NodeRight) -> Option<Duration> {
+    match shown {
+        Some(_) if right.is_known => right.by_this,
+        // A site that is cut off gets no new token, and a client shows nothing before it is asked.
+        Some(_) | None => right.by_any,
     }
 }
 
@@ -268,23 +304,23 @@ impl Access for Rights {
         let digest = item.digest();
         if self.source.allows(caller, at) && self.store.has_source(at, digest).await? {
             self.verdict(REMEMBERED, 1);
-            return self.remember(caller, at).await;
+            return self.note(caller, at, Verdict::Served).await;
         }
         match self.prove(caller, at, item).await {
             Ok(()) => {
                 self.verdict(PROVEN, 1);
                 self.store.record_source(at, digest).await?;
-                self.remember(caller, at).await
+                self.note(caller, at, Verdict::Served).await
             }
             Err(error) if error.is_verdict() => {
                 self.verdict(REFUSED, 1);
                 // Of what it once served.
                 if matches!(error, PullError::Denied { .. }) {
-                    self.forget(caller, at).await?;
+                    self.note(caller, at, Verdict::Refused).await?;
                 }
                 Err(error)
             }
-            Err(error) if self.holds_offline(caller, at, digest).await? => {
+            Err(error) if self.holds_unanswered(caller, at, digest, &error).await? => {
                 self.verdict(OFFLINE, 1);
                 info!(upstream = at.upstream, repository = at.name, %error, "serving what is here: {error}");
                 Ok(())
@@ -295,12 +331,41 @@ impl Access for Rights {
 
     async fn refused(&self, caller: &Caller, at: &Repository, error: &PullError) -> Result<(), PullError> {
         if matches!(error, PullError::Denied { .. }) {
-            self.forget(caller, at).await?;
+            self.note(caller, at, Verdict::Refused).await?;
         }
         Ok(())
     }
 
     fn allows(&self, caller: &Caller, at: &Repository) -> bool {
         self.source.allows(caller, at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_known_credential_has_what_it_has_earned_and_others_have_what_their_node_has() {
+        let age = |seconds| Some(Duration::from_secs(seconds));
+        let shown = Some(Shown::Client([1; 32]));
+        let right = |by_this, is_known| NodeRight {
+            by_any: age(5),
+            by_this,
+            is_known,
+        };
+        assert_eq!(offline_age(None, &right(None, false)), age(5), "it shows nothing");
+        assert_eq!(offline_age(shown, &right(None, false)), age(5), "it is new");
+        assert_eq!(
+            offline_age(shown, &right(age(9), true)),
+            age(9),
+            "it has earned its own"
+        );
+        assert_eq!(
+            offline_age(shown, &right(None, true)),
+            None,
+            "it was refused, or never asked here"
+        );
+        assert_eq!(offline_age(None, &NodeRight::default()), None);
     }
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use axum::http::{HeaderMap, HeaderValue, Uri, header};
 use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
 use piecemeal_proto::{NodeId, RoleKey};
+use piecemeal_store::Shown;
 use sha2::{Digest as _, Sha256};
 
 use crate::identity;
@@ -81,6 +82,11 @@ impl Credential {
     /// What to send as `Authorization`.
     pub fn header(&self) -> HeaderValue {
         self.0.clone()
+    }
+
+    /// As the store is to know it again.
+    pub fn shown(&self) -> Shown {
+        Shown::Client(self.fingerprint())
     }
 
     pub(crate) fn fingerprint(&self) -> Fingerprint {

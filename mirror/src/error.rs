@@ -27,6 +27,13 @@ pub enum PullError {
         status: u16,
         challenge: Option<String>,
     },
+    /// Upstream refuses this very request with another 4xx: for the size of its credential or of its path, say. That status.
+    #[error("{upstream} answered {status} for {path}")]
+    Rejected {
+        upstream: String,
+        status: u16,
+        path: String,
+    },
     /// The caller's credential may not be sent on from here. 403.
     #[error("{0}")]
     Withheld(String),
@@ -45,10 +52,10 @@ pub enum PullError {
     /// Upstream leads to a place where upstreams may not lead. 502.
     #[error("{upstream} leads to {target}: an upstream may lead there only if --allow-target names it")]
     Misled { upstream: String, target: String },
-    /// The source answers that it cannot now, or has not answered yet. 503.
+    /// The source answers that it cannot now, or does not answer this request. 503.
     #[error("{0}")]
     Unavailable(String),
-    /// There is no answer at all from the source. 503.
+    /// The source is lost: it does not answer a question of our own either. 503.
     #[error("{0}")]
     Unreachable(String),
     /// This node's disk. 500; the client goes elsewhere.
@@ -66,12 +73,13 @@ impl PullError {
                 | Self::UnknownUpstream(_)
                 | Self::Unknown(_)
                 | Self::Denied { .. }
+                | Self::Rejected { .. }
                 | Self::Withheld(_)
                 | Self::Loop(_)
         )
     }
 
-    /// Whether the source gave no answer at all: it is not there, and another may be asked for the same.
+    /// Whether the source is not there at all, so that another may be asked for the same.
     pub fn is_source_lost(&self) -> bool {
         matches!(self, Self::Unreachable(_))
     }

@@ -6,7 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use piecemeal_mirror::{Caller, NodeBlob, NodeIdentity, PullError, mirror_unanswered, open_path, require_cover};
+use piecemeal_mirror::{
+    ANSWER_TIMEOUT, Caller, NodeBlob, NodeIdentity, PullError, mirror_unanswered, open_path, require_cover,
+};
 use piecemeal_proto::Digest;
 use piecemeal_store::Repository;
 use piecemeal_swarm::AuthorityClock;
@@ -95,6 +97,12 @@ impl MirrorClient {
         }
     }
 
+    /// Whether the mirror answers a request that has nothing of a caller's in it.
+    async fn answers(&self) -> bool {
+        let Ok(url) = self.url.join("/v2/") else { return false };
+        self.http.get(url).timeout(ANSWER_TIMEOUT).send().await.is_ok()
+    }
+
     /// Notes that the mirror did not answer. One that is refused is an operator's business, and logged once.
     fn note(&self, error: &reqwest::Error) -> PullError {
         let unanswered = mirror_unanswered(error);
@@ -130,7 +138,18 @@ impl MirrorClient {
             require_cover(&url, self.allow_plain_credentials, "the mirror")?;
             request = request.header(header::AUTHORIZATION, credential.header());
         }
-        let mut response = request.send().await.map_err(|error| self.note(&error))?;
+        let mut response = match request.send().await {
+            Ok(response) => response,
+            // One blob may take long for what it is. Whether the mirror is there is asked without it.
+            Err(error) if error.is_timeout() && !error.is_connect() && self.answers().await => {
+                self.saw(Ok(()));
+                let seconds = OPEN_TIMEOUT.as_secs();
+                return Err(PullError::Unavailable(format!(
+                    "the mirror has not answered for {digest} within {seconds} s"
+                )));
+            }
+            Err(error) => return Err(self.note(&error)),
+        };
         self.saw(Ok(()));
         let header = |name| {
             response
@@ -206,6 +225,14 @@ fn refusal(
         StatusCode::MISDIRECTED_REQUEST => PullError::Loop(said()),
         StatusCode::TOO_MANY_REQUESTS => PullError::TooManyRequests { upstream, retry_after },
         StatusCode::SERVICE_UNAVAILABLE => PullError::Unavailable(said()),
+        StatusCode::BAD_REQUEST
+        | StatusCode::PAYLOAD_TOO_LARGE
+        | StatusCode::URI_TOO_LONG
+        | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => PullError::Rejected {
+            upstream,
+            status: status.as_u16(),
+            path: format!("{}/{digest}", at.name),
+        },
         _ => PullError::BadGateway(said()),
     }
 }

@@ -119,7 +119,7 @@ impl Peer {
             store.clone(),
             Arc::clone(&source) as _,
             grace.clone(),
-            Some(grace.clone()),
+            mirror.is_some().then(|| grace.clone()),
         );
         let access = Arc::new(rights);
         let sizes = BlobSizes::default();

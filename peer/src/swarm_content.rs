@@ -6,7 +6,7 @@ use piecemeal_mirror::{
     ManifestSource, OpenBlob, PullError, RightSource, Transfers, Upstream, Upstreams,
 };
 use piecemeal_proto::{Digest, Reference};
-use piecemeal_store::{Holder, Repository};
+use piecemeal_store::{Holder, Repository, Shown};
 use std::{sync::Arc, time::Duration};
 
 use crate::{DirectFallback, download::Parts, mirror_client::MirrorClient};
@@ -130,12 +130,26 @@ impl RightSource for MirrorFirst {
             .any(|registries| registries.allows(caller, at))
     }
 
-    /// What is served to a client that shows nothing is anybody's on this node.
+    /// What a mirror serves to a client that shows nothing may be this node's right alone.
     fn holder(&self, caller: &Caller, _at: &Repository) -> Option<Holder> {
         match &caller.credential {
-            None => Some(Holder::Anybody),
-            Some(_) => caller.node.map(Holder::Node),
+            None if self.mirror.is_none() => Some(Holder::Anybody),
+            None => Some(Holder::Node(caller.node?, Shown::Nothing)),
+            Some(credential) => Some(Holder::Node(caller.node?, credential.shown())),
         }
+    }
+
+    /// While the mirror is there its answers tell, also of upstream.
+    async fn is_lost(&self, at: &Repository) -> bool {
+        if let Some((_, registries)) = &self.mirror {
+            if !registries.is_lost(at).await {
+                return false;
+            }
+            if self.direct_fallback != DirectFallback::Allowed {
+                return true;
+            }
+        }
+        self.upstreams.is_lost(at).await
     }
 }
 

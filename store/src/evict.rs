@@ -20,6 +20,8 @@ use crate::{
 
 /// Rows kept in each table of names: some 30 MB of index at the very most.
 const NAMES_MAX: u64 = 100_000;
+/// The same for rights: of 10,000 nodes, five private repositories each and every credential that is kept of them; 80 MB of index.
+const RIGHTS_MAX: u64 = 10_000 * 5 * names::CREDENTIALS_MAX;
 /// Manifests kept, in bytes: thousands of images.
 const MANIFESTS_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
@@ -90,7 +92,12 @@ impl Shared {
             if let Some(moment) = moment {
                 names::expire(transaction, moment)?;
             }
-            names::cap(transaction, NAMES_MAX, MANIFESTS_BYTES_MAX)
+            let caps = names::Caps {
+                names: NAMES_MAX,
+                rights: RIGHTS_MAX,
+                manifest_bytes: MANIFESTS_BYTES_MAX,
+            };
+            names::cap(transaction, &caps)
         })?;
         locked(&self.known).changed();
         Ok(())

@@ -69,7 +69,7 @@ pub use files::{DiskFiles, FileEntry, FileStamp, Files, OpenFile};
 pub use fill::FillFailure;
 pub use hashes::PieceHashes;
 pub use index::{IndexError, ListSignature};
-pub use names::{Holder, MANIFEST_BYTES_MAX, Manifest, Repository, Tag};
+pub use names::{Holder, MANIFEST_BYTES_MAX, Manifest, NodeRight, Repository, Shown, Tag};
 pub use open::{Env, OpenStoreError, StoreConfig};
 pub use passing::Offer;
 pub use pieces::{Filling, WritePieceError};

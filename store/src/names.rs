@@ -32,8 +32,31 @@ pub struct Repository {
 pub enum Holder {
     /// Upstream serves the repository to everybody.
     Anybody,
-    /// An admitted node, from which upstream took a credential.
-    Node(NodeId),
+    /// An admitted node, by a credential that upstream took.
+    Node(NodeId, Shown),
+}
+
+/// Which credential a node was served by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Shown {
+    /// A client's, by its SHA-256. What is written down of it is a keyed hash.
+    Client([u8; 32]),
+    /// The site's own.
+    Site,
+    /// None: to a peer its mirror does not tell whether that was for everybody, or for this node.
+    Nothing,
+}
+
+/// How long ago upstream last served a node from a repository; a restart adds an hour at the most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeRight {
+    /// By any of the node's credentials, or by one of those that nothing but the node is known of. What upstream has refused
+    /// since does not count.
+    pub by_any: Option<Duration>,
+    /// By this very credential.
+    pub by_this: Option<Duration>,
+    /// Upstream has answered this credential of the node before: served it or refused it, here or in another repository.
+    pub is_known: bool,
 }
 
 /// A manifest or index.
@@ -256,39 +279,63 @@ impl Store {
     pub async fn record_right(&self, at: &Repository, holder: Holder) -> Result<(), StoreError> {
         let at = at.clone();
         self.run(move |shared| {
-            let proven = shared.now();
+            let (proven, row) = (shared.now(), shared.index.holder_row(holder));
             shared.write(Durability::Batched, |transaction| {
-                names::put_right(transaction, &at, holder, proven)
+                names::put_right(transaction, &at, &row, proven)
             })?;
             Ok(())
         })
         .await
     }
 
-    /// How long ago upstream last served the holder from `at`; a restart adds an hour at the most.
+    /// Notes that upstream just refused the holder at `at`, which takes the right that this very holder had.
     ///
     /// # Errors
     /// [`StoreError::Index`].
-    pub async fn right_age(&self, at: &Repository, holder: Holder) -> Result<Option<Duration>, StoreError> {
+    pub async fn record_refusal(&self, at: &Repository, holder: Holder) -> Result<(), StoreError> {
         let at = at.clone();
         self.run(move |shared| {
-            let proven = shared.index.right(&at, holder)?;
+            let (refused, row) = (shared.now(), shared.index.holder_row(holder));
+            shared.write(Durability::Batched, |transaction| {
+                names::put_refusal(transaction, &at, &row, refused)
+            })?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// How long ago upstream last served the repository to everybody; a restart adds an hour at the most.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub async fn public_right(&self, at: &Repository) -> Result<Option<Duration>, StoreError> {
+        let at = at.clone();
+        self.run(move |shared| {
+            let proven = shared.index.public_right(&at)?;
             Ok(proven.map(|proven| shared.now().since(proven)))
         })
         .await
     }
 
-    /// Forgets a right, for one that upstream has just denied.
+    /// What is known of a node that shows this credential, or none.
     ///
     /// # Errors
     /// [`StoreError::Index`].
-    pub async fn forget_right(&self, at: &Repository, holder: Holder) -> Result<(), StoreError> {
+    pub async fn node_right(
+        &self,
+        at: &Repository,
+        node: NodeId,
+        shown: Option<Shown>,
+    ) -> Result<NodeRight, StoreError> {
         let at = at.clone();
         self.run(move |shared| {
-            shared.write(Durability::Batched, |transaction| {
-                names::delete_right(transaction, &at, holder)
-            })?;
-            Ok(())
+            let row = shared.index.node_right(&at, node, shown)?;
+            let now = shared.now();
+            Ok(NodeRight {
+                by_any: row.by_any.map(|proven| now.since(proven)),
+                by_this: row.by_this.map(|proven| now.since(proven)),
+                is_known: row.is_known,
+            })
         })
         .await
     }

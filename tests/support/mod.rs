@@ -67,7 +67,7 @@ pub use self::{
     },
     process::Process,
     registry::{DockerRegistry, PASSWORD, RegistryAuth, USER, basic},
-    reply::Behaviour,
+    reply::{Behaviour, Reply},
     rogue::{ClientHarm, Dice, Haunt, Misdeed, Prey, RegistryHarm, RogueClient, RoguePeer, RogueRegistry},
     scratch::ScratchDir,
     site::{MIRROR_IP, MIRROR_WAN_IP, ORIGIN_IP, Site, SiteBuilder, node_ip},

@@ -185,6 +185,12 @@ impl Reply {
         self
     }
 
+    /// As [`Behaviour::Late`].
+    pub fn late(mut self, late: Duration) -> Self {
+        self.late = late;
+        self
+    }
+
     /// Waits as long as it was told to, without holding anybody else up.
     pub fn wait(&self) {
         thread::sleep(self.late);

@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     io::{self, BufReader, Write},
     net::{Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
@@ -111,6 +112,11 @@ impl FakeUpstream {
         });
     }
 
+    /// From now on asks this first what to answer; `None` leaves the answer to the rest.
+    pub fn rule(&self, rule: impl Fn(&RecordedRequest) -> Option<Reply> + Send + 'static) {
+        lock(&self.shelf).rule = Some(Rule(Box::new(rule)));
+    }
+
     /// GETs for this digest so far.
     pub fn requests(&self, digest: &str) -> usize {
         lock(&self.shelf).counts.get(digest).map_or(0, |count| count.requests)
@@ -158,12 +164,21 @@ struct Shelf {
     tags: HashMap<String, String>,
     behaviours: HashMap<String, Behaviour>,
     guard: Option<Guard>,
+    rule: Option<Rule>,
     refused_hosts: Option<String>,
     endless: bool,
     counts: HashMap<String, Count>,
     recorded: Vec<RecordedRequest>,
     /// To be shut down in the end, those that still are.
     connections: Vec<Weak<TcpStream>>,
+}
+
+struct Rule(Box<dyn Fn(&RecordedRequest) -> Option<Reply> + Send>);
+
+impl fmt::Debug for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Rule(..)")
+    }
 }
 
 #[derive(Debug)]
@@ -227,6 +242,9 @@ impl Shelf {
     /// Decides on the answer, and records the request.
     fn answer(&mut self, request: &RecordedRequest) -> (String, Reply) {
         self.recorded.push(request.clone());
+        if let Some(told) = self.rule.as_ref().and_then(|rule| rule.0(request)) {
+            return (String::new(), told);
+        }
         // As a proxy it is sent whole URLs.
         let target = match request.target.split_once("://") {
             Some((_, rest)) => rest.find('/').map_or("/", |start| &rest[start..]),

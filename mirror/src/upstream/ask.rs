@@ -1,6 +1,9 @@
 //! One request to a registry: with whose right it is made, through which endpoint, over which redirects.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use piecemeal_store::Repository;
 use piecemeal_tls::ServerRole;
@@ -13,14 +16,15 @@ use url::Url;
 
 use super::{
     auth::{Challenge, TokenAnswer},
+    breaker::{BUSY_PAUSE, Kind, PAUSE_MAX},
     client::{Endpoint, Upstream, innermost, read_body},
-    gate::{BUSY_PAUSE, PAUSE_MAX, Pass, SILENCE_PAUSE},
     home::is_home,
+    reach::SILENCE,
     reachable::Zone,
     redirect,
     verdicts::Who,
 };
-use crate::{ANSWER_TIMEOUT, Caller, Credential, PullError, SOURCE_TIMEOUT};
+use crate::{Caller, Credential, PullError, SOURCE_TIMEOUT};
 
 const TOKEN_BYTES_MAX: usize = 64 * 1024;
 /// The longest challenge that is kept and passed on.
@@ -58,12 +62,22 @@ pub(super) enum Purpose {
 
 impl Purpose {
     fn is_download(self) -> bool {
-        matches!(self, Self::Fill | Self::Resume)
+        self.kind().is_none()
+    }
+
+    /// By which an upstream counts it against a limit. A download has its own way to go slower.
+    fn kind(self) -> Option<Kind> {
+        match self {
+            Self::Lookup => Some(Kind::Blob),
+            Self::List => Some(Kind::List),
+            Self::Manifest => Some(Kind::Manifest),
+            Self::Fill | Self::Resume => None,
+        }
     }
 }
 
 /// With whose right a request is made.
-enum Wallet {
+pub(super) enum Wallet {
     Anybody,
     Holder(Credential),
     /// The site's own user and password.
@@ -166,35 +180,47 @@ impl Upstream {
         }
         let (who, now) = (wallet.who(), Instant::now());
         match &result {
-            Ok(_) => self
-                .verdicts
-                .allowed(&who, &ask.at.name, wallet.holders(), self.allowed_life.get(), now),
+            Ok(_) => {
+                if ask.purpose == Purpose::Manifest && who == Who::Anybody {
+                    self.public.note(&ask.at.name, ask.path);
+                }
+                let life = self.allowed_life.get();
+                self.verdicts.allowed(&who, &ask.at.name, wallet.holders(), life, now);
+            }
             Err(PullError::Unknown(_)) if ask.purpose == Purpose::List => {}
             Err(error) => self.verdicts.refused(&who, &ask.at.name, ask.path, error, now),
         }
         result
     }
 
-    async fn ask_endpoint(&self, endpoint: &Endpoint, ask: Ask<'_>, wallet: &Wallet) -> Result<Response, PullError> {
-        // Whoever has used up a limit is not everybody.
-        let gate = (ask.purpose == Purpose::Manifest).then(|| endpoint.manifests.of(&wallet.who()));
-        let limit = gate.as_ref().map(|gate| gate.enter(Instant::now())).transpose()?;
+    async fn ask_endpoint(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        ask: Ask<'_>,
+        wallet: &Wallet,
+    ) -> Result<Response, PullError> {
+        // One who has used up a limit is not all the others, and has not used up another kind's.
+        let kind = ask.purpose.kind();
+        let pass = kind.map(|kind| endpoint.breakers.enter(wallet.who(), kind, Instant::now()));
+        let pass = pass.transpose()?;
         let asked_at = Instant::now();
         let result = self.follow(endpoint, ask, wallet).await;
         self.asked.note(&self.label, asked_at.elapsed(), &result);
-        match (limit, &result) {
-            (Some(limit), Err(error @ PullError::TooManyRequests { retry_after, .. })) => {
+        match (pass, &result) {
+            (Some(pass), Err(error @ PullError::TooManyRequests { retry_after, .. })) => {
                 let pause = retry_after.as_deref().and_then(seconds).unwrap_or(BUSY_PAUSE);
-                limit.close(error.clone(), pause, Instant::now());
+                pass.open(error.clone(), pause, Instant::now());
             }
-            (Some(limit), Ok(_)) => limit.open(),
+            (Some(pass), Ok(_)) => pass.close(),
+            // What the registry itself says of a request it has counted.
+            (Some(pass), Err(PullError::Denied { .. } | PullError::Unknown(_))) => pass.close(),
             _ => {}
         }
         result
     }
 
     /// Through tokens and redirects to an answer.
-    async fn follow(&self, endpoint: &Endpoint, ask: Ask<'_>, wallet: &Wallet) -> Result<Response, PullError> {
+    async fn follow(&self, endpoint: &Arc<Endpoint>, ask: Ask<'_>, wallet: &Wallet) -> Result<Response, PullError> {
         let url = self.request_url(endpoint, ask.at, ask.path)?;
         let scope = format!("repository:{}{}:pull", endpoint.prefix(), ask.at.name);
         let mut authorization = self.first_authorization(&url, wallet, &scope)?;
@@ -249,7 +275,7 @@ impl Upstream {
 
     /// The client for a place that an answer has led to. The registry itself is the administrator's word.
     fn client_for(&self, from: Zone, url: &Url) -> Result<reqwest::Client, PullError> {
-        let is_registry = |endpoint: &Endpoint| endpoint.url.origin() == url.origin();
+        let is_registry = |endpoint: &Arc<Endpoint>| endpoint.url.origin() == url.origin();
         if self.endpoints.iter().any(is_registry) {
             return self.routes.registry(url);
         }
@@ -271,7 +297,7 @@ impl Upstream {
     }
 
     /// What a challenge asks for, as far as it is ours to give. `None`: the challenge itself is the answer.
-    async fn answer_challenge(
+    pub(super) async fn answer_challenge(
         &self,
         endpoint: &Endpoint,
         response: &Response,
@@ -358,8 +384,21 @@ impl Upstream {
             Err(PullError::Misled { .. }) => return Ok(None),
             response => response?,
         };
-        if !response.status().is_success() {
-            return Ok(None);
+        match response.status() {
+            status if status.is_success() => {}
+            StatusCode::TOO_MANY_REQUESTS => {
+                return Err(PullError::TooManyRequests {
+                    upstream: self.name.clone(),
+                    retry_after: text(response.headers(), RETRY_AFTER).and_then(within_reason),
+                });
+            }
+            status if status.is_server_error() => {
+                return Err(PullError::Unavailable(format!(
+                    "{}'s token server answered {status}",
+                    self.name
+                )));
+            }
+            _ => return Ok(None),
         }
         let body = read_body(response, TOKEN_BYTES_MAX)
             .await
@@ -371,7 +410,7 @@ impl Upstream {
 
     async fn send(
         &self,
-        endpoint: &Endpoint,
+        endpoint: &Arc<Endpoint>,
         ask: Ask<'_>,
         url: &Url,
         authorization: Option<&Credential>,
@@ -387,11 +426,11 @@ impl Upstream {
                 request = request.header(name, value);
             }
         }
-        let pass = match ask.purpose {
-            Purpose::Fill | Purpose::Resume => None,
-            Purpose::Lookup | Purpose::List | Purpose::Manifest => Some(endpoint.gate.enter(Instant::now())?),
-        };
-        self.await_answer(request, pass).await
+        if ask.purpose.is_download() {
+            return self.await_answer(request, None).await;
+        }
+        self.require_reach(endpoint).await?;
+        self.await_answer(request, Some(endpoint)).await
     }
 
     /// Where a redirect leads, through the accelerated host when there is one.
@@ -423,46 +462,53 @@ impl Upstream {
         self.await_answer(request, None).await
     }
 
+    /// `judged`: the endpoint that is asked for its own answer when this request gets none in time. Whether it is lost is
+    /// never concluded from what somebody asked for.
     pub(super) async fn await_answer(
         &self,
         request: RequestBuilder,
-        pass: Option<Pass<'_>>,
+        judged: Option<&Arc<Endpoint>>,
     ) -> Result<Response, PullError> {
-        let unreachable = |reason: String| PullError::Unreachable(format!("{} does not answer: {reason}", self.name));
-        let silent = |waited: Duration| unreachable(format!("no status line within {} s", waited.as_secs()));
         let sent = Instant::now();
-        let mut pass = pass;
-        let answering = request.send();
-        tokio::pin!(answering);
-        let answer = match tokio::time::timeout(ANSWER_TIMEOUT, &mut answering).await {
-            Ok(answer) => Ok(answer),
-            Err(_) => {
-                if let Some(pass) = pass.as_mut() {
-                    pass.warn(silent(ANSWER_TIMEOUT), Instant::now());
+        let loss = async {
+            match judged {
+                Some(endpoint) => {
+                    tokio::time::sleep(SILENCE).await;
+                    self.lost(endpoint).await
                 }
-                tokio::time::timeout(SOURCE_TIMEOUT - ANSWER_TIMEOUT, answering).await
+                None => None,
             }
         };
-        let error = match answer {
+        let lost = async {
+            match loss.await {
+                Some(error) => error,
+                None => std::future::pending().await,
+            }
+        };
+        let answer = tokio::select! {
+            biased;
+            answer = tokio::time::timeout(SOURCE_TIMEOUT, request.send()) => answer,
+            error = lost => return Err(error),
+        };
+        let reason = match answer {
             Ok(Ok(response)) => {
                 self.lanes.answered_after(sent.elapsed());
-                if let Some(pass) = pass {
-                    pass.open();
-                }
                 return Ok(response);
             }
-            Ok(Err(error)) if self.node.is_some() => mirror_unanswered(&error),
-            Ok(Err(error)) => self
-                .routes
-                .refusal(&error)
-                .unwrap_or_else(|| unreachable(innermost(&error))),
-            Err(_) => silent(SOURCE_TIMEOUT),
+            Ok(Err(error)) if self.node.is_some() => mirror_unanswered(&error).to_string(),
+            Ok(Err(error)) => match self.routes.refusal(&error) {
+                Some(refusal) => return Err(refusal),
+                None => format!("{} does not answer: {}", self.name, innermost(&error)),
+            },
+            Err(_) => {
+                let seconds = SOURCE_TIMEOUT.as_secs();
+                format!("{} does not answer: no status line within {seconds} s", self.name)
+            }
         };
-        // A refused connection costs nobody any time.
-        if let Some(pass) = pass.filter(|_| sent.elapsed() >= ANSWER_TIMEOUT) {
-            pass.close(error.clone(), SILENCE_PAUSE, Instant::now());
+        match judged {
+            Some(endpoint) if self.lost(endpoint).await.is_none() => Err(PullError::Unavailable(reason)),
+            _ => Err(PullError::Unreachable(reason)),
         }
-        Err(error)
     }
 
     /// `led_on`: it is not the registry itself that answers, but where it has sent us.
@@ -508,6 +554,20 @@ impl Upstream {
                 "{upstream} answered {status} for {}/{}",
                 ask.at.name, ask.path
             ))),
+            // A download that had begun goes on by another request.
+            status if refuses_request(status) && !led_on && ask.purpose != Purpose::Resume => {
+                Err(PullError::Rejected {
+                    upstream,
+                    status: status.as_u16(),
+                    path: format!("{}/{}", ask.at.name, ask.path),
+                })
+            }
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY => Err(PullError::Unavailable(format!(
+                "{upstream} answered {} for {}/{}",
+                response.status(),
+                ask.at.name,
+                ask.path
+            ))),
             status => Err(self.bad(ask.at, &format!("status {status} for {}", ask.path))),
         }
     }
@@ -545,6 +605,16 @@ impl Wallet {
             Self::Anybody | Self::Holder(_) => scope.to_owned(),
         }
     }
+}
+
+/// Whether a 4xx is about the request that it answers. A proxy's 407 is about the mirror, and some only say: not now.
+fn refuses_request(status: StatusCode) -> bool {
+    let others = [
+        StatusCode::PROXY_AUTHENTICATION_REQUIRED,
+        StatusCode::REQUEST_TIMEOUT,
+        StatusCode::TOO_EARLY,
+    ];
+    status.is_client_error() && !others.contains(&status)
 }
 
 fn dressed(request: RequestBuilder, ask: Ask<'_>) -> RequestBuilder {
@@ -598,7 +668,7 @@ fn within_reason(retry_after: String) -> Option<String> {
     }
 }
 
-fn is_page(headers: &HeaderMap) -> bool {
+pub(super) fn is_page(headers: &HeaderMap) -> bool {
     headers
         .get(CONTENT_TYPE)
         .is_some_and(|value| value.as_bytes().to_ascii_lowercase().starts_with(b"text/html"))

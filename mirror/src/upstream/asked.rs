@@ -51,7 +51,7 @@ impl Asked {
     pub(crate) fn note<T>(&self, upstream: &str, took: Duration, result: &Result<T, PullError>) {
         let answer = match result {
             Ok(_) => "ok",
-            Err(PullError::Denied { .. } | PullError::Withheld(_)) => "denied",
+            Err(PullError::Denied { .. } | PullError::Rejected { .. } | PullError::Withheld(_)) => "denied",
             Err(PullError::Unknown(_) | PullError::UnknownUpstream(_)) => "unknown",
             Err(PullError::TooManyRequests { .. }) => "too_many_requests",
             Err(PullError::Unreachable(_)) => "unreachable",

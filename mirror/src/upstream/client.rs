@@ -2,7 +2,7 @@
 
 use std::{
     error::Error,
-    sync::{Arc, Once},
+    sync::{Arc, Once, Weak},
     time::Duration,
 };
 
@@ -13,17 +13,19 @@ use reqwest::{
     Method, Response, StatusCode,
     header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LINK, WARNING},
 };
+use tokio::sync::watch;
 use url::Url;
 
 use super::{
     ask::{Ask, Purpose, text},
     asked::Asked,
     auth::Tokens,
+    breaker::Breakers,
     form::manifest_type,
-    gate::{Gate, Gates},
     held::Held,
     lanes::Lanes,
     limits::{Limits, SMALL_BODY_BYTES},
+    reach::{PublicManifests, Reach},
     rewrite::Rewrites,
     routes::Routes,
     verdicts::Verdicts,
@@ -42,12 +44,14 @@ const LIST_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// A registry that is pulled from: an upstream, or for a peer its mirror.
 pub struct Upstream {
+    /// For what goes on when the caller has left.
+    pub(super) me: Weak<Self>,
     pub(super) name: String,
     /// As it is configured: a pattern, where one stands for it.
     pub(super) label: String,
     pub(super) asked: Asked,
     /// In the order in which they are asked.
-    pub(super) endpoints: Vec<Endpoint>,
+    pub(super) endpoints: Vec<Arc<Endpoint>>,
     /// Who asks, when the registry is the site's mirror: it is told so, and by `?ns=` which upstream is meant.
     pub(super) node: Option<NodeIdentity>,
     /// How the registry is reached, and where it leads.
@@ -56,6 +60,8 @@ pub struct Upstream {
     pub(super) token_servers: Vec<String>,
     pub(super) tokens: Tokens,
     pub(super) verdicts: Verdicts,
+    /// What it is asked for when the question is whether it is there.
+    pub(super) public: PublicManifests,
     /// How long a right counts as proven.
     pub(super) allowed_life: LiveDuration,
     /// The site's own user and password here.
@@ -78,17 +84,16 @@ pub struct Upstream {
 pub(super) struct Endpoint {
     /// Its path, if it has one, comes before every repository's name: so do caches that hold several registries name one.
     pub(super) url: Url,
-    pub(super) gate: Gate,
-    /// For what upstream may count: manifests.
-    pub(super) manifests: Gates,
+    pub(super) reach: watch::Sender<Reach>,
+    pub(super) breakers: Breakers,
 }
 
 impl Endpoint {
     pub(super) fn new(url: Url) -> Self {
         Self {
             url,
-            gate: Gate::default(),
-            manifests: Gates::default(),
+            reach: watch::Sender::default(),
+            breakers: Breakers::default(),
         }
     }
 
@@ -100,7 +105,7 @@ impl Endpoint {
         }
     }
 
-    fn v2(&self, rest: &str) -> Option<Url> {
+    pub(super) fn v2(&self, rest: &str) -> Option<Url> {
         self.url.join(&format!("/v2/{rest}")).ok()
     }
 }

@@ -41,6 +41,7 @@ struct State {
     fills: HashMap<u64, Load>,
     next: u64,
     window: Window,
+    received_at: Option<Instant>,
 }
 
 /// One running fill.
@@ -77,6 +78,7 @@ impl Default for Lanes {
             fills: HashMap::new(),
             next: 0,
             window: Window::begin(),
+            received_at: None,
         }))
     }
 }
@@ -104,7 +106,14 @@ impl Lanes {
 
     /// Bytes of a body have come.
     pub(crate) fn received(&self, bytes: usize) {
-        self.lock().received(bytes as u64, Instant::now());
+        let (mut state, now) = (self.lock(), Instant::now());
+        state.received_at = Some(now);
+        state.received(bytes as u64, now);
+    }
+
+    /// Whether bytes of a body have come within this time.
+    pub(crate) fn received_within(&self, time: Duration) -> bool {
+        self.lock().received_at.is_some_and(|at| at.elapsed() < time)
     }
 
     /// A fill begins; it ends when the seat is dropped.

@@ -1,16 +1,17 @@
-//! The client of an upstream registry: whose right a request is made with, which endpoint it goes to, where it is led, what
-//! came of it, and how many connections a download is worth.
+//! The client of an upstream registry: whose right a request is made with, which endpoint it goes to, where it is led, whether it
+//! is there at all, what came of it, and how many connections a download is worth.
 
 mod ask;
 mod asked;
 mod auth;
+mod breaker;
 mod client;
 mod form;
-mod gate;
 mod held;
 mod home;
 mod lanes;
 mod limits;
+mod reach;
 mod reachable;
 mod redirect;
 mod rewrite;

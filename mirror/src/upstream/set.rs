@@ -24,6 +24,7 @@ use super::{
     held::Held,
     lanes::Lanes,
     limits::Limits,
+    reach::PublicManifests,
     reachable::AllowedTarget,
     rewrite::{RewriteRule, Rewrites},
     routes::{Recipe, Routes, Rules},
@@ -212,7 +213,7 @@ impl Upstreams {
                 set.patterns.push(Pattern { config, routes, limits });
             } else {
                 let upstream = set.maker.make(config, &config.name, routes, Limits::default());
-                set.named.insert(config.name.clone(), Arc::new(upstream));
+                set.named.insert(config.name.clone(), upstream);
             }
         }
         Ok(Self(Arc::new(set)))
@@ -236,12 +237,12 @@ impl Upstreams {
             return Ok(Arc::clone(upstream));
         }
         let config = pattern.config.for_name(name).ok_or_else(unknown)?;
-        let upstream = Arc::new(self.0.maker.make(
+        let upstream = self.0.maker.make(
             &config,
             &pattern.config.name,
             Arc::clone(&pattern.routes),
             pattern.limits.clone(),
-        ));
+        );
         // What is busy with the one that goes keeps it alive.
         wild.put(name.to_owned(), Arc::clone(&upstream));
         Ok(upstream)
@@ -267,17 +268,19 @@ impl Upstreams {
 }
 
 impl Maker {
-    fn make(&self, config: &UpstreamConfig, label: &str, routes: Arc<Routes>, limits: Limits) -> Upstream {
-        Upstream {
+    fn make(&self, config: &UpstreamConfig, label: &str, routes: Arc<Routes>, limits: Limits) -> Arc<Upstream> {
+        Arc::new_cyclic(|me| Upstream {
+            me: me.clone(),
             name: config.name.clone(),
             label: label.to_owned(),
             asked: self.asked.clone(),
-            endpoints: config.urls.iter().cloned().map(Endpoint::new).collect(),
+            endpoints: config.urls.iter().cloned().map(Endpoint::new).map(Arc::new).collect(),
             node: self.node.clone(),
             routes,
             token_servers: config.token_servers.clone(),
             tokens: Tokens::default(),
             verdicts: Verdicts::default(),
+            public: PublicManifests::default(),
             allowed_life: self.allowed_life.clone(),
             held: config.credentials.clone().map(Held::new),
             serves_site: config.serves_site,
@@ -288,7 +291,7 @@ impl Maker {
             via: self.via.clone(),
             lanes: Lanes::default(),
             limits,
-        }
+        })
     }
 }
 

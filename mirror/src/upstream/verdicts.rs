@@ -4,20 +4,23 @@
 //! A refusal is remembered briefly, so that many who ask at once cost upstream one request.
 
 use std::{
-    collections::HashMap,
     hash::Hash,
+    num::NonZeroUsize,
     sync::{Mutex, MutexGuard},
     time::{Duration, Instant},
 };
+
+use lru::LruCache;
 
 use crate::{Credential, PullError, caller::Fingerprint};
 
 /// How long 401, 403 and 404 are remembered.
 const REFUSED_LIFE: Duration = Duration::from_secs(10);
-/// So many at least are put in before those past their time are looked for.
-const PURGE_MIN: usize = 256;
-/// The most of each kind that is remembered.
-const VERDICTS_MAX: usize = 16 * 1024;
+/// The most rights that are remembered of one upstream: 10,000 nodes with six private repositories each.
+const ALLOWED_MAX: NonZeroUsize = NonZeroUsize::new(64 * 1024).expect("it is not zero");
+/// The most refusals, each with a challenge, and the most repositories with a credential that was accepted.
+const REFUSED_MAX: NonZeroUsize = NonZeroUsize::new(16 * 1024).expect("it is not zero");
+const ACCEPTED_MAX: NonZeroUsize = NonZeroUsize::new(16 * 1024).expect("it is not zero");
 
 /// For whom a verdict was given.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -34,12 +37,21 @@ pub(crate) enum Who {
 #[derive(Default)]
 pub(crate) struct Verdicts(Mutex<Table>);
 
-#[derive(Default)]
 struct Table {
     allowed: Timed<(Who, String), ()>,
     refused: Timed<(Who, String, Option<String>), PullError>,
     /// The credential that was accepted last, by repository: with it a download goes on whose own has expired.
     accepted: Timed<String, Credential>,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self {
+            allowed: Timed::new(ALLOWED_MAX),
+            refused: Timed::new(REFUSED_MAX),
+            accepted: Timed::new(ACCEPTED_MAX),
+        }
+    }
 }
 
 impl Verdicts {
@@ -53,13 +65,11 @@ impl Verdicts {
 
     /// What upstream has just refused: the repository, or this path of it.
     pub(crate) fn refusal(&self, who: &Who, repository: &str, path: &str, now: Instant) -> Option<PullError> {
-        let table = self.lock();
-        let of = |path: Option<&str>| (who.clone(), repository.to_owned(), path.map(str::to_owned));
-        table
-            .refused
-            .get(&of(None), REFUSED_LIFE, now)
-            .or_else(|| table.refused.get(&of(Some(path)), REFUSED_LIFE, now))
-            .cloned()
+        let mut table = self.lock();
+        [None, Some(path)].into_iter().find_map(|path| {
+            let key = (who.clone(), repository.to_owned(), path.map(str::to_owned));
+            table.refused.get(&key, REFUSED_LIFE, now).cloned()
+        })
     }
 
     /// The credential that was accepted last for the repository, within `life`.
@@ -109,46 +119,37 @@ impl Verdicts {
     }
 }
 
-/// Values that count for a while. How long is said by who asks: it may be another time than when they were put in.
-struct Timed<K, V> {
+/// Values that count for a while, so many at the most: the least recently used goes first. How long they count is said by who asks:
+/// it may be another time than when they were put in.
+struct Timed<K: Eq + Hash, V> {
     /// Each with when it was put in.
-    values: HashMap<K, (V, Instant)>,
-    /// How many more may be put in before those past their time are taken out.
-    puts_left: usize,
-}
-
-impl<K, V> Default for Timed<K, V> {
-    fn default() -> Self {
-        Self {
-            values: HashMap::new(),
-            puts_left: PURGE_MIN,
-        }
-    }
+    values: LruCache<K, (V, Instant)>,
 }
 
 impl<K: Eq + Hash, V> Timed<K, V> {
-    fn get(&self, key: &K, life: Duration, now: Instant) -> Option<&V> {
+    fn new(max: NonZeroUsize) -> Self {
+        Self {
+            values: LruCache::sparse(max),
+        }
+    }
+
+    fn get(&mut self, key: &K, life: Duration, now: Instant) -> Option<&V> {
         self.values
             .get(key)
-            .filter(|(_, since)| now.duration_since(*since) < life)
+            .filter(|(_, since)| now.saturating_duration_since(*since) < life)
             .map(|(value, _)| value)
     }
 
     fn put(&mut self, key: K, value: V, life: Duration, now: Instant) {
-        // As many as were still good the last time, so that the work stays in proportion.
-        self.puts_left = self.puts_left.saturating_sub(1);
-        if self.puts_left == 0 {
-            self.values.retain(|_, (_, since)| now.duration_since(*since) < life);
-            self.puts_left = self.values.len().max(PURGE_MIN);
+        let is_over = |(_, (_, since)): (&K, &(V, Instant))| now.saturating_duration_since(*since) >= life;
+        while self.values.peek_lru().is_some_and(is_over) {
+            self.values.pop_lru();
         }
-        if self.values.len() >= VERDICTS_MAX {
-            self.values.clear();
-        }
-        self.values.insert(key, (value, now));
+        self.values.put(key, (value, now));
     }
 
     fn forget(&mut self, key: &K) {
-        self.values.remove(key);
+        self.values.pop(key);
     }
 }
 
@@ -227,12 +228,38 @@ mod tests {
 
     #[test]
     fn what_is_past_its_time_takes_no_room() {
-        let (mut timed, mut now) = (Timed::default(), Instant::now());
+        let (mut timed, mut now) = (Timed::new(ALLOWED_MAX), Instant::now());
         for number in 0..100_000 {
             now += Duration::from_millis(1);
             timed.put(number, (), Duration::from_millis(100), now);
         }
-        assert!(timed.values.len() <= 2 * PURGE_MIN, "{}", timed.values.len());
+        assert!(timed.values.len() <= 100, "{}", timed.values.len());
+    }
+
+    #[test]
+    fn ten_thousand_nodes_keep_their_rights_in_several_repositories_and_a_full_table_forgets_one() {
+        let (verdicts, now) = (Verdicts::default(), Instant::now());
+        let holder = |node: usize| {
+            let mut fingerprint = [0; 32];
+            fingerprint[..8].copy_from_slice(&node.to_le_bytes());
+            Who::Holder(fingerprint)
+        };
+        let names: Vec<_> = (0..6).map(|repository| format!("private/{repository}")).collect();
+        for (node, name) in (0..10_000).flat_map(|node| names.iter().map(move |name| (node, name))) {
+            verdicts.allowed(&holder(node), name, None, ALLOWED_LIFE, now);
+        }
+        let allowed = |node: usize| {
+            names
+                .iter()
+                .all(|name| verdicts.allow(&holder(node), name, ALLOWED_LIFE, now))
+        };
+        assert!((0..10_000).all(allowed));
+        for node in 10_000..2 * ALLOWED_MAX.get() {
+            verdicts.allowed(&holder(node), "a", None, ALLOWED_LIFE, now);
+            // Who goes on pulling is not forgotten, however many others come.
+            assert!(verdicts.allow(&holder(0), &names[0], ALLOWED_LIFE, now));
+        }
+        assert_eq!(verdicts.lock().allowed.values.len(), ALLOWED_MAX.get());
     }
 
     #[test]

@@ -22,6 +22,7 @@ use std::{
 };
 
 use piecemeal_proto::{Digest, FillId, NodeId, PieceMap};
+use ring::hmac;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior};
 
 pub(crate) use blobs::BlobRow;
@@ -61,6 +62,8 @@ pub(crate) struct Index {
     connection: Mutex<Connection>,
     /// SQLite's write-ahead log.
     log: PathBuf,
+    /// What credentials are hashed with before they are written down.
+    credential_key: hmac::Key,
 }
 
 impl Index {
@@ -68,11 +71,13 @@ impl Index {
     pub(crate) fn open(path: &Path) -> Result<Self, OpenIndexError> {
         let mut connection = Connection::open(path)?;
         schema::prepare(&mut connection)?;
+        let key: Vec<u8> = connection.query_row("SELECT key FROM credential_key WHERE id = 1", [], |row| row.get(0))?;
         let mut log = path.as_os_str().to_owned();
         log.push("-wal");
         Ok(Self {
             connection: Mutex::new(connection),
             log: log.into(),
+            credential_key: hmac::Key::new(hmac::HMAC_SHA256, &key),
         })
     }
 

@@ -21,6 +21,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/0001_initial.sql"),
     include_str!("../../migrations/0002_verified.sql"),
     include_str!("../../migrations/0003_signature.sql"),
+    include_str!("../../migrations/0004_rights.sql"),
 ];
 
 /// Why the index could not be opened.

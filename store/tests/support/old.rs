@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use piecemeal_proto::Digest;
-use piecemeal_store::{Holder, Repository, Store};
+use piecemeal_store::{Repository, Store};
 use rusqlite::Connection;
 
 use super::{Content, DAY};
@@ -125,5 +125,5 @@ pub(crate) async fn check_names(store: &Store) {
     assert_eq!(manifest.bytes, bytes);
     assert_eq!(store.tag(&at, "latest").await.unwrap().unwrap().digest, digest);
     assert!(store.has_source(&at, &contents()[0].digest).await.unwrap());
-    assert!(store.right_age(&at, Holder::Anybody).await.unwrap().unwrap() < DAY);
+    assert!(store.public_right(&at).await.unwrap().unwrap() < DAY);
 }

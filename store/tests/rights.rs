@@ -1,0 +1,181 @@
+//! Rights by node and credential: who is remembered, what a refusal takes, and what is on the disk of it.
+
+#![expect(clippy::unwrap_used, reason = "a story that cannot go on fails")]
+
+mod support;
+
+use std::{fs, path::Path, time::Duration};
+
+use piecemeal_proto::NodeId;
+use piecemeal_store::{Holder, NodeRight, Repository, Shown, Store};
+use support::{FakeClock, HOUR, config, env, old, open};
+
+const NODE: NodeId = NodeId([1; 16]);
+const OTHER: NodeId = NodeId([2; 16]);
+const ALICE: Shown = Shown::Client([0xa1; 32]);
+const BOB: Shown = Shown::Client([0xb0; 32]);
+
+fn repository(name: &str) -> Repository {
+    Repository {
+        upstream: "a.test".to_owned(),
+        name: name.to_owned(),
+    }
+}
+
+async fn served(store: &Store, name: &str, shown: Shown) {
+    store
+        .record_right(&repository(name), Holder::Node(NODE, shown))
+        .await
+        .unwrap();
+}
+
+async fn refused(store: &Store, name: &str, shown: Shown) {
+    store
+        .record_refusal(&repository(name), Holder::Node(NODE, shown))
+        .await
+        .unwrap();
+}
+
+async fn right(store: &Store, node: NodeId, name: &str, shown: Option<Shown>) -> NodeRight {
+    store.node_right(&repository(name), node, shown).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_refusal_takes_what_that_credential_of_that_node_had_earned_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), &FakeClock::new());
+    served(&store, "app", ALICE).await;
+    served(&store, "app", BOB).await;
+    refused(&store, "app", BOB).await;
+
+    let now = Some(Duration::ZERO);
+    let alice = right(&store, NODE, "app", Some(ALICE)).await;
+    assert_eq!((alice.by_this, alice.by_any, alice.is_known), (now, now, true));
+    let bob = right(&store, NODE, "app", Some(BOB)).await;
+    assert_eq!((bob.by_this, bob.by_any, bob.is_known), (None, now, true));
+    let stranger = right(&store, NODE, "app", Some(Shown::Client([3; 32]))).await;
+    assert_eq!((stranger.by_this, stranger.is_known), (None, false));
+    assert_eq!(right(&store, NODE, "app", None).await.by_any, now);
+    assert_eq!(right(&store, OTHER, "app", Some(ALICE)).await, NodeRight::default());
+    let elsewhere = right(&store, NODE, "other", Some(ALICE)).await;
+    assert_eq!((elsewhere.by_any, elsewhere.is_known), (None, true));
+
+    // What is served again has a right again; with nothing left, the node has none.
+    served(&store, "app", BOB).await;
+    assert_eq!(right(&store, NODE, "app", Some(BOB)).await.by_this, now);
+    for shown in [ALICE, BOB] {
+        refused(&store, "app", shown).await;
+    }
+    assert_eq!(right(&store, NODE, "app", None).await, NodeRight::default());
+}
+
+#[tokio::test]
+async fn a_refusal_is_known_although_it_came_before_any_right() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), &FakeClock::new());
+    refused(&store, "app", BOB).await;
+    served(&store, "app", ALICE).await;
+    assert!(right(&store, NODE, "app", Some(BOB)).await.is_known);
+}
+
+#[tokio::test]
+async fn what_everybody_may_have_is_a_right_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let (clock, at) = (FakeClock::new(), repository("app"));
+    let store = open(dir.path(), &clock);
+    store.record_right(&at, Holder::Anybody).await.unwrap();
+    clock.advance(HOUR);
+    assert_eq!(store.public_right(&at).await.unwrap(), Some(HOUR));
+    refused(&store, "app", ALICE).await;
+    assert!(store.public_right(&at).await.unwrap().is_some());
+    store.record_refusal(&at, Holder::Anybody).await.unwrap();
+    assert_eq!(store.public_right(&at).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_node_has_a_few_credentials_in_a_repository_and_the_oldest_goes_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = FakeClock::new();
+    let store = open(dir.path(), &clock);
+    let shown = |number: u8| Shown::Client([number; 32]);
+    served(&store, "quiet", ALICE).await;
+    for number in 0..100 {
+        clock.advance(Duration::from_secs(1));
+        served(&store, "app", shown(number)).await;
+        refused(&store, "refused", shown(number)).await;
+    }
+    assert!(right(&store, NODE, "app", Some(shown(99))).await.by_this.is_some());
+    assert!(right(&store, NODE, "app", Some(shown(90))).await.by_this.is_none());
+    assert!(right(&store, NODE, "quiet", Some(ALICE)).await.by_this.is_some());
+    let index = rusqlite::Connection::open(dir.path().join("store/index.db")).unwrap();
+    for (table, rows) in [("rights", 8 + 1), ("refusals", 8)] {
+        let count: i64 = index
+            .query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(count, rows, "{table}");
+    }
+}
+
+#[tokio::test]
+async fn no_credential_is_on_the_disk_and_two_stores_write_different_hashes() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let mut rows = Vec::new();
+    for dir in &dirs {
+        let store = open(dir.path(), &FakeClock::new());
+        served(&store, "app", ALICE).await;
+        refused(&store, "app", BOB).await;
+        store.close().await;
+        drop(store);
+        for file in fs::read_dir(dir.path().join("store")).unwrap() {
+            let bytes = fs::read(file.unwrap().path()).unwrap_or_default();
+            assert!(
+                !bytes
+                    .windows(32)
+                    .any(|window| window == [0xa1; 32] || window == [0xb0; 32])
+            );
+        }
+        let index = rusqlite::Connection::open(dir.path().join("store/index.db")).unwrap();
+        let row: Vec<u8> = index
+            .query_row("SELECT credential FROM rights", [], |row| row.get(0))
+            .unwrap();
+        rows.push(row);
+    }
+    assert_ne!(rows[0], rows[1]);
+    // The same store knows the credential again after a restart.
+    let store = open(dirs[0].path(), &FakeClock::new());
+    assert!(right(&store, NODE, "app", Some(ALICE)).await.by_this.is_some());
+}
+
+#[tokio::test]
+async fn a_right_that_an_earlier_version_kept_by_node_is_one_by_an_unknown_credential() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = old::repository();
+    prepare_old(dir.path(), &at);
+    let store = Store::open(
+        config(dir.path()),
+        env(&FakeClock::new(), std::sync::Arc::new(piecemeal_store::DiskFiles)),
+    )
+    .unwrap();
+    let right = async |shown| store.node_right(&at, NODE, shown).await.unwrap();
+    for shown in [None, Some(ALICE), Some(Shown::Site)] {
+        let right = right(shown).await;
+        assert!(right.by_any.is_some() && right.by_this.is_none() && !right.is_known);
+    }
+    // It was another credential's, as far as anything is known.
+    store.record_refusal(&at, Holder::Node(NODE, BOB)).await.unwrap();
+    assert!(right(None).await.by_any.is_some());
+    assert!(store.public_right(&at).await.unwrap().is_some());
+}
+
+fn prepare_old(dir: &Path, at: &Repository) {
+    let store = dir.join("store");
+    fs::create_dir(&store).unwrap();
+    old::make_index(&store, 1, old::Left::Closed);
+    let index = rusqlite::Connection::open(store.join("index.db")).unwrap();
+    index
+        .execute(
+            "INSERT INTO rights VALUES (?1, ?2, ?3, 110000)",
+            (&at.upstream, &at.name, &NODE.0[..]),
+        )
+        .unwrap();
+}

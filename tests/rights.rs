@@ -1,0 +1,419 @@
+//! What one caller's request runs into decides over no right, and what one credential comes to over no other's.
+
+mod support;
+
+use std::{
+    collections::BTreeSet,
+    net::{SocketAddr, SocketAddrV4},
+    sync::{Arc, Mutex, MutexGuard},
+    thread,
+    time::{Duration, Instant},
+};
+
+use support::{
+    Behaviour, Cluster, ClusterOptions, FakeUpstream, HOST, Image, ORIGIN_IP, RecordedRequest, Reply, Request,
+    Response, Site, basic,
+};
+
+const PEER: &str = "127.0.0.1:65001";
+const MIRROR: &str = "10.88.0.2:65011";
+const FAKE: SocketAddrV4 = SocketAddrV4::new(ORIGIN_IP, 5001);
+/// Longer than a front door takes.
+const LARGE: usize = 8 * 1024;
+const LATE: Duration = Duration::from_secs(6);
+/// Longer than a refusal is remembered, and the answer to whether upstream is there.
+const REMEMBERED: Duration = Duration::from_secs(11);
+
+/// What the registry does now.
+#[derive(Default)]
+struct Mood {
+    /// Those that may pull what is below `private/`.
+    accepted: BTreeSet<String>,
+    /// Requests that show no credential get 429; or all of them do.
+    limits_anybody: bool,
+    limits_everybody: bool,
+    /// What the front door says to a large credential.
+    too_large: u16,
+    /// All but `/v2/` is answered with this.
+    broken: Option<u16>,
+}
+
+fn answer(mood: &Mood, request: &RecordedRequest) -> Option<Reply> {
+    let path = request.target.split('?').next().unwrap_or_default();
+    let credential = request.headers.get("authorization");
+    let told = |status| Some(Reply::short(status, "application/json", "{}"));
+    if credential.is_some_and(|credential| credential.len() > LARGE) {
+        return told(mood.too_large);
+    }
+    if path == "/v2/" {
+        return None;
+    }
+    if let Some(status) = mood.broken {
+        return told(status);
+    }
+    if path.len() > 500 {
+        return told(414);
+    }
+    if mood.limits_everybody || (mood.limits_anybody && credential.is_none()) {
+        return told(429).map(|reply| reply.header("Retry-After", "1".to_owned()));
+    }
+    if path.starts_with("/v2/private/") && !credential.is_some_and(|shown| mood.accepted.contains(shown)) {
+        let challenge = r#"Basic realm="fake""#.to_owned();
+        return told(401).map(|reply| reply.header("WWW-Authenticate", challenge));
+    }
+    if path.ends_with("/slow/tags/list") {
+        return Some(Reply::short(200, "application/json", r#"{"tags":["v1"]}"#).late(LATE));
+    }
+    if path.contains("/failing/") {
+        return told(500);
+    }
+    if path.contains("/slow/") {
+        return Some(Reply::short(404, "application/json", "{}").late(LATE));
+    }
+    if path.contains("/led/") {
+        let nowhere = "http://10.99.0.77:9/x".to_owned();
+        return told(307).map(|reply| reply.header("Location", nowhere));
+    }
+    None
+}
+
+struct Story {
+    cluster: Cluster,
+    upstream: FakeUpstream,
+    mood: Arc<Mutex<Mood>>,
+    private: Image,
+    public: Image,
+}
+
+impl Story {
+    fn new(args: &[&str]) -> Self {
+        let args: Vec<_> = args.iter().map(|&arg| arg.to_owned()).collect();
+        let change = |options: &mut ClusterOptions| {
+            let upstream = vec![format!("{HOST}=http://{FAKE}")];
+            options.mirror.upstreams.clone_from(&upstream);
+            options.peer.upstreams = upstream;
+            for all in [&mut options.mirror.extra_args, &mut options.peer.extra_args] {
+                all.extend(["--allow-plain-credentials", "true"].map(str::to_owned));
+                all.extend(args.clone());
+            }
+            options.mirror.extra_args.extend(["--tag-ttl", "0s"].map(str::to_owned));
+        };
+        let cluster = Cluster::cold_with(Site::builder().nodes(1).wan_mbit(200).lan_mbit(400), change);
+        let private = Image::new("private/app", "v1").layer_bytes(&[300_000]);
+        let public = Image::new("library/app", "v1").seed(2).layer_bytes(&[200_000]);
+        let upstream = FakeUpstream::start(cluster.site.origin(), FAKE, &private);
+        upstream.add_image(&public);
+        let mood = Arc::new(Mutex::new(Mood {
+            accepted: [alice(), bob()].into(),
+            too_large: 400,
+            ..Mood::default()
+        }));
+        let told = Arc::clone(&mood);
+        upstream.rule(move |request| answer(&told.lock().expect("no test fails in here"), request));
+        Self {
+            cluster,
+            upstream,
+            mood,
+            private,
+            public,
+        }
+    }
+
+    fn mood(&self) -> MutexGuard<'_, Mood> {
+        self.mood.lock().expect("no test fails in here")
+    }
+
+    fn ask(&self, port: &str, path: &str, credential: Option<&str>) -> Response {
+        let port: SocketAddr = port.parse().expect("an address");
+        let request = Request::get(port, &format!("/v2/{path}?ns={HOST}")).patience(Duration::from_secs(30));
+        let request = credential
+            .iter()
+            .fold(request, |request, value| request.header("Authorization", value));
+        request.send_from(self.cluster.site.node(0)).expect("an answer")
+    }
+
+    fn statuses(&self, port: &str, image: &Image, credential: Option<&str>) -> Vec<u16> {
+        let mut paths = vec![
+            format!("manifests/{}", image.tag()),
+            format!("manifests/{}", image.digest()),
+        ];
+        paths.extend(image.blobs().map(|blob| format!("blobs/{}", blob.digest)));
+        let ask = |path: String| self.ask(port, &format!("{}/{path}", image.repository()), credential);
+        paths.into_iter().map(|path| ask(path).status).collect()
+    }
+
+    fn has_all(&self, port: &str, image: &Image, credential: Option<&str>, when: &str) {
+        let statuses = self.statuses(port, image, credential);
+        assert!(
+            statuses.iter().all(|status| *status == 200),
+            "{when}: {port} {statuses:?}"
+        );
+    }
+
+    fn has_nothing(&self, port: &str, credential: Option<&str>, when: &str) {
+        let statuses = self.statuses(port, &self.private, credential);
+        assert!(
+            statuses.iter().all(|status| *status != 200),
+            "{when}: {port} {statuses:?}"
+        );
+    }
+
+    /// While a stranger waits for the answer to a request of its own.
+    fn while_asked_for<T>(&self, path: &str, work: impl FnOnce() -> T) -> T {
+        thread::scope(|scope| {
+            scope.spawn(|| self.ask(MIRROR, path, None));
+            thread::sleep(Duration::from_millis(2600));
+            work()
+        })
+    }
+}
+
+fn alice() -> String {
+    basic("alice", "right")
+}
+
+fn bob() -> String {
+    basic("bob", "right too")
+}
+
+fn mallory() -> String {
+    basic("mallory", "guess")
+}
+
+fn oversized() -> String {
+    basic("mallory", &"x".repeat(LARGE))
+}
+
+/// Each of them made a private image anybody's for `offline_grace`.
+#[test]
+fn no_request_of_a_callers_brings_about_the_outage_that_would_excuse_it() {
+    let story = Story::new(&["--verdict-ttl", "1s"]);
+    story.has_all(PEER, &story.public, None, "cold");
+    story.has_all(PEER, &story.private, Some(&alice()), "cold");
+    thread::sleep(Duration::from_millis(1100));
+    for revoked in [false, true] {
+        if revoked {
+            story.mood().accepted.clear();
+            thread::sleep(Duration::from_millis(1100));
+        }
+        let alice = alice();
+        let callers = [None, Some(mallory()), Some(alice).filter(|_| revoked)];
+        let have_nothing = |when: &str| {
+            for port in [PEER, MIRROR] {
+                callers
+                    .iter()
+                    .for_each(|caller| story.has_nothing(port, caller.as_deref(), when));
+            }
+        };
+        have_nothing("nothing happens");
+        for status in [400, 413, 431, 500, 503] {
+            story.mood().too_large = status;
+            for port in [PEER, MIRROR] {
+                story.has_nothing(
+                    port,
+                    Some(&oversized()),
+                    &format!("a large credential, answered {status}"),
+                );
+            }
+        }
+        story.mood().limits_anybody = true;
+        assert_eq!(story.ask(PEER, "library/other/manifests/v1", None).status, 429);
+        have_nothing("an anonymous limit is used up");
+        story.mood().limits_anybody = false;
+        for path in ["library/slow/tags/list", "library/slow/manifests/v1"] {
+            story.while_asked_for(path, || have_nothing(path));
+        }
+        for path in ["library/failing/manifests/v1", "library/led/manifests/v1"] {
+            assert_ne!(story.ask(MIRROR, path, None).status, 200);
+            have_nothing(path);
+        }
+        let long = format!("library/app/manifests/sha256:{}/{}", "a".repeat(64), "x/".repeat(250));
+        story.ask(MIRROR, &long, None);
+        have_nothing("a path that is too long");
+    }
+}
+
+#[test]
+fn a_4xx_to_a_callers_request_is_that_callers_and_says_what_the_registry_said() {
+    let story = Story::new(&[]);
+    for port in [PEER, MIRROR] {
+        for status in [400, 413, 431] {
+            story.mood().too_large = status;
+            let refused = story.ask(port, "library/app/manifests/v1", Some(&oversized()));
+            assert_eq!(refused.status, status, "{port}: {}", refused.text());
+            assert!(refused.text().contains(HOST), "{}", refused.text());
+            assert!(!refused.text().contains("xxxx"), "no credential in an answer");
+            story.has_all(port, &story.public, None, "for others");
+        }
+    }
+}
+
+#[test]
+fn while_upstream_is_lost_a_credential_has_what_it_earned_and_a_refused_one_nothing() {
+    let mut story = Story::new(&["--verdict-ttl", "1s"]);
+    story.has_nothing(PEER, Some(&mallory()), "before anything is here");
+    story.has_all(PEER, &story.private, Some(&alice()), "cold");
+    story.has_all(PEER, &story.private, Some(&bob()), "cold");
+    story.has_nothing(PEER, Some(&mallory()), "a wrong password on the same node");
+    story.has_nothing(PEER, None, "a client that shows nothing yet");
+    story.mood().accepted.remove(&bob());
+    thread::sleep(Duration::from_millis(1100));
+    story.has_nothing(PEER, Some(&bob()), "revoked");
+
+    story.cluster.site.block_wan();
+    thread::sleep(REMEMBERED);
+    let offline = |story: &Story, when: &str| {
+        story.has_all(PEER, &story.private, Some(&alice()), when);
+        story.has_all(PEER, &story.private, None, when);
+        story.has_all(PEER, &story.private, Some("Bearer new"), when);
+        story.has_nothing(PEER, Some(&mallory()), when);
+        story.has_nothing(PEER, Some(&bob()), when);
+    };
+    offline(&story, "the WAN is cut");
+    story.has_nothing(MIRROR, None, "the WAN is cut, and the caller is no node");
+    story.has_nothing(MIRROR, Some(&alice()), "the WAN is cut, and the caller is no node");
+    story.cluster.mirror.kill();
+    thread::sleep(Duration::from_millis(1100));
+    offline(&story, "the mirror is lost too");
+    story.cluster.site.unblock_wan();
+}
+
+#[test]
+fn when_all_credentials_of_a_node_were_refused_it_has_nothing_while_upstream_is_lost() {
+    let story = Story::new(&["--verdict-ttl", "1s"]);
+    story.has_all(PEER, &story.private, Some(&alice()), "cold");
+    story.mood().accepted.clear();
+    thread::sleep(Duration::from_millis(1100));
+    story.has_nothing(PEER, Some(&alice()), "revoked");
+    story.cluster.site.block_wan();
+    thread::sleep(REMEMBERED);
+    for credential in [None, Some(&*alice()), Some("Bearer new")] {
+        story.has_nothing(PEER, credential, "the WAN is cut");
+    }
+    story.cluster.site.unblock_wan();
+}
+
+#[test]
+fn what_a_node_was_served_while_upstream_was_lost_is_not_public_afterwards() {
+    let story = Story::new(&["--verdict-ttl", "1s"]);
+    story.has_all(PEER, &story.private, Some(&alice()), "cold");
+    story.cluster.site.block_wan();
+    thread::sleep(Duration::from_millis(1100));
+    story.has_all(PEER, &story.private, None, "the WAN is cut");
+    story.cluster.site.unblock_wan();
+    story.mood().limits_everybody = true;
+    thread::sleep(REMEMBERED);
+    for credential in [None, Some(mallory()), Some(alice())] {
+        story.has_nothing(PEER, credential.as_deref(), "the WAN is back, and the registry limits");
+    }
+}
+
+#[test]
+fn under_a_limit_what_is_public_or_covered_by_a_live_right_is_served_and_others_hear_of_the_limit() {
+    let story = Story::new(&[]);
+    story.has_all(PEER, &story.public, None, "cold");
+    story.has_all(PEER, &story.private, Some(&alice()), "cold");
+    story.mood().limits_everybody = true;
+    for port in [PEER, MIRROR] {
+        for (image, credential) in [(&story.public, None), (&story.private, Some(alice()))] {
+            let path = format!("{}/manifests/v1", image.repository());
+            let stale = story.ask(port, &path, credential.as_deref());
+            assert_eq!(stale.status, 200, "{port} {path}: {}", stale.text());
+            let warning = stale.headers.get("warning").unwrap_or_default();
+            assert!(warning.starts_with("299 - \"stale"), "{port} {path}: {warning}");
+            story.has_all(port, image, credential.as_deref(), "limited");
+        }
+        for credential in [None, Some(bob()), Some(mallory())] {
+            let statuses = story.statuses(port, &story.private, credential.as_deref());
+            assert!(statuses.iter().all(|status| *status == 429), "{port} {statuses:?}");
+        }
+    }
+}
+
+#[test]
+fn a_registry_that_fails_behind_its_front_door_is_lost_and_one_repository_that_fails_is_not_the_registry() {
+    let story = Story::new(&["--verdict-ttl", "1s"]);
+    let other = Image::new("library/other", "v1").seed(3).layer_bytes(&[1000]);
+    story.upstream.add_image(&other);
+    for image in [&story.public, &other] {
+        story.has_all(PEER, image, None, "cold");
+    }
+    story.has_all(PEER, &story.private, Some(&alice()), "cold");
+    thread::sleep(Duration::from_millis(1100));
+    for digest in [other.digest(), story.private.digest()] {
+        story.upstream.behave(digest, Behaviour::Status(503));
+    }
+    story.has_nothing(PEER, None, "two repositories fail");
+    let alice = alice();
+    let by_tag = story.ask(PEER, "private/app/manifests/v1", Some(&alice));
+    assert_eq!(by_tag.status, 503, "{}", by_tag.text());
+    thread::sleep(REMEMBERED);
+    story.mood().broken = Some(503);
+    story.has_all(PEER, &story.private, Some(&alice), "all of them fail");
+    story.has_all(PEER, &story.private, None, "all of them fail");
+    story.has_nothing(MIRROR, None, "all of them fail");
+}
+
+#[test]
+fn slow_lists_and_slow_items_close_a_registry_for_no_caller() {
+    let story = Story::new(&[]);
+    let fresh: Vec<_> = (0..20)
+        .map(|number| {
+            Image::new("library/fresh", &format!("v{number}"))
+                .seed(100 + number)
+                .layer_bytes(&[100])
+        })
+        .collect();
+    fresh.iter().for_each(|image| story.upstream.add_image(image));
+    thread::scope(|scope| {
+        for path in [
+            "library/slow/tags/list",
+            "library/slow/manifests/v1",
+            "library/slow/manifests/v2",
+        ] {
+            for port in [PEER, MIRROR] {
+                let story = &story;
+                scope.spawn(move || story.ask(port, path, None));
+            }
+        }
+        thread::sleep(Duration::from_secs(1));
+        for image in &fresh {
+            let asked = Instant::now();
+            let path = format!("library/fresh/manifests/{}", image.tag());
+            let response = story.ask(PEER, &path, None);
+            assert_eq!(response.status, 200, "{path}: {}", response.text());
+            assert!(
+                asked.elapsed() < Duration::from_secs(1),
+                "{path}: {:?}",
+                asked.elapsed()
+            );
+            thread::sleep(Duration::from_millis(200));
+        }
+    });
+    let questions = story.upstream.recorded();
+    let questions = questions.iter().filter(|request| request.target == "/v2/").count();
+    assert!(
+        questions <= 4,
+        "{questions} questions in six seconds, and one at the start"
+    );
+}
+
+#[test]
+fn an_outage_costs_no_caller_more_than_the_first_and_a_healthy_registry_is_asked_nothing() {
+    let story = Story::new(&["--verdict-ttl", "1s"]);
+    story.has_all(PEER, &story.private, Some(&alice()), "cold");
+    let at_start = |request: &&RecordedRequest| request.target == "/v2/";
+    assert!(story.upstream.recorded().iter().filter(at_start).count() <= 1);
+    thread::sleep(Duration::from_millis(1100));
+    story.upstream.move_away(Duration::from_secs(60));
+    for number in 0..12 {
+        let asked = Instant::now();
+        let response = story.ask(PEER, "private/app/manifests/v1", Some(&alice()));
+        assert_eq!(response.status, 200, "{number}: {}", response.text());
+        let took = asked.elapsed();
+        let most = if number == 0 { 6000 } else { 3000 };
+        println!("{number}: {took:?}");
+        assert!(took < Duration::from_millis(most), "{number}: {took:?}");
+        thread::sleep(Duration::from_millis(300));
+    }
+}
