@@ -27,6 +27,9 @@ pub enum PullError {
         status: u16,
         challenge: Option<String>,
     },
+    /// Upstream refuses the request as this caller has made it, as one with too long a credential: another 4xx.
+    #[error("{upstream} answered {status}")]
+    Refused { upstream: String, status: u16 },
     /// The caller's credential may not be sent on from here. 403.
     #[error("{0}")]
     Withheld(String),
@@ -63,9 +66,16 @@ impl PullError {
                 | Self::UnknownUpstream(_)
                 | Self::Unknown(_)
                 | Self::Denied { .. }
+                | Self::Refused { .. }
                 | Self::Withheld(_)
                 | Self::Loop(_)
         )
+    }
+
+    /// Whether it is said of the caller and its right alone: another caller may be answered otherwise. That something does not
+    /// exist is: registries hide so what a caller may not see.
+    pub fn is_refusal(&self) -> bool {
+        self.is_verdict() || matches!(self, Self::TooManyRequests { .. })
     }
 
     /// Whether the source gave no answer at all: it is not there, and another may be asked for the same.

@@ -206,6 +206,10 @@ fn refusal(
         StatusCode::MISDIRECTED_REQUEST => PullError::Loop(said()),
         StatusCode::TOO_MANY_REQUESTS => PullError::TooManyRequests { upstream, retry_after },
         StatusCode::SERVICE_UNAVAILABLE => PullError::Unavailable(said()),
+        status if status.is_client_error() => PullError::Refused {
+            upstream,
+            status: status.as_u16(),
+        },
         _ => PullError::BadGateway(said()),
     }
 }

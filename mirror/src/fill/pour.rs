@@ -19,7 +19,8 @@ use super::{
     plan::{Pace, Plan},
 };
 use crate::{
-    BlobAnswer, PullError,
+    BlobAnswer, PullError, Right,
+    callers::Callers,
     upstream::{Seat, WIDTH_MAX},
 };
 
@@ -36,6 +37,7 @@ const LOOK_AROUND: Duration = Duration::from_millis(100);
 /// A fill while it pours in.
 pub(super) struct Pour<'a> {
     way: Way<'a>,
+    callers: Option<&'a Callers>,
     plan: Plan,
     seat: Seat<'a>,
     lanes: FuturesUnordered<Pin<Box<dyn Future<Output = Step> + Send + 'a>>>,
@@ -44,13 +46,20 @@ pub(super) struct Pour<'a> {
     /// One of those carries all that is missing: upstream knows no ranges.
     whole: bool,
     patience: Patience,
+    /// Upstream has answered.
+    began: bool,
     /// When somebody was last seen reading.
     read_at: Instant,
 }
 
 /// What a connection has come to.
 enum Step {
-    Answered(Lane, Result<BlobAnswer, PullError>),
+    Answered {
+        lane: Lane,
+        /// What it was asked with.
+        right: Arc<Right>,
+        answer: Result<BlobAnswer, PullError>,
+    },
     Ended {
         segment: Range<u64>,
         result: Result<(), PullError>,
@@ -62,7 +71,11 @@ impl<'a> Pour<'a> {
     /// Of what is missing of `within`. `patience`: how long upstream may send nothing new.
     pub(super) fn new(
         blobs: &'a UpstreamBlobs,
-        Whence { upstream, caller, at }: Whence<'a>,
+        Whence {
+            upstream,
+            right,
+            callers,
+        }: Whence<'a>,
         filling: &'a Filling,
         within: &Range<u64>,
         patience: Duration,
@@ -72,22 +85,23 @@ impl<'a> Pour<'a> {
                 ending: Arc::default(),
                 blobs,
                 upstream,
-                caller,
-                at,
+                right: Arc::new(right.clone()),
                 filling,
                 served: Arc::default(),
             },
+            callers,
             plan: Plan::new(filling.map(), &filling.landed(), within),
-            seat: upstream.lanes().enter(at, missing_bytes(filling)),
+            seat: upstream.lanes().enter(&right.at, missing_bytes(filling)),
             lanes: FuturesUnordered::new(),
             receiving: 0,
             whole: false,
             patience: Patience::new(patience),
+            began: false,
             read_at: Instant::now(),
         }
     }
 
-    /// Until upstream has answered for the first time.
+    /// Until upstream has answered this right for the first time.
     ///
     /// # Errors
     /// The first answer, when it is none to go on with.
@@ -146,7 +160,7 @@ impl<'a> Pour<'a> {
             let hopeless = error.is_verdict() || matches!(error, PullError::Store(_));
             if hopeless || self.patience.is_over() {
                 let digest = self.way.filling.digest();
-                warn!(blob.digest = %digest, upstream = self.way.at.upstream, %error, "the fill of {digest} stops: {error}");
+                warn!(blob.digest = %digest, upstream = self.way.right.at.upstream, %error, "the fill of {digest} stops: {error}");
                 return Err(error);
             }
             self.patience.rest();
@@ -181,12 +195,14 @@ impl<'a> Pour<'a> {
             let (lane, way) = (Lane::new(filling, segment).await, self.way.clone());
             self.lanes.push(Box::pin(async move {
                 let answer = lane.request(&way).await;
-                Step::Answered(lane, answer)
+                let right = way.right;
+                Step::Answered { lane, right, answer }
             }));
         }
     }
 
     fn receive(&mut self, lane: Lane, body: Body) {
+        self.began = true;
         self.receiving += 1;
         let way = self.way.clone();
         self.lanes.push(Box::pin(async move {
@@ -201,11 +217,20 @@ impl<'a> Pour<'a> {
 
     fn take(&mut self, step: Step) -> Result<(), PullError> {
         match step {
-            Step::Answered(lane, Ok(answer)) => self.answered(lane, answer),
-            Step::Answered(lane, Err(error)) => {
+            Step::Answered {
+                lane, answer: Ok(answer), ..
+            } => self.answered(lane, answer),
+            Step::Answered {
+                lane,
+                right,
+                answer: Err(error),
+            } => {
                 self.plan.give_back(&lane.bytes, &self.way.filling.landed());
                 if matches!(error, PullError::TooManyRequests { .. }) {
                     self.way.upstream.lanes().calm_down();
+                }
+                if error.is_verdict() && self.goes_on_without(&right, &error) {
+                    return Ok(());
                 }
                 return Err(error);
             }
@@ -228,6 +253,27 @@ impl<'a> Pour<'a> {
         Ok(())
     }
 
+    /// Upstream refuses a right that it has accepted before, while others' bodies come: the next caller's is used. A caller of
+    /// another upstream is none to go on with here.
+    fn goes_on_without(&mut self, right: &Arc<Right>, error: &PullError) -> bool {
+        if !Arc::ptr_eq(right, &self.way.right) {
+            return true;
+        }
+        let Some(callers) = self.callers.filter(|_| self.began) else {
+            return false;
+        };
+        let Ok(next) = callers.refused(right, error) else {
+            return false;
+        };
+        if next.at.upstream != right.at.upstream {
+            return false;
+        }
+        debug!(blob.digest = %self.way.filling.digest(), %error, "the fill of {} goes on with another caller's right", self.way.filling.digest());
+        self.way.right = Arc::new(next);
+        self.way.served = Arc::default();
+        true
+    }
+
     fn answered(&mut self, mut lane: Lane, answer: BlobAnswer) {
         let all_of_it = lane.bytes == (0..self.way.filling.map().blob_bytes());
         if answer.is_part || all_of_it {
@@ -235,8 +281,8 @@ impl<'a> Pour<'a> {
         }
         // It was asked for a part and sends the whole: from it one connection takes what it can.
         debug!(
-            upstream = self.way.at.upstream,
-            "{} knows no ranges", self.way.at.upstream
+            upstream = self.way.right.at.upstream,
+            "{} knows no ranges", self.way.right.at.upstream
         );
         self.way.upstream.lanes().calm_down();
         if self.receiving > 0 {

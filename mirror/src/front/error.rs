@@ -20,6 +20,10 @@ pub fn error_response(error: &PullError, unknown: &'static str) -> Response<Body
         PullError::Unknown(_) => (StatusCode::NOT_FOUND, unknown),
         PullError::Denied { status: 401, .. } => (StatusCode::UNAUTHORIZED, "UNAUTHORIZED"),
         PullError::Denied { .. } | PullError::Withheld(_) => (StatusCode::FORBIDDEN, "DENIED"),
+        PullError::Refused { status, .. } => (
+            StatusCode::from_u16(*status).unwrap_or(StatusCode::BAD_REQUEST),
+            "UNSUPPORTED",
+        ),
         PullError::Loop(_) => (StatusCode::MISDIRECTED_REQUEST, "UNSUPPORTED"),
         PullError::TooManyRequests { .. } => (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS"),
         PullError::BadGateway(_) => (StatusCode::BAD_GATEWAY, "UNKNOWN"),

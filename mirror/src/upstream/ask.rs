@@ -158,7 +158,9 @@ impl Upstream {
         let mut result = Err(PullError::Unreachable(format!("{} has no endpoint", self.name)));
         for endpoint in &self.endpoints {
             result = self.ask_endpoint(endpoint, ask, &wallet).await;
-            if result.as_ref().is_ok() || result.as_ref().is_err_and(PullError::is_verdict) {
+            // Another endpoint may take what this one does not understand.
+            let stands = |error: &PullError| error.is_verdict() && !matches!(error, PullError::Refused { .. });
+            if result.as_ref().is_ok() || result.as_ref().is_err_and(stands) {
                 break;
             }
         }
@@ -421,6 +423,13 @@ impl Upstream {
                 "{upstream} answered {status} for {}/{}",
                 ask.at.name, ask.path
             ))),
+            // What a slow request is told is no word on its caller.
+            status if status.is_client_error() && status != StatusCode::REQUEST_TIMEOUT && !led_on => {
+                Err(PullError::Refused {
+                    upstream,
+                    status: status.as_u16(),
+                })
+            }
             status => Err(self.bad(ask.at, &format!("status {status} for {}", ask.path))),
         }
     }
