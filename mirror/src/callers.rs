@@ -180,15 +180,9 @@ impl Callers {
         next.ok_or_else(|| error.clone())
     }
 
-    /// The source of `right` is too slow: the work goes on at another upstream, if a caller has joined from there.
+    /// The source of `right` is too slow: the work goes on at another upstream, if a caller has joined that it serves.
     pub(crate) fn elsewhere(&self, right: &Right) -> Option<Right> {
         self.lock().elsewhere(right)
-    }
-
-    /// Whether a caller of another upstream waits.
-    pub(crate) fn may_go_elsewhere(&self, right: &Right) -> bool {
-        let queue = self.lock();
-        queue.waiting.iter().any(|(waiting, _)| waiting.at.upstream != right.at.upstream)
     }
 
     /// Waits until the work has `landed`, or the source has refused `right`. Once it has refused another right this one
@@ -267,7 +261,13 @@ impl Queue {
 
     fn refuse(&mut self, right: &Right, error: &PullError) {
         let shares = |other: &&Right| other.shares(right, error);
-        let sharing: Vec<Right> = self.waiting.iter().map(|(other, _)| other).filter(shares).cloned().collect();
+        let sharing: Vec<Right> = self
+            .waiting
+            .iter()
+            .map(|(other, _)| other)
+            .filter(shares)
+            .cloned()
+            .collect();
         for other in sharing {
             self.waiting.pop(&other);
             put(&mut self.refused, other, error.clone());
@@ -296,8 +296,9 @@ impl Queue {
     }
 
     fn elsewhere(&mut self, right: &Right) -> Option<Right> {
-        let mut others = self.waiting.iter().rev().map(|(other, _)| other);
-        let next = others.find(|other| other.at.upstream != right.at.upstream)?.clone();
+        let proven = |(other, standing): (&Right, &Standing)| (*standing == Standing::Proven).then(|| other.clone());
+        let mut others = self.waiting.iter().rev().filter_map(proven);
+        let next = others.find(|other| other.at.upstream != right.at.upstream)?;
         self.waiting.pop(&next);
         self.asked = next.clone();
         Some(next)

@@ -220,8 +220,14 @@ struct Table {
     failures: LruCache<FailureKey, Failure>,
 }
 
-/// A failure of a blob under a repository; with a right, what only callers with that right have met.
-type FailureKey = (Repository, Digest, Option<RightKey>);
+/// For whom a failure counts.
+#[derive(PartialEq, Eq, Hash)]
+enum FailureKey {
+    /// All callers of this upstream: it began to send the blob, and what came was wrong or broke off.
+    Blob(String, Digest),
+    /// Callers with this right: nothing has come for it.
+    Right(RightKey, Digest),
+}
 
 struct Failure {
     error: PullError,
@@ -272,7 +278,12 @@ impl Transfers {
             return Ok(Some(blob.map().blob_bytes()));
         }
         let live = self.lock().live.get(digest).cloned();
-        let own = live.filter(|transfer| transfer.opener.get().is_some_and(|opener| opener.at.upstream == at.upstream));
+        let own = live.filter(|transfer| {
+            transfer
+                .opener
+                .get()
+                .is_some_and(|opener| opener.at.upstream == at.upstream)
+        });
         Ok(own.and_then(|transfer| match transfer.progress() {
             Progress::Open(filling) => Some(filling.map().blob_bytes()),
             Progress::Starting { .. } | Progress::Complete(_) | Progress::Failed(_) => None,
@@ -287,7 +298,7 @@ impl Transfers {
     ///
     /// # Errors
     /// What the source said to this caller; why the transfer failed; the last failure, while the digest cools down after it
-    /// under this repository.
+    /// for this caller.
     pub async fn open<F, P>(
         &self,
         joining: Joining<'_>,
@@ -322,14 +333,14 @@ impl Transfers {
     where
         F: Future<Output = Result<Arrived, PullError>> + Send + 'static,
     {
-        let Joining { at, digest, .. } = joining;
+        let digest = joining.digest;
         let mut table = self.lock();
         if let Some(transfer) = table.live.get(digest) {
             joining.join(transfer);
             return Ok(Arc::clone(transfer));
         }
         let right = joining.right();
-        table.cools_down(at, digest, &right)?;
+        table.cools_down(digest, &right)?;
         let transfer = Arc::new(Transfer::new(right.clone(), joining.blob_bytes));
         joining.join(&transfer);
         table.live.insert(*digest, Arc::clone(&transfer));
@@ -358,8 +369,10 @@ impl Transfers {
         let asked = transfer.callers.asked();
         let progress = match result {
             Ok(arrived) => {
-                table.failures.pop(&(asked.at.clone(), *digest, None));
-                table.failures.pop(&(asked.at.clone(), *digest, Some(asked.key())));
+                table
+                    .failures
+                    .pop(&FailureKey::Blob(asked.at.upstream.clone(), *digest));
+                table.failures.pop(&FailureKey::Right(asked.key(), *digest));
                 match arrived {
                     Arrived::Kept(blob) => Progress::Complete(blob),
                     Arrived::Passed => transfer.progress(),
@@ -370,8 +383,8 @@ impl Transfers {
                 // A verdict is one caller's, and the upstream client remembers it.
                 if !error.is_verdict() {
                     let key = match opener.filter(|_| !error.is_refusal()) {
-                        Some(opener) => (opener.at.clone(), *digest, None),
-                        None => (asked.at.clone(), *digest, Some(asked.key())),
+                        Some(opener) => FailureKey::Blob(opener.at.upstream.clone(), *digest),
+                        None => FailureKey::Right(asked.key(), *digest),
                     };
                     table.remember(key, error.clone());
                 }
@@ -417,10 +430,14 @@ where
 }
 
 impl Table {
-    fn cools_down(&mut self, at: &Repository, digest: &Digest, right: &Right) -> Result<(), PullError> {
+    fn cools_down(&mut self, digest: &Digest, right: &Right) -> Result<(), PullError> {
         let now = Instant::now();
-        for whose in [None, Some(right.key())] {
-            let failure = self.failures.get(&(at.clone(), *digest, whose));
+        let keys = [
+            FailureKey::Blob(right.at.upstream.clone(), *digest),
+            FailureKey::Right(right.key(), *digest),
+        ];
+        for key in keys {
+            let failure = self.failures.get(&key);
             if let Some(failure) = failure.filter(|failure| now < failure.until) {
                 return Err(failure.error.clone());
             }

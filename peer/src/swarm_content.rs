@@ -2,8 +2,8 @@
 
 use async_trait::async_trait;
 use piecemeal_mirror::{
-    ANSWER_TIMEOUT, Access, BlobSizes, Blobs, Caller, FetchedManifest, Item, Joining, Known, ListAnswer, ManifestAnswer,
-    ManifestSource, OpenBlob, PullError, RightSource, Transfers, Upstream, Upstreams,
+    ANSWER_TIMEOUT, Access, BlobSizes, Blobs, Caller, FetchedManifest, Item, Joining, Known, ListAnswer,
+    ManifestAnswer, ManifestSource, OpenBlob, PullError, RightSource, Transfers, Upstream, Upstreams,
 };
 use piecemeal_proto::{Digest, Reference};
 use piecemeal_store::{Holder, Repository};

@@ -4,7 +4,7 @@ use std::{
     ops::Range,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -57,6 +57,8 @@ pub(super) struct Way<'a> {
     pub(super) upstream: &'a Upstream,
     pub(super) right: Arc<Right>,
     pub(super) filling: &'a Filling,
+    /// Bytes of bodies so far.
+    pub(super) received: Arc<AtomicU64>,
     /// Upstream has answered this right.
     pub(super) served: Arc<AtomicBool>,
 }
@@ -140,6 +142,7 @@ impl Lane {
                 return Err(Cut::Drips(way.right.at.upstream.clone()));
             }
             way.upstream.lanes().received(chunk.len());
+            way.received.fetch_add(chunk.len() as u64, Ordering::Relaxed);
             end.received(chunk.len());
             way.blobs.received(chunk.len()).await;
             let skipped = usize::try_from(skip).map_or(chunk.len(), |skip| skip.min(chunk.len()));

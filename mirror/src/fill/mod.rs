@@ -81,7 +81,13 @@ impl Blobs for UpstreamBlobs {
         }
         let (blobs, digest_of_fill) = (self.clone(), *digest);
         let fill = move |right, transfer| blobs.clone().fill(right, digest_of_fill, transfer);
-        let prove = async || self.upstreams.get(&at.upstream)?.head_blob(caller, at, digest).await.map(drop);
+        let prove = async || {
+            self.upstreams
+                .get(&at.upstream)?
+                .head_blob(caller, at, digest)
+                .await
+                .map(drop)
+        };
         let joining = Joining {
             caller,
             at,

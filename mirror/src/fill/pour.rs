@@ -11,7 +11,7 @@ use std::{
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use piecemeal_store::Filling;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     UpstreamBlobs, Whence,
@@ -31,6 +31,9 @@ const RETRY_DELAY_MAX: Duration = Duration::from_secs(3);
 const BARREN_MAX: u32 = 5;
 /// How long a blob that is not kept is waited for readers of.
 const UNREAD_MAX: Duration = Duration::from_secs(30);
+/// A fill that brings less than this in so long gives way to another upstream, when a caller has joined from there.
+const SLOW_BYTES: u64 = 256 * 1024;
+const SLOW_WINDOW: Duration = Duration::from_secs(5);
 /// How often it is looked whether a client waits for something that nobody fetches yet.
 const LOOK_AROUND: Duration = Duration::from_millis(100);
 
@@ -48,6 +51,8 @@ pub(super) struct Pour<'a> {
     patience: Patience,
     /// Upstream has answered.
     began: bool,
+    /// When it was last looked how much has come, and how much that was.
+    weighed: (Instant, u64),
     /// When somebody was last seen reading.
     read_at: Instant,
 }
@@ -87,6 +92,7 @@ impl<'a> Pour<'a> {
                 upstream,
                 right: Arc::new(right.clone()),
                 filling,
+                received: Arc::default(),
                 served: Arc::default(),
             },
             callers,
@@ -97,6 +103,7 @@ impl<'a> Pour<'a> {
             whole: false,
             patience: Patience::new(patience),
             began: false,
+            weighed: (Instant::now(), 0),
             read_at: Instant::now(),
         }
     }
@@ -150,6 +157,13 @@ impl<'a> Pour<'a> {
                     "there is no room to keep the blob, and nobody reads it any more".to_owned(),
                 ));
             }
+            // A passing fill is as slow as its readers.
+            if self.is_slow() && !self.way.filling.is_passing() && self.gives_way() {
+                return Err(PullError::Unavailable(format!(
+                    "{} is slow",
+                    self.way.right.at.upstream
+                )));
+            }
             let step = tokio::select! {
                 Some(step) = self.lanes.next(), if !self.lanes.is_empty() => step,
                 () = self.way.ending.changed() => continue,
@@ -165,6 +179,27 @@ impl<'a> Pour<'a> {
             }
             self.patience.rest();
         }
+    }
+
+    /// Whether too little has come in the last window.
+    fn is_slow(&mut self) -> bool {
+        let (since, before) = self.weighed;
+        if since.elapsed() < SLOW_WINDOW {
+            return false;
+        }
+        let received = self.way.received.load(Ordering::Relaxed);
+        self.weighed = (Instant::now(), received);
+        received - before < SLOW_BYTES
+    }
+
+    /// One registry's slow answer holds up no pull of the same blob from another.
+    fn gives_way(&self) -> bool {
+        let elsewhere = self.callers.and_then(|callers| callers.elsewhere(&self.way.right));
+        elsewhere.is_some_and(|next| {
+            let digest = self.way.filling.digest();
+            info!(blob.digest = %digest, "{} is slow: the fill of {digest} goes on from {}", self.way.right.at.upstream, next.at.upstream);
+            true
+        })
     }
 
     async fn start_lanes(&mut self) {
@@ -218,7 +253,9 @@ impl<'a> Pour<'a> {
     fn take(&mut self, step: Step) -> Result<(), PullError> {
         match step {
             Step::Answered {
-                lane, answer: Ok(answer), ..
+                lane,
+                answer: Ok(answer),
+                ..
             } => self.answered(lane, answer),
             Step::Answered {
                 lane,

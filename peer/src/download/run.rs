@@ -7,7 +7,8 @@ use std::{
 };
 
 use piecemeal_mirror::{
-    Announcer, Arrived, Caller, Destination, NodeBlob, Origin, PullError, Right, Traffic, Transfer, UpstreamBlobs, lost, pass,
+    Announcer, Arrived, Caller, Destination, NodeBlob, Origin, PullError, Right, Traffic, Transfer, UpstreamBlobs,
+    lost, pass,
 };
 use piecemeal_proto::{
     Digest,
