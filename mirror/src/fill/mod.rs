@@ -107,6 +107,13 @@ impl Blobs for UpstreamBlobs {
         };
         let verdict = self.access.require(caller, at, item).await;
         transfer.judged(caller, at, &verdict);
+        if verdict.as_ref().is_err_and(|error| !error.is_refusal())
+            && let OpenBlob::Filling(filling) = &opened
+            && filling.landed().is_empty()
+        {
+            // There is nothing yet to hold this caller's upstream to. It may be the faster one all the same.
+            transfer.judged(caller, at, &prove().await);
+        }
         verdict?;
         Ok(opened.proven())
     }
