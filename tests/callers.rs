@@ -21,8 +21,9 @@ const CALLERS: usize = 100;
 
 fn plain(options: &mut ClusterOptions) {
     for all in [&mut options.mirror.extra_args, &mut options.peer.extra_args] {
-        all.extend(["--allow-plain-credentials", "true", "--tag-ttl", "0s"].map(str::to_owned));
+        all.extend(["--allow-plain-credentials", "true"].map(str::to_owned));
     }
+    options.mirror.extra_args.extend(["--tag-ttl", "0s"].map(str::to_owned));
 }
 
 /// A site whose registry wants tokens, with an image, and a token of its own for each caller.

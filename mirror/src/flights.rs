@@ -377,7 +377,7 @@ mod tests {
                 }
             };
             flights
-                .join((), boarding, work, || future::pending())
+                .join((), boarding, work, future::pending)
                 .await
                 .map(|landed| landed.value)
         };
@@ -401,7 +401,7 @@ mod tests {
                 None => Ok("the manifest"),
             }
         };
-        let refused = flights.join((), boarding(0, true), work, || future::pending());
+        let refused = flights.join((), boarding(0, true), work, future::pending);
         let anybody = Right {
             caller: Caller::default(),
             ..right(1)
@@ -410,7 +410,7 @@ mod tests {
             right: anybody,
             ..boarding(1, true)
         };
-        let served = flights.join((), anybody, work, || future::pending());
+        let served = flights.join((), anybody, work, future::pending);
         let (refused, served) = futures_util::future::join(refused, served).await;
         assert!(refused.is_err());
         assert_eq!(served.unwrap().value, "the manifest");

@@ -2,6 +2,8 @@
 //!
 //! The seed decides who is bad, how, when a token ends, and who comes in which order.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::{
     collections::HashMap,
     net::SocketAddr,
