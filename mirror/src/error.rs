@@ -79,6 +79,12 @@ impl PullError {
         )
     }
 
+    /// Whether it is said of the caller and its right alone: another caller may be answered otherwise. That something does not
+    /// exist is: registries hide so what a caller may not see.
+    pub fn is_refusal(&self) -> bool {
+        self.is_verdict() || matches!(self, Self::TooManyRequests { .. })
+    }
+
     /// Whether the source is not there at all, so that another may be asked for the same.
     pub fn is_source_lost(&self) -> bool {
         matches!(self, Self::Unreachable(_))

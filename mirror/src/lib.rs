@@ -7,9 +7,11 @@ mod access;
 mod announce;
 mod cache;
 mod caller;
+mod callers;
 mod config;
 mod error;
 mod fill;
+mod flights;
 mod front;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
@@ -36,6 +38,7 @@ pub use cache::{
     CachedManifest, Removed, VerifyEvent, VerifyRequest, WarmEvent, WarmRequest,
 };
 pub use caller::{Caller, Credential};
+pub use callers::Right;
 pub use config::{CacheConfig, MirrorConfig, UpstreamConfig};
 pub use error::{ANSWER_TIMEOUT, MANIFEST_TIMEOUT, PullError, SOURCE_TIMEOUT};
 pub use fill::{FillObserver, UpstreamBlobs, pass};
@@ -56,7 +59,7 @@ pub use server::{Clients, bind};
 pub use sizes::BlobSizes;
 pub use source::{Access, Blobs, Content, Item, Tags};
 pub use store_metrics::register_store;
-pub use transfer::{Arrived, OpenBlob, Progress, Transfer, Transfers};
+pub use transfer::{Arrived, Joining, OpenBlob, Progress, Transfer, Transfers};
 pub use upstream::{
     AllowedTarget, BlobAnswer, ClientConfig, ClientError, CredentialSource, FetchedManifest, ListAnswer,
     ManifestAnswer, ProxyConfig, RewriteRule, Served, Upstream, Upstreams, mirror_http_client, mirror_unanswered,

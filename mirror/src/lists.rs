@@ -6,11 +6,13 @@
 //! Source: OCI distribution-spec, "Listing Tags" and "Listing Referrers".
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::BTreeSet,
+    num::NonZeroUsize,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
+use lru::LruCache;
 use piecemeal_proto::{Digest, Reference};
 use piecemeal_store::Repository;
 use serde::{Deserialize, Serialize};
@@ -19,10 +21,14 @@ use tokio::sync::Semaphore;
 use tracing::warn;
 use url::Url;
 
-use crate::{Caller, Item, ListAnswer, PullError, manifests::Manifests, upstream::FILTERS_APPLIED};
+use crate::{
+    Caller, Item, ListAnswer, PullError, Right, flights::Flights, manifests::Manifests, upstream::FILTERS_APPLIED,
+};
 
 /// What upstream is asked for at a time: some refuse more.
 const PAGE_TAGS: usize = 1000;
+/// The same when only the caller's right is in question.
+const PROOF_TAGS: usize = 1;
 /// The most pages of one list: a million tags.
 const PAGES_MAX: usize = 1000;
 /// The most bytes of all its pages together.
@@ -33,13 +39,13 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 const LISTING_MAX: usize = 4;
 const LISTING_WAIT: Duration = crate::ANSWER_TIMEOUT;
 /// The most upstreams whose lists are counted.
-const ROOMS_MAX: usize = 512;
+const ROOMS_MAX: NonZeroUsize = NonZeroUsize::new(512).expect("it is not zero");
 /// The most tags that are sent when a client does not say how many it wants, or too many.
 const TAGS_MAX: usize = 100_000;
 /// The most tags that are remembered, of all lists together.
 const REMEMBERED_TAGS_MAX: usize = 500_000;
 /// The most lists that are remembered.
-const LISTS_MAX: usize = 64;
+const LISTS_MAX: NonZeroUsize = NonZeroUsize::new(64).expect("it is not zero");
 
 pub(crate) const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 
@@ -67,22 +73,37 @@ pub struct List {
     pub warning: Option<String>,
 }
 
-/// The lists that are being put together, and the tags of repositories as upstream had them not long ago.
-#[derive(Clone, Default)]
+/// The lists that are being put together, and the tags of repositories as upstream had them not long ago. Full tables forget
+/// their oldest.
+#[derive(Clone)]
 pub(crate) struct Lists {
-    known: Arc<Mutex<HashMap<Repository, Listed>>>,
+    known: Arc<Mutex<LruCache<Repository, Listed>>>,
     /// By upstream, so that one that is slow costs the others nothing.
-    rooms: Arc<Mutex<HashMap<String, Arc<Semaphore>>>>,
+    rooms: Arc<Mutex<LruCache<String, Arc<Semaphore>>>>,
+    running: Flights<Repository, Tagged>,
 }
+
+/// All tags of a repository, and the `Warning` that came along.
+type Tagged = (Arc<Vec<String>>, Option<String>);
 
 struct Listed {
     tags: Arc<Vec<String>>,
     at: Instant,
 }
 
+impl Default for Lists {
+    fn default() -> Self {
+        Self {
+            known: Arc::new(Mutex::new(LruCache::new(LISTS_MAX))),
+            rooms: Arc::new(Mutex::new(LruCache::new(ROOMS_MAX))),
+            running: Flights::default(),
+        }
+    }
+}
+
 impl Lists {
     fn get(&self, at: &Repository, age_max: Duration) -> Option<Arc<Vec<String>>> {
-        let lists = self.known.lock().expect("no holder of this lock panics");
+        let mut lists = self.known.lock().expect("no holder of this lock panics");
         lists
             .get(at)
             .filter(|listed| listed.at.elapsed() < age_max)
@@ -91,24 +112,26 @@ impl Lists {
 
     fn put(&self, at: &Repository, tags: Arc<Vec<String>>) {
         let mut lists = self.known.lock().expect("no holder of this lock panics");
-        let remembered: usize = lists.values().map(|listed| listed.tags.len()).sum();
-        if lists.len() >= LISTS_MAX || remembered + tags.len() > REMEMBERED_TAGS_MAX {
-            lists.clear();
+        lists.pop(at);
+        if tags.len() > REMEMBERED_TAGS_MAX {
+            return;
+        }
+        let remembered =
+            |lists: &LruCache<Repository, Listed>| -> usize { lists.iter().map(|(_, listed)| listed.tags.len()).sum() };
+        while remembered(&lists) + tags.len() > REMEMBERED_TAGS_MAX {
+            lists.pop_lru();
         }
         let listed = Listed {
             tags,
             at: Instant::now(),
         };
-        lists.insert(at.clone(), listed);
+        lists.put(at.clone(), listed);
     }
 
     fn room(&self, upstream: &str) -> Arc<Semaphore> {
         let mut rooms = self.rooms.lock().expect("no holder of this lock panics");
-        if rooms.len() >= ROOMS_MAX {
-            rooms.clear();
-        }
-        let room = rooms.entry(upstream.to_owned());
-        Arc::clone(room.or_insert_with(|| Arc::new(Semaphore::new(LISTING_MAX))))
+        let room = rooms.get_or_insert(upstream.to_owned(), || Arc::new(Semaphore::new(LISTING_MAX)));
+        Arc::clone(room)
     }
 
     /// Carries out `work` when there is room for it, for so long and no longer.
@@ -201,8 +224,8 @@ impl Manifests {
             .filter(|_| self.access.allows(caller, at));
         let (tags, warning) = match known {
             Some(tags) => (tags, None),
-            None => match self.lists.bounded(at, self.all_tags(caller, at)).await {
-                Ok((tags, warning)) => (tags, warning),
+            None => match self.listed_tags(caller, at).await {
+                Ok(tagged) => tagged,
                 Err(error) if error.is_verdict() => return Err(error),
                 Err(error) => self.tags_here(caller, at, error).await?,
             },
@@ -213,11 +236,29 @@ impl Manifests {
         })
     }
 
-    async fn all_tags(
-        &self,
-        caller: &Caller,
-        at: &Repository,
-    ) -> Result<(Arc<Vec<String>>, Option<String>), PullError> {
+    /// Put together once for all callers that ask for it now. One that the source has not answered itself shows its right first.
+    async fn listed_tags(&self, caller: &Caller, at: &Repository) -> Result<Tagged, PullError> {
+        let prove = async || {
+            let path = format!("tags/list?n={PROOF_TAGS}");
+            self.source.list(caller, at, &path).await.map(drop)
+        };
+        let manifests = self.clone();
+        let work = move |Right { at, caller }| {
+            let manifests = manifests.clone();
+            async move { manifests.lists.bounded(&at, manifests.all_tags(&caller, &at)).await }
+        };
+        let joined = self
+            .lists
+            .running
+            .join(at.clone(), self.boarding(caller, at), work, prove);
+        let landed = joined.await?;
+        if !landed.own && !self.access.allows(caller, at) {
+            prove().await?;
+        }
+        Ok(landed.value)
+    }
+
+    async fn all_tags(&self, caller: &Caller, at: &Repository) -> Result<Tagged, PullError> {
         let (mut tags, mut warning, mut pages) = (BTreeSet::new(), None, Pages::default());
         let mut path = Some(format!("tags/list?n={PAGE_TAGS}"));
         while let Some(asked) = path {
@@ -238,12 +279,7 @@ impl Manifests {
     }
 
     /// The tags that are known here, for a caller who may have one of them.
-    async fn tags_here(
-        &self,
-        caller: &Caller,
-        at: &Repository,
-        error: PullError,
-    ) -> Result<(Arc<Vec<String>>, Option<String>), PullError> {
+    async fn tags_here(&self, caller: &Caller, at: &Repository, error: PullError) -> Result<Tagged, PullError> {
         let tags = self.store.tags(at).await?;
         let Some(first) = tags.first() else {
             return Err(error);

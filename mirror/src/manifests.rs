@@ -1,24 +1,21 @@
 //! Manifests: those by digest are kept, tags are checked upstream once per `tag_ttl` for everybody who asks.
 //!
-//! What the source says stands: 401, 403 and 404 are passed on even when an older answer is here. Only when the source does
-//! not answer, or cannot, is the last known manifest of a tag served, with a `Warning`.
+//! What the source says to a caller stands for that caller: 401, 403 and 404 are passed on even when an older answer is here.
+//! Only when the source does not answer, or cannot, is the last known manifest of a tag served, with a `Warning`.
 
-use std::{
-    collections::HashMap,
-    future::Future,
-    hash::Hash,
-    sync::{Arc, Mutex},
-};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use piecemeal_proto::{Digest, Reference};
 use piecemeal_store::{Repository, Store};
-use tokio::sync::watch;
 use tracing::warn;
 
 use crate::{
-    ANSWER_TIMEOUT, Access, BlobSizes, Caller, Credential, FetchedManifest, Item, List, ListAnswer, ListQuery,
-    LiveDuration, MANIFEST_TIMEOUT, ManifestAnswer, PullError, Tags, Upstreams, lists::Lists,
+    ANSWER_TIMEOUT, Access, BlobSizes, Caller, FetchedManifest, Item, List, ListAnswer, ListQuery, LiveDuration,
+    MANIFEST_TIMEOUT, ManifestAnswer, PullError, Right, Tags, Upstreams,
+    callers::Standing,
+    flights::{Boarding, Flights},
+    lists::Lists,
 };
 
 /// Whom manifests are had from.
@@ -66,11 +63,15 @@ pub struct Manifests {
     sizes: BlobSizes,
     pub(crate) tag_ttl: LiveDuration,
     pub(crate) lists: Lists,
-    running: Flights<Lookup, Result<FetchedManifest, PullError>>,
+    /// By repository and reference.
+    running: Flights<(Repository, String), FetchedManifest>,
 }
 
-/// What is looked up, once for all who ask at the same time: by whoever asked first, or by one caller for itself alone.
-type Lookup = (Repository, String, Option<Credential>);
+/// A tag as it was when it was looked up last.
+struct Older {
+    manifest: FetchedManifest,
+    age: Duration,
+}
 
 impl Manifests {
     /// `tag_ttl`: how old the last check of a tag may be. Zero when the source itself remembers.
@@ -92,29 +93,81 @@ impl Manifests {
         }
     }
 
-    async fn resolve(self, caller: Caller, at: Repository, reference: Reference) -> Result<FetchedManifest, PullError> {
+    async fn resolve(self, right: Right, reference: Reference) -> Result<FetchedManifest, PullError> {
+        let Right { at, caller } = right;
         match &reference {
             Reference::Digest(digest) => self.by_digest(&caller, &at, digest, &reference).await,
             Reference::Tag(tag) => self.by_tag(&caller, &at, tag, &reference).await,
         }
     }
 
+    pub(crate) fn boarding(&self, caller: &Caller, at: &Repository) -> Boarding {
+        Boarding {
+            right: Right::new(caller, at),
+            standing: match self.access.allows(caller, at) {
+                true => Standing::Proven,
+                false => Standing::Unknown,
+            },
+            public: self.access.allows(&Caller::default(), at),
+        }
+    }
+
+    /// Looks it up together with all who ask for it now, and waits at most `patience`.
     async fn join(
         &self,
-        own: Option<Credential>,
+        caller: &Caller,
+        at: &Repository,
+        reference: &Reference,
+        patience: Duration,
+    ) -> Result<FetchedManifest, PullError> {
+        let key = (at.clone(), reference.to_string());
+        let (manifests, of_work) = (self.clone(), reference.clone());
+        let work = move |right| manifests.clone().resolve(right, of_work.clone());
+        let prove = async || self.source.head(caller, at, reference).await.map(drop);
+        let joined = self.running.join(key, self.boarding(caller, at), work, prove);
+        let joined = tokio::time::timeout(patience, joined).await.unwrap_or_else(|_| {
+            let seconds = patience.as_secs();
+            Err(PullError::Unavailable(format!("no manifest within {seconds} s")))
+        });
+        joined.map(|landed| landed.value)
+    }
+
+    /// What a tag named when it was looked up last.
+    async fn older(&self, at: &Repository, reference: &Reference) -> Result<Option<Older>, PullError> {
+        let Reference::Tag(tag) = reference else {
+            return Ok(None);
+        };
+        let Some(known) = self.store.tag(at, tag).await? else {
+            return Ok(None);
+        };
+        let manifest = self.stored(at, &known.digest).await?;
+        Ok(manifest.map(|manifest| Older {
+            manifest,
+            age: known.age,
+        }))
+    }
+
+    /// As the source has it now; where it cannot say, as it was.
+    async fn current(
+        &self,
         caller: &Caller,
         at: &Repository,
         reference: &Reference,
     ) -> Result<FetchedManifest, PullError> {
-        let key = (at.clone(), reference.to_string(), own);
-        let work = || self.clone().resolve(caller.clone(), at.clone(), reference.clone());
-        let joined = tokio::time::timeout(MANIFEST_TIMEOUT, self.running.join(key, work));
-        joined.await.unwrap_or_else(|_| {
-            Err(PullError::Unavailable(format!(
-                "no manifest within {} s",
-                MANIFEST_TIMEOUT.as_secs()
-            )))
-        })
+        let Some(older) = self.older(at, reference).await? else {
+            return self.join(caller, at, reference, MANIFEST_TIMEOUT).await;
+        };
+        // With something older to serve, nobody waits for a source that does not answer.
+        match self.join(caller, at, reference, ANSWER_TIMEOUT).await {
+            Err(error) if !error.is_verdict() => {
+                warn!(upstream = at.upstream, repository = at.name, %error, "serving {reference} as it was {:?} ago: {error}", older.age);
+                Ok(FetchedManifest {
+                    warning: Some(stale(&error)),
+                    ..older.manifest
+                })
+            }
+            current => current,
+        }
     }
 
     /// What can be answered without asking the source.
@@ -160,7 +213,7 @@ impl Manifests {
         {
             return Ok(manifest);
         }
-        // With something older to serve, nobody waits for a source that does not answer.
+        // Those that wait have something older: a source that does not answer is not waited for.
         let revalidated = tokio::time::timeout(
             ANSWER_TIMEOUT,
             self.revalidate(caller, at, tag, reference, &known.digest),
@@ -171,24 +224,11 @@ impl Manifests {
                 at.upstream
             )))
         });
-        match revalidated {
-            Err(error) if !error.is_verdict() => match self.stored(at, &known.digest).await? {
-                Some(manifest) => {
-                    warn!(upstream = at.upstream, repository = at.name, tag, %error, "serving {tag} as it was {:?} ago", known.age);
-                    Ok(FetchedManifest {
-                        warning: Some(stale(&error)),
-                        ..manifest
-                    })
-                }
-                None => Err(error),
-            },
-            // Some registries say 404 to those who may not know: only who may pull can tell that a tag is gone.
-            Err(error @ PullError::Unknown(_)) if self.access.allows(caller, at) => {
-                self.store.forget_tag(at, tag).await?;
-                Err(error)
-            }
-            result => result,
+        // Some registries say 404 to those who may not know: only who may pull can tell that a tag is gone.
+        if matches!(revalidated, Err(PullError::Unknown(_))) && self.access.allows(caller, at) {
+            self.store.forget_tag(at, tag).await?;
         }
+        revalidated
     }
 
     /// HEAD costs upstream less than GET, and some count only GETs against their limits.
@@ -263,14 +303,10 @@ impl Tags for Manifests {
         at: &Repository,
         reference: &Reference,
     ) -> Result<FetchedManifest, PullError> {
-        let mut manifest = match self.at_hand(at, reference).await? {
+        let manifest = match self.at_hand(at, reference).await? {
             Some(manifest) => Ok(manifest),
-            None => self.join(None, caller, at, reference).await,
+            None => self.current(caller, at, reference).await,
         };
-        if manifest.as_ref().is_err_and(PullError::is_verdict) {
-            // It may have been said of another caller, whom this one has joined. The client itself remembers its own.
-            manifest = self.join(caller.credential.clone(), caller, at, reference).await;
-        }
         if let Err(error) = &manifest {
             self.access.refused(caller, at, error).await?;
         }
@@ -309,60 +345,4 @@ fn quotable(error: &PullError) -> String {
         .filter(|c| !"\"\\".contains(*c))
         .take(200)
         .collect()
-}
-
-/// Work that is done once for all who ask for it at the same time, and goes on when they leave.
-struct Flights<K, V>(Arc<Mutex<HashMap<K, watch::Receiver<Option<V>>>>>);
-
-impl<K, V> Clone for Flights<K, V> {
-    fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
-    }
-}
-
-impl<K, V> Default for Flights<K, V> {
-    fn default() -> Self {
-        Self(Arc::default())
-    }
-}
-
-impl<K, T, E> Flights<K, Result<T, E>>
-where
-    K: Clone + Eq + Hash + Send + 'static,
-    T: Clone + Send + Sync + 'static,
-    E: Clone + Send + Sync + 'static + From<Interrupted>,
-{
-    async fn join<F>(&self, key: K, work: impl FnOnce() -> F) -> Result<T, E>
-    where
-        F: Future<Output = Result<T, E>> + Send + 'static,
-    {
-        let mut result = {
-            let mut running = self.0.lock().expect("no holder of this lock panics");
-            match running.get(&key) {
-                Some(result) => result.clone(),
-                None => {
-                    let (sender, result) = watch::channel(None);
-                    running.insert(key.clone(), result.clone());
-                    let (flights, work) = (self.clone(), work());
-                    tokio::spawn(async move {
-                        let landed = tokio::spawn(work).await.unwrap_or_else(|_| Err(Interrupted.into()));
-                        flights.0.lock().expect("no holder of this lock panics").remove(&key);
-                        sender.send_replace(Some(landed));
-                    });
-                    result
-                }
-            }
-        };
-        let landed = result.wait_for(Option::is_some).await.map_err(|_| Interrupted)?;
-        landed.clone().expect("waited until it is there")
-    }
-}
-
-/// The work broke.
-struct Interrupted;
-
-impl From<Interrupted> for PullError {
-    fn from(_: Interrupted) -> Self {
-        Self::Store("the lookup broke".to_owned())
-    }
 }

@@ -2,16 +2,21 @@
 //!
 //! A transfer is detached from every reader: it ends when the blob is complete or cannot be had, never since a client left.
 //! It is `Starting`, then `Open`, then either `Complete` or `Failed`, and never goes back; a later request begins another.
+//!
+//! It goes on with the right of one of its callers after the other (`callers`): a refusal ends one caller's part only. What
+//! happens to the blob once it comes (wrong bytes, a lost connection) is the blob's own, and cools it down for all.
 
 use std::{
     collections::HashMap,
     future::Future,
+    num::NonZeroUsize,
     ops::Range,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
+use lru::LruCache;
 use piecemeal_proto::Digest;
 use piecemeal_store::{Blob, Extent, FillFailure, Filling, ReadBlobError, Repository, Store};
 use prometheus_client::{
@@ -20,7 +25,10 @@ use prometheus_client::{
 };
 use tokio::sync::watch;
 
-use crate::{Caller, Credential, PullError};
+use crate::{
+    Access, Caller, PullError,
+    callers::{Callers, Right, RightKey, Standing},
+};
 
 /// How a transfer that went well has ended.
 pub enum Arrived {
@@ -37,8 +45,10 @@ const COOL_DOWN_MAX: Duration = Duration::from_secs(60);
 const KEPT: &str = "kept";
 const PASSED: &str = "passed";
 const FAILED: &str = "failed";
-/// The most failures remembered.
-const FAILURES_MAX: usize = 4096;
+/// The most failures remembered, the oldest forgotten first.
+const FAILURES_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("it is not zero");
+/// How often a caller begins a blob anew whose transfer failed with another's right.
+const REJOINS_MAX: usize = 3;
 
 /// How far a transfer is.
 #[derive(Clone)]
@@ -54,21 +64,49 @@ pub enum Progress {
 
 /// One blob on its way.
 pub struct Transfer {
-    at: Repository,
-    /// Of whoever asked for it first.
-    credential: Option<Credential>,
+    callers: Callers,
+    /// The right with which its source answered first.
+    opener: OnceLock<Right>,
     progress: watch::Sender<Progress>,
 }
 
 impl Transfer {
-    /// Whether it was begun with this right, so that what the source says of it is said of this caller.
-    pub fn is_of(&self, caller: &Caller, at: &Repository) -> bool {
-        self.at == *at && self.credential == caller.credential
+    fn new(right: Right, blob_bytes: Option<u64>) -> Self {
+        Self {
+            callers: Callers::new(right),
+            opener: OnceLock::new(),
+            progress: watch::Sender::new(Progress::Starting { blob_bytes }),
+        }
     }
 
-    /// The store's handle is there: readers may begin.
-    pub fn open(&self, filling: Filling) {
+    /// Whether it goes on with this right now, so that what the source says of it is said of this caller.
+    pub fn is_of(&self, caller: &Caller, at: &Repository) -> bool {
+        self.callers.asks_with(&Right::new(caller, at))
+    }
+
+    /// The source was asked on the caller's own account, and answered so.
+    pub fn judged(&self, caller: &Caller, at: &Repository, verdict: &Result<(), PullError>) {
+        let right = Right::new(caller, at);
+        match verdict {
+            Ok(()) => self.callers.proven(&right),
+            Err(error) if error.is_refusal() => self.callers.refused_while_waiting(&right, error),
+            Err(_) => {}
+        }
+    }
+
+    /// The store's handle is there: readers may begin. `right`: what the source was asked with.
+    pub fn open(&self, filling: Filling, right: Right) {
+        self.opener.get_or_init(|| right);
         self.progress.send_replace(Progress::Open(filling));
+    }
+
+    /// Whether the source has begun to send the blob.
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(*self.progress.borrow(), Progress::Open(_))
+    }
+
+    pub(crate) fn callers(&self) -> &Callers {
+        &self.callers
     }
 
     /// How far it is now.
@@ -88,26 +126,84 @@ impl Transfer {
         )
     }
 
-    /// Waits at most `patience` until a client can be answered: with the blob, or with its size alone when that is known.
-    async fn opened(self: &Arc<Self>, patience: Duration) -> Result<OpenBlob, PullError> {
-        let progress = match tokio::time::timeout(patience, self.started()).await {
-            Ok(progress) => progress,
+    /// Waits at most `patience` until the caller can be answered: with the blob, or with its size alone when that is known.
+    async fn opened(
+        self: &Arc<Self>,
+        right: Right,
+        patience: Duration,
+        prove: impl Future<Output = Result<(), PullError>>,
+    ) -> Result<OpenBlob, NotOpened> {
+        let waiting = self.callers.wait(&right, self.started(), prove);
+        let progress = match tokio::time::timeout(patience, waiting).await {
+            Ok(Ok(progress)) => progress,
+            Ok(Err(refusal)) => return Err(NotOpened::Own(refusal)),
             Err(_) => self.progress(),
         };
         match progress {
             Progress::Open(filling) => Ok(OpenBlob::Filling(filling)),
             Progress::Complete(blob) => Ok(OpenBlob::Complete(blob)),
-            Progress::Failed(error) => Err(error),
+            Progress::Failed(error @ PullError::Store(_)) => Err(NotOpened::Own(error)),
+            Progress::Failed(error) if self.callers.asks_with(&right) => Err(NotOpened::Own(error)),
+            Progress::Failed(error) => Err(NotOpened::Others(error)),
             Progress::Starting {
                 blob_bytes: Some(blob_bytes),
             } => Ok(OpenBlob::Starting {
                 blob_bytes,
                 transfer: Arc::clone(self),
+                unproven: Some(right),
             }),
-            Progress::Starting { blob_bytes: None } => Err(PullError::Unavailable(
+            Progress::Starting { blob_bytes: None } => Err(NotOpened::Own(PullError::Unavailable(
                 "the source has not answered yet; it is still being asked".to_owned(),
-            )),
+            ))),
         }
+    }
+
+    /// The first progress beyond `Starting`, for a caller that has nothing but `right` to show.
+    async fn started_for(&self, right: &Right) -> Progress {
+        let nothing_to_prove = std::future::pending();
+        match self.callers.wait(right, self.started(), nothing_to_prove).await {
+            Ok(Progress::Failed(error)) | Err(error) => Progress::Failed(error),
+            Ok(_) if !self.opener.get().is_some_and(|opener| opener.is_like(right)) => Progress::Failed(
+                PullError::Unavailable("the source has answered another caller; ask again".to_owned()),
+            ),
+            Ok(progress) => progress,
+        }
+    }
+}
+
+/// Why a caller cannot be answered.
+enum NotOpened {
+    /// It is this caller's own error.
+    Own(PullError),
+    /// It is what another caller ran into.
+    Others(PullError),
+}
+
+/// A caller that asks for a blob.
+#[derive(Clone, Copy)]
+pub struct Joining<'a> {
+    pub caller: &'a Caller,
+    pub at: &'a Repository,
+    pub digest: &'a Digest,
+    /// The blob's size, where a manifest has told it.
+    pub blob_bytes: Option<u64>,
+    /// How long the caller waits until it can be answered.
+    pub patience: Duration,
+    pub access: &'a dyn Access,
+}
+
+impl Joining<'_> {
+    fn right(&self) -> Right {
+        Right::new(self.caller, self.at)
+    }
+
+    fn join(&self, transfer: &Transfer) {
+        let standing = match self.access.allows(self.caller, self.at) {
+            true => Standing::Proven,
+            false => Standing::Unknown,
+        };
+        let public = self.access.allows(&Caller::default(), self.at);
+        transfer.callers.join(&self.right(), standing, public);
     }
 }
 
@@ -119,16 +215,33 @@ pub struct Transfers {
     under_way: Gauge,
 }
 
-#[derive(Default)]
 struct Table {
     live: HashMap<Digest, Arc<Transfer>>,
-    failures: HashMap<(Repository, Digest), Failure>,
+    failures: LruCache<FailureKey, Failure>,
+}
+
+/// For whom a failure counts.
+#[derive(PartialEq, Eq, Hash)]
+enum FailureKey {
+    /// All callers of this upstream: it began to send the blob, and what came was wrong or broke off.
+    Blob(String, Digest),
+    /// Callers with this right: nothing has come for it.
+    Right(RightKey, Digest),
 }
 
 struct Failure {
     error: PullError,
     until: Instant,
     in_a_row: u32,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self {
+            live: HashMap::new(),
+            failures: LruCache::new(FAILURES_MAX),
+        }
+    }
 }
 
 impl Transfers {
@@ -165,92 +278,87 @@ impl Transfers {
             return Ok(Some(blob.map().blob_bytes()));
         }
         let live = self.lock().live.get(digest).cloned();
-        let own = live.filter(|transfer| transfer.at.upstream == at.upstream);
+        let own = live.filter(|transfer| {
+            transfer
+                .opener
+                .get()
+                .is_some_and(|opener| opener.at.upstream == at.upstream)
+        });
         Ok(own.and_then(|transfer| match transfer.progress() {
             Progress::Open(filling) => Some(filling.map().blob_bytes()),
             Progress::Starting { .. } | Progress::Complete(_) | Progress::Failed(_) => None,
         }))
     }
 
-    /// Joins the live transfer of `digest`, or starts one that `run` carries out in a task of its own, and waits at most
-    /// `patience` until a client can be answered.
+    /// Joins the live transfer of the blob, or starts one that `run` carries out in a task of its own, and waits until the
+    /// caller can be answered.
     ///
-    /// A failure may be one caller's in one repository (it does not exist there, it is not allowed, its manifest lied): who
-    /// joined another's transfer and hears of one asks again for itself.
+    /// `run` is called again with another right when the source has refused the one before. `prove`: asks the source whether
+    /// it serves the blob to this caller.
     ///
     /// # Errors
-    /// Why the transfer failed; the last failure, while the digest cools down after it under this repository.
-    pub async fn open<F>(
+    /// What the source said to this caller; why the transfer failed; the last failure, while the digest cools down after it
+    /// for this caller.
+    pub async fn open<F, P>(
         &self,
-        caller: &Caller,
-        at: &Repository,
-        digest: &Digest,
-        blob_bytes: Option<u64>,
-        patience: Duration,
-        run: impl Fn(Arc<Transfer>) -> F,
+        joining: Joining<'_>,
+        run: impl Fn(Right, Arc<Transfer>) -> F + Clone + Send + 'static,
+        prove: impl Fn() -> P,
     ) -> Result<(Arc<Transfer>, OpenBlob), PullError>
     where
         F: Future<Output = Result<Arrived, PullError>> + Send + 'static,
+        P: Future<Output = Result<(), PullError>>,
     {
-        let joined = self.join_or_start(caller, at, digest, blob_bytes, &run)?;
-        match joined.opened(patience).await {
-            Ok(opened) => Ok((joined, opened)),
-            Err(error) if !matches!(error, PullError::Store(_)) && !joined.is_of(caller, at) => {
-                let own = self.join_or_start(caller, at, digest, blob_bytes, &run)?;
-                let opened = own.opened(patience).await?;
-                Ok((own, opened))
+        let mut rejoins = 0;
+        loop {
+            let joined = self.join_or_start(joining, run.clone())?;
+            match joined.opened(joining.right(), joining.patience, prove()).await {
+                Ok(opened) => return Ok((joined, opened)),
+                Err(NotOpened::Others(_)) if rejoins < REJOINS_MAX => rejoins += 1,
+                Err(NotOpened::Others(error)) if error.is_refusal() => {
+                    return Err(PullError::Unavailable(
+                        "the source is still being asked for others; ask again".to_owned(),
+                    ));
+                }
+                Err(NotOpened::Own(error) | NotOpened::Others(error)) => return Err(error),
             }
-            Err(error) => Err(error),
         }
     }
 
     fn join_or_start<F>(
         &self,
-        caller: &Caller,
-        at: &Repository,
-        digest: &Digest,
-        blob_bytes: Option<u64>,
-        run: impl Fn(Arc<Transfer>) -> F,
+        joining: Joining<'_>,
+        run: impl Fn(Right, Arc<Transfer>) -> F + Send + 'static,
     ) -> Result<Arc<Transfer>, PullError>
     where
         F: Future<Output = Result<Arrived, PullError>> + Send + 'static,
     {
+        let digest = joining.digest;
         let mut table = self.lock();
         if let Some(transfer) = table.live.get(digest) {
+            joining.join(transfer);
             return Ok(Arc::clone(transfer));
         }
-        let key = (at.clone(), *digest);
-        if let Some(failure) = table
-            .failures
-            .get(&key)
-            .filter(|failure| Instant::now() < failure.until)
-        {
-            return Err(failure.error.clone());
-        }
-        let transfer = Arc::new(Transfer {
-            at: at.clone(),
-            credential: caller.credential.clone(),
-            progress: watch::Sender::new(Progress::Starting { blob_bytes }),
-        });
+        let right = joining.right();
+        table.cools_down(digest, &right)?;
+        let transfer = Arc::new(Transfer::new(right.clone(), joining.blob_bytes));
+        joining.join(&transfer);
         table.live.insert(*digest, Arc::clone(&transfer));
         self.under_way.inc();
-        let (transfers, running, work) = (self.clone(), Arc::clone(&transfer), run(Arc::clone(&transfer)));
+        let (transfers, running, digest) = (self.clone(), Arc::clone(&transfer), *digest);
         tokio::spawn(async move {
-            // Kept apart, so that even a panic in the work ends the transfer instead of leaving its readers waiting.
-            let result = tokio::spawn(work)
-                .await
-                .unwrap_or_else(|_| Err(PullError::Store("the transfer broke".to_owned())));
+            let result = carry_out(&running, right, run).await;
             if let (Err(error), Progress::Open(filling)) = (&result, running.progress()) {
                 filling.abandon(FillFailure::Upstream(error.to_string())).await;
             }
-            transfers.end(key, &running, result);
+            transfers.end(&digest, &running, result);
         });
         Ok(transfer)
     }
 
-    fn end(&self, key: (Repository, Digest), transfer: &Transfer, result: Result<Arrived, PullError>) {
+    fn end(&self, digest: &Digest, transfer: &Transfer, result: Result<Arrived, PullError>) {
         let mut table = self.lock();
-        table.live.remove(&key.1);
+        table.live.remove(digest);
         self.under_way.dec();
         let outcome = match &result {
             Ok(Arrived::Kept(_)) => KEPT,
@@ -258,17 +366,26 @@ impl Transfers {
             Err(_) => FAILED,
         };
         self.ended.get_or_create(&[("outcome", outcome)]).inc();
+        let asked = transfer.callers.asked();
         let progress = match result {
             Ok(arrived) => {
-                table.failures.remove(&key);
+                table
+                    .failures
+                    .pop(&FailureKey::Blob(asked.at.upstream.clone(), *digest));
+                table.failures.pop(&FailureKey::Right(asked.key(), *digest));
                 match arrived {
                     Arrived::Kept(blob) => Progress::Complete(blob),
                     Arrived::Passed => transfer.progress(),
                 }
             }
             Err(error) => {
-                // A verdict is one caller's, and whoever gave it remembers it.
+                let opener = transfer.opener.get();
+                // A verdict is one caller's, and the upstream client remembers it.
                 if !error.is_verdict() {
+                    let key = match opener.filter(|_| !error.is_refusal()) {
+                        Some(opener) => FailureKey::Blob(opener.at.upstream.clone(), *digest),
+                        None => FailureKey::Right(asked.key(), *digest),
+                    };
                     table.remember(key, error.clone());
                 }
                 Progress::Failed(error)
@@ -278,25 +395,65 @@ impl Transfers {
     }
 }
 
+/// Runs a transfer with one right after the other, until it ends.
+async fn carry_out<F>(
+    transfer: &Arc<Transfer>,
+    first: Right,
+    run: impl Fn(Right, Arc<Transfer>) -> F,
+) -> Result<Arrived, PullError>
+where
+    F: Future<Output = Result<Arrived, PullError>> + Send + 'static,
+{
+    let mut right = first;
+    loop {
+        let work = run(right.clone(), Arc::clone(transfer));
+        // Kept apart, so that even a panic in the work ends the transfer instead of leaving its readers waiting.
+        let result = tokio::spawn(work)
+            .await
+            .unwrap_or_else(|_| Err(PullError::Store("the transfer broke".to_owned())));
+        right = match result {
+            Err(error) if error.is_refusal() => transfer.callers.refused(&right, &error)?,
+            Err(error) => {
+                let asked = transfer.callers.asked();
+                if asked.at.upstream == right.at.upstream {
+                    return Err(error);
+                }
+                // The fill has chosen to go on there.
+                asked
+            }
+            Ok(arrived) => {
+                transfer.opener.get_or_init(|| right);
+                return Ok(arrived);
+            }
+        };
+    }
+}
+
 impl Table {
-    fn remember(&mut self, key: (Repository, Digest), error: PullError) {
+    fn cools_down(&mut self, digest: &Digest, right: &Right) -> Result<(), PullError> {
         let now = Instant::now();
-        if self.failures.len() >= FAILURES_MAX {
-            self.failures.retain(|_, failure| now < failure.until);
+        let keys = [
+            FailureKey::Blob(right.at.upstream.clone(), *digest),
+            FailureKey::Right(right.key(), *digest),
+        ];
+        for key in keys {
+            let failure = self.failures.get(&key);
+            if let Some(failure) = failure.filter(|failure| now < failure.until) {
+                return Err(failure.error.clone());
+            }
         }
-        if self.failures.len() >= FAILURES_MAX {
-            self.failures.clear();
-        }
+        Ok(())
+    }
+
+    fn remember(&mut self, key: FailureKey, error: PullError) {
         let in_a_row = self.failures.get(&key).map_or(0, |failure| failure.in_a_row + 1);
         let cool_down = COOL_DOWN.saturating_mul(1 << in_a_row.min(10)).min(COOL_DOWN_MAX);
-        self.failures.insert(
-            key,
-            Failure {
-                error,
-                until: now + cool_down,
-                in_a_row,
-            },
-        );
+        let failure = Failure {
+            error,
+            until: Instant::now() + cool_down,
+            in_a_row,
+        };
+        self.failures.put(key, failure);
     }
 }
 
@@ -304,10 +461,30 @@ impl Table {
 pub enum OpenBlob {
     Complete(Blob),
     Filling(Filling),
-    Starting { blob_bytes: u64, transfer: Arc<Transfer> },
+    /// `unproven`: no byte is read before the source has answered this very right.
+    Starting {
+        blob_bytes: u64,
+        transfer: Arc<Transfer>,
+        unproven: Option<Right>,
+    },
 }
 
 impl OpenBlob {
+    /// The caller's right is proven: it may read whatever comes.
+    #[must_use]
+    pub fn proven(self) -> Self {
+        match self {
+            Self::Starting {
+                blob_bytes, transfer, ..
+            } => Self::Starting {
+                blob_bytes,
+                transfer,
+                unproven: None,
+            },
+            opened => opened,
+        }
+    }
+
     /// In bytes.
     pub fn blob_bytes(&self) -> u64 {
         match self {
@@ -351,9 +528,18 @@ impl OpenBlob {
     }
 
     async fn started(&mut self) -> Result<Started<'_>, ReadBlobError> {
-        if let Self::Starting { blob_bytes, transfer } = self {
+        if let Self::Starting {
+            blob_bytes,
+            transfer,
+            unproven,
+        } = self
+        {
             let stated = *blob_bytes;
-            *self = match transfer.started().await {
+            let progress = match unproven {
+                Some(right) => transfer.started_for(right).await,
+                None => transfer.started().await,
+            };
+            *self = match progress {
                 Progress::Open(filling) => Self::Filling(filling),
                 Progress::Complete(blob) => Self::Complete(blob),
                 Progress::Failed(error) => return Err(given_up(&error.to_string())),

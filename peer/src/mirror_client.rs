@@ -224,11 +224,10 @@ fn refusal(
         },
         StatusCode::MISDIRECTED_REQUEST => PullError::Loop(said()),
         StatusCode::TOO_MANY_REQUESTS => PullError::TooManyRequests { upstream, retry_after },
-        StatusCode::SERVICE_UNAVAILABLE => PullError::Unavailable(said()),
-        StatusCode::BAD_REQUEST
-        | StatusCode::PAYLOAD_TOO_LARGE
-        | StatusCode::URI_TOO_LONG
-        | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => PullError::Rejected {
+        StatusCode::SERVICE_UNAVAILABLE | StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY => {
+            PullError::Unavailable(said())
+        }
+        status if status.is_client_error() => PullError::Rejected {
             upstream,
             status: status.as_u16(),
             path: format!("{}/{digest}", at.name),

@@ -2,8 +2,8 @@
 
 use async_trait::async_trait;
 use piecemeal_mirror::{
-    ANSWER_TIMEOUT, Access, BlobSizes, Blobs, Caller, FetchedManifest, Item, Known, ListAnswer, ManifestAnswer,
-    ManifestSource, OpenBlob, PullError, RightSource, Transfers, Upstream, Upstreams,
+    ANSWER_TIMEOUT, Access, BlobSizes, Blobs, Caller, FetchedManifest, Item, Joining, Known, ListAnswer,
+    ManifestAnswer, ManifestSource, OpenBlob, PullError, RightSource, Transfers, Upstream, Upstreams,
 };
 use piecemeal_proto::{Digest, Reference};
 use piecemeal_store::{Holder, Repository, Shown};
@@ -27,23 +27,31 @@ impl Blobs for SwarmBlobs {
             self.access.require(caller, at, Item::Blob(digest)).await?;
             return Ok(OpenBlob::Complete(blob));
         }
-        let run = |transfer| {
-            self.parts
-                .clone()
-                .transfer(caller.clone(), at.clone(), *digest, transfer)
+        let (parts, digest_of_run) = (self.parts.clone(), *digest);
+        let run = move |right, transfer| parts.clone().transfer(right, digest_of_run, transfer);
+        let prove = async || self.source.head_blob(caller, at, digest).await.map(drop);
+        let joining = Joining {
+            caller,
+            at,
+            digest,
+            blob_bytes: self.sizes.get(at, digest),
+            patience: ANSWER_TIMEOUT,
+            access: &*self.access,
         };
-        let hint = self.sizes.get(at, digest);
-        let opened = self.transfers.open(caller, at, digest, hint, ANSWER_TIMEOUT, run).await;
+        let opened = self.transfers.open(joining, run, prove).await;
         if let Err(error) = &opened {
             self.access.refused(caller, at, error).await?;
         }
         let (transfer, opened) = opened?;
         // A transfer of this very caller that has not started yet yields no byte before the mirror has given its verdict.
         let verdict_pending = matches!(opened, OpenBlob::Starting { .. }) && transfer.is_of(caller, at);
-        if !verdict_pending {
-            self.access.require(caller, at, Item::Blob(digest)).await?;
+        if verdict_pending {
+            return Ok(opened);
         }
-        Ok(opened)
+        let verdict = self.access.require(caller, at, Item::Blob(digest)).await;
+        transfer.judged(caller, at, &verdict);
+        verdict?;
+        Ok(opened.proven())
     }
 
     async fn stat(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<u64, PullError> {

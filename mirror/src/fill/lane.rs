@@ -4,20 +4,20 @@ use std::{
     ops::Range,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use bytes::{Bytes, BytesMut};
 use piecemeal_proto::PieceHash;
-use piecemeal_store::{Filling, Repository};
+use piecemeal_store::Filling;
 use tokio::sync::Notify;
 use tracing::debug;
 
 use super::UpstreamBlobs;
 use crate::{
-    BlobAnswer, Caller, PullError, Served,
+    BlobAnswer, PullError, Right, Served,
     upstream::{Upstream, innermost},
 };
 
@@ -55,10 +55,11 @@ pub(super) struct Way<'a> {
     pub(super) ending: Arc<Ending>,
     pub(super) blobs: &'a UpstreamBlobs,
     pub(super) upstream: &'a Upstream,
-    pub(super) caller: &'a Caller,
-    pub(super) at: &'a Repository,
+    pub(super) right: Arc<Right>,
     pub(super) filling: &'a Filling,
-    /// Upstream has answered the caller.
+    /// Bytes of bodies so far.
+    pub(super) received: Arc<AtomicU64>,
+    /// Upstream has answered this right.
     pub(super) served: Arc<AtomicBool>,
 }
 
@@ -95,13 +96,20 @@ impl Lane {
         };
         let answer = way
             .upstream
-            .blob(way.caller, way.at, way.filling.digest(), from, end, served)
+            .blob(
+                &way.right.caller,
+                &way.right.at,
+                way.filling.digest(),
+                from,
+                end,
+                served,
+            )
             .await?;
         way.served.store(true, Ordering::Relaxed);
         match answer.blob_bytes {
             Some(stated) if stated != blob_bytes => Err(PullError::BadGateway(format!(
                 "{} states {stated} bytes for {}, but its manifest or an earlier answer said {blob_bytes}",
-                way.at.upstream,
+                way.right.at.upstream,
                 way.filling.digest()
             ))),
             _ => Ok(answer),
@@ -128,12 +136,13 @@ impl Lane {
         let mut flow = Flow::new();
         while piece.start < self.bytes.end {
             let Some(mut chunk) = body.chunk().await? else {
-                return Err(PullError::Unavailable(format!("{} broke off", way.at.upstream)).into());
+                return Err(PullError::Unavailable(format!("{} broke off", way.right.at.upstream)).into());
             };
             if !flow.goes_on(chunk.len()) {
-                return Err(Cut::Drips(way.at.upstream.clone()));
+                return Err(Cut::Drips(way.right.at.upstream.clone()));
             }
             way.upstream.lanes().received(chunk.len());
+            way.received.fetch_add(chunk.len() as u64, Ordering::Relaxed);
             end.received(chunk.len());
             way.blobs.received(chunk.len()).await;
             let skipped = usize::try_from(skip).map_or(chunk.len(), |skip| skip.min(chunk.len()));
@@ -147,7 +156,7 @@ impl Lane {
             piece.keep_if_due().await;
             if !chunk.is_empty() && self.bytes.end == way.filling.map().blob_bytes() {
                 return Err(
-                    PullError::BadGateway(format!("{} sent more bytes than it stated", way.at.upstream)).into(),
+                    PullError::BadGateway(format!("{} sent more bytes than it stated", way.right.at.upstream)).into(),
                 );
             }
         }

@@ -23,8 +23,8 @@ use tracing::{info, warn};
 
 use self::{lane::Body, pour::Pour};
 use crate::{
-    ANSWER_TIMEOUT, Access, Arrived, BlobAnswer, BlobSizes, Blobs, Caller, Item, OpenBlob, PullError, Served, Transfer,
-    Transfers, Upstream, Upstreams, upstream::innermost,
+    ANSWER_TIMEOUT, Access, Arrived, BlobAnswer, BlobSizes, Blobs, Caller, Item, Joining, OpenBlob, PullError, Right,
+    Served, Transfer, Transfers, Upstream, Upstreams, callers::Callers, upstream::innermost,
 };
 
 /// How long upstream may send nothing new before a fill is given up.
@@ -67,8 +67,9 @@ pub struct UpstreamBlobs {
 #[derive(Clone, Copy)]
 struct Whence<'a> {
     upstream: &'a Upstream,
-    caller: &'a Caller,
-    at: &'a Repository,
+    right: &'a Right,
+    /// With whose it may go on.
+    callers: Option<&'a Callers>,
 }
 
 #[async_trait]
@@ -78,21 +79,43 @@ impl Blobs for UpstreamBlobs {
             self.access.require(caller, at, Item::Blob(digest)).await?;
             return Ok(OpenBlob::Complete(blob));
         }
-        let fill = |transfer| self.clone().fill(caller.clone(), at.clone(), *digest, transfer);
-        let opened = self
-            .transfers
-            .open(caller, at, digest, None, ANSWER_TIMEOUT, fill)
-            .await;
+        let (blobs, digest_of_fill) = (self.clone(), *digest);
+        let fill = move |right, transfer| blobs.clone().fill(right, digest_of_fill, transfer);
+        let prove = async || {
+            self.upstreams
+                .get(&at.upstream)?
+                .head_blob(caller, at, digest)
+                .await
+                .map(drop)
+        };
+        let joining = Joining {
+            caller,
+            at,
+            digest,
+            blob_bytes: None,
+            patience: ANSWER_TIMEOUT,
+            access: &*self.access,
+        };
+        let opened = self.transfers.open(joining, fill, prove).await;
         if let Err(error) = &opened {
             self.access.refused(caller, at, error).await?;
         }
-        let (_, opened) = opened?;
+        let (transfer, opened) = opened?;
         let item = match &opened {
             OpenBlob::Filling(filling) => Item::Filling(filling),
             OpenBlob::Complete(_) | OpenBlob::Starting { .. } => Item::Blob(digest),
         };
-        self.access.require(caller, at, item).await?;
-        Ok(opened)
+        let verdict = self.access.require(caller, at, item).await;
+        transfer.judged(caller, at, &verdict);
+        if verdict.as_ref().is_err_and(|error| !error.is_refusal())
+            && let OpenBlob::Filling(filling) = &opened
+            && filling.landed().is_empty()
+        {
+            // There is nothing yet to hold this caller's upstream to. It may be the faster one all the same.
+            transfer.judged(caller, at, &prove().await);
+        }
+        verdict?;
+        Ok(opened.proven())
     }
 
     async fn stat(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<u64, PullError> {
@@ -108,22 +131,18 @@ impl Blobs for UpstreamBlobs {
 }
 
 impl UpstreamBlobs {
-    /// Carries out a transfer: the whole blob, from where an earlier try has left it.
+    /// Carries out a transfer: the whole blob, from where an earlier try has left it. Once it is open it goes on by itself with
+    /// the rights of other callers at the same upstream.
     ///
     /// # Errors
     /// [`PullError`]; what has landed is kept, unless it proved to be bad.
-    pub async fn fill(
-        self,
-        caller: Caller,
-        at: Repository,
-        digest: Digest,
-        transfer: Arc<Transfer>,
-    ) -> Result<Arrived, PullError> {
+    pub async fn fill(self, right: Right, digest: Digest, transfer: Arc<Transfer>) -> Result<Arrived, PullError> {
+        let at = right.at.clone();
         let upstream = self.upstreams.get(&at.upstream)?;
         let whence = Whence {
             upstream: &upstream,
-            caller: &caller,
-            at: &at,
+            right: &right,
+            callers: Some(transfer.callers()),
         };
         let _room = upstream.limits().fill().await?;
         let started = Instant::now();
@@ -145,7 +164,7 @@ impl UpstreamBlobs {
     }
 
     async fn pour(&self, whence: Whence<'_>, digest: &Digest, transfer: &Transfer) -> Result<Filling, PullError> {
-        match self.known_map(whence.at, digest).await? {
+        match self.known_map(&whence.right.at, digest).await? {
             Some(map) => {
                 let filling = self.reserve(digest, map).await?;
                 self.pour_known(whence, &filling, transfer).await?;
@@ -167,27 +186,28 @@ impl UpstreamBlobs {
 
     /// Upstream is asked before anybody is served: its first answer opens the transfer.
     async fn pour_known(&self, whence: Whence<'_>, filling: &Filling, transfer: &Transfer) -> Result<(), PullError> {
-        let Whence { upstream, caller, at } = whence;
+        let Whence { upstream, right, .. } = whence;
         let (had, map) = (filling.landed().count(), filling.map());
         if had > 0 {
             info!(blob.digest = %filling.digest(), blob.bytes = map.blob_bytes(), pieces = had, "the fill of {} goes on", filling.digest());
         }
         let result = if had == map.count() {
-            upstream.head_blob(caller, at, filling.digest()).await.map(drop)
+            let head = upstream.head_blob(&right.caller, &right.at, filling.digest());
+            head.await.map(drop)
         } else {
             let mut pour = Pour::new(self, whence, filling, &(0..map.blob_bytes()), FILL_PATIENCE);
             let answered = pour.first_answer().await;
             if answered.is_ok() {
-                self.opened(at, filling, transfer).await?;
+                self.opened(right, filling, transfer).await?;
                 return pour.rest().await;
             }
             answered
         };
         match result {
-            Ok(()) => self.opened(at, filling, transfer).await,
+            Ok(()) => self.opened(right, filling, transfer).await,
             Err(error) => {
                 // Space is not kept for what upstream does not have, or not for everybody.
-                if had == 0 && filling.landed().is_empty() {
+                if had == 0 && filling.landed().is_empty() && !transfer.is_open() {
                     filling.abandon(FillFailure::Revoked).await;
                 }
                 Err(error)
@@ -195,10 +215,10 @@ impl UpstreamBlobs {
         }
     }
 
-    async fn opened(&self, at: &Repository, filling: &Filling, transfer: &Transfer) -> Result<(), PullError> {
-        self.store.record_source(at, filling.digest()).await?;
+    async fn opened(&self, right: &Right, filling: &Filling, transfer: &Transfer) -> Result<(), PullError> {
+        self.store.record_source(&right.at, filling.digest()).await?;
         self.observer.opened(filling);
-        transfer.open(filling.clone());
+        transfer.open(filling.clone(), right.clone());
         Ok(())
     }
 
@@ -209,7 +229,11 @@ impl UpstreamBlobs {
         digest: &Digest,
         transfer: &Transfer,
     ) -> Result<Filling, PullError> {
-        let Whence { upstream, caller, at } = whence;
+        let Whence {
+            upstream,
+            right: right @ Right { at, caller },
+            ..
+        } = whence;
         let answer = upstream.blob(caller, at, digest, 0, None, Served::NotYet).await?;
         // A manifest may say 0; whoever lies, nothing is served that does not have the digest.
         let (blob_bytes, body) = match answer.blob_bytes.or_else(|| self.sizes.get(at, digest)) {
@@ -225,7 +249,7 @@ impl UpstreamBlobs {
         };
         let map = PieceMap::for_blob(blob_bytes).map_err(|error| PullError::BadGateway(error.to_string()))?;
         let filling = self.reserve(digest, map).await?;
-        self.opened(at, &filling, transfer).await?;
+        self.opened(right, &filling, transfer).await?;
         let mut pour = Pour::new(self, whence, &filling, &(0..blob_bytes), FILL_PATIENCE);
         pour.begin_with(body).await;
         pour.rest().await?;
@@ -273,8 +297,8 @@ impl UpstreamBlobs {
         let upstream = self.upstreams.get(&at.upstream)?;
         let whence = Whence {
             upstream: &upstream,
-            caller,
-            at,
+            right: &Right::new(caller, at),
+            callers: None,
         };
         let all = 0..filling.map().blob_bytes();
         Pour::new(self, whence, filling, &all, FILL_PATIENCE).rest().await
@@ -294,8 +318,8 @@ impl UpstreamBlobs {
         let upstream = self.upstreams.get(&at.upstream)?;
         let whence = Whence {
             upstream: &upstream,
-            caller,
-            at,
+            right: &Right::new(caller, at),
+            callers: None,
         };
         Pour::new(self, whence, filling, run, Duration::ZERO).rest().await
     }

@@ -11,7 +11,7 @@ use std::{
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use piecemeal_store::Filling;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     UpstreamBlobs, Whence,
@@ -19,7 +19,8 @@ use super::{
     plan::{Pace, Plan},
 };
 use crate::{
-    BlobAnswer, PullError,
+    BlobAnswer, PullError, Right,
+    callers::Callers,
     upstream::{Seat, WIDTH_MAX},
 };
 
@@ -30,12 +31,16 @@ const RETRY_DELAY_MAX: Duration = Duration::from_secs(3);
 const BARREN_MAX: u32 = 5;
 /// How long a blob that is not kept is waited for readers of.
 const UNREAD_MAX: Duration = Duration::from_secs(30);
+/// A fill that brings less than this in so long gives way to another upstream, when a caller has joined from there.
+const SLOW_BYTES: u64 = 256 * 1024;
+const SLOW_WINDOW: Duration = Duration::from_secs(5);
 /// How often it is looked whether a client waits for something that nobody fetches yet.
 const LOOK_AROUND: Duration = Duration::from_millis(100);
 
 /// A fill while it pours in.
 pub(super) struct Pour<'a> {
     way: Way<'a>,
+    callers: Option<&'a Callers>,
     plan: Plan,
     seat: Seat<'a>,
     lanes: FuturesUnordered<Pin<Box<dyn Future<Output = Step> + Send + 'a>>>,
@@ -44,13 +49,22 @@ pub(super) struct Pour<'a> {
     /// One of those carries all that is missing: upstream knows no ranges.
     whole: bool,
     patience: Patience,
+    /// Upstream has answered.
+    began: bool,
+    /// When it was last looked how much has come, and how much that was.
+    weighed: (Instant, u64),
     /// When somebody was last seen reading.
     read_at: Instant,
 }
 
 /// What a connection has come to.
 enum Step {
-    Answered(Lane, Result<BlobAnswer, PullError>),
+    Answered {
+        lane: Lane,
+        /// What it was asked with.
+        right: Arc<Right>,
+        answer: Result<BlobAnswer, PullError>,
+    },
     Ended {
         segment: Range<u64>,
         result: Result<(), PullError>,
@@ -62,7 +76,11 @@ impl<'a> Pour<'a> {
     /// Of what is missing of `within`. `patience`: how long upstream may send nothing new.
     pub(super) fn new(
         blobs: &'a UpstreamBlobs,
-        Whence { upstream, caller, at }: Whence<'a>,
+        Whence {
+            upstream,
+            right,
+            callers,
+        }: Whence<'a>,
         filling: &'a Filling,
         within: &Range<u64>,
         patience: Duration,
@@ -72,22 +90,25 @@ impl<'a> Pour<'a> {
                 ending: Arc::default(),
                 blobs,
                 upstream,
-                caller,
-                at,
+                right: Arc::new(right.clone()),
                 filling,
+                received: Arc::default(),
                 served: Arc::default(),
             },
+            callers,
             plan: Plan::new(filling.map(), &filling.landed(), within),
-            seat: upstream.lanes().enter(at, missing_bytes(filling)),
+            seat: upstream.lanes().enter(&right.at, missing_bytes(filling)),
             lanes: FuturesUnordered::new(),
             receiving: 0,
             whole: false,
             patience: Patience::new(patience),
+            began: false,
+            weighed: (Instant::now(), 0),
             read_at: Instant::now(),
         }
     }
 
-    /// Until upstream has answered for the first time.
+    /// Until upstream has answered this right for the first time.
     ///
     /// # Errors
     /// The first answer, when it is none to go on with.
@@ -136,6 +157,13 @@ impl<'a> Pour<'a> {
                     "there is no room to keep the blob, and nobody reads it any more".to_owned(),
                 ));
             }
+            // A passing fill is as slow as its readers.
+            if self.is_slow() && !self.way.filling.is_passing() && self.gives_way() {
+                return Err(PullError::Unavailable(format!(
+                    "{} is slow",
+                    self.way.right.at.upstream
+                )));
+            }
             let step = tokio::select! {
                 Some(step) = self.lanes.next(), if !self.lanes.is_empty() => step,
                 () = self.way.ending.changed() => continue,
@@ -146,11 +174,32 @@ impl<'a> Pour<'a> {
             let hopeless = error.is_verdict() || matches!(error, PullError::Store(_));
             if hopeless || self.patience.is_over() {
                 let digest = self.way.filling.digest();
-                warn!(blob.digest = %digest, upstream = self.way.at.upstream, %error, "the fill of {digest} stops: {error}");
+                warn!(blob.digest = %digest, upstream = self.way.right.at.upstream, %error, "the fill of {digest} stops: {error}");
                 return Err(error);
             }
             self.patience.rest();
         }
+    }
+
+    /// Whether too little has come in the last window.
+    fn is_slow(&mut self) -> bool {
+        let (since, before) = self.weighed;
+        if since.elapsed() < SLOW_WINDOW {
+            return false;
+        }
+        let received = self.way.received.load(Ordering::Relaxed);
+        self.weighed = (Instant::now(), received);
+        received - before < SLOW_BYTES
+    }
+
+    /// One registry's slow answer holds up no pull of the same blob from another.
+    fn gives_way(&self) -> bool {
+        let elsewhere = self.callers.and_then(|callers| callers.elsewhere(&self.way.right));
+        elsewhere.is_some_and(|next| {
+            let digest = self.way.filling.digest();
+            info!(blob.digest = %digest, "{} is slow: the fill of {digest} goes on from {}", self.way.right.at.upstream, next.at.upstream);
+            true
+        })
     }
 
     async fn start_lanes(&mut self) {
@@ -181,12 +230,14 @@ impl<'a> Pour<'a> {
             let (lane, way) = (Lane::new(filling, segment).await, self.way.clone());
             self.lanes.push(Box::pin(async move {
                 let answer = lane.request(&way).await;
-                Step::Answered(lane, answer)
+                let right = way.right;
+                Step::Answered { lane, right, answer }
             }));
         }
     }
 
     fn receive(&mut self, lane: Lane, body: Body) {
+        self.began = true;
         self.receiving += 1;
         let way = self.way.clone();
         self.lanes.push(Box::pin(async move {
@@ -201,11 +252,22 @@ impl<'a> Pour<'a> {
 
     fn take(&mut self, step: Step) -> Result<(), PullError> {
         match step {
-            Step::Answered(lane, Ok(answer)) => self.answered(lane, answer),
-            Step::Answered(lane, Err(error)) => {
+            Step::Answered {
+                lane,
+                answer: Ok(answer),
+                ..
+            } => self.answered(lane, answer),
+            Step::Answered {
+                lane,
+                right,
+                answer: Err(error),
+            } => {
                 self.plan.give_back(&lane.bytes, &self.way.filling.landed());
                 if matches!(error, PullError::TooManyRequests { .. }) {
                     self.way.upstream.lanes().calm_down();
+                }
+                if error.is_verdict() && self.goes_on_without(&right, &error) {
+                    return Ok(());
                 }
                 return Err(error);
             }
@@ -228,6 +290,27 @@ impl<'a> Pour<'a> {
         Ok(())
     }
 
+    /// Upstream refuses a right that it has accepted before, while others' bodies come: the next caller's is used. A caller of
+    /// another upstream is none to go on with here.
+    fn goes_on_without(&mut self, right: &Arc<Right>, error: &PullError) -> bool {
+        if !Arc::ptr_eq(right, &self.way.right) {
+            return true;
+        }
+        let Some(callers) = self.callers.filter(|_| self.began) else {
+            return false;
+        };
+        let Ok(next) = callers.refused(right, error) else {
+            return false;
+        };
+        if next.at.upstream != right.at.upstream {
+            return false;
+        }
+        debug!(blob.digest = %self.way.filling.digest(), %error, "the fill of {} goes on with another caller's right", self.way.filling.digest());
+        self.way.right = Arc::new(next);
+        self.way.served = Arc::default();
+        true
+    }
+
     fn answered(&mut self, mut lane: Lane, answer: BlobAnswer) {
         let all_of_it = lane.bytes == (0..self.way.filling.map().blob_bytes());
         if answer.is_part || all_of_it {
@@ -235,8 +318,8 @@ impl<'a> Pour<'a> {
         }
         // It was asked for a part and sends the whole: from it one connection takes what it can.
         debug!(
-            upstream = self.way.at.upstream,
-            "{} knows no ranges", self.way.at.upstream
+            upstream = self.way.right.at.upstream,
+            "{} knows no ranges", self.way.right.at.upstream
         );
         self.way.upstream.lanes().calm_down();
         if self.receiving > 0 {

@@ -174,7 +174,9 @@ impl Upstream {
         let mut result = Err(PullError::Unreachable(format!("{} has no endpoint", self.name)));
         for endpoint in &self.endpoints {
             result = self.ask_endpoint(endpoint, ask, &wallet).await;
-            if result.as_ref().is_ok() || result.as_ref().is_err_and(PullError::is_verdict) {
+            // Another endpoint may take what this one does not understand.
+            let stands = |error: &PullError| error.is_verdict() && !matches!(error, PullError::Rejected { .. });
+            if result.as_ref().is_ok() || result.as_ref().is_err_and(stands) {
                 break;
             }
         }
@@ -554,14 +556,15 @@ impl Upstream {
                 "{upstream} answered {status} for {}/{}",
                 ask.at.name, ask.path
             ))),
-            // A download that had begun goes on by another request.
-            status if refuses_request(status) && !led_on && ask.purpose != Purpose::Resume => {
-                Err(PullError::Rejected {
-                    upstream,
-                    status: status.as_u16(),
-                    path: format!("{}/{}", ask.at.name, ask.path),
-                })
+            // How a download goes on is this mirror's to ask, not its caller's.
+            StatusCode::RANGE_NOT_SATISFIABLE if ask.purpose == Purpose::Resume => {
+                Err(self.bad(ask.at, &format!("status 416 for the rest of {}", ask.path)))
             }
+            status if refuses_request(status) && !led_on => Err(PullError::Rejected {
+                upstream,
+                status: status.as_u16(),
+                path: format!("{}/{}", ask.at.name, ask.path),
+            }),
             StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY => Err(PullError::Unavailable(format!(
                 "{upstream} answered {} for {}/{}",
                 response.status(),

@@ -7,7 +7,8 @@ use std::{
 };
 
 use piecemeal_mirror::{
-    Announcer, Arrived, Caller, Destination, NodeBlob, Origin, PullError, Traffic, Transfer, UpstreamBlobs, lost, pass,
+    Announcer, Arrived, Caller, Destination, NodeBlob, Origin, PullError, Right, Traffic, Transfer, UpstreamBlobs,
+    lost, pass,
 };
 use piecemeal_proto::{
     Digest,
@@ -77,7 +78,7 @@ pub(crate) struct Parts {
 /// One blob on its way from the swarm.
 struct Download {
     parts: Parts,
-    /// Whoever asked first: the mirror and upstream are asked with that right.
+    /// The mirror and upstream are asked with this caller's right. A refusal of it ends the run; the next caller's begins another.
     caller: Caller,
     at: Repository,
     filling: Filling,
@@ -120,27 +121,27 @@ impl Parts {
     /// Why the blob cannot be had now; what has landed is kept for the next try.
     pub(crate) async fn transfer(
         self,
-        caller: Caller,
-        at: Repository,
+        right: Right,
         digest: Digest,
         transfer: Arc<Transfer>,
     ) -> Result<Arrived, PullError> {
+        let Right { at, caller } = right.clone();
         let Some(opened) = self.open(&caller, &at, &digest).await? else {
             info!(blob.digest = %digest, "the mirror is lost: {digest} comes from {}", at.upstream);
-            return self.upstream.clone().fill(caller, at, digest, transfer).await;
+            return self.upstream.clone().fill(right, digest, transfer).await;
         };
         self.store.record_source(&at, &digest).await?;
         if opened.passing
             && opened.content.is_none()
             && let Some(through) = self.through_mirror.clone()
         {
-            return through.fill(caller, at, digest, transfer).await;
+            return through.fill(right, digest, transfer).await;
         }
         let filling = match self.begin(&digest, &opened).await? {
             Begun::Filling(filling) => filling,
             Begun::Here(blob) => return Ok(Arrived::Kept(blob)),
         };
-        transfer.open(filling.clone());
+        transfer.open(filling.clone(), right);
         if let Some(content) = opened.content(&digest) {
             self.traffic
                 .count(Origin::Mirror, Destination::Store, content.len() as u64);

@@ -1,0 +1,147 @@
+//! A crowd of callers with a credential each shares one copy of an image, and what the registry says to one reaches no other.
+
+mod support;
+
+use std::{
+    net::{SocketAddr, SocketAddrV4},
+    thread,
+    time::Duration,
+};
+
+use support::{
+    Cluster, ClusterOptions, HOST, Image, ORIGIN_IP, PASSWORD, RegistryAuth, Request, Response, Site, TokenServer,
+    basic,
+};
+
+const PEER: &str = "127.0.0.1:65001";
+const MIRROR: &str = "10.88.0.2:65011";
+const TOKENS: SocketAddrV4 = SocketAddrV4::new(ORIGIN_IP, 5002);
+const NODES: usize = 4;
+const CALLERS: usize = 100;
+
+fn plain(options: &mut ClusterOptions) {
+    for all in [&mut options.mirror.extra_args, &mut options.peer.extra_args] {
+        all.extend(["--allow-plain-credentials", "true"].map(str::to_owned));
+    }
+    options.mirror.extra_args.extend(["--tag-ttl", "0s"].map(str::to_owned));
+}
+
+/// A site whose registry wants tokens, with an image, and a token of its own for each caller.
+fn crowd() -> (Cluster, Image, Vec<String>) {
+    let mut tokens = None;
+    let cluster = Cluster::guarded(
+        Site::builder()
+            .nodes(NODES)
+            .wan_mbit(50)
+            .lan_mbit(400)
+            .nodes_reach_upstream(true),
+        |site| RegistryAuth::Token(tokens.insert(TokenServer::start(site.origin(), TOKENS))),
+        plain,
+    );
+    let image = Image::new("library/app", "v1").layer_bytes(&[3_000_000, 500_000]);
+    cluster.registry.push(&image);
+    let tokens = tokens.expect("it was started");
+    let bearers = (0..CALLERS)
+        .map(|number| {
+            let user = format!("user{number}");
+            tokens.grant(&user, PASSWORD, "library/app");
+            bearer(&cluster, &basic(&user, PASSWORD))
+        })
+        .collect();
+    (cluster, image, bearers)
+}
+
+/// As a client gets it.
+fn bearer(cluster: &Cluster, authorization: &str) -> String {
+    let request = Request::get(
+        TOKENS.into(),
+        "/token?service=origin&scope=repository%3Alibrary%2Fapp%3Apull",
+    );
+    let answer = request
+        .header("Authorization", authorization)
+        .send_from(cluster.site.node(0));
+    let answer: serde_json::Value = serde_json::from_slice(&answer.expect("an answer").body).expect("a token");
+    format!("Bearer {}", answer["token"].as_str().expect("a token"))
+}
+
+/// Every tenth, the first included.
+fn is_bad(caller: usize) -> bool {
+    caller.is_multiple_of(10)
+}
+
+/// What a bad caller shows: a token of nobody's, or a credential that is too long for many a front door.
+fn spoilt(caller: usize) -> String {
+    match caller % 20 {
+        0 => format!("Bearer nonsense{caller}"),
+        _ => basic(&format!("mallory{caller}"), &"x".repeat(5000)),
+    }
+}
+
+/// All callers ask at once, the bad ones a moment before the others.
+fn ask_all(cluster: &Cluster, port: &str, target: &str, bearers: &[String]) -> Vec<Response> {
+    thread::scope(|scope| {
+        let asking: Vec<_> = bearers
+            .iter()
+            .enumerate()
+            .map(|(caller, bearer)| {
+                scope.spawn(move || {
+                    let authorization = if is_bad(caller) { spoilt(caller) } else { bearer.clone() };
+                    if !is_bad(caller) {
+                        thread::sleep(Duration::from_millis(5));
+                    }
+                    let port: SocketAddr = port.parse().expect("an address");
+                    let request = Request::get(port, target).header("Authorization", &authorization);
+                    request.send_from(cluster.site.node(caller % NODES)).expect("an answer")
+                })
+            })
+            .collect();
+        asking
+            .into_iter()
+            .map(|asking| asking.join().expect("an answer"))
+            .collect()
+    })
+}
+
+#[test]
+fn a_hundred_callers_with_a_hundred_tokens_take_one_copy_although_every_tenth_is_bad() {
+    let (cluster, image, bearers) = crowd();
+    for (port, layer) in [MIRROR, PEER].into_iter().zip(image.layers()) {
+        let target = format!("/v2/{}/blobs/{}?ns={HOST}", image.repository(), layer.digest);
+        let answers = ask_all(&cluster, port, &target, &bearers);
+        for (caller, answer) in answers.iter().enumerate() {
+            match is_bad(caller) {
+                true => assert_eq!(answer.status, 401, "{port} caller {caller}: {}", answer.text()),
+                false => assert!(
+                    answer.status == 200 && answer.body == layer.bytes,
+                    "{port} caller {caller}: {} with {} bytes",
+                    answer.status,
+                    answer.body.len()
+                ),
+            }
+        }
+        assert_eq!(cluster.registry.blob_bytes_served(&layer.digest), layer.size, "{port}");
+    }
+}
+
+#[test]
+fn a_tag_that_is_looked_up_for_a_crowd_is_refused_to_its_bad_callers_only() {
+    let (cluster, image, bearers) = crowd();
+    let target = format!("/v2/{}/manifests/{}?ns={HOST}", image.repository(), image.tag());
+    // First it is not known here, and then looked up anew each time.
+    for port in [MIRROR, PEER, MIRROR] {
+        for (caller, answer) in ask_all(&cluster, port, &target, &bearers).iter().enumerate() {
+            let expected = if is_bad(caller) { 401 } else { 200 };
+            assert_eq!(answer.status, expected, "{port} caller {caller}: {}", answer.text());
+        }
+    }
+}
+
+#[test]
+fn a_list_is_put_together_once_for_a_crowd_and_refused_to_its_bad_callers_only() {
+    let (cluster, image, bearers) = crowd();
+    let target = format!("/v2/{}/tags/list?ns={HOST}", image.repository());
+    for (caller, answer) in ask_all(&cluster, MIRROR, &target, &bearers).iter().enumerate() {
+        let expected = if is_bad(caller) { 401 } else { 200 };
+        assert_eq!(answer.status, expected, "caller {caller}: {}", answer.text());
+    }
+}
