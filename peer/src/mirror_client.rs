@@ -11,7 +11,7 @@ use piecemeal_proto::Digest;
 use piecemeal_store::Repository;
 use piecemeal_swarm::AuthorityClock;
 use piecemeal_tls::{ServerRole, refusal as refusal_of};
-use reqwest::{StatusCode, header};
+use reqwest::{Method, Response, StatusCode, header};
 use tracing::error;
 use url::Url;
 
@@ -122,16 +122,15 @@ impl MirrorClient {
             .url
             .join(&open_path(at, digest, suspect))
             .map_err(|error| PullError::Unavailable(format!("the mirror's URL: {error}")))?;
-        let mut request = self.http.get(url.clone()).timeout(OPEN_TIMEOUT);
-        for (name, value) in self.identity.proof(&url) {
-            request = request.header(name, value);
-        }
-        if let Some(credential) = &caller.credential {
+        if caller.credential.is_some() {
             require_cover(&url, self.allow_plain_credentials, "the mirror")?;
-            request = request.header(header::AUTHORIZATION, credential.header());
         }
-        let mut response = request.send().await.map_err(|error| self.note(&error))?;
-        self.saw(Ok(()));
+        let mut response = self.ask(&url, caller).await?;
+        if self.identity.must_sign_again(response.status(), response.headers()) {
+            // Read to its end, so that the connection can be used again. What it says is known.
+            let _ = read_answer(&mut response).await;
+            response = self.ask(&url, caller).await?;
+        }
         let header = |name| {
             response
                 .headers()
@@ -141,13 +140,7 @@ impl MirrorClient {
         };
         let (retry_after, challenge) = (header(header::RETRY_AFTER), header(header::WWW_AUTHENTICATE));
         let status = response.status();
-        let mut body = Vec::new();
-        while let Ok(Some(chunk)) = response.chunk().await {
-            if body.len() + chunk.len() > ANSWER_BYTES_MAX {
-                return Err(PullError::BadGateway("the mirror's answer is too long".to_owned()));
-            }
-            body.extend_from_slice(&chunk);
-        }
+        let body = read_answer(&mut response).await?;
         if status != StatusCode::OK {
             return Err(refusal(status, challenge, retry_after, &body, at, digest));
         }
@@ -158,6 +151,20 @@ impl MirrorClient {
             piece_addresses: self.reachable(&blob.piece_addresses).await,
             ..blob
         })
+    }
+
+    /// Sends one request, signed for itself alone.
+    async fn ask(&self, url: &Url, caller: &Caller) -> Result<Response, PullError> {
+        let mut request = self.http.get(url.clone()).timeout(OPEN_TIMEOUT);
+        for (name, value) in self.identity.headers(&Method::GET, url) {
+            request = request.header(name, value);
+        }
+        if let Some(credential) = &caller.credential {
+            request = request.header(header::AUTHORIZATION, credential.header());
+        }
+        let response = request.send().await.map_err(|error| self.note(&error))?;
+        self.saw(Ok(()));
+        Ok(response)
     }
 
     /// A mirror that listens everywhere does not know its address: it is where its registry is.
@@ -178,6 +185,17 @@ impl MirrorClient {
             .map(Iterator::collect)
             .unwrap_or_default()
     }
+}
+
+async fn read_answer(response: &mut Response) -> Result<Vec<u8>, PullError> {
+    let mut body = Vec::new();
+    while let Ok(Some(chunk)) = response.chunk().await {
+        if body.len() + chunk.len() > ANSWER_BYTES_MAX {
+            return Err(PullError::BadGateway("the mirror's answer is too long".to_owned()));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
 }
 
 fn refusal(

@@ -10,6 +10,7 @@
 //! | a Kubernetes with them | [`KubeSite`] |
 //! | an upstream | [`DockerRegistry`], or [`FakeUpstream`] and its [`Behaviour`]s |
 //! | a client | [`Containerd`], [`CriNode`], [`skopeo`], those of a [`Home`], or bare HTTP with [`Request`] |
+//! | a member that lies | [`RogueNode`] |
 //! | the product | [`Mirror`], [`Scheduler`], [`Peer`] |
 //!
 //! The tests need root and the programs that [`require_tools`] names. Whatever they make is gone after them; the first test
@@ -37,6 +38,7 @@ mod process;
 mod registry;
 mod relay;
 mod reply;
+mod rogue;
 mod scratch;
 mod site;
 pub mod skopeo;
@@ -64,6 +66,7 @@ pub use self::{
     process::Process,
     registry::{DockerRegistry, PASSWORD, RegistryAuth, USER, basic},
     reply::Behaviour,
+    rogue::RogueNode,
     scratch::ScratchDir,
     site::{MIRROR_IP, MIRROR_WAN_IP, ORIGIN_IP, Site, SiteBuilder, node_ip},
     token_server::TokenServer,

@@ -21,6 +21,8 @@ use super::{
 use crate::{ANSWER_TIMEOUT, Caller, Credential, PullError, SOURCE_TIMEOUT};
 
 const TOKEN_BYTES_MAX: usize = 64 * 1024;
+/// A mirror's text that a claim has to be signed again.
+const AGAIN_BYTES_MAX: usize = 64 * 1024;
 /// The longest challenge that is kept and passed on.
 const CHALLENGE_BYTES_MAX: usize = 4 * 1024;
 /// As long as a date.
@@ -309,21 +311,32 @@ impl Upstream {
         url: &Url,
         authorization: Option<&Credential>,
     ) -> Result<Response, PullError> {
-        let mut request =
-            dressed(self.http.request(ask.method.clone(), url.clone()), ask).header(VIA, self.via(ask.caller));
-        if let Some(credential) = authorization {
-            request = request.header(AUTHORIZATION, credential.header());
-        }
-        if let Some(node) = &self.node {
-            for (name, value) in node.proof(url) {
-                request = request.header(name, value);
-            }
-        }
+        let request = || {
+            let request = dressed(self.http.request(ask.method.clone(), url.clone()), ask);
+            let request = request.header(VIA, self.via(ask.caller));
+            let request = match authorization {
+                Some(credential) => request.header(AUTHORIZATION, credential.header()),
+                None => request,
+            };
+            let signed = self.node.iter().flat_map(|node| node.headers(ask.method, url));
+            signed.fold(request, |request, (name, value)| request.header(name, value))
+        };
         let pass = match ask.purpose {
             Purpose::Fill | Purpose::Resume => None,
             Purpose::Lookup | Purpose::List | Purpose::Manifest => Some(endpoint.gate.enter(Instant::now())?),
         };
-        self.await_answer(request, pass).await
+        let response = self.await_answer(request(), pass).await?;
+        let (status, headers) = (response.status(), response.headers());
+        if !self
+            .node
+            .as_ref()
+            .is_some_and(|node| node.must_sign_again(status, headers))
+        {
+            return Ok(response);
+        }
+        // Read to its end, so that the connection can be used again. What it says is known.
+        let _ = read_body(response, AGAIN_BYTES_MAX).await;
+        self.await_answer(request(), None).await
     }
 
     /// Where a redirect leads, through the accelerated host when there is one.
