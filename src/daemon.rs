@@ -95,8 +95,7 @@ daemon!(
     Scheduler,
     SchedulerConfig,
     "scheduler",
-    // Its only live setting is its process's: the log.
-    apply: |_, _| {},
+    apply: Scheduler::apply,
     cache: |_| None,
     cache_config: |_| None,
     claims: |config| vec![("--listen", config.listen.to_string())]

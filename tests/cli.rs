@@ -100,6 +100,86 @@ fn keygen_never_replaces_a_key() {
     assert!(!dir.join("authority.key").exists(), "half a pair was written");
 }
 
+#[test]
+fn keygen_rotates_the_join_key_and_finishes_a_rotation_that_was_cut_short() {
+    let keys = keys();
+    let dir = keys.path().join("keys");
+    let [authority, join] = ["authority.key", "join.key"].map(|name| dir.join(name));
+    let read = |file: &Path| fs::read_to_string(file).unwrap();
+    let before = [read(&authority), read(&join)];
+    fs::set_permissions(&join, fs::Permissions::from_mode(0o640)).unwrap();
+    let rotate = |more: &[&str]| {
+        run(&mut piecemeal(
+            &[&["keygen", "--rotate-join", path(&dir)], more].concat(),
+        ))
+    };
+
+    let outcome = rotate(&["--old-valid", "7d"]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    assert!(
+        outcome.stdout.contains("the old one admits until 20"),
+        "{}",
+        outcome.stdout
+    );
+    let after = [read(&authority), read(&join)];
+    assert!(after[0].starts_with(&before[0]), "the site stays the same");
+    assert_ne!(after[1], before[1]);
+    assert_eq!(fs::metadata(&authority).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(
+        fs::metadata(&join).unwrap().permissions().mode() & 0o777,
+        0o640,
+        "as it was"
+    );
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 2, "nothing else is left there");
+
+    // The machine stopped between the two files.
+    fs::write(&join, &before[1]).unwrap();
+    let outcome = rotate(&[]);
+    assert!(outcome.stdout.contains("cut short"), "{}", outcome.stdout);
+    assert_eq!([read(&authority), read(&join)], after);
+
+    // One that is not needed here was taken away; the one of two rotations ago is shut out at once, and that is said.
+    fs::remove_file(&join).unwrap();
+    let outcome = rotate(&[]);
+    assert!(outcome.stderr.contains("two rotations ago"), "{}", outcome.stderr);
+    assert_ne!(read(&join), after[1]);
+
+    fs::write(&join, "piecemeal-join-v1:x").unwrap();
+    assert_eq!(rotate(&[]).code, Some(1));
+    let outcome = run(&mut piecemeal(&["keygen", "--old-valid", "7d", path(&dir)]));
+    assert_eq!(outcome.code, Some(64), "{}", outcome.stderr);
+}
+
+#[test]
+fn nodes_to_shut_out_are_ids_or_a_file_of_them() {
+    let keys = keys();
+    let list = keys.path().join("shut-out");
+    let id = "0123456789abcdef0123456789abcdef";
+    let check = |revoke: &[&str]| {
+        let key = keys.path().join("keys/authority.key");
+        let mut arguments = vec!["scheduler", "--check-config", "--authority-key-file", path(&key)];
+        revoke.iter().for_each(|node| arguments.extend(["--revoke", node]));
+        run(&mut piecemeal(&arguments))
+    };
+    let file = format!("file:{}", path(&list));
+    fs::write(&list, format!("# the board of rack 7\n{id}  # stolen\n\n")).unwrap();
+    assert_eq!(check(&[id, &file]).code, Some(0));
+    fs::write(&list, "rack-7\n").unwrap();
+    for (revoke, said) in [
+        (&file[..], "rack-7"),
+        ("rack-8", "rack-8"),
+        ("file:/nowhere/list", "/nowhere/list"),
+    ] {
+        let outcome = check(&[revoke]);
+        assert_eq!(outcome.code, Some(64));
+        assert!(
+            outcome.stderr.contains("revoke") && outcome.stderr.contains(said),
+            "{}",
+            outcome.stderr
+        );
+    }
+}
+
 // --- settings
 
 #[test]

@@ -19,7 +19,7 @@ use std::{
 };
 
 use rustix::process::Signal;
-use support::{Blob, FakeUpstream, HOST, Image, Keys, Netns, Process, Request, Response, ScratchDir};
+use support::{Blob, FakeUpstream, HOST, Image, Keys, Netns, Process, Request, Response, RogueNode, ScratchDir};
 
 const PIECEMEAL: &str = env!("CARGO_BIN_EXE_piecemeal");
 const IP: Ipv4Addr = Ipv4Addr::new(10, 88, 9, 1);
@@ -44,6 +44,7 @@ const OBSERVED: [(&str, &[&str]); 4] = [
             "cache_min_free",
             "tag_ttl",
             "wan_limit",
+            "revoke",
             "verdict_ttl",
             "offline_grace",
             "log",
@@ -62,7 +63,7 @@ const OBSERVED: [(&str, &[&str]); 4] = [
             "log",
         ],
     ),
-    ("scheduler", &["log"]),
+    ("scheduler", &["revoke", "log"]),
     ("up", &["cache_ttl", "cache_quota", "log"]),
 ];
 
@@ -535,6 +536,29 @@ fn a_ratelimit_is_lifted_and_set_under_a_pull_of_pieces() {
     let _mirror = machine.mirror("", &[]);
     let peer = machine.peer("ratelimit = '100k'", &["--mirror", &format!("http://{MIRROR}")]);
     a_limit_holds_for_what_is_under_way(&peer, "ratelimit");
+}
+
+// --- who is shut out
+
+#[test]
+fn a_node_is_shut_out_and_let_in_again() {
+    let machine = Machine::new(&[MB]);
+    let scheduler = machine.scheduler("");
+    let mirror = machine.mirror("", &["--scheduler", &format!("http://{SCHEDULER}")]);
+    let node = RogueNode::new(&machine.keys, 7);
+    let status = || mirror.send(&node.signed(mirror.request("manifests/v1"))).status;
+    assert_eq!(status(), 200);
+    mirror.reload(&format!("revoke = ['{}']", node.node()));
+    mirror.until("the mirror refuses it", || status() == 403);
+    mirror.reload("");
+    mirror.until("the mirror takes it again", || status() == 200);
+
+    let own = RogueNode::of_daemon(&machine.keys, &mirror.cache);
+    scheduler.until("the mirror is connected", || {
+        mirror.said("connected to the scheduler") == 1
+    });
+    scheduler.reload(&format!("revoke = '{}'", own.node()));
+    scheduler.until("its session ends", || mirror.said("this node is shut out") > 0);
 }
 
 // --- the log

@@ -2,13 +2,11 @@
 
 use std::fmt;
 
-use axum::http::{HeaderMap, HeaderValue, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
-use piecemeal_proto::{NodeId, RoleKey};
+use piecemeal_proto::NodeId;
 use piecemeal_store::Shown;
 use sha2::{Digest as _, Sha256};
-
-use crate::identity;
 
 /// A longer path of hosts is not passed on: no honest one is.
 const VIA_BYTES_MAX: usize = 1024;
@@ -16,7 +14,7 @@ const VIA_BYTES_MAX: usize = 1024;
 /// Who asks.
 #[derive(Clone, Debug, Default)]
 pub struct Caller {
-    /// The admitted node that asks, if it has proven to be one.
+    /// The admitted node that asks, if it has proven to be one: in whose name rights are kept.
     pub node: Option<NodeId>,
     /// The client's own `Authorization`; `None` for a client that shows nothing.
     pub credential: Option<Credential>,
@@ -25,8 +23,8 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Who a request is from. `role`: what the site's nodes prove themselves with, where there are any.
-    pub(crate) fn of_request(headers: &HeaderMap, uri: &Uri, role: Option<&RoleKey>) -> Self {
+    /// Who a request is from. `node`: the node that it has proven to be of.
+    pub(crate) fn of_request(headers: &HeaderMap, node: Option<NodeId>) -> Self {
         let via: Vec<&str> = headers
             .get_all(header::VIA)
             .iter()
@@ -34,7 +32,7 @@ impl Caller {
             .collect();
         let via = Some(via.join(", ")).filter(|via| !via.is_empty() && via.len() <= VIA_BYTES_MAX);
         Self {
-            node: role.and_then(|role| identity::admitted(headers, uri, role)),
+            node,
             credential: Credential::from_headers(headers),
             via,
         }

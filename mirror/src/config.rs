@@ -1,8 +1,8 @@
 //! What a mirror is told: typed and final, checked before any of it is used.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use piecemeal_proto::AuthorityKey;
+use piecemeal_proto::{AuthorityKey, NodeId};
 use url::Url;
 
 use crate::{ClientConfig, CredentialSource};
@@ -100,4 +100,6 @@ pub struct MirrorConfig {
     pub zone: String,
     /// `None`: a plain pull-through cache; nodes cannot ask for pieces.
     pub authority_key: Option<Arc<AuthorityKey>>,
+    /// Nodes that are shut out.
+    pub revoked: HashSet<NodeId>,
 }

@@ -22,6 +22,7 @@ mod manifests;
 mod metrics;
 mod mirror;
 mod node;
+mod nodes;
 mod pulls;
 mod scrub;
 mod server;
@@ -49,10 +50,11 @@ pub use live::LiveDuration;
 pub use manifests::{ManifestSource, Manifests};
 pub use metrics::{Destination, Origin, Traffic};
 pub use mirror::{
-    Mirror, StartMirrorError, advertised, incarnation, keep_clean, open_store, rebound, store_problem, store_status,
-    traffic_status,
+    Mirror, StartMirrorError, advertised, host_name, incarnation, keep_clean, open_store, rebound, store_problem,
+    store_status, traffic_status,
 };
 pub use node::{INLINE_BYTES_MAX, NodeBlob, NodePort, node_router, open_path};
+pub use nodes::Nodes;
 pub use pulls::Pulls;
 pub use scrub::{Suspects, Suspicions, scrub};
 pub use server::{Clients, bind};

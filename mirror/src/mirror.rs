@@ -9,6 +9,11 @@ use std::{
 };
 
 use async_trait::async_trait;
+use axum::{
+    body::Body,
+    http::{HeaderName, HeaderValue, Response},
+    middleware::map_response,
+};
 use piecemeal_proto::{AuthorityKey, Digest, wire};
 use piecemeal_store::{Env, OpenStoreError, Store, StoreConfig};
 use piecemeal_swarm::{
@@ -16,6 +21,7 @@ use piecemeal_swarm::{
 };
 use piecemeal_tls::{Acceptor, MakeCertificateError, ServerRole};
 use prometheus_client::registry::Registry;
+use rustix::system::uname;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -23,9 +29,9 @@ use tracing::{info, warn};
 
 use crate::{
     Admission, Announcer, BlobSizes, Cache, CacheConfig, CacheParts, Caller, ClientError, Clients, Content,
-    Destination, Front, LiveDuration, Manifests, MirrorConfig, NodePort, Origin, Pulls, Rights, Suspicions, Traffic,
-    Transfers, Upstream, UpstreamBlobs, UpstreamNames, Upstreams, announce, bind, front_router, node_router,
-    register_store, scrub,
+    Destination, Front, LiveDuration, Manifests, MirrorConfig, NodePort, Nodes, Origin, Pulls, Rights, Suspicions,
+    Traffic, Transfers, Upstream, UpstreamBlobs, UpstreamNames, Upstreams, announce, bind, front_router,
+    identity::TIME_HEADER, node_router, register_store, scrub,
 };
 
 /// How often content past its time is looked for.
@@ -52,6 +58,7 @@ pub struct Mirror {
     tag_ttl: LiveDuration,
     offline_grace: LiveDuration,
     cache: Cache,
+    nodes: Option<Arc<Nodes>>,
 }
 
 /// Why a daemon cannot start.
@@ -154,27 +161,29 @@ impl Mirror {
             session: session.clone(),
             stop: stop.clone(),
         });
+        let nodes = config
+            .authority_key
+            .as_ref()
+            .map(|authority| Arc::new(Nodes::new(authority, config.revoked.clone(), unix_seconds)));
         let front = Front {
             content,
             names: upstream_names.clone(),
             pulls: pulls.clone(),
             suspicions,
             admission: Admission {
-                nodes: config
-                    .authority_key
-                    .as_ref()
-                    .map(|authority| authority.join_key().peer_role()),
+                nodes: nodes.clone(),
                 own: None,
                 id: store.node_id(),
             },
         };
         let mut router = front_router(Arc::new(front));
-        if let Some(authority) = &config.authority_key {
+        if let Some((authority, nodes)) = config.authority_key.as_ref().zip(nodes.as_ref()) {
             router = router.merge(node_router(Arc::new(NodePort {
                 store: store.clone(),
                 blobs,
                 names: upstream_names,
                 authority: Arc::clone(authority),
+                nodes: Arc::clone(nodes),
                 piece_addresses: if addresses.is_empty() {
                     vec![config.piece_listen]
                 } else {
@@ -182,11 +191,12 @@ impl Mirror {
                 },
                 now: unix_seconds,
             })));
-            let router = piece_router(piece_port(&store, authority, clock, &traffic));
+            let router = piece_router(piece_port(&store, authority, nodes, clock, &traffic));
             for listener in pieces {
                 tracker.spawn(serve_pieces(listener, router.clone(), stop.clone()));
             }
         }
+        let router = router.layer(map_response(state_time));
         clients.serve(listeners, &router, tls.as_ref());
         tracker.spawn(keep_clean(
             store.clone(),
@@ -215,6 +225,7 @@ impl Mirror {
             tag_ttl,
             offline_grace,
             cache,
+            nodes,
         })
     }
 
@@ -244,14 +255,17 @@ impl Mirror {
         json!({ "role": "mirror", "upstreams": self.upstream_names, "store": store_status(&self.store).await, "bytes": traffic_status(&self.traffic) })
     }
 
-    /// Takes over what can be changed while it runs: the cache's bounds, `wan_limit`, `tag_ttl`, `offline_grace` and the
-    /// clients' `verdict_ttl`. The rest of `config` is not looked at.
+    /// Takes over what can be changed while it runs: the cache's bounds, `wan_limit`, `tag_ttl`, `offline_grace`, the clients'
+    /// `verdict_ttl`, the generations of `join.key` and the nodes that are shut out. The rest of `config` is not looked at.
     pub fn apply(&self, config: &MirrorConfig) {
         rebound(&self.store, &config.cache, &self.tracker);
         self.wan.set_rate(config.wan_limit);
         self.tag_ttl.set(config.tag_ttl);
         self.offline_grace.set(config.offline_grace);
         self.upstreams.set_verdict_ttl(config.client.verdict_ttl);
+        if let Some((nodes, authority)) = self.nodes.as_ref().zip(config.authority_key.as_ref()) {
+            nodes.apply(authority, config.revoked.clone());
+        }
     }
 
     /// Its content, for those who run it.
@@ -397,7 +411,8 @@ fn session_config(config: &MirrorConfig, store: &Store, addresses: &[SocketAddr]
         authority: authority.public(),
         role: wire::Role::Mirror,
         role_key: authority.mirror_role(),
-        node: store.node_id(),
+        node_key: store.node_key(),
+        host_name: host_name(),
         pool: config.pool.clone(),
         zone: config.zone.clone(),
         addresses: addresses.to_vec(),
@@ -413,14 +428,26 @@ pub fn incarnation() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or_default() << 10
 }
 
-fn piece_port(store: &Store, authority: &AuthorityKey, clock: AuthorityClock, traffic: &Traffic) -> PiecePort {
-    let traffic = traffic.clone();
+/// This machine's name, as its administrator knows it; empty when it has none.
+pub fn host_name() -> String {
+    uname().nodename().to_string_lossy().into_owned()
+}
+
+fn piece_port(
+    store: &Store,
+    authority: &AuthorityKey,
+    nodes: &Arc<Nodes>,
+    clock: AuthorityClock,
+    traffic: &Traffic,
+) -> PiecePort {
+    let (traffic, nodes) = (traffic.clone(), Arc::clone(nodes));
     PiecePort {
         store: store.clone(),
         authority: authority.public(),
         clock,
         limiter: Limiter::new(None),
         accept_grants: true,
+        is_revoked: Arc::new(move |node| nodes.is_revoked(node)),
         served: Arc::new(move |bytes| traffic.count(Origin::Local, Destination::Node, bytes)),
         requests_max: PIECE_REQUESTS_MAX,
     }
@@ -452,6 +479,13 @@ async fn answer_scheduler(
             None => return,
         }
     }
+}
+
+/// States the mirror's time in an answer, by which nodes sign.
+async fn state_time(mut response: Response<Body>) -> Response<Body> {
+    let time = HeaderName::from_static(TIME_HEADER);
+    response.headers_mut().insert(time, HeaderValue::from(unix_seconds()));
+    response
 }
 
 fn unix_seconds() -> u64 {

@@ -9,7 +9,7 @@ use axum::{
     Json, Router,
     body::Body,
     extract::{Path, Query, State},
-    http::{HeaderMap, Response, StatusCode, Uri},
+    http::{HeaderMap, Method, Response, StatusCode, Uri},
     response::IntoResponse,
     routing::get,
 };
@@ -19,7 +19,10 @@ use piecemeal_proto::{AuthorityKey, Digest, FillId, Grant, NodeId, ParseReferenc
 use piecemeal_store::{Repository, Store};
 use serde::{Deserialize, Serialize};
 
-use crate::{ANSWER_TIMEOUT, Blobs, Caller, OpenBlob, PullError, UpstreamNames, error_response};
+use crate::{
+    ANSWER_TIMEOUT, Blobs, Caller, Nodes, OpenBlob, PullError, UpstreamNames, error_response,
+    nodes::{self, Admitted},
+};
 
 /// Blobs up to this size come along in the answer, without a swarm.
 pub const INLINE_BYTES_MAX: u64 = 64 * 1024;
@@ -81,6 +84,8 @@ pub struct NodePort {
     pub blobs: Arc<dyn Blobs>,
     pub names: UpstreamNames,
     pub authority: Arc<AuthorityKey>,
+    /// Who may ask.
+    pub nodes: Arc<Nodes>,
     pub piece_addresses: Vec<SocketAddr>,
     /// Seconds since 1970.
     pub now: fn() -> u64,
@@ -104,15 +109,20 @@ async fn open(
     State(port): State<Arc<NodePort>>,
     Path(digest): Path<String>,
     Query(query): Query<OpenQuery>,
+    method: Method,
     uri: Uri,
     headers: HeaderMap,
 ) -> Response<Body> {
-    let caller = Caller::of_request(&headers, &uri, Some(&port.authority.join_key().peer_role()));
-    match port.open(&digest, query, caller).await {
+    let opened = match port.nodes.admit(&headers, &method, &uri) {
+        Ok(Some(node)) => port.open(&digest, query, node, &headers).await,
+        Ok(None) => Err(OpenError::NotANode),
+        Err(refusal) => return nodes::respond(refusal),
+    };
+    match opened {
         Ok(blob) => Json(blob).into_response(),
         Err(OpenError::NotANode) => (
             StatusCode::UNAUTHORIZED,
-            "this is for nodes that hold the site's join.key (`piecemeal keygen`)\n",
+            "this is for nodes that hold the site's join.key (`piecemeal keygen`) and sign with their own\n",
         )
             .into_response(),
         Err(OpenError::Pull(error)) => error_response(&error, "BLOB_UNKNOWN"),
@@ -131,8 +141,14 @@ impl<E: Into<PullError>> From<E> for OpenError {
 }
 
 impl NodePort {
-    async fn open(&self, digest: &str, query: OpenQuery, caller: Caller) -> Result<NodeBlob, OpenError> {
-        let node = caller.node.ok_or(OpenError::NotANode)?;
+    async fn open(
+        &self,
+        digest: &str,
+        query: OpenQuery,
+        node: Admitted,
+        headers: &HeaderMap,
+    ) -> Result<NodeBlob, OpenError> {
+        let caller = Caller::of_request(headers, Some(node.holder));
         let digest: Digest = digest
             .parse()
             .map_err(|error| PullError::Malformed(ParseReferenceError::Digest(error)))?;
@@ -148,7 +164,7 @@ impl NodePort {
         {
             open = self.blobs.open(&caller, &at, &digest).await?;
         }
-        Ok(self.describe(node, digest, open).await?)
+        Ok(self.describe(node.id, digest, open).await?)
     }
 
     async fn describe(&self, node: NodeId, digest: Digest, mut open: OpenBlob) -> Result<NodeBlob, PullError> {

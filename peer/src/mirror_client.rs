@@ -13,7 +13,7 @@ use piecemeal_proto::Digest;
 use piecemeal_store::Repository;
 use piecemeal_swarm::AuthorityClock;
 use piecemeal_tls::{ServerRole, refusal as refusal_of};
-use reqwest::{StatusCode, header};
+use reqwest::{Method, Response, StatusCode, header};
 use tracing::error;
 use url::Url;
 
@@ -130,27 +130,15 @@ impl MirrorClient {
             .url
             .join(&open_path(at, digest, suspect))
             .map_err(|error| PullError::Unavailable(format!("the mirror's URL: {error}")))?;
-        let mut request = self.http.get(url.clone()).timeout(OPEN_TIMEOUT);
-        for (name, value) in self.identity.proof(&url) {
-            request = request.header(name, value);
-        }
-        if let Some(credential) = &caller.credential {
+        if caller.credential.is_some() {
             require_cover(&url, self.allow_plain_credentials, "the mirror")?;
-            request = request.header(header::AUTHORIZATION, credential.header());
         }
-        let mut response = match request.send().await {
-            Ok(response) => response,
-            // One blob may take long for what it is. Whether the mirror is there is asked without it.
-            Err(error) if error.is_timeout() && !error.is_connect() && self.answers().await => {
-                self.saw(Ok(()));
-                let seconds = OPEN_TIMEOUT.as_secs();
-                return Err(PullError::Unavailable(format!(
-                    "the mirror has not answered for {digest} within {seconds} s"
-                )));
-            }
-            Err(error) => return Err(self.note(&error)),
-        };
-        self.saw(Ok(()));
+        let mut response = self.ask(&url, caller, digest).await?;
+        if self.identity.must_sign_again(response.status(), response.headers()) {
+            // Read to its end, so that the connection can be used again. What it says is known.
+            let _ = read_answer(&mut response).await;
+            response = self.ask(&url, caller, digest).await?;
+        }
         let header = |name| {
             response
                 .headers()
@@ -160,13 +148,7 @@ impl MirrorClient {
         };
         let (retry_after, challenge) = (header(header::RETRY_AFTER), header(header::WWW_AUTHENTICATE));
         let status = response.status();
-        let mut body = Vec::new();
-        while let Ok(Some(chunk)) = response.chunk().await {
-            if body.len() + chunk.len() > ANSWER_BYTES_MAX {
-                return Err(PullError::BadGateway("the mirror's answer is too long".to_owned()));
-            }
-            body.extend_from_slice(&chunk);
-        }
+        let body = read_answer(&mut response).await?;
         if status != StatusCode::OK {
             return Err(refusal(status, challenge, retry_after, &body, at, digest));
         }
@@ -177,6 +159,32 @@ impl MirrorClient {
             piece_addresses: self.reachable(&blob.piece_addresses).await,
             ..blob
         })
+    }
+
+    /// Sends one request, signed for itself alone.
+    async fn ask(&self, url: &Url, caller: &Caller, digest: &Digest) -> Result<Response, PullError> {
+        let mut request = self.http.get(url.clone()).timeout(OPEN_TIMEOUT);
+        for (name, value) in self.identity.headers(&Method::GET, url) {
+            request = request.header(name, value);
+        }
+        if let Some(credential) = &caller.credential {
+            request = request.header(header::AUTHORIZATION, credential.header());
+        }
+        match request.send().await {
+            Ok(response) => {
+                self.saw(Ok(()));
+                Ok(response)
+            }
+            // One blob may take long for what it is. Whether the mirror is there is asked without it.
+            Err(error) if error.is_timeout() && !error.is_connect() && self.answers().await => {
+                self.saw(Ok(()));
+                let seconds = OPEN_TIMEOUT.as_secs();
+                Err(PullError::Unavailable(format!(
+                    "the mirror has not answered for {digest} within {seconds} s"
+                )))
+            }
+            Err(error) => Err(self.note(&error)),
+        }
     }
 
     /// A mirror that listens everywhere does not know its address: it is where its registry is.
@@ -197,6 +205,17 @@ impl MirrorClient {
             .map(Iterator::collect)
             .unwrap_or_default()
     }
+}
+
+async fn read_answer(response: &mut Response) -> Result<Vec<u8>, PullError> {
+    let mut body = Vec::new();
+    while let Ok(Some(chunk)) = response.chunk().await {
+        if body.len() + chunk.len() > ANSWER_BYTES_MAX {
+            return Err(PullError::BadGateway("the mirror's answer is too long".to_owned()));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
 }
 
 fn refusal(

@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use piecemeal_mirror::{
     Admission, Announcer, BlobSizes, Cache, CacheParts, Caller, ClientError, Clients, Content, Destination,
     FillObserver, Front, LiveDuration, Manifests, NodeIdentity, Origin, Pulls, Rights, Suspicions, Traffic, Transfers,
-    UpstreamBlobs, UpstreamNames, Upstreams, advertised, bind, front_router, incarnation, keep_clean,
+    UpstreamBlobs, UpstreamNames, Upstreams, advertised, bind, front_router, host_name, incarnation, keep_clean,
     mirror_http_client, open_store, rebound, register_store, scrub, store_problem, store_status, traffic_status,
 };
 use piecemeal_proto::{Digest, FillId, PieceHash, wire};
@@ -99,7 +99,7 @@ impl Peer {
         let (session, events) = session.unzip();
         let announcer = Announcer::new(session.clone(), traffic.clone());
 
-        let identity = NodeIdentity::new(store.node_id(), config.join_key.peer_role());
+        let identity = NodeIdentity::new(store.node_key(), &config.join_key);
         let allow_plain = config.client.allow_plain_credentials;
         let http = mirror_http_client(config.join_key.authority());
         let mirror = config
@@ -337,7 +337,8 @@ fn session_config(config: &PeerConfig, store: &Store) -> Option<SessionConfig> {
         authority: config.join_key.authority(),
         role: wire::Role::Peer,
         role_key: config.join_key.peer_role(),
-        node: store.node_id(),
+        node_key: store.node_key(),
+        host_name: host_name(),
         pool: config.pool.clone(),
         zone: config.zone.clone(),
         addresses: advertised(&config.advertise, config.piece_listen),
@@ -361,6 +362,7 @@ fn piece_port(
         clock,
         limiter: limiter.clone(),
         accept_grants: false,
+        is_revoked: Arc::new(|_| false),
         served: Arc::new(move |bytes| traffic.count(Origin::Local, Destination::Node, bytes)),
         requests_max: PIECE_REQUESTS_MAX,
     }

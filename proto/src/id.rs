@@ -4,7 +4,8 @@ use std::{fmt, str::FromStr};
 
 use crate::hex;
 
-/// A daemon's id: 16 random bytes, made once and kept in its store. Written as 32 hexadecimal digits.
+/// A daemon's id: the hash of its key ([`crate::NodePublic::id`]); of a daemon of the last release, 16 random bytes. Written as
+/// 32 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub [u8; 16]);
 

@@ -2,7 +2,10 @@
 //!
 //! `authority.key` (mirror, scheduler) is one secret seed; everything else derives from it, so that the two files that
 //! `keygen` writes are all there is to distribute. `join.key` (peers) admits a node and carries the authority's public key:
-//! with it a peer can check the authority's word, but not give it.
+//! with it a peer can check the authority's word, but not give it. `join.key` has generations: a new one shuts a stolen one
+//! out, once the time of the old is over.
+//!
+//! `node.key` is a daemon's own (`node_key.rs`): who it is, while `join.key` says only that it belongs to the site.
 
 use std::{fmt, str::FromStr};
 
@@ -14,6 +17,9 @@ use ring::{
 
 const AUTHORITY_HEADER: &str = "piecemeal-authority-v1:";
 const JOIN_HEADER: &str = "piecemeal-join-v1:";
+/// In `authority.key`, below the seed, once `join.key` has been rotated.
+const GENERATION_FIELD: &str = "join-generation:";
+const PREVIOUS_FIELD: &str = "previous-join-until:";
 
 /// What proves that a daemon belongs to the site: an HMAC-SHA256 over what it claims.
 pub type Proof = [u8; 32];
@@ -47,20 +53,61 @@ impl fmt::Debug for RoleKey {
 pub struct AuthorityKey {
     seed: [u8; 32],
     pair: Ed25519KeyPair,
+    /// The generation of `join.key`; 0 until it is rotated.
+    generation: u32,
+    /// Until when the generation before admits too, in seconds since 1970.
+    previous_until: u64,
 }
 
 impl AuthorityKey {
     /// The key of a seed of 32 random bytes.
     pub fn from_seed(seed: [u8; 32]) -> Self {
-        let pair =
-            Ed25519KeyPair::from_seed_unchecked(&derive(&seed, b"sign")).expect("any 32 bytes are an Ed25519 seed");
-        Self { seed, pair }
+        Self {
+            pair: pair(&derive(&seed, b"sign")),
+            seed,
+            generation: 0,
+            previous_until: 0,
+        }
     }
 
-    /// The key that admits peers.
+    /// The key that admits peers: of the newest generation.
     pub fn join_key(&self) -> JoinKey {
+        self.join_key_of(self.generation)
+    }
+
+    /// The `join.key` before this one, if there was one, and until when it admits, in seconds since 1970.
+    pub fn previous_join_key(&self) -> Option<(JoinKey, u64)> {
+        let generation = self.generation.checked_sub(1)?;
+        Some((self.join_key_of(generation), self.previous_until))
+    }
+
+    /// The same authority with a new `join.key`. The one until now admits until `previous_until` (seconds since 1970); one
+    /// before that no longer. `None` when there were too many.
+    pub fn rotate_join(&self, previous_until: u64) -> Option<Self> {
+        Some(Self {
+            generation: self.generation.checked_add(1)?,
+            previous_until,
+            ..Self::from_seed(self.seed)
+        })
+    }
+
+    /// What peers are admitted by.
+    pub fn peer_roles(&self) -> PeerRoles {
+        let previous = self.previous_join_key();
+        PeerRoles {
+            generation: self.generation,
+            current: self.join_key().peer_role(),
+            previous: previous.map(|(key, until)| (key.peer_role(), until)),
+        }
+    }
+
+    fn join_key_of(&self, generation: u32) -> JoinKey {
+        let secret = match generation {
+            0 => derive(&self.seed, b"join"),
+            later => derive(&self.seed, &[&b"join"[..], &later.to_be_bytes()].concat()),
+        };
         JoinKey {
-            secret: derive(&self.seed, b"join"),
+            secret,
             authority: self.public(),
         }
     }
@@ -72,27 +119,24 @@ impl AuthorityKey {
 
     /// The half that checks signatures.
     pub fn public(&self) -> AuthorityPublic {
-        AuthorityPublic(
-            self.pair
-                .public_key()
-                .as_ref()
-                .try_into()
-                .expect("an Ed25519 public key has 32 bytes"),
-        )
+        AuthorityPublic(public_bytes(&self.pair))
     }
 
     /// An Ed25519 signature of 64 bytes.
     pub fn sign(&self, message: &[u8]) -> [u8; 64] {
-        self.pair
-            .sign(message)
-            .as_ref()
-            .try_into()
-            .expect("an Ed25519 signature has 64 bytes")
+        sign(&self.pair, message)
     }
 
-    /// The text of the key file.
+    /// The text of the key file: one line, and two more once `join.key` has been rotated.
     pub fn to_text(&self) -> String {
-        format!("{AUTHORITY_HEADER}{}\n", BASE64.encode(self.seed))
+        let mut text = format!("{AUTHORITY_HEADER}{}\n", BASE64.encode(self.seed));
+        if self.generation > 0 {
+            text += &format!(
+                "{GENERATION_FIELD}{}\n{PREVIOUS_FIELD}{}\n",
+                self.generation, self.previous_until
+            );
+        }
+        text
     }
 }
 
@@ -100,14 +144,62 @@ impl FromStr for AuthorityKey {
     type Err = ParseKeyError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let bytes = decode::<32>(text, AUTHORITY_HEADER, JOIN_HEADER, ParseKeyError::JoinForAuthority)?;
-        Ok(Self::from_seed(bytes))
+        let mut lines = text.trim().lines();
+        let seed = lines.next().unwrap_or_default();
+        let bytes = decode::<32>(seed, AUTHORITY_HEADER, JOIN_HEADER, ParseKeyError::JoinForAuthority)?;
+        let (mut generation, mut previous_until) = (0, 0);
+        for line in lines.map(str::trim).filter(|line| !line.is_empty()) {
+            let number = |field: &str| line.strip_prefix(field)?.trim().parse::<u64>().ok();
+            match (number(GENERATION_FIELD), number(PREVIOUS_FIELD)) {
+                (Some(number), _) => generation = u32::try_from(number).map_err(|_| ParseKeyError::Malformed)?,
+                (_, Some(seconds)) => previous_until = seconds,
+                _ => return Err(ParseKeyError::Malformed),
+            }
+        }
+        Ok(Self {
+            generation,
+            previous_until,
+            ..Self::from_seed(bytes)
+        })
     }
 }
 
 impl fmt::Debug for AuthorityKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("AuthorityKey([redacted])")
+    }
+}
+
+/// What peers are admitted by: the newest `join.key`, and for a time the one before.
+#[derive(Clone, Debug)]
+pub struct PeerRoles {
+    generation: u32,
+    current: RoleKey,
+    previous: Option<(RoleKey, u64)>,
+}
+
+impl PeerRoles {
+    /// The newest generation.
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// The generation of the `join.key` that `proof` was made with over `claim`; `None` when it is none that admits at `now`
+    /// (seconds since 1970).
+    pub fn admits(&self, claim: &[u8], proof: &[u8], now: u64) -> Option<u32> {
+        if self.current.verify(claim, proof) {
+            return Some(self.generation);
+        }
+        let (previous, until) = self.previous.as_ref()?;
+        let generation = self.generation.checked_sub(1)?;
+        (now < *until && previous.verify(claim, proof)).then_some(generation)
+    }
+
+    /// Whether a node that was admitted by `generation` is still admitted at `now` (seconds since 1970).
+    pub fn still_admits(&self, generation: u32, now: u64) -> bool {
+        generation == self.generation
+            || (generation.checked_add(1) == Some(self.generation)
+                && self.previous.as_ref().is_some_and(|(_, until)| now < *until))
     }
 }
 
@@ -168,9 +260,7 @@ impl AuthorityPublic {
 
     /// Whether the authority signed `message`.
     pub fn verify(&self, message: &[u8], signature: &[u8]) -> bool {
-        signature::UnparsedPublicKey::new(&signature::ED25519, self.0)
-            .verify(message, signature)
-            .is_ok()
+        verify(&self.0, message, signature)
     }
 }
 
@@ -185,6 +275,31 @@ pub enum ParseKeyError {
     AuthorityForJoin,
     #[error("this is not a Piecemeal key, or it is damaged (`piecemeal keygen DIR` writes keys)")]
     Malformed,
+    #[error(
+        "this is no node.key, or it is damaged (remove it: the daemon then makes itself a new one, and is a new node)"
+    )]
+    Node,
+}
+
+pub(crate) fn pair(seed: &[u8; 32]) -> Ed25519KeyPair {
+    Ed25519KeyPair::from_seed_unchecked(seed).expect("any 32 bytes are an Ed25519 seed")
+}
+
+pub(crate) fn public_bytes(pair: &Ed25519KeyPair) -> [u8; 32] {
+    let public = pair.public_key().as_ref();
+    public.try_into().expect("an Ed25519 public key has 32 bytes")
+}
+
+pub(crate) fn sign(pair: &Ed25519KeyPair, message: &[u8]) -> [u8; 64] {
+    let signature = pair.sign(message);
+    let bytes = signature.as_ref();
+    bytes.try_into().expect("an Ed25519 signature has 64 bytes")
+}
+
+pub(crate) fn verify(public: &[u8; 32], message: &[u8], signature: &[u8]) -> bool {
+    signature::UnparsedPublicKey::new(&signature::ED25519, public)
+        .verify(message, signature)
+        .is_ok()
 }
 
 fn decode<const N: usize>(
@@ -247,6 +362,52 @@ mod tests {
         assert!(!ours.public().verify(b"word", &theirs.sign(b"word")));
         assert!(ours.public().verify(b"word", &ours.sign(b"word")));
         assert!(!ours.public().verify(b"other word", &ours.sign(b"word")));
+    }
+
+    #[test]
+    fn a_join_key_of_the_generation_before_admits_until_its_time_is_over() {
+        let first = AuthorityKey::from_seed([7; 32]);
+        let second = first.rotate_join(1000).unwrap();
+        let third = second.rotate_join(2000).unwrap();
+        let proof = |authority: &AuthorityKey| authority.join_key().peer_role().prove(b"hello");
+        let admits =
+            |authority: &AuthorityKey, by: &AuthorityKey, now| authority.peer_roles().admits(b"hello", &proof(by), now);
+        assert_eq!(admits(&first, &first, 0), Some(0));
+        assert_eq!(admits(&first, &second, 0), None);
+        assert_eq!(admits(&second, &second, u64::MAX), Some(1));
+        assert_eq!(admits(&second, &first, 999), Some(0));
+        assert_eq!(admits(&second, &first, 1000), None);
+        assert_eq!(admits(&third, &second, 1999), Some(1));
+        assert_eq!(admits(&third, &first, 0), None, "two rotations ago");
+
+        let roles = second.peer_roles();
+        assert!(roles.still_admits(1, u64::MAX) && roles.still_admits(0, 999));
+        assert!(!roles.still_admits(0, 1000) && !roles.still_admits(2, 0));
+        assert!(!third.peer_roles().still_admits(0, 0));
+        assert_eq!(
+            second.public(),
+            first.public(),
+            "grants, tickets and certificates stay good"
+        );
+    }
+
+    #[test]
+    fn a_rotation_is_kept_in_the_authoritys_file_and_a_site_without_one_has_the_file_of_before() {
+        let first = AuthorityKey::from_seed([7; 32]);
+        assert_eq!(first.to_text().lines().count(), 1);
+        let second = first.rotate_join(1000).unwrap();
+        let again: AuthorityKey = second.to_text().parse().unwrap();
+        assert_eq!(again.join_key().to_text(), second.join_key().to_text());
+        let (previous, until) = again.previous_join_key().unwrap();
+        assert_eq!((previous.to_text(), until), (first.join_key().to_text(), 1000));
+        for damage in ["join-generation:-1", "join-generation:99999999999", "other:1", "x"] {
+            let text = first.to_text() + damage;
+            assert_eq!(
+                text.parse::<AuthorityKey>().unwrap_err(),
+                ParseKeyError::Malformed,
+                "{damage}"
+            );
+        }
     }
 
     #[test]

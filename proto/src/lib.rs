@@ -10,6 +10,7 @@ mod hex;
 mod id;
 mod key;
 mod manifest;
+mod node_key;
 mod piece;
 mod platform;
 mod reference;
@@ -19,8 +20,9 @@ pub mod wire;
 
 pub use digest::{Algorithm, Digest, Hasher, ParseDigestError};
 pub use id::{FillId, NodeId, ParseNodeIdError};
-pub use key::{AuthorityKey, AuthorityPublic, JoinKey, ParseKeyError, Proof, RoleKey};
+pub use key::{AuthorityKey, AuthorityPublic, JoinKey, ParseKeyError, PeerRoles, Proof, RoleKey};
 pub use manifest::{Descriptor, MANIFEST_ACCEPT, MANIFEST_BYTES_MAX, Manifest, Platform};
+pub use node_key::{NodeKey, NodePublic};
 pub use piece::{
     PIECE_BYTES_MAX, PIECE_BYTES_MIN, PIECE_COUNT_MAX, PIECE_HASH_BYTES, PieceHash, PieceMap, PieceMapError, PieceSet,
 };

@@ -1,6 +1,6 @@
 //! The messages of `piecemeal.proto`, and what reads their fields into Piecemeal's own types.
 
-use crate::{Digest, NodeId, PIECE_HASH_BYTES, PieceHash, Reference, RepositoryName, is_registry};
+use crate::{Digest, NodeId, NodeKey, NodePublic, PIECE_HASH_BYTES, PieceHash, Reference, RepositoryName, is_registry};
 
 pub use generated::*;
 
@@ -57,6 +57,27 @@ impl Hello {
         let incarnation = self.incarnation.to_be_bytes();
         [b"piecemeal hello v1\0", nonce, &role, &incarnation, &self.node].concat()
     }
+
+    /// What [`Hello::signature`] is made over: the same, and the key itself.
+    pub fn signed_claim(&self, nonce: &[u8]) -> Vec<u8> {
+        let role = self.role.to_be_bytes();
+        let incarnation = self.incarnation.to_be_bytes();
+        let context: &[u8] = b"piecemeal signed hello v1\0";
+        [context, nonce, &role, &incarnation, &self.node, &self.public_key].concat()
+    }
+
+    /// Adds what the feature signed-identity asks for: the daemon's key, and its signature over the scheduler's nonce.
+    pub fn sign(&mut self, key: &NodeKey, nonce: &[u8]) {
+        self.public_key = key.public().as_bytes().to_vec();
+        self.signature = key.sign(&self.signed_claim(nonce)).to_vec();
+    }
+
+    /// Whether the node that it names has signed it, over `nonce`.
+    pub fn is_signed(&self, nonce: &[u8]) -> bool {
+        NodePublic::from_slice(&self.public_key).is_some_and(|public| {
+            public.id().0[..] == self.node[..] && public.verify(&self.signed_claim(nonce), &self.signature)
+        })
+    }
 }
 
 impl Warm {
@@ -104,6 +125,41 @@ impl Source {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hello_is_signed_by_the_node_that_it_names_and_for_one_challenge() {
+        let key = NodeKey::from_seed([5; 32]);
+        let signed = || {
+            let mut hello = Hello {
+                node: key.id().0.to_vec(),
+                role: Role::Peer.into(),
+                incarnation: 7,
+                ..Hello::default()
+            };
+            hello.sign(&key, b"nonce");
+            hello
+        };
+        assert!(signed().is_signed(b"nonce"));
+        assert!(!signed().is_signed(b"other nonce"));
+        type Change = fn(&mut Hello);
+        let changes: [Change; 6] = [
+            |hello| hello.incarnation += 1,
+            |hello| hello.role = Role::Mirror.into(),
+            |hello| hello.node[0] ^= 1,
+            |hello| hello.public_key = NodeKey::from_seed([6; 32]).public().as_bytes().to_vec(),
+            |hello| hello.signature.truncate(63),
+            // One key's signature under the id of another.
+            |hello| {
+                hello.node = vec![9; 16];
+                hello.sign(&NodeKey::from_seed([6; 32]), b"nonce");
+            },
+        ];
+        for change in changes {
+            let mut hello = signed();
+            change(&mut hello);
+            assert!(!hello.is_signed(b"nonce"), "{hello:?}");
+        }
+    }
 
     #[test]
     fn a_warm_names_what_can_be_asked_for_and_not_too_much_of_it() {

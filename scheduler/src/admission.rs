@@ -1,17 +1,39 @@
-//! Who is let in: what a daemon's hello must say and prove.
+//! Who is let in: what a daemon's hello must say, prove and sign.
 //!
-//! The proof is over a nonce that was made for this connection alone, so that a proof that was overheard admits nobody.
+//! The proof says that the daemon belongs to the site, the signature which node it is. Both are over a nonce that was made for
+//! this connection alone, so that a hello that was overheard is worth nothing. A daemon of the last release does not sign: its id
+//! is its word alone.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::HashSet,
+    net::{IpAddr, SocketAddr},
+    sync::RwLock,
+};
 
-use piecemeal_proto::{AuthorityKey, NodeId, RoleKey, wire};
+use piecemeal_proto::{AuthorityKey, AuthorityPublic, NodeId, PeerRoles, RoleKey, wire};
+use tracing::{info, warn};
 
 use crate::swarm::{Member, Role};
 
-/// What this site's daemons prove themselves with.
+/// What this site's daemons prove themselves with, and which of them are shut out.
 pub(crate) struct Admission {
-    peer: RoleKey,
+    site: AuthorityPublic,
     mirror: RoleKey,
+    settings: RwLock<Settings>,
+}
+
+/// What changes while the scheduler runs.
+struct Settings {
+    peers: PeerRoles,
+    revoked: HashSet<NodeId>,
+}
+
+/// By what a daemon was let in, which may cease to let it in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AdmittedBy {
+    /// A generation of `join.key`.
+    JoinKey(u32),
+    AuthorityKey,
 }
 
 /// A daemon whose hello was accepted.
@@ -19,24 +41,67 @@ pub(crate) struct Admission {
 pub(crate) struct Admitted {
     pub(crate) member: Member,
     pub(crate) incarnation: u64,
+    /// The daemon has signed: it is the node.
+    pub(crate) signed: bool,
+    pub(crate) by: AdmittedBy,
+    /// What it says of itself, for people to read.
+    pub(crate) host_name: String,
+    pub(crate) release: String,
     /// Where its piece port answers: never empty, never a wildcard.
     pub(crate) addresses: Vec<wire::Address>,
 }
 
 impl Admission {
-    pub(crate) fn new(authority_key: &AuthorityKey) -> Self {
+    pub(crate) fn new(authority_key: &AuthorityKey, revoked: HashSet<NodeId>) -> Self {
         Self {
-            peer: authority_key.join_key().peer_role(),
+            site: authority_key.public(),
             mirror: authority_key.mirror_role(),
+            settings: RwLock::new(Settings {
+                peers: authority_key.peer_roles(),
+                revoked,
+            }),
         }
     }
 
-    /// Admits the daemon at `observed` that answered the challenge `nonce` with `hello`.
+    /// Takes over the generations of `join.key` and who is shut out. Those of another site's key are not taken.
+    pub(crate) fn apply(&self, authority_key: &AuthorityKey, revoked: HashSet<NodeId>) {
+        let mut settings = self.settings.write().expect("no holder of this lock panics");
+        if settings.revoked != revoked {
+            info!("{} nodes are shut out", revoked.len());
+            settings.revoked = revoked;
+        }
+        if authority_key.public() != self.site {
+            warn!("the authority.key is another site's now; it is not used until a restart");
+            return;
+        }
+        let roles = authority_key.peer_roles();
+        if settings.peers.generation() != roles.generation() {
+            info!("generation {} of join.key admits peers now", roles.generation());
+        }
+        settings.peers = roles;
+    }
+
+    /// Why a daemon that was let in is so no longer at `now` (seconds since 1970).
+    pub(crate) fn still_admits(&self, node: NodeId, by: AdmittedBy, now: u64) -> Result<(), RefuseHelloError> {
+        let settings = self.settings.read().expect("no holder of this lock panics");
+        if settings.revoked.contains(&node) {
+            return Err(RefuseHelloError::Revoked);
+        }
+        match by {
+            AdmittedBy::JoinKey(generation) if !settings.peers.still_admits(generation, now) => {
+                Err(RefuseHelloError::PeerProof)
+            }
+            AdmittedBy::JoinKey(_) | AdmittedBy::AuthorityKey => Ok(()),
+        }
+    }
+
+    /// Admits the daemon at `observed` that answered the challenge `nonce` with `hello` at `now` (seconds since 1970).
     pub(crate) fn check(
         &self,
         hello: wire::Hello,
         nonce: &[u8],
         observed: IpAddr,
+        now: u64,
     ) -> Result<Admitted, RefuseHelloError> {
         if !(hello.version_min..=hello.version_max).contains(&wire::VERSION) {
             return Err(RefuseHelloError::Version {
@@ -45,16 +110,15 @@ impl Admission {
             });
         }
         let node = NodeId::from_slice(&hello.node).ok_or(RefuseHelloError::Node)?;
-        let (role, key) = match hello.role() {
-            wire::Role::Peer => (Role::Peer, &self.peer),
-            wire::Role::Mirror => (Role::Mirror, &self.mirror),
+        let role = match hello.role() {
+            wire::Role::Peer => Role::Peer,
+            wire::Role::Mirror => Role::Mirror,
             wire::Role::Unspecified => return Err(RefuseHelloError::Role),
         };
-        if !key.verify(&hello.claim(nonce), &hello.proof) {
-            return Err(match role {
-                Role::Peer => RefuseHelloError::PeerProof,
-                Role::Mirror => RefuseHelloError::MirrorProof,
-            });
+        let by = self.prove(role, &hello.claim(nonce), &hello.proof, now)?;
+        let signed = !hello.public_key.is_empty() || !hello.signature.is_empty();
+        if signed && !hello.is_signed(nonce) {
+            return Err(RefuseHelloError::Signature);
         }
         if hello.pool.len().max(hello.zone.len()) > NAME_BYTES_MAX {
             return Err(RefuseHelloError::Name);
@@ -72,8 +136,24 @@ impl Admission {
                 may_use_upstream: hello.may_use_upstream,
             },
             incarnation: hello.incarnation,
+            signed,
+            by,
+            host_name: readable(&hello.host_name),
+            release: readable(&hello.release),
             addresses,
         })
+    }
+
+    fn prove(&self, role: Role, claim: &[u8], proof: &[u8], now: u64) -> Result<AdmittedBy, RefuseHelloError> {
+        match role {
+            Role::Peer => {
+                let settings = self.settings.read().expect("no holder of this lock panics");
+                let generation = settings.peers.admits(claim, proof, now);
+                generation.map(AdmittedBy::JoinKey).ok_or(RefuseHelloError::PeerProof)
+            }
+            Role::Mirror if self.mirror.verify(claim, proof) => Ok(AdmittedBy::AuthorityKey),
+            Role::Mirror => Err(RefuseHelloError::MirrorProof),
+        }
     }
 }
 
@@ -90,11 +170,20 @@ pub(crate) enum RefuseHelloError {
     #[error("the role must be peer or mirror")]
     Role,
     #[error(
-        "the join.key does not fit (give the peer the join.key that `piecemeal keygen` wrote beside this scheduler's authority.key)"
+        "the join.key does not fit (give the peer the newest join.key that `piecemeal keygen` wrote beside this scheduler's authority.key, \
+         and reload the scheduler when the key was rotated)"
     )]
     PeerProof,
     #[error("the authority.key does not fit (a mirror needs the same authority.key as this scheduler)")]
     MirrorProof,
+    #[error("the hello is not signed by the node that it names (does the node.key in the daemon's cache folder fit?)")]
+    Signature,
+    #[error(
+        "this node has signed before, and a hello under its id must be signed (upgrade the daemon again, or give it a cache folder of its own)"
+    )]
+    Unsigned,
+    #[error("this node is shut out (take it out of the scheduler's --revoke to admit it again)")]
+    Revoked,
     #[error("the names of pool and zone may have {NAME_BYTES_MAX} bytes each (shorten them)")]
     Name,
     #[error("no address of the piece port can be used (state addresses with a port, or piece_port alone)")]
@@ -117,6 +206,8 @@ impl RefuseHelloError {
         match self {
             Self::Version { .. } => "version",
             Self::PeerProof | Self::MirrorProof => "proof",
+            Self::Signature | Self::Unsigned => "signature",
+            Self::Revoked => "revoked",
             Self::Late => "late",
             Self::Superseded => "superseded",
             Self::Exhausted => "exhausted",
@@ -153,6 +244,12 @@ fn addresses(hello: &wire::Hello, observed: IpAddr) -> Vec<wire::Address> {
     addresses.into_iter().map(to_wire).collect()
 }
 
+/// What a stranger says of itself, fit for a log and a terminal.
+fn readable(text: &str) -> String {
+    let shown = text.chars().filter(|character| !character.is_control());
+    shown.take(SHOWN_CHARS_MAX).collect()
+}
+
 fn socket(ip: IpAddr, port: u32) -> Option<SocketAddr> {
     let port = u16::try_from(port).ok().filter(|&port| port != 0)?;
     Some(SocketAddr::new(ip, port))
@@ -167,6 +264,8 @@ fn to_wire(address: SocketAddr) -> wire::Address {
 
 /// A DNS name's length, which names of sites and racks stay below.
 const NAME_BYTES_MAX: usize = 253;
+/// The longest name of a host.
+const SHOWN_CHARS_MAX: usize = 64;
 /// More than the interfaces of any node that is reached on several.
 const ADDRESSES_MAX: usize = 16;
 

@@ -1,8 +1,8 @@
 //! What a scheduler is told: typed and final, checked before any of it is used.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{collections::HashSet, net::SocketAddr, sync::Arc};
 
-use piecemeal_proto::AuthorityKey;
+use piecemeal_proto::{AuthorityKey, NodeId};
 
 /// `piecemeal scheduler`.
 #[derive(Clone, Debug)]
@@ -10,4 +10,6 @@ pub struct SchedulerConfig {
     /// Where daemons open their session.
     pub listen: SocketAddr,
     pub authority_key: Arc<AuthorityKey>,
+    /// Nodes that are shut out.
+    pub revoked: HashSet<NodeId>,
 }

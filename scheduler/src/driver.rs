@@ -22,8 +22,8 @@ use tracing::{error, info, warn};
 use wire::order::Order as Kind;
 
 use crate::{
-    admission::{Admitted, RefuseHelloError},
-    ambient,
+    admission::{Admission, Admitted, RefuseHelloError},
+    ambient::{self, unix_seconds},
     members::{Entry, Members},
     metrics::{Metrics, role_name},
     outbox::Outgoing,
@@ -51,6 +51,8 @@ pub(crate) enum Input {
         warm: Arc<wire::Warm>,
         room: OwnedSemaphorePermit,
     },
+    /// Who is let in has changed.
+    Admission,
     Status {
         reply: oneshot::Sender<Snapshot>,
     },
@@ -73,11 +75,16 @@ pub(crate) struct Join {
 /// Runs placement until `stop`.
 ///
 /// A brain that fails is replaced by an empty one: every session ends, and what is known comes back as daemons reconnect.
-pub(crate) async fn supervise(inputs: mpsc::Receiver<Input>, metrics: Metrics, stop: CancellationToken) {
+pub(crate) async fn supervise(
+    inputs: mpsc::Receiver<Input>,
+    admission: Arc<Admission>,
+    metrics: Metrics,
+    stop: CancellationToken,
+) {
     let inputs = Arc::new(Mutex::new(inputs));
     let last_member = Arc::new(AtomicU32::new(0));
     loop {
-        let driver = Driver::new(metrics.clone(), Arc::clone(&last_member));
+        let driver = Driver::new(Arc::clone(&admission), metrics.clone(), Arc::clone(&last_member));
         let task = tokio::spawn({
             let (inputs, stop) = (Arc::clone(&inputs), stop.clone());
             async move {
@@ -100,6 +107,7 @@ struct Driver {
     /// Where the brain's time begins.
     started: Instant,
     members: Members,
+    admission: Arc<Admission>,
     /// Filled by the brain and emptied by [`Driver::dispatch`].
     commands: Vec<Command>,
     /// Shared with the drivers before this one: a late word of their sessions must meet no other's.
@@ -109,7 +117,7 @@ struct Driver {
 }
 
 impl Driver {
-    fn new(metrics: Metrics, last_member: Arc<AtomicU32>) -> Self {
+    fn new(admission: Arc<Admission>, metrics: Metrics, last_member: Arc<AtomicU32>) -> Self {
         metrics.reset_sessions();
         let upstream = wire::Source {
             kind: wire::SourceKind::Upstream.into(),
@@ -119,6 +127,7 @@ impl Driver {
             brain: Brain::new(Policy::default(), u64::from_be_bytes(ambient::random())),
             started: Instant::now(),
             members: Members::default(),
+            admission,
             commands: Vec::new(),
             last_member,
             upstream: Arc::new(upstream),
@@ -136,7 +145,11 @@ impl Driver {
                     return;
                 },
                 () = until(self.brain.poll_timeout().map(|at| self.started + at)) => {}
-                _ = survey.tick() => self.metrics.surveyed(&self.brain.status()),
+                _ = survey.tick() => {
+                    self.metrics.surveyed(&self.brain.status());
+                    // The time of a join.key may be over.
+                    self.review();
+                }
             }
             for input in batch.drain(..) {
                 self.handle_input(input);
@@ -161,6 +174,7 @@ impl Driver {
                 self.pass_on(mirror, &warm);
                 drop(room);
             }
+            Input::Admission => self.review(),
             Input::Status { reply } => {
                 // Whoever asked may have gone.
                 let _ = reply.send(self.snapshot());
@@ -179,13 +193,20 @@ impl Driver {
                 Admitted {
                     member: info,
                     incarnation,
+                    signed,
+                    by,
+                    host_name,
+                    release,
                     addresses,
                 },
             outbox,
             end,
             reply,
         } = join;
-        let placed = self.make_room(info.node, info.role, incarnation);
+        let placed = self
+            .admission
+            .still_admits(info.node, by, unix_seconds())
+            .and_then(|()| self.make_room(info.node, info.role, signed, incarnation));
         if let Ok(member) = placed {
             let kind = match info.role {
                 Role::Peer => wire::SourceKind::Peer,
@@ -203,6 +224,10 @@ impl Driver {
                     role: info.role,
                     pool: info.pool.clone(),
                     incarnation,
+                    signed,
+                    by,
+                    host_name,
+                    release,
                     source: Arc::new(source),
                     outbox,
                     end,
@@ -217,9 +242,19 @@ impl Driver {
     }
 
     /// A number for a new session of `node`, whose older one ends; or why the older one stays.
-    fn make_room(&mut self, node: NodeId, role: Role, incarnation: u64) -> Result<MemberId, RefuseHelloError> {
+    fn make_room(
+        &mut self,
+        node: NodeId,
+        role: Role,
+        signed: bool,
+        incarnation: u64,
+    ) -> Result<MemberId, RefuseHelloError> {
+        let is_peer = role == Role::Peer;
+        if is_peer && !signed && self.members.has_signed(&node) {
+            return Err(RefuseHelloError::Unsigned);
+        }
         let older = self.members.of_node(node);
-        if older.is_some_and(|(_, entry)| !entry.yields_to(role, incarnation)) {
+        if older.is_some_and(|(_, entry)| !entry.yields_to(role, signed, incarnation)) {
             return Err(RefuseHelloError::Superseded);
         }
         let older = older.map(|(member, _)| member);
@@ -232,6 +267,20 @@ impl Driver {
             self.forget(older, SessionEnd::Replaced);
         }
         Ok(MemberId(last + 1))
+    }
+
+    /// Ends the sessions of those that are let in no longer.
+    fn review(&mut self) {
+        let now = unix_seconds();
+        let is_out = |entry: &Entry| self.admission.still_admits(entry.node, entry.by, now).is_err();
+        let members = self.members.iter();
+        let out: Vec<MemberId> = members
+            .filter(|(_, entry)| is_out(entry))
+            .map(|(member, _)| member)
+            .collect();
+        for member in out {
+            self.leave(member, SessionEnd::Revoked);
+        }
     }
 
     fn hear(&mut self, member: MemberId, events: Vec<Event>) {
@@ -351,6 +400,9 @@ impl Driver {
             SessionEnd::Behind => {
                 warn!(node = %entry.node, "{} {} does not read its orders; cut off", role_name(entry.role), entry.node);
             }
+            SessionEnd::Revoked => {
+                warn!(node = %entry.node, "{} {} is admitted no more; cut off", role_name(entry.role), entry.node);
+            }
             SessionEnd::Replaced => {
                 info!(node = %entry.node, "{} {} has connected again", role_name(entry.role), entry.node);
             }
@@ -365,6 +417,9 @@ impl Driver {
         let contact = |entry: &Entry| Contact {
             source: Arc::clone(&entry.source),
             heard: entry.heard.elapsed(),
+            signed: entry.signed,
+            host_name: entry.host_name.clone(),
+            release: entry.release.clone(),
         };
         Snapshot {
             status: self.brain.status(),
@@ -395,11 +450,13 @@ const SURVEY_EVERY: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {
-    use piecemeal_proto::{Digest, FillId, PieceMap, PieceSet};
+    use std::collections::HashSet;
+
+    use piecemeal_proto::{AuthorityKey, Digest, FillId, PieceMap, PieceSet};
     use tokio::sync::{Semaphore, mpsc::error::TryRecvError};
 
     use super::*;
-    use crate::swarm::Member;
+    use crate::{admission::AdmittedBy, swarm::Member};
 
     const BLOB: Digest = Digest::Sha256([7; 32]);
 
@@ -427,6 +484,10 @@ mod tests {
         let admitted = Admitted {
             member,
             incarnation: 1,
+            signed: true,
+            by: AdmittedBy::JoinKey(0),
+            host_name: String::new(),
+            release: String::new(),
             addresses: Vec::new(),
         };
         let join = Join {
@@ -457,7 +518,13 @@ mod tests {
     fn start() -> (mpsc::Sender<Input>, Metrics) {
         let (inputs, received) = mpsc::channel(8);
         let metrics = Metrics::new();
-        tokio::spawn(supervise(received, metrics.clone(), CancellationToken::new()));
+        let admission = Arc::new(Admission::new(&AuthorityKey::from_seed([3; 32]), HashSet::new()));
+        tokio::spawn(supervise(
+            received,
+            admission,
+            metrics.clone(),
+            CancellationToken::new(),
+        ));
         (inputs, metrics)
     }
 

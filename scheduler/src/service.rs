@@ -36,6 +36,7 @@ use crate::{
 pub struct Scheduler {
     local_addr: SocketAddr,
     inputs: mpsc::Sender<Input>,
+    admission: Arc<Admission>,
     metrics: Metrics,
     seats: Arc<Semaphore>,
     server: JoinHandle<()>,
@@ -81,8 +82,9 @@ impl Scheduler {
         let metrics = Metrics::new();
         let stop = CancellationToken::new();
         let seats = Arc::new(Semaphore::new(SESSIONS_MAX));
+        let admission = Arc::new(Admission::new(&config.authority_key, config.revoked));
         let sessions = Sessions {
-            admission: Admission::new(&config.authority_key),
+            admission: Arc::clone(&admission),
             authority: config.authority_key.public(),
             authority_key: config.authority_key,
             inputs: inputs.clone(),
@@ -95,11 +97,17 @@ impl Scheduler {
             seats: Arc::clone(&seats),
         };
         let server = tokio::spawn(serve(listener, tls, door, stop.clone()));
-        let placement = tokio::spawn(supervise(received, metrics.clone(), stop.clone()));
+        let placement = tokio::spawn(supervise(
+            received,
+            Arc::clone(&admission),
+            metrics.clone(),
+            stop.clone(),
+        ));
         info!(address = %local_addr, "the scheduler listens on {local_addr}");
         Ok(Self {
             local_addr,
             inputs,
+            admission,
             metrics,
             seats,
             server,
@@ -143,6 +151,15 @@ impl Scheduler {
             Some(snapshot) => snapshot.to_json(),
             None => json!({ "error": "placement does not answer" }),
         }
+    }
+
+    /// Takes over what can be changed while it runs: the generations of `join.key` and the nodes that are shut out. Sessions that
+    /// are admitted no more end at once. The rest of `config` is not looked at.
+    pub fn apply(&self, config: &SchedulerConfig) {
+        self.admission.apply(&config.authority_key, config.revoked.clone());
+        let inputs = self.inputs.clone();
+        // An error: placement has stopped.
+        tokio::spawn(async move { inputs.send(Input::Admission).await });
     }
 
     /// Ends every session, then the connections.

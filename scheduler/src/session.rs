@@ -15,7 +15,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 use tracing::{debug, info, warn};
-use wire::{order::Order as Kind, report::Report as ReportKind};
+use wire::{feature, order::Order as Kind, report::Report as ReportKind};
 
 use crate::{
     admission::{Admission, Admitted, RefuseHelloError},
@@ -29,7 +29,7 @@ use crate::{
 
 /// What all sessions share.
 pub(crate) struct Sessions {
-    pub(crate) admission: Admission,
+    pub(crate) admission: Arc<Admission>,
     pub(crate) authority_key: Arc<AuthorityKey>,
     pub(crate) authority: AuthorityPublic,
     pub(crate) inputs: mpsc::Sender<Input>,
@@ -48,6 +48,8 @@ pub(crate) enum SessionEnd {
     /// It does not read.
     Behind,
     Replaced,
+    /// The node was shut out, or the `join.key` that admitted it was.
+    Revoked,
     /// It breaks the protocol's bounds.
     Excessive,
     Stopping,
@@ -61,6 +63,7 @@ impl SessionEnd {
             Self::Silent => "silent",
             Self::Behind => "behind",
             Self::Replaced => "replaced",
+            Self::Revoked => "revoked",
             Self::Excessive => "excessive",
             Self::Stopping => "stopping",
         }
@@ -76,6 +79,9 @@ impl SessionEnd {
             ))),
             Self::Behind => Some(Status::resource_exhausted("orders were not read in time; reconnect")),
             Self::Replaced => Some(Status::aborted("this node has connected again")),
+            Self::Revoked => Some(Status::permission_denied(
+                "this node is not admitted any more; reconnect to hear why",
+            )),
             Self::Excessive => Some(Status::invalid_argument(format!(
                 "a message has more than {REPORTS_MAX} reports"
             ))),
@@ -140,7 +146,7 @@ impl Sessions {
             nonce: nonce.to_vec(),
             version_min: wire::VERSION,
             version_max: wire::VERSION,
-            features: Vec::new(),
+            features: FEATURES.map(str::to_owned).to_vec(),
         };
         send(orders, Kind::Challenge(challenge)).await?;
         let first = timeout(HELLO_WAIT, first_reports(reports));
@@ -148,7 +154,7 @@ impl Sessions {
         let Some(ReportKind::Hello(hello)) = first.next().and_then(|report| report.report) else {
             return Err(RefuseHelloError::NoHello.into());
         };
-        let admitted = self.admission.check(hello, &nonce, observed)?;
+        let admitted = self.admission.check(hello, &nonce, observed, unix_seconds())?;
         Ok((admitted, first.collect()))
     }
 
@@ -172,6 +178,7 @@ impl Sessions {
         orders: &OrderSender,
     ) -> SessionEnd {
         let (node, role) = (admitted.member.node, admitted.member.role);
+        let (host_name, signed) = (admitted.host_name.clone(), admitted.signed);
         let (outbox, queue) = mpsc::channel(ORDERS_QUEUED_MAX);
         let (end, ended) = oneshot::channel();
         let member = match self.join(admitted, outbox.clone(), end).await {
@@ -182,7 +189,7 @@ impl Sessions {
             }
             None => return SessionEnd::Stopping,
         };
-        info!(node = %node, "{} {node} connected from {observed}", role_name(role));
+        info!(node = %node, host.name = host_name, signed, "{} {node} connected from {observed}", role_name(role));
         let welcome = wire::Welcome {
             version: wire::VERSION,
             unix_seconds: unix_seconds(),
@@ -377,6 +384,8 @@ async fn send(orders: &OrderSender, order: Kind) -> Result<(), GreetError> {
     orders.send(Ok(message)).await.map_err(|_| GreetError::Gone)
 }
 
+/// What this scheduler has of what the protocol may add.
+const FEATURES: [&str; 1] = [feature::SIGNED_IDENTITY];
 /// How long a stranger may take to say who it is.
 pub(crate) const HELLO_WAIT: Duration = Duration::from_secs(5);
 /// Ten heartbeats. Placement does not use a member that is silent for far less; this is when it is forgotten.

@@ -22,6 +22,9 @@ pub(crate) struct Contact {
     pub(crate) source: Arc<wire::Source>,
     /// Since it was last heard.
     pub(crate) heard: Duration,
+    pub(crate) signed: bool,
+    pub(crate) host_name: String,
+    pub(crate) release: String,
 }
 
 impl Snapshot {
@@ -43,6 +46,9 @@ impl Snapshot {
             "role": role_name(member.role),
             "pool": member.pool,
             "zone": member.zone,
+            "host_name": contact.map(|contact| &contact.host_name),
+            "release": contact.map(|contact| &contact.release),
+            "signed": contact.map(|contact| contact.signed),
             "addresses": contact.map(Contact::addresses).unwrap_or_default(),
             "heard_seconds": contact.map(|contact| contact.heard.as_secs_f64()),
             "silent": member.silent,

@@ -3,17 +3,19 @@
 #![expect(clippy::unwrap_used, reason = "a test panics where it fails")]
 
 use std::{
+    collections::HashSet,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use piecemeal_proto::{
-    AuthorityKey, Digest, FillId, Grant, NodeId, PieceMap, RoleKey, Ticket,
-    wire::{self, HashAlgorithm, Role, order::Order, report::Report, scheduler_client::SchedulerClient},
+    AuthorityKey, Digest, FillId, Grant, NodeId, NodeKey, PieceMap, RoleKey, Ticket,
+    wire::{self, HashAlgorithm, Role, feature, order::Order, report::Report, scheduler_client::SchedulerClient},
 };
 use piecemeal_scheduler::{Scheduler, SchedulerConfig, StartSchedulerError};
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use proptest::prelude::*;
+use prost::Message as _;
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming, transport::Endpoint};
@@ -295,6 +297,159 @@ async fn a_peer_cannot_put_the_mirror_out_by_its_node_id() {
 }
 
 #[tokio::test]
+async fn a_node_that_signs_cannot_be_put_out_or_replaced_by_its_id_alone() {
+    let site = Site::start().await;
+    let key = NodeKey::from_seed([1; 32]);
+    let mut node = site.signed_peer(&key, 1).await;
+    let reason = site.claimed_line(key.id(), u64::MAX).await.refusal().await;
+    assert!(reason.contains("signed"), "{reason}");
+    // Nor by a signature of another key, an old one, or half of one.
+    let other = NodeKey::from_seed([2; 32]);
+    type Change = fn(&mut wire::Hello);
+    let changes: [Change; 4] = [
+        |hello| hello.public_key = NodeKey::from_seed([2; 32]).public().as_bytes().to_vec(),
+        |hello| hello.sign(&NodeKey::from_seed([1; 32]), b"another nonce"),
+        |hello| hello.signature.clear(),
+        |hello| hello.public_key.clear(),
+    ];
+    for change in changes {
+        let reason = site.signed_line(&key, 9, change).await.refusal().await;
+        assert!(reason.contains("not signed by the node"), "{reason}");
+    }
+    let as_victim = |hello: &mut wire::Hello| hello.node = NodeKey::from_seed([1; 32]).id().0.to_vec();
+    let reason = site.signed_line(&other, 9, as_victim).await.refusal().await;
+    assert!(reason.contains("join.key"), "the proof names the node too: {reason}");
+
+    // It is heard all the while, and its own reconnection counts as before.
+    node.tell(Report::Want(want(&Digest::of(b"blob"), Vec::new()))).await;
+    while !matches!(node.next().await.unwrap(), Order::WantRefused(_)) {}
+    let mut again = site.signed_peer(&key, 2).await;
+    assert_eq!(node.end().await.unwrap_err().code(), Code::Aborted);
+    let status = site.scheduler.status().await;
+    let member = &status["members"][0];
+    assert_eq!(
+        (&member["signed"], &member["host_name"], &member["release"]),
+        (&true.into(), &"board-7".into(), &"0.2.0".into())
+    );
+
+    // While it is away its id is not to be had.
+    drop(again.reports);
+    while again.orders.message().await.is_ok_and(|message| message.is_some()) {}
+    site.eventually(|metrics| metrics.contains(r#"sessions{role="peer"} 0"#))
+        .await;
+    let reason = site.claimed_line(key.id(), u64::MAX).await.refusal().await;
+    assert!(reason.contains("signed"), "{reason}");
+    site.signed_peer(&key, 3).await;
+}
+
+#[tokio::test]
+async fn a_node_that_signs_puts_out_a_session_that_only_says_its_id() {
+    let site = Site::start().await;
+    let key = NodeKey::from_seed([1; 32]);
+    // The scheduler has been restarted, and the thief was faster.
+    let mut claimed = site.claimed_line(key.id(), u64::MAX).await;
+    assert!(matches!(claimed.next().await, Ok(Order::Welcome(_))));
+    site.signed_peer(&key, 1).await;
+    assert_eq!(claimed.end().await.unwrap_err().code(), Code::Aborted);
+    assert_eq!(site.members().await, 1);
+}
+
+#[tokio::test]
+async fn a_signed_peer_cannot_put_the_mirror_out_and_a_mirror_needs_no_signature() {
+    let site = Site::start().await;
+    let key = NodeKey::from_seed([1; 32]);
+    let _mirror = site.mirror(key.id()).await;
+    site.signed_line(&key, u64::MAX, |_| {}).await.refusal().await;
+    assert_eq!(site.scheduler.status().await["members"][0]["role"], "mirror");
+}
+
+#[tokio::test]
+async fn a_daemon_of_the_last_release_is_let_in_beside_those_that_sign() {
+    let site = Site::start().await;
+    let mut line = site.dial().await;
+    assert_eq!(line.features, [feature::SIGNED_IDENTITY]);
+    // What the last release wrote, proven for this challenge.
+    let golden = include_bytes!("../../tests/golden/v1/hello.bin");
+    let golden = wire::Reports::decode(&golden[..]).unwrap();
+    let Some(Report::Hello(mut hello)) = golden.reports[0].report.clone() else {
+        panic!("no hello");
+    };
+    hello.proof = site.peer_key().prove(&hello.claim(&line.nonce)).to_vec();
+    line.tell(Report::Hello(hello)).await;
+    assert!(matches!(line.next().await, Ok(Order::Welcome(_))));
+    let _signed = site.signed_peer(&NodeKey::from_seed([1; 32]), 1).await;
+    assert_eq!(site.members().await, 2);
+}
+
+#[tokio::test]
+async fn a_node_that_is_shut_out_loses_its_session_and_gets_no_other_until_it_is_let_in_again() {
+    let site = Site::start().await;
+    let (key, other) = (NodeKey::from_seed([1; 32]), NodeKey::from_seed([2; 32]));
+    let mut node = site.signed_peer(&key, 1).await;
+    let mut bystander = site.signed_peer(&other, 1).await;
+    let mut unsigned = site.peer(PEER).await;
+    site.apply(&site.key, [key.id(), PEER]);
+    for line in [&mut node, &mut unsigned] {
+        assert_eq!(line.end().await.unwrap_err().code(), Code::PermissionDenied);
+    }
+    let reason = site.signed_line(&key, 2, |_| {}).await.refusal().await;
+    assert!(reason.contains("shut out") && reason.contains("--revoke"), "{reason}");
+    assert!(site.claimed_line(PEER, 9).await.refusal().await.contains("shut out"));
+    assert!(site.metrics().contains(r#"refused_total{reason="revoked"} 2"#));
+    bystander
+        .tell(Report::Want(want(&Digest::of(b"blob"), Vec::new())))
+        .await;
+    while !matches!(bystander.next().await.unwrap(), Order::WantRefused(_)) {}
+
+    site.apply(&site.key, []);
+    site.eventually_admits(&key).await;
+}
+
+#[tokio::test]
+async fn a_rotated_join_key_ends_what_the_one_before_admitted_when_its_time_is_over() {
+    let site = Site::start().await;
+    let (old_role, key) = (site.peer_key(), NodeKey::from_seed([1; 32]));
+    let mut old = site.signed_peer(&key, 1).await;
+    let mirror = site.mirror(MIRROR).await;
+    let rotated = Arc::new(site.key.rotate_join(now() + 3).unwrap());
+    site.apply(&rotated, []);
+    // Both are let in for a while.
+    let mut line = site.dial().await;
+    line.hello(NodeId([2; 16]), Role::Peer, &rotated.join_key().peer_role(), |_| {})
+        .await;
+    assert!(matches!(line.next().await, Ok(Order::Welcome(_))));
+    let mut late = site.peer(NodeId([3; 16])).await;
+    let beating = tokio::spawn({
+        let senders = [&old, &late, &line, &mirror].map(|line| line.reports.clone());
+        async move {
+            loop {
+                for sender in &senders {
+                    let _ = sender.send(wire::Reports::default()).await;
+                }
+                tokio::time::sleep(wire::HEARTBEAT).await;
+            }
+        }
+    });
+    for line in [&mut old, &mut late] {
+        assert_eq!(line.end().await.unwrap_err().code(), Code::PermissionDenied);
+    }
+    let mut again = site.dial().await;
+    again.hello(NodeId([3; 16]), Role::Peer, &old_role, |_| {}).await;
+    assert!(again.refusal().await.contains("newest join.key"));
+    assert_eq!(site.members().await, 2, "the mirror, and the peer with the new key");
+
+    // Another site's key is no rotation of this one's.
+    let foreign = Arc::new(AuthorityKey::from_seed([8; 32]));
+    site.apply(&foreign, []);
+    let mut stranger = site.dial().await;
+    stranger
+        .hello(NodeId([4; 16]), Role::Peer, &foreign.join_key().peer_role(), |_| {})
+        .await;
+    stranger.refusal().await;
+    beating.abort();
+}
+
+#[tokio::test]
 async fn a_daemon_that_does_not_read_is_cut_off_while_others_go_on() {
     let site = Site::start().await;
     let mut other = site.peer(NodeId([2; 16])).await;
@@ -450,7 +605,12 @@ impl Site {
         listen: std::net::SocketAddr,
         authority_key: Arc<AuthorityKey>,
     ) -> Result<Scheduler, StartSchedulerError> {
-        Scheduler::start(SchedulerConfig { listen, authority_key }).await
+        Scheduler::start(SchedulerConfig {
+            listen,
+            authority_key,
+            revoked: HashSet::new(),
+        })
+        .await
     }
 
     fn peer_key(&self) -> RoleKey {
@@ -476,12 +636,14 @@ impl Site {
             orders: orders.into_inner(),
             unread: Vec::new(),
             nonce: Vec::new(),
+            features: Vec::new(),
         };
         let Order::Challenge(challenge) = line.next().await.unwrap() else {
             panic!("the scheduler speaks first");
         };
         assert_eq!(challenge.nonce.len(), 32);
         line.nonce = challenge.nonce;
+        line.features = challenge.features;
         line
     }
 
@@ -495,6 +657,46 @@ impl Site {
         let mut line = self.peer_line(node).await;
         assert!(matches!(line.next().await, Ok(Order::Welcome(_))));
         line
+    }
+
+    /// As a daemon of this release says hello, changed by `change` after it was signed.
+    async fn signed_line(&self, key: &NodeKey, incarnation: u64, change: impl FnOnce(&mut wire::Hello)) -> Line {
+        let mut line = self.dial().await;
+        let mut hello = wire::Hello {
+            incarnation,
+            host_name: "board-7".into(),
+            release: "0.2.0".into(),
+            ..signed_hello(key.id(), Role::Peer, &self.peer_key(), &line.nonce)
+        };
+        hello.proof = self.peer_key().prove(&hello.claim(&line.nonce)).to_vec();
+        hello.sign(key, &line.nonce);
+        change(&mut hello);
+        line.tell(Report::Hello(hello)).await;
+        line
+    }
+
+    async fn signed_peer(&self, key: &NodeKey, incarnation: u64) -> Line {
+        let mut line = self.signed_line(key, incarnation, |_| {}).await;
+        assert!(matches!(line.next().await, Ok(Order::Welcome(_))));
+        line
+    }
+
+    /// As any holder of the join.key may say it of any node.
+    async fn claimed_line(&self, node: NodeId, incarnation: u64) -> Line {
+        let mut line = self.dial().await;
+        line.hello(node, Role::Peer, &self.peer_key(), |hello| {
+            hello.incarnation = incarnation
+        })
+        .await;
+        line
+    }
+
+    fn apply(&self, key: &Arc<AuthorityKey>, revoked: impl IntoIterator<Item = NodeId>) {
+        self.scheduler.apply(&SchedulerConfig {
+            listen: self.scheduler.local_addr(),
+            authority_key: Arc::clone(key),
+            revoked: revoked.into_iter().collect(),
+        });
     }
 
     async fn mirror(&self, node: NodeId) -> Line {
@@ -534,6 +736,17 @@ impl Site {
         text
     }
 
+    async fn eventually_admits(&self, key: &NodeKey) {
+        let begun = Instant::now();
+        loop {
+            let mut line = self.signed_line(key, 9, |_| {}).await;
+            if matches!(line.next().await, Ok(Order::Welcome(_))) {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "it is still not admitted");
+        }
+    }
+
     async fn eventually(&self, condition: impl Fn(&str) -> bool) {
         let begun = Instant::now();
         while !condition(&self.metrics()) {
@@ -549,6 +762,7 @@ struct Line {
     orders: Streaming<wire::Orders>,
     unread: Vec<Order>,
     nonce: Vec<u8>,
+    features: Vec<String>,
 }
 
 impl Line {

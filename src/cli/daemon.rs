@@ -148,8 +148,9 @@ fn name_flags<D: Daemon>(error: anyhow::Error, process: &DaemonSettings<D::Confi
     }
 }
 
-/// What SIGHUP does: all that is live is applied, or with any problem nothing at all. `running` is then what runs, so that the
-/// next time tells again of what still needs a restart.
+/// What SIGHUP does: all that is live is applied, or with any problem nothing at all. Files that settings name are read again,
+/// whether the settings have changed or not. `running` is then what runs, so that the next time tells again of what still needs a
+/// restart.
 pub(super) async fn reload<R: Raw, T>(
     running: &mut Settings<R>,
     layers: &Layers<R>,
@@ -166,10 +167,10 @@ pub(super) async fn reload<R: Raw, T>(
     warn_all(&warnings);
     let Changes { live, restart } = running.changes(&settings);
     if live.is_empty() && restart.is_empty() {
-        info!("nothing to reload: the configuration is as it was");
+        info!("nothing to reload: the configuration is as it was; the files that it names were read again");
     }
+    apply(new).await;
     if !live.is_empty() {
-        apply(new).await;
         running.take_live(&settings);
         info!("applied: {}", live.join(", "));
     }

@@ -1,6 +1,7 @@
 //! Reads single settings: the text of one key becomes one typed value, or a problem under that key.
 
 use std::{
+    collections::HashSet,
     env, fs,
     net::SocketAddr,
     os::unix::fs::MetadataExt,
@@ -10,7 +11,7 @@ use std::{
 };
 
 use piecemeal_mirror::UpstreamConfig;
-use piecemeal_proto::ParseKeyError;
+use piecemeal_proto::{NodeId, ParseKeyError};
 use tracing_subscriber::EnvFilter;
 use url::Url;
 
@@ -189,6 +190,32 @@ pub(super) fn key_file<K: FromStr<Err = ParseKeyError>>(problems: &mut Problems,
         );
     }
     Some(value)
+}
+
+/// Ids of nodes, or files of them with one a line and comments after `#`.
+pub(super) fn nodes(problems: &mut Problems, key: &str, texts: Texts) -> Option<HashSet<NodeId>> {
+    let texts = texts.unwrap_or_default();
+    let nodes = all(texts.iter().map(|text| {
+        let Some(path) = text.strip_prefix("file:") else {
+            return problems.check(key, parse_node(text)).map(|node| vec![node]);
+        };
+        let read = fs::read_to_string(path).map_err(|error| format!("cannot read {path}: {error}"));
+        let read = problems.check(key, read)?;
+        let lines = read
+            .lines()
+            .map(|line| line.split('#').next().unwrap_or_default().trim());
+        let nodes = lines.filter(|line| !line.is_empty()).map(|line| {
+            let node = parse_node(line).map_err(|error| format!("{path}: {error}"));
+            problems.check(key, node)
+        });
+        all(nodes)
+    }))?;
+    Some(nodes.into_iter().flatten().collect())
+}
+
+fn parse_node(text: &str) -> Result<NodeId, String> {
+    text.parse()
+        .map_err(|error| format!("{text:?}: {error}, as `piecemeal status` shows it"))
 }
 
 fn is_readable_by_others(path: &Path) -> bool {

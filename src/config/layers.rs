@@ -96,8 +96,13 @@ fn is_live<R: Raw>(key: &str) -> bool {
     R::LIVE.contains(&key)
 }
 
-fn told(value: Option<&Value>) -> &str {
-    value.and_then(Value::as_str).unwrap_or("(absent)")
+fn told(value: Option<&Value>) -> String {
+    match value {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Array(texts)) if texts.is_empty() => "(none)".to_owned(),
+        Some(Value::Array(texts)) => texts.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(","),
+        _ => "(absent)".to_owned(),
+    }
 }
 
 /// Reads every layer. What cannot be read is noted and left out, so that the rest is checked all the same.

@@ -77,6 +77,9 @@ pub(crate) struct RawMirror {
     /// The site's authority.key; absent: a plain pull-through cache, without pieces
     #[arg(long, value_name = "FILE")]
     pub authority_key_file: Option<String>,
+    /// A node that is shut out: its id as `piecemeal status` shows it, or file:PATH with an id a line; may repeat
+    #[arg(long, value_name = "NODE")]
+    pub revoke: Option<Vec<String>>,
     /// The nodes that share a LAN with this one [default]
     #[arg(long, value_name = "NAME")]
     pub pool: Option<String>,
@@ -112,6 +115,7 @@ impl Raw for RawMirror {
         "verdict_ttl",
         "offline_grace",
         "wan_limit",
+        "revoke",
         "cache_ttl",
         "cache_quota",
         "cache_min_free",
@@ -133,6 +137,9 @@ pub(crate) struct RawScheduler {
     /// The site's authority.key
     #[arg(long, value_name = "FILE")]
     pub authority_key_file: Option<String>,
+    /// A node that is shut out: its id as `piecemeal status` shows it, or file:PATH with an id a line; may repeat
+    #[arg(long, value_name = "NODE")]
+    pub revoke: Option<Vec<String>>,
     /// What to log, as in RUST_LOG [info]
     #[arg(long, value_name = "FILTER")]
     pub log: Option<String>,
@@ -140,7 +147,7 @@ pub(crate) struct RawScheduler {
 
 impl Raw for RawScheduler {
     const DEFAULTS: &'static str = include_str!("defaults/scheduler.toml");
-    const LIVE: &'static [&'static str] = &["log"];
+    const LIVE: &'static [&'static str] = &["revoke", "log"];
 }
 
 /// `piecemeal peer`.

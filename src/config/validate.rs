@@ -1,6 +1,7 @@
 //! Turns texts into what the daemons take, and finds what contradicts what.
 
 use std::{
+    collections::HashSet,
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     path::{Path, PathBuf},
     sync::Arc,
@@ -68,6 +69,7 @@ impl RawMirror {
             self.default_upstream,
             upstreams.as_deref(),
         );
+        let revoked = field::nodes(problems, "revoke", self.revoke);
         let has_key_file = self.authority_key_file.is_some();
         let authority_key = self
             .authority_key_file
@@ -115,6 +117,7 @@ impl RawMirror {
                 pool: pool?,
                 zone: zone?,
                 authority_key: authority_key.map_or(Some(None), |key| key.map(|key| Some(Arc::new(key))))?,
+                revoked: revoked?,
             },
             admin_listen: admin_listen?,
             log: log?,
@@ -128,6 +131,7 @@ impl RawScheduler {
         let listen = field::address(problems, "listen", self.listen);
         let admin_listen = field::address(problems, "admin_listen", self.admin_listen);
         let authority_key = field::key_file::<AuthorityKey>(problems, "authority_key_file", self.authority_key_file);
+        let revoked = field::nodes(problems, "revoke", self.revoke);
         let log = field::log_filter(problems, "log", self.log);
         field::no_port_twice(
             problems,
@@ -137,6 +141,7 @@ impl RawScheduler {
             config: SchedulerConfig {
                 listen: listen?,
                 authority_key: Arc::new(authority_key?),
+                revoked: revoked?,
             },
             admin_listen: admin_listen?,
             log: log?,
@@ -387,6 +392,7 @@ pub(crate) fn site_of_one(settings: &UpSettings, dir: &Path, key: AuthorityKey) 
             config: SchedulerConfig {
                 listen: scheduler_listen,
                 authority_key: Arc::clone(&authority_key),
+                revoked: HashSet::new(),
             },
             admin_listen: scheduler_admin,
             log: log.clone(),
@@ -407,6 +413,7 @@ pub(crate) fn site_of_one(settings: &UpSettings, dir: &Path, key: AuthorityKey) 
                 pool: pool.clone(),
                 zone: zone.clone(),
                 authority_key: Some(authority_key),
+                revoked: HashSet::new(),
             },
             admin_listen: mirror_admin,
             log: log.clone(),

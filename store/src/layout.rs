@@ -6,6 +6,10 @@ use std::path::{Path, PathBuf};
 
 use piecemeal_proto::{Algorithm, Digest};
 
+/// The daemon's own key, and the same while it is made.
+pub(crate) const NODE_KEY: &str = "node.key";
+pub(crate) const NEW_NODE_KEY: &str = "node.key.new";
+
 /// The paths below one store folder.
 #[derive(Clone, Debug)]
 pub(crate) struct Layout {
@@ -23,6 +27,15 @@ impl Layout {
 
     pub(crate) fn index(&self) -> PathBuf {
         self.dir.join("index.db")
+    }
+
+    pub(crate) fn node_key(&self) -> PathBuf {
+        self.dir.join(NODE_KEY)
+    }
+
+    /// The key while it is made.
+    pub(crate) fn new_node_key(&self) -> PathBuf {
+        self.dir.join(NEW_NODE_KEY)
     }
 
     pub(crate) fn lock(&self) -> PathBuf {

@@ -17,6 +17,7 @@
 //! # Folder
 //! ```text
 //! lock                      one process per folder
+//! node.key                  who this node is; 0600, never written over
 //! index.db                  SQLite: rows of everything below, manifests, tags, sources
 //! blobs/<alg>/<2 hex>/<hex> complete and verified
 //! partial/<alg>-<hex>       being filled, as long as the blob from the start (sparse)
@@ -46,6 +47,7 @@ mod known;
 mod layout;
 mod lock;
 mod names;
+mod node_key;
 mod open;
 mod passing;
 mod pieces;
@@ -70,6 +72,7 @@ pub use fill::FillFailure;
 pub use hashes::PieceHashes;
 pub use index::{IndexError, ListSignature};
 pub use names::{Holder, MANIFEST_BYTES_MAX, Manifest, NodeRight, Repository, Shown, Tag};
+pub use node_key::NodeKeyError;
 pub use open::{Env, OpenStoreError, StoreConfig};
 pub use passing::Offer;
 pub use pieces::{Filling, WritePieceError};

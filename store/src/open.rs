@@ -12,18 +12,21 @@ use std::{
     time::Duration,
 };
 
+use piecemeal_proto::NodeKey;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::{
     clock::{Clock, SystemClock},
     files::{DiskFiles, Files},
     index::{Index, OpenIndexError},
-    layout::Layout,
+    layout::{Layout, NEW_NODE_KEY, NODE_KEY},
+    node_key::{self, NodeKeyError},
     private::close_to_others,
 };
 
-/// Names that may lie in a folder that is not ours yet: our own lock after a crash, and what mkfs makes.
-const INNOCENT_NAMES: [&str; 2] = ["lock", "lost+found"];
+/// Names that may lie in a folder that holds no index: our own lock and key after a crash, or when the store was emptied by
+/// hand, and what mkfs makes.
+const INNOCENT_NAMES: [&str; 4] = ["lock", NODE_KEY, NEW_NODE_KEY, "lost+found"];
 
 /// How a store is set up. All but the folder can be changed later by [`crate::Store::set_limits`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +46,7 @@ pub struct StoreConfig {
 pub struct Env {
     pub clock: Arc<dyn Clock>,
     pub files: Arc<dyn Files>,
-    /// Starts the generator behind node ids, fill ids and [`crate::Store::random_u64`].
+    /// Starts the generator behind fill ids and [`crate::Store::random_u64`].
     pub seed: u64,
 }
 
@@ -87,6 +90,8 @@ pub enum OpenStoreError {
         #[source]
         source: crate::IndexError,
     },
+    #[error("the node's own key cannot be used")]
+    NodeKey(#[from] NodeKeyError),
     #[error("failed to check what is in {}", path.display())]
     Io {
         path: PathBuf,
@@ -99,6 +104,7 @@ pub enum OpenStoreError {
 pub(crate) struct Opened {
     pub(crate) lock: fs::File,
     pub(crate) index: Index,
+    pub(crate) node_key: NodeKey,
 }
 
 /// Claims the folder.
@@ -107,6 +113,7 @@ pub(crate) fn claim(layout: &Layout) -> Result<Opened, OpenStoreError> {
     refuse_foreign(layout)?;
     let lock = take_lock(layout)?;
     close_to_others(layout).map_err(|error| cannot_write(layout.dir().to_owned(), error))?;
+    let node_key = node_key::open(layout)?;
     let path = layout.index();
     let index = Index::open(&path).map_err(|error| match error {
         OpenIndexError::Newer { found, known } => OpenStoreError::NewerSchema {
@@ -123,7 +130,7 @@ pub(crate) fn claim(layout: &Layout) -> Result<Opened, OpenStoreError> {
             source: source.into(),
         },
     })?;
-    Ok(Opened { lock, index })
+    Ok(Opened { lock, index, node_key })
 }
 
 fn make_dir(dir: &Path) -> Result<(), OpenStoreError> {

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use piecemeal_proto::{Digest, FillId, NodeId, PieceMap};
+use piecemeal_proto::{Digest, FillId, NodeId, NodeKey, PieceMap};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tokio::sync::{Semaphore, broadcast};
 
@@ -60,7 +60,7 @@ pub(crate) struct Shared {
     /// Of the index, which is asked for the rest.
     pub(crate) known: Mutex<Known>,
     pub(crate) good: GoodPieces,
-    node_id: NodeId,
+    node_key: Arc<NodeKey>,
     random: Mutex<StdRng>,
     age: AgeCounter,
     #[expect(dead_code, reason = "the folder is ours while this is open")]
@@ -137,18 +137,16 @@ impl Store {
             path: layout.index(),
             source,
         };
-        let mut random = StdRng::seed_from_u64(env.seed);
+        let random = StdRng::seed_from_u64(env.seed);
         let wall = env.clock.wall();
-        let (node_id, start) = match opened.index.identity().map_err(index_error)? {
-            Some((node_id, stamp)) => (node_id, stamp.resumed(wall)),
-            None => {
-                let mut id = [0; 16];
-                random.fill_bytes(&mut id);
-                (NodeId(id), Age(0))
-            }
-        };
+        let last = opened.index.identity().map_err(index_error)?;
+        let start = last.map_or(Age(0), |(_, stamp)| stamp.resumed(wall));
         let stamp = Stamp::new(start, wall);
-        opened.index.set_identity(node_id, stamp).map_err(index_error)?;
+        // A store of the last release has a random id until here.
+        opened
+            .index
+            .set_identity(opened.node_key.id(), stamp)
+            .map_err(index_error)?;
         let ledger = recover(&layout, env.files.as_ref(), &opened.index, stamp)?;
         let monotonic = env.clock.monotonic();
         let shared = Shared {
@@ -176,7 +174,7 @@ impl Store {
             counters: Counters::default(),
             known: Mutex::default(),
             good: GoodPieces::default(),
-            node_id,
+            node_key: Arc::new(opened.node_key),
             random: Mutex::new(random),
             age: AgeCounter::new(start, monotonic),
             lock: opened.lock,
@@ -186,9 +184,14 @@ impl Store {
         })
     }
 
-    /// This node's id: random, made with the store, kept in it.
+    /// This node's id: its key's.
     pub fn node_id(&self) -> NodeId {
-        self.shared.node_id
+        self.shared.node_key.id()
+    }
+
+    /// The key that this node proves its id with: made with the store, kept beside its content.
+    pub fn node_key(&self) -> Arc<NodeKey> {
+        Arc::clone(&self.shared.node_key)
     }
 
     /// The next number of the seeded generator.

@@ -35,6 +35,46 @@ async fn a_folder_has_one_process_and_keeps_its_node_id() {
     assert_eq!(open(dir.path(), &clock).node_id(), node_id);
 }
 
+#[tokio::test]
+async fn a_nodes_key_is_its_own_and_outlives_its_content() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = FakeClock::new();
+    let folder = dir.path().join("store");
+    let key = folder.join("node.key");
+    let store = open(dir.path(), &clock);
+    let node_id = store.node_id();
+    assert_eq!(node_id, store.node_key().id());
+    assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+    store.close().await;
+    drop(store);
+
+    // All but the key is removed by hand; half a key is left of a crash; a copy was made without care.
+    for entry in fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            fs::remove_dir_all(&path).unwrap();
+        } else if path != key {
+            fs::remove_file(&path).unwrap();
+        }
+    }
+    fs::write(folder.join("node.key.new"), "half").unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let store = open(dir.path(), &clock);
+    assert_eq!(store.node_id(), node_id);
+    assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+    store.close().await;
+    drop(store);
+
+    // A damaged key is never replaced by itself; a lost one makes a new node.
+    let text = fs::read_to_string(&key).unwrap();
+    fs::write(&key, &text[..30]).unwrap();
+    let error = refusal(dir.path());
+    assert!(matches!(error, OpenStoreError::NodeKey(_)), "{error}");
+    assert_eq!(fs::read_to_string(&key).unwrap(), text[..30]);
+    fs::remove_file(&key).unwrap();
+    assert_ne!(open(dir.path(), &clock).node_id(), node_id);
+}
+
 #[test]
 fn a_folder_of_something_else_is_refused_and_left_alone() {
     let dir = tempfile::tempdir().unwrap();

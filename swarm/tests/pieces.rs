@@ -29,6 +29,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 const PIECE_BYTES: u64 = 256 * 1024;
 const FILL: FillId = FillId(0xfeed);
+const REVOKED: NodeId = NodeId([6; 16]);
 const NOW: u64 = 1000;
 
 struct World {
@@ -96,6 +97,7 @@ impl World {
             clock,
             limiter,
             accept_grants: options.accept_grants,
+            is_revoked: Arc::new(|node| *node == REVOKED),
             served: Arc::new(move |bytes| {
                 served.fetch_add(bytes, Ordering::Relaxed);
             }),
@@ -248,6 +250,12 @@ async fn nobody_gets_pieces_without_a_good_ticket_for_this_blob() {
         expires: NOW + 60,
     }
     .sign(&stranger);
+    let revoked = Ticket {
+        node: REVOKED,
+        digest,
+        expires: NOW + 60,
+    }
+    .sign(&key());
     for token in [
         None,
         Some(String::new()),
@@ -259,6 +267,7 @@ async fn nobody_gets_pieces_without_a_good_ticket_for_this_blob() {
         Some(format!("Piecemeal {forged}")),
         // Only the mirror takes grants.
         Some(format!("Piecemeal {}", world.grant())),
+        Some(format!("Piecemeal {revoked}")),
     ] {
         let (status, answer) = world.ask(&path, token.as_deref()).await;
         assert_eq!(status, 401, "{token:?}");

@@ -10,9 +10,9 @@ use std::{
 
 use async_trait::async_trait;
 use piecemeal_proto::{
-    AuthorityKey, Digest, NodeId,
+    AuthorityKey, Digest, NodeKey,
     wire::{
-        self, HAVE_PIECES_MAX, INVENTORY_CHUNK_MAX,
+        self, HAVE_PIECES_MAX, INVENTORY_CHUNK_MAX, feature,
         order::Order,
         report::Report,
         scheduler_server::{Scheduler, SchedulerServer},
@@ -80,12 +80,17 @@ impl FakeSession {
         }
     }
 
+    /// As a scheduler of the last release asks for it.
     async fn hello(&mut self) -> wire::Hello {
+        self.hello_with(Vec::new()).await
+    }
+
+    async fn hello_with(&mut self, features: Vec<String>) -> wire::Hello {
         let challenge = wire::Challenge {
             nonce: NONCE.to_vec(),
             version_min: 1,
             version_max: 1,
-            features: Vec::new(),
+            features,
         };
         self.order([Order::Challenge(challenge)]).await;
         match self.reports().await.remove(0) {
@@ -179,6 +184,10 @@ impl World {
     }
 }
 
+fn node_key() -> NodeKey {
+    NodeKey::from_seed([9; 32])
+}
+
 fn key() -> AuthorityKey {
     AuthorityKey::from_seed([1; 32])
 }
@@ -189,7 +198,8 @@ fn config(address: SocketAddr) -> SessionConfig {
         authority: key().public(),
         role: wire::Role::Peer,
         role_key: key().join_key().peer_role(),
-        node: NodeId([9; 16]),
+        node_key: Arc::new(node_key()),
+        host_name: "board-7".into(),
         pool: "pool".into(),
         zone: "zone".into(),
         addresses: vec!["[fd00::1]:65002".parse().unwrap()],
@@ -240,7 +250,7 @@ async fn a_daemon_proves_itself_and_tells_what_it_has() {
     let mut scheduler = world.accept().await;
     let hello = scheduler.welcome().await;
     assert!(key().join_key().peer_role().verify(&hello.claim(NONCE), &hello.proof));
-    assert_eq!(hello.node, [9; 16]);
+    assert_eq!(hello.node, node_key().id().0);
     assert_eq!(hello.addresses[0].ip, "fd00::1");
     assert_eq!(hello.incarnation, 40);
 
@@ -255,6 +265,29 @@ async fn a_daemon_proves_itself_and_tells_what_it_has() {
     assert_eq!(world.event().await, SessionEvent::Up);
     assert!(world.session.is_up());
     assert!((NOW..NOW + 10).contains(&world.clock.now()));
+}
+
+#[tokio::test]
+async fn a_hello_is_signed_where_the_scheduler_states_that_it_reads_it_and_is_the_old_one_elsewhere() {
+    let mut world = World::new(FakeInventory::default()).await;
+    let mut scheduler = world.accept().await;
+    let hello = scheduler
+        .hello_with(vec![feature::SIGNED_IDENTITY.into(), "another".into()])
+        .await;
+    assert!(hello.is_signed(NONCE) && !hello.is_signed(b"another nonce"));
+    assert!(key().join_key().peer_role().verify(&hello.claim(NONCE), &hello.proof));
+    assert_eq!(hello.public_key, node_key().public().as_bytes());
+    assert_eq!(
+        (&hello.host_name[..], &hello.release[..]),
+        ("board-7", env!("CARGO_PKG_VERSION"))
+    );
+    drop(scheduler);
+
+    let mut old = world.accept().await;
+    let hello = old.hello().await;
+    assert_eq!(hello.node, node_key().id().0, "one id for every scheduler");
+    assert_eq!((hello.public_key, hello.signature), (Vec::new(), Vec::new()));
+    assert_eq!((hello.host_name, hello.release), (String::new(), String::new()));
 }
 
 #[tokio::test]

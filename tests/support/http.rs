@@ -44,6 +44,20 @@ impl Request {
         Self::new("HEAD", address, target)
     }
 
+    pub fn method(&self) -> &str {
+        self.method
+    }
+
+    pub fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// The same for something else.
+    pub fn with_target(mut self, target: &str) -> Self {
+        target.clone_into(&mut self.target);
+        self
+    }
+
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self

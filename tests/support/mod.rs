@@ -9,7 +9,7 @@
 //! | a Kubernetes without nodes | [`KubeApi`] |
 //! | a Kubernetes with them | [`KubeSite`] |
 //! | an upstream | [`DockerRegistry`], or [`FakeUpstream`] and its [`Behaviour`]s |
-//! | harm beside a pull | [`RoguePeer`], [`RogueRegistry`], [`RogueClient`] |
+//! | harm beside a pull | [`RoguePeer`], [`RogueNode`], [`RogueRegistry`], [`RogueClient`] |
 //! | a client | [`Containerd`], [`CriNode`], [`skopeo`], those of a [`Home`], or bare HTTP with [`Request`] |
 //! | the product | [`Mirror`], [`Scheduler`], [`Peer`] |
 //!
@@ -68,7 +68,7 @@ pub use self::{
     process::Process,
     registry::{DockerRegistry, PASSWORD, RegistryAuth, USER, basic},
     reply::{Behaviour, Reply},
-    rogue::{ClientHarm, Dice, Haunt, Misdeed, Prey, RegistryHarm, RogueClient, RoguePeer, RogueRegistry},
+    rogue::{ClientHarm, Dice, Haunt, Misdeed, Prey, RegistryHarm, RogueClient, RogueNode, RoguePeer, RogueRegistry},
     scratch::ScratchDir,
     site::{MIRROR_IP, MIRROR_WAN_IP, ORIGIN_IP, Site, SiteBuilder, node_ip},
     token_server::TokenServer,

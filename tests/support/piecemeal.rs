@@ -110,6 +110,7 @@ pub struct PeerOptions {
     pub download_pattern: String,
     pub cache_dir: Option<PathBuf>,
     pub extra_args: Vec<String>,
+    pub env: Vec<(&'static str, String)>,
 }
 
 impl PeerOptions {
@@ -126,6 +127,7 @@ impl PeerOptions {
             download_pattern: "p2p".to_owned(),
             cache_dir: None,
             extra_args: Vec::new(),
+            env: Vec::new(),
         }
     }
 }
@@ -200,6 +202,7 @@ impl Peer {
         plan.flag("--download-pattern", options.download_pattern);
         let scheduler = options.with_scheduler.then_some(options.scheduler_url);
         plan.join_site(scheduler, &options.upstreams);
+        plan.env = options.env;
         Self(plan.start_unready(options.extra_args))
     }
 }
@@ -327,6 +330,7 @@ struct Plan<'a> {
     admin: SocketAddr,
     cache_dir: PathBuf,
     arguments: Vec<String>,
+    env: Vec<(&'static str, String)>,
 }
 
 impl<'a> Plan<'a> {
@@ -340,6 +344,7 @@ impl<'a> Plan<'a> {
             admin,
             cache_dir: PathBuf::new(),
             arguments,
+            env: Vec::new(),
         };
         plan.flag("--admin-listen", admin);
         plan
@@ -372,7 +377,7 @@ impl<'a> Plan<'a> {
 
     fn start_unready(self, extra_arguments: Vec<String>) -> Daemon {
         let mut command = self.netns.command(self.program.to_str().expect("its path is text"));
-        command.args(self.arguments).args(extra_arguments);
+        command.args(self.arguments).args(extra_arguments).envs(self.env);
         if let Some(filter) = env::var_os("PIECEMEAL_TEST_LOG") {
             command.env("RUST_LOG", filter);
         }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use crate::shell;
 
 /// A program and the package that has it.
-const NEEDED: [(&str, &str); 9] = [
+const NEEDED: [(&str, &str); 10] = [
     ("docker-registry", "docker-registry"),
     ("containerd", "containerd"),
     ("runc", "runc"),
@@ -18,6 +18,8 @@ const NEEDED: [(&str, &str); 9] = [
     // It and its like are on no PATH.
     ("/usr/lib/cni/bridge", "containernetworking-plugins"),
     ("curl", "curl"),
+    // A clock of 1970, of one process.
+    ("faketime", "faketime"),
 ];
 
 /// What the benchmarks need besides. Where there is systemd, the package of nginx also starts one of its own, on port 80.

@@ -27,11 +27,12 @@ pub use name::UpstreamNames;
 #[cfg(any(test, fuzzing))]
 pub(crate) use range::{Asked, asked};
 
-use piecemeal_proto::{NodeId, RoleKey};
+use piecemeal_proto::NodeId;
 use piecemeal_swarm::Outlet;
 
 use crate::{
-    Caller, Content, OpenBlob, PullError, Pulls, Suspicions,
+    Caller, Content, Nodes, OpenBlob, PullError, Pulls, Suspicions,
+    nodes::{self, RefuseClaimError},
     pulls::{Kind, Outcome},
     upstream::via,
 };
@@ -58,8 +59,8 @@ pub struct Front {
 
 /// How the front knows whom it speaks with.
 pub struct Admission {
-    /// What the site's nodes prove themselves with; `None` where there are none.
-    pub nodes: Option<RoleKey>,
+    /// The site's nodes; `None` where there are none.
+    pub nodes: Option<Arc<Nodes>>,
     /// The node that every client is on, where clients are all local.
     pub own: Option<NodeId>,
     /// This daemon: a request that has passed it already is a loop.
@@ -111,7 +112,11 @@ impl Front {
             Ok(target) => target,
             Err(response) => return *response,
         };
-        let caller = match self.admission.caller(headers, uri) {
+        let node = match self.admission.node(headers, method, uri) {
+            Ok(node) => node,
+            Err(refusal) => return nodes::respond(refusal),
+        };
+        let caller = match self.admission.caller(headers, node) {
             Ok(caller) => caller,
             Err(error) => return error_response(&error, "UNSUPPORTED"),
         };
@@ -183,8 +188,16 @@ impl Front {
 }
 
 impl Admission {
-    fn caller(&self, headers: &HeaderMap, uri: &Uri) -> Result<Caller, PullError> {
-        let caller = Caller::of_request(headers, uri, self.nodes.as_ref());
+    fn node(&self, headers: &HeaderMap, method: &Method, uri: &Uri) -> Result<Option<NodeId>, RefuseClaimError> {
+        let Some(nodes) = &self.nodes else {
+            return Ok(self.own);
+        };
+        let admitted = nodes.admit(headers, method, uri)?;
+        Ok(admitted.map(|admitted| admitted.holder))
+    }
+
+    fn caller(&self, headers: &HeaderMap, node: Option<NodeId>) -> Result<Caller, PullError> {
+        let caller = Caller::of_request(headers, node);
         let own = via(self.id);
         if caller
             .via
@@ -196,10 +209,7 @@ impl Admission {
                     .to_owned(),
             ));
         }
-        Ok(Caller {
-            node: caller.node.or(self.own),
-            ..caller
-        })
+        Ok(caller)
     }
 }
 

@@ -27,6 +27,8 @@ use super::{
 use crate::{Caller, Credential, PullError, SOURCE_TIMEOUT};
 
 const TOKEN_BYTES_MAX: usize = 64 * 1024;
+/// A mirror's text that a claim has to be signed again.
+const AGAIN_BYTES_MAX: usize = 64 * 1024;
 /// The longest challenge that is kept and passed on.
 const CHALLENGE_BYTES_MAX: usize = 4 * 1024;
 /// As long as a date.
@@ -418,21 +420,35 @@ impl Upstream {
         authorization: Option<&Credential>,
     ) -> Result<Response, PullError> {
         let client = self.routes.registry(url)?;
-        let mut request =
-            dressed(client.request(ask.method.clone(), url.clone()), ask).header(VIA, self.via(ask.caller));
-        if let Some(credential) = authorization {
-            request = request.header(AUTHORIZATION, credential.header());
-        }
-        if let Some(node) = &self.node {
-            for (name, value) in node.proof(url) {
-                request = request.header(name, value);
+        let request = || {
+            let request = dressed(client.request(ask.method.clone(), url.clone()), ask);
+            let request = request.header(VIA, self.via(ask.caller));
+            let request = match authorization {
+                Some(credential) => request.header(AUTHORIZATION, credential.header()),
+                None => request,
+            };
+            let signed = self.node.iter().flat_map(|node| node.headers(ask.method, url));
+            signed.fold(request, |request, (name, value)| request.header(name, value))
+        };
+        let judged = match ask.purpose.is_download() {
+            true => None,
+            false => {
+                self.require_reach(endpoint).await?;
+                Some(endpoint)
             }
+        };
+        let response = self.await_answer(request(), judged).await?;
+        let (status, headers) = (response.status(), response.headers());
+        if !self
+            .node
+            .as_ref()
+            .is_some_and(|node| node.must_sign_again(status, headers))
+        {
+            return Ok(response);
         }
-        if ask.purpose.is_download() {
-            return self.await_answer(request, None).await;
-        }
-        self.require_reach(endpoint).await?;
-        self.await_answer(request, Some(endpoint)).await
+        // Read to its end, so that the connection can be used again. What it says is known.
+        let _ = read_body(response, AGAIN_BYTES_MAX).await;
+        self.await_answer(request(), judged).await
     }
 
     /// Where a redirect leads, through the accelerated host when there is one.

@@ -14,7 +14,7 @@ use axum::{
 };
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
-use piecemeal_proto::{AuthorityPublic, CheckTokenError, Digest, FillId, Grant, PIECE_COUNT_MAX, Ticket};
+use piecemeal_proto::{AuthorityPublic, CheckTokenError, Digest, FillId, Grant, NodeId, PIECE_COUNT_MAX, Ticket};
 use piecemeal_store::{Store, StoreError};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -42,6 +42,8 @@ pub struct PiecePort {
     pub limiter: Limiter,
     /// Whether a grant is as good as a ticket, and better: with it, the answer waits for pieces. True at the mirror.
     pub accept_grants: bool,
+    /// Whether a node is shut out, whatever its tickets and grants say. Only the mirror is told.
+    pub is_revoked: Arc<dyn Fn(&NodeId) -> bool + Send + Sync>,
     /// Told of all bytes that are sent.
     pub served: Arc<dyn Fn(u64) + Send + Sync>,
     /// The most requests that are answered at once.
@@ -126,16 +128,17 @@ impl PiecePort {
             return Err(unauthorized("the Authorization scheme must be Piecemeal"));
         }
         let now = self.clock.now();
-        let ticket = Ticket::check(token, &self.authority, now).map(|ticket| (ticket.digest, false));
+        let ticket = Ticket::check(token, &self.authority, now).map(|ticket| (ticket.node, ticket.digest, false));
         // A grant is malformed as a ticket.
         let checked = match ticket {
             Err(CheckTokenError::Malformed) if self.accept_grants => {
-                Grant::check(token, &self.authority, now).map(|grant| (grant.digest, true))
+                Grant::check(token, &self.authority, now).map(|grant| (grant.node, grant.digest, true))
             }
             ticket => ticket,
         };
         match checked {
-            Ok((of, may_wait)) if of == *digest => Ok(may_wait),
+            Ok((node, ..)) if (self.is_revoked)(&node) => Err(unauthorized("the token is of a node that is shut out")),
+            Ok((_, of, may_wait)) if of == *digest => Ok(may_wait),
             Ok(_) => Err(unauthorized("the token is for another blob")),
             Err(CheckTokenError::Malformed) => Err(unauthorized(
                 "the token is malformed or of a kind that is not accepted here",

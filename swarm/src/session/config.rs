@@ -1,9 +1,9 @@
 //! What a session is given, and what it gives.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use async_trait::async_trait;
-use piecemeal_proto::{AuthorityPublic, Digest, FillId, NodeId, RoleKey, wire};
+use piecemeal_proto::{AuthorityPublic, Digest, FillId, NodeKey, RoleKey, wire};
 
 /// Who this daemon is, and where its scheduler.
 #[derive(Clone, Debug)]
@@ -15,7 +15,10 @@ pub struct SessionConfig {
     pub role: wire::Role,
     /// The secret of the role: proves that the daemon belongs to the site.
     pub role_key: RoleKey,
-    pub node: NodeId,
+    /// Who the daemon is.
+    pub node_key: Arc<NodeKey>,
+    /// The node's name as its administrator knows it; may be empty.
+    pub host_name: String,
     pub pool: String,
     pub zone: String,
     /// Where the piece port answers. Empty: at the address that the scheduler observes, on `piece_port`.

@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use piecemeal_proto::wire::{
-    self, HEARTBEAT, INVENTORY_CHUNK_MAX, MESSAGE_BYTES_MAX, VERSION, order::Order, report::Report,
+    self, HEARTBEAT, INVENTORY_CHUNK_MAX, MESSAGE_BYTES_MAX, VERSION, feature, order::Order, report::Report,
     scheduler_client::SchedulerClient,
 };
 use piecemeal_tls::{ClientStream, Connector, RefuseServerError, ServerRole, refusal};
@@ -77,7 +77,7 @@ impl Connection {
                 challenge.version_min, challenge.version_max
             )));
         }
-        let hello = Report::Hello(self.hello(&challenge.nonce));
+        let hello = Report::Hello(self.hello(&challenge));
         for message in pack(vec![hello]) {
             send(&reports, message).await?;
         }
@@ -135,7 +135,7 @@ impl Connection {
         }
     }
 
-    fn hello(&self, nonce: &[u8]) -> wire::Hello {
+    fn hello(&self, challenge: &wire::Challenge) -> wire::Hello {
         let config = &self.config;
         let addresses = config.addresses.iter().map(|address| wire::Address {
             ip: address.ip().to_string(),
@@ -144,9 +144,9 @@ impl Connection {
         let mut hello = wire::Hello {
             version_min: VERSION,
             version_max: VERSION,
-            features: Vec::new(),
+            features: FEATURES.map(str::to_owned).to_vec(),
             role: config.role.into(),
-            node: config.node.0.to_vec(),
+            node: config.node_key.id().0.to_vec(),
             incarnation: config.incarnation,
             pool: config.pool.clone(),
             zone: config.zone.clone(),
@@ -156,7 +156,16 @@ impl Connection {
             may_use_upstream: config.may_use_upstream,
             ..wire::Hello::default()
         };
-        hello.proof = config.role_key.prove(&hello.claim(nonce)).to_vec();
+        hello.proof = config.role_key.prove(&hello.claim(&challenge.nonce)).to_vec();
+        if challenge
+            .features
+            .iter()
+            .any(|stated| stated == feature::SIGNED_IDENTITY)
+        {
+            hello.sign(&config.node_key, &challenge.nonce);
+            hello.host_name.clone_from(&config.host_name);
+            env!("CARGO_PKG_VERSION").clone_into(&mut hello.release);
+        }
         hello
     }
 
@@ -322,6 +331,8 @@ fn causes(error: &dyn std::error::Error) -> String {
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
+/// What this daemon has of what the protocol may add.
+const FEATURES: [&str; 1] = [feature::SIGNED_IDENTITY];
 /// Of an `https` URL without a port.
 const HTTPS_PORT: u16 = 443;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);

@@ -157,7 +157,7 @@ impl Backoff {
         Self {
             next: BACKOFF_MIN,
             // The standard library keys its hash tables from the operating system's randomness.
-            random: StdRng::seed_from_u64(RandomState::new().hash_one(config.node)),
+            random: StdRng::seed_from_u64(RandomState::new().hash_one(config.node_key.id())),
         }
     }
 

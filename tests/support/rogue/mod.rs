@@ -4,6 +4,7 @@
 //! from its seed, so that a failure can be had again.
 
 mod client;
+mod node;
 mod peer;
 mod pieces;
 mod registry;
@@ -19,6 +20,7 @@ use std::{
 
 pub use self::{
     client::{ClientHarm, Haunt, RogueClient},
+    node::RogueNode,
     peer::{Misdeed, Prey, RoguePeer},
     registry::{RegistryHarm, RogueRegistry},
 };
