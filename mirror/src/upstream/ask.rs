@@ -379,7 +379,7 @@ impl Upstream {
     }
 
     /// `judged`: the endpoint that is asked for its own answer when this request gets none in time. Whether it is lost is
-    /// never concluded from what somebody asked for.
+    /// never concluded from what a caller asked for.
     pub(super) async fn await_answer(
         &self,
         request: RequestBuilder,

@@ -33,7 +33,7 @@ use crate::{ANSWER_TIMEOUT, PullError, SOURCE_TIMEOUT};
 pub(super) const SILENCE: Duration = Duration::from_secs(1);
 /// How long an answer to the question counts.
 const ANSWER_LIFE: Duration = Duration::from_secs(5);
-/// From this age on the answer that an endpoint is lost is renewed while it still counts, so that nobody has to wait for it.
+/// From this age on the answer that an endpoint is lost is renewed while it still counts, so that no caller has to wait for it.
 const RENEWAL: Duration = Duration::from_millis(2500);
 /// How long an answer that an endpoint is there counts when a connection to it has failed since: that no caller has chosen.
 const DOUBT: Duration = Duration::from_secs(1);
@@ -359,7 +359,7 @@ mod tests {
         let (mut reach, now) = (Reach::default(), Instant::now());
         let at = |seconds| now + Duration::from_secs(seconds);
         assert!(matches!(reach.standing(now), Standing::Open));
-        // A refused connection costs nobody any time.
+        // A refused connection costs no caller any time.
         reach.begin(ANSWER_LIFE, now);
         reach.end(lost(), now, now);
         assert!(matches!(reach.standing(now), Standing::Open));
