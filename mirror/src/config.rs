@@ -88,7 +88,7 @@ pub struct MirrorConfig {
     pub client: ClientConfig,
     /// The most bytes a second that fills may take from upstream; `None`: no limit.
     pub wan_limit: Option<u64>,
-    /// How long a node that proved its right is served while upstream cannot be asked.
+    /// How long a right that a node's credential has proven counts while an upstream is lost.
     pub offline_grace: Duration,
     /// The upstream meant by a request that names none.
     pub default_upstream: Option<String>,

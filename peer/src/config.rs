@@ -47,6 +47,6 @@ pub struct PeerConfig {
     /// How long streams wait for a lost mirror before they go upstream.
     pub mirror_grace: Duration,
     pub client: ClientConfig,
-    /// How long this node is served what it proved its right to while nobody can be asked.
+    /// How long a right that this node's credentials have proven counts while an upstream is lost.
     pub offline_grace: Duration,
 }

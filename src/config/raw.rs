@@ -56,7 +56,7 @@ pub(crate) struct RawMirror {
     /// How long a right counts that an upstream has granted; what is revoked takes effect within it [5m]
     #[arg(long, value_name = "DURATION")]
     pub verdict_ttl: Option<String>,
-    /// How long a node is served what it proved its right to while nobody can be asked [24h]
+    /// How long a right that a node's credential has proven counts while an upstream is lost [24h]
     #[arg(long, value_name = "DURATION")]
     pub offline_grace: Option<String>,
     /// The site's own credentials at an upstream: file:PATH, docker-config:PATH or helper:PROGRAM; may repeat
@@ -202,7 +202,7 @@ pub(crate) struct RawPeer {
     /// How long a right counts that an upstream has granted; what is revoked takes effect within it [5m]
     #[arg(long, value_name = "DURATION")]
     pub verdict_ttl: Option<String>,
-    /// How long a node is served what it proved its right to while nobody can be asked [24h]
+    /// How long a right that a node's credential has proven counts while an upstream is lost [24h]
     #[arg(long, value_name = "DURATION")]
     pub offline_grace: Option<String>,
     /// The site's join.key

@@ -173,7 +173,9 @@ struct Shelf {
     connections: Vec<Weak<TcpStream>>,
 }
 
-struct Rule(Box<dyn Fn(&RecordedRequest) -> Option<Reply> + Send>);
+type Ruling = dyn Fn(&RecordedRequest) -> Option<Reply> + Send;
+
+struct Rule(Box<Ruling>);
 
 impl fmt::Debug for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -481,7 +481,7 @@ impl Upstream {
     }
 
     /// `judged`: the endpoint that is asked for its own answer when this request gets none in time. Whether it is lost is
-    /// never concluded from what somebody asked for.
+    /// never concluded from what a caller asked for.
     pub(super) async fn await_answer(
         &self,
         request: RequestBuilder,
@@ -508,6 +508,7 @@ impl Upstream {
             answer = tokio::time::timeout(SOURCE_TIMEOUT, request.send()) => answer,
             error = lost => return Err(error),
         };
+        let unconnected = matches!(&answer, Ok(Err(error)) if error.is_connect());
         let reason = match answer {
             Ok(Ok(response)) => {
                 self.lanes.answered_after(sent.elapsed());
@@ -523,10 +524,15 @@ impl Upstream {
                 format!("{} does not answer: no status line within {seconds} s", self.name)
             }
         };
-        match judged {
-            Some(endpoint) if self.lost(endpoint).await.is_none() => Err(PullError::Unavailable(reason)),
-            _ => Err(PullError::Unreachable(reason)),
-        }
+        let is_there = match judged {
+            Some(endpoint) if unconnected => self.lost_now(endpoint).await.is_none(),
+            Some(endpoint) => self.lost(endpoint).await.is_none(),
+            None => false,
+        };
+        Err(match is_there {
+            true => PullError::Unavailable(reason),
+            false => PullError::Unreachable(reason),
+        })
     }
 
     /// `led_on`: it is not the registry itself that answers, but where it has sent us.

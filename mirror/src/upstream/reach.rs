@@ -34,8 +34,10 @@ use crate::{ANSWER_TIMEOUT, PullError, SOURCE_TIMEOUT};
 pub(super) const SILENCE: Duration = Duration::from_secs(1);
 /// How long an answer to the question counts.
 const ANSWER_LIFE: Duration = Duration::from_secs(5);
-/// From this age on the answer that an endpoint is lost is renewed while it still counts, so that nobody has to wait for it.
+/// From this age on the answer that an endpoint is lost is renewed while it still counts, so that no caller has to wait for it.
 const RENEWAL: Duration = Duration::from_millis(2500);
+/// How long an answer that an endpoint is there counts when a connection to it has failed since: that no caller has chosen.
+const DOUBT: Duration = Duration::from_secs(1);
 /// How often a question looks whether downloads still bring bytes.
 const LOOK_AROUND: Duration = Duration::from_millis(250);
 /// The most public manifests that are remembered, one of a repository, and the most of them in one question.
@@ -86,10 +88,12 @@ impl Reach {
         }
     }
 
-    /// The answer that counts now: why it is lost, if it is. `None`: there is no such answer.
-    fn answer(&self, now: Instant) -> Option<Option<PullError>> {
+    /// The answer that counts now: why it is lost, if it is. `None`: there is no such answer. `there_max`: how old one may be that it
+    /// is there.
+    fn answer(&self, there_max: Duration, now: Instant) -> Option<Option<PullError>> {
         let answer = self.answer.as_ref()?;
-        let counts = now.saturating_duration_since(answer.at) < ANSWER_LIFE;
+        let life = if answer.lost.is_some() { ANSWER_LIFE } else { there_max };
+        let counts = now.saturating_duration_since(answer.at) < life;
         counts.then(|| answer.lost.clone())
     }
 
@@ -162,15 +166,24 @@ impl Upstream {
 
     /// Why the endpoint is lost; `None` when it is not, or when that does not show in time.
     pub(super) async fn lost(&self, endpoint: &Arc<Endpoint>) -> Option<PullError> {
+        self.lost_since(endpoint, ANSWER_LIFE).await
+    }
+
+    /// The same after a connection to it has failed.
+    pub(super) async fn lost_now(&self, endpoint: &Arc<Endpoint>) -> Option<PullError> {
+        self.lost_since(endpoint, DOUBT).await
+    }
+
+    async fn lost_since(&self, endpoint: &Arc<Endpoint>, there_max: Duration) -> Option<PullError> {
         let mut reach = endpoint.reach.subscribe();
-        let known = reach.borrow().answer(Instant::now());
+        let known = reach.borrow().answer(there_max, Instant::now());
         if let Some(lost) = known {
             return lost;
         }
-        self.begin_question(endpoint, ANSWER_LIFE);
+        self.begin_question(endpoint, there_max);
         let answered = tokio::time::timeout(SOURCE_TIMEOUT, reach.wait_for(|reach| !reach.asking)).await;
         let reach = answered.ok()?.ok()?;
-        reach.answer(Instant::now()).flatten()
+        reach.answer(ANSWER_LIFE, Instant::now()).flatten()
     }
 
     /// The question goes on when the caller that caused it leaves.
@@ -328,17 +341,19 @@ mod tests {
     #[test]
     fn one_question_at_a_time_and_its_answer_counts_for_five_seconds() {
         let (mut reach, now) = (Reach::default(), Instant::now());
-        assert!(reach.answer(now).is_none());
+        assert!(reach.answer(ANSWER_LIFE, now).is_none());
         assert!(reach.begin(ANSWER_LIFE, now));
         assert!(!reach.begin(ANSWER_LIFE, now), "one is under way");
         assert!(reach.end(lost(), now, now), "news");
-        assert!(matches!(reach.answer(now), Some(Some(_))));
+        assert!(matches!(reach.answer(ANSWER_LIFE, now), Some(Some(_))));
         assert!(!reach.begin(ANSWER_LIFE, now + ANSWER_LIFE / 2));
         let later = now + ANSWER_LIFE;
-        assert!(reach.answer(later).is_none());
+        assert!(reach.answer(ANSWER_LIFE, later).is_none());
         assert!(reach.begin(ANSWER_LIFE, later));
         assert!(reach.end(None, later, later), "it is back");
-        assert!(matches!(reach.answer(later), Some(None)));
+        assert!(matches!(reach.answer(ANSWER_LIFE, later), Some(None)));
+        assert!(reach.answer(DOUBT, later + DOUBT).is_none(), "a connection has failed");
+        assert!(reach.begin(DOUBT, later + DOUBT));
     }
 
     #[test]
@@ -346,7 +361,7 @@ mod tests {
         let (mut reach, now) = (Reach::default(), Instant::now());
         let at = |seconds| now + Duration::from_secs(seconds);
         assert!(matches!(reach.standing(now), Standing::Open));
-        // A refused connection costs nobody any time.
+        // A refused connection costs no caller any time.
         reach.begin(ANSWER_LIFE, now);
         reach.end(lost(), now, now);
         assert!(matches!(reach.standing(now), Standing::Open));
