@@ -12,7 +12,8 @@ use async_trait::async_trait;
 use piecemeal_proto::{AuthorityKey, Digest, wire};
 use piecemeal_store::{Env, OpenStoreError, Store, StoreConfig};
 use piecemeal_swarm::{
-    AuthorityClock, Inventory, Limiter, PiecePort, Session, SessionConfig, SessionEvent, piece_router, serve_pieces,
+    AuthorityClock, Inventory, Limiter, PiecePort, Session, SessionConfig, SessionEvent, Share, piece_router,
+    serve_pieces,
 };
 use piecemeal_tls::{Acceptor, MakeCertificateError, ServerRole};
 use prometheus_client::registry::Registry;
@@ -182,12 +183,17 @@ impl Mirror {
                 },
                 now: unix_seconds,
             })));
-            let router = piece_router(piece_port(&store, authority, clock, &traffic));
+            let router = piece_router(piece_port(&store, authority, clock, &traffic, config.address_share));
             for listener in pieces {
-                tracker.spawn(serve_pieces(listener, router.clone(), stop.clone()));
+                tracker.spawn(serve_pieces(
+                    listener,
+                    router.clone(),
+                    config.address_share,
+                    stop.clone(),
+                ));
             }
         }
-        clients.serve(listeners, &router, tls.as_ref());
+        clients.serve(listeners, &router, tls.as_ref(), config.address_share);
         tracker.spawn(keep_clean(
             store.clone(),
             announcer.clone(),
@@ -413,7 +419,13 @@ pub fn incarnation() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or_default() << 10
 }
 
-fn piece_port(store: &Store, authority: &AuthorityKey, clock: AuthorityClock, traffic: &Traffic) -> PiecePort {
+fn piece_port(
+    store: &Store,
+    authority: &AuthorityKey,
+    clock: AuthorityClock,
+    traffic: &Traffic,
+    address_share: Share,
+) -> PiecePort {
     let traffic = traffic.clone();
     PiecePort {
         store: store.clone(),
@@ -423,6 +435,7 @@ fn piece_port(store: &Store, authority: &AuthorityKey, clock: AuthorityClock, tr
         accept_grants: true,
         served: Arc::new(move |bytes| traffic.count(Origin::Local, Destination::Node, bytes)),
         requests_max: PIECE_REQUESTS_MAX,
+        address_share,
     }
 }
 

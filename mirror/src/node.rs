@@ -6,7 +6,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::Body,
     extract::{Path, Query, State},
     http::{HeaderMap, Response, StatusCode, Uri},
@@ -17,6 +17,7 @@ use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
 use bytes::Bytes;
 use piecemeal_proto::{AuthorityKey, Digest, FillId, Grant, NodeId, ParseReferenceError, PieceMap, RepositoryName};
 use piecemeal_store::{Repository, Store};
+use piecemeal_swarm::Slot;
 use serde::{Deserialize, Serialize};
 
 use crate::{ANSWER_TIMEOUT, Blobs, Caller, OpenBlob, PullError, UpstreamNames, error_response};
@@ -102,12 +103,16 @@ pub fn node_router(port: Arc<NodePort>) -> Router {
 
 async fn open(
     State(port): State<Arc<NodePort>>,
+    slot: Option<Extension<Slot>>,
     Path(digest): Path<String>,
     Query(query): Query<OpenQuery>,
     uri: Uri,
     headers: HeaderMap,
 ) -> Response<Body> {
     let caller = Caller::of_request(&headers, &uri, Some(&port.authority.join_key().peer_role()));
+    if let (Some(node), Some(Extension(slot))) = (caller.node, slot) {
+        slot.belongs_to(node);
+    }
     match port.open(&digest, query, caller).await {
         Ok(blob) => Json(blob).into_response(),
         Err(OpenError::NotANode) => (

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
+use piecemeal_connections::Share;
 use piecemeal_proto::AuthorityKey;
 
 /// `piecemeal scheduler`.
@@ -9,5 +10,7 @@ use piecemeal_proto::AuthorityKey;
 pub struct SchedulerConfig {
     /// Where daemons open their session.
     pub listen: SocketAddr,
+    /// What one address may have of the connections and sessions once they are nearly all taken.
+    pub address_share: Share,
     pub authority_key: Arc<AuthorityKey>,
 }

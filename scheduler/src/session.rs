@@ -21,6 +21,7 @@ use crate::{
     admission::{Admission, Admitted, RefuseHelloError},
     ambient::{self, unix_seconds},
     driver::{Input, Join},
+    limits::Places,
     metrics::{Metrics, role_name},
     outbox::{ORDERS_QUEUED_MAX, OrderSender, Outgoing, Tickets, write},
     report::{ReadReportError, ReportReader},
@@ -50,6 +51,8 @@ pub(crate) enum SessionEnd {
     Replaced,
     /// It breaks the protocol's bounds.
     Excessive,
+    /// All sessions are taken, and its address has more than its share of them.
+    Crowded,
     Stopping,
 }
 
@@ -62,6 +65,7 @@ impl SessionEnd {
             Self::Behind => "behind",
             Self::Replaced => "replaced",
             Self::Excessive => "excessive",
+            Self::Crowded => "crowded",
             Self::Stopping => "stopping",
         }
     }
@@ -79,6 +83,9 @@ impl SessionEnd {
             Self::Excessive => Some(Status::invalid_argument(format!(
                 "a message has more than {REPORTS_MAX} reports"
             ))),
+            Self::Crowded => Some(Status::resource_exhausted(
+                "all sessions are taken, and this address has more than its share of them",
+            )),
             Self::Stopping => Some(Status::unavailable("the scheduler stops or begins anew; reconnect")),
         }
     }
@@ -102,12 +109,18 @@ impl Sessions {
     pub(crate) async fn run(
         self: Arc<Self>,
         observed: IpAddr,
+        places: Places,
         mut reports: Streaming<wire::Reports>,
         orders: OrderSender,
     ) {
         let session = async {
-            match self.greet(observed, &mut reports, &orders).await {
-                Ok((admitted, rest)) => self.attend(admitted, observed, rest, reports, &orders).await,
+            let greeting = self.greet(observed, &mut reports, &orders);
+            let greeted = places.session.closed().run_until_cancelled(greeting).await;
+            match greeted.unwrap_or(Err(GreetError::Gone)) {
+                Ok((admitted, rest)) => {
+                    let attended = self.attend(admitted, observed, &places, rest, reports, &orders);
+                    attended.await
+                }
                 Err(GreetError::Refused(refusal)) => {
                     self.refuse(refusal, observed, &orders).await;
                     SessionEnd::Left
@@ -167,6 +180,7 @@ impl Sessions {
         &self,
         admitted: Admitted,
         observed: IpAddr,
+        places: &Places,
         rest: Vec<wire::Report>,
         reports: Streaming<wire::Reports>,
         orders: &OrderSender,
@@ -182,6 +196,7 @@ impl Sessions {
             }
             None => return SessionEnd::Stopping,
         };
+        let _seated = places.seat(node);
         info!(node = %node, "{} {node} connected from {observed}", role_name(role));
         let welcome = wire::Welcome {
             version: wire::VERSION,
@@ -208,6 +223,7 @@ impl Sessions {
         let end = tokio::select! {
             end = talk => end,
             end = ended => end.unwrap_or(SessionEnd::Stopping),
+            () = places.session.closed().cancelled() => SessionEnd::Crowded,
         };
         info!(node = %node, "{} {node} disconnected: {}", role_name(role), end.label());
         // A placement that is gone has forgotten it already.

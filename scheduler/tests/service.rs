@@ -450,7 +450,13 @@ impl Site {
         listen: std::net::SocketAddr,
         authority_key: Arc<AuthorityKey>,
     ) -> Result<Scheduler, StartSchedulerError> {
-        Scheduler::start(SchedulerConfig { listen, authority_key }).await
+        let address_share = piecemeal_connections::Share::default();
+        Scheduler::start(SchedulerConfig {
+            listen,
+            address_share,
+            authority_key,
+        })
+        .await
     }
 
     fn peer_key(&self) -> RoleKey {

@@ -17,7 +17,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use piecemeal_proto::{AuthorityKey, Digest, FillId, Grant, NodeId, PieceMap, Ticket};
 use piecemeal_store::{Env, Filling, Store, StoreConfig};
 use piecemeal_swarm::{
-    AuthorityClock, FetchPiecesError, FetchedPiece, Limiter, PieceClient, PiecePort, PieceRequest, piece_router,
+    AuthorityClock, FetchPiecesError, FetchedPiece, Limiter, PieceClient, PiecePort, PieceRequest, Share, piece_router,
     serve_pieces,
 };
 use tokio::{
@@ -100,6 +100,7 @@ impl World {
                 served.fetch_add(bytes, Ordering::Relaxed);
             }),
             requests_max: options.requests_max,
+            address_share: Share::ALL,
         }
     }
 
@@ -108,7 +109,7 @@ impl World {
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let router = piece_router(self.port(options, Limiter::new(None)));
-        tokio::spawn(serve_pieces(listener, router, stop.clone()));
+        tokio::spawn(serve_pieces(listener, router, Share::ALL, stop.clone()));
         (address, stop.drop_guard())
     }
 
