@@ -3,7 +3,8 @@
 //! Pure: time comes in as an argument, and no decision takes more than O(log n). A connection is *busy* while it is answered
 //! or has a session, and *idle* otherwise. Three things hold:
 //!
-//! - While a slot is free, and the port is not nearly full, every newcomer gets one.
+//! - While a slot is free, and the port is not nearly full, every newcomer gets one. Since an idle connection costs memory too, an
+//!   address that has its share gives one of its own for it once many are idle.
 //! - Once it is nearly full, an address that has its share already gets a slot only for one of its own idle connections.
 //! - Once it is full, an idle connection goes: the longest idle one of the address or node furthest over its share, else of all,
 //!   or for a newcomer whose address has its share, of those from there. A busy one goes only for a newcomer of another address
@@ -195,10 +196,13 @@ impl Slots {
     /// Lets a newcomer from `remote` in; `None`: it is to be closed.
     pub fn admit(&mut self, now: Duration, remote: IpAddr) -> Option<Admitted> {
         let origin = Block::of(remote);
-        let evicted = if self.is_crowded_by(Party::Address(origin)) {
-            Some(self.own_victim(Party::Address(origin))?)
+        let own = Party::Address(origin);
+        let evicted = if self.is_nearly_full() && self.has_share(own) {
+            Some(self.own_victim(own)?)
         } else if self.is_full() {
             Some(self.victim(origin)?)
+        } else if self.all.idle.len() >= self.policy.slots / IDLE_PART && self.has_share(own) {
+            oldest(&self.parties[&own].idle)
         } else {
             None
         };
@@ -268,10 +272,8 @@ impl Slots {
         Some(Expired::Check(id))
     }
 
-    /// Whether `party` may have another slot only for one of its own.
-    fn is_crowded_by(&self, party: Party) -> bool {
-        let near = self.policy.slots - self.policy.slots / NEAR_PART;
-        self.len() >= near && self.has_share(party)
+    fn is_nearly_full(&self) -> bool {
+        self.len() >= self.policy.slots - self.policy.slots / NEAR_PART
     }
 
     /// Whether `party` has all that it may have of a port that others want too.
@@ -396,6 +398,8 @@ fn oldest(connections: &BTreeSet<(Duration, SlotId)>) -> Option<SlotId> {
 
 /// The port is nearly full when no more than this part of its slots is free.
 const NEAR_PART: usize = 8;
+/// Many are idle when they have this part of the slots.
+const IDLE_PART: usize = 4;
 
 #[cfg(test)]
 mod tests {
@@ -429,12 +433,14 @@ mod tests {
 
     /// A table in which `number` has `count` connections, the first the longest.
     fn held_by(slots: &mut Slots, number: u8, count: usize, busy: bool) -> Vec<SlotId> {
-        let admit = |at| slots.admit(secs(at), host(number)).map(|admitted| admitted.id);
-        let ids: Vec<_> = (0..count as u64).filter_map(admit).collect();
-        for (&id, at) in ids.iter().zip(0..).filter(|_| busy) {
-            slots.began(id, secs(at));
-        }
-        ids
+        let admit = |at| {
+            let id = slots.admit(secs(at), host(number))?.id;
+            if busy {
+                slots.began(id, secs(at));
+            }
+            Some(id)
+        };
+        (0..count as u64).filter_map(admit).collect()
     }
 
     #[test]
@@ -473,10 +479,26 @@ mod tests {
     }
 
     #[test]
+    fn one_address_has_a_quarter_of_the_slots_idle_and_no_more() {
+        let mut slots = Slots::new(policy());
+        held_by(&mut slots, 1, SLOTS, false);
+        assert_eq!(slots.len(), SLOTS / IDLE_PART);
+        // Nor is another refused for that, or made to wait.
+        for at in 100..130 {
+            let id = slots.admit(secs(at), host(2)).unwrap().id;
+            slots.began(id, secs(at));
+        }
+        assert_eq!(slots.len(), SLOTS / IDLE_PART + 30);
+    }
+
+    #[test]
     fn the_longest_idle_of_the_address_furthest_over_its_share_goes_first() {
         let mut slots = Slots::new(policy());
         let honest = held_by(&mut slots, 2, SHARE, false);
-        let crowd = held_by(&mut slots, 1, SLOTS - SLOTS / NEAR_PART - SHARE, false);
+        let crowd = held_by(&mut slots, 1, SLOTS - SLOTS / NEAR_PART - SHARE, true);
+        for (&id, at) in crowd.iter().zip(0..) {
+            slots.ended(id, Duration::from_millis(80_000 + at));
+        }
         let rest: Vec<_> = (10..20)
             .map(|number| slots.admit(secs(99), host(number)).unwrap())
             .collect();
