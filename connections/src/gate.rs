@@ -1,11 +1,11 @@
-//! Carries out what the table decides: closes whoever has lost a slot, and looks for what is late.
+//! Carries out what the table decides: closes the connections that have lost their slot, and looks for late ones.
 
 use std::{
     collections::HashMap,
     net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -61,8 +61,8 @@ struct Pulse {
     /// Whether the table waits for a first byte.
     listening: AtomicBool,
     busy: AtomicBool,
-    /// The answer is complete, but not all of it is on its way.
-    ending: AtomicBool,
+    /// Answers that are complete, but not all of them on their way. More than one, where a client asks ahead and reads nothing.
+    ending: AtomicUsize,
     /// Bytes that the socket took.
     moved: AtomicU64,
     /// How long the socket has taken nothing although there was something, in milliseconds.
@@ -110,7 +110,7 @@ impl Gate {
         let pulse = Arc::new(Pulse {
             listening: AtomicBool::new(true),
             busy: AtomicBool::new(false),
-            ending: AtomicBool::new(false),
+            ending: AtomicUsize::new(0),
             moved: AtomicU64::new(0),
             blocked: AtomicU64::new(0),
             blocked_since: AtomicU64::new(NOT_BLOCKED),
@@ -236,11 +236,15 @@ impl Slot {
 
     /// It has ended.
     pub fn finish(&self) {
+        self.finish_all(1);
+    }
+
+    fn finish_all(&self, ended: usize) {
         let now = self.0.gate.now();
         let mut table = self.0.gate.lock();
         let Table { slots, held, .. } = &mut *table;
         if let Some(held) = held.get_mut(&self.0.id) {
-            held.uses = held.uses.saturating_sub(1);
+            held.uses = held.uses.saturating_sub(ended);
             if held.uses == 0 {
                 self.0.pulse.busy.store(false, Relaxed);
                 self.0.pulse.listening.store(true, Relaxed);
@@ -251,7 +255,7 @@ impl Slot {
 
     /// It has ended, as soon as what it wrote is on its way.
     pub fn finish_when_flushed(&self) {
-        self.0.pulse.ending.store(true, Relaxed);
+        self.0.pulse.ending.fetch_add(1, Relaxed);
     }
 
     /// `node` has proven that the connection is its.
@@ -288,8 +292,9 @@ impl Slot {
     }
 
     pub(crate) fn flushed(&self) {
-        if self.0.pulse.ending.load(Relaxed) && self.0.pulse.ending.swap(false, Relaxed) {
-            self.finish();
+        let ending = &self.0.pulse.ending;
+        if ending.load(Relaxed) > 0 {
+            self.finish_all(ending.swap(0, Relaxed));
         }
     }
 
@@ -322,8 +327,8 @@ impl Pulse {
     }
 }
 
-/// Whether a receiver let nearly nothing pass although there was something for it nearly all the time. Who waits for what we
-/// do not have ourselves is not blamed.
+/// Whether a receiver let nearly nothing pass although there was something for it nearly all the time. A receiver that waits for
+/// what this daemon does not have itself is not blamed.
 fn is_stuck(before: Meter, after: Meter, window: Duration) -> bool {
     let blocked = after.blocked.saturating_sub(before.blocked);
     blocked >= window * 3 / 4 && after.moved - before.moved < MOVED_BYTES_MIN
@@ -352,6 +357,35 @@ const TELL_EVERY: Duration = Duration::from_secs(60);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A client that asks ahead and reads late would have kept its slot busy for ever.
+    #[test]
+    fn answers_that_leave_together_all_end() {
+        let second = Duration::from_secs(1);
+        let gate = Gate::new(
+            "test",
+            Policy {
+                slots: 4,
+                share: crate::Share::ALL,
+                greet_max: second,
+                first_byte_max: second,
+                head_max: second,
+                idle_max: second,
+                take_max: second,
+                busy_give_way: false,
+            },
+        );
+        let slot = gate.admit([10, 0, 0, 1].into()).unwrap();
+        for _ in 0..3 {
+            slot.begin();
+            slot.finish_when_flushed();
+        }
+        assert!(slot.is_busy());
+        slot.flushed();
+        assert!(!slot.is_busy());
+        drop(slot);
+        assert!(gate.is_empty() && gate.lock().held.is_empty());
+    }
 
     #[test]
     fn only_who_could_take_something_and_does_not_is_stuck() {

@@ -1,4 +1,4 @@
-//! Who may hold a connection to a port of ours, and for how long.
+//! The connections of a port: which callers may hold one, and for how long.
 //!
 //! `slots` decides, `gate` carries it out, `watched` tells it how each connection does. Servers of any protocol use them.
 

@@ -1,4 +1,4 @@
-//! The table of one port's connections: who gets a slot, who gives one up, and what is late.
+//! The table of one port's connections: which newcomer gets a slot, which connection gives one up, and which is late.
 //!
 //! Pure: time comes in as an argument, and no decision takes more than O(log n). A connection is *busy* while it is answered
 //! or has a session, and *idle* otherwise. Three things hold:
@@ -10,8 +10,8 @@
 //!   or for a newcomer whose address has its share, of those from there. A busy one goes only for a newcomer of another address
 //!   that has not, and only if its own address or node is over its share.
 //!
-//! A node that has proven itself counts by its identity, so that many behind one address have a share each. Since whoever has
-//! `join.key` can make any number of identities, the address counts again where nothing but busy connections are left.
+//! A node that has proven itself counts by its identity, so that many behind one address have a share each. Since a host
+//! with `join.key` can make any number of identities, the address counts again where only busy connections are left.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -118,7 +118,7 @@ pub struct Slots {
     deadlines: BTreeSet<(Duration, SlotId)>,
 }
 
-/// Who connections are counted for. Each has two of them: its address or node, and where it came from.
+/// A connection counts for two of them: its address or node, and the address that it came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Party {
     /// Those from there that no node has proven to be its.
@@ -230,7 +230,7 @@ impl Slots {
         });
     }
 
-    /// A byte came: a request's first, unless one is on its way already. It makes nobody less idle: only requests do.
+    /// A byte came: a request's first, unless one is on its way already. A connection is as idle as before: only requests count.
     pub fn heard(&mut self, id: SlotId, now: Duration) {
         let deadline = now + self.policy.head_max;
         self.change(id, |connection| {
@@ -525,7 +525,7 @@ mod tests {
         }
         assert!(slots.is_full());
         assert_eq!(slots.admit(secs(100), host(1)), None);
-        // A node over its share yields to others, and to nobody at its own address.
+        // A node over its share yields to others, and not to its own address.
         let mut alone = Slots::new(policy());
         for at in 0..SLOTS as u64 {
             let id = alone.admit(secs(at), host(2)).unwrap().id;

@@ -46,7 +46,7 @@ impl Gates {
             take_max: TAKE_MAX,
             busy_give_way: false,
         };
-        // A session's own waits end it: nobody sweeps them.
+        // A session's own waits end it: this gate is not swept.
         let session = Policy {
             greet_max: HELLO_WAIT,
             ..policy(sessions_max)
