@@ -15,7 +15,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use piecemeal_swarm::{Limits, serve_http};
+use piecemeal_swarm::{Limits, Share, serve_http};
 use prometheus_client::{encoding::text::encode, metrics::info::Info, registry::Registry};
 use serde_json::Value;
 use tokio::{net::TcpListener, sync::RwLock, task::JoinHandle, time::timeout};
@@ -169,10 +169,16 @@ const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset
 const NO_ANSWER: &str = "no answer from the daemon";
 /// Below the 10 s after which Prometheus gives up by default.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
+/// Few ask at all, and not all of them at once.
+const ADMIN_SHARE: Share = Share::new(10).expect("a percentage");
 const STOP_TIME_MAX: Duration = Duration::from_secs(2);
-/// Anybody on the LAN may ask; nobody may take what clients need.
+/// Any host on the LAN may ask, and none may take what clients need. A new connection always gets in: an orchestrator that has no
+/// answer from `/livez` restarts the daemon.
 const LIMITS: Limits = Limits {
+    port: "admin",
     connections_max: 128,
+    share: ADMIN_SHARE,
+    busy_give_way: true,
     idle_max: Duration::from_secs(60),
     take_max: Duration::from_secs(30),
     drain_max: Duration::from_secs(1),

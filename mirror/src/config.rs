@@ -3,6 +3,7 @@
 use std::{collections::HashSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use piecemeal_proto::{AuthorityKey, NodeId};
+use piecemeal_swarm::Share;
 use url::Url;
 
 use crate::{ClientConfig, CredentialSource};
@@ -83,6 +84,8 @@ pub struct MirrorConfig {
     pub piece_listen: SocketAddr,
     /// Where other nodes reach the piece port; empty: `piece_listen`, or what the scheduler observes when that is a wildcard.
     pub advertise: Vec<SocketAddr>,
+    /// What one address may have of a port's connections once they are nearly all taken.
+    pub address_share: Share,
     pub cache: CacheConfig,
     pub upstreams: Vec<UpstreamConfig>,
     pub client: ClientConfig,

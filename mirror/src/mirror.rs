@@ -17,7 +17,8 @@ use axum::{
 use piecemeal_proto::{AuthorityKey, Digest, wire};
 use piecemeal_store::{Env, OpenStoreError, Store, StoreConfig};
 use piecemeal_swarm::{
-    AuthorityClock, Inventory, Limiter, PiecePort, Session, SessionConfig, SessionEvent, piece_router, serve_pieces,
+    AuthorityClock, Inventory, Limiter, PiecePort, Session, SessionConfig, SessionEvent, Share, piece_router,
+    serve_pieces,
 };
 use piecemeal_tls::{Acceptor, MakeCertificateError, ServerRole};
 use prometheus_client::registry::Registry;
@@ -191,13 +192,19 @@ impl Mirror {
                 },
                 now: unix_seconds,
             })));
-            let router = piece_router(piece_port(&store, authority, nodes, clock, &traffic));
+            let port = piece_port(&store, authority, nodes, clock, &traffic, config.address_share);
+            let router = piece_router(port);
             for listener in pieces {
-                tracker.spawn(serve_pieces(listener, router.clone(), stop.clone()));
+                tracker.spawn(serve_pieces(
+                    listener,
+                    router.clone(),
+                    config.address_share,
+                    stop.clone(),
+                ));
             }
         }
         let router = router.layer(map_response(state_time));
-        clients.serve(listeners, &router, tls.as_ref());
+        clients.serve(listeners, &router, tls.as_ref(), config.address_share);
         tracker.spawn(keep_clean(
             store.clone(),
             announcer.clone(),
@@ -439,6 +446,7 @@ fn piece_port(
     nodes: &Arc<Nodes>,
     clock: AuthorityClock,
     traffic: &Traffic,
+    address_share: Share,
 ) -> PiecePort {
     let (traffic, nodes) = (traffic.clone(), Arc::clone(nodes));
     PiecePort {
@@ -450,6 +458,7 @@ fn piece_port(
         is_revoked: Arc::new(move |node| nodes.is_revoked(node)),
         served: Arc::new(move |bytes| traffic.count(Origin::Local, Destination::Node, bytes)),
         requests_max: PIECE_REQUESTS_MAX,
+        address_share,
     }
 }
 

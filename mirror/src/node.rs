@@ -6,7 +6,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::Body,
     extract::{Path, Query, State},
     http::{HeaderMap, Method, Response, StatusCode, Uri},
@@ -17,6 +17,7 @@ use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
 use bytes::Bytes;
 use piecemeal_proto::{AuthorityKey, Digest, FillId, Grant, NodeId, ParseReferenceError, PieceMap, RepositoryName};
 use piecemeal_store::{Repository, Store};
+use piecemeal_swarm::Slot;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -107,6 +108,7 @@ pub fn node_router(port: Arc<NodePort>) -> Router {
 
 async fn open(
     State(port): State<Arc<NodePort>>,
+    slot: Option<Extension<Slot>>,
     Path(digest): Path<String>,
     Query(query): Query<OpenQuery>,
     method: Method,
@@ -114,7 +116,12 @@ async fn open(
     headers: HeaderMap,
 ) -> Response<Body> {
     let opened = match port.nodes.admit(&headers, &method, &uri) {
-        Ok(Some(node)) => port.open(&digest, query, node, &headers).await,
+        Ok(Some(admitted)) => {
+            if let Some(Extension(slot)) = slot {
+                slot.belongs_to(admitted.id);
+            }
+            port.open(&digest, query, admitted, &headers).await
+        }
         Ok(None) => Err(OpenError::NotANode),
         Err(refusal) => return nodes::respond(refusal),
     };

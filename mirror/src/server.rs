@@ -7,7 +7,7 @@
 use std::{io, net::SocketAddr, time::Duration};
 
 use axum::Router;
-use piecemeal_swarm::{Greet, Limits, serve_http};
+use piecemeal_swarm::{Greet, Limits, Share, serve_http};
 use piecemeal_tls::{Acceptor, Opening, SiteStream, opening};
 use tokio::{
     io::AsyncWriteExt,
@@ -16,8 +16,11 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 const LIMITS: Limits = Limits {
-    // Some for each of a thousand nodes: a peer asks its mirror over several.
-    connections_max: 8192,
+    port: "registry",
+    // One for each of ten thousand nodes, and more for those that ask: a peer asks its mirror over several.
+    connections_max: 16_384,
+    share: Share::ALL,
+    busy_give_way: false,
     // Longer than containerd keeps a connection that it does not use.
     idle_max: Duration::from_secs(90),
     // containerd gives a pull up that has come no further for five minutes.
@@ -49,11 +52,13 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Serves `router` on every listener. `tls`: for those clients that begin with a TLS handshake.
-    pub fn serve(&self, listeners: Vec<TcpListener>, router: &Router, tls: Option<&Acceptor>) {
+    /// Serves `router` on every listener. `tls`: for those clients that begin with a TLS handshake. `share`: of the connections,
+    /// for one address.
+    pub fn serve(&self, listeners: Vec<TcpListener>, router: &Router, tls: Option<&Acceptor>, share: Share) {
         for listener in listeners {
             let reception = Reception { tls: tls.cloned() };
-            let serving = serve_http(listener, reception, router.clone(), LIMITS, self.stop.clone());
+            let limits = Limits { share, ..LIMITS };
+            let serving = serve_http(listener, reception, router.clone(), limits, self.stop.clone());
             self.tracker.spawn(serving);
         }
     }

@@ -4,6 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use piecemeal_mirror::{CacheConfig, ClientConfig, UpstreamConfig};
 use piecemeal_proto::JoinKey;
+use piecemeal_swarm::Share;
 use url::Url;
 
 /// Where a peer's pieces come from.
@@ -31,6 +32,8 @@ pub struct PeerConfig {
     pub piece_listen: SocketAddr,
     /// Where other nodes reach the piece port; empty: `piece_listen`, or what the scheduler observes when that is a wildcard.
     pub advertise: Vec<SocketAddr>,
+    /// What one address may have of a port's connections once they are nearly all taken.
+    pub address_share: Share,
     pub cache: CacheConfig,
     /// The mirror's registry port.
     pub mirror: Option<Url>,

@@ -194,10 +194,15 @@ impl Peer {
             },
         };
         // Plain: clients are on this node.
-        clients.serve(listeners, &front_router(Arc::new(front)), None);
+        clients.serve(listeners, &front_router(Arc::new(front)), None, config.address_share);
         let pieces = piece_router(piece_port(&config, &store, clock, &limiter, &traffic));
         for listener in piece_listeners {
-            tracker.spawn(serve_pieces(listener, pieces.clone(), stop.clone()));
+            tracker.spawn(serve_pieces(
+                listener,
+                pieces.clone(),
+                config.address_share,
+                stop.clone(),
+            ));
         }
         tracker.spawn(keep_clean(
             store.clone(),
@@ -365,5 +370,6 @@ fn piece_port(
         is_revoked: Arc::new(|_| false),
         served: Arc::new(move |bytes| traffic.count(Origin::Local, Destination::Node, bytes)),
         requests_max: PIECE_REQUESTS_MAX,
+        address_share: config.address_share,
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{collections::HashSet, net::SocketAddr, sync::Arc};
 
+use piecemeal_connections::Share;
 use piecemeal_proto::{AuthorityKey, NodeId};
 
 /// `piecemeal scheduler`.
@@ -9,6 +10,8 @@ use piecemeal_proto::{AuthorityKey, NodeId};
 pub struct SchedulerConfig {
     /// Where daemons open their session.
     pub listen: SocketAddr,
+    /// What one address may have of the connections and sessions once they are nearly all taken.
+    pub address_share: Share,
     pub authority_key: Arc<AuthorityKey>,
     /// Nodes that are shut out.
     pub revoked: HashSet<NodeId>,

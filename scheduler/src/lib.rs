@@ -7,7 +7,9 @@
 mod admission;
 mod ambient;
 mod config;
+mod connection;
 mod driver;
+mod limits;
 mod members;
 mod metrics;
 mod outbox;

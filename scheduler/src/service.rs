@@ -6,16 +6,17 @@ use std::{
     sync::Arc,
 };
 
+use piecemeal_connections::{Gate, Slot};
 use piecemeal_proto::wire::{
     self, MESSAGE_BYTES_MAX,
     scheduler_server::{Scheduler as Service, SchedulerServer},
 };
-use piecemeal_tls::{Acceptor, MakeCertificateError, ServerRole, SiteStream};
+use piecemeal_tls::{Acceptor, MakeCertificateError, ServerRole};
 use prometheus_client::registry::Registry;
 use serde_json::json;
 use tokio::{
     net::TcpListener,
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    sync::{Semaphore, mpsc, oneshot},
     task::JoinHandle,
     time::{Duration, sleep, timeout},
 };
@@ -27,7 +28,9 @@ use tracing::{debug, error, info, warn};
 use crate::{
     SchedulerConfig,
     admission::Admission,
+    connection::{Connection, Origin},
     driver::{Input, supervise},
+    limits::{Gates, Places},
     metrics::Metrics,
     session::{ROOM_BYTES, Sessions},
 };
@@ -38,7 +41,7 @@ pub struct Scheduler {
     inputs: mpsc::Sender<Input>,
     admission: Arc<Admission>,
     metrics: Metrics,
-    seats: Arc<Semaphore>,
+    gates: Gates,
     server: JoinHandle<()>,
     placement: JoinHandle<()>,
     stop: DropGuard,
@@ -81,7 +84,7 @@ impl Scheduler {
         let (inputs, received) = mpsc::channel(INPUTS_MAX);
         let metrics = Metrics::new();
         let stop = CancellationToken::new();
-        let seats = Arc::new(Semaphore::new(SESSIONS_MAX));
+        let gates = Gates::new(config.address_share);
         let admission = Arc::new(Admission::new(&config.authority_key, config.revoked));
         let sessions = Sessions {
             admission: Arc::clone(&admission),
@@ -94,7 +97,7 @@ impl Scheduler {
         };
         let door = Door {
             sessions: Arc::new(sessions),
-            seats: Arc::clone(&seats),
+            gates: gates.clone(),
         };
         let server = tokio::spawn(serve(listener, tls, door, stop.clone()));
         let placement = tokio::spawn(supervise(
@@ -109,7 +112,7 @@ impl Scheduler {
             inputs,
             admission,
             metrics,
-            seats,
+            gates,
             server,
             placement,
             stop: stop.drop_guard(),
@@ -136,8 +139,12 @@ impl Scheduler {
             Some(()) => None,
             None => Some(format!("no answer within {} ms", ANSWER_WAIT.as_millis())),
         };
-        let room = (self.seats.available_permits() == 0)
-            .then(|| format!("all {SESSIONS_MAX} sessions are taken; give some pools a scheduler of their own"));
+        let sessions_max = self.gates.sessions_max;
+        let room = self
+            .gates
+            .sessions
+            .is_full()
+            .then(|| format!("all {sessions_max} sessions are taken; give some pools a scheduler of their own"));
         vec![
             ("listener".into(), listener),
             ("placement".into(), placement),
@@ -186,7 +193,7 @@ impl Scheduler {
 /// Takes streams in and gives each its task.
 struct Door {
     sessions: Arc<Sessions>,
-    seats: Arc<Semaphore>,
+    gates: Gates,
 }
 
 #[tonic::async_trait]
@@ -197,30 +204,27 @@ impl Service for Door {
         &self,
         request: Request<Streaming<wire::Reports>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let observed = request
-            .remote_addr()
-            .ok_or_else(|| Status::internal("the connection has no address"))?
-            .ip()
-            .to_canonical();
-        let seat = self.take_seat(observed)?;
+        let origin = request.extensions().get::<Origin>();
+        let origin = origin.ok_or_else(|| Status::internal("the connection has no address"))?;
+        let observed = origin.remote.ip().to_canonical();
+        let places = Places {
+            connection: origin.slot.clone(),
+            session: self.take_place(observed)?,
+        };
         // One message waits in the stream at most: what is behind it is the outbox's, which notices.
         let (orders, stream) = mpsc::channel(1);
-        let session = Arc::clone(&self.sessions).run(observed, request.into_inner(), orders);
-        tokio::spawn(async move {
-            session.await;
-            drop(seat);
-        });
+        tokio::spawn(Arc::clone(&self.sessions).run(observed, places, request.into_inner(), orders));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }
 
 impl Door {
-    fn take_seat(&self, observed: IpAddr) -> Result<OwnedSemaphorePermit, Status> {
-        Arc::clone(&self.seats).try_acquire_owned().map_err(|_| {
+    fn take_place(&self, observed: IpAddr) -> Result<Slot, Status> {
+        self.gates.sessions.admit(observed).ok_or_else(|| {
             self.sessions.metrics.refused("full");
-            warn!(peer.ip = %observed, "refused a daemon at {observed}: all {SESSIONS_MAX} sessions are taken");
+            let sessions_max = self.gates.sessions_max;
             Status::resource_exhausted(format!(
-                "all {SESSIONS_MAX} sessions are taken (give some pools a scheduler of their own)"
+                "nearly all {sessions_max} sessions are taken, and {observed} has its share (give some pools a scheduler of their own, or raise --address-share where many nodes are behind one address)"
             ))
         })
     }
@@ -228,6 +232,7 @@ impl Door {
 
 async fn serve(listener: TcpListener, tls: Acceptor, door: Door, stop: CancellationToken) {
     let (connections, accepted) = mpsc::channel(1);
+    let gate = door.gates.connections.clone();
     let service = SchedulerServer::new(door)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -237,6 +242,9 @@ async fn serve(listener: TcpListener, tls: Acceptor, door: Door, stop: Cancellat
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(STREAM_WINDOW_BYTES)
         .max_concurrent_streams(STREAMS_MAX)
+        .http2_max_header_list_size(HEAD_BYTES_MAX)
+        .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))
+        .http2_max_local_error_reset_streams(Some(RESETS_MAX))
         .add_service(service)
         .serve_with_incoming_shutdown(ReceiverStream::new(accepted), stop.clone().cancelled_owned());
     let drained = async {
@@ -244,7 +252,7 @@ async fn serve(listener: TcpListener, tls: Acceptor, door: Door, stop: Cancellat
         sleep(DRAIN_MAX).await;
     };
     tokio::select! {
-        () = accept(listener, tls, connections, stop.clone()) => {}
+        () = accept(listener, tls, gate, connections, stop.clone()) => {}
         served = server => if let Err(failure) = served {
             error!(error = %failure, "the listener failed");
         },
@@ -256,22 +264,32 @@ async fn serve(listener: TcpListener, tls: Acceptor, door: Door, stop: Cancellat
 async fn accept(
     listener: TcpListener,
     tls: Acceptor,
-    connections: mpsc::Sender<io::Result<SiteStream>>,
+    gate: Gate,
+    connections: mpsc::Sender<io::Result<Connection>>,
     stop: CancellationToken,
 ) {
     let accept = async {
         loop {
             match listener.accept().await {
                 Ok((connection, remote)) => {
+                    let Some(slot) = gate.admit(remote.ip()) else {
+                        continue;
+                    };
                     // Costs latency alone when it fails.
                     let _ = connection.set_nodelay(true);
                     let (tls, connections) = (tls.clone(), connections.clone());
-                    // Apart, so that whoever says nothing keeps nobody waiting.
+                    // Apart, so that a daemon that says nothing keeps none waiting.
                     tokio::spawn(async move {
-                        match tls.take(connection).await {
-                            // An error: nobody serves any more.
-                            Ok(connection) => drop(connections.send(Ok(connection)).await),
-                            Err(failure) => {
+                        let closed = slot.closed().clone();
+                        match closed.run_until_cancelled(tls.take(connection)).await {
+                            Some(Ok(stream)) => {
+                                slot.greeted();
+                                let connection = Connection::new(stream, Origin { remote, slot });
+                                // An error: nothing serves any more.
+                                drop(connections.send(Ok(connection)).await);
+                            }
+                            None => debug!("a connection of {remote} was late, or gave way to another"),
+                            Some(Err(failure)) => {
                                 debug!(error = %failure, "a connection of {remote} came to nothing: {failure}");
                             }
                         }
@@ -284,13 +302,17 @@ async fn accept(
             }
         }
     };
-    stop.run_until_cancelled(accept).await;
+    let serving = async {
+        tokio::select! {
+            () = accept => {}
+            () = gate.sweep() => {}
+        }
+    };
+    stop.run_until_cancelled(serving).await;
     drop(listener);
     std::future::pending().await
 }
 
-/// Twice the peers that one scheduler is built for.
-const SESSIONS_MAX: usize = 20_000;
 /// Messages to placement that wait at once; their bytes are bounded by [`ROOM_BYTES`].
 const INPUTS_MAX: usize = 1024;
 /// Finds connections that broke without a word before the kernel does; sessions have heartbeats besides.
@@ -300,6 +322,10 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// A daemon has one session a connection, and a second while it reconnects.
 const STREAMS_MAX: u32 = 4;
+/// A request's head has a path and a few headers.
+const HEAD_BYTES_MAX: u32 = 16 * 1024;
+/// Streams that were reset, or are more than [`STREAMS_MAX`]: with more than so many a connection ends.
+const RESETS_MAX: usize = 16;
 const ANSWER_WAIT: Duration = Duration::from_secs(1);
 /// How long connections may take to end after their streams did.
 const DRAIN_MAX: Duration = Duration::from_secs(1);

@@ -21,6 +21,7 @@ use crate::{
     admission::{Admission, Admitted, RefuseHelloError},
     ambient::{self, unix_seconds},
     driver::{Input, Join},
+    limits::Places,
     metrics::{Metrics, role_name},
     outbox::{ORDERS_QUEUED_MAX, OrderSender, Outgoing, Tickets, write},
     report::{ReadReportError, ReportReader},
@@ -52,6 +53,8 @@ pub(crate) enum SessionEnd {
     Revoked,
     /// It breaks the protocol's bounds.
     Excessive,
+    /// All sessions are taken, and its address has more than its share of them.
+    Crowded,
     Stopping,
 }
 
@@ -65,6 +68,7 @@ impl SessionEnd {
             Self::Replaced => "replaced",
             Self::Revoked => "revoked",
             Self::Excessive => "excessive",
+            Self::Crowded => "crowded",
             Self::Stopping => "stopping",
         }
     }
@@ -85,6 +89,9 @@ impl SessionEnd {
             Self::Excessive => Some(Status::invalid_argument(format!(
                 "a message has more than {REPORTS_MAX} reports"
             ))),
+            Self::Crowded => Some(Status::resource_exhausted(
+                "all sessions are taken, and this address has more than its share of them",
+            )),
             Self::Stopping => Some(Status::unavailable("the scheduler stops or begins anew; reconnect")),
         }
     }
@@ -108,12 +115,18 @@ impl Sessions {
     pub(crate) async fn run(
         self: Arc<Self>,
         observed: IpAddr,
+        places: Places,
         mut reports: Streaming<wire::Reports>,
         orders: OrderSender,
     ) {
         let session = async {
-            match self.greet(observed, &mut reports, &orders).await {
-                Ok((admitted, rest)) => self.attend(admitted, observed, rest, reports, &orders).await,
+            let greeting = self.greet(observed, &mut reports, &orders);
+            let greeted = places.session.closed().run_until_cancelled(greeting).await;
+            match greeted.unwrap_or(Err(GreetError::Gone)) {
+                Ok((admitted, rest)) => {
+                    let attended = self.attend(admitted, observed, &places, rest, reports, &orders);
+                    attended.await
+                }
                 Err(GreetError::Refused(refusal)) => {
                     self.refuse(refusal, observed, &orders).await;
                     SessionEnd::Left
@@ -173,6 +186,7 @@ impl Sessions {
         &self,
         admitted: Admitted,
         observed: IpAddr,
+        places: &Places,
         rest: Vec<wire::Report>,
         reports: Streaming<wire::Reports>,
         orders: &OrderSender,
@@ -189,6 +203,7 @@ impl Sessions {
             }
             None => return SessionEnd::Stopping,
         };
+        let _seated = places.seat(node);
         info!(node = %node, host.name = host_name, signed, "{} {node} connected from {observed}", role_name(role));
         let welcome = wire::Welcome {
             version: wire::VERSION,
@@ -215,6 +230,7 @@ impl Sessions {
         let end = tokio::select! {
             end = talk => end,
             end = ended => end.unwrap_or(SessionEnd::Stopping),
+            () = places.session.closed().cancelled() => SessionEnd::Crowded,
         };
         info!(node = %node, "{} {node} disconnected: {}", role_name(role), end.label());
         // A placement that is gone has forgotten it already.

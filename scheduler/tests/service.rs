@@ -607,6 +607,7 @@ impl Site {
     ) -> Result<Scheduler, StartSchedulerError> {
         Scheduler::start(SchedulerConfig {
             listen,
+            address_share: piecemeal_connections::Share::default(),
             authority_key,
             revoked: HashSet::new(),
         })

@@ -12,6 +12,7 @@ use std::{
 
 use piecemeal_mirror::UpstreamConfig;
 use piecemeal_proto::{NodeId, ParseKeyError};
+use piecemeal_swarm::Share;
 use tracing_subscriber::EnvFilter;
 use url::Url;
 
@@ -68,6 +69,16 @@ pub(super) fn duration_or_zero(problems: &mut Problems, key: &str, text: Text) -
     problems.check(
         key,
         read.map_err(|error| format!("{text:?} is not a duration, such as 30s or 24h: {error}")),
+    )
+}
+
+/// A percentage of a port's connections.
+pub(super) fn share(problems: &mut Problems, key: &str, text: Text) -> Option<Share> {
+    let text = problems.require(key, text)?;
+    let share = text.parse().ok().and_then(Share::new);
+    problems.check(
+        key,
+        share.ok_or_else(|| format!("{text:?} is not a percentage from 1 to 100")),
     )
 }
 

@@ -26,6 +26,9 @@ pub(crate) struct RawMirror {
     /// Where other nodes reach the piece port, when that is not --piece-listen; may repeat
     #[arg(long, value_name = "IP:PORT")]
     pub advertise: Option<Vec<String>>,
+    /// The percentage of a port's connections that one address may have once they are nearly all taken; 100: any, for a site behind one NAT [10]
+    #[arg(long, value_name = "PERCENT")]
+    pub address_share: Option<String>,
     /// A registry that may be mirrored, and where it answers; a name that repeats has several endpoints; may repeat
     #[arg(long, value_name = "NAME=URL")]
     pub upstream: Option<Vec<String>>,
@@ -134,6 +137,9 @@ pub(crate) struct RawScheduler {
     /// Where metrics, health and status are served [0.0.0.0:65014]
     #[arg(long, value_name = "IP:PORT")]
     pub admin_listen: Option<String>,
+    /// The percentage of a port's connections that one address may have once they are nearly all taken; 100: any, for a site behind one NAT [10]
+    #[arg(long, value_name = "PERCENT")]
+    pub address_share: Option<String>,
     /// The site's authority.key
     #[arg(long, value_name = "FILE")]
     pub authority_key_file: Option<String>,
@@ -166,6 +172,9 @@ pub(crate) struct RawPeer {
     /// Where other nodes reach the piece port, when that is not --piece-listen; may repeat
     #[arg(long, value_name = "IP:PORT")]
     pub advertise: Option<Vec<String>>,
+    /// The percentage of a port's connections that one address may have once they are nearly all taken; 100: any, for a site behind one NAT [10]
+    #[arg(long, value_name = "PERCENT")]
+    pub address_share: Option<String>,
     /// The site's mirror; over TLS when the URL says https
     #[arg(long, value_name = "URL")]
     pub mirror: Option<String>,

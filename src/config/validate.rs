@@ -12,6 +12,7 @@ use piecemeal_mirror::{CacheConfig, ClientConfig, MirrorConfig, UpstreamConfig};
 use piecemeal_peer::{DirectFallback, DownloadPattern, PeerConfig};
 use piecemeal_proto::AuthorityKey;
 use piecemeal_scheduler::SchedulerConfig;
+use piecemeal_swarm::Share;
 use url::Url;
 
 use super::{
@@ -37,6 +38,7 @@ impl RawMirror {
         let piece_listen = field::address(problems, "piece_listen", self.piece_listen);
         let admin_listen = field::address(problems, "admin_listen", self.admin_listen);
         let advertise = field::advertised(problems, "advertise", self.advertise);
+        let address_share = field::share(problems, "address_share", self.address_share);
         let upstreams = UpstreamTexts {
             upstream: self.upstream,
             upstream_ca: self.upstream_ca,
@@ -106,6 +108,7 @@ impl RawMirror {
                 listen: listen?,
                 piece_listen: piece_listen?,
                 advertise: advertise?,
+                address_share: address_share?,
                 cache: cache?,
                 upstreams: upstreams?,
                 default_upstream: default_upstream?,
@@ -130,6 +133,7 @@ impl RawScheduler {
     pub(crate) fn validate(self, problems: &mut Problems) -> Option<DaemonSettings<SchedulerConfig>> {
         let listen = field::address(problems, "listen", self.listen);
         let admin_listen = field::address(problems, "admin_listen", self.admin_listen);
+        let address_share = field::share(problems, "address_share", self.address_share);
         let authority_key = field::key_file::<AuthorityKey>(problems, "authority_key_file", self.authority_key_file);
         let revoked = field::nodes(problems, "revoke", self.revoke);
         let log = field::log_filter(problems, "log", self.log);
@@ -140,6 +144,7 @@ impl RawScheduler {
         Some(DaemonSettings {
             config: SchedulerConfig {
                 listen: listen?,
+                address_share: address_share?,
                 authority_key: Arc::new(authority_key?),
                 revoked: revoked?,
             },
@@ -156,6 +161,7 @@ impl RawPeer {
         let piece_listen = field::address(problems, "piece_listen", self.piece_listen);
         let admin_listen = field::address(problems, "admin_listen", self.admin_listen);
         let advertise = field::advertised(problems, "advertise", self.advertise);
+        let address_share = field::share(problems, "address_share", self.address_share);
         let mirror = field::service(problems, "mirror", self.mirror);
         let scheduler = field::service(problems, "scheduler", self.scheduler);
         let upstreams = UpstreamTexts {
@@ -225,6 +231,7 @@ impl RawPeer {
                 listen: listen?,
                 piece_listen: piece_listen?,
                 advertise: advertise?,
+                address_share: address_share?,
                 cache: cache?,
                 mirror: mirror?,
                 scheduler: scheduler?,
@@ -391,6 +398,7 @@ pub(crate) fn site_of_one(settings: &UpSettings, dir: &Path, key: AuthorityKey) 
         scheduler: DaemonSettings {
             config: SchedulerConfig {
                 listen: scheduler_listen,
+                address_share: Share::ALL,
                 authority_key: Arc::clone(&authority_key),
                 revoked: HashSet::new(),
             },
@@ -402,6 +410,7 @@ pub(crate) fn site_of_one(settings: &UpSettings, dir: &Path, key: AuthorityKey) 
                 listen: vec![mirror_listen],
                 piece_listen: mirror_pieces,
                 advertise: Vec::new(),
+                address_share: Share::ALL,
                 cache: cache("mirror"),
                 upstreams: settings.upstreams.clone(),
                 default_upstream: settings.default_upstream.clone(),
@@ -423,6 +432,7 @@ pub(crate) fn site_of_one(settings: &UpSettings, dir: &Path, key: AuthorityKey) 
                 listen: settings.listen.clone(),
                 piece_listen: peer_pieces,
                 advertise: Vec::new(),
+                address_share: Share::ALL,
                 cache: cache("peer"),
                 mirror: Some(url(mirror_listen)),
                 scheduler: Some(url(scheduler_listen)),

@@ -13,6 +13,7 @@ mod session;
 pub use clock::AuthorityClock;
 pub use http::{EXTENT_BYTES_MAX, Greet, Limits, Outlet, Part, serve_http};
 pub use limiter::{Limiter, TokenBucket, slice_bytes};
+pub use piecemeal_connections::{Share, Slot};
 pub use pieces::{
     FetchPiecesError, FetchedPiece, PATIENT_STALL, PieceClient, PiecePort, PieceRequest, STALL, piece_router,
     serve_pieces,

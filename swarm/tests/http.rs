@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use piecemeal_proto::{Digest, PieceMap};
 use piecemeal_store::{Blob, Env, Store, StoreConfig};
-use piecemeal_swarm::{EXTENT_BYTES_MAX, Limits, Outlet, Part, serve_http};
+use piecemeal_swarm::{EXTENT_BYTES_MAX, Limits, Outlet, Part, Share, serve_http};
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -19,7 +19,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 const BLOB_BYTES: usize = 5_000_000;
 const LIMITS: Limits = Limits {
+    port: "test",
     connections_max: 4,
+    share: Share::ALL,
+    busy_give_way: false,
     idle_max: Duration::from_secs(10),
     take_max: Duration::from_secs(10),
     drain_max: Duration::from_secs(10),

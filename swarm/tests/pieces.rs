@@ -17,12 +17,12 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use piecemeal_proto::{AuthorityKey, Digest, FillId, Grant, NodeId, PieceMap, Ticket};
 use piecemeal_store::{Env, Filling, Store, StoreConfig};
 use piecemeal_swarm::{
-    AuthorityClock, FetchPiecesError, FetchedPiece, Limiter, PieceClient, PiecePort, PieceRequest, piece_router,
+    AuthorityClock, FetchPiecesError, FetchedPiece, Limiter, PieceClient, PiecePort, PieceRequest, Share, piece_router,
     serve_pieces,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     time::{sleep, timeout},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -102,6 +102,7 @@ impl World {
                 served.fetch_add(bytes, Ordering::Relaxed);
             }),
             requests_max: options.requests_max,
+            address_share: Share::ALL,
         }
     }
 
@@ -110,7 +111,7 @@ impl World {
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let router = piece_router(self.port(options, Limiter::new(None)));
-        tokio::spawn(serve_pieces(listener, router, stop.clone()));
+        tokio::spawn(serve_pieces(listener, router, Share::ALL, stop.clone()));
         (address, stop.drop_guard())
     }
 
@@ -398,6 +399,43 @@ async fn more_requests_than_the_port_takes_are_told_to_come_again() {
         assert!(start.elapsed() < Duration::from_secs(5));
         sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// With a grant or a ticket for one blob a node could have taken every place there is, by reading slowly.
+#[tokio::test]
+async fn one_receiver_that_reads_nothing_leaves_places_to_others() {
+    // More than sockets hold.
+    let world = World::new(Options {
+        pieces: 64,
+        ..Options::default()
+    })
+    .await;
+    world.publish().await;
+    let path = world.path("0-63");
+    let head = format!(
+        "GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Piecemeal {}\r\n\r\n",
+        world.ticket()
+    );
+    let mut held = Vec::new();
+    let mut refused = 0;
+    for _ in 0..100 {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut stream = socket.connect(world.address).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut status = [0; 12];
+        stream.read_exact(&mut status).await.unwrap();
+        refused += usize::from(&status == b"HTTP/1.1 503");
+        held.push(stream);
+    }
+    assert!(refused > 50, "{refused} of 100 refused");
+    let other = Ticket {
+        node: NodeId([2; 16]),
+        digest: world.digest,
+        expires: NOW + 60,
+    };
+    let pieces = fetch(&client(), world.request(0, 1, other.sign(&key()))).await;
+    assert_eq!(pieces.unwrap().len(), 1);
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::{ServerRole, SiteStream, authority};
 
 /// How long a connection may say nothing at first.
-const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(30);
+const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much of what was encrypted waits for the socket: two records. Every client that reads slowly has it filled.
@@ -28,7 +28,7 @@ pub enum Opening {
 /// Waits for the first byte, and leaves it where it is.
 ///
 /// # Errors
-/// The connection ended, or said nothing for 30 seconds.
+/// The connection ended, or said nothing for 5 seconds.
 pub async fn opening(stream: &TcpStream) -> io::Result<Opening> {
     let mut first = [0];
     match timeout(FIRST_BYTE_TIMEOUT, stream.peek(&mut first)).await?? {
@@ -83,7 +83,9 @@ impl Acceptor {
     /// The client trusts another site, is no client, or takes too long.
     pub async fn shake(&self, stream: TcpStream) -> io::Result<SiteStream> {
         let limit = |session: &mut ServerConnection| session.set_buffer_limit(Some(BUFFER_BYTES));
-        let stream = timeout(HANDSHAKE_TIMEOUT, self.0.accept_with(stream, limit)).await??;
+        // Apart: a connection that only waits to begin one must not be as large.
+        let shaking = Box::pin(self.0.accept_with(stream, limit));
+        let stream = timeout(HANDSHAKE_TIMEOUT, shaking).await??;
         Ok(SiteStream::Tls(Box::new(stream)))
     }
 }

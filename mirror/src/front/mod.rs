@@ -28,7 +28,7 @@ pub use name::UpstreamNames;
 pub(crate) use range::{Asked, asked};
 
 use piecemeal_proto::NodeId;
-use piecemeal_swarm::Outlet;
+use piecemeal_swarm::{Outlet, Slot};
 
 use crate::{
     Caller, Content, Nodes, OpenBlob, PullError, Pulls, Suspicions,
@@ -79,6 +79,7 @@ pub fn front_router(front: Arc<Front>) -> Router {
 async fn serve(
     State((front, budget)): State<(Arc<Front>, Budget)>,
     outlet: Option<Extension<Outlet>>,
+    slot: Option<Extension<Slot>>,
     client: Option<Extension<ConnectInfo<SocketAddr>>>,
     method: Method,
     uri: Uri,
@@ -86,6 +87,7 @@ async fn serve(
 ) -> Response<Body> {
     let connection = Connection {
         outlet: outlet.map(|Extension(outlet)| outlet),
+        slot: slot.map(|Extension(slot)| slot),
         client: client.map(|Extension(ConnectInfo(address))| address.ip()),
         budget,
     };
@@ -98,6 +100,7 @@ async fn serve(
 /// What is known of the connection that a request came over.
 struct Connection {
     outlet: Option<Outlet>,
+    slot: Option<Slot>,
     client: Option<IpAddr>,
     budget: Budget,
 }
@@ -120,6 +123,10 @@ impl Front {
             Ok(caller) => caller,
             Err(error) => return error_response(&error, "UNSUPPORTED"),
         };
+        // Where all clients are this node's own, none has proven anything.
+        if let (Some(_), Some(node), Some(slot)) = (&self.admission.nodes, caller.node, &connection.slot) {
+            slot.belongs_to(node);
+        }
         let namespace = target.namespace.clone();
         let mut response = self.pull(&caller, method, uri, headers, target, connection).await;
         // Only a client that named the upstream by `ns` expects to hear that it was understood.

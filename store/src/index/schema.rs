@@ -99,7 +99,7 @@ mod tests {
         connection.pragma_update(None, "user_version", 99).unwrap();
         assert!(matches!(
             prepare(&mut connection),
-            Err(OpenIndexError::Newer { found: 99, known: 3 })
+            Err(OpenIndexError::Newer { found: 99, known: 4 })
         ));
         assert_eq!(version(&connection), 99);
     }

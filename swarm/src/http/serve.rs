@@ -1,25 +1,30 @@
 //! The connections of one listener: how many, how long they may idle, and how they end.
 //!
-//! Whoever holds a connection without using it, or asks without taking the answer, loses it.
+//! A client that holds a connection without using it, or asks without taking the answer, loses it: in time anyway, and at once
+//! when another needs its slot. A new connection is never left waiting to be accepted.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc};
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    task::{Context, Poll},
+};
 
-use axum::{Router, extract::ConnectInfo};
+use axum::{Router, body::Body, extract::ConnectInfo};
+use bytes::Bytes;
 use hyper::{
-    body::Incoming,
+    body::{Body as HttpBody, Frame, Incoming, SizeHint},
     server::conn::http1,
     service::{Service as _, service_fn},
 };
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use piecemeal_connections::{Gate, Policy, Share, Slot, Watched, descriptors_max};
 use piecemeal_tls::SiteStream;
 use rustix::net::sockopt;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
     task::JoinSet,
     time::{Duration, sleep, timeout},
 };
@@ -31,11 +36,18 @@ use super::outlet::{Outlet, OutletStream};
 /// What a listener allows.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at a time; others wait to be accepted.
+    /// What the log calls the port.
+    pub port: &'static str,
+    /// Connections at a time; fewer where the process may have few file descriptors.
     pub connections_max: usize,
-    /// How long a connection may be without a request, and a request without its end.
+    /// What one address or node may have of them once they are nearly all taken. A listener that only loopback reaches shares
+    /// by age alone.
+    pub share: Share,
+    /// Whether a new connection gets a slot even if all others are busy.
+    pub busy_give_way: bool,
+    /// How long a connection may be without a request.
     pub idle_max: Duration,
-    /// How long a receiver may take nothing of what there is for it.
+    /// How long a receiver may take nothing, or next to nothing, of what there is for it.
     pub take_max: Duration,
     /// How long answers may take to end once the listener is told to stop.
     pub drain_max: Duration,
@@ -56,7 +68,8 @@ impl Greet for () {
 
 /// Serves until `stop`, then lets the answers that are under way end.
 ///
-/// Requests carry their sender's address as [`ConnectInfo`], and over a plain connection its [`Outlet`].
+/// Requests carry their sender's address as [`ConnectInfo`], their connection's [`Slot`], and over a plain connection its
+/// [`Outlet`].
 pub async fn serve_http<G: Greet>(
     listener: TcpListener,
     greet: G,
@@ -64,26 +77,36 @@ pub async fn serve_http<G: Greet>(
     limits: Limits,
     stop: CancellationToken,
 ) {
-    let slots = Arc::new(Semaphore::new(limits.connections_max));
+    let gate = Gate::new(limits.port, limits.policy(&listener));
     let mut connections = JoinSet::new();
     let accepting = async {
         loop {
-            let slot = Arc::clone(&slots)
-                .acquire_owned()
-                .await
-                .expect("the semaphore is never closed");
             let (stream, remote) = accept(&listener).await;
             while connections.try_join_next().is_some() {}
+            let Some(slot) = gate.admit(remote.ip()) else {
+                continue;
+            };
             let (greet, router, stop) = (greet.clone(), router.clone(), stop.clone());
             connections.spawn(async move {
-                if let Err(error) = take(stream, remote, greet, router, limits, stop).await {
-                    debug!(peer.address = %remote, %error, "a connection of {remote} came to nothing: {error}");
+                let closed = slot.closed().clone();
+                let taken = take(stream, remote, slot, greet, router, limits, stop);
+                match closed.run_until_cancelled(taken).await {
+                    Some(Ok(())) => {}
+                    Some(Err(error)) => {
+                        debug!(peer.address = %remote, %error, "a connection of {remote} came to nothing: {error}");
+                    }
+                    None => debug!(peer.address = %remote, "a connection of {remote} was late, or gave way to another"),
                 }
-                drop(slot);
             });
         }
     };
-    stop.run_until_cancelled(accepting).await;
+    let serving = async {
+        tokio::select! {
+            () = accepting => {}
+            () = gate.sweep() => {}
+        }
+    };
+    stop.run_until_cancelled(serving).await;
     drop(listener);
     let drained = async { while connections.join_next().await.is_some() {} };
     if timeout(limits.drain_max, drained).await.is_err() {
@@ -108,9 +131,26 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     }
 }
 
+impl Limits {
+    fn policy(&self, listener: &TcpListener) -> Policy {
+        let only_loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
+        Policy {
+            slots: self.connections_max.min(descriptors_max() / LISTENERS),
+            share: if only_loopback { Share::ALL } else { self.share },
+            greet_max: GREET_MAX,
+            first_byte_max: FIRST_BYTE_MAX,
+            head_max: HEAD_MAX,
+            idle_max: self.idle_max,
+            take_max: self.take_max,
+            busy_give_way: self.busy_give_way,
+        }
+    }
+}
+
 async fn take<G: Greet>(
     stream: TcpStream,
     remote: SocketAddr,
+    slot: Slot,
     greet: G,
     router: Router,
     limits: Limits,
@@ -123,13 +163,19 @@ async fn take<G: Greet>(
     let Some(Some(greeted)) = stop.run_until_cancelled(greet.greet(stream)).await.transpose()? else {
         return Ok(());
     };
+    slot.greeted();
+    // Apart, so that a connection that says nothing costs little memory.
     let ended = match greeted {
         SiteStream::Plain(stream) => {
+            let Some(readable) = stop.run_until_cancelled(stream.readable()).await else {
+                return Ok(());
+            };
+            readable?;
             let outlet = Outlet::default();
             let stream = OutletStream::new(stream, outlet.clone());
-            speak(stream, remote, Some(outlet), router, limits, stop).await
+            Box::pin(speak(stream, remote, slot, Some(outlet), router, stop)).await
         }
-        stream @ SiteStream::Tls(_) => speak(stream, remote, None, router, limits, stop).await,
+        stream @ SiteStream::Tls(_) => Box::pin(speak(stream, remote, slot, None, router, stop)).await,
     };
     ended.map_err(io::Error::other)
 }
@@ -137,9 +183,9 @@ async fn take<G: Greet>(
 async fn speak(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     remote: SocketAddr,
+    slot: Slot,
     outlet: Option<Outlet>,
     router: Router,
-    limits: Limits,
     stop: CancellationToken,
 ) -> Result<(), hyper::Error> {
     let buffer_bytes = if outlet.is_some() {
@@ -147,18 +193,25 @@ async fn speak(
     } else {
         COPY_BUFFER_BYTES
     };
+    let stream = Watched::new(stream, slot.clone());
     let router = TowerToHyperService::new(router);
     let service = service_fn(move |mut request: http::Request<Incoming>| {
+        slot.begin();
+        let busy = Busy(slot.clone());
         request.extensions_mut().insert(ConnectInfo(remote));
+        request.extensions_mut().insert(slot.clone());
         if let Some(outlet) = &outlet {
             request.extensions_mut().insert(outlet.clone());
         }
         let answered = router.call(request);
-        async move { Ok::<_, Infallible>(answered.await.unwrap_or_else(|never| match never {})) }
+        async move {
+            let response = answered.await.unwrap_or_else(|never| match never {});
+            Ok::<_, Infallible>(response.map(|body| Answer { body, _busy: busy }))
+        }
     });
     let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.idle_max)
+        // The gate sees to what is late.
+        .header_read_timeout(None)
         .max_buf_size(buffer_bytes)
         // Slices are handed on, never put together: an outlet depends on it.
         .writev(true)
@@ -173,9 +226,46 @@ async fn speak(
     }
 }
 
+/// A body whose connection is busy until the last of it is on its way.
+struct Answer {
+    body: Body,
+    _busy: Busy,
+}
+
+struct Busy(Slot);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.finish_when_flushed();
+    }
+}
+
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// What waits for the socket of one connection, on top of the slice that is being sent.
 const WRITE_BUFFER_BYTES: usize = 128 * 1024;
 /// The same where all that waits is memory: it is that of every client that reads slowly. Also the longest head of a request,
 /// with a token in it.
 const COPY_BUFFER_BYTES: usize = 32 * 1024;
+/// A listener has at most one in so many of the process's file descriptors: the others, files and upstreams need some too.
+const LISTENERS: usize = 4;
+/// As long as the first byte and a TLS handshake may take.
+const GREET_MAX: Duration = Duration::from_secs(15);
+const FIRST_BYTE_MAX: Duration = Duration::from_secs(5);
+const HEAD_MAX: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

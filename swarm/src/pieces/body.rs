@@ -8,13 +8,10 @@ use std::{ops::Range, sync::Arc};
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use piecemeal_store::ReadBlobError;
-use tokio::{
-    sync::OwnedSemaphorePermit,
-    time::{Duration, timeout},
-};
+use tokio::time::{Duration, timeout};
 use tracing::debug;
 
-use super::content::Content;
+use super::{content::Content, uploads::Upload};
 use crate::{Limiter, Outlet, Part};
 
 pub(super) struct PieceBody {
@@ -35,7 +32,7 @@ pub(super) struct PieceBody {
         dead_code,
         reason = "the request's place among those that may be in flight, as long as it is"
     )]
-    pub(super) permit: OwnedSemaphorePermit,
+    pub(super) upload: Upload,
 }
 
 /// Why the pieces cannot be sent, or not to their end.

@@ -4,11 +4,17 @@ use axum::Router;
 use tokio::{net::TcpListener, time::Duration};
 use tokio_util::sync::CancellationToken;
 
+use piecemeal_connections::Share;
+
 use crate::{Limits, serve_http};
 
 const LIMITS: Limits = Limits {
-    // A few for each node of a large pool, all of which fall back on the mirror when the scheduler is lost.
-    connections_max: 4096,
+    port: "piece",
+    // Twice as many as there are requests at once, so that some are always idle and give way. Nodes of a large pool, which all
+    // fall back on the mirror when the scheduler is lost, take turns.
+    connections_max: 8192,
+    share: Share::ALL,
+    busy_give_way: false,
     // Longer than the client keeps its idle connections, so that the client is the one who closes them.
     idle_max: Duration::from_secs(60),
     // A receiver that takes nothing for so long has been given up by everybody else too.
@@ -17,7 +23,7 @@ const LIMITS: Limits = Limits {
     drain_max: Duration::from_secs(10),
 };
 
-/// Serves until `stop`, then lets the answers that are under way end.
-pub async fn serve_pieces(listener: TcpListener, router: Router, stop: CancellationToken) {
-    serve_http(listener, (), router, LIMITS, stop).await;
+/// Serves until `stop`, then lets the answers that are under way end. `share`: of the connections, for one address.
+pub async fn serve_pieces(listener: TcpListener, router: Router, share: Share, stop: CancellationToken) {
+    serve_http(listener, (), router, Limits { share, ..LIMITS }, stop).await;
 }

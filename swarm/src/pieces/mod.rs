@@ -9,6 +9,7 @@ mod content;
 mod listen;
 mod pool;
 mod server;
+mod uploads;
 
 pub use client::{FetchPiecesError, FetchedPiece, PATIENT_STALL, PieceClient, PieceRequest, STALL};
 pub use listen::serve_pieces;

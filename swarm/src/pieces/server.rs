@@ -14,18 +14,17 @@ use axum::{
 };
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
+use piecemeal_connections::{Share, Slot};
 use piecemeal_proto::{AuthorityPublic, CheckTokenError, Digest, FillId, Grant, NodeId, PIECE_COUNT_MAX, Ticket};
 use piecemeal_store::{Store, StoreError};
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::Duration,
-};
+use tokio::time::Duration;
 use tracing::{debug, warn};
 
 use super::{
     FILL, HASHES, HASHES_MAX, PIECE_BYTES, SCHEME,
     body::{PieceBody, ReadPieceError},
     content::Content,
+    uploads::{Upload, Uploads},
     write_hashes,
 };
 use crate::{AuthorityClock, Limiter, Outlet, Part};
@@ -48,19 +47,21 @@ pub struct PiecePort {
     pub served: Arc<dyn Fn(u64) + Send + Sync>,
     /// The most requests that are answered at once.
     pub requests_max: usize,
+    /// What one address may have of them, and of the port's connections, once they are nearly all taken.
+    pub address_share: Share,
 }
 
 /// The piece port's only route. A request without [`ConnectInfo`] counts as another host's.
 pub fn piece_router(port: PiecePort) -> Router {
-    let requests = Arc::new(Semaphore::new(port.requests_max));
+    let uploads = Uploads::new(port.requests_max, port.address_share);
     Router::new()
         .route("/piece/v1/{digest}/{fill}/{pieces}", get(serve))
-        .with_state(Arc::new(Served { port, requests }))
+        .with_state(Arc::new(Served { port, uploads }))
 }
 
 struct Served {
     port: PiecePort,
-    requests: Arc<Semaphore>,
+    uploads: Uploads,
 }
 
 async fn serve(
@@ -68,19 +69,35 @@ async fn serve(
     Path((digest, fill, pieces)): Path<(String, String, String)>,
     remote: Option<Extension<ConnectInfo<SocketAddr>>>,
     outlet: Option<Extension<Outlet>>,
+    slot: Option<Extension<Slot>>,
     headers: HeaderMap,
 ) -> Result<Response, ServePiecesError> {
     let asked = Asked::parse(&digest, &fill, &pieces).ok_or(ServePiecesError::Malformed)?;
-    let may_wait = served.port.check_token(&headers, &asked.digest)?;
-    let permit = Arc::clone(&served.requests)
-        .try_acquire_owned()
-        .map_err(|_| ServePiecesError::Busy)?;
-    let limiter = match remote {
-        Some(Extension(ConnectInfo(remote))) => served.port.limiter.for_address(remote.ip()),
+    let admitted = served.port.check_token(&headers, &asked.digest)?;
+    if let Some(Extension(slot)) = slot {
+        slot.belongs_to(admitted.node);
+    }
+    let address = remote.map(|Extension(ConnectInfo(remote))| remote.ip());
+    let upload = served
+        .uploads
+        .take(admitted.node, address)
+        .ok_or(ServePiecesError::Busy)?;
+    let limiter = match address {
+        Some(address) => served.port.limiter.for_address(address),
         None => served.port.limiter.clone(),
     };
     let outlet = outlet.map(|Extension(outlet)| outlet);
-    served.port.answer(&asked, may_wait, limiter, outlet, permit).await
+    served
+        .port
+        .answer(&asked, admitted.may_wait, limiter, outlet, upload)
+        .await
+}
+
+/// What a request's token says.
+struct Admitted {
+    node: NodeId,
+    /// Whether the answer may wait for pieces.
+    may_wait: bool,
 }
 
 /// A well-formed path.
@@ -113,8 +130,7 @@ fn index(text: &str) -> Option<u32> {
 }
 
 impl PiecePort {
-    /// Whether the answer may wait for pieces.
-    fn check_token(&self, headers: &HeaderMap, digest: &Digest) -> Result<bool, ServePiecesError> {
+    fn check_token(&self, headers: &HeaderMap, digest: &Digest) -> Result<Admitted, ServePiecesError> {
         let unauthorized = ServePiecesError::Unauthorized;
         let header = headers
             .get(header::AUTHORIZATION)
@@ -128,17 +144,19 @@ impl PiecePort {
             return Err(unauthorized("the Authorization scheme must be Piecemeal"));
         }
         let now = self.clock.now();
-        let ticket = Ticket::check(token, &self.authority, now).map(|ticket| (ticket.node, ticket.digest, false));
+        let ticket = Ticket::check(token, &self.authority, now).map(|ticket| (ticket.digest, ticket.node, false));
         // A grant is malformed as a ticket.
         let checked = match ticket {
             Err(CheckTokenError::Malformed) if self.accept_grants => {
-                Grant::check(token, &self.authority, now).map(|grant| (grant.node, grant.digest, true))
+                Grant::check(token, &self.authority, now).map(|grant| (grant.digest, grant.node, true))
             }
             ticket => ticket,
         };
         match checked {
-            Ok((node, ..)) if (self.is_revoked)(&node) => Err(unauthorized("the token is of a node that is shut out")),
-            Ok((_, of, may_wait)) if of == *digest => Ok(may_wait),
+            Ok((_, node, _)) if (self.is_revoked)(&node) => {
+                Err(unauthorized("the token is of a node that is shut out"))
+            }
+            Ok((of, node, may_wait)) if of == *digest => Ok(Admitted { node, may_wait }),
             Ok(_) => Err(unauthorized("the token is for another blob")),
             Err(CheckTokenError::Malformed) => Err(unauthorized(
                 "the token is malformed or of a kind that is not accepted here",
@@ -154,7 +172,7 @@ impl PiecePort {
         may_wait: bool,
         limiter: Limiter,
         outlet: Option<Outlet>,
-        permit: OwnedSemaphorePermit,
+        upload: Upload,
     ) -> Result<Response, ServePiecesError> {
         let content = Content::find(&self.store, &asked.digest, asked.fill)
             .await?
@@ -177,7 +195,7 @@ impl PiecePort {
             ready: Part::Bytes(Bytes::new()),
             outlet,
             position: start,
-            permit,
+            upload,
         };
         // What cannot be had is said while it can still be said.
         body.fill().await?;

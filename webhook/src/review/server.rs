@@ -11,7 +11,7 @@ use axum::{
     routing::post,
 };
 use futures_util::{StreamExt, future::ready};
-use piecemeal_swarm::{Greet, Limits, serve_http};
+use piecemeal_swarm::{Greet, Limits, Share, serve_http};
 use piecemeal_tls::SiteStream;
 use rustls::ServerConfig;
 use tokio::{
@@ -39,8 +39,13 @@ const ROOM_KIB: usize = 32 * 1024;
 /// The API server does not wait longer.
 const BODY_TIME_MAX: Duration = Duration::from_secs(5);
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
+/// Each API server has one address, and asks over as many connections as it has questions.
+const API_SERVER_SHARE: Share = Share::new(30).expect("a percentage");
 const LIMITS: Limits = Limits {
+    port: "webhook",
     connections_max: 1024,
+    share: API_SERVER_SHARE,
+    busy_give_way: false,
     // The API server keeps connections for 90 s; whoever ends them first loses a question now and then.
     idle_max: Duration::from_secs(120),
     take_max: Duration::from_secs(30),
