@@ -11,6 +11,7 @@ mod id;
 mod key;
 mod manifest;
 mod piece;
+mod piece_hashes;
 mod platform;
 mod reference;
 mod token;
@@ -24,6 +25,7 @@ pub use manifest::{Descriptor, MANIFEST_ACCEPT, MANIFEST_BYTES_MAX, Manifest, Pl
 pub use piece::{
     PIECE_BYTES_MAX, PIECE_BYTES_MIN, PIECE_COUNT_MAX, PIECE_HASH_BYTES, PieceHash, PieceMap, PieceMapError, PieceSet,
 };
+pub use piece_hashes::{CheckPieceHashesError, SIGNATURE_BYTES, SIGNED_PIECES_MAX, SignedPieceHashes};
 pub use platform::{ParsePlatformError, offered_platforms};
 pub use reference::{
     ImageReference, ParseReferenceError, REPOSITORY_BYTES_MAX, Reference, RepositoryName, TAG_BYTES_MAX, is_registry,

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use piecemeal_proto::{AuthorityKey, NodeId, RoleKey, wire};
 
-use crate::swarm::{Member, Role};
+use crate::swarm::{Features, Member, Role};
 
 /// What this site's daemons prove themselves with.
 pub(crate) struct Admission {
@@ -70,6 +70,7 @@ impl Admission {
                 pool: hello.pool,
                 zone: hello.zone,
                 may_use_upstream: hello.may_use_upstream,
+                features: features(&hello.features),
             },
             incarnation: hello.incarnation,
             addresses,
@@ -122,6 +123,14 @@ impl RefuseHelloError {
             Self::Exhausted => "exhausted",
             Self::Node | Self::Role | Self::Name | Self::Port | Self::NoHello => "hello",
         }
+    }
+}
+
+fn features(stated: &[String]) -> Features {
+    let has = |feature: &str| stated.iter().any(|stated| stated == feature);
+    Features {
+        piece_hashes: has(wire::feature::PIECE_HASHES),
+        drop: has(wire::feature::DROP),
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use piecemeal_proto::{AuthorityKey, Digest, NodeId, Ticket, wire};
+use piecemeal_proto::{AuthorityKey, Digest, NodeId, SignedPieceHashes, Ticket, wire};
 use prost::Message as _;
 use tokio::{
     sync::mpsc,
@@ -29,6 +29,7 @@ pub(crate) enum Outgoing {
     Order(Kind),
     /// The same for a whole pool.
     Warm(Arc<wire::Warm>),
+    PieceHashes(Arc<SignedPieceHashes>),
 }
 
 /// Where a session's orders go.
@@ -96,6 +97,7 @@ impl Tickets {
                 Kind::Lease(lease_order(lease, &source, ticket))
             }
             Outgoing::Order(order) => order,
+            Outgoing::PieceHashes(list) => Kind::PieceHashes(list.to_wire()),
             Outgoing::Warm(warm) => Kind::Warm(wire::Warm::clone(&warm)),
         };
         wire::Order { order: Some(order) }

@@ -140,7 +140,7 @@ impl Sessions {
             nonce: nonce.to_vec(),
             version_min: wire::VERSION,
             version_max: wire::VERSION,
-            features: Vec::new(),
+            features: FEATURES.iter().map(ToString::to_string).collect(),
         };
         send(orders, Kind::Challenge(challenge)).await?;
         let first = timeout(HELLO_WAIT, first_reports(reports));
@@ -353,6 +353,7 @@ impl Part {
                 + match event {
                     Event::Have { hashes, .. } => size_of_val(&hashes[..]),
                     Event::Want { have, .. } => size_of_val(have.words()),
+                    Event::PieceHashes { list, .. } => size_of_val(list.hashes()),
                     _ => 0,
                 };
         }
@@ -377,6 +378,8 @@ async fn send(orders: &OrderSender, order: Kind) -> Result<(), GreetError> {
     orders.send(Ok(message)).await.map_err(|_| GreetError::Gone)
 }
 
+/// What this scheduler adds to version 1.
+const FEATURES: [&str; 2] = [wire::feature::PIECE_HASHES, wire::feature::DROP];
 /// How long a stranger may take to say who it is.
 pub(crate) const HELLO_WAIT: Duration = Duration::from_secs(5);
 /// Ten heartbeats. Placement does not use a member that is silent for far less; this is when it is forgotten.

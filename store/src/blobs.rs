@@ -17,7 +17,7 @@ use crate::{
     fill::{read_now, read_range},
     gate::GateGuard,
     handle::Pin,
-    index::BlobRow,
+    index::{BlobRow, Durability, blobs},
     lock::locked,
     quota::{Generation, Kind},
     store::Shared,
@@ -120,6 +120,29 @@ impl Store {
             self.drop_damaged(*digest, blob.inner.pin.generation()).await?;
         }
         Ok(!is_whole)
+    }
+
+    /// The authority's signature over the piece hashes of a complete blob, where it was kept.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub async fn piece_signature(&self, digest: &Digest) -> Result<Option<[u8; 64]>, StoreError> {
+        let digest = *digest;
+        self.run(move |shared| Ok(shared.index.piece_signature(&digest)?)).await
+    }
+
+    /// Keeps the authority's signature over the piece hashes of a blob; does nothing when the blob is not here.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub async fn keep_piece_signature(&self, digest: &Digest, signature: [u8; 64]) -> Result<(), StoreError> {
+        let digest = *digest;
+        self.run(move |shared| {
+            Ok(shared.write(Durability::Batched, |transaction| {
+                blobs::sign(transaction, &digest, &signature)
+            })?)
+        })
+        .await
     }
 
     pub(crate) async fn drop_damaged(&self, digest: Digest, generation: Generation) -> Result<(), StoreError> {

@@ -17,7 +17,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use piecemeal_proto::{Digest, FillId, PieceHash, PieceMap};
-use piecemeal_store::{BeginFillError, FillFailure, Filling, Offer, PublishBlobError, Repository, Store};
+use piecemeal_store::{BeginFillError, Blob, FillFailure, Filling, Offer, PublishBlobError, Repository, Store};
 use piecemeal_swarm::Limiter;
 use tracing::{info, warn};
 
@@ -43,6 +43,8 @@ pub trait FillObserver: Send + Sync {
     fn opened(&self, filling: &Filling);
     /// A piece has landed.
     fn landed(&self, filling: &Filling, piece: u32, hash: PieceHash);
+    /// The blob is proven and here; [`FillObserver::proven`] follows.
+    fn kept(&self, _blob: &Blob) {}
     /// The blob's digest is proven; the blob is published.
     fn proven(&self, digest: &Digest, fill: FillId);
     /// None of the fill's pieces may be kept.
@@ -316,6 +318,7 @@ impl UpstreamBlobs {
         };
         match arrived {
             Ok(Arrived::Kept(blob)) => {
+                self.observer.kept(&blob);
                 self.observer.proven(filling.digest(), filling.fill());
                 Ok(Arrived::Kept(blob))
             }

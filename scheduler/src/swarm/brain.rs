@@ -2,17 +2,22 @@
 //!
 //! Invariant: between two calls nobody is left to be matched but those whom a tick will try again.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    num::NonZeroUsize,
+};
 
+use lru::LruCache;
 use piecemeal_proto::{Digest, NodeId};
 
 use super::{
-    Command, Event, MemberId, Policy, Time,
+    Command, Conviction, Event, MemberId, Policy, Time,
     dice::Dice,
     lease::Leases,
     member::{MemberState, Pool},
     slab::Slab,
     swarm::Swarm,
+    word::CONVICTED_MAX,
 };
 
 /// Decides who fetches what from whom.
@@ -33,6 +38,10 @@ pub struct Brain {
     pub(super) swarms: Slab<Swarm>,
     pub(super) digests: BTreeMap<(u32, Digest), u32>,
     pub(super) leases: Leases,
+    /// Nodes whose word was found to be wrong: it is not used again, also after they have reconnected.
+    pub(super) convicted: LruCache<NodeId, ()>,
+    /// Not yet told.
+    pub(super) convictions: Vec<Conviction>,
     pub(super) timers: BTreeSet<(Time, Timer)>,
     /// Sources to be matched before this event is done: member and the swarm to begin with.
     pub(super) givers: VecDeque<(u32, u32)>,
@@ -65,6 +74,8 @@ impl Brain {
             pool_names: BTreeMap::new(),
             swarms: Slab::new(),
             digests: BTreeMap::new(),
+            convicted: LruCache::new(NonZeroUsize::new(CONVICTED_MAX).expect("it is not 0")),
+            convictions: Vec::new(),
             timers: BTreeSet::new(),
             givers: VecDeque::new(),
             takers: VecDeque::new(),
@@ -102,6 +113,8 @@ impl Brain {
             Event::Lost { member, digest } => self.lost(member, &digest, out),
             Event::Proven { member, digest, fill } => self.proven(member, &digest, fill),
             Event::Revoke { member, digest, fill } => self.revoke(member, &digest, fill, out),
+            Event::Doubt { member, digest, fill } => self.doubt(member, &digest, fill, out),
+            Event::PieceHashes { member, list } => self.piece_hashes(member, &list, out),
             Event::LeaseEnded { member, lease, outcome } => self.ended(member, lease, outcome, out),
             Event::Waiting { member, digest, piece } => self.wait(member, &digest, piece),
         }
@@ -169,14 +182,15 @@ impl Brain {
         self.describe(swarm, out);
         self.steal(swarm, out);
         let state = &self.swarms[swarm];
+        let mut sampled = Vec::new();
         for roll in [&state.waiting, &state.hungry] {
             let start = self.dice.below(roll.len());
             let seats = roll.as_slice().iter().cycle().skip(start);
-            self.takers.extend(
-                seats
-                    .take(self.policy.receivers_sampled.min(roll.len()))
-                    .map(|&seat| (swarm, seat)),
-            );
+            sampled.extend(seats.take(self.policy.receivers_sampled.min(roll.len())));
+        }
+        for seat in sampled {
+            self.compare(swarm, seat, out);
+            self.takers.push_back((swarm, seat));
         }
         self.rouse(swarm);
     }

@@ -28,7 +28,7 @@ impl Brain {
         let slot = self.members.insert(member);
         self.ids.insert(id, slot);
         if mirror {
-            self.pools[pool].gain_mirror();
+            self.pools[pool].gain_mirror(self.now);
             self.watch(slot);
         }
     }
@@ -72,7 +72,7 @@ impl Brain {
         member.heard = self.now;
         if std::mem::take(&mut member.silent) && member.is_mirror() {
             let pool = member.pool;
-            self.pools[pool].gain_mirror();
+            self.pools[pool].gain_mirror(self.now);
             self.watch(slot);
         }
         if !was_usable {

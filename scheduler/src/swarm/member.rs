@@ -98,6 +98,10 @@ pub(super) struct Pool {
     pub(super) members: usize,
     /// Mirrors that are connected and not silent.
     pub(super) mirrors: usize,
+    /// When a mirror last came or went.
+    pub(super) mirrors_changed: Time,
+    /// When one last brought anything new of a blob.
+    pub(super) progress_at: Time,
     /// Since when somebody has had to do without a mirror.
     pub(super) lost_since: Option<Time>,
 }
@@ -108,19 +112,23 @@ impl Pool {
             name,
             members: 0,
             mirrors: 0,
+            mirrors_changed: Time::ZERO,
+            progress_at: Time::ZERO,
             lost_since: None,
         }
     }
 
     /// A mirror came (back).
-    pub(super) fn gain_mirror(&mut self) {
+    pub(super) fn gain_mirror(&mut self, now: Time) {
         self.mirrors += 1;
+        self.mirrors_changed = now;
         self.lost_since = None;
     }
 
     /// A mirror left or fell silent.
     pub(super) fn lose_mirror(&mut self, now: Time) {
         self.mirrors -= 1;
+        self.mirrors_changed = now;
         self.miss_mirror(now);
     }
 

@@ -45,8 +45,11 @@ mod swarm;
 mod testing;
 mod upstream;
 mod waiting;
+mod word;
 
 pub use brain::Brain;
-pub use message::{Command, Event, Lease, LeaseId, Member, MemberId, Outcome, Priority, Role, Source, Time};
+pub use message::{
+    Command, Conviction, Event, Features, Lease, LeaseId, Member, MemberId, Outcome, Priority, Role, Source, Time,
+};
 pub use policy::Policy;
 pub use status::{MemberStatus, Status, SwarmStatus};

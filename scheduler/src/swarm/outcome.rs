@@ -84,28 +84,22 @@ impl Brain {
     }
 
     /// The source sent other bytes than it claimed. A peer is believed a few such reports: with more, one liar could take every
-    /// source from the others. A mirror, which verifies what it holds, is only left alone by this receiver.
+    /// source from the others. A mirror, which verifies what it holds, is only left alone by this receiver; so is a source whose
+    /// bytes differ from what another peer claims.
     fn convict(&mut self, lease: &LeaseState, source: u32, piece: u32, out: &mut Vec<Command>) {
-        let state = &mut self.swarms[lease.swarm];
-        if let Some(fill) = &mut state.fill
-            && lease.run.contains(piece)
-        {
-            fill.doubt(piece);
-        }
         let accuser = self.members[lease.receiver].id;
         self.members[source].asides.strike(accuser, self.now, &self.policy);
+        let id = self.members[source].id;
+        let is_claimants_fault = lease.run.contains(piece) && self.doubt_claim(lease.swarm, id, piece);
         let Some(&seat) = self.members[source].seats.get(&lease.swarm) else {
             return;
         };
-        let accusations = &mut state.seats[lease.seat].accusations;
-        if self.members[source].is_mirror() || *accusations >= self.policy.accusations_max {
+        let accusations = &mut self.swarms[lease.swarm].seats[lease.seat].accusations;
+        if is_claimants_fault || self.members[source].is_mirror() || *accusations >= self.policy.accusations_max {
             return;
         }
         *accusations += 1;
-        state.ban(seat);
-        self.cancel_uploads(source, lease.swarm, out);
-        self.retire_from_upstream(lease.swarm, seat, out);
-        self.touch(lease.swarm, seat);
+        self.expel(lease.swarm, seat, out);
     }
 }
 
@@ -212,6 +206,7 @@ mod tests {
     #[test]
     fn a_piece_that_a_whole_blob_lacks_is_struck_too() {
         let mut site = Site::new(3, 2);
+        site.brain.policy.word_patience = Time::ZERO;
         site.complete(peer(2));
         site.want(peer(1), []);
         site.have(peer(2), 0..3);

@@ -38,6 +38,11 @@ pub struct Policy {
     pub rematch_every: Time,
     /// A swarm asks for missing hashes at most this often.
     pub describe_every: Time,
+    /// How long no mirror brings anything new of a blob, or none is there, before a peer's word for a piece's hash is used. Well
+    /// below `mirror_grace`, above a mirror's restart and the time to a first byte from upstream.
+    pub word_patience: Time,
+    /// Corrupt pieces of others by which a peer's word for their hash is given up.
+    pub doubts_max: u32,
     /// Hungry receivers that a source looks at. Source: 8 to 24 do as well as all of them.
     pub receivers_sampled: usize,
     /// Sources that a receiver looks at.
@@ -72,6 +77,8 @@ impl Default for Policy {
             straggler_factor: 3,
             rematch_every: Time::from_millis(50),
             describe_every: Time::from_secs(1),
+            word_patience: Time::from_secs(5),
+            doubts_max: 2,
             receivers_sampled: 12,
             sources_sampled: 8,
             pieces_sampled: 32,

@@ -101,6 +101,7 @@ impl Brain {
             state.fill = None;
             for seat in state.seats.iter_mut() {
                 seat.have = PieceSet::default();
+                seat.unproven = PieceSet::default();
                 seat.leased = PieceSet::default();
             }
         }

@@ -41,6 +41,14 @@ impl Index {
         }))
     }
 
+    /// The authority's signature over the blob's piece hashes, where it is known.
+    pub(crate) fn piece_signature(&self, digest: &Digest) -> Result<Option<[u8; 64]>, IndexError> {
+        let connection = self.read();
+        let mut statement = connection.prepare_cached("SELECT piece_signature FROM blobs WHERE digest = ?1")?;
+        let signature = statement.query_row([digest.to_string()], |row| row.get::<_, Option<Vec<u8>>>(0));
+        Ok(signature.optional()?.flatten().and_then(|bytes| bytes.try_into().ok()))
+    }
+
     /// At most `count` blobs that were last verified at `moment` or before, the oldest first.
     pub(crate) fn unverified_since(&self, moment: Age, count: u32) -> Result<Vec<Digest>, IndexError> {
         let connection = self.read();
@@ -80,6 +88,14 @@ pub(crate) fn insert(transaction: &Transaction<'_>, digest: &Digest, row: &BlobR
             row.piece_hashes.as_flattened(),
             to_sql(used.0),
         ))?;
+    Ok(())
+}
+
+/// Keeps the authority's signature beside a blob that is there.
+pub(crate) fn sign(transaction: &Transaction<'_>, digest: &Digest, signature: &[u8; 64]) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached("UPDATE blobs SET piece_signature = ?2 WHERE digest = ?1")?
+        .execute((digest.to_string(), signature))?;
     Ok(())
 }
 

@@ -77,6 +77,7 @@ impl Connection {
                 challenge.version_min, challenge.version_max
             )));
         }
+        self.shared.note_features(challenge.features);
         let hello = Report::Hello(self.hello(&challenge.nonce));
         for message in pack(vec![hello]) {
             send(&reports, message).await?;
@@ -144,7 +145,7 @@ impl Connection {
         let mut hello = wire::Hello {
             version_min: VERSION,
             version_max: VERSION,
-            features: Vec::new(),
+            features: FEATURES.iter().map(ToString::to_string).collect(),
             role: config.role.into(),
             node: config.node.0.to_vec(),
             incarnation: config.incarnation,
@@ -190,7 +191,7 @@ impl Connection {
         let mut has_warned = false;
         loop {
             for order in orders.read.drain(..) {
-                match order::read(order) {
+                match order::read(order, &self.config.authority) {
                     Ok(Some(event)) => self.deliver(event).await?,
                     Ok(None) => {}
                     Err(error) if has_warned => debug!("ignored an order of the scheduler: {error}"),
@@ -322,6 +323,8 @@ fn causes(error: &dyn std::error::Error) -> String {
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
+/// What this daemon adds to version 1.
+const FEATURES: [&str; 2] = [wire::feature::PIECE_HASHES, wire::feature::DROP];
 /// Of an `https` URL without a port.
 const HTTPS_PORT: u16 = 443;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
