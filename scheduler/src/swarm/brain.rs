@@ -53,6 +53,8 @@ pub struct Brain {
 pub(super) enum Timer {
     /// A member's slot: it may have fallen silent.
     Silence(MemberId),
+    /// A receiver may have stalled.
+    Taking(MemberId),
     /// A swarm's slot: try again what the samples missed.
     Tick(u32),
 }
@@ -135,6 +137,7 @@ impl Brain {
             self.timers.pop_first();
             match timer {
                 Timer::Silence(member) => self.listen(member, out),
+                Timer::Taking(member) => self.look_at_taking(member, out),
                 Timer::Tick(swarm) => self.tick(swarm, out),
             }
             self.settle(out);

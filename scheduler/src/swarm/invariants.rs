@@ -2,7 +2,7 @@
 
 use piecemeal_proto::PieceSet;
 
-use super::{Brain, brain::Timer, lease::LeaseState, swarm::Swarm};
+use super::{Brain, brain::Timer, lease::LeaseState, member::STALLED_FACTOR, swarm::Swarm};
 
 impl Brain {
     /// Asserts everything that the other files promise. For tests: it costs O(everything).
@@ -39,7 +39,7 @@ impl Brain {
             assert_eq!(self.ids[&member.id], slot);
             assert_eq!(self.nodes[&member.info.node], member.id);
             assert!(
-                member.serving.len() <= member.serving_max(&self.policy),
+                member.serving.len() <= member.serving_max(&self.policy) * STALLED_FACTOR,
                 "a source's queue is bounded"
             );
             assert!(
@@ -47,6 +47,13 @@ impl Brain {
                 "a receiver's too"
             );
             fetching += member.fetching.len();
+            let stalled = member.serving.iter().filter_map(|&id| self.leases.get(id));
+            let stalled = stalled.filter(|lease| self.members[lease.receiver].stalled);
+            assert_eq!(stalled.count(), member.stalled_serving);
+            assert!(
+                member.taking_watched || member.fetching.is_empty(),
+                "a stall would be noticed"
+            );
             if member.silent {
                 assert!(
                     member.serving.is_empty() && member.fetching.is_empty(),

@@ -41,6 +41,7 @@ mod straggler;
     reason = "the noun is a swarm; the folder is named for the subsystem"
 )]
 mod swarm;
+mod taking;
 #[cfg(test)]
 mod testing;
 mod upstream;

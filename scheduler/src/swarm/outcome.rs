@@ -18,6 +18,10 @@ impl Brain {
         let Some((lease, _)) = self.take_back(id) else {
             return;
         };
+        self.note_usual(slot, self.now - lease.granted, outcome);
+        if outcome == Outcome::Cancelled {
+            self.note_given_up(slot, lease.granted);
+        }
         let Some(source) = lease.source else {
             if outcome != Outcome::Done && outcome != Outcome::Cancelled {
                 let state = &mut self.swarms[lease.swarm];
@@ -42,6 +46,13 @@ impl Brain {
         let Some(lease) = self.leases.get(id) else {
             return;
         };
+        let (receiver, granted) = (lease.receiver, lease.granted);
+        if self.members[receiver].landed_at <= granted || lease.run.pieces().any(|piece| self.is_leased(lease, piece)) {
+            self.note_landing(receiver);
+        }
+        let Some(lease) = self.leases.get(id) else {
+            return;
+        };
         let state = &mut self.swarms[lease.swarm];
         for piece in lease.run.pieces() {
             state.gain(lease.seat, piece, self.now);
@@ -63,6 +74,10 @@ impl Brain {
             let usual = state.usual.unwrap_or(took);
             state.usual = Some(usual - usual / USUAL_WEIGHT + took / USUAL_WEIGHT);
         }
+    }
+
+    fn is_leased(&self, lease: &LeaseState, piece: u32) -> bool {
+        self.swarms[lease.swarm].seats[lease.seat].leased.contains(piece)
     }
 
     /// The source does not hold a piece that it claimed.
@@ -197,7 +212,7 @@ mod tests {
         let lease = site.leases()[0].1.clone();
         assert_eq!(lease.first, 0);
         site.end(peer(1), lease.id, Outcome::Missing { piece: 0 });
-        site.pass(Time::from_secs(3), &[]);
+        site.pass(Time::from_millis(900), &[]);
         assert!(site.leases().is_empty(), "nobody has it");
         site.have(MIRROR, 0..1);
         assert_eq!(site.lease().1.first, 0);

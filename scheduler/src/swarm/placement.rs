@@ -77,14 +77,17 @@ impl Brain {
         let pieces = state.pieces();
         let zone = state.seats[source].zone;
         let sample = state.hungry.as_slice().iter().cycle().skip(start);
-        let mut ranked: Vec<(bool, u32, bool, u32)> = sample
+        // Equals come as the sample has them: by their seats, the first to come would always be the first.
+        let mut ranked: Vec<(bool, bool, u32, bool, usize, u32)> = sample
             .take(self.policy.receivers_sampled.min(state.hungry.len()))
-            .map(|&receiver| {
+            .enumerate()
+            .map(|(place, &receiver)| {
                 let seat = &state.seats[receiver];
                 // What only a slow uplink has, everybody waits for.
                 let slow = choice == Choice::Inject && self.members[seat.member].slow;
                 let rank = seat.rank(pieces, self.now, self.policy.aging);
-                (slow, rank, seat.zone != zone, receiver)
+                let doubtful = self.members[seat.member].is_doubtful();
+                (doubtful, slow, rank, seat.zone != zone, place, receiver)
             })
             .collect();
         while let Some((.., receiver)) = take_least(&mut ranked) {
@@ -165,6 +168,8 @@ impl Brain {
             || !state.sources.contains(source)
             || !self.is_usable(taking.member)
             || member.fetching.len() >= self.policy.leases_max as usize + urgent
+            || !self.may_take(taking.member, urgent > 0)
+            || !(member.proven || urgent > 0 || self.members[giving.member].has_room_to_try())
             || self.members[giving.member].asides.between(member.id, self.now)
         {
             return None;

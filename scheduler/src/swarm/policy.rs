@@ -43,6 +43,12 @@ pub struct Policy {
     pub word_patience: Time,
     /// Corrupt pieces of others by which a peer's word for their hash is given up.
     pub doubts_max: u32,
+    /// A receiver that lands nothing for this long takes no place from others at its sources.
+    pub stalled_after: Time,
+    /// One that lands nothing for this long, or four times its usual time, loses its leases.
+    pub lapses_after: Time,
+    /// Leases in a row that a receiver may give up before it has to wait for the next.
+    pub given_up_max: u32,
     /// Hungry receivers that a source looks at. Source: 8 to 24 do as well as all of them.
     pub receivers_sampled: usize,
     /// Sources that a receiver looks at.
@@ -79,6 +85,9 @@ impl Default for Policy {
             describe_every: Time::from_secs(1),
             word_patience: Time::from_secs(5),
             doubts_max: 2,
+            stalled_after: Time::from_secs(1),
+            lapses_after: Time::from_secs(5),
+            given_up_max: 8,
             receivers_sampled: 12,
             sources_sampled: 8,
             pieces_sampled: 32,

@@ -83,7 +83,15 @@ impl Brain {
             return;
         };
         if let Some((swarm, seat)) = self.seat_of(slot, digest) {
+            let fetching = self.members[slot].fetching.iter().filter_map(|&id| self.leases.get(id));
+            let granted = fetching
+                .filter(|lease| lease.swarm == swarm)
+                .map(|lease| lease.granted)
+                .min();
             self.cancel_fetches(slot, swarm, out);
+            if let Some(granted) = granted {
+                self.note_given_up(slot, granted);
+            }
             self.stop_wanting(swarm, seat);
             self.tidy(swarm, seat);
         }

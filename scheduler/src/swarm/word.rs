@@ -98,7 +98,7 @@ impl Brain {
         let member = &self.members[state.seats[seat].member];
         let (member, node) = (member.id, member.info.node);
         let mut wrong = Vec::new();
-        let mut unhashed = false;
+        let (mut unhashed, mut landed) = (false, false);
         for (piece, hash) in (first..).zip(hashes) {
             let fill = state.fill.as_mut().expect("agreed upon just now");
             if let (Some(stated), Some(hash)) = (fill.stated_hash(piece), hash)
@@ -125,12 +125,17 @@ impl Brain {
             if state.seats[seat].complete {
                 continue;
             }
+            landed |= state.seats[seat].leased.contains(piece);
             state.gain(seat, piece, now);
             if hash.is_some() && known == *hash {
                 state.seats[seat].unproven.remove(piece);
             }
         }
-        let complete = self.swarms[swarm].seats[seat].complete;
+        let taking = &self.swarms[swarm].seats[seat];
+        let (complete, slot) = (taking.complete, taking.member);
+        if landed {
+            self.note_landing(slot);
+        }
         if !wrong.is_empty() && !complete {
             self.order_drop((swarm, seat), &wrong, out);
         }

@@ -261,9 +261,7 @@ fn what_forgers_state_after_the_scheduler_has_restarted_is_dropped_once_the_mirr
 fn holders_serve_at_the_lans_speed_by_the_signed_list_when_the_mirror_has_lost_its_disk() {
     for seed in seeds() {
         let (mut plan, _) = with_forgers(seed);
-        plan.lan = 100 << 20;
-        plan.wan = 1 << 18;
-        plan.forgers = 1;
+        (plan.lan, plan.wan, plan.forgers, plan.blobs) = (100 << 20, 1 << 19, 1, 1);
         let late = plan.peers;
         // Long after the others have finished and the mirror has proven the blobs.
         let from = plan.once_through() * 5 / 4 + 20 * SECOND;

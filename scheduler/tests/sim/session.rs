@@ -133,7 +133,7 @@ impl World {
     }
 
     /// The fill that a node speaks of: its own, or the one that the mirror's answer named.
-    fn fill_that(&mut self, node: usize, blob: usize) -> FillId {
+    pub(crate) fn fill_that(&mut self, node: usize, blob: usize) -> FillId {
         let mirror_answers = self.nodes[MIRROR].running && !self.nodes[MIRROR].frozen;
         let (fill, holding) = (self.fill, &mut self.nodes[node].blobs[blob]);
         if mirror_answers && holding.have.is_empty() && !holding.complete {

@@ -91,7 +91,13 @@ impl World {
                 let state = &mut self.nodes[node];
                 if !state.mirror && !state.forger && state.blobs[blob].fill == fill && !state.blobs[blob].complete {
                     state.blobs[blob].restart(FillId(0));
-                    state.fetches.retain(|_, fetch| fetch.lease.fill != fill);
+                    state.fetches.retain(|_, fetch| fetch.blob != blob);
+                    // The download ends, and the client's next try begins it anew.
+                    if let Some(member) = state.member {
+                        self.say(node, Event::Unwant { member, digest });
+                        let fill = self.fill_that(node, blob);
+                        self.say_want(node, blob, fill, PieceSet::new(self.map.count()));
+                    }
                 }
             }
             Command::Drop {
