@@ -13,6 +13,7 @@ use piecemeal_proto::{Digest, NodeId};
 use super::{
     Command, Conviction, Event, MemberId, Policy, Time,
     dice::Dice,
+    holdings::Holdings,
     lease::Leases,
     member::{MemberState, Pool},
     slab::Slab,
@@ -37,6 +38,8 @@ pub struct Brain {
     pub(super) pool_names: BTreeMap<String, u32>,
     pub(super) swarms: Slab<Swarm>,
     pub(super) digests: BTreeMap<(u32, Digest), u32>,
+    /// What is held and not wanted.
+    pub(super) holdings: Holdings,
     pub(super) leases: Leases,
     /// Nodes whose word was found to be wrong: it is not used again, also after they have reconnected.
     pub(super) convicted: LruCache<NodeId, ()>,
@@ -76,6 +79,7 @@ impl Brain {
             pool_names: BTreeMap::new(),
             swarms: Slab::new(),
             digests: BTreeMap::new(),
+            holdings: Holdings::default(),
             convicted: LruCache::new(NonZeroUsize::new(CONVICTED_MAX).expect("it is not 0")),
             convictions: Vec::new(),
             timers: BTreeSet::new(),
@@ -182,6 +186,9 @@ impl Brain {
     /// Tries again what samples may have missed, what has become possible by time alone, and what takes too long.
     fn tick(&mut self, swarm: u32, out: &mut Vec<Command>) {
         self.swarms[swarm].tick_at = None;
+        if self.swarms[swarm].is_live() {
+            self.seat_holders(swarm);
+        }
         self.describe(swarm, out);
         self.steal(swarm, out);
         let state = &self.swarms[swarm];

@@ -12,6 +12,7 @@ impl Brain {
             "everybody was matched"
         );
         self.check_members();
+        self.holdings.check();
         for (slot, swarm) in self.swarms.iter() {
             self.check_swarm(slot, swarm);
         }

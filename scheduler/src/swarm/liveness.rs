@@ -49,6 +49,7 @@ impl Brain {
             self.leave_seat(swarm, seat);
             self.idle(swarm);
         }
+        self.holdings.remove_member(slot);
         let member = self.members.remove(slot).expect("its id was known");
         if self.nodes.get(&member.info.node) == Some(&id) {
             self.nodes.remove(&member.info.node);

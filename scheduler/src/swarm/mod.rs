@@ -20,6 +20,7 @@ mod brain;
 mod describe;
 mod dice;
 mod fill;
+mod holdings;
 mod invariants;
 mod lease;
 mod liveness;

@@ -1,6 +1,6 @@
 //! The numbers that placement runs on.
 
-use super::Time;
+use super::{Time, holdings::HOLDINGS_ALL_MAX};
 
 /// Every default is the product's. The counts that cost speed when they are wrong were chosen by `tests/sim`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,8 +57,13 @@ pub struct Policy {
     pub pieces_sampled: u32,
     /// Blobs that one peer may want at once.
     pub wants_max: usize,
-    /// Blobs of which one member may hold something.
+    /// Blobs in whose swarms one member may sit.
     pub blobs_max: usize,
+    /// Blobs that nobody wants of which one peer may say that it holds them: more than a node's store has. Those of a mirror are at
+    /// most half of all.
+    pub holdings_max: usize,
+    /// The same for all members.
+    pub holdings_all_max: usize,
     /// Pieces of all blobs that one peer may want at once.
     pub pieces_max: u64,
 }
@@ -92,7 +97,9 @@ impl Default for Policy {
             sources_sampled: 8,
             pieces_sampled: 32,
             wants_max: 1024,
-            blobs_max: 1 << 20,
+            blobs_max: 1 << 16,
+            holdings_max: 1 << 16,
+            holdings_all_max: HOLDINGS_ALL_MAX,
             pieces_max: 1 << 21,
         }
     }

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use piecemeal_proto::{Digest, FillId, PieceMap, PieceSet};
 
-use super::{Brain, Command, MemberId, fill::Fill};
+use super::{Brain, Command, MemberId, fill::Fill, holdings::Key, swarm::Swarm};
 
 impl Brain {
     pub(super) fn want(
@@ -69,6 +69,7 @@ impl Brain {
             self.members[slot].wants += 1;
             let pool = state.pool;
             self.pools[pool].miss_mirror(self.now);
+            self.seat_holders(swarm);
             self.send_list(swarm, seat, out);
         }
         self.use_list(swarm, out);
@@ -160,6 +161,12 @@ impl Brain {
         let Some(slot) = self.hear(member) else {
             return;
         };
+        let key = (self.members[slot].pool, digest);
+        let swarm = self.digests.get(&key).map(|&swarm| &self.swarms[swarm]);
+        if self.seat_of(slot, &digest).is_none() && !swarm.is_some_and(Swarm::is_live) {
+            self.note_holding(slot, &digest);
+            return;
+        }
         let Some((swarm, seat)) = self.sit(slot, digest) else {
             return;
         };
@@ -167,6 +174,10 @@ impl Brain {
         self.release(swarm, seat);
         self.swarms[swarm].complete(seat);
         self.stop_wanting(swarm, seat);
+        if self.seat_of(slot, &digest).is_none() {
+            // Nobody wants it any more.
+            return;
+        }
         self.touch(swarm, seat);
         self.tidy(swarm, seat);
         self.describe(swarm, out);
@@ -176,6 +187,8 @@ impl Brain {
         let Some(slot) = self.hear(member) else {
             return;
         };
+        let key = Key::new(self.members[slot].pool, digest);
+        self.holdings.remove(slot, key);
         if let Some((swarm, seat)) = self.seat_of(slot, digest) {
             self.cancel_fetches(slot, swarm, out);
             self.cancel_uploads(slot, swarm, out);
@@ -531,8 +544,7 @@ mod tests {
             member: peer(1),
             digest,
         });
-        let (_, swarm) = site.brain.swarms.iter().next().unwrap();
-        assert!(swarm.fill.is_none() && swarm.seats.len() == 2);
+        assert_eq!((site.brain.swarms.len(), site.brain.holdings.blobs()), (0, 1));
         site.pass(Time::from_secs(1), &[]);
         site.want(peer(1), []);
         assert_eq!(site.described(), [MIRROR]);

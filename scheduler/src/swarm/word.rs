@@ -149,6 +149,7 @@ impl Brain {
         };
         let key = (self.members[slot].pool, *list.digest());
         let Some(&swarm) = self.digests.get(&key) else {
+            self.send_list_to_holders(slot, list, out);
             return;
         };
         let state = &mut self.swarms[swarm];
