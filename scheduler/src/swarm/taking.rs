@@ -242,7 +242,7 @@ mod tests {
     #[test]
     fn sixty_members_that_do_nothing_with_their_leases_hardly_slow_a_pull() {
         let took = honest_pull(|_, _, _| {});
-        assert!(took < Time::from_secs(5), "{took:?}");
+        assert!(took < Time::from_secs(8), "{took:?}");
     }
 
     #[test]
