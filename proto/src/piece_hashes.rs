@@ -161,7 +161,8 @@ const PIECES_BY_SHA256: u8 = 1;
 
 const _: () = assert!(PIECE_HASH_BYTES == 32);
 
-#[cfg(all(test, feature = "grpc"))]
+#[cfg(test)]
+#[cfg(feature = "grpc")]
 mod tests {
     use prost::Message as _;
 
@@ -193,7 +194,7 @@ mod tests {
             |list| list.piece_bytes = 299,
             |list| list.hashes[70] ^= 1,
             |list| list.hashes.swap(0, 32),
-            |list| drop(list.hashes.pop()),
+            |list| list.hashes.truncate(127),
             |list| list.signature[5] ^= 1,
             |list| list.hash_algorithm = 9,
         ];

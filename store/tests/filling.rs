@@ -500,6 +500,7 @@ async fn what_was_taken_back_is_missing_after_a_restart_too() {
     filling.take_back(vec![2, 3]).await.unwrap();
     drop(filling);
     store.close().await;
+    drop(store);
     let store = open(dir.path(), &clock);
     let filling = content.begin(&store).await;
     assert_eq!(filling.have().iter().collect::<Vec<_>>(), [0, 1]);
@@ -520,6 +521,7 @@ async fn the_authoritys_signature_is_kept_beside_the_blob_and_goes_with_it() {
     drop(content.publish(&store).await);
     store.keep_piece_signature(&content.digest, [3; 64]).await.unwrap();
     store.close().await;
+    drop(store);
     let store = open(dir.path(), &clock);
     assert_eq!(store.piece_signature(&content.digest).await.unwrap(), Some([3; 64]));
     assert!(store.remove(&content.digest).await.unwrap());

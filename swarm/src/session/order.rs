@@ -226,7 +226,9 @@ mod tests {
                 pieces: vec![wire::PieceRange { first, count }],
             }))
         };
-        assert!(matches!(drop(2, 3), Ok(Some(SessionEvent::Drop { pieces, .. })) if pieces == [2..5]));
+        assert!(
+            matches!(drop(2, 3), Ok(Some(SessionEvent::Drop { pieces, .. })) if pieces.len() == 1 && pieces[0] == (2..5))
+        );
         assert!(drop(0, PIECE_COUNT_MAX + 1).is_err() && drop(u32::MAX, 1).is_err());
     }
 }
