@@ -94,7 +94,7 @@ fn knows_more(swarm: &Swarm, seat: u32, start: usize) -> bool {
     seat.complete
         || (0..words.len().min(WORDS_MAX))
             .map(|step| (start + step) % words.len())
-            .any(|word| seat.held_word(word) & !words[word] != 0)
+            .any(|word| seat.have.words().get(word).copied().unwrap_or(0) & !words[word] != 0)
 }
 
 /// Bitmap words that one look covers.

@@ -127,8 +127,11 @@ impl Brain {
             }
             landed |= state.seats[seat].leased.contains(piece);
             state.gain(seat, piece, now);
-            if hash.is_some() && known == *hash {
-                state.seats[seat].unproven.remove(piece);
+            match hash {
+                Some(hash) if known == Some(*hash) => drop(state.seats[seat].unproven.remove(piece)),
+                // Compared once the authority has spoken.
+                Some(_) => state.note_unproven(seat, piece),
+                None => {}
             }
         }
         let taking = &self.swarms[swarm].seats[seat];
