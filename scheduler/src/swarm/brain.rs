@@ -192,16 +192,17 @@ impl Brain {
         self.describe(swarm, out);
         self.steal(swarm, out);
         let state = &self.swarms[swarm];
-        let mut sampled = Vec::new();
-        for roll in [&state.waiting, &state.hungry] {
+        let most = self.policy.receivers_sampled;
+        let [waiting, hungry, unproven] = [&state.waiting, &state.hungry, &state.unproven].map(|roll| {
             let start = self.dice.below(roll.len());
             let seats = roll.as_slice().iter().cycle().skip(start);
-            sampled.extend(seats.take(self.policy.receivers_sampled.min(roll.len())));
-        }
-        for seat in sampled {
+            seats.take(most.min(roll.len())).copied().collect::<Vec<u32>>()
+        });
+        for seat in unproven {
             self.compare(swarm, seat, out);
-            self.takers.push_back((swarm, seat));
         }
+        let takers = waiting.into_iter().chain(hungry);
+        self.takers.extend(takers.map(|seat| (swarm, seat)));
         self.rouse(swarm);
     }
 

@@ -142,6 +142,7 @@ impl Brain {
                 !seat.banned && (seat.complete || !seat.have.is_empty())
             );
             assert_eq!(swarm.mirrors.contains(&index), seat.mirror);
+            assert_eq!(swarm.unproven.contains(index), !seat.unproven.is_empty());
         }
         if let Some(fill) = &swarm.fill {
             fill.check(&copies);

@@ -21,6 +21,8 @@ pub(super) struct Swarm {
     pub(super) waiting: Roll,
     /// Seats that hold something that may be leased from them, mirrors included.
     pub(super) sources: Roll,
+    /// Seats that brought along what is still to be compared with the authority's hashes.
+    pub(super) unproven: Roll,
     pub(super) mirrors: Vec<u32>,
     pub(super) wanting: u32,
     /// Counted peers that hold the whole blob.
@@ -58,6 +60,7 @@ impl Swarm {
             hungry: Roll::default(),
             waiting: Roll::default(),
             sources: Roll::default(),
+            unproven: Roll::default(),
             mirrors: Vec::new(),
             wanting: 0,
             complete_peers: 0,
@@ -103,7 +106,12 @@ impl Swarm {
         self.seats.remove(index);
         self.mirrors.retain(|&mirror| mirror != index);
         self.stater = self.stater.filter(|&stater| stater != index);
-        for roll in [&mut self.hungry, &mut self.waiting, &mut self.sources] {
+        for roll in [
+            &mut self.hungry,
+            &mut self.waiting,
+            &mut self.sources,
+            &mut self.unproven,
+        ] {
             roll.set(index, false);
         }
     }
@@ -117,6 +125,7 @@ impl Swarm {
         seat.waiting = seat.waiting.filter(|&piece| seat.wants && !seat.have.contains(piece));
         let waiting = lacking && seat.leases <= leases_deep && seat.waiting.is_some_and(|piece| seat.lacks(piece));
         self.waiting.set(index, waiting);
+        self.unproven.set(index, !seat.unproven.is_empty());
         self.hungry.set(index, lacking && seat.leases < leases_deep);
         self.sources
             .set(index, !seat.banned && (seat.complete || !seat.have.is_empty()));
