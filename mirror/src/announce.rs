@@ -1,9 +1,9 @@
 //! Telling the scheduler what is here, as it lands.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use piecemeal_proto::{
-    Digest, FillId, PieceHash, PieceMap,
+    AuthorityKey, Digest, FillId, PieceHash, PieceMap, SignedPieceHashes,
     wire::{self, HAVE_PIECES_MAX, report::Report},
 };
 use piecemeal_store::{Blob, Filling, Store};
@@ -17,11 +17,22 @@ use crate::{Destination, FillObserver, Origin, Traffic};
 pub struct Announcer {
     session: Option<Session>,
     traffic: Traffic,
+    /// A mirror's: it signs the piece hashes of what it has proven.
+    authority: Option<Arc<AuthorityKey>>,
 }
 
 impl Announcer {
     pub fn new(session: Option<Session>, traffic: Traffic) -> Self {
-        Self { session, traffic }
+        Self {
+            session,
+            traffic,
+            authority: None,
+        }
+    }
+
+    /// Of a mirror, whose word for a blob's piece hashes outlives its session.
+    pub fn signing(self, authority: Option<Arc<AuthorityKey>>) -> Self {
+        Self { authority, ..self }
     }
 
     /// Reports one event; dropped when there is no scheduler.
@@ -34,7 +45,10 @@ impl Announcer {
     /// Answers the scheduler's question what is here of a blob, with hashes.
     pub async fn describe(&self, store: &Store, digest: &Digest) {
         let reports = match store.blob(digest).await {
-            Ok(Some(blob)) => blob_reports(&blob),
+            Ok(Some(blob)) => {
+                let list = self.list(store, &blob).await;
+                list.into_iter().chain(blob_reports(&blob)).collect()
+            }
             Ok(None) => match store.filling(digest) {
                 Some(filling) => filling_reports(&filling),
                 None => vec![lost(digest)],
@@ -47,6 +61,36 @@ impl Announcer {
         for report in reports {
             self.report(report);
         }
+    }
+
+    /// The authority's word for a blob's piece hashes, of a scheduler that takes it: made here, or kept beside the blob.
+    async fn list(&self, store: &Store, blob: &Blob) -> Option<Report> {
+        if let Some(list) = self.sign(blob) {
+            return Some(list);
+        }
+        let session = self.session.as_ref()?;
+        if !session.has_feature(wire::feature::PIECE_HASHES) {
+            return None;
+        }
+        let signature = store.piece_hashes(blob.digest()).await.ok().flatten()?.signature?;
+        Some(Report::PieceHashes(wire::PieceHashes {
+            digest: blob.digest().to_string(),
+            blob_bytes: blob.map().blob_bytes(),
+            piece_bytes: blob.map().piece_bytes(),
+            hash_algorithm: wire::HashAlgorithm::Sha256.into(),
+            hashes: blob.piece_hashes().concat(),
+            signature: signature.to_vec(),
+        }))
+    }
+
+    fn sign(&self, blob: &Blob) -> Option<Report> {
+        let (authority, session) = (self.authority.as_ref()?, self.session.as_ref()?);
+        if !session.has_feature(wire::feature::PIECE_HASHES) {
+            return None;
+        }
+        let hashes = blob.piece_hashes().to_vec();
+        let list = SignedPieceHashes::sign(authority, *blob.digest(), blob.map(), hashes)?;
+        Some(Report::PieceHashes(list.to_wire()))
     }
 }
 
@@ -65,6 +109,12 @@ impl FillObserver for Announcer {
             piece,
             vec![Some(hash)],
         ));
+    }
+
+    fn kept(&self, blob: &Blob) {
+        if let Some(list) = self.sign(blob) {
+            self.report(list);
+        }
     }
 
     fn proven(&self, digest: &Digest, fill: FillId) {

@@ -113,7 +113,7 @@ impl Mirror {
             )
         });
         let (session, events) = session.unzip();
-        let announcer = Announcer::new(session.clone(), traffic.clone());
+        let announcer = Announcer::new(session.clone(), traffic.clone()).signing(config.authority_key.clone());
 
         let upstreams = Upstreams::new(&config.upstreams, &config.client, store.node_id())?;
         let (wan, tag_ttl, offline_grace) = (
@@ -482,6 +482,8 @@ async fn answer_scheduler(
                 SessionEvent::Lease(_)
                 | SessionEvent::Cancel(_)
                 | SessionEvent::Revoked { .. }
+                | SessionEvent::Drop { .. }
+                | SessionEvent::PieceHashes(_)
                 | SessionEvent::WantRefused { .. }
                 | SessionEvent::Warm(_),
             ) => {}

@@ -8,10 +8,10 @@ use std::{
 use async_trait::async_trait;
 use piecemeal_mirror::Announcer;
 use piecemeal_proto::{
-    Digest, PieceSet,
+    Digest, PieceSet, SignedPieceHashes,
     wire::{LeaseEnded, Outcome, report::Report},
 };
-use piecemeal_store::{Filling, Store};
+use piecemeal_store::{Blob, Filling, Store};
 use piecemeal_swarm::{Inventory, SessionEvent};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -124,11 +124,26 @@ impl LiveDownloads {
                 Some(SessionEvent::Revoked { digest, fill }) => {
                     self.order(&digest, Order::Revoked(fill.0)).await;
                 }
+                Some(SessionEvent::Drop { digest, fill, pieces }) => {
+                    self.order(&digest, Order::Drop { fill: fill.0, pieces }).await;
+                }
+                Some(SessionEvent::PieceHashes(list)) => self.keep_list(&store, list).await,
                 Some(SessionEvent::WantRefused { digest, reason }) => {
                     self.order(&digest, Order::WantRefused(reason)).await;
                 }
                 Some(SessionEvent::Warm(warm)) => warmer.order(warm),
             }
+        }
+    }
+
+    /// A list goes to the blob's download, or beside the blob if that is here.
+    async fn keep_list(&self, store: &Store, list: SignedPieceHashes) {
+        let (digest, list) = (*list.digest(), Arc::new(list));
+        if self.order(&digest, Order::PieceHashes(Arc::clone(&list))).await {
+            return;
+        }
+        if let Ok(Some(blob)) = store.blob(&digest).await {
+            keep_beside(store, &blob, &list).await;
         }
     }
 
@@ -154,6 +169,20 @@ impl LiveDownloads {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Table> {
         self.0.lock().expect("no holder of this lock panics")
+    }
+}
+
+/// Keeps the authority's signature over the hashes that the blob has here.
+pub(crate) async fn keep_beside(store: &Store, blob: &Blob, list: &SignedPieceHashes) {
+    if blob.map() != list.map() || blob.piece_hashes()[..] != *list.hashes() {
+        return;
+    }
+    let piece_bytes = list.map().piece_bytes();
+    if let Err(error) = store
+        .sign_piece_hashes(blob.digest(), piece_bytes, *list.signature())
+        .await
+    {
+        warn!(blob.digest = %blob.digest(), %error, "the signature of its piece hashes cannot be kept: {error}");
     }
 }
 

@@ -12,6 +12,7 @@ mod key;
 mod manifest;
 mod node_key;
 mod piece;
+mod piece_hashes;
 mod platform;
 mod reference;
 mod token;
@@ -26,6 +27,7 @@ pub use node_key::{NodeKey, NodePublic};
 pub use piece::{
     PIECE_BYTES_MAX, PIECE_BYTES_MIN, PIECE_COUNT_MAX, PIECE_HASH_BYTES, PieceHash, PieceMap, PieceMapError, PieceSet,
 };
+pub use piece_hashes::{CheckPieceHashesError, SIGNATURE_BYTES, SIGNED_PIECES_MAX, SignedPieceHashes};
 pub use platform::{ParsePlatformError, offered_platforms};
 pub use reference::{
     ImageReference, ParseReferenceError, REPOSITORY_BYTES_MAX, Reference, RepositoryName, TAG_BYTES_MAX, is_registry,

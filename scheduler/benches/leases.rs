@@ -37,6 +37,7 @@ fn hand_out(peers: u32, pieces: u32, leases_max: u64) -> (u64, Duration) {
             pool: "site".into(),
             zone: String::new(),
             may_use_upstream: false,
+            features: piecemeal_scheduler::swarm::Features::default(),
         };
         let member = MemberId(id);
         brain.handle(Duration::ZERO, Event::Joined { member, info }, &mut out);

@@ -13,7 +13,7 @@ use std::{
 use piecemeal_proto::{AuthorityKey, AuthorityPublic, NodeId, PeerRoles, RoleKey, wire};
 use tracing::{info, warn};
 
-use crate::swarm::{Member, Role};
+use crate::swarm::{Features, Member, Role};
 
 /// What this site's daemons prove themselves with, and which of them are shut out.
 pub(crate) struct Admission {
@@ -134,6 +134,7 @@ impl Admission {
                 pool: hello.pool,
                 zone: hello.zone,
                 may_use_upstream: hello.may_use_upstream,
+                features: features(&hello.features),
             },
             incarnation: hello.incarnation,
             signed,
@@ -213,6 +214,14 @@ impl RefuseHelloError {
             Self::Exhausted => "exhausted",
             Self::Node | Self::Role | Self::Name | Self::Port | Self::NoHello => "hello",
         }
+    }
+}
+
+fn features(stated: &[String]) -> Features {
+    let has = |feature: &str| stated.iter().any(|stated| stated == feature);
+    Features {
+        piece_hashes: has(wire::feature::PIECE_HASHES),
+        drop: has(wire::feature::DROP),
     }
 }
 

@@ -346,12 +346,21 @@ impl Driver {
                     Err(TrySendError::Closed(_)) => lost.push((to, SessionEnd::Left)),
                 }
             }
+            self.tell_convictions();
             for (member, cause) in lost {
                 if self.forget(member, cause) {
                     let now = self.started.elapsed();
                     self.brain.handle(now, Event::Left { member }, &mut self.commands);
                 }
             }
+        }
+    }
+
+    fn tell_convictions(&mut self) {
+        for conviction in self.brain.take_convictions() {
+            let (node, digest, piece) = (conviction.node, conviction.digest, conviction.piece);
+            self.metrics.refused("false_hash");
+            warn!(node = %node, blob.digest = %digest, "peer {node} stated another hash for piece {piece} of {digest} than the mirror; nothing more of the blob is fetched from it, and its word is used no more (look into that node)");
         }
     }
 
@@ -381,6 +390,24 @@ impl Driver {
                 };
                 (to, order(Kind::Revoked(revoked)))
             }
+            Command::Drop {
+                to,
+                digest,
+                fill,
+                pieces,
+            } => {
+                let pieces = pieces.iter().map(|range| wire::PieceRange {
+                    first: range.start,
+                    count: range.end - range.start,
+                });
+                let drop = wire::Drop {
+                    digest: digest.to_string(),
+                    fill: fill.0,
+                    pieces: pieces.collect(),
+                };
+                (to, order(Kind::Drop(drop)))
+            }
+            Command::PieceHashes { to, list } => (to, Some(Outgoing::PieceHashes(list))),
             Command::Describe { to, digest } => {
                 let describe = wire::Describe {
                     digest: digest.to_string(),
@@ -480,6 +507,7 @@ mod tests {
             pool: pool.to_owned(),
             zone: String::new(),
             may_use_upstream: false,
+            features: crate::swarm::Features::default(),
         };
         let admitted = Admitted {
             member,

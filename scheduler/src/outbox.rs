@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use lru::LruCache;
-use piecemeal_proto::{AuthorityKey, Digest, NodeId, Ticket, wire};
+use piecemeal_proto::{AuthorityKey, Digest, NodeId, SignedPieceHashes, Ticket, wire};
 use prost::Message as _;
 use tokio::{
     sync::mpsc,
@@ -30,6 +30,7 @@ pub(crate) enum Outgoing {
     Order(Kind),
     /// The same for a whole pool.
     Warm(Arc<wire::Warm>),
+    PieceHashes(Arc<SignedPieceHashes>),
 }
 
 /// Where a session's orders go.
@@ -98,6 +99,7 @@ impl Tickets {
                 Kind::Lease(lease_order(lease, &source, ticket))
             }
             Outgoing::Order(order) => order,
+            Outgoing::PieceHashes(list) => Kind::PieceHashes(list.to_wire()),
             Outgoing::Warm(warm) => Kind::Warm(wire::Warm::clone(&warm)),
         };
         wire::Order { order: Some(order) }

@@ -3,9 +3,11 @@
 //! Everything in a report is a stranger's word until it is checked here: digests, bitmaps, counts and lengths fit each other,
 //! a peer wants only what it was granted, and only a mirror speaks about fills as a whole.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
-use piecemeal_proto::{AuthorityPublic, Digest, FillId, Grant, NodeId, PIECE_HASH_BYTES, PieceMap, PieceSet, wire};
+use piecemeal_proto::{
+    AuthorityPublic, Digest, FillId, Grant, NodeId, PIECE_HASH_BYTES, PieceMap, PieceSet, SignedPieceHashes, wire,
+};
 
 use crate::swarm::{Event, LeaseId, MemberId, Outcome, Role};
 
@@ -86,14 +88,16 @@ impl ReportReader {
                 self.mirrors_only()?;
                 return warm.is_sound().then_some(()).ok_or(malformed("warm"));
             }
-            // Of a feature that this scheduler does not state.
-            Some(Kind::PieceHashes(_)) => return Ok(()),
+            Some(Kind::PieceHashes(list)) => Event::PieceHashes {
+                member,
+                list: self.piece_hashes(&list)?,
+            },
             Some(Kind::Revoke(revoke)) => {
-                self.mirrors_only()?;
-                Event::Revoke {
-                    member,
-                    digest: digest(&revoke.digest)?,
-                    fill: fill(revoke.fill)?,
+                let (digest, fill) = (digest(&revoke.digest)?, fill(revoke.fill)?);
+                match self.role {
+                    Role::Mirror => Event::Revoke { member, digest, fill },
+                    // It speaks for its own copy alone.
+                    Role::Peer => Event::Doubt { member, digest, fill },
                 }
             }
         };
@@ -173,6 +177,16 @@ impl ReportReader {
             first: have.first,
             hashes: wire::split_hashes(hashes, have.count).ok_or(malformed("hashes"))?,
         })
+    }
+
+    /// Whoever repeats it: the authority's signature is what counts.
+    fn piece_hashes(&self, list: &wire::PieceHashes) -> Result<Arc<SignedPieceHashes>, ReadReportError> {
+        let list =
+            SignedPieceHashes::from_wire(list, &self.authority).map_err(|_| malformed("list of piece hashes"))?;
+        match list.map().piece_bytes() >= PIECE_BYTES_FLOOR {
+            true => Ok(Arc::new(list)),
+            false => Err(malformed("piece size")),
+        }
     }
 
     /// Digests that cannot be read are left out, so that one of a later release costs nobody the rest.
@@ -402,9 +416,27 @@ mod tests {
             fill: 7,
         });
         let revoke = Kind::Revoke(wire::Revoke { digest, fill: 7 });
+        assert_eq!(read(Role::Peer, proven.clone()), Err(ReadReportError::MirrorsOnly));
+        let doubts = read(Role::Peer, revoke.clone()).unwrap();
+        assert!(
+            matches!(doubts[..], [Event::Doubt { .. }]),
+            "a peer speaks for its own copy"
+        );
         for report in [proven, revoke] {
-            assert_eq!(read(Role::Peer, report.clone()), Err(ReadReportError::MirrorsOnly));
             assert_eq!(read(Role::Mirror, report).unwrap().len(), 1);
+        }
+    }
+
+    #[test]
+    fn a_list_counts_by_its_signature_whoever_repeats_it() {
+        let (blob, map) = (Digest::of(b"blob"), PieceMap::new(1000, 100).unwrap());
+        let signed = SignedPieceHashes::sign(&key(), blob, map, vec![[4; 32]; 10]).unwrap();
+        for role in [Role::Peer, Role::Mirror] {
+            let events = read(role, Kind::PieceHashes(signed.to_wire())).unwrap();
+            assert!(matches!(&events[..], [Event::PieceHashes { list, .. }] if **list == signed));
+            let mut forged = signed.to_wire();
+            forged.hashes[0] ^= 1;
+            assert!(read(role, Kind::PieceHashes(forged)).is_err(), "{role:?}");
         }
     }
 

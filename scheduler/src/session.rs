@@ -376,6 +376,7 @@ impl Part {
                 + match event {
                     Event::Have { hashes, .. } => size_of_val(&hashes[..]),
                     Event::Want { have, .. } => size_of_val(have.words()),
+                    Event::PieceHashes { list, .. } => size_of_val(list.hashes()),
                     _ => 0,
                 };
         }
@@ -401,7 +402,7 @@ async fn send(orders: &OrderSender, order: Kind) -> Result<(), GreetError> {
 }
 
 /// What this scheduler has of what the protocol may add.
-const FEATURES: [&str; 1] = [feature::SIGNED_IDENTITY];
+const FEATURES: [&str; 3] = [feature::SIGNED_IDENTITY, feature::PIECE_HASHES, feature::DROP];
 /// How long a stranger may take to say who it is.
 pub(crate) const HELLO_WAIT: Duration = Duration::from_secs(5);
 /// Ten heartbeats. Placement does not use a member that is silent for far less; this is when it is forgotten.

@@ -79,6 +79,8 @@ struct FillState {
     hashes: Vec<PieceHash>,
     /// In `landed`, and not yet in the index.
     unsaved: Vec<u32>,
+    /// The lowest piece of each lot that was taken back, in their order; at most [`TAKEN_BACK_MAX`].
+    taken_back: Vec<u32>,
     /// Of pieces that are not in `landed`.
     tails: Tails,
     /// Being written by somebody; and whether somebody else waits for that.
@@ -142,6 +144,7 @@ impl Fill {
                 hashed: 0,
                 hashes: vec![[0; 32]; map.count() as usize],
                 unsaved: Vec::new(),
+                taken_back: Vec::new(),
                 tails: Tails::default(),
                 claimed: HashMap::new(),
                 waits: BTreeMap::new(),
@@ -347,6 +350,57 @@ impl Fill {
     /// The piece was found in the file by a resume, and the index knows it.
     pub(crate) fn adopt(&self, index: u32, hash: PieceHash) {
         self.insert(&mut locked(&self.state), index, hash);
+    }
+
+    /// Forgets pieces that turned out to be other than was believed; yields those that were here. `None`: they cannot be had again,
+    /// and the fill is to be given up.
+    pub(crate) fn take_back(&self, pieces: impl IntoIterator<Item = u32>) -> Option<Vec<u32>> {
+        // No piece is hashed meanwhile.
+        let mut prefix = locked(&self.prefix);
+        let mut state = locked(&self.state);
+        let state = &mut *state;
+        if state.end.is_some() {
+            return Some(Vec::new());
+        }
+        let mut taken: Vec<u32> = pieces
+            .into_iter()
+            .filter(|&piece| state.landed.contains(piece))
+            .collect();
+        taken.sort_unstable();
+        let Some(&lowest) = taken.first() else {
+            return Some(taken);
+        };
+        if state.window.is_some() || state.taken_back.len() >= TAKEN_BACK_MAX {
+            return None;
+        }
+        for &piece in &taken {
+            if state.landed.remove(piece) {
+                state.landed_bytes -= self.map.len(piece);
+            }
+            state.have.remove(piece);
+            state.unsaved.retain(|&unsaved| unsaved != piece);
+        }
+        state.taken_back.push(lowest);
+        if lowest < prefix.next {
+            *prefix = Prefix {
+                hasher: self.digest.algorithm().hasher(),
+                next: 0,
+            };
+            state.hashed = 0;
+        }
+        self.changed();
+        Some(taken)
+    }
+
+    /// Lots of pieces that were taken back so far.
+    pub(crate) fn takings(&self) -> usize {
+        locked(&self.state).taken_back.len()
+    }
+
+    /// Whether a piece below `piece` was taken back since there were `seen` lots.
+    pub(crate) fn has_taken_back(&self, seen: usize, piece: u32) -> bool {
+        let state = locked(&self.state);
+        state.taken_back.iter().skip(seen).any(|&lowest| lowest < piece)
     }
 
     fn insert(&self, state: &mut FillState, index: u32, hash: PieceHash) {
@@ -600,6 +654,9 @@ impl Fill {
         Some((wait.piece, now.saturating_sub(wait.since)))
     }
 }
+
+/// A fill of which lots of pieces were taken back so often is given up.
+const TAKEN_BACK_MAX: usize = 64;
 
 /// The row of a fill that the index does not know.
 const NO_ROW: i64 = -1;

@@ -7,7 +7,7 @@
 use std::{
     io,
     ops::Range,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -17,12 +17,13 @@ use tokio::sync::watch;
 use tracing::debug;
 
 use crate::{
-    Extent, FillFailure, PieceHash, ReadBlobError,
+    Extent, FillFailure, PieceHash, ReadBlobError, StoreError,
     blobs::check_range,
     blocking::blocking,
     files::write_all_at,
     fill::{Claim, Fill, read_now, read_range},
     handle::Handle,
+    index::{Durability, partials},
     lock::locked,
 };
 
@@ -36,6 +37,8 @@ const ADVANCE_PIECES_MAX: u32 = 4;
 pub struct Filling {
     pub(crate) handle: Arc<Handle>,
     seat: Mutex<Option<Seat>>,
+    /// Lots of pieces that had been taken back when this clone first read.
+    seen: OnceLock<usize>,
 }
 
 impl Clone for Filling {
@@ -83,6 +86,7 @@ impl Filling {
         Self {
             handle,
             seat: Mutex::default(),
+            seen: OnceLock::new(),
         }
     }
 
@@ -111,6 +115,11 @@ impl Filling {
     /// The pieces that have been here, each verified; those of a passing fill may have gone again.
     pub fn landed(&self) -> PieceSet {
         self.fill_state().landed()
+    }
+
+    /// Whether it was given up.
+    pub fn is_abandoned(&self) -> bool {
+        self.fill_state().failure().is_some()
     }
 
     /// Whether the blob will not be kept.
@@ -230,6 +239,32 @@ impl Filling {
         }
     }
 
+    /// Takes back pieces that turned out to be other than was believed. They are missing again. A reader (a clone) that may have read
+    /// one of them gets an error: it has read what the blob does not have. A fill whose pieces cannot be had again is abandoned.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub async fn take_back(&self, pieces: Vec<u32>) -> Result<(), StoreError> {
+        let gate = self.handle.shared().gates.enter(self.digest()).await;
+        let handle = Arc::clone(&self.handle);
+        let has_way_back = blocking(move || {
+            let fill = &handle.fill;
+            let Some(taken) = fill.take_back(pieces) else {
+                return Ok(false);
+            };
+            handle.shared().write(Durability::Batched, |transaction| {
+                partials::drop_pieces(transaction, fill.row(), &taken)
+            })?;
+            drop(gate);
+            Ok::<_, StoreError>(true)
+        })
+        .await??;
+        if !has_way_back {
+            self.abandon(FillFailure::Revoked).await;
+        }
+        Ok(())
+    }
+
     /// What a client may see: waits until the range's first byte is here, and returns what is here from there without a
     /// gap: at least one byte, at most [`crate::READ_BYTES_MAX`]. The blob's final piece counts as here once the blob is
     /// proven. An empty range is an empty answer. Cancel safe.
@@ -288,10 +323,14 @@ impl Filling {
             return Ok(range.start..range.start);
         };
         self.sit_at(piece)?;
+        let seen = *self.seen.get_or_init(|| self.fill_state().takings());
         let mut changes = self.changes();
         let mut waiting = None;
         let end = loop {
             changes.borrow_and_update();
+            if self.fill_state().has_taken_back(seen, piece) {
+                return Err(ReadBlobError::Abandoned(FillFailure::Revoked));
+            }
             let end = self
                 .fill_state()
                 .readable_end(range.start, range.end - range.start)

@@ -452,3 +452,56 @@ async fn each_of_sixteen_pieces_has_a_tail_of_its_own() {
         assert_eq!(filling.tail(piece).await, kept.then(|| tail_of(piece)), "piece {piece}");
     }
 }
+
+#[tokio::test]
+async fn a_piece_that_was_taken_back_is_had_again_and_the_blob_is_proven() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = FakeClock::new();
+    let store = open(dir.path(), &clock);
+    let content = Content::pieces(7, 5);
+    let filling = content.begin(&store).await;
+    for index in [0, 2, 3, 4] {
+        content.write(&filling, index).await;
+    }
+    let forged = Bytes::from(vec![0x41; content.piece(1).len()]);
+    filling.write_piece(1, forged, None).await.unwrap();
+    let (misled, late) = (filling.clone(), filling.clone());
+    misled.read(0..PIECE_BYTES).await.unwrap();
+    assert_eq!(read_filling(&misled, PIECE_BYTES..2 * PIECE_BYTES).await[0], 0x41);
+
+    filling.take_back(vec![1]).await.unwrap();
+    assert!(!filling.have().contains(1) && filling.landed().count() == 4);
+    content.write(&filling, 1).await;
+    let on = misled.read(2 * PIECE_BYTES..3 * PIECE_BYTES).await;
+    assert!(
+        matches!(on, Err(ReadBlobError::Abandoned(FillFailure::Revoked))),
+        "what it has read is not the blob: {on:?}"
+    );
+    let read = read_filling(&late, 0..4 * PIECE_BYTES).await;
+    assert_eq!(
+        read[..],
+        content.bytes[..read.len()],
+        "who reads from now on reads the blob"
+    );
+    let blob = filling.publish().await.unwrap();
+    assert_eq!(read_all(&blob).await[..], content.bytes[..]);
+}
+
+#[tokio::test]
+async fn what_was_taken_back_is_missing_after_a_restart_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = FakeClock::new();
+    let content = Content::pieces(8, 5);
+    let store = open(dir.path(), &clock);
+    let filling = content.begin(&store).await;
+    for index in 0..4 {
+        content.write(&filling, index).await;
+    }
+    filling.take_back(vec![2, 3]).await.unwrap();
+    drop(filling);
+    store.close().await;
+    drop(store);
+    let store = open(dir.path(), &clock);
+    let filling = content.begin(&store).await;
+    assert_eq!(filling.have().iter().collect::<Vec<_>>(), [0, 1]);
+}

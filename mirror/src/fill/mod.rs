@@ -17,7 +17,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use piecemeal_proto::{Digest, FillId, PieceHash, PieceMap};
-use piecemeal_store::{BeginFillError, FillFailure, Filling, Offer, PublishBlobError, Repository, Store};
+use piecemeal_store::{BeginFillError, Blob, FillFailure, Filling, Offer, PublishBlobError, Repository, Store};
 use piecemeal_swarm::Limiter;
 use tracing::{info, warn};
 
@@ -43,6 +43,8 @@ pub trait FillObserver: Send + Sync {
     fn opened(&self, filling: &Filling);
     /// A piece has landed.
     fn landed(&self, filling: &Filling, piece: u32, hash: PieceHash);
+    /// The blob is proven and here; [`FillObserver::proven`] follows.
+    fn kept(&self, _blob: &Blob) {}
     /// The blob's digest is proven; the blob is published.
     fn proven(&self, digest: &Digest, fill: FillId);
     /// None of the fill's pieces may be kept.
@@ -72,9 +74,53 @@ struct Whence<'a> {
     callers: Option<&'a Callers>,
 }
 
+/// Why a caller gets no blob.
+enum OpenError {
+    Pull(PullError),
+    /// The fill that the caller joined has been given up meanwhile.
+    Left,
+}
+
+impl<E: Into<PullError>> From<E> for OpenError {
+    fn from(error: E) -> Self {
+        Self::Pull(error.into())
+    }
+}
+
+impl OpenError {
+    fn into_pull(self) -> PullError {
+        match self {
+            Self::Pull(error) => error,
+            Self::Left => PullError::Unavailable("the blob's source has changed meanwhile; try again".to_owned()),
+        }
+    }
+}
+
 #[async_trait]
 impl Blobs for UpstreamBlobs {
     async fn open(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<OpenBlob, PullError> {
+        match self.try_open(caller, at, digest).await {
+            // The fill that it joined brought nothing, and has gone on from another upstream: the caller's, it may be.
+            Err(OpenError::Left) => self.try_open(caller, at, digest).await,
+            opened => opened,
+        }
+        .map_err(OpenError::into_pull)
+    }
+
+    async fn stat(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<u64, PullError> {
+        if let Some(blob_bytes) = self.transfers.blob_bytes_here(&self.store, at, digest).await? {
+            self.access.require(caller, at, Item::Blob(digest)).await?;
+            return Ok(blob_bytes);
+        }
+        let stated = self.upstreams.get(&at.upstream)?.head_blob(caller, at, digest).await?;
+        stated
+            .or_else(|| self.sizes.get(at, digest))
+            .ok_or_else(|| PullError::BadGateway(format!("{} does not state the size of {digest}", at.upstream)))
+    }
+}
+
+impl UpstreamBlobs {
+    async fn try_open(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<OpenBlob, OpenError> {
         if let Some(blob) = self.store.blob(digest).await? {
             self.access.require(caller, at, Item::Blob(digest)).await?;
             return Ok(OpenBlob::Complete(blob));
@@ -105,32 +151,26 @@ impl Blobs for UpstreamBlobs {
             OpenBlob::Filling(filling) => Item::Filling(filling),
             OpenBlob::Complete(_) | OpenBlob::Starting { .. } => Item::Blob(digest),
         };
-        let verdict = self.access.require(caller, at, item).await;
-        transfer.judged(caller, at, &verdict);
-        if verdict.as_ref().is_err_and(|error| !error.is_refusal())
-            && let OpenBlob::Filling(filling) = &opened
+        if let OpenBlob::Filling(filling) = &opened
             && filling.landed().is_empty()
+            && !transfer.is_from(at)
         {
-            // There is nothing yet to hold this caller's upstream to. It may be the faster one all the same.
+            // There is nothing yet to hold this caller's upstream to. It may be the faster one.
             transfer.judged(caller, at, &prove().await);
         }
-        verdict?;
-        Ok(opened.proven())
-    }
-
-    async fn stat(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<u64, PullError> {
-        if let Some(blob_bytes) = self.transfers.blob_bytes_here(&self.store, at, digest).await? {
-            self.access.require(caller, at, Item::Blob(digest)).await?;
-            return Ok(blob_bytes);
+        let verdict = self.access.require(caller, at, item).await;
+        transfer.judged(caller, at, &verdict);
+        match (verdict, &opened) {
+            (Err(error), OpenBlob::Filling(filling)) if !error.is_refusal() && filling.is_abandoned() => {
+                Err(OpenError::Left)
+            }
+            (verdict, _) => {
+                verdict?;
+                Ok(opened.proven())
+            }
         }
-        let stated = self.upstreams.get(&at.upstream)?.head_blob(caller, at, digest).await?;
-        stated
-            .or_else(|| self.sizes.get(at, digest))
-            .ok_or_else(|| PullError::BadGateway(format!("{} does not state the size of {digest}", at.upstream)))
     }
-}
 
-impl UpstreamBlobs {
     /// Carries out a transfer: the whole blob, from where an earlier try has left it. Once it is open it goes on by itself with
     /// the rights of other callers at the same upstream.
     ///
@@ -340,6 +380,7 @@ impl UpstreamBlobs {
         };
         match arrived {
             Ok(Arrived::Kept(blob)) => {
+                self.observer.kept(&blob);
                 self.observer.proven(filling.digest(), filling.fill());
                 Ok(Arrived::Kept(blob))
             }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use piecemeal_store::Filling;
+use piecemeal_store::{FillFailure, Filling};
 use tracing::{debug, info, warn};
 
 use super::{
@@ -34,6 +34,8 @@ const UNREAD_MAX: Duration = Duration::from_secs(30);
 /// A fill that brings less than this in so long gives way to another upstream, when a caller has joined from there.
 const SLOW_BYTES: u64 = 256 * 1024;
 const SLOW_WINDOW: Duration = Duration::from_secs(5);
+/// The same for one of which no piece is here yet: a client of another upstream is sent away after twice as long.
+const STILL_WINDOW: Duration = Duration::from_secs(1);
 /// How often it is looked whether a client waits for something that nobody fetches yet.
 const LOOK_AROUND: Duration = Duration::from_millis(100);
 
@@ -51,10 +53,19 @@ pub(super) struct Pour<'a> {
     patience: Patience,
     /// Upstream has answered.
     began: bool,
+    began_at: Instant,
     /// When it was last looked how much has come, and how much that was.
     weighed: (Instant, u64),
     /// When somebody was last seen reading.
     read_at: Instant,
+}
+
+/// Of a fill that has brought nothing, not even the size is kept: this upstream alone has stated it.
+async fn leave_nothing(blobs: &UpstreamBlobs, filling: &Filling) {
+    if filling.landed().is_empty() {
+        blobs.observer.revoked(filling.digest(), filling.fill());
+        filling.abandon(FillFailure::Revoked).await;
+    }
 }
 
 /// What a connection has come to.
@@ -103,6 +114,7 @@ impl<'a> Pour<'a> {
             whole: false,
             patience: Patience::new(patience),
             began: false,
+            began_at: Instant::now(),
             weighed: (Instant::now(), 0),
             read_at: Instant::now(),
         }
@@ -159,6 +171,7 @@ impl<'a> Pour<'a> {
             }
             // A passing fill is as slow as its readers.
             if self.is_slow() && !self.way.filling.is_passing() && self.gives_way() {
+                leave_nothing(self.way.blobs, self.way.filling).await;
                 return Err(PullError::Unavailable(format!(
                     "{} is slow",
                     self.way.right.at.upstream
@@ -183,6 +196,9 @@ impl<'a> Pour<'a> {
 
     /// Whether too little has come in the last window.
     fn is_slow(&mut self) -> bool {
+        if self.began_at.elapsed() >= STILL_WINDOW && self.way.filling.landed().is_empty() {
+            return true;
+        }
         let (since, before) = self.weighed;
         if since.elapsed() < SLOW_WINDOW {
             return false;

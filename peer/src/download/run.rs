@@ -11,7 +11,7 @@ use piecemeal_mirror::{
     lost, pass,
 };
 use piecemeal_proto::{
-    Digest,
+    Digest, PieceHash, SignedPieceHashes,
     wire::{self, Lease, Outcome, report::Report},
 };
 use piecemeal_store::{BeginFillError, Blob, FillFailure, Filling, Offer, Repository, Store};
@@ -27,7 +27,11 @@ use super::{
     mode::Facts,
     window::Window,
 };
-use crate::{DirectFallback, live::LiveDownloads, mirror_client::MirrorClient};
+use crate::{
+    DirectFallback,
+    live::{LiveDownloads, keep_beside},
+    mirror_client::MirrorClient,
+};
 
 /// How often the facts are looked at when nothing happens.
 const TICK: Duration = Duration::from_millis(250);
@@ -52,6 +56,13 @@ pub(crate) enum Order {
     Lease(Lease),
     Cancel(u64),
     Revoked(u64),
+    /// These pieces of the fill are not what their hash said.
+    Drop {
+        fill: u64,
+        pieces: Vec<Range<u32>>,
+    },
+    /// The authority's word for the hashes of all pieces.
+    PieceHashes(Arc<SignedPieceHashes>),
     /// The session is there again: the want is sent once more.
     Up,
     /// The want was not accepted: the grant is old.
@@ -104,6 +115,8 @@ struct Download {
     told: Option<Range<u32>>,
     /// When somebody was last seen reading.
     read_at: Instant,
+    /// The authority's word for the hashes of all pieces.
+    list: Option<Arc<SignedPieceHashes>>,
 }
 
 /// What a task of a download has done. All waiting is in tasks, so that orders are never kept waiting.
@@ -235,6 +248,7 @@ impl Download {
             direct_after: now,
             told: None,
             read_at: now,
+            list: None,
         }
     }
 
@@ -269,7 +283,7 @@ impl Download {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut had = self.filling.landed().count();
         loop {
-            if self.filling.landed().is_full() {
+            if self.filling.landed().is_full() && self.drop_what_differs().await? {
                 return self.publish().await;
             }
             if let Some(failure) = self.filling.failure() {
@@ -288,9 +302,9 @@ impl Download {
             }
             let have = self.filling.landed().count();
             if have > had {
-                had = have;
                 self.last_landed = Instant::now();
             }
+            had = have;
             self.follow_window();
             self.help_itself();
         }
@@ -322,6 +336,9 @@ impl Download {
     async fn publish(&mut self) -> Result<Arrived, PullError> {
         let arrived = self.parts.upstream.publish(&self.at, &self.filling).await?;
         let (digest, bytes) = (self.filling.digest(), self.filling.map().blob_bytes());
+        if let (Arrived::Kept(blob), Some(list)) = (&arrived, &self.list) {
+            keep_beside(&self.parts.store, blob, list).await;
+        }
         match arrived {
             Arrived::Kept(_) => info!(blob.digest = %digest, blob.bytes = bytes, "{digest} is here"),
             Arrived::Passed => info!(blob.digest = %digest, blob.bytes = bytes, "{digest} has passed through"),
@@ -345,12 +362,49 @@ impl Download {
                 return Err(PullError::BadGateway("the mirror found the fill to be bad".to_owned()));
             }
             Order::Revoked(_) => {}
+            Order::Drop { fill, pieces } if fill == self.filling.fill().0 => {
+                let count = self.filling.map().count();
+                let pieces = pieces
+                    .into_iter()
+                    .flat_map(|range| range.start.min(count)..range.end.min(count));
+                self.take_back(pieces.collect()).await?;
+            }
+            Order::Drop { .. } => {}
+            Order::PieceHashes(list) => {
+                self.list = Some(list);
+                self.drop_what_differs().await?;
+            }
             Order::Up => self.report(self.want()),
             Order::WantRefused(reason) => {
                 debug!(blob.digest = %self.filling.digest(), reason, "the want was refused; a new grant is asked for");
                 self.reopen_now = true;
             }
         }
+        Ok(())
+    }
+
+    /// Compares the pieces that are here with the authority's word and drops those that differ; says whether none did.
+    async fn drop_what_differs(&mut self) -> Result<bool, PullError> {
+        let wrong = match &self.list {
+            Some(list) if list.map() == self.filling.map() => {
+                differing(list.hashes(), |piece| self.filling.hash(piece))
+            }
+            _ => Vec::new(),
+        };
+        let none = wrong.is_empty();
+        if !none {
+            self.take_back(wrong).await?;
+        }
+        Ok(none)
+    }
+
+    /// Drops pieces, and says again what is here: what was reported before may have crossed the order.
+    async fn take_back(&mut self, pieces: Vec<u32>) -> Result<(), PullError> {
+        let digest = self.filling.digest();
+        warn!(blob.digest = %digest, pieces = pieces.len(), "{} pieces of {digest} are not the mirror's; those that are here are dropped and fetched again", pieces.len());
+        self.filling.take_back(pieces).await?;
+        self.parts.live.renew(self.filling.digest(), self.want());
+        self.report(self.want());
         Ok(())
     }
 
@@ -557,5 +611,23 @@ impl Download {
 
     fn report(&self, report: Report) {
         self.parts.announcer.report(report);
+    }
+}
+
+/// The pieces that are here with another hash than the authority's.
+fn differing(stated: &[PieceHash], here: impl Fn(u32) -> Option<PieceHash>) -> Vec<u32> {
+    let stated = (0..).zip(stated);
+    let differs = stated.filter(|(piece, stated)| here(*piece).is_some_and(|here| here != **stated));
+    differs.map(|(piece, _)| piece).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_here_and_another_differs() {
+        let here = |piece: u32| (piece < 3).then_some([u8::try_from(piece).expect("a small number"); 32]);
+        assert_eq!(differing(&[[0; 32], [9; 32], [2; 32], [9; 32]], here), [1]);
     }
 }

@@ -2,17 +2,23 @@
 //!
 //! Invariant: between two calls nobody is left to be matched but those whom a tick will try again.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    num::NonZeroUsize,
+};
 
+use lru::LruCache;
 use piecemeal_proto::{Digest, NodeId};
 
 use super::{
-    Command, Event, MemberId, Policy, Time,
+    Command, Conviction, Event, MemberId, Policy, Time,
     dice::Dice,
+    holdings::Holdings,
     lease::Leases,
     member::{MemberState, Pool},
     slab::Slab,
     swarm::Swarm,
+    word::CONVICTED_MAX,
 };
 
 /// Decides who fetches what from whom.
@@ -32,7 +38,13 @@ pub struct Brain {
     pub(super) pool_names: BTreeMap<String, u32>,
     pub(super) swarms: Slab<Swarm>,
     pub(super) digests: BTreeMap<(u32, Digest), u32>,
+    /// What is held and not wanted.
+    pub(super) holdings: Holdings,
     pub(super) leases: Leases,
+    /// Nodes whose word was found to be wrong: it is not used again, also after they have reconnected.
+    pub(super) convicted: LruCache<NodeId, ()>,
+    /// Not yet told.
+    pub(super) convictions: Vec<Conviction>,
     pub(super) timers: BTreeSet<(Time, Timer)>,
     /// Sources to be matched before this event is done: member and the swarm to begin with.
     pub(super) givers: VecDeque<(u32, u32)>,
@@ -44,6 +56,8 @@ pub struct Brain {
 pub(super) enum Timer {
     /// A member's slot: it may have fallen silent.
     Silence(MemberId),
+    /// A receiver may have stalled.
+    Taking(MemberId),
     /// A swarm's slot: try again what the samples missed.
     Tick(u32),
 }
@@ -65,6 +79,9 @@ impl Brain {
             pool_names: BTreeMap::new(),
             swarms: Slab::new(),
             digests: BTreeMap::new(),
+            holdings: Holdings::default(),
+            convicted: LruCache::new(NonZeroUsize::new(CONVICTED_MAX).expect("it is not 0")),
+            convictions: Vec::new(),
             timers: BTreeSet::new(),
             givers: VecDeque::new(),
             takers: VecDeque::new(),
@@ -102,6 +119,8 @@ impl Brain {
             Event::Lost { member, digest } => self.lost(member, &digest, out),
             Event::Proven { member, digest, fill } => self.proven(member, &digest, fill),
             Event::Revoke { member, digest, fill } => self.revoke(member, &digest, fill, out),
+            Event::Doubt { member, digest, fill } => self.doubt(member, &digest, fill, out),
+            Event::PieceHashes { member, list } => self.piece_hashes(member, &list, out),
             Event::LeaseEnded { member, lease, outcome } => self.ended(member, lease, outcome, out),
             Event::Waiting { member, digest, piece } => self.wait(member, &digest, piece),
         }
@@ -122,6 +141,7 @@ impl Brain {
             self.timers.pop_first();
             match timer {
                 Timer::Silence(member) => self.listen(member, out),
+                Timer::Taking(member) => self.look_at_taking(member, out),
                 Timer::Tick(swarm) => self.tick(swarm, out),
             }
             self.settle(out);
@@ -166,18 +186,23 @@ impl Brain {
     /// Tries again what samples may have missed, what has become possible by time alone, and what takes too long.
     fn tick(&mut self, swarm: u32, out: &mut Vec<Command>) {
         self.swarms[swarm].tick_at = None;
+        if self.swarms[swarm].is_live() {
+            self.seat_holders(swarm);
+        }
         self.describe(swarm, out);
         self.steal(swarm, out);
         let state = &self.swarms[swarm];
-        for roll in [&state.waiting, &state.hungry] {
+        let most = self.policy.receivers_sampled;
+        let [waiting, hungry, unproven] = [&state.waiting, &state.hungry, &state.unproven].map(|roll| {
             let start = self.dice.below(roll.len());
             let seats = roll.as_slice().iter().cycle().skip(start);
-            self.takers.extend(
-                seats
-                    .take(self.policy.receivers_sampled.min(roll.len()))
-                    .map(|&seat| (swarm, seat)),
-            );
+            seats.take(most.min(roll.len())).copied().collect::<Vec<u32>>()
+        });
+        for seat in unproven {
+            self.compare(swarm, seat, out);
         }
+        let takers = waiting.into_iter().chain(hungry);
+        self.takers.extend(takers.map(|seat| (swarm, seat)));
         self.rouse(swarm);
     }
 

@@ -1,4 +1,5 @@
-//! Pieces are leased from members only with their hashes: a holder that can state unknown ones is asked to.
+//! Pieces are leased from members only with their hashes: a holder that can state unknown ones is asked to. A peer is asked for
+//! the authority's signed list at any time; what it answers on its own word counts once its turn has come (`word.rs`).
 //!
 //! Invariant: a swarm asks at most once per `describe_every`.
 
@@ -22,20 +23,63 @@ impl Brain {
         let len = state.sources.len();
         let start = self.dice.below(len);
         let word = self.dice.below(fill.hashed.words().len());
-        let peers = state.sources.as_slice().iter().cycle().skip(start);
-        let mut asked = state
-            .mirrors
-            .iter()
-            .chain(peers.take(len.min(self.policy.sources_sampled)));
-        let holder = asked.find(|&&seat| {
+        let words_count = self.words_count(swarm);
+        let may_claim = |seat: u32| words_count && self.may_be_asked(swarm, seat);
+        let keeps_lists = |seat: u32| self.members[state.seats[seat].member].info.features.piece_hashes;
+        let is_holder = |seat: u32| {
             self.is_usable(state.seats[seat].member) && state.sources.contains(seat) && knows_more(state, seat, word)
+        };
+        let sample = state.sources.as_slice().iter().cycle().skip(start);
+        let peers = || {
+            let sample = sample.clone().take(len.min(self.policy.sources_sampled)).copied();
+            sample.filter(|&seat| (may_claim(seat) || keeps_lists(seat)) && is_holder(seat))
+        };
+        let stater = state.stater.filter(|_| !state.stater_owes);
+        let holder = state.mirrors.iter().copied().find(|&seat| is_holder(seat));
+        let holder = holder
+            .or_else(|| stater.filter(|&seat| may_claim(seat) && is_holder(seat)))
+            .or_else(|| peers().find(|&seat| state.seats[seat].complete))
+            .or_else(|| peers().next());
+        let Some(seat) = holder else {
+            return;
+        };
+        let takes_turn = may_claim(seat);
+        out.push(Command::Describe {
+            to: self.members[state.seats[seat].member].id,
+            digest: state.digest,
         });
-        if let Some(&seat) = holder {
-            out.push(Command::Describe {
-                to: self.members[state.seats[seat].member].id,
-                digest: state.digest,
-            });
-            self.swarms[swarm].described_at = Some(self.now);
+        let (now, policy) = (self.now, &self.policy);
+        let state = &mut self.swarms[swarm];
+        state.described_at = Some(now);
+        if !takes_turn {
+            return;
+        }
+        if let Some(silent) = state.stater.filter(|_| state.stater_owes) {
+            state.seats[silent].word.strike(now, policy);
+        }
+        (state.stater, state.stater_owes) = (Some(seat), true);
+    }
+
+    /// Whether the seat's word may be the one that is used.
+    fn may_be_asked(&self, swarm: u32, seat: u32) -> bool {
+        let seat = &self.swarms[swarm].seats[seat];
+        !seat.mirror && !seat.word.is_active(self.now) && !self.has_lied(self.members[seat.member].info.node)
+    }
+
+    /// Asks a peer for the hashes of what it brought along, now that some can be compared.
+    pub(super) fn compare(&mut self, swarm: u32, seat: u32, out: &mut Vec<Command>) {
+        let (now, every) = (self.now, self.policy.describe_every);
+        let state = &mut self.swarms[swarm];
+        let (Some(fill), digest) = (&state.fill, state.digest) else {
+            return;
+        };
+        let asked = &mut state.seats[seat];
+        let words = asked.unproven.words().iter().zip(fill.hashed.words());
+        let is_due = asked.asked_at.is_none_or(|at| now >= at + every);
+        if !asked.unproven.is_empty() && is_due && words.into_iter().any(|(unproven, hashed)| unproven & hashed != 0) {
+            asked.asked_at = Some(now);
+            let to = self.members[asked.member].id;
+            out.push(Command::Describe { to, digest });
         }
     }
 }
@@ -50,7 +94,7 @@ fn knows_more(swarm: &Swarm, seat: u32, start: usize) -> bool {
     seat.complete
         || (0..words.len().min(WORDS_MAX))
             .map(|step| (start + step) % words.len())
-            .any(|word| seat.held_word(word) & !words[word] != 0)
+            .any(|word| seat.have.words().get(word).copied().unwrap_or(0) & !words[word] != 0)
 }
 
 /// Bitmap words that one look covers.

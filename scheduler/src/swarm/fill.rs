@@ -1,10 +1,23 @@
 //! The fill in force: its cut, its hashes, and how common each of its pieces is.
 //!
-//! Invariant: `scarce` holds exactly the pieces that no counted peer has or is being sent.
+//! Invariant: `scarce` holds exactly the pieces that no counted peer has or is being sent. A hash that is known is the authority's
+//! (`stated`) or a peer's (the last of the piece's `claims`), never both.
 
-use piecemeal_proto::{FillId, PieceMap, PieceSet};
+use std::collections::BTreeMap;
 
-use super::Time;
+use piecemeal_proto::{FillId, NodeId, PieceHash, PieceMap, PieceSet};
+
+use super::{MemberId, Time};
+
+/// A hash for which there is only a peer's word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Claim {
+    pub(super) hash: PieceHash,
+    pub(super) member: MemberId,
+    pub(super) node: NodeId,
+    /// Pieces of other sources that did not have the hash.
+    pub(super) doubts: u32,
+}
 
 pub(super) struct Fill {
     pub(super) id: FillId,
@@ -12,11 +25,16 @@ pub(super) struct Fill {
     /// A mirror has spoken of it: a peer's word cannot replace it.
     pub(super) from_mirror: bool,
     pub(super) proven: bool,
+    /// The hashes of all pieces came in a list that the authority signed: nothing replaces them.
+    pub(super) signed: bool,
     /// Pieces whose hash is known.
     pub(super) hashed: PieceSet,
-    /// Pieces whose hash a mirror stated.
+    /// Pieces whose hash the authority stated: in a mirror's session, or in a signed list.
     stated: PieceSet,
-    hashes: Vec<Option<[u8; 32]>>,
+    hashes: Vec<Option<PieceHash>>,
+    /// By piece: peers' words that were used, until the authority speaks; at most [`CLAIMS_MAX`], the latest last. Also what is used
+    /// no more is compared then: others may hold a piece by it.
+    claims: BTreeMap<u32, Vec<Claim>>,
     /// By piece: peers that hold it or are being sent it, without those that hold the whole blob.
     copies: Vec<u32>,
     /// By piece: when the first of its present copies set out.
@@ -34,9 +52,11 @@ impl Fill {
             map,
             from_mirror: false,
             proven: false,
+            signed: false,
             hashed: PieceSet::new(count),
             stated: PieceSet::new(count),
             hashes: Vec::new(),
+            claims: BTreeMap::new(),
             copies: vec![0; count as usize],
             out_since: vec![Time::ZERO; count as usize],
             scarce: PieceSet::full(count),
@@ -91,31 +111,83 @@ impl Fill {
         }
     }
 
-    pub(super) fn hash(&self, piece: u32) -> Option<[u8; 32]> {
+    /// The fill `id` in place of this one. What a signed list says of the blob's pieces stays true if the new one is cut alike, and
+    /// what peers have claimed of them is still to be compared.
+    pub(super) fn succeed(self, id: FillId, map: PieceMap) -> Self {
+        let mut next = Self::new(id, map);
+        if map == self.map {
+            next.claims = self.claims;
+            if self.signed {
+                (next.signed, next.hashes) = (true, self.hashes);
+                (next.hashed, next.stated) = (self.hashed, self.stated);
+            }
+        }
+        next
+    }
+
+    pub(super) fn hash(&self, piece: u32) -> Option<PieceHash> {
         self.hashes.get(piece as usize).copied().flatten()
     }
 
-    /// Takes a hash over: a mirror's always, a peer's only when none is known.
-    pub(super) fn state(&mut self, piece: u32, hash: [u8; 32], by_mirror: bool) {
-        if piece >= self.map.count() || (!by_mirror && self.hashed.contains(piece)) {
-            return;
+    /// The hash that the authority stated.
+    pub(super) fn stated_hash(&self, piece: u32) -> Option<PieceHash> {
+        self.hash(piece).filter(|_| self.stated.contains(piece))
+    }
+
+    /// Takes the authority's word; yields the claims that it shows to be wrong.
+    pub(super) fn state(&mut self, piece: u32, hash: PieceHash) -> Vec<Claim> {
+        if piece >= self.map.count() || self.signed {
+            return Vec::new();
         }
+        self.set(piece, hash);
+        self.stated.insert(piece);
+        let mut claims = self.claims.remove(&piece).unwrap_or_default();
+        claims.retain(|claim| claim.hash != hash);
+        claims
+    }
+
+    /// Takes a peer's word for a piece of which no hash is known.
+    pub(super) fn claim(&mut self, piece: u32, claim: Claim) {
+        if piece < self.map.count() && !self.hashed.contains(piece) {
+            self.set(piece, claim.hash);
+            let claims = self.claims.entry(piece).or_default();
+            claims.retain(|other| (other.member, other.hash) != (claim.member, claim.hash));
+            claims.push(claim);
+            claims.drain(..claims.len().saturating_sub(CLAIMS_MAX));
+        }
+    }
+
+    fn set(&mut self, piece: u32, hash: PieceHash) {
         if self.hashes.is_empty() {
             self.hashes = vec![None; self.map.count() as usize];
         }
         self.hashes[piece as usize] = Some(hash);
         self.hashed.insert(piece);
-        if by_mirror {
-            self.stated.insert(piece);
+    }
+
+    /// Whose word is used for `piece`, where it is not the authority's.
+    pub(super) fn claim_of(&mut self, piece: u32) -> Option<&mut Claim> {
+        let is_used = self.hashed.contains(piece) && !self.stated.contains(piece);
+        self.claims.get_mut(&piece).filter(|_| is_used)?.last_mut()
+    }
+
+    /// Uses no claim of `member` any more.
+    pub(super) fn set_claims_aside(&mut self, member: MemberId) {
+        for (&piece, claims) in &self.claims {
+            let is_theirs = claims.last().is_some_and(|claim| claim.member == member);
+            if is_theirs && !self.stated.contains(piece) && self.hashed.remove(piece) {
+                self.hashes[piece as usize] = None;
+            }
         }
     }
 
-    /// A piece turned out to be corrupt: if it was only a peer who stated its hash, that may be what was wrong.
-    pub(super) fn doubt(&mut self, piece: u32) {
-        if self.hashed.contains(piece) && !self.stated.contains(piece) {
-            self.hashes[piece as usize] = None;
-            self.hashed.remove(piece);
-        }
+    /// Members whose word is used.
+    pub(super) fn claimants(&self) -> Vec<MemberId> {
+        let used = self.claims.iter().filter(|(piece, _)| self.hashed.contains(**piece));
+        let mut members: Vec<MemberId> = used.filter_map(|(_, claims)| Some(claims.last()?.member)).collect();
+        members.sort_unstable();
+        members.dedup();
+        members
     }
 
     pub(super) fn check(&self, copies: &[u32]) {
@@ -128,24 +200,66 @@ impl Fill {
     }
 }
 
+/// Peers whose word was used for one piece, one after the other, and is still to be compared.
+const CLAIMS_MAX: usize = 4;
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn claim(hash: u8) -> Claim {
+        Claim {
+            hash: [hash; 32],
+            member: MemberId(7),
+            node: NodeId([7; 16]),
+            doubts: 0,
+        }
+    }
+
     #[test]
-    fn a_peers_hash_never_replaces_a_known_one() {
+    fn a_peers_word_never_replaces_a_known_hash_and_the_authoritys_always_does() {
         let mut fill = Fill::new(FillId(1), PieceMap::new(300, 100).unwrap());
-        fill.state(0, [1; 32], false);
-        fill.state(0, [2; 32], false);
+        fill.claim(0, claim(1));
+        fill.claim(0, claim(2));
         assert_eq!(fill.hash(0), Some([1; 32]));
-        fill.state(0, [3; 32], true);
-        fill.state(0, [4; 32], false);
-        fill.state(7, [4; 32], true);
-        assert_eq!(fill.hash(0), Some([3; 32]));
-        fill.doubt(0);
-        assert_eq!(fill.hash(0), Some([3; 32]));
-        fill.state(1, [5; 32], false);
-        fill.doubt(1);
-        assert_eq!(fill.hash(1), None);
+        assert_eq!(fill.stated_hash(0), None);
+        assert_eq!(fill.state(0, [3; 32]), [claim(1)], "that was a lie");
+        fill.claim(0, claim(4));
+        assert_eq!((fill.stated_hash(0), fill.claim_of(0)), (Some([3; 32]), None));
+        fill.claim(1, claim(5));
+        assert_eq!(fill.state(1, [5; 32]), [], "and that was none");
+        assert_eq!(fill.state(7, [5; 32]), []);
+        fill.claim(2, claim(6));
+        assert_eq!(fill.claimants(), [MemberId(7)]);
+        fill.set_claims_aside(MemberId(7));
+        assert_eq!((fill.hash(1), fill.hash(2)), (Some([5; 32]), None));
+        assert_eq!(fill.claimants(), []);
+        fill.claim(2, claim(8));
+        assert_eq!(
+            fill.state(2, [8; 32]),
+            [claim(6)],
+            "others may hold the piece by what is used no more"
+        );
+    }
+
+    #[test]
+    fn the_next_fill_of_the_same_cut_keeps_a_signed_list_and_compares_what_was_claimed() {
+        let map = PieceMap::new(300, 100).unwrap();
+        let mut fill = Fill::new(FillId(1), map);
+        fill.claim(0, claim(1));
+        fill.state(1, [2; 32]);
+        let mut next = fill.succeed(FillId(2), map);
+        assert_eq!(
+            (next.hash(0), next.hash(1)),
+            (None, None),
+            "a mirror's word was for its own fill"
+        );
+        assert_eq!(next.state(0, [3; 32]), [claim(1)]);
+        next.signed = true;
+        let mut last = next.succeed(FillId(3), map);
+        assert_eq!(last.state(0, [4; 32]), []);
+        assert_eq!(last.hash(0), Some([3; 32]));
+        let other = PieceMap::new(300, 99).unwrap();
+        assert_eq!(last.succeed(FillId(4), other).hash(0), None);
     }
 }

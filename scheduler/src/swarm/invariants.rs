@@ -2,7 +2,7 @@
 
 use piecemeal_proto::PieceSet;
 
-use super::{Brain, brain::Timer, lease::LeaseState, swarm::Swarm};
+use super::{Brain, brain::Timer, lease::LeaseState, member::STALLED_FACTOR, swarm::Swarm};
 
 impl Brain {
     /// Asserts everything that the other files promise. For tests: it costs O(everything).
@@ -12,6 +12,7 @@ impl Brain {
             "everybody was matched"
         );
         self.check_members();
+        self.holdings.check();
         for (slot, swarm) in self.swarms.iter() {
             self.check_swarm(slot, swarm);
         }
@@ -39,7 +40,7 @@ impl Brain {
             assert_eq!(self.ids[&member.id], slot);
             assert_eq!(self.nodes[&member.info.node], member.id);
             assert!(
-                member.serving.len() <= member.serving_max(&self.policy),
+                member.serving.len() <= member.serving_max(&self.policy) * STALLED_FACTOR,
                 "a source's queue is bounded"
             );
             assert!(
@@ -47,6 +48,13 @@ impl Brain {
                 "a receiver's too"
             );
             fetching += member.fetching.len();
+            let stalled = member.serving.iter().filter_map(|&id| self.leases.get(id));
+            let stalled = stalled.filter(|lease| self.members[lease.receiver].stalled);
+            assert_eq!(stalled.count(), member.stalled_serving);
+            assert!(
+                member.taking_watched || member.fetching.is_empty(),
+                "a stall would be noticed"
+            );
             if member.silent {
                 assert!(
                     member.serving.is_empty() && member.fetching.is_empty(),
@@ -134,6 +142,7 @@ impl Brain {
                 !seat.banned && (seat.complete || !seat.have.is_empty())
             );
             assert_eq!(swarm.mirrors.contains(&index), seat.mirror);
+            assert_eq!(swarm.unproven.contains(index), !seat.unproven.is_empty());
         }
         if let Some(fill) = &swarm.fill {
             fill.check(&copies);

@@ -115,6 +115,7 @@ impl Brain {
         let to = self.members[receiver].id;
         self.members[receiver].fetching.push(id);
         self.watch(receiver);
+        self.watch_taking(receiver);
         if let Some(source) = source {
             self.members[source].serving.push(id);
             self.members[source].live.insert(swarm);
@@ -146,6 +147,7 @@ impl Brain {
             state.granted.clear();
         }
         self.members[lease.receiver].fetching.retain(|&other| other != id);
+        self.note_lease_over(lease.receiver, lease.source);
         if let Some(source) = lease.source {
             self.members[source].serving.retain(|&other| other != id);
             self.givers.push_back((source, lease.swarm));

@@ -28,7 +28,7 @@ impl Brain {
         let slot = self.members.insert(member);
         self.ids.insert(id, slot);
         if mirror {
-            self.pools[pool].gain_mirror();
+            self.pools[pool].gain_mirror(self.now);
             self.watch(slot);
         }
     }
@@ -49,6 +49,7 @@ impl Brain {
             self.leave_seat(swarm, seat);
             self.idle(swarm);
         }
+        self.holdings.remove_member(slot);
         let member = self.members.remove(slot).expect("its id was known");
         if self.nodes.get(&member.info.node) == Some(&id) {
             self.nodes.remove(&member.info.node);
@@ -72,7 +73,7 @@ impl Brain {
         member.heard = self.now;
         if std::mem::take(&mut member.silent) && member.is_mirror() {
             let pool = member.pool;
-            self.pools[pool].gain_mirror();
+            self.pools[pool].gain_mirror(self.now);
             self.watch(slot);
         }
         if !was_usable {

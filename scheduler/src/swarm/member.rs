@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{LeaseId, Member, MemberId, Policy, Role, Time, aside::Asides};
+use super::{
+    LeaseId, Member, MemberId, Policy, Role, Time,
+    aside::{Asides, Backoff},
+};
 
 pub(super) struct MemberState {
     pub(super) id: MemberId,
@@ -23,6 +26,27 @@ pub(super) struct MemberState {
     pub(super) fetching: Vec<LeaseId>,
     /// Leases that name it as the source.
     pub(super) serving: Vec<LeaseId>,
+    /// Of `serving`, those whose receiver has stalled: they take no place.
+    pub(super) stalled_serving: usize,
+    /// As a receiver: when a piece of its leases last landed, or the first of them was given.
+    pub(super) landed_at: Time,
+    /// What a lease usually takes it.
+    pub(super) usual: Option<Time>,
+    /// It lands what it is leased in good time.
+    pub(super) proven: bool,
+    /// It has landed nothing for a while.
+    pub(super) stalled: bool,
+    /// Times that it did, since a piece last landed in good time.
+    pub(super) stalls: u32,
+    /// Leases that it may have at once: one after a stall, twice as many with each piece that lands in time.
+    pub(super) allowance: usize,
+    /// Times in a row that it lost its leases, and leases in a row that it gave up.
+    pub(super) lapses: u32,
+    pub(super) gave_up: u32,
+    /// Until then it gets no lease.
+    pub(super) taking: Backoff,
+    /// A timer for its stalling is set.
+    pub(super) taking_watched: bool,
     /// Seat by swarm.
     pub(super) seats: BTreeMap<u32, u32>,
     /// Those of its swarms that somebody wants and in which it has been seen; others may linger.
@@ -49,6 +73,17 @@ impl MemberState {
             window: policy.mirror_uploads_min as usize,
             fetching: Vec::new(),
             serving: Vec::new(),
+            stalled_serving: 0,
+            landed_at: Time::ZERO,
+            usual: None,
+            proven: false,
+            stalled: false,
+            stalls: 0,
+            allowance: policy.leases_max as usize,
+            lapses: 0,
+            gave_up: 0,
+            taking: Backoff::default(),
+            taking_watched: false,
             seats: BTreeMap::new(),
             live: BTreeSet::new(),
             turn: 0,
@@ -69,7 +104,22 @@ impl MemberState {
             Role::Mirror if !urgent => self.window,
             _ => self.serving_max(policy),
         };
-        self.serving.len() < max
+        self.places_taken() < max && self.serving.len() < self.serving_max(policy) * STALLED_FACTOR
+    }
+
+    /// As a receiver it has landed nothing of what it was last leased: others come first, whatever they hold.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.stalls > 0 || self.lapses > 0 || self.gave_up > 0
+    }
+
+    /// Leases that name it as the source and whose receivers land pieces.
+    fn places_taken(&self) -> usize {
+        self.serving.len() - self.stalled_serving
+    }
+
+    /// Whether one more lease to a receiver that has not shown that it lands any would leave a mirror a place for one that has.
+    pub(super) fn has_room_to_try(&self) -> bool {
+        self.info.role == Role::Peer || self.places_taken() + 1 < self.window
     }
 
     /// The most leases that may ever name it as the source at once.
@@ -92,12 +142,19 @@ impl MemberState {
     }
 }
 
+/// With those to stalled receivers a source has at most so many times its leases.
+pub(super) const STALLED_FACTOR: usize = 2;
+
 /// Members that can reach each other.
 pub(super) struct Pool {
     pub(super) name: String,
     pub(super) members: usize,
     /// Mirrors that are connected and not silent.
     pub(super) mirrors: usize,
+    /// When a mirror last came or went.
+    pub(super) mirrors_changed: Time,
+    /// When one last brought anything new of a blob.
+    pub(super) progress_at: Time,
     /// Since when somebody has had to do without a mirror.
     pub(super) lost_since: Option<Time>,
 }
@@ -108,19 +165,23 @@ impl Pool {
             name,
             members: 0,
             mirrors: 0,
+            mirrors_changed: Time::ZERO,
+            progress_at: Time::ZERO,
             lost_since: None,
         }
     }
 
     /// A mirror came (back).
-    pub(super) fn gain_mirror(&mut self) {
+    pub(super) fn gain_mirror(&mut self, now: Time) {
         self.mirrors += 1;
+        self.mirrors_changed = now;
         self.lost_since = None;
     }
 
     /// A mirror left or fell silent.
     pub(super) fn lose_mirror(&mut self, now: Time) {
         self.mirrors -= 1;
+        self.mirrors_changed = now;
         self.miss_mirror(now);
     }
 

@@ -1,8 +1,8 @@
 //! What goes into the brain and what comes out of it.
 
-use std::{ops::Range, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
-use piecemeal_proto::{Digest, FillId, NodeId, PieceMap, PieceSet};
+use piecemeal_proto::{Digest, FillId, NodeId, PieceMap, PieceSet, SignedPieceHashes};
 
 /// Since an arbitrary start; never runs backwards.
 pub type Time = Duration;
@@ -19,7 +19,7 @@ pub struct LeaseId(pub u64);
 pub enum Role {
     /// Takes pieces and gives them.
     Peer,
-    /// Only gives them; what it says of fills and hashes is believed.
+    /// Only gives them; its word for fills and hashes is the authority's.
     Mirror,
 }
 
@@ -33,6 +33,16 @@ pub struct Member {
     /// Sources in the receiver's own zone are preferred among equals.
     pub zone: String,
     pub may_use_upstream: bool,
+    pub features: Features,
+}
+
+/// What may be commanded of a member beyond what every release understands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Features {
+    /// [`Command::PieceHashes`].
+    pub piece_hashes: bool,
+    /// [`Command::Drop`].
+    pub drop: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,6 +106,17 @@ pub enum Event {
         digest: Digest,
         fill: FillId,
     },
+    /// By a peer: it held every piece of this fill, and the whole had another digest.
+    Doubt {
+        member: MemberId,
+        digest: Digest,
+        fill: FillId,
+    },
+    /// The hashes of all pieces of a proven blob. The session has checked that the authority signed them.
+    PieceHashes {
+        member: MemberId,
+        list: Arc<SignedPieceHashes>,
+    },
     /// By the receiver.
     LeaseEnded {
         member: MemberId,
@@ -150,6 +171,27 @@ pub enum Command {
         to: MemberId,
         digest: Digest,
     },
+    /// Drop these pieces of the fill, whether or not they have landed; then say again what you hold (`Want`).
+    Drop {
+        to: MemberId,
+        digest: Digest,
+        fill: FillId,
+        pieces: Vec<Range<u32>>,
+    },
+    /// For a member that wants or holds the blob: to be kept beside it.
+    PieceHashes {
+        to: MemberId,
+        list: Arc<SignedPieceHashes>,
+    },
+}
+
+/// A peer whose word for a piece's hash was used, until the authority stated another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conviction {
+    pub node: NodeId,
+    pub digest: Digest,
+    /// The first such piece.
+    pub piece: u32,
 }
 
 /// Fetch pieces `first..first + count` from `source`.
@@ -185,9 +227,12 @@ impl Command {
     /// Whom it is for.
     pub fn to(&self) -> MemberId {
         match self {
-            Self::Lease { to, .. } | Self::Cancel { to, .. } | Self::Revoked { to, .. } | Self::Describe { to, .. } => {
-                *to
-            }
+            Self::Lease { to, .. }
+            | Self::Cancel { to, .. }
+            | Self::Revoked { to, .. }
+            | Self::Describe { to, .. }
+            | Self::Drop { to, .. }
+            | Self::PieceHashes { to, .. } => *to,
         }
     }
 }

@@ -20,6 +20,7 @@ mod brain;
 mod describe;
 mod dice;
 mod fill;
+mod holdings;
 mod invariants;
 mod lease;
 mod liveness;
@@ -41,12 +42,16 @@ mod straggler;
     reason = "the noun is a swarm; the folder is named for the subsystem"
 )]
 mod swarm;
+mod taking;
 #[cfg(test)]
 mod testing;
 mod upstream;
 mod waiting;
+mod word;
 
 pub use brain::Brain;
-pub use message::{Command, Event, Lease, LeaseId, Member, MemberId, Outcome, Priority, Role, Source, Time};
+pub use message::{
+    Command, Conviction, Event, Features, Lease, LeaseId, Member, MemberId, Outcome, Priority, Role, Source, Time,
+};
 pub use policy::Policy;
 pub use status::{MemberStatus, Status, SwarmStatus};

@@ -18,6 +18,10 @@ impl Brain {
         let Some((lease, _)) = self.take_back(id) else {
             return;
         };
+        self.note_usual(slot, self.now - lease.granted, outcome);
+        if outcome == Outcome::Cancelled {
+            self.note_given_up(slot, lease.granted);
+        }
         let Some(source) = lease.source else {
             if outcome != Outcome::Done && outcome != Outcome::Cancelled {
                 let state = &mut self.swarms[lease.swarm];
@@ -39,6 +43,13 @@ impl Brain {
 
     /// The receiver holds every piece of the lease.
     fn land(&mut self, id: LeaseId) {
+        let Some(lease) = self.leases.get(id) else {
+            return;
+        };
+        let (receiver, granted) = (lease.receiver, lease.granted);
+        if self.members[receiver].landed_at <= granted || lease.run.pieces().any(|piece| self.is_leased(lease, piece)) {
+            self.note_landing(receiver);
+        }
         let Some(lease) = self.leases.get(id) else {
             return;
         };
@@ -65,6 +76,10 @@ impl Brain {
         }
     }
 
+    fn is_leased(&self, lease: &LeaseState, piece: u32) -> bool {
+        self.swarms[lease.swarm].seats[lease.seat].leased.contains(piece)
+    }
+
     /// The source does not hold a piece that it claimed.
     fn strike_piece(&mut self, lease: &LeaseState, source: u32, piece: u32) {
         let Some(&seat) = self.members[source].seats.get(&lease.swarm) else {
@@ -84,28 +99,22 @@ impl Brain {
     }
 
     /// The source sent other bytes than it claimed. A peer is believed a few such reports: with more, one liar could take every
-    /// source from the others. A mirror, which verifies what it holds, is only left alone by this receiver.
+    /// source from the others. A mirror, which verifies what it holds, is only left alone by this receiver; so is a source whose
+    /// bytes differ from what another peer claims.
     fn convict(&mut self, lease: &LeaseState, source: u32, piece: u32, out: &mut Vec<Command>) {
-        let state = &mut self.swarms[lease.swarm];
-        if let Some(fill) = &mut state.fill
-            && lease.run.contains(piece)
-        {
-            fill.doubt(piece);
-        }
         let accuser = self.members[lease.receiver].id;
         self.members[source].asides.strike(accuser, self.now, &self.policy);
+        let id = self.members[source].id;
+        let is_claimants_fault = lease.run.contains(piece) && self.doubt_claim(lease.swarm, id, piece);
         let Some(&seat) = self.members[source].seats.get(&lease.swarm) else {
             return;
         };
-        let accusations = &mut state.seats[lease.seat].accusations;
-        if self.members[source].is_mirror() || *accusations >= self.policy.accusations_max {
+        let accusations = &mut self.swarms[lease.swarm].seats[lease.seat].accusations;
+        if is_claimants_fault || self.members[source].is_mirror() || *accusations >= self.policy.accusations_max {
             return;
         }
         *accusations += 1;
-        state.ban(seat);
-        self.cancel_uploads(source, lease.swarm, out);
-        self.retire_from_upstream(lease.swarm, seat, out);
-        self.touch(lease.swarm, seat);
+        self.expel(lease.swarm, seat, out);
     }
 }
 
@@ -203,7 +212,7 @@ mod tests {
         let lease = site.leases()[0].1.clone();
         assert_eq!(lease.first, 0);
         site.end(peer(1), lease.id, Outcome::Missing { piece: 0 });
-        site.pass(Time::from_secs(3), &[]);
+        site.pass(Time::from_millis(900), &[]);
         assert!(site.leases().is_empty(), "nobody has it");
         site.have(MIRROR, 0..1);
         assert_eq!(site.lease().1.first, 0);
@@ -212,6 +221,7 @@ mod tests {
     #[test]
     fn a_piece_that_a_whole_blob_lacks_is_struck_too() {
         let mut site = Site::new(3, 2);
+        site.brain.policy.word_patience = Time::ZERO;
         site.complete(peer(2));
         site.want(peer(1), []);
         site.have(peer(2), 0..3);

@@ -77,14 +77,17 @@ impl Brain {
         let pieces = state.pieces();
         let zone = state.seats[source].zone;
         let sample = state.hungry.as_slice().iter().cycle().skip(start);
-        let mut ranked: Vec<(bool, u32, bool, u32)> = sample
+        // Equals come as the sample has them: by their seats, the first to come would always be the first.
+        let mut ranked: Vec<(bool, bool, u32, bool, usize, u32)> = sample
             .take(self.policy.receivers_sampled.min(state.hungry.len()))
-            .map(|&receiver| {
+            .enumerate()
+            .map(|(place, &receiver)| {
                 let seat = &state.seats[receiver];
                 // What only a slow uplink has, everybody waits for.
                 let slow = choice == Choice::Inject && self.members[seat.member].slow;
                 let rank = seat.rank(pieces, self.now, self.policy.aging);
-                (slow, rank, seat.zone != zone, receiver)
+                let doubtful = self.members[seat.member].is_doubtful();
+                (doubtful, slow, rank, seat.zone != zone, place, receiver)
             })
             .collect();
         while let Some((.., receiver)) = take_least(&mut ranked) {
@@ -165,6 +168,8 @@ impl Brain {
             || !state.sources.contains(source)
             || !self.is_usable(taking.member)
             || member.fetching.len() >= self.policy.leases_max as usize + urgent
+            || !self.may_take(taking.member, urgent > 0)
+            || !(member.proven || urgent > 0 || self.members[giving.member].has_room_to_try())
             || self.members[giving.member].asides.between(member.id, self.now)
         {
             return None;
@@ -224,7 +229,7 @@ mod tests {
 
     use super::super::{
         Event, Outcome, Role,
-        testing::{MIRROR, Site, is_from, peer},
+        testing::{MIRROR, Site, is_from, peer, trusting},
     };
 
     #[test]
@@ -287,6 +292,8 @@ mod tests {
             site.have(peer(number), 0..3);
         }
         site.have(peer(3), 3..4);
+        assert_eq!(site.described(), [peer(3)], "another one's turn to state hashes");
+        site.have(peer(3), 3..4);
         let early: Vec<u32> = site.leases().iter().map(|(_, lease)| lease.first).collect();
         assert_eq!(early, [3, 3], "the two who lack it get it at once");
     }
@@ -295,7 +302,7 @@ mod tests {
     fn a_source_of_the_own_zone_is_preferred() {
         for seed in 0..10 {
             let mut site = Site::without_mirror(1, 0);
-            site.brain = super::super::Brain::new(super::super::Policy::default(), seed);
+            site.brain = super::super::Brain::new(trusting(), seed);
             for (number, zone) in [(1, "east"), (2, "west"), (3, "west"), (4, "east")] {
                 let mut info = super::super::Member {
                     node: piecemeal_proto::NodeId([0; 16]),
@@ -303,6 +310,7 @@ mod tests {
                     pool: "site".into(),
                     zone: zone.into(),
                     may_use_upstream: true,
+                    features: super::super::Features::default(),
                 };
                 info.node.0[0] = number;
                 let member = peer(u32::from(number));
@@ -312,7 +320,8 @@ mod tests {
                 site.complete(peer(number));
             }
             site.want(peer(4), []);
-            site.have(peer(1), 0..1);
+            let asked = site.described()[0];
+            site.have(asked, 0..1);
             site.want(peer(3), []);
             let (to, lease) = site.lease();
             assert!(to == peer(3) && is_from(&lease, peer(2)), "seed {seed}: {lease:?}");
@@ -329,6 +338,7 @@ mod tests {
             pool: "another site".into(),
             zone: "rack".into(),
             may_use_upstream: true,
+            features: super::super::Features::default(),
         };
         site.event(Event::Joined { member: peer(9), info });
         site.want(peer(9), []);

@@ -1,6 +1,6 @@
 //! The numbers that placement runs on.
 
-use super::Time;
+use super::{Time, holdings::HOLDINGS_ALL_MAX};
 
 /// Every default is the product's. The counts that cost speed when they are wrong were chosen by `tests/sim`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +38,17 @@ pub struct Policy {
     pub rematch_every: Time,
     /// A swarm asks for missing hashes at most this often.
     pub describe_every: Time,
+    /// How long no mirror brings anything new of a blob, or none is there, before a peer's word for a piece's hash is used. Well
+    /// below `mirror_grace`, above a mirror's restart and the time to a first byte from upstream.
+    pub word_patience: Time,
+    /// Corrupt pieces of others by which a peer's word for their hash is given up.
+    pub doubts_max: u32,
+    /// A receiver that lands nothing for this long takes no place from others at its sources.
+    pub stalled_after: Time,
+    /// One that lands nothing for this long, or four times its usual time, loses its leases.
+    pub lapses_after: Time,
+    /// Leases in a row that a receiver may give up before it has to wait for the next.
+    pub given_up_max: u32,
     /// Hungry receivers that a source looks at. Source: 8 to 24 do as well as all of them.
     pub receivers_sampled: usize,
     /// Sources that a receiver looks at.
@@ -46,8 +57,13 @@ pub struct Policy {
     pub pieces_sampled: u32,
     /// Blobs that one peer may want at once.
     pub wants_max: usize,
-    /// Blobs of which one member may hold something.
+    /// Blobs in whose swarms one member may sit.
     pub blobs_max: usize,
+    /// Blobs that nobody wants of which one peer may say that it holds them: more than a node's store has. Those of a mirror are at
+    /// most half of all.
+    pub holdings_max: usize,
+    /// The same for all members.
+    pub holdings_all_max: usize,
     /// Pieces of all blobs that one peer may want at once.
     pub pieces_max: u64,
 }
@@ -72,11 +88,18 @@ impl Default for Policy {
             straggler_factor: 3,
             rematch_every: Time::from_millis(50),
             describe_every: Time::from_secs(1),
+            word_patience: Time::from_secs(5),
+            doubts_max: 2,
+            stalled_after: Time::from_secs(1),
+            lapses_after: Time::from_secs(5),
+            given_up_max: 8,
             receivers_sampled: 12,
             sources_sampled: 8,
             pieces_sampled: 32,
             wants_max: 1024,
-            blobs_max: 1 << 20,
+            blobs_max: 1 << 16,
+            holdings_max: 1 << 16,
+            holdings_all_max: HOLDINGS_ALL_MAX,
             pieces_max: 1 << 21,
         }
     }

@@ -1,13 +1,13 @@
 //! What members say of a blob: what they want, hold, and have lost, and which fill is in force.
 //!
-//! Invariant: pieces are only ever counted under the fill in force. A mirror's word sets it; a peer's only while no mirror has
-//! spoken and nobody has a piece of another.
+//! Invariant: pieces are only ever counted under the fill in force. A mirror's word sets it; a peer's want, whose grant a mirror
+//! signed, only while no mirror has spoken and nobody has a piece of another.
 
 use std::ops::Range;
 
 use piecemeal_proto::{Digest, FillId, PieceMap, PieceSet};
 
-use super::{Brain, Command, MemberId, fill::Fill};
+use super::{Brain, Command, MemberId, fill::Fill, holdings::Key, swarm::Swarm};
 
 impl Brain {
     pub(super) fn want(
@@ -34,7 +34,7 @@ impl Brain {
         let Some((swarm, seat)) = self.sit(slot, digest) else {
             return;
         };
-        let in_force = self.agree((swarm, seat), (fill, map), out);
+        let in_force = self.agree((swarm, seat), (fill, map), true, out);
         if !self.reserve(swarm, seat) {
             self.tidy(swarm, seat);
             return;
@@ -52,18 +52,28 @@ impl Brain {
         }
         if in_force {
             for piece in have.iter() {
-                self.swarms[swarm].gain(seat, piece, self.now);
+                let news = self.swarms[swarm].gain(seat, piece, self.now);
+                if news && !mirror {
+                    self.swarms[swarm].note_unproven(seat, piece);
+                }
             }
         }
         if first && !mirror {
             let state = &mut self.swarms[swarm];
             state.seats[seat].wants = true;
             state.seats[seat].fed_at = self.now;
+            if state.wanting == 0 {
+                state.live_since = self.now;
+            }
             state.wanting += 1;
             self.members[slot].wants += 1;
             let pool = state.pool;
             self.pools[pool].miss_mirror(self.now);
+            self.seat_holders(swarm);
+            self.send_list(swarm, seat, out);
         }
+        self.use_list(swarm, out);
+        self.compare(swarm, seat, out);
         self.touch(swarm, seat);
         self.tidy(swarm, seat);
         self.describe(swarm, out);
@@ -74,14 +84,22 @@ impl Brain {
             return;
         };
         if let Some((swarm, seat)) = self.seat_of(slot, digest) {
+            let fetching = self.members[slot].fetching.iter().filter_map(|&id| self.leases.get(id));
+            let granted = fetching
+                .filter(|lease| lease.swarm == swarm)
+                .map(|lease| lease.granted)
+                .min();
             self.cancel_fetches(slot, swarm, out);
+            if let Some(granted) = granted {
+                self.note_given_up(slot, granted);
+            }
             self.stop_wanting(swarm, seat);
             self.tidy(swarm, seat);
         }
     }
 
-    /// `hashes`: of the pieces from `first` that it holds under `fill`, cut by `map`. Who verified the whole blob may not know
-    /// the fill, and states hashes that are good under any.
+    /// `hashes`: of the pieces from `first` that it holds under `fill`, cut by `map`. A peer that verified the whole blob may not
+    /// know the fill, and states hashes that are good under any.
     pub(super) fn have(
         &mut self,
         member: MemberId,
@@ -112,23 +130,27 @@ impl Brain {
         };
         let state = &self.swarms[swarm];
         let verified = state.seats[seat].complete && state.fill.as_ref().is_some_and(|known| known.map == map);
-        let good = verified && !mirror || self.agree((swarm, seat), (fill, map), out) && self.reserve(swarm, seat);
+        let good =
+            verified && !mirror || self.agree((swarm, seat), (fill, map), mirror, out) && self.reserve(swarm, seat);
         if !good {
             self.tidy(swarm, seat);
             return;
         }
-        let state = &mut self.swarms[swarm];
-        let mut unhashed = false;
-        for (piece, hash) in (first..).zip(hashes) {
-            if !state.seats[seat].complete {
-                state.gain(seat, piece, self.now);
+        let unhashed = if mirror {
+            let state = &mut self.swarms[swarm];
+            let (complete, mut news) = (state.seats[seat].complete, false);
+            for piece in (first..).take(hashes.len()) {
+                news |= !complete && state.gain(seat, piece, self.now);
             }
-            let filled = state.fill.as_mut().expect("agreed upon just now");
-            match hash {
-                Some(hash) if !state.seats[seat].banned => filled.state(piece, *hash, mirror),
-                _ => unhashed |= !filled.hashed.contains(piece),
+            if news {
+                self.note_progress(swarm);
             }
-        }
+            self.state_hashes(swarm, first, hashes, out);
+            let fill = self.swarms[swarm].fill.as_ref();
+            fill.is_some_and(|fill| (first..).take(hashes.len()).any(|piece| !fill.hashed.contains(piece)))
+        } else {
+            self.claim_hashes((swarm, seat), first, hashes, out)
+        };
         self.touch(swarm, seat);
         if unhashed {
             self.describe(swarm, out);
@@ -139,6 +161,12 @@ impl Brain {
         let Some(slot) = self.hear(member) else {
             return;
         };
+        let key = (self.members[slot].pool, digest);
+        let swarm = self.digests.get(&key).map(|&swarm| &self.swarms[swarm]);
+        if self.seat_of(slot, &digest).is_none() && !swarm.is_some_and(Swarm::is_live) {
+            self.note_holding(slot, &digest);
+            return;
+        }
         let Some((swarm, seat)) = self.sit(slot, digest) else {
             return;
         };
@@ -146,6 +174,10 @@ impl Brain {
         self.release(swarm, seat);
         self.swarms[swarm].complete(seat);
         self.stop_wanting(swarm, seat);
+        if self.seat_of(slot, &digest).is_none() {
+            // Nobody wants it any more.
+            return;
+        }
         self.touch(swarm, seat);
         self.tidy(swarm, seat);
         self.describe(swarm, out);
@@ -155,6 +187,8 @@ impl Brain {
         let Some(slot) = self.hear(member) else {
             return;
         };
+        let key = Key::new(self.members[slot].pool, digest);
+        self.holdings.remove(slot, key);
         if let Some((swarm, seat)) = self.seat_of(slot, digest) {
             self.cancel_fetches(slot, swarm, out);
             self.cancel_uploads(slot, swarm, out);
@@ -202,8 +236,15 @@ impl Brain {
         self.seat_of(slot, digest)
     }
 
-    /// Settles which fill is in force after a seat's report of `fill`; says whether it is that one.
-    fn agree(&mut self, (swarm, seat): (u32, u32), (fill, map): (FillId, PieceMap), out: &mut Vec<Command>) -> bool {
+    /// Settles which fill is in force after a seat's report of `fill`, which a mirror stated or `granted`; says whether it is that
+    /// one.
+    fn agree(
+        &mut self,
+        (swarm, seat): (u32, u32),
+        (fill, map): (FillId, PieceMap),
+        granted: bool,
+        out: &mut Vec<Command>,
+    ) -> bool {
         let state = &mut self.swarms[swarm];
         let mirror = state.seats[seat].mirror;
         let kept_by_another_mirror = state
@@ -221,6 +262,7 @@ impl Brain {
                 known.from_mirror |= mirror;
                 return true;
             }
+            _ if !granted => return false,
             Some(_) if mirror && kept_by_another_mirror => return false,
             Some(known) if !mirror && (fill == NO_FILL || known.from_mirror || known.is_in_use()) => return false,
             _ => {}
@@ -242,13 +284,17 @@ impl Brain {
         let fill = fill.unwrap_or_else(|| FillId(self.dice.next().max(1)));
         let state = &mut self.swarms[swarm];
         let seats: Vec<u32> = state.seats.iter().map(|(index, _)| index).collect();
-        state.fill = Some(Fill::new(fill, map));
+        state.fill = Some(match state.fill.take() {
+            Some(old) => old.succeed(fill, map),
+            None => Fill::new(fill, map),
+        });
         state.usual = None;
         for index in seats {
             let state = &mut self.swarms[swarm];
             let seat = &mut state.seats[index];
             if !seat.complete {
                 seat.have = PieceSet::new(map.count());
+                seat.unproven = PieceSet::default();
                 seat.leased = PieceSet::new(map.count());
                 seat.taken = 0;
                 seat.waiting = None;
@@ -498,8 +544,7 @@ mod tests {
             member: peer(1),
             digest,
         });
-        let (_, swarm) = site.brain.swarms.iter().next().unwrap();
-        assert!(swarm.fill.is_none() && swarm.seats.len() == 2);
+        assert_eq!((site.brain.swarms.len(), site.brain.holdings.blobs()), (0, 1));
         site.pass(Time::from_secs(1), &[]);
         site.want(peer(1), []);
         assert_eq!(site.described(), [MIRROR]);

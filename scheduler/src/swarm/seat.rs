@@ -20,7 +20,13 @@ pub(super) struct Seat {
     pub(super) complete: bool,
     /// Sent other bytes than it claimed: it may take, but its claims are void for as long as it is connected.
     pub(super) banned: bool,
+    /// What it stated is doubted, or it did not answer: for a while it is not asked for hashes on its own word.
+    pub(super) word: Backoff,
     pub(super) have: PieceSet,
+    /// Of `have`, what it brought along and has not stated the hash of: not offered until that is compared. Empty: none.
+    pub(super) unproven: PieceSet,
+    /// When it was last asked to.
+    pub(super) asked_at: Option<Time>,
     pub(super) leased: PieceSet,
     /// The pieces that it has room for, where that is not all.
     pub(super) window: Option<Range<u32>>,
@@ -43,8 +49,9 @@ pub(super) struct Seat {
 }
 
 impl Seat {
+    /// It holds the piece and may give it.
     pub(super) fn holds(&self, piece: u32) -> bool {
-        self.complete || self.have.contains(piece)
+        self.complete || self.have.contains(piece) && !self.unproven.contains(piece)
     }
 
     pub(super) fn lacks(&self, piece: u32) -> bool {
@@ -52,12 +59,13 @@ impl Seat {
         has_room && !self.complete && !self.have.contains(piece) && !self.leased.contains(piece)
     }
 
-    /// What it holds, as a bitmap word.
+    /// What it may give, as a bitmap word.
     pub(super) fn held_word(&self, word: usize) -> u64 {
         if self.complete {
             return !0;
         }
-        self.have.words().get(word).copied().unwrap_or(0)
+        let held = self.have.words().get(word).copied().unwrap_or(0);
+        held & !self.unproven.words().get(word).copied().unwrap_or(0)
     }
 
     /// What it is missing, as a bitmap word; bits beyond the last piece are set.

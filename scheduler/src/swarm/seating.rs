@@ -1,6 +1,7 @@
 //! Who sits in which swarm: seats are taken, accounted for, and left; a swarm begins and ends with its seats.
 //!
-//! Invariant: nothing is kept of a blob that nobody wants but who holds all of it, and what mirrors are filling.
+//! Invariant: nothing is kept of a blob that nobody wants but who holds all of it (`holdings.rs`), what mirrors are filling, and who
+//! is banned.
 
 use piecemeal_proto::{Digest, PieceSet};
 
@@ -67,17 +68,24 @@ impl Brain {
         self.idle(swarm);
     }
 
-    /// A swarm that nobody wants any more keeps its holders of the whole blob, and what mirrors are filling.
+    /// Of a swarm that nobody wants any more remains who holds the whole blob, in a few bytes, and what mirrors are filling.
     pub(super) fn idle(&mut self, swarm: u32) {
         let Some(state) = self.swarms.get(swarm).filter(|state| !state.is_live()) else {
             return;
         };
-        let partial = state
+        let leaving = state
             .seats
             .iter()
-            .filter(|(_, seat)| !seat.complete && !seat.mirror && !seat.banned);
-        for seat in partial.map(|(index, _)| index).collect::<Vec<_>>() {
+            .filter(|(_, seat)| (seat.complete || !seat.mirror) && !seat.banned);
+        let (digest, leaving) = (
+            state.digest,
+            leaving.map(|(index, seat)| (index, seat.member, seat.complete)),
+        );
+        for (seat, member, complete) in leaving.collect::<Vec<_>>() {
             self.leave_seat(swarm, seat);
+            if complete {
+                self.note_holding(member, &digest);
+            }
         }
         self.forget_fill(swarm);
     }
@@ -101,6 +109,7 @@ impl Brain {
             state.fill = None;
             for seat in state.seats.iter_mut() {
                 seat.have = PieceSet::default();
+                seat.unproven = PieceSet::default();
                 seat.leased = PieceSet::default();
             }
         }

@@ -41,6 +41,10 @@ impl<T> Slab<T> {
     pub(super) fn remove(&mut self, slot: u32) -> Option<T> {
         let value = self.entries.get_mut(slot as usize)?.take()?;
         self.free.push(slot);
+        if self.len() == 0 {
+            // Gives the memory back.
+            *self = Self::new();
+        }
         Some(value)
     }
 
@@ -91,5 +95,8 @@ mod tests {
         assert_eq!(slab.next_slot(), a);
         assert_eq!(slab.insert('c'), a);
         assert_eq!((slab[a], slab[b], slab.len()), ('c', 'b', 2));
+        slab.remove(a);
+        slab.remove(b);
+        assert_eq!((slab.len(), slab.entries.capacity(), slab.next_slot()), (0, 0, 0));
     }
 }

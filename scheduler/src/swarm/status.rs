@@ -68,14 +68,14 @@ impl Brain {
                 silent: member.silent,
                 fetching: member.fetching.len(),
                 serving: member.serving.len(),
-                blobs: member.seats.len(),
+                blobs: member.seats.len() + self.holdings.claims_of(slot),
             }
         });
         let live = self.digests.values().filter(|&&slot| self.swarms[slot].is_live());
         let swarms: Vec<SwarmStatus> = live.map(|&slot| self.swarm_status(slot)).collect();
         Status {
             members: members.collect(),
-            idle_swarms: self.digests.len() - swarms.len(),
+            idle_swarms: self.digests.len() - swarms.len() + self.holdings.blobs(),
             swarms,
             leases: self.leases.len(),
         }

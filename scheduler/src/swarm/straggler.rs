@@ -122,7 +122,7 @@ mod tests {
         let mut site = Site::new(1, 1);
         site.have(MIRROR, 0..1);
         site.want(peer(1), []);
-        site.pass(Time::from_secs(20), &[]);
+        site.pass(Time::from_secs(4), &[]);
         assert!(site.cancelled().is_empty());
     }
 }

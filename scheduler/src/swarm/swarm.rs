@@ -2,9 +2,9 @@
 //!
 //! Invariant: the rolls and counts follow from the seats; whoever changes a seat calls [`Swarm::refresh`] before anything is matched.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
-use piecemeal_proto::{Digest, FillId, PieceSet};
+use piecemeal_proto::{Digest, FillId, PieceSet, SignedPieceHashes};
 
 use super::{LeaseId, Time, fill::Fill, roll::Roll, seat::Seat, slab::Slab};
 
@@ -21,6 +21,8 @@ pub(super) struct Swarm {
     pub(super) waiting: Roll,
     /// Seats that hold something that may be leased from them, mirrors included.
     pub(super) sources: Roll,
+    /// Seats that brought along what is still to be compared with the authority's hashes.
+    pub(super) unproven: Roll,
     pub(super) mirrors: Vec<u32>,
     pub(super) wanting: u32,
     /// Counted peers that hold the whole blob.
@@ -33,6 +35,16 @@ pub(super) struct Swarm {
     pub(super) usual: Option<Time>,
     /// The one seat that fetches from upstream.
     pub(super) upstream: Option<u32>,
+    /// The one peer whose word for hashes is used, where there is no other.
+    pub(super) stater: Option<u32>,
+    /// It was asked, and has stated nothing since.
+    pub(super) stater_owes: bool,
+    /// The authority's signed word for the hashes of all pieces.
+    pub(super) list: Option<Arc<SignedPieceHashes>>,
+    /// Since when somebody wants the blob.
+    pub(super) live_since: Time,
+    /// When a mirror last brought anything new of it.
+    pub(super) progress_at: Time,
     pub(super) described_at: Option<Time>,
     pub(super) tick_at: Option<Time>,
 }
@@ -48,6 +60,7 @@ impl Swarm {
             hungry: Roll::default(),
             waiting: Roll::default(),
             sources: Roll::default(),
+            unproven: Roll::default(),
             mirrors: Vec::new(),
             wanting: 0,
             complete_peers: 0,
@@ -55,6 +68,11 @@ impl Swarm {
             granted: VecDeque::new(),
             usual: None,
             upstream: None,
+            stater: None,
+            stater_owes: false,
+            list: None,
+            live_since: Time::ZERO,
+            progress_at: Time::ZERO,
             described_at: None,
             tick_at: None,
         }
@@ -87,7 +105,13 @@ impl Swarm {
     pub(super) fn unseat(&mut self, index: u32) {
         self.seats.remove(index);
         self.mirrors.retain(|&mirror| mirror != index);
-        for roll in [&mut self.hungry, &mut self.waiting, &mut self.sources] {
+        self.stater = self.stater.filter(|&stater| stater != index);
+        for roll in [
+            &mut self.hungry,
+            &mut self.waiting,
+            &mut self.sources,
+            &mut self.unproven,
+        ] {
             roll.set(index, false);
         }
     }
@@ -101,6 +125,7 @@ impl Swarm {
         seat.waiting = seat.waiting.filter(|&piece| seat.wants && !seat.have.contains(piece));
         let waiting = lacking && seat.leases <= leases_deep && seat.waiting.is_some_and(|piece| seat.lacks(piece));
         self.waiting.set(index, waiting);
+        self.unproven.set(index, !seat.unproven.is_empty());
         self.hungry.set(index, lacking && seat.leases < leases_deep);
         self.sources
             .set(index, !seat.banned && (seat.complete || !seat.have.is_empty()));
@@ -116,12 +141,23 @@ impl Swarm {
         news
     }
 
+    /// The seat brought a piece along that it has not stated the hash of.
+    pub(super) fn note_unproven(&mut self, index: u32, piece: u32) {
+        let pieces = self.pieces();
+        let seat = &mut self.seats[index];
+        if seat.unproven.capacity() != pieces {
+            seat.unproven = PieceSet::new(pieces);
+        }
+        seat.unproven.insert(piece);
+    }
+
     /// Have becomes missing, or leased when one of its leases covers the piece.
     pub(super) fn lose(&mut self, index: u32, piece: u32, covered: bool) {
         let seat = &mut self.seats[index];
         if !seat.have.remove(piece) {
             return;
         }
+        seat.unproven.remove(piece);
         if covered {
             seat.leased.insert(piece);
         } else if seat.counts() {
@@ -154,6 +190,7 @@ impl Swarm {
         let seat = &mut self.seats[index];
         seat.complete = false;
         seat.have = PieceSet::new(pieces);
+        seat.unproven = PieceSet::default();
         seat.leased = PieceSet::new(pieces);
     }
 
@@ -163,6 +200,7 @@ impl Swarm {
         let seat = &mut self.seats[index];
         seat.complete = true;
         seat.have = PieceSet::default();
+        seat.unproven = PieceSet::default();
         seat.leased = PieceSet::default();
         if seat.counts() {
             self.complete_peers += 1;
@@ -176,6 +214,7 @@ impl Swarm {
         let seat = &mut self.seats[index];
         seat.complete = false;
         seat.have = PieceSet::new(pieces);
+        seat.unproven = PieceSet::default();
         seat.leased = PieceSet::new(pieces);
         for piece in 0..pieces {
             self.gain(index, piece, now);

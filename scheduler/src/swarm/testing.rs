@@ -25,13 +25,15 @@ impl Site {
     /// A mirror, which holds nothing yet, and `peers` peers, which want nothing yet.
     pub(super) fn new(pieces: u32, peers: u32) -> Self {
         let mut site = Self::without_mirror(pieces, peers);
+        site.brain.policy = Policy::default();
         site.join(MIRROR, 0, Role::Mirror);
         site
     }
 
+    /// Peers whose own word for hashes counts at once.
     pub(super) fn without_mirror(pieces: u32, peers: u32) -> Self {
         let mut site = Self {
-            brain: Brain::new(Policy::default(), 7),
+            brain: Brain::new(trusting(), 7),
             now: Time::from_secs(1),
             map: PieceMap::new(u64::from(pieces) << 20, 1 << 20).unwrap(),
             digest: Digest::of(b"layer"),
@@ -53,6 +55,7 @@ impl Site {
             pool: "site".into(),
             zone: "rack".into(),
             may_use_upstream: true,
+            features: super::Features::default(),
         };
         self.event(Event::Joined { member, info });
     }
@@ -152,6 +155,13 @@ impl Site {
             _ => None,
         });
         described.collect()
+    }
+}
+
+pub(super) fn trusting() -> Policy {
+    Policy {
+        word_patience: Time::ZERO,
+        ..Policy::default()
     }
 }
 

@@ -16,6 +16,7 @@ impl Brain {
             || taking.upstream.is_active(self.now)
             || member.fetching.len() >= self.policy.leases_max as usize
             || !self.is_usable(taking.member)
+            || !self.may_take(taking.member, false)
             || state.complete_peers > 0
             || state
                 .upstream

@@ -12,8 +12,9 @@ impl Brain {
         let Some((swarm, seat)) = self.hear(member).and_then(|slot| self.seat_of(slot, digest)) else {
             return;
         };
+        let member = self.swarms[swarm].seats[seat].member;
         let state = &mut self.swarms[swarm];
-        if piece < state.pieces() {
+        if piece < state.pieces() && self.members[member].allowance > 1 {
             state.seats[seat].waiting = Some(piece);
             self.touch(swarm, seat);
         }

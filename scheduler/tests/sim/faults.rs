@@ -1,7 +1,7 @@
 //! What goes wrong at a site, and that the site gets over it.
 
 use crate::{
-    link::{MILLISECOND, SECOND},
+    link::{Chance, MILLISECOND, SECOND},
     plan::{Fault, MIRROR, Plan},
     seeds,
     world::World,
@@ -167,5 +167,109 @@ fn everyone_finishes_after_everything_at_once() {
         }
         plan.clients_are_fed = false;
         everybody_finishes(plan);
+    }
+}
+
+fn with_forgers(seed: u64) -> (Plan, Chance) {
+    let (mut plan, mut chance) = Plan::drawn(seed);
+    plan.peers += 2;
+    plan.forgers = chance.index(1..3);
+    plan.forgers_are_complete = chance.happens(500);
+    plan.wan = plan.lan / 10;
+    plan.clients_are_fed = false;
+    (plan, chance)
+}
+
+#[test]
+fn what_forgers_state_while_the_mirror_fills_is_not_used() {
+    for seed in seeds() {
+        let (mut plan, _) = with_forgers(seed);
+        // Nor does any blob wait for longer than streams do until it is its turn.
+        if plan.once_through() > 25 * SECOND {
+            plan.blobs = 1;
+        }
+        let world = everybody_finishes(plan);
+        let failed: u32 = world.peers().map(|node| node.failed).sum();
+        assert_eq!(
+            (failed, world.convicted.len()),
+            (0, 0),
+            "seed {seed}: no word of theirs was used"
+        );
+    }
+}
+
+#[test]
+fn what_forgers_state_before_the_mirror_comes_is_dropped_once_it_speaks() {
+    let mut convicted = 0;
+    for seed in seeds() {
+        let (mut plan, mut chance) = with_forgers(seed);
+        plan.fault(0, Fault::Crash(MIRROR));
+        plan.fault(chance.among(4 * SECOND..12 * SECOND), Fault::Start(MIRROR));
+        convicted += everybody_finishes(plan).convicted.len();
+    }
+    assert!(
+        seeds().count() < 16 || convicted > 0,
+        "forgers were believed, and found out"
+    );
+}
+
+#[test]
+fn what_forgers_state_while_the_mirror_restarts_is_dropped_once_it_speaks() {
+    for seed in seeds() {
+        let (mut plan, mut chance) = with_forgers(seed);
+        let at = chance.among(0..plan.once_through());
+        let wiped = chance.happens(300);
+        plan.fault(
+            at,
+            if wiped {
+                Fault::Wipe(MIRROR)
+            } else {
+                Fault::Crash(MIRROR)
+            },
+        );
+        plan.fault(at + chance.among(0..12 * SECOND), Fault::Start(MIRROR));
+        everybody_finishes(plan);
+    }
+}
+
+#[test]
+fn what_forgers_state_after_the_scheduler_has_restarted_is_dropped_once_the_mirror_speaks() {
+    for seed in seeds() {
+        let (mut plan, mut chance) = with_forgers(seed);
+        let at = chance.among(0..plan.once_through());
+        plan.fault(at, Fault::Crash(MIRROR));
+        let back = at + chance.among(0..20 * SECOND);
+        plan.fault(back, Fault::Start(MIRROR));
+        for _ in 0..2 {
+            plan.fault(at + chance.among(0..20 * SECOND), Fault::RestartScheduler);
+        }
+        everybody_finishes(plan);
+    }
+}
+
+/// The forgers among them are not believed meanwhile.
+#[test]
+fn holders_serve_at_the_lans_speed_by_the_signed_list_when_the_mirror_has_lost_its_disk() {
+    for seed in seeds() {
+        let (mut plan, _) = with_forgers(seed);
+        (plan.lan, plan.wan, plan.forgers, plan.blobs) = (100 << 20, 1 << 19, 1, 1);
+        let late = plan.peers;
+        // Long after the others have finished and the mirror has proven the blobs.
+        let from = plan.once_through() * 5 / 4 + 20 * SECOND;
+        plan.fault(2 * MILLISECOND, Fault::Crash(late));
+        plan.fault(from, Fault::Wipe(MIRROR));
+        plan.fault(from + SECOND, Fault::Start(MIRROR));
+        plan.fault(from + SECOND, Fault::RestartScheduler);
+        plan.fault(from + 3 * SECOND, Fault::Start(late));
+        let took = {
+            let mut world = World::new(plan.clone());
+            world.run(from + 200 * SECOND) - from
+        };
+        let by_wan = plan.once_through();
+        let allowed = 10 * SECOND + by_wan / 20;
+        assert!(
+            took < allowed,
+            "seed {seed}: {took} of {allowed}, and {by_wan} over the WAN"
+        );
     }
 }

@@ -4,6 +4,7 @@
 
 mod bounds;
 mod faults;
+mod forger;
 mod link;
 mod mirror;
 mod node;

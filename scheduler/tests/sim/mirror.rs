@@ -4,7 +4,7 @@ use piecemeal_proto::{FillId, PieceSet};
 use piecemeal_scheduler::swarm::{Event, MemberId};
 
 use crate::{
-    node::{digest, genuine},
+    node::{digest, genuine, signed_list},
     plan::MIRROR,
     world::{Happening, World},
 };
@@ -48,6 +48,8 @@ impl World {
                 let (digest, fill) = (digest(blob), self.fill);
                 self.say(MIRROR, Event::Proven { member, digest, fill });
                 self.say(MIRROR, Event::Complete { member, digest });
+                let list = signed_list(blob, self.map);
+                self.say(MIRROR, Event::PieceHashes { member, list });
             }
         }
         self.fill_on();

@@ -1,8 +1,8 @@
 //! A modelled daemon: what is on its disk, what it is fetching.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-use piecemeal_proto::{Digest, FillId, PieceMap, PieceSet};
+use piecemeal_proto::{AuthorityKey, Digest, FillId, PieceMap, PieceSet, SignedPieceHashes};
 use piecemeal_scheduler::swarm::{Lease, LeaseId, MemberId};
 
 use crate::link::{Link, Nanos};
@@ -10,6 +10,8 @@ use crate::link::{Link, Nanos};
 pub(crate) struct Node {
     pub(crate) mirror: bool,
     pub(crate) liar: bool,
+    /// Holds bytes of its own, says that they are the blob's, and states their hashes.
+    pub(crate) forger: bool,
     pub(crate) up: Link,
     pub(crate) down: Link,
     /// `None`: not connected.
@@ -24,6 +26,9 @@ pub(crate) struct Node {
     pub(crate) blobs: Vec<Holding>,
     pub(crate) fetches: BTreeMap<LeaseId, Fetch>,
     pub(crate) finished_at: Option<Nanos>,
+    pub(crate) connected_at: Nanos,
+    /// Downloads that came to their end with another digest.
+    pub(crate) failed: u32,
     /// Pieces that it sent.
     pub(crate) sent: u64,
 }
@@ -48,6 +53,8 @@ pub(crate) struct Holding {
     pub(crate) content: Vec<u64>,
     pub(crate) stored_at: Vec<Nanos>,
     pub(crate) complete: bool,
+    /// The authority's word for all pieces, kept beside them.
+    pub(crate) list: Option<Arc<SignedPieceHashes>>,
     /// A client reads from the start: since when it waits in the first piece that is missing.
     pub(crate) prefix: u32,
     pub(crate) fed_at: Nanos,
@@ -62,6 +69,7 @@ impl Holding {
             content: vec![0; map.count() as usize],
             stored_at: vec![0; map.count() as usize],
             complete: false,
+            list: None,
             prefix: 0,
             fed_at: 0,
         }
@@ -84,6 +92,12 @@ impl Holding {
         }
     }
 
+    /// Takes a piece back.
+    pub(crate) fn drop_piece(&mut self, piece: u32) {
+        self.have.remove(piece);
+        self.prefix = self.prefix.min(piece);
+    }
+
     pub(crate) fn is_genuine(&self, blob: usize) -> bool {
         self.have.is_full()
             && (0..)
@@ -99,6 +113,18 @@ pub(crate) fn digest(blob: usize) -> Digest {
 /// The blob's bytes, in one number a piece.
 pub(crate) fn genuine(blob: usize, piece: u32) -> u64 {
     (blob as u64) << 32 | u64::from(piece) | 1 << 60
+}
+
+/// A forger's bytes in place of the blob's.
+pub(crate) fn forged(blob: usize, piece: u32) -> u64 {
+    genuine(blob, piece) ^ 1 << 40
+}
+
+/// What a mirror signs once it has proven a blob.
+pub(crate) fn signed_list(blob: usize, map: PieceMap) -> Arc<SignedPieceHashes> {
+    let hashes = (0..map.count()).map(|piece| hash(genuine(blob, piece))).collect();
+    let key = AuthorityKey::from_seed([1; 32]);
+    Arc::new(SignedPieceHashes::sign(&key, digest(blob), map, hashes).expect("a small blob"))
 }
 
 pub(crate) fn hash(content: u64) -> [u8; 32] {

@@ -28,6 +28,10 @@ pub(crate) struct Plan {
     pub(crate) loss: u64,
     /// Peers, the first ones, that send other bytes than they claim.
     pub(crate) liars: usize,
+    /// Peers, the ones before the liars, that hold bytes of their own and state hashes of them.
+    pub(crate) forgers: usize,
+    /// They say that they hold the whole blob.
+    pub(crate) forgers_are_complete: bool,
     /// Lease reports in a thousand that come twice, the second time late.
     pub(crate) duplicates: u64,
     /// Peers arrive evenly over this time.
@@ -49,6 +53,8 @@ pub(crate) enum Fault {
     Crash(usize),
     /// Begins again with what is on its disk.
     Start(usize),
+    /// As `Crash`, and the disk is lost too: the mirror begins other fills.
+    Wipe(usize),
     /// Says and serves nothing, but stays connected.
     Freeze(usize),
     Thaw(usize),
@@ -79,6 +85,8 @@ impl Plan {
             jitter: 0,
             loss: 0,
             liars: 0,
+            forgers: 0,
+            forgers_are_complete: false,
             duplicates: 0,
             arrivals: 0,
             head_start: false,

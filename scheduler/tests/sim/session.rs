@@ -1,11 +1,11 @@
 //! Daemons start, connect, say what they have and want, sit at the end of a client's patience, and go.
 
-use piecemeal_proto::{FillId, NodeId};
-use piecemeal_scheduler::swarm::{Event, Member, MemberId, Role};
+use piecemeal_proto::{FillId, NodeId, PieceSet};
+use piecemeal_scheduler::swarm::{Event, Features, Member, MemberId, Role};
 
 use crate::{
     link::SECOND,
-    node::{digest, genuine},
+    node::{digest, forged, genuine},
     plan::MIRROR,
     world::{Happening, World},
 };
@@ -21,7 +21,12 @@ impl World {
         let (life, now) = (state.life, self.now);
         state.up.reset(now);
         state.down.reset(now);
-        for blob in &mut state.blobs {
+        for (index, blob) in state.blobs.iter_mut().enumerate() {
+            if state.forger {
+                for piece in 0..self.plan.pieces {
+                    blob.store(piece, forged(index, piece), now);
+                }
+            }
             blob.wanted = !state.mirror && !blob.complete;
             blob.fed_at = now;
         }
@@ -58,12 +63,17 @@ impl World {
         let mut id = [0; 16];
         id[..8].copy_from_slice(&(node as u64).to_le_bytes());
         self.nodes[node].member = Some(member);
+        self.nodes[node].connected_at = self.now;
         let info = Member {
             node: NodeId(id),
             role: if node == MIRROR { Role::Mirror } else { Role::Peer },
             pool: "site".into(),
             zone: format!("rack {}", node % 2),
             may_use_upstream: !node.is_multiple_of(3) || self.plan.peers < 3,
+            features: Features {
+                piece_hashes: true,
+                drop: !node.is_multiple_of(4),
+            },
         };
         self.say(node, Event::Joined { member, info });
         for blob in 0..self.plan.blobs {
@@ -85,23 +95,45 @@ impl World {
         let state = &self.nodes[node];
         let (holding, digest) = (&state.blobs[blob], digest(blob));
         let member = state.member.expect("it has just connected");
-        if holding.complete {
+        if state.forger {
+            let have = PieceSet::new(self.map.count());
+            self.say_want(node, blob, fill, have);
+            if self.plan.forgers_are_complete {
+                self.say(node, Event::Complete { member, digest });
+            }
+            self.forge(node, blob);
+        } else if holding.complete {
             self.say(node, Event::Complete { member, digest });
         } else if holding.wanted || (state.mirror && !holding.have.is_empty()) {
-            let event = Event::Want {
-                member,
-                digest,
-                map: self.map,
-                fill,
-                have: holding.have.clone(),
-                window: None,
-            };
-            self.say(node, event);
+            let have = holding.have.clone();
+            self.say_want(node, blob, fill, have);
         }
     }
 
+    pub(crate) fn say_want(&mut self, node: usize, blob: usize, fill: FillId, have: PieceSet) {
+        let Some(member) = self.nodes[node].member else {
+            return;
+        };
+        let event = Event::Want {
+            member,
+            digest: digest(blob),
+            map: self.map,
+            fill,
+            have,
+            window: None,
+        };
+        self.say(node, event);
+    }
+
+    /// A forger states the hashes of its own bytes, under the fill that the mirror names.
+    fn forge(&mut self, node: usize, blob: usize) {
+        self.nodes[node].blobs[blob].fill = self.fill;
+        let all = PieceSet::full(self.map.count());
+        self.tell_pieces(node, blob, &all);
+    }
+
     /// The fill that a node speaks of: its own, or the one that the mirror's answer named.
-    fn fill_that(&mut self, node: usize, blob: usize) -> FillId {
+    pub(crate) fn fill_that(&mut self, node: usize, blob: usize) -> FillId {
         let mirror_answers = self.nodes[MIRROR].running && !self.nodes[MIRROR].frozen;
         let (fill, holding) = (self.fill, &mut self.nodes[node].blobs[blob]);
         if mirror_answers && holding.have.is_empty() && !holding.complete {
@@ -121,6 +153,11 @@ impl World {
         };
         self.say(node, Event::Heard { member });
         for blob in 0..self.plan.blobs {
+            if self.nodes[node].forger {
+                self.forge(node, blob);
+                continue;
+            }
+            self.check_held(node, blob);
             let holding = &self.nodes[node].blobs[blob];
             let (piece, waited) = (holding.prefix, self.now - holding.fed_at);
             if holding.wanted && waited >= SECOND {

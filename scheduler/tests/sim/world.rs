@@ -2,9 +2,12 @@
 //!
 //! Checked on every step: the brain's invariants, and that every piece which a node accepts is what its fill holds there.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use piecemeal_proto::{FillId, PieceMap};
+use piecemeal_proto::{FillId, NodeId, PieceMap};
 use piecemeal_scheduler::swarm::{Brain, Command, Event, Lease, LeaseId, MemberId, Outcome};
 
 use crate::{
@@ -30,6 +33,10 @@ pub(crate) struct World {
     pub(crate) scheduler_life: u32,
     paused_until: Nanos,
     pub(crate) members_ever: u32,
+    /// By blob and piece: when a mirror's hash reached the scheduler that is there now.
+    pub(crate) spoken: Vec<Vec<Option<Nanos>>>,
+    /// Nodes that were convicted.
+    pub(crate) convicted: BTreeSet<NodeId>,
     queue: BTreeMap<(Nanos, u64), Happening>,
     queued: u64,
     timer_at: Option<Nanos>,
@@ -112,6 +119,8 @@ impl World {
             scheduler_life: 0,
             paused_until: 0,
             members_ever: 0,
+            spoken: vec![vec![None; plan.pieces as usize]; plan.blobs],
+            convicted: BTreeSet::new(),
             queue: BTreeMap::new(),
             queued: 0,
             timer_at: None,
@@ -143,6 +152,7 @@ impl World {
         self.nodes.push(Node {
             mirror,
             liar: !mirror && node <= plan.liars,
+            forger: !mirror && (plan.liars + 1..=plan.liars + plan.forgers).contains(&node),
             up: Link::new(if mirror {
                 plan.mirror_up
             } else if slow {
@@ -160,6 +170,8 @@ impl World {
             blobs,
             fetches: BTreeMap::new(),
             finished_at: None,
+            connected_at: 0,
+            failed: 0,
             sent: 0,
         });
         let at = match node {
@@ -180,7 +192,7 @@ impl World {
     }
 
     pub(crate) fn peers(&self) -> impl Iterator<Item = &Node> {
-        self.nodes[1..].iter()
+        self.nodes[1..].iter().filter(|node| !node.forger)
     }
 
     pub(crate) fn all_finished(&self) -> bool {
@@ -222,6 +234,7 @@ impl World {
             }
             Happening::Said { life, event } => {
                 if life == self.scheduler_life {
+                    self.note_spoken(&event);
                     self.think(Some(event));
                 }
             }
@@ -250,6 +263,9 @@ impl World {
         if self.plan.checked {
             self.brain.check_invariants();
         }
+        let convictions = self.brain.take_convictions();
+        self.convicted
+            .extend(convictions.iter().map(|conviction| conviction.node));
         for command in commands {
             if let Command::Lease { lease, .. } = &command {
                 self.leases += 1;
@@ -300,6 +316,17 @@ impl World {
                 self.nodes[node].frozen = false;
                 self.nodes[node].life += 1;
             }
+            Fault::Wipe(node) => {
+                self.suffer(Fault::Crash(node));
+                if node == MIRROR {
+                    self.fill = FillId(self.fill.0 + 2);
+                }
+                for blob in &mut self.nodes[node].blobs {
+                    let fill = if node == MIRROR { self.fill } else { FillId(0) };
+                    blob.restart(fill);
+                    (blob.complete, blob.list) = (false, None);
+                }
+            }
             Fault::Freeze(node) => self.nodes[node].frozen = true,
             Fault::Thaw(node) => self.nodes[node].frozen = false,
             Fault::PauseScheduler(time) => self.paused_until = self.now + time,
@@ -307,6 +334,7 @@ impl World {
                 self.scheduler_life += 1;
                 self.brain = Brain::new(self.plan.policy.clone(), self.chance.draw());
                 self.timer_at = None;
+                self.spoken = vec![vec![None; self.plan.pieces as usize]; self.plan.blobs];
                 for node in 0..self.nodes.len() {
                     self.disconnect(node);
                     let at = self.now + self.chance.among(0..SECOND);

@@ -1,9 +1,9 @@
 //! What a session is given, and what it gives.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, ops::Range, sync::Arc};
 
 use async_trait::async_trait;
-use piecemeal_proto::{AuthorityPublic, Digest, FillId, NodeKey, RoleKey, wire};
+use piecemeal_proto::{AuthorityPublic, Digest, FillId, NodeKey, RoleKey, SignedPieceHashes, wire};
 
 /// Who this daemon is, and where its scheduler.
 #[derive(Clone, Debug)]
@@ -43,6 +43,14 @@ pub enum SessionEvent {
         digest: Digest,
         fill: FillId,
     },
+    /// These pieces of a fill are not to be kept or offered. They lie within [`piecemeal_proto::PIECE_COUNT_MAX`].
+    Drop {
+        digest: Digest,
+        fill: FillId,
+        pieces: Vec<Range<u32>>,
+    },
+    /// The hashes of all pieces of a blob. The authority has signed them.
+    PieceHashes(SignedPieceHashes),
     /// Asks for `Have`, with hashes, of all that is here of a blob.
     Describe(Digest),
     WantRefused {

@@ -78,6 +78,7 @@ impl Connection {
             )));
         }
         let hello = Report::Hello(self.hello(&challenge));
+        self.shared.note_features(challenge.features);
         for message in pack(vec![hello]) {
             send(&reports, message).await?;
         }
@@ -199,7 +200,7 @@ impl Connection {
         let mut has_warned = false;
         loop {
             for order in orders.read.drain(..) {
-                match order::read(order) {
+                match order::read(order, &self.config.authority) {
                     Ok(Some(event)) => self.deliver(event).await?,
                     Ok(None) => {}
                     Err(error) if has_warned => debug!("ignored an order of the scheduler: {error}"),
@@ -332,7 +333,7 @@ fn causes(error: &dyn std::error::Error) -> String {
 }
 
 /// What this daemon has of what the protocol may add.
-const FEATURES: [&str; 1] = [feature::SIGNED_IDENTITY];
+const FEATURES: [&str; 3] = [feature::SIGNED_IDENTITY, feature::PIECE_HASHES, feature::DROP];
 /// Of an `https` URL without a port.
 const HTTPS_PORT: u16 = 443;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);

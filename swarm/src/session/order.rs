@@ -1,9 +1,9 @@
 //! Reading the scheduler's orders. Whoever gets a [`SessionEvent`] need not check it again.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, ops::Range};
 
 use piecemeal_proto::{
-    Digest, FillId, NodeId, PIECE_COUNT_MAX,
+    AuthorityPublic, CheckPieceHashesError, Digest, FillId, NodeId, PIECE_COUNT_MAX, SignedPieceHashes,
     wire::{self, SourceKind, order::Order},
 };
 
@@ -26,10 +26,12 @@ pub(super) enum ReadOrderError {
     Ticket,
     #[error("the image to be warmed is none")]
     Warm,
+    #[error(transparent)]
+    PieceHashes(CheckPieceHashesError),
 }
 
 /// `None`: an order of a newer scheduler, or one that has no place after the welcome.
-pub(super) fn read(order: wire::Order) -> Result<Option<SessionEvent>, ReadOrderError> {
+pub(super) fn read(order: wire::Order, authority: &AuthorityPublic) -> Result<Option<SessionEvent>, ReadOrderError> {
     let event = match order.order {
         Some(Order::Lease(lease)) => {
             check(&lease)?;
@@ -47,8 +49,17 @@ pub(super) fn read(order: wire::Order) -> Result<Option<SessionEvent>, ReadOrder
         },
         Some(Order::Warm(warm)) if warm.is_sound() => SessionEvent::Warm(warm),
         Some(Order::Warm(_)) => return Err(ReadOrderError::Warm),
-        // Of features that this daemon does not state.
-        Some(Order::PieceHashes(_) | Order::Drop(_) | Order::WantAccepted(_)) => return Ok(None),
+        Some(Order::Drop(drop)) => SessionEvent::Drop {
+            digest: digest(&drop.digest)?,
+            fill: FillId(drop.fill),
+            pieces: drop.pieces.iter().map(range).collect::<Result<_, _>>()?,
+        },
+        Some(Order::PieceHashes(list)) => {
+            let list = SignedPieceHashes::from_wire(&list, authority);
+            SessionEvent::PieceHashes(list.map_err(ReadOrderError::PieceHashes)?)
+        }
+        // Of a feature that this daemon does not state.
+        Some(Order::WantAccepted(_)) => return Ok(None),
         Some(Order::Challenge(_) | Order::Welcome(_) | Order::Refused(_)) | None => return Ok(None),
     };
     Ok(Some(event))
@@ -56,6 +67,12 @@ pub(super) fn read(order: wire::Order) -> Result<Option<SessionEvent>, ReadOrder
 
 fn digest(text: &str) -> Result<Digest, ReadOrderError> {
     text.parse().map_err(|_| ReadOrderError::Digest)
+}
+
+fn range(range: &wire::PieceRange) -> Result<Range<u32>, ReadOrderError> {
+    let (first, count) = (range.first, range.count);
+    let end = first.checked_add(count).filter(|&end| end <= PIECE_COUNT_MAX);
+    end.map(|end| first..end).ok_or(ReadOrderError::Range { first, count })
 }
 
 fn check(lease: &wire::Lease) -> Result<(), ReadOrderError> {
@@ -97,6 +114,8 @@ fn is_usable(address: &wire::Address) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use piecemeal_proto::{AuthorityKey, PieceMap};
+
     use super::*;
 
     fn lease() -> wire::Lease {
@@ -121,9 +140,7 @@ mod tests {
     }
 
     fn read_lease(lease: wire::Lease) -> Result<Option<SessionEvent>, ReadOrderError> {
-        read(wire::Order {
-            order: Some(Order::Lease(lease)),
-        })
+        read_order(Order::Lease(lease))
     }
 
     #[test]
@@ -178,6 +195,40 @@ mod tests {
 
     #[test]
     fn an_order_of_a_newer_scheduler_is_nothing() {
-        assert_eq!(read(wire::Order { order: None }), Ok(None));
+        assert_eq!(read_order(None), Ok(None));
+    }
+
+    fn read_order(order: impl Into<Option<Order>>) -> Result<Option<SessionEvent>, ReadOrderError> {
+        let authority = AuthorityKey::from_seed([3; 32]).public();
+        read(wire::Order { order: order.into() }, &authority)
+    }
+
+    #[test]
+    fn a_list_that_the_authority_has_not_signed_is_not_passed_on() {
+        let map = PieceMap::new(300, 100).expect("three pieces");
+        let signed_by = |seed| {
+            let key = AuthorityKey::from_seed([seed; 32]);
+            SignedPieceHashes::sign(&key, Digest::of(b"blob"), map, vec![[1; 32]; 3]).expect("three hashes")
+        };
+        let list = signed_by(3);
+        let read = read_order(Order::PieceHashes(list.to_wire()));
+        assert_eq!(read, Ok(Some(SessionEvent::PieceHashes(list))));
+        let read = read_order(Order::PieceHashes(signed_by(4).to_wire()));
+        assert_eq!(read, Err(ReadOrderError::PieceHashes(CheckPieceHashesError::Signature)));
+    }
+
+    #[test]
+    fn pieces_to_be_dropped_lie_within_what_a_blob_can_have() {
+        let drop = |first, count| {
+            read_order(Order::Drop(wire::Drop {
+                digest: Digest::of(b"blob").to_string(),
+                fill: 7,
+                pieces: vec![wire::PieceRange { first, count }],
+            }))
+        };
+        assert!(
+            matches!(drop(2, 3), Ok(Some(SessionEvent::Drop { pieces, .. })) if pieces.len() == 1 && pieces[0] == (2..5))
+        );
+        assert!(drop(0, PIECE_COUNT_MAX + 1).is_err() && drop(u32::MAX, 1).is_err());
     }
 }

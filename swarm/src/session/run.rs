@@ -34,11 +34,17 @@ pub(super) struct Shared {
     pub(super) up: watch::Sender<bool>,
     /// Why the last connection ended; `None` once a later one was welcomed.
     ended: Mutex<Option<String>>,
+    /// What the scheduler has stated that it adds to version 1.
+    features: Mutex<Vec<String>>,
 }
 
 impl Shared {
     fn note_end(&self, why: Option<String>) {
         *self.ended.lock().expect("no holder of this lock panics") = why;
+    }
+
+    pub(super) fn note_features(&self, features: Vec<String>) {
+        *self.features.lock().expect("no holder of this lock panics") = features;
     }
 }
 
@@ -55,6 +61,7 @@ impl Session {
             queue: ReportQueue::default(),
             up: watch::Sender::new(false),
             ended: Mutex::default(),
+            features: Mutex::default(),
         });
         let connection = Connection {
             config,
@@ -94,6 +101,12 @@ impl Session {
             Some(why) => format!("not connected: {why}"),
             None => "not connected".to_owned(),
         })
+    }
+
+    /// Whether the scheduler that was last met has stated `feature`.
+    pub fn has_feature(&self, feature: &str) -> bool {
+        let features = self.shared.features.lock().expect("no holder of this lock panics");
+        features.iter().any(|stated| stated == feature)
     }
 
     /// Follows [`Session::is_up`].

@@ -1,4 +1,5 @@
-//! A rogue peer: it holds the site's join.key, speaks the scheduler's protocol as it likes, and serves what it likes.
+//! A rogue peer: it holds the site's join.key, speaks the scheduler's protocol as it likes, and serves what it likes. By seed it has
+//! a key of its own and signs, or is one of the last release, whose id is only said.
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
@@ -10,9 +11,9 @@ use std::{
     time::Duration,
 };
 
-use piecemeal_mirror::{NodeBlob, open_path};
+use piecemeal_mirror::{NodeBlob, NodeIdentity, open_path};
 use piecemeal_proto::{
-    Digest, JoinKey, NodeId,
+    Digest, JoinKey, NodeId, NodeKey,
     wire::{self, Report, Reports, Role, order::Order, report::Report as Kind, scheduler_client::SchedulerClient},
 };
 use piecemeal_store::Repository;
@@ -142,10 +143,12 @@ impl RoguePeer {
         let mut dice = Dice::new(seed);
         let mut crew = Crew::default();
         for session in 0..misdeed.sessions() {
-            let id = if misdeed == Misdeed::Impersonates {
-                victim
-            } else {
-                NodeId(dice.bytes())
+            let key = Arc::new(NodeKey::from_seed(dice.bytes()));
+            let signs = (seed + session as u64).is_multiple_of(2) && misdeed != Misdeed::Impersonates;
+            let id = match (misdeed, signs) {
+                (Misdeed::Impersonates, _) => victim,
+                (_, true) => key.id(),
+                (_, false) => NodeId(dice.bytes()),
             };
             let rogue = Rogue {
                 netns: netns.clone(),
@@ -153,6 +156,7 @@ impl RoguePeer {
                 piece_port: pieces.address().port(),
                 join: join.clone(),
                 id,
+                key: signs.then_some(key),
                 misdeed,
                 prey: prey.to_vec(),
                 dice: Dice::new(seed ^ session as u64),
@@ -201,6 +205,8 @@ struct Rogue {
     piece_port: u16,
     join: JoinKey,
     id: NodeId,
+    /// `None`: one of the last release.
+    key: Option<Arc<NodeKey>>,
     misdeed: Misdeed,
     prey: Vec<Prey>,
     dice: Dice,
@@ -276,7 +282,6 @@ impl Rogue {
         }
     }
 
-    /// Of the last release: no key of its own, an id that is only said.
     fn hello(&self, nonce: &[u8]) -> wire::Hello {
         let mut hello = wire::Hello {
             version_min: wire::VERSION,
@@ -293,6 +298,15 @@ impl Rogue {
             ..wire::Hello::default()
         };
         hello.proof = self.join.peer_role().prove(&hello.claim(nonce)).to_vec();
+        if let Some(key) = &self.key {
+            let features = [
+                wire::feature::SIGNED_IDENTITY,
+                wire::feature::PIECE_HASHES,
+                wire::feature::DROP,
+            ];
+            hello.features = features.map(str::to_owned).to_vec();
+            hello.sign(key, nonce);
+        }
         hello
     }
 
@@ -371,19 +385,11 @@ impl Rogue {
         let path = open_path(&prey.at, &prey.digest, None);
         let url: Url = format!("{}{path}", mirror_url("http")).parse().expect("a URL");
         let address: SocketAddr = url.socket_addrs(|| None).expect("an address")[0];
-        let claim = format!(
-            "piecemeal node v1\0{}\0{}\0{}",
-            self.id,
-            url.path(),
-            url.query().unwrap_or_default()
-        );
-        let request = Request::get(address, &path)
-            .header("piecemeal-node", &self.id.to_string())
-            .header(
-                "piecemeal-proof",
-                &base64_of(&self.join.peer_role().prove(claim.as_bytes())),
-            )
-            .patience(Duration::from_secs(2));
+        let request = Request::get(address, &path).patience(Duration::from_secs(2));
+        let request = self
+            .headers(&url)
+            .into_iter()
+            .fold(request, |request, (name, value)| request.header(name, &value));
         let Ok(answer) = request.send() else { return };
         self.seen
             .loot
@@ -397,6 +403,24 @@ impl Rogue {
             };
             self.opened.push((prey.digest, blob));
         }
+    }
+}
+
+impl Rogue {
+    /// How it shows the mirror that it is a node.
+    fn headers(&self, url: &Url) -> Vec<(&'static str, String)> {
+        if let Some(key) = &self.key {
+            return NodeIdentity::new(Arc::clone(key), &self.join).headers(&reqwest::Method::GET, url);
+        }
+        let (path, query) = (url.path(), url.query().unwrap_or_default());
+        let claim = format!("piecemeal node v1\0{}\0{path}\0{query}", self.id);
+        vec![
+            ("piecemeal-node", self.id.to_string()),
+            (
+                "piecemeal-proof",
+                base64_of(&self.join.peer_role().prove(claim.as_bytes())),
+            ),
+        ]
     }
 }
 
