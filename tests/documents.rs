@@ -79,16 +79,7 @@ fn every_test_that_the_list_of_failures_names_exists() {
         .collect();
     assert!(names.len() >= 37, "only {} tests are named", names.len());
     for name in names {
-        let (file, function) = name.split_once("::").expect("a file and a function");
-        let path = match file.split_once('/') {
-            Some((package, file)) => root.join(package).join("tests").join(file),
-            None => root.join("tests").join(file),
-        };
-        let source = fs::read_to_string(path.with_extension("rs")).unwrap_or_else(|error| panic!("{name}: {error}"));
-        let is_test = [("#[test]", "fn"), ("#[tokio::test]", "async fn")]
-            .iter()
-            .any(|(attribute, kind)| source.contains(&format!("{attribute}\n{kind} {function}()")));
-        assert!(is_test, "{name} is no test");
+        assert!(is_test(root, name), "{name} is no test");
     }
     for row in (1..=25)
         .map(|row| format!("\n| {row} | "))
@@ -102,5 +93,49 @@ fn every_test_that_the_list_of_failures_names_exists() {
             line.lines().next().is_some_and(|line| line.contains("::")),
             "row {row:?} has no test"
         );
+    }
+}
+
+/// Whether there is a test of this name: `file::function`, `package/file::function` or `path/to/file.rs::function`.
+fn is_test(root: &Path, name: &str) -> bool {
+    let (file, function) = name.split_once("::").expect("a file and a function");
+    let path = match (file.strip_suffix(".rs"), file.split_once('/')) {
+        (Some(_), _) => root.join(file),
+        (None, Some((package, file))) => root.join(package).join("tests").join(file),
+        (None, None) => root.join("tests").join(file),
+    };
+    let source = fs::read_to_string(path.with_extension("rs")).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let Some((before, _)) = source.split_once(&format!("fn {function}()")) else {
+        return false;
+    };
+    let attributes = before.rsplit("\n\n").next().unwrap_or_default();
+    attributes.contains("#[test]") || attributes.contains("#[tokio::test")
+}
+
+#[test]
+fn every_sentence_that_always_holds_and_every_one_of_trust_has_a_test() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(root.join("docs/ARCHITECTURE.md")).expect("the architecture");
+    let section = |heading: &str| {
+        let (_, rest) = text.split_once(&format!("\n## {heading}\n")).expect("the section");
+        rest.split("\n## ").next().unwrap_or_default()
+    };
+    let table = section("Which test holds which sentence");
+    for (heading, row) in [("What always holds", "holds"), ("Trust", "trust")] {
+        let sentences = section(heading)
+            .lines()
+            .filter(|line| line.starts_with(|c: char| c.is_ascii_digit()))
+            .count();
+        assert!(sentences >= 9, "only {sentences} sentences under {heading}");
+        for number in 1..=sentences {
+            let start = format!("| {row} {number} | ");
+            let row = table.lines().find_map(|line| line.strip_prefix(&start));
+            let row = row.unwrap_or_else(|| panic!("no row {start:?}"));
+            let names: Vec<&str> = row.split('`').skip(1).step_by(2).collect();
+            assert!(!names.is_empty(), "row {start:?} has no test");
+            for name in names {
+                assert!(is_test(root, name), "{name} is no test");
+            }
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::path::PathBuf;
+use std::{fs, path::PathBuf};
 
 use support::{Cluster, ClusterOptions, HOST, Image, Peer, PeerOptions, Request, Site, SiteBuilder, last_release};
 
@@ -54,6 +54,17 @@ fn from_peers(cluster: &Cluster, node: usize) -> f64 {
 /// Replaces a node's peer by one of another release, in the same folder.
 fn replace(cluster: &mut Cluster, node: usize, program: PathBuf) {
     cluster.peers[node].terminate();
+    start(cluster, node, program);
+}
+
+/// Like [`replace`], without what the folder has.
+fn replace_emptied(cluster: &mut Cluster, node: usize, program: PathBuf) {
+    cluster.peers[node].terminate();
+    fs::remove_dir_all(cluster.peers[node].cache_dir()).expect("emptying the cache");
+    start(cluster, node, program);
+}
+
+fn start(cluster: &mut Cluster, node: usize, program: PathBuf) {
     let mut options = PeerOptions::new(&cluster.keys);
     options.program = program;
     cluster.peers[node] = Peer::start(&cluster.site, node, options);
@@ -118,8 +129,6 @@ fn a_pool_is_upgraded_node_by_node_and_taken_back() {
     assert_eq!(answer.expect("an answer").status, 200);
     assert_eq!(cluster.registry.blob_bytes_served(layer), 12 * MIB as u64);
     // The last release does not read this one's index: it starts with an empty folder.
-    cluster.peers[0].terminate();
-    std::fs::remove_dir_all(cluster.peers[0].cache_dir()).expect("emptying the cache");
-    replace(&mut cluster, 0, last_release());
+    replace_emptied(&mut cluster, 0, last_release());
     assert_pulled_once(&cluster, &image("library/back", 80));
 }

@@ -444,19 +444,26 @@ fn a_shorter_verdict_ttl_of_a_peer_has_its_mirror_asked_again() {
 }
 
 #[test]
-fn a_peers_offline_grace_ends_and_begins_again() {
+fn a_peers_offline_grace_for_a_private_image_ends_and_begins_again() {
     let mut machine = Machine::new(&[MB]);
-    let upstream = machine.upstream.take();
-    let peer = machine.peer("offline_grace = '24h'", &["--verdict-ttl", "10ms"]);
-    peer.keep_layer(0);
+    let upstream = machine.upstream.take().expect("it is there");
+    upstream.require_token("secret", &format!("http://{UPSTREAM}/token"));
+    let flags = ["--verdict-ttl", "10ms", "--allow-plain-credentials", "true"];
+    let peer = machine.peer("offline_grace = '24h'", &flags);
+    let layer = &machine.image.layers()[0];
+    let status = || {
+        let request = peer.request(&format!("blobs/{}", layer.digest));
+        peer.send(&request.header("Authorization", "Bearer secret")).status
+    };
+    peer.until("it is kept", || status() == 200);
     // The upstream is gone.
     drop(upstream);
     thread::sleep(Duration::from_millis(50));
-    assert_eq!(peer.get_layer(0).status, 200);
+    assert_eq!(status(), 200);
     peer.reload("offline_grace = '0s'");
-    peer.until("it is not served", || peer.get_layer(0).status != 200);
+    peer.until("it is not served", || status() != 200);
     peer.reload("offline_grace = '24h'");
-    peer.until("it is served again", || peer.get_layer(0).status == 200);
+    peer.until("it is served again", || status() == 200);
 }
 
 #[test]

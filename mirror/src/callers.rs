@@ -180,11 +180,6 @@ impl Callers {
         next.ok_or_else(|| error.clone())
     }
 
-    /// The source of `right` is too slow: the work goes on at another upstream, if a caller has joined that it serves.
-    pub(crate) fn elsewhere(&self, right: &Right) -> Option<Right> {
-        self.lock().elsewhere(right)
-    }
-
     /// Waits until the work has `landed`, or the source has refused `right`. Once it has refused another right this one
     /// proves itself by `prove`, which the caller would have to do afterwards anyway.
     ///
@@ -293,15 +288,6 @@ impl Queue {
             self.asked = next;
         }
         Some(self.asked.clone())
-    }
-
-    fn elsewhere(&mut self, right: &Right) -> Option<Right> {
-        let proven = |(other, standing): (&Right, &Standing)| (*standing == Standing::Proven).then(|| other.clone());
-        let mut others = self.waiting.iter().rev().filter_map(proven);
-        let next = others.find(|other| other.at.upstream != right.at.upstream)?;
-        self.waiting.pop(&next);
-        self.asked = next.clone();
-        Some(next)
     }
 }
 

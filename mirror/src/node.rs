@@ -118,7 +118,7 @@ async fn open(
     let opened = match port.nodes.admit(&headers, &method, &uri) {
         Ok(Some(admitted)) => {
             if let Some(Extension(slot)) = slot {
-                slot.belongs_to(admitted.id);
+                slot.belongs_to(admitted.holder);
             }
             port.open(&digest, query, admitted, &headers).await
         }

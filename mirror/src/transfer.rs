@@ -84,11 +84,6 @@ impl Transfer {
         self.callers.asks_with(&Right::new(caller, at))
     }
 
-    /// Whether it goes on from this repository's upstream.
-    pub(crate) fn is_from(&self, at: &Repository) -> bool {
-        self.callers.asked().at.upstream == at.upstream
-    }
-
     /// The source was asked on the caller's own account, and answered so.
     pub fn judged(&self, caller: &Caller, at: &Repository, verdict: &Result<(), PullError>) {
         let right = Right::new(caller, at);

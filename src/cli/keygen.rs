@@ -20,8 +20,8 @@ pub(super) struct KeygenArgs {
     /// Make a new join.key for the site whose authority.key is in DIR, which shuts out a stolen one
     #[arg(long)]
     rotate_join: bool,
-    /// How long the old join.key admits peers besides the new one [24h]
-    #[arg(long, value_name = "DURATION", requires = "rotate_join", value_parser = humantime::parse_duration, default_value = "24h", hide_default_value = true)]
+    /// How long the old join.key admits peers besides the new one
+    #[arg(long, value_name = "DURATION", requires = "rotate_join", value_parser = humantime::parse_duration, default_value = "24h")]
     old_valid: Duration,
 }
 

@@ -397,10 +397,15 @@ impl Fill {
         locked(&self.state).taken_back.len()
     }
 
-    /// Whether a piece below `piece` was taken back since there were `seen` lots.
-    pub(crate) fn has_taken_back(&self, seen: usize, piece: u32) -> bool {
+    /// Whether a byte below `offset` was taken back since there were `seen` lots.
+    pub(crate) fn has_taken_back(&self, seen: usize, offset: u64) -> bool {
         let state = locked(&self.state);
-        state.taken_back.iter().skip(seen).any(|&lowest| lowest < piece)
+        let starts = state
+            .taken_back
+            .iter()
+            .skip(seen)
+            .map(|&lowest| self.map.range(lowest).start);
+        starts.into_iter().any(|start| start < offset)
     }
 
     fn insert(&self, state: &mut FillState, index: u32, hash: PieceHash) {

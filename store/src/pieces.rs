@@ -117,11 +117,6 @@ impl Filling {
         self.fill_state().landed()
     }
 
-    /// Whether it was given up.
-    pub fn is_abandoned(&self) -> bool {
-        self.fill_state().failure().is_some()
-    }
-
     /// Whether the blob will not be kept.
     pub fn is_passing(&self) -> bool {
         self.fill_state().is_passing()
@@ -328,7 +323,7 @@ impl Filling {
         let mut waiting = None;
         let end = loop {
             changes.borrow_and_update();
-            if self.fill_state().has_taken_back(seen, piece) {
+            if self.fill_state().has_taken_back(seen, range.start) {
                 return Err(ReadBlobError::Abandoned(FillFailure::Revoked));
             }
             let end = self

@@ -465,8 +465,10 @@ async fn a_piece_that_was_taken_back_is_had_again_and_the_blob_is_proven() {
     }
     let forged = Bytes::from(vec![0x41; content.piece(1).len()]);
     filling.write_piece(1, forged, None).await.unwrap();
-    let (misled, late) = (filling.clone(), filling.clone());
+    let (misled, within, late) = (filling.clone(), filling.clone(), filling.clone());
     misled.read(0..PIECE_BYTES).await.unwrap();
+    let half = PIECE_BYTES + PIECE_BYTES / 2;
+    assert_eq!(within.read(PIECE_BYTES..half).await.unwrap()[0], 0x41);
     assert_eq!(read_filling(&misled, PIECE_BYTES..2 * PIECE_BYTES).await[0], 0x41);
 
     filling.take_back(vec![1]).await.unwrap();
@@ -476,6 +478,11 @@ async fn a_piece_that_was_taken_back_is_had_again_and_the_blob_is_proven() {
     assert!(
         matches!(on, Err(ReadBlobError::Abandoned(FillFailure::Revoked))),
         "what it has read is not the blob: {on:?}"
+    );
+    let on = within.read(half..2 * PIECE_BYTES).await;
+    assert!(
+        matches!(on, Err(ReadBlobError::Abandoned(FillFailure::Revoked))),
+        "it has read the beginning of another piece: {on:?}"
     );
     let read = read_filling(&late, 0..4 * PIECE_BYTES).await;
     assert_eq!(

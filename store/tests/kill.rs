@@ -494,7 +494,15 @@ impl Story {
             }
         }
         assert_eq!(found, expected, "the disk holds what the store lists");
-        let ours = ["blobs", "index.db", "index.db-shm", "index.db-wal", "lock", "partial"];
+        let ours = [
+            "blobs",
+            "index.db",
+            "index.db-shm",
+            "index.db-wal",
+            "lock",
+            "node.key",
+            "partial",
+        ];
         for entry in fs::read_dir(&self.dir).unwrap().map(Result::unwrap) {
             assert!(
                 ours.iter().any(|name| entry.file_name() == *name),

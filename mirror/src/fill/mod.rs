@@ -32,6 +32,8 @@ const FILL_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a blob that there is no room for waits for others to have passed.
 const PASSING_PATIENCE: Duration = Duration::from_secs(10);
 /// The largest blob whose size nobody states that is taken: it has to be held in memory until its end shows the size.
+/// How much of a piece that is here an upstream has to show.
+const SAMPLE_BYTES: usize = 1024;
 const UNSIZED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// The longest that one is read.
@@ -74,53 +76,9 @@ struct Whence<'a> {
     callers: Option<&'a Callers>,
 }
 
-/// Why a caller gets no blob.
-enum OpenError {
-    Pull(PullError),
-    /// The fill that the caller joined has been given up meanwhile.
-    Left,
-}
-
-impl<E: Into<PullError>> From<E> for OpenError {
-    fn from(error: E) -> Self {
-        Self::Pull(error.into())
-    }
-}
-
-impl OpenError {
-    fn into_pull(self) -> PullError {
-        match self {
-            Self::Pull(error) => error,
-            Self::Left => PullError::Unavailable("the blob's source has changed meanwhile; try again".to_owned()),
-        }
-    }
-}
-
 #[async_trait]
 impl Blobs for UpstreamBlobs {
     async fn open(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<OpenBlob, PullError> {
-        match self.try_open(caller, at, digest).await {
-            // The fill that it joined brought nothing, and has gone on from another upstream: the caller's, it may be.
-            Err(OpenError::Left) => self.try_open(caller, at, digest).await,
-            opened => opened,
-        }
-        .map_err(OpenError::into_pull)
-    }
-
-    async fn stat(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<u64, PullError> {
-        if let Some(blob_bytes) = self.transfers.blob_bytes_here(&self.store, at, digest).await? {
-            self.access.require(caller, at, Item::Blob(digest)).await?;
-            return Ok(blob_bytes);
-        }
-        let stated = self.upstreams.get(&at.upstream)?.head_blob(caller, at, digest).await?;
-        stated
-            .or_else(|| self.sizes.get(at, digest))
-            .ok_or_else(|| PullError::BadGateway(format!("{} does not state the size of {digest}", at.upstream)))
-    }
-}
-
-impl UpstreamBlobs {
-    async fn try_open(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<OpenBlob, OpenError> {
         if let Some(blob) = self.store.blob(digest).await? {
             self.access.require(caller, at, Item::Blob(digest)).await?;
             return Ok(OpenBlob::Complete(blob));
@@ -151,26 +109,25 @@ impl UpstreamBlobs {
             OpenBlob::Filling(filling) => Item::Filling(filling),
             OpenBlob::Complete(_) | OpenBlob::Starting { .. } => Item::Blob(digest),
         };
-        if let OpenBlob::Filling(filling) = &opened
-            && filling.landed().is_empty()
-            && !transfer.is_from(at)
-        {
-            // There is nothing yet to hold this caller's upstream to. It may be the faster one.
-            transfer.judged(caller, at, &prove().await);
-        }
         let verdict = self.access.require(caller, at, item).await;
         transfer.judged(caller, at, &verdict);
-        match (verdict, &opened) {
-            (Err(error), OpenBlob::Filling(filling)) if !error.is_refusal() && filling.is_abandoned() => {
-                Err(OpenError::Left)
-            }
-            (verdict, _) => {
-                verdict?;
-                Ok(opened.proven())
-            }
-        }
+        verdict?;
+        Ok(opened.proven())
     }
 
+    async fn stat(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<u64, PullError> {
+        if let Some(blob_bytes) = self.transfers.blob_bytes_here(&self.store, at, digest).await? {
+            self.access.require(caller, at, Item::Blob(digest)).await?;
+            return Ok(blob_bytes);
+        }
+        let stated = self.upstreams.get(&at.upstream)?.head_blob(caller, at, digest).await?;
+        stated
+            .or_else(|| self.sizes.get(at, digest))
+            .ok_or_else(|| PullError::BadGateway(format!("{} does not state the size of {digest}", at.upstream)))
+    }
+}
+
+impl UpstreamBlobs {
     /// Carries out a transfer: the whole blob, from where an earlier try has left it. Once it is open it goes on by itself with
     /// the rights of other callers at the same upstream.
     ///
@@ -230,6 +187,7 @@ impl UpstreamBlobs {
         let (had, map) = (filling.landed().count(), filling.map());
         if had > 0 {
             info!(blob.digest = %filling.digest(), blob.bytes = map.blob_bytes(), pieces = had, "the fill of {} goes on", filling.digest());
+            self.require_same(whence, filling).await?;
         }
         let result = if had == map.count() {
             let head = upstream.head_blob(&right.caller, &right.at, filling.digest());
@@ -253,6 +211,36 @@ impl UpstreamBlobs {
                 Err(error)
             }
         }
+    }
+
+    /// Pieces that are here may be another registry's, and private: an upstream that has not served the blob before has to show
+    /// that it has them. Where it shows others, one of the two lies, and none of the pieces is kept.
+    async fn require_same(&self, whence: Whence<'_>, filling: &Filling) -> Result<(), PullError> {
+        let Whence { upstream, right, .. } = whence;
+        let Some(piece) = filling.landed().iter().next() else {
+            return Ok(());
+        };
+        if self.store.has_upstream(&right.at.upstream, filling.digest()).await? {
+            return Ok(());
+        }
+        let start = filling.map().range(piece).start;
+        let read = filling.read_piece(piece).await;
+        let read = read.map_err(|error| PullError::Unavailable(error.to_string()))?;
+        let mut sample = read.unwrap_or_default();
+        sample.truncate(SAMPLE_BYTES);
+        if upstream
+            .has_sample(&right.caller, &right.at, filling.digest(), start, &sample)
+            .await?
+        {
+            return Ok(());
+        }
+        self.observer.revoked(filling.digest(), filling.fill());
+        filling.abandon(FillFailure::Revoked).await;
+        Err(PullError::Unavailable(format!(
+            "{} has other bytes for {} than came before; all of it is fetched anew, try again",
+            right.at.upstream,
+            filling.digest()
+        )))
     }
 
     async fn opened(&self, right: &Right, filling: &Filling, transfer: &Transfer) -> Result<(), PullError> {

@@ -10,8 +10,8 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use piecemeal_store::{FillFailure, Filling};
-use tracing::{debug, info, warn};
+use piecemeal_store::Filling;
+use tracing::{debug, warn};
 
 use super::{
     UpstreamBlobs, Whence,
@@ -31,11 +31,6 @@ const RETRY_DELAY_MAX: Duration = Duration::from_secs(3);
 const BARREN_MAX: u32 = 5;
 /// How long a blob that is not kept is waited for readers of.
 const UNREAD_MAX: Duration = Duration::from_secs(30);
-/// A fill that brings less than this in so long gives way to another upstream, when a caller has joined from there.
-const SLOW_BYTES: u64 = 256 * 1024;
-const SLOW_WINDOW: Duration = Duration::from_secs(5);
-/// The same for one of which no piece is here yet: a client of another upstream is sent away after twice as long.
-const STILL_WINDOW: Duration = Duration::from_secs(1);
 /// How often it is looked whether a client waits for something that nobody fetches yet.
 const LOOK_AROUND: Duration = Duration::from_millis(100);
 
@@ -53,19 +48,8 @@ pub(super) struct Pour<'a> {
     patience: Patience,
     /// Upstream has answered.
     began: bool,
-    began_at: Instant,
-    /// When it was last looked how much has come, and how much that was.
-    weighed: (Instant, u64),
     /// When somebody was last seen reading.
     read_at: Instant,
-}
-
-/// Of a fill that has brought nothing, not even the size is kept: this upstream alone has stated it.
-async fn leave_nothing(blobs: &UpstreamBlobs, filling: &Filling) {
-    if filling.landed().is_empty() {
-        blobs.observer.revoked(filling.digest(), filling.fill());
-        filling.abandon(FillFailure::Revoked).await;
-    }
 }
 
 /// What a connection has come to.
@@ -114,8 +98,6 @@ impl<'a> Pour<'a> {
             whole: false,
             patience: Patience::new(patience),
             began: false,
-            began_at: Instant::now(),
-            weighed: (Instant::now(), 0),
             read_at: Instant::now(),
         }
     }
@@ -129,7 +111,7 @@ impl<'a> Pour<'a> {
         while let Some(step) = self.lanes.next().await {
             match self.take(step) {
                 // Others of its first requests may be answered better, unless this is a word that stands.
-                Err(error) if error.is_verdict() || self.lanes.is_empty() => return Err(error),
+                Err(error) if error.is_refusal() || self.lanes.is_empty() => return Err(error),
                 Err(_) => {}
                 Ok(()) => return Ok(()),
             }
@@ -169,14 +151,6 @@ impl<'a> Pour<'a> {
                     "there is no room to keep the blob, and nobody reads it any more".to_owned(),
                 ));
             }
-            // A passing fill is as slow as its readers.
-            if self.is_slow() && !self.way.filling.is_passing() && self.gives_way() {
-                leave_nothing(self.way.blobs, self.way.filling).await;
-                return Err(PullError::Unavailable(format!(
-                    "{} is slow",
-                    self.way.right.at.upstream
-                )));
-            }
             let step = tokio::select! {
                 Some(step) = self.lanes.next(), if !self.lanes.is_empty() => step,
                 () = self.way.ending.changed() => continue,
@@ -192,30 +166,6 @@ impl<'a> Pour<'a> {
             }
             self.patience.rest();
         }
-    }
-
-    /// Whether too little has come in the last window.
-    fn is_slow(&mut self) -> bool {
-        if self.began_at.elapsed() >= STILL_WINDOW && self.way.filling.landed().is_empty() {
-            return true;
-        }
-        let (since, before) = self.weighed;
-        if since.elapsed() < SLOW_WINDOW {
-            return false;
-        }
-        let received = self.way.received.load(Ordering::Relaxed);
-        self.weighed = (Instant::now(), received);
-        received - before < SLOW_BYTES
-    }
-
-    /// One registry's slow answer holds up no pull of the same blob from another.
-    fn gives_way(&self) -> bool {
-        let elsewhere = self.callers.and_then(|callers| callers.elsewhere(&self.way.right));
-        elsewhere.is_some_and(|next| {
-            let digest = self.way.filling.digest();
-            info!(blob.digest = %digest, "{} is slow: the fill of {digest} goes on from {}", self.way.right.at.upstream, next.at.upstream);
-            true
-        })
     }
 
     async fn start_lanes(&mut self) {
@@ -282,7 +232,7 @@ impl<'a> Pour<'a> {
                 if matches!(error, PullError::TooManyRequests { .. }) {
                     self.way.upstream.lanes().calm_down();
                 }
-                if error.is_verdict() && self.goes_on_without(&right, &error) {
+                if error.is_refusal() && self.goes_on_without(&right, &error) {
                     return Ok(());
                 }
                 return Err(error);

@@ -191,7 +191,8 @@ impl Upstream {
                 let life = self.allowed_life.get();
                 self.verdicts.allowed(&who, &ask.at.name, wallet.holders(), life, now);
             }
-            Err(PullError::Unknown(_)) if ask.purpose == Purpose::List => {}
+            // A registry may keep its lists from those whom it serves images.
+            Err(PullError::Unknown(_) | PullError::Denied { .. }) if ask.purpose == Purpose::List => {}
             Err(error) => self.verdicts.refused(&who, &ask.at.name, ask.path, error, now),
         }
         result

@@ -9,7 +9,17 @@
 use url::{Host, Url};
 
 /// Clouds below whose domains each name has an owner of its own, however many labels it has, whether the list says so or not.
-const CLOUDS: [&str; 3] = ["aliyuncs.com", "azurecr.io", "amazonaws.com"];
+const CLOUDS: [&str; 9] = [
+    "aliyuncs.com",
+    "amazonaws.com",
+    "amazonaws.com.cn",
+    "azurecr.cn",
+    "azurecr.io",
+    "azurecr.us",
+    "jfrog.io",
+    "myhuaweicloud.com",
+    "tencentcloudcr.com",
+];
 /// Suffixes that count whether the list has them or not.
 const SUFFIXES: [&str; 1] = ["co.uk"];
 /// Registries and their token servers, each by its whole name.

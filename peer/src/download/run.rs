@@ -576,7 +576,7 @@ impl Download {
                 Ok(())
             }
             Ok(_) => Err(PullError::Unavailable("the mirror has begun another fill".to_owned())),
-            Err(error) if error.is_verdict() => Err(error),
+            Err(error) if error.is_refusal() => Err(error),
             // Lost: it may come back, and the swarm may have the pieces meanwhile.
             Err(PullError::Unreachable(_)) => Ok(()),
             // There, but its own fill fails. While pieces still land from elsewhere that is no reason to stop.

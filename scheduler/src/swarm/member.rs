@@ -1,6 +1,12 @@
 //! Members and pools.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroUsize,
+};
+
+use lru::LruCache;
+use piecemeal_proto::Digest;
 
 use super::{
     LeaseId, Member, MemberId, Policy, Role, Time,
@@ -57,6 +63,8 @@ pub(super) struct MemberState {
     /// Pieces of the blobs for which it has bitmaps.
     pub(super) pieces: u64,
     pub(super) asides: Asides,
+    /// Sources that it got banned, by blob.
+    pub(super) accusations: LruCache<Digest, u32>,
 }
 
 impl MemberState {
@@ -90,6 +98,7 @@ impl MemberState {
             wants: 0,
             pieces: 0,
             asides: Asides::default(),
+            accusations: LruCache::sparse(ACCUSED_BLOBS_MAX),
         }
     }
 
@@ -204,6 +213,9 @@ fn fnv1a(text: &str) -> u64 {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })
 }
+
+/// Blobs of which a member's accusations are counted: more than it may want at once for long.
+const ACCUSED_BLOBS_MAX: NonZeroUsize = NonZeroUsize::new(256).expect("not 0");
 
 #[cfg(test)]
 mod tests {

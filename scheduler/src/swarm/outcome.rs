@@ -2,6 +2,8 @@
 //!
 //! Invariant: whatever the outcome, what has not landed is missing again before anything is matched.
 
+use piecemeal_proto::Digest;
+
 use super::{Brain, Command, LeaseId, MemberId, Outcome, lease::LeaseState};
 
 impl Brain {
@@ -109,12 +111,20 @@ impl Brain {
         let Some(&seat) = self.members[source].seats.get(&lease.swarm) else {
             return;
         };
-        let accusations = &mut self.swarms[lease.swarm].seats[lease.seat].accusations;
-        if is_claimants_fault || self.members[source].is_mirror() || *accusations >= self.policy.accusations_max {
+        let digest = self.swarms[lease.swarm].digest;
+        if is_claimants_fault || self.members[source].is_mirror() || !self.may_accuse(lease.receiver, digest) {
             return;
         }
-        *accusations += 1;
         self.expel(lease.swarm, seat, out);
+    }
+
+    /// Counts a report by which a source is left alone. The count is the member's and the blob's: one that gives the blob up and
+    /// wants it again has said no less.
+    pub(super) fn may_accuse(&mut self, accuser: u32, digest: Digest) -> bool {
+        let count = self.members[accuser].accusations.get_or_insert_mut(digest, || 0);
+        let may = *count < self.policy.accusations_max;
+        *count += u32::from(may);
+        may
     }
 }
 
@@ -124,7 +134,7 @@ const USUAL_WEIGHT: u32 = 8;
 #[cfg(test)]
 mod tests {
     use super::super::{
-        Outcome, Source, Time,
+        Event, Outcome, Source, Time,
         testing::{MIRROR, Site, is_from, peer},
     };
 
@@ -202,6 +212,31 @@ mod tests {
         site.pass(Time::from_millis(200), &[]);
         let honest = site.brain.swarms.iter().next().unwrap().1.sources.len();
         assert!(honest >= 6, "{honest}");
+    }
+
+    #[test]
+    fn a_liar_that_gives_the_blob_up_and_wants_it_again_takes_no_more_sources() {
+        let mut site = Site::new(1, 12);
+        site.have(MIRROR, 0..1);
+        for number in 1..=10 {
+            site.complete(peer(number));
+        }
+        let mut accused = 0;
+        for _ in 0..20 {
+            site.want(peer(11), []);
+            let leases = site.leases();
+            for (to, lease) in leases.iter().filter(|(_, lease)| !is_from(lease, MIRROR)) {
+                accused += 1;
+                site.end(*to, lease.id, Outcome::Corrupt { piece: 0 });
+            }
+            let (member, digest) = (peer(11), site.digest);
+            site.event(Event::Unwant { member, digest });
+            site.pass(Time::from_millis(200), &[]);
+        }
+        assert!(accused > 4, "it accused {accused} only");
+        site.want(peer(12), []);
+        let honest = site.brain.swarms.iter().next().unwrap().1.sources.len();
+        assert!(honest >= 7, "{honest} sources are left of ten and the mirror");
     }
 
     #[test]

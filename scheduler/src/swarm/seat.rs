@@ -40,8 +40,6 @@ pub(super) struct Seat {
     pub(super) stolen: u32,
     /// The piece in which a connected client waits.
     pub(super) waiting: Option<u32>,
-    /// Sources that it got banned.
-    pub(super) accusations: u32,
     /// Its fetches from upstream failed.
     pub(super) upstream: Backoff,
     /// What its bitmaps count for in the member's budget.

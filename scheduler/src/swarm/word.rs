@@ -152,11 +152,16 @@ impl Brain {
         };
         let key = (self.members[slot].pool, *list.digest());
         let Some(&swarm) = self.digests.get(&key) else {
-            self.send_list_to_holders(slot, list, out);
+            // Nobody waits for it. A peer could have it sent again and again.
+            if self.members[slot].is_mirror() {
+                self.send_list_to_holders(slot, list, out);
+            }
             return;
         };
         let state = &mut self.swarms[swarm];
-        if state.list.is_none() {
+        let cut = state.fill.as_ref().map(|fill| fill.map);
+        let is_better = |known: &Arc<SignedPieceHashes>| cut == Some(list.map()) && cut != Some(known.map());
+        if state.list.as_ref().is_none_or(is_better) {
             state.list = Some(Arc::clone(list));
             let told: Vec<u32> = state.seats.iter().map(|(index, _)| index).collect();
             for seat in told {
@@ -295,6 +300,12 @@ impl Brain {
                 pieces,
             });
         } else {
+            let is_concerned = |piece: &&u32| {
+                self.swarms[swarm].seats[seat].have.contains(**piece) || self.is_covered(slot, swarm, **piece)
+            };
+            if !wrong.iter().any(|piece| is_concerned(&piece)) {
+                return;
+            }
             self.cancel_fetches(slot, swarm, out);
             let held: Vec<u32> = self.swarms[swarm].seats[seat].have.iter().collect();
             for piece in held {
@@ -317,10 +328,10 @@ impl Brain {
         };
         let claimants = filled.claimants();
         let doubting = &mut state.seats[seat];
-        if claimants.is_empty() || !doubting.wants || doubting.accusations >= self.policy.accusations_max {
+        let (wants, slot) = (doubting.wants, doubting.member);
+        if claimants.is_empty() || !wants || !self.may_accuse(slot, *digest) {
             return;
         }
-        doubting.accusations += 1;
         for claimant in claimants {
             self.forget_word(swarm, claimant);
             let slot = self.ids.get(&claimant);

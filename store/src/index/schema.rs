@@ -20,8 +20,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/0001_initial.sql"),
     include_str!("../../migrations/0002_verified.sql"),
-    include_str!("../../migrations/0003_signature.sql"),
-    include_str!("../../migrations/0004_rights.sql"),
+    include_str!("../../migrations/0003_rights_and_signatures.sql"),
 ];
 
 /// Why the index could not be opened.
@@ -99,7 +98,7 @@ mod tests {
         connection.pragma_update(None, "user_version", 99).unwrap();
         assert!(matches!(
             prepare(&mut connection),
-            Err(OpenIndexError::Newer { found: 99, known: 4 })
+            Err(OpenIndexError::Newer { found: 99, known: 3 })
         ));
         assert_eq!(version(&connection), 99);
     }
