@@ -115,7 +115,8 @@ impl Start {
         let saved: BTreeSet<_> = old::PIECES.into_iter().map(|piece| (2, piece)).collect();
         let tails = BTreeMap::from([((2, 1), old::TAIL_BYTES)]);
         Known {
-            node: Some(old::NODE_ID.to_owned()),
+            // Its id was only said; from now on it is its key's.
+            node: None,
             published: BTreeSet::from([0, 1]),
             wrote: saved.clone(),
             saved,

@@ -133,6 +133,8 @@ const USUAL_WEIGHT: u32 = 8;
 
 #[cfg(test)]
 mod tests {
+    use piecemeal_proto::Digest;
+
     use super::super::{
         Event, Outcome, Source, Time,
         testing::{MIRROR, Site, is_from, peer},
@@ -215,28 +217,21 @@ mod tests {
     }
 
     #[test]
-    fn a_liar_that_gives_the_blob_up_and_wants_it_again_takes_no_more_sources() {
-        let mut site = Site::new(1, 12);
-        site.have(MIRROR, 0..1);
-        for number in 1..=10 {
-            site.complete(peer(number));
-        }
-        let mut accused = 0;
-        for _ in 0..20 {
-            site.want(peer(11), []);
-            let leases = site.leases();
-            for (to, lease) in leases.iter().filter(|(_, lease)| !is_from(lease, MIRROR)) {
-                accused += 1;
-                site.end(*to, lease.id, Outcome::Corrupt { piece: 0 });
-            }
-            let (member, digest) = (peer(11), site.digest);
-            site.event(Event::Unwant { member, digest });
-            site.pass(Time::from_millis(200), &[]);
-        }
-        assert!(accused > 4, "it accused {accused} only");
-        site.want(peer(12), []);
-        let honest = site.brain.swarms.iter().next().unwrap().1.sources.len();
-        assert!(honest >= 7, "{honest} sources are left of ten and the mirror");
+    fn what_a_member_accuses_others_of_is_counted_on_when_it_gives_the_blob_up_and_wants_it_again() {
+        let mut site = Site::new(1, 2);
+        let (member, digest) = (peer(1), site.digest);
+        let slot = site.brain.ids[&member];
+        let believed = |site: &mut Site| (0..6).filter(|_| site.brain.may_accuse(slot, digest)).count();
+        site.want(member, []);
+        assert_eq!(believed(&mut site), 4);
+        site.event(Event::Unwant { member, digest });
+        site.want(member, []);
+        assert_eq!(believed(&mut site), 0);
+        let other = Digest::of(b"other");
+        assert!(
+            site.brain.may_accuse(slot, other),
+            "of another blob nothing was said yet"
+        );
     }
 
     #[test]
