@@ -489,6 +489,10 @@ impl Fill {
         locked(&self.state).tails.get(index).cloned()
     }
 
+    pub(crate) fn tailed(&self) -> Vec<u32> {
+        locked(&self.state).tails.indexes()
+    }
+
     /// The tail's bytes are in the file, and its piece is claimed.
     pub(crate) fn keep_tail(&self, tail: Tail) {
         locked(&self.state).tails.keep(tail);

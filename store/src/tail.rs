@@ -62,6 +62,10 @@ impl Tails {
         }
     }
 
+    pub(crate) fn indexes(&self) -> Vec<u32> {
+        self.tails.iter().map(|tail| tail.index).collect()
+    }
+
     pub(crate) fn has_unsaved(&self) -> bool {
         !self.unsaved.is_empty()
     }
@@ -156,6 +160,11 @@ impl Filling {
         let handle = Arc::clone(&self.handle);
         let claimed = Claimed { handle, index };
         blocking(move || claimed.write_tail(offset, &bytes)).await?
+    }
+
+    /// The pieces of which a beginning is here, 16 at the most.
+    pub fn tailed(&self) -> Vec<u32> {
+        self.fill_state().tailed()
     }
 
     /// What is here of a piece that is not here in full: its first bytes. `None` also when the file does not have them any

@@ -31,9 +31,9 @@ use crate::{
 const FILL_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a blob that there is no room for waits for others to have passed.
 const PASSING_PATIENCE: Duration = Duration::from_secs(10);
-/// The largest blob whose size nobody states that is taken: it has to be held in memory until its end shows the size.
-/// How much of a piece that is here an upstream has to show.
+/// How many bytes of what an earlier fill has left an upstream has to show.
 const SAMPLE_BYTES: usize = 1024;
+/// The largest blob whose size nobody states that is taken: it has to be held in memory until its end shows the size.
 const UNSIZED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// The longest that one is read.
@@ -187,8 +187,8 @@ impl UpstreamBlobs {
         let (had, map) = (filling.landed().count(), filling.map());
         if had > 0 {
             info!(blob.digest = %filling.digest(), blob.bytes = map.blob_bytes(), pieces = had, "the fill of {} goes on", filling.digest());
-            self.require_same(whence, filling).await?;
         }
+        self.require_same(whence, filling).await?;
         let result = if had == map.count() {
             let head = upstream.head_blob(&right.caller, &right.at, filling.digest());
             head.await.map(drop)
@@ -213,21 +213,20 @@ impl UpstreamBlobs {
         }
     }
 
-    /// Pieces that are here may be another registry's, and private: an upstream that has not served the blob before has to show
-    /// that it has them. Where it shows others, one of the two lies, and none of the pieces is kept.
+    /// What an earlier fill has left, pieces or the beginning of one, may be another registry's, and private: an upstream that has
+    /// not served the blob before has to show that it has the same. Where it shows other bytes, one of the two lies, and nothing
+    /// of it is kept.
+    ///
+    /// # Errors
+    /// [`PullError::Unavailable`] where the bytes differ; why the upstream cannot be asked.
     async fn require_same(&self, whence: Whence<'_>, filling: &Filling) -> Result<(), PullError> {
         let Whence { upstream, right, .. } = whence;
-        let Some(piece) = filling.landed().iter().next() else {
+        let Some((start, sample)) = left_sample(filling).await? else {
             return Ok(());
         };
         if self.store.has_upstream(&right.at.upstream, filling.digest()).await? {
             return Ok(());
         }
-        let start = filling.map().range(piece).start;
-        let read = filling.read_piece(piece).await;
-        let read = read.map_err(|error| PullError::Unavailable(error.to_string()))?;
-        let mut sample = read.unwrap_or_default();
-        sample.truncate(SAMPLE_BYTES);
         if upstream
             .has_sample(&right.caller, &right.at, filling.digest(), start, &sample)
             .await?
@@ -385,6 +384,23 @@ impl UpstreamBlobs {
             Err(error) => Err(PullError::Store(error.to_string())),
         }
     }
+}
+
+/// Some bytes of what an earlier fill has left, and their offset in the blob; `None` where it has left nothing.
+async fn left_sample(filling: &Filling) -> Result<Option<(u64, Bytes)>, PullError> {
+    let start = |piece| filling.map().range(piece).start;
+    let cut = |bytes: Bytes| bytes.slice(..bytes.len().min(SAMPLE_BYTES));
+    if let Some(piece) = filling.landed().iter().next() {
+        let read = filling.read_piece(piece).await;
+        let read = read.map_err(|error| PullError::Unavailable(error.to_string()))?;
+        return Ok(read.map(|bytes| (start(piece), cut(bytes))));
+    }
+    for piece in filling.tailed() {
+        if let Some(bytes) = filling.tail(piece).await.filter(|bytes| !bytes.is_empty()) {
+            return Ok(Some((start(piece), cut(bytes))));
+        }
+    }
+    Ok(None)
 }
 
 /// Begins to pass a blob on that there is no room for, as soon as not too many others do.
