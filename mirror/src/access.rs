@@ -4,10 +4,11 @@
 //! nothing, since anybody can push a manifest that lists another's digest. And it has served the caller from the repository
 //! not long ago. What is not known is asked.
 //!
-//! When the source does not answer for a caller, an image that it served to anybody is served on. A private one is served on the strength
-//! of an earlier proof only while the source is lost, which it says to a question of our own: nothing that the caller's own
-//! request ran into, a limit least of all, excuses it from its right. Then a credential has what it has earned within the grace; none, or one
-//! that is new, has what any credential of its node has earned; one that was refused since has nothing.
+//! When the source does not answer a caller's request, a public image that is here is still served. A private image is served only
+//! while the source is lost, which the daemon establishes by a question of its own: an error that the caller's own request ran into,
+//! such as a limit, does not count. A credential then has the rights that it earned within the grace. A caller without a
+//! credential, or with a new one, has the rights that any credential of its node earned. A credential that was refused since has
+//! none.
 
 use std::{
     num::NonZeroUsize,
