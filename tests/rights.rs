@@ -36,6 +36,14 @@ struct Mood {
     too_large: u16,
     /// All but `/v2/` is answered with this.
     broken: Option<u16>,
+    /// What is below `strangers/` is answered so.
+    strangers: Option<Strangers>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Strangers {
+    Hang,
+    Fail,
 }
 
 fn answer(mood: &Mood, request: &RecordedRequest) -> Option<Reply> {
@@ -50,6 +58,12 @@ fn answer(mood: &Mood, request: &RecordedRequest) -> Option<Reply> {
     }
     if let Some(status) = mood.broken {
         return told(status);
+    }
+    if path.starts_with("/v2/strangers/") {
+        return match mood.strangers? {
+            Strangers::Hang => Some(Reply::short(404, "application/json", "{}").late(LATE)),
+            Strangers::Fail => told(500),
+        };
     }
     if path.len() > 500 {
         return told(414);
@@ -233,6 +247,48 @@ fn no_request_of_a_callers_brings_about_the_outage_that_would_excuse_it() {
         story.has_nothing(PEER, Some(&stranger("")), "a path that is too long");
     }
     story.has_nothing(PEER, Some(&alice()), "revoked");
+}
+
+/// A caller that pulls more repositories than are remembered, before all others or after them, and then makes all of them fail.
+#[test]
+fn no_choice_of_repositories_makes_a_registry_lost() {
+    for comes_first in [true, false] {
+        let story = Story::new(&["--verdict-ttl", "1s"]);
+        let strangers: Vec<_> = (0..10)
+            .map(|number| Image::new(&format!("strangers/{number}"), "v1").seed(50 + number))
+            .map(|image| image.layer_bytes(&[100]))
+            .collect();
+        let pull_strangers = || {
+            for image in &strangers {
+                story.upstream.add_image(image);
+                let path = format!("{}/manifests/v1", image.repository());
+                assert_eq!(story.ask(MIRROR, &path, None).status, 200);
+            }
+        };
+        if comes_first {
+            pull_strangers();
+        }
+        story.has_all(PEER, &story.public, None, "cold");
+        story.has_all(PEER, &story.private, Some(&alice()), "cold");
+        if !comes_first {
+            pull_strangers();
+        }
+        // What the request of a caller without a right runs into.
+        story.mood().too_large = 503;
+        for (attack, strangers) in [Strangers::Hang, Strangers::Fail].into_iter().enumerate() {
+            story.mood().strangers = Some(strangers);
+            thread::sleep(Duration::from_secs(6));
+            let large = basic("mallory", &format!("{attack}{}", "x".repeat(LARGE)));
+            let when = format!("{strangers:?}, first: {comes_first}");
+            story.has_nothing(PEER, Some(&large), &when);
+            let fresh = story.ask(PEER, "library/none/manifests/v1", None);
+            assert_eq!(fresh.status, 404, "{when}: {}", fresh.text());
+        }
+        // An outage is noticed all the same.
+        story.mood().broken = Some(503);
+        thread::sleep(Duration::from_secs(6));
+        story.has_all(PEER, &story.private, None, "the registry fails");
+    }
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
+    hash::{BuildHasher as _, RandomState},
+    io,
     net::SocketAddr,
     num::NonZeroUsize,
     path::{Path, PathBuf},
@@ -280,7 +282,7 @@ impl Maker {
             token_servers: config.token_servers.clone(),
             tokens: Tokens::default(),
             verdicts: Verdicts::default(),
-            public: PublicManifests::default(),
+            public: PublicManifests::new(random()),
             allowed_life: self.allowed_life.clone(),
             held: config.credentials.clone().map(Held::new),
             serves_site: config.serves_site,
@@ -300,6 +302,11 @@ pub(crate) fn matches_pattern(pattern: &str, name: &str) -> bool {
     pattern
         .strip_prefix('*')
         .is_some_and(|suffix| name.len() > suffix.len() && name.ends_with(suffix))
+}
+
+/// A number that no caller can guess: the standard library seeds its hasher from the system.
+fn random() -> u64 {
+    RandomState::new().hash_one(())
 }
 
 /// This daemon as `Via` names it.
