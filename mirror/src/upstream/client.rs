@@ -395,7 +395,7 @@ impl Upstream {
         let _room = if is_small {
             None
         } else {
-            Some(self.limits.large_body().await?)
+            Some(self.limits.large_body(at).await?)
         };
         let bytes = read_body(response, bytes_max).await;
         bytes.map_err(|problem| self.bad(at, &problem))

@@ -211,10 +211,10 @@ impl Upstreams {
             let routes = Arc::new(routes(config)?);
             if config.name.starts_with('*') {
                 let config = config.clone();
-                let limits = Limits::default();
+                let limits = Limits::of_pattern();
                 set.patterns.push(Pattern { config, routes, limits });
             } else {
-                let upstream = set.maker.make(config, &config.name, routes, Limits::default());
+                let upstream = set.maker.make(config, &config.name, routes, Limits::of_registry());
                 set.named.insert(config.name.clone(), upstream);
             }
         }
