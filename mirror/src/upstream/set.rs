@@ -22,6 +22,7 @@ use url::Url;
 use super::{
     asked::Asked,
     auth::Tokens,
+    breaker::Breakers,
     client::{Endpoint, Upstream},
     held::Held,
     lanes::Lanes,
@@ -281,6 +282,7 @@ impl Maker {
             routes,
             token_servers: config.token_servers.clone(),
             tokens: Tokens::default(),
+            breakers: Breakers::default(),
             verdicts: Verdicts::default(),
             public: PublicManifests::new(random()),
             allowed_life: self.allowed_life.clone(),
