@@ -36,6 +36,8 @@ struct Mood {
     too_large: u16,
     /// All but `/v2/` is answered with this.
     broken: Option<u16>,
+    /// Lists of `private/` are answered with this.
+    lists: Option<u16>,
     /// What is below `strangers/` is answered so.
     strangers: Option<Strangers>,
 }
@@ -74,6 +76,13 @@ fn answer(mood: &Mood, request: &RecordedRequest) -> Option<Reply> {
     if path.starts_with("/v2/private/") && !credential.is_some_and(|shown| mood.accepted.contains(shown)) {
         let challenge = r#"Basic realm="fake""#.to_owned();
         return told(401).map(|reply| reply.header("WWW-Authenticate", challenge));
+    }
+    let is_list = path.ends_with("/tags/list") || path.contains("/referrers/");
+    if path.starts_with("/v2/private/")
+        && is_list
+        && let Some(status) = mood.lists
+    {
+        return told(status);
     }
     if path.ends_with("/slow/tags/list") {
         return Some(Reply::short(200, "application/json", r#"{"tags":["v1"]}"#).late(LATE));
@@ -352,6 +361,28 @@ fn when_all_credentials_of_a_node_were_refused_it_has_nothing_while_upstream_is_
 }
 
 #[test]
+fn a_registry_that_keeps_its_lists_from_a_credential_takes_none_of_its_rights_to_images() {
+    let story = Story::new(&["--verdict-ttl", "1s"]);
+    story.has_all(PEER, &story.private, Some(&alice()), "cold");
+    let lists = ["tags/list".to_owned(), format!("referrers/{}", story.private.digest())];
+    for status in [401, 403] {
+        story.mood().lists = Some(status);
+        for (port, list) in [PEER, MIRROR]
+            .iter()
+            .flat_map(|port| lists.iter().map(move |list| (port, list)))
+        {
+            let refused = story.ask(port, &format!("private/app/{list}"), Some(&alice()));
+            assert_eq!(refused.status, status, "{port} {list}: {}", refused.text());
+        }
+        story.has_all(PEER, &story.private, Some(&alice()), "its lists are refused");
+    }
+    story.cluster.site.block_wan();
+    thread::sleep(REMEMBERED);
+    story.has_all(PEER, &story.private, Some(&alice()), "the WAN is cut");
+    story.cluster.site.unblock_wan();
+}
+
+#[test]
 fn what_a_node_was_served_while_upstream_was_lost_is_not_public_afterwards() {
     let story = Story::new(&["--verdict-ttl", "1s"]);
     story.has_all(PEER, &story.private, Some(&alice()), "cold");
@@ -454,6 +485,29 @@ fn slow_lists_and_slow_items_close_a_registry_for_no_caller() {
         questions <= 4,
         "{questions} questions in six seconds, and one at the start"
     );
+}
+
+#[test]
+fn slow_lists_of_one_repository_or_of_many_keep_no_other_list_waiting() {
+    let story = Story::new(&[]);
+    let subject = |number: usize| format!("sha256:{number:064x}");
+    let of_one: Vec<_> = (0..8)
+        .map(|n| format!("library/slow/referrers/{}", subject(n)))
+        .collect();
+    let of_many: Vec<_> = (0..4).map(|n| format!("strangers{n}/slow/tags/list")).collect();
+    for (slow, most) in [(of_one, Duration::from_millis(500)), (of_many, Duration::from_secs(2))] {
+        thread::scope(|scope| {
+            for path in &slow {
+                let story = &story;
+                scope.spawn(move || story.ask(MIRROR, path, None));
+            }
+            thread::sleep(Duration::from_millis(300));
+            let asked = Instant::now();
+            let list = story.ask(MIRROR, "library/app/tags/list", None);
+            assert_eq!(list.status, 200, "{slow:?}: {}", list.text());
+            assert!(asked.elapsed() < most, "{slow:?}: {:?}", asked.elapsed());
+        });
+    }
 }
 
 #[test]
