@@ -365,17 +365,22 @@ fn a_registry_that_keeps_its_lists_from_a_credential_takes_none_of_its_rights_to
     let story = Story::new(&["--verdict-ttl", "1s"]);
     story.has_all(PEER, &story.private, Some(&alice()), "cold");
     let lists = ["tags/list".to_owned(), format!("referrers/{}", story.private.digest())];
-    for status in [401, 403] {
+    let refuse = |status| {
         story.mood().lists = Some(status);
-        for (port, list) in [PEER, MIRROR]
-            .iter()
-            .flat_map(|port| lists.iter().map(move |list| (port, list)))
-        {
-            let refused = story.ask(port, &format!("private/app/{list}"), Some(&alice()));
-            assert_eq!(refused.status, status, "{port} {list}: {}", refused.text());
+        for port in [PEER, MIRROR] {
+            for list in &lists {
+                let refused = story.ask(port, &format!("private/app/{list}"), Some(&alice()));
+                assert_eq!(refused.status, status, "{port} {list}: {}", refused.text());
+            }
         }
+    };
+    for status in [401, 403] {
+        refuse(status);
         story.has_all(PEER, &story.private, Some(&alice()), "its lists are refused");
     }
+    // From here on nothing is served that would earn the right again.
+    thread::sleep(REMEMBERED);
+    refuse(401);
     story.cluster.site.block_wan();
     thread::sleep(REMEMBERED);
     story.has_all(PEER, &story.private, Some(&alice()), "the WAN is cut");
