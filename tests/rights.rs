@@ -36,6 +36,16 @@ struct Mood {
     too_large: u16,
     /// All but `/v2/` is answered with this.
     broken: Option<u16>,
+    /// Lists of `private/` are answered with this.
+    lists: Option<u16>,
+    /// What is below `strangers/` is answered so.
+    strangers: Option<Strangers>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Strangers {
+    Hang,
+    Fail,
 }
 
 fn answer(mood: &Mood, request: &RecordedRequest) -> Option<Reply> {
@@ -51,6 +61,12 @@ fn answer(mood: &Mood, request: &RecordedRequest) -> Option<Reply> {
     if let Some(status) = mood.broken {
         return told(status);
     }
+    if path.starts_with("/v2/strangers/") {
+        return match mood.strangers? {
+            Strangers::Hang => Some(Reply::short(404, "application/json", "{}").late(LATE)),
+            Strangers::Fail => told(500),
+        };
+    }
     if path.len() > 500 {
         return told(414);
     }
@@ -60,6 +76,13 @@ fn answer(mood: &Mood, request: &RecordedRequest) -> Option<Reply> {
     if path.starts_with("/v2/private/") && !credential.is_some_and(|shown| mood.accepted.contains(shown)) {
         let challenge = r#"Basic realm="fake""#.to_owned();
         return told(401).map(|reply| reply.header("WWW-Authenticate", challenge));
+    }
+    let is_list = path.ends_with("/tags/list") || path.contains("/referrers/");
+    if path.starts_with("/v2/private/")
+        && is_list
+        && let Some(status) = mood.lists
+    {
+        return told(status);
     }
     if path.ends_with("/slow/tags/list") {
         return Some(Reply::short(200, "application/json", r#"{"tags":["v1"]}"#).late(LATE));
@@ -235,6 +258,48 @@ fn no_request_of_a_callers_brings_about_the_outage_that_would_excuse_it() {
     story.has_nothing(PEER, Some(&alice()), "revoked");
 }
 
+/// A caller that pulls more repositories than are remembered, before all others or after them, and then makes all of them fail.
+#[test]
+fn no_choice_of_repositories_makes_a_registry_lost() {
+    for comes_first in [true, false] {
+        let story = Story::new(&["--verdict-ttl", "1s"]);
+        let strangers: Vec<_> = (0..10)
+            .map(|number| Image::new(&format!("strangers/{number}"), "v1").seed(50 + number))
+            .map(|image| image.layer_bytes(&[100]))
+            .collect();
+        let pull_strangers = || {
+            for image in &strangers {
+                story.upstream.add_image(image);
+                let path = format!("{}/manifests/v1", image.repository());
+                assert_eq!(story.ask(MIRROR, &path, None).status, 200);
+            }
+        };
+        if comes_first {
+            pull_strangers();
+        }
+        story.has_all(PEER, &story.public, None, "cold");
+        story.has_all(PEER, &story.private, Some(&alice()), "cold");
+        if !comes_first {
+            pull_strangers();
+        }
+        // What the request of a caller without a right runs into.
+        story.mood().too_large = 503;
+        for (attack, strangers) in [Strangers::Hang, Strangers::Fail].into_iter().enumerate() {
+            story.mood().strangers = Some(strangers);
+            thread::sleep(Duration::from_secs(6));
+            let large = basic("mallory", &format!("{attack}{}", "x".repeat(LARGE)));
+            let when = format!("{strangers:?}, first: {comes_first}");
+            story.has_nothing(PEER, Some(&large), &when);
+            let fresh = story.ask(PEER, "library/none/manifests/v1", None);
+            assert_eq!(fresh.status, 404, "{when}: {}", fresh.text());
+        }
+        // An outage is noticed all the same.
+        story.mood().broken = Some(503);
+        thread::sleep(Duration::from_secs(6));
+        story.has_all(PEER, &story.private, None, "the registry fails");
+    }
+}
+
 #[test]
 fn a_4xx_to_a_callers_request_is_that_callers_and_says_what_the_registry_said() {
     let story = Story::new(&[]);
@@ -292,6 +357,33 @@ fn when_all_credentials_of_a_node_were_refused_it_has_nothing_while_upstream_is_
     for credential in [None, Some(&*alice()), Some("Bearer new")] {
         story.has_nothing(PEER, credential, "the WAN is cut");
     }
+    story.cluster.site.unblock_wan();
+}
+
+#[test]
+fn a_registry_that_keeps_its_lists_from_a_credential_takes_none_of_its_rights_to_images() {
+    let story = Story::new(&["--verdict-ttl", "1s"]);
+    story.has_all(PEER, &story.private, Some(&alice()), "cold");
+    let lists = ["tags/list".to_owned(), format!("referrers/{}", story.private.digest())];
+    let refuse = |status| {
+        story.mood().lists = Some(status);
+        for port in [PEER, MIRROR] {
+            for list in &lists {
+                let refused = story.ask(port, &format!("private/app/{list}"), Some(&alice()));
+                assert_eq!(refused.status, status, "{port} {list}: {}", refused.text());
+            }
+        }
+    };
+    for status in [401, 403] {
+        refuse(status);
+        story.has_all(PEER, &story.private, Some(&alice()), "its lists are refused");
+    }
+    // From here on nothing is served that would earn the right again.
+    thread::sleep(REMEMBERED);
+    refuse(401);
+    story.cluster.site.block_wan();
+    thread::sleep(REMEMBERED);
+    story.has_all(PEER, &story.private, Some(&alice()), "the WAN is cut");
     story.cluster.site.unblock_wan();
 }
 
@@ -398,6 +490,29 @@ fn slow_lists_and_slow_items_close_a_registry_for_no_caller() {
         questions <= 4,
         "{questions} questions in six seconds, and one at the start"
     );
+}
+
+#[test]
+fn slow_lists_of_one_repository_or_of_many_keep_no_other_list_waiting() {
+    let story = Story::new(&[]);
+    let subject = |number: usize| format!("sha256:{number:064x}");
+    let of_one: Vec<_> = (0..8)
+        .map(|n| format!("library/slow/referrers/{}", subject(n)))
+        .collect();
+    let of_many: Vec<_> = (0..4).map(|n| format!("strangers{n}/slow/tags/list")).collect();
+    for (slow, most) in [(of_one, Duration::from_millis(500)), (of_many, Duration::from_secs(2))] {
+        thread::scope(|scope| {
+            for path in &slow {
+                let story = &story;
+                scope.spawn(move || story.ask(MIRROR, path, None));
+            }
+            thread::sleep(Duration::from_millis(300));
+            let asked = Instant::now();
+            let list = story.ask(MIRROR, "library/app/tags/list", None);
+            assert_eq!(list.status, 200, "{slow:?}: {}", list.text());
+            assert!(asked.elapsed() < most, "{slow:?}: {:?}", asked.elapsed());
+        });
+    }
 }
 
 #[test]

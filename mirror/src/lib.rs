@@ -23,6 +23,7 @@ mod metrics;
 mod mirror;
 mod node;
 mod nodes;
+mod places;
 mod pulls;
 mod scrub;
 mod server;

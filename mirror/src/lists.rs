@@ -17,12 +17,12 @@ use piecemeal_proto::{Digest, Reference};
 use piecemeal_store::Repository;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tokio::sync::Semaphore;
 use tracing::warn;
 use url::Url;
 
 use crate::{
-    Caller, Item, ListAnswer, PullError, Right, flights::Flights, manifests::Manifests, upstream::FILTERS_APPLIED,
+    Caller, Item, ListAnswer, PullError, Right, flights::Flights, manifests::Manifests, places::Places,
+    upstream::FILTERS_APPLIED,
 };
 
 /// What upstream is asked for at a time: some refuse more.
@@ -35,8 +35,10 @@ const PAGES_MAX: usize = 1000;
 const LIST_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// The longest that one is put together.
 const LIST_TIMEOUT: Duration = Duration::from_secs(30);
-/// The most lists of one upstream that are put together at a time, and how long others wait.
+/// The most lists of one upstream that are put together at a time, and how long others wait. One that takes longer than
+/// [`LIST_SLOW`] is given up when a repository without a place waits.
 const LISTING_MAX: usize = 4;
+const LIST_SLOW: Duration = Duration::from_secs(1);
 const LISTING_WAIT: Duration = crate::ANSWER_TIMEOUT;
 /// The most upstreams whose lists are counted.
 const ROOMS_MAX: NonZeroUsize = NonZeroUsize::new(512).expect("it is not zero");
@@ -78,8 +80,8 @@ pub struct List {
 #[derive(Clone)]
 pub(crate) struct Lists {
     known: Arc<Mutex<LruCache<Repository, Listed>>>,
-    /// By upstream, so that one that is slow costs the others nothing.
-    rooms: Arc<Mutex<LruCache<String, Arc<Semaphore>>>>,
+    /// By upstream, so that one that is slow costs the others nothing. The repositories of one share its places.
+    rooms: Arc<Mutex<LruCache<String, Places>>>,
     running: Flights<Repository, Tagged>,
 }
 
@@ -128,10 +130,10 @@ impl Lists {
         lists.put(at.clone(), listed);
     }
 
-    fn room(&self, upstream: &str) -> Arc<Semaphore> {
+    fn room(&self, upstream: &str) -> Places {
         let mut rooms = self.rooms.lock().expect("no holder of this lock panics");
-        let room = rooms.get_or_insert(upstream.to_owned(), || Arc::new(Semaphore::new(LISTING_MAX)));
-        Arc::clone(room)
+        let room = || Places::giving_up(LISTING_MAX, LIST_SLOW);
+        rooms.get_or_insert(upstream.to_owned(), room).clone()
     }
 
     /// Carries out `work` when there is room for it, for so long and no longer.
@@ -141,19 +143,23 @@ impl Lists {
         work: impl Future<Output = Result<T, PullError>>,
     ) -> Result<T, PullError> {
         let room = self.room(&at.upstream);
-        let Ok(_room) = tokio::time::timeout(LISTING_WAIT, room.acquire()).await else {
+        let Ok(place) = tokio::time::timeout(LISTING_WAIT, room.take(&at.name)).await else {
             return Err(PullError::Unavailable(format!(
                 "{} is being asked for too many lists at a time; try again",
                 at.upstream
             )));
         };
-        tokio::time::timeout(LIST_TIMEOUT, work).await.unwrap_or_else(|_| {
-            let seconds = LIST_TIMEOUT.as_secs();
+        let unsent = |why: String| {
             Err(PullError::Unavailable(format!(
-                "{} has not sent the whole list of {} within {seconds} s",
+                "{} has not sent the whole list of {} {why}",
                 at.upstream, at.name
             )))
-        })
+        };
+        tokio::select! {
+            listed = work => listed,
+            () = place.given_up() => unsent("while lists of other repositories wait; try again".to_owned()),
+            () = tokio::time::sleep(LIST_TIMEOUT) => unsent(format!("within {} s", LIST_TIMEOUT.as_secs())),
+        }
     }
 }
 
@@ -439,6 +445,47 @@ mod tests {
             assert_eq!(page.tags, expected, "{n:?} {last:?}");
             assert_eq!(page.next.as_deref(), next, "{n:?} {last:?}");
         }
+    }
+
+    fn at(name: &str) -> Repository {
+        Repository {
+            upstream: "a.test".to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
+    /// One whose upstream never answers.
+    fn hang(lists: &Lists, name: &str) -> tokio::task::JoinHandle<Result<(), PullError>> {
+        let (lists, at) = (lists.clone(), at(name));
+        tokio::spawn(async move { lists.bounded(&at, std::future::pending()).await })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_lists_of_one_repository_keep_no_other_repository_waiting() {
+        let lists = Lists::default();
+        let slow: Vec<_> = (0..20).map(|_| hang(&lists, "strangers/slow")).collect();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let began = tokio::time::Instant::now();
+        lists.bounded(&at("library/app"), async { Ok(()) }).await.unwrap();
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        slow.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_lists_of_many_repositories_give_way_one_at_a_time_and_end() {
+        let lists = Lists::default();
+        let began = tokio::time::Instant::now();
+        let slow: Vec<_> = (0..LISTING_MAX)
+            .map(|number| hang(&lists, &format!("strangers/{number}")))
+            .collect();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        lists.bounded(&at("library/app"), async { Ok(()) }).await.unwrap();
+        assert!(began.elapsed() <= LIST_SLOW + Duration::from_millis(10));
+        assert_eq!(slow.iter().filter(|list| list.is_finished()).count(), 1);
+        for list in slow {
+            assert!(matches!(list.await.unwrap(), Err(PullError::Unavailable(_))));
+        }
+        assert!(began.elapsed() <= LIST_TIMEOUT + Duration::from_millis(10));
     }
 
     #[test]

@@ -294,7 +294,17 @@ async fn good_callers_are_served_and_each_refused_one_hears_its_own_error() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_ends_in_mid_fill_costs_nobody_a_byte() {
-    const ENDS: [StatusCode; 3] = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN, StatusCode::NOT_FOUND];
+    let ends = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN, StatusCode::NOT_FOUND];
+    all_are_served_although_tokens_end(ends).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_that_a_caller_reaches_in_mid_fill_costs_no_other_a_byte() {
+    all_are_served_although_tokens_end([StatusCode::TOO_MANY_REQUESTS; 3]).await;
+}
+
+/// `ends`: what the registry says to a token in mid-fill.
+async fn all_are_served_although_tokens_end(ends: [StatusCode; 3]) {
     for seed in 0..SEEDS {
         let mut dice = StdRng::seed_from_u64(seed);
         let blob = content(seed);
@@ -311,7 +321,7 @@ async fn a_token_that_ends_in_mid_fill_costs_nobody_a_byte() {
         // All but the last end, each after some requests of its own; the first when all connections have begun.
         for number in 0..4 {
             let good_for = dice.random_range(1..4) + if number == 0 { 4 } else { 0 };
-            registry.refuse(&format!("token{number}"), ENDS[number % 3], good_for);
+            registry.refuse(&format!("token{number}"), ends[number % 3], good_for);
         }
         // Tells how long the way is.
         blobs.stat(&caller("token4"), &at("a.test"), &digest).await.unwrap();

@@ -142,7 +142,7 @@ impl UpstreamBlobs {
             right: &right,
             callers: Some(transfer.callers()),
         };
-        let _room = upstream.limits().fill().await?;
+        let _room = upstream.limits().fill(&at).await?;
         let started = Instant::now();
         let was_source = self.store.has_source(&at, &digest).await?;
         let arrived = self.fill_or_follow(whence, &digest, &transfer).await;
@@ -273,7 +273,7 @@ impl UpstreamBlobs {
         let (blob_bytes, body) = match answer.blob_bytes.or_else(|| self.sizes.get(at, digest)) {
             Some(blob_bytes) => (blob_bytes, Body::Answer(answer)),
             None => {
-                let _room = upstream.limits().unsized_blob().await?;
+                let _room = upstream.limits().unsized_blob(at).await?;
                 let read = self.read_unsized(at, digest, answer);
                 let whole = tokio::time::timeout(UNSIZED_TIMEOUT, read)
                     .await

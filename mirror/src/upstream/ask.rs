@@ -16,7 +16,7 @@ use url::Url;
 
 use super::{
     auth::{Challenge, TokenAnswer},
-    breaker::{BUSY_PAUSE, Kind, PAUSE_MAX},
+    breaker::{BUSY_PAUSE, Kind, PAUSE_MAX, Pass},
     client::{Endpoint, Upstream, innermost, read_body},
     home::is_home,
     reach::SILENCE,
@@ -101,6 +101,16 @@ impl Wallet {
             Self::Site(_) => Who::Site,
         }
     }
+}
+
+/// Which host a request goes to: what its silence says depends on that.
+#[derive(Clone, Copy)]
+pub(super) enum Host<'a> {
+    /// The registry. With an endpoint, that one is asked for its own answer when this request gets none in time: whether it is lost is
+    /// never concluded from what a caller asked for.
+    Registry(Option<&'a Arc<Endpoint>>),
+    /// Where the registry has led, or its token server: its silence says nothing of the registry.
+    Led(&'a Url),
 }
 
 impl Upstream {
@@ -204,28 +214,50 @@ impl Upstream {
         ask: Ask<'_>,
         wallet: &Wallet,
     ) -> Result<Response, PullError> {
-        // One who has used up a limit is not all the others, and has not used up another kind's.
-        let kind = ask.purpose.kind();
-        let pass = kind.map(|kind| endpoint.breakers.enter(wallet.who(), kind, Instant::now()));
-        let pass = pass.transpose()?;
+        let pass = self.enter(&endpoint.url, wallet, ask.purpose)?;
         let asked_at = Instant::now();
-        let result = self.follow(endpoint, ask, wallet).await;
+        let result = self.follow(endpoint, ask, wallet, pass).await;
         self.asked.note(&self.label, asked_at.elapsed(), &result);
-        match (pass, &result) {
-            (Some(pass), Err(error @ PullError::TooManyRequests { retry_after, .. })) => {
-                let pause = retry_after.as_deref().and_then(seconds).unwrap_or(BUSY_PAUSE);
-                pass.open(error.clone(), pause, Instant::now());
-            }
-            (Some(pass), Ok(_)) => pass.close(),
-            // What the registry itself says of a request it has counted.
-            (Some(pass), Err(PullError::Denied { .. } | PullError::Unknown(_))) => pass.close(),
-            _ => {}
-        }
         result
     }
 
+    /// One who has used up a host's limit is not all the others, and has not used up another kind's, nor another host's.
+    fn enter(&self, host: &Url, wallet: &Wallet, purpose: Purpose) -> Result<Option<Pass<'_>>, PullError> {
+        let pass = |kind| self.breakers.enter(host, wallet.who(), kind, Instant::now());
+        purpose.kind().map(pass).transpose()
+    }
+
+    /// What a host's answer says of its limit.
+    fn settle(&self, pass: Pass<'_>, response: &Response) {
+        match response.status() {
+            StatusCode::TOO_MANY_REQUESTS => {
+                let retry_after = text(response.headers(), RETRY_AFTER);
+                let pause = retry_after.as_deref().and_then(seconds).unwrap_or(BUSY_PAUSE);
+                pass.open(self.limited(response), pause, Instant::now());
+            }
+            // What the host itself says of a request that it has counted.
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => pass.close(),
+            status if status.is_success() || status.is_redirection() => pass.close(),
+            _ => {}
+        }
+    }
+
+    /// A 429.
+    fn limited(&self, response: &Response) -> PullError {
+        PullError::TooManyRequests {
+            upstream: self.name.clone(),
+            retry_after: text(response.headers(), RETRY_AFTER).and_then(within_reason),
+        }
+    }
+
     /// Through tokens and redirects to an answer.
-    async fn follow(&self, endpoint: &Arc<Endpoint>, ask: Ask<'_>, wallet: &Wallet) -> Result<Response, PullError> {
+    async fn follow(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        ask: Ask<'_>,
+        wallet: &Wallet,
+        pass: Option<Pass<'_>>,
+    ) -> Result<Response, PullError> {
         let url = self.request_url(endpoint, ask.at, ask.path)?;
         let scope = format!("repository:{}{}:pull", endpoint.prefix(), ask.at.name);
         let mut authorization = self.first_authorization(&url, wallet, &scope)?;
@@ -241,6 +273,9 @@ impl Upstream {
                 }
             }
         }
+        if let Some(pass) = pass {
+            self.settle(pass, &response);
+        }
         let mut at = url.clone();
         let mut from = Zone::Loopback;
         for _ in 0..redirect::REDIRECTS_MAX {
@@ -251,7 +286,11 @@ impl Upstream {
             from = from.min(self.routes.zone(&at, &response));
             at = redirect::target(&at, response.headers())
                 .ok_or_else(|| self.bad(ask.at, "a redirect that may not be followed"))?;
+            let pass = self.enter(&at, wallet, ask.purpose)?;
             response = self.fetch_led(ask, from, &at, &scope).await?;
+            if let Some(pass) = pass {
+                self.settle(pass, &response);
+            }
         }
         Err(self.bad(ask.at, "too many redirects"))
     }
@@ -272,7 +311,8 @@ impl Upstream {
             return Ok(response);
         };
         let from = from.min(self.routes.zone(url, &response));
-        match self.fetch_token(realm, from, None, &key).await?.and_then(token) {
+        let kept = challenge.covers(scope).then_some(&*key);
+        match self.fetch_token(realm, from, None, kept).await?.and_then(token) {
             Some(credential) => self.fetch_stored(ask, from, url, Some(&credential)).await,
             None => Ok(response),
         }
@@ -351,7 +391,8 @@ impl Upstream {
             self.keep_home(&url);
         }
         let from = self.routes.zone(&endpoint.url, response);
-        let token = self.fetch_token(url, from, site.filter(|_| at_home), &key).await?;
+        let kept = bearer.covers(scope).then_some(&*key);
+        let token = self.fetch_token(url, from, site.filter(|_| at_home), kept).await?;
         Ok(token.and_then(|token| Credential::bearer(&token)))
     }
 
@@ -367,36 +408,35 @@ impl Upstream {
         });
     }
 
-    /// `Ok(None)`: the token server grants nothing, or may not be led to; the registry's 401 is the answer.
+    /// `key`: what the token is kept under, if it is. `Ok(None)`: the token server grants nothing, or may not be led to; the registry's
+    /// 401 is the answer.
     async fn fetch_token(
         &self,
         url: Url,
         from: Zone,
         site: Option<&Credential>,
-        key: &str,
+        key: Option<&str>,
     ) -> Result<Option<String>, PullError> {
         let client = match self.client_for(from, &url) {
             Err(PullError::Misled { .. }) => return Ok(None),
             client => client?,
         };
+        let who = if site.is_some() { Who::Site } else { Who::Anybody };
+        let pass = self.breakers.enter(&url, who, Kind::Token, Instant::now())?;
         let mut request = client.get(url.clone());
         if let Some(credential) = site {
             require_cover(&url, self.allow_plain_credentials, &self.name)?;
             request = request.header(AUTHORIZATION, credential.header());
         }
         debug!(upstream = self.name, "asking for a token");
-        let response = match self.await_answer(request, None).await {
+        let response = match self.await_answer(request, Host::Led(&url)).await {
             Err(PullError::Misled { .. }) => return Ok(None),
             response => response?,
         };
+        self.settle(pass, &response);
         match response.status() {
             status if status.is_success() => {}
-            StatusCode::TOO_MANY_REQUESTS => {
-                return Err(PullError::TooManyRequests {
-                    upstream: self.name.clone(),
-                    retry_after: text(response.headers(), RETRY_AFTER).and_then(within_reason),
-                });
-            }
+            StatusCode::TOO_MANY_REQUESTS => return Err(self.limited(&response)),
             status if status.is_server_error() => {
                 return Err(PullError::Unavailable(format!(
                     "{}'s token server answered {status}",
@@ -431,14 +471,14 @@ impl Upstream {
             let signed = self.node.iter().flat_map(|node| node.headers(ask.method, url));
             signed.fold(request, |request, (name, value)| request.header(name, value))
         };
-        let judged = match ask.purpose.is_download() {
-            true => None,
+        let host = match ask.purpose.is_download() {
+            true => Host::Registry(None),
             false => {
                 self.require_reach(endpoint).await?;
-                Some(endpoint)
+                Host::Registry(Some(endpoint))
             }
         };
-        let response = self.await_answer(request(), judged).await?;
+        let response = self.await_answer(request(), host).await?;
         let (status, headers) = (response.status(), response.headers());
         if !self
             .node
@@ -449,7 +489,7 @@ impl Upstream {
         }
         // Read to its end, so that the connection can be used again. What it says is known.
         let _ = read_body(response, AGAIN_BYTES_MAX).await;
-        self.await_answer(request(), judged).await
+        self.await_answer(request(), host).await
     }
 
     /// Where a redirect leads, through the accelerated host when there is one.
@@ -466,7 +506,7 @@ impl Upstream {
         };
         if let Some(faster) = self.rewrites.apply(url, Instant::now()) {
             let answer = match request(&faster) {
-                Ok(request) => self.await_answer(request, None).await,
+                Ok(request) => self.await_answer(request, Host::Led(&faster)).await,
                 Err(error) => Err(error),
             };
             match answer {
@@ -478,17 +518,17 @@ impl Upstream {
         if let Some(token) = token {
             request = request.header(AUTHORIZATION, token.header());
         }
-        self.await_answer(request, None).await
+        self.await_answer(request, Host::Led(url)).await
     }
 
-    /// `judged`: the endpoint that is asked for its own answer when this request gets none in time. Whether it is lost is
-    /// never concluded from what a caller asked for.
-    pub(super) async fn await_answer(
-        &self,
-        request: RequestBuilder,
-        judged: Option<&Arc<Endpoint>>,
-    ) -> Result<Response, PullError> {
+    /// # Errors
+    /// [`PullError::Unreachable`]: the registry is lost, as far as it is known. [`PullError::Unavailable`]: this request got no answer.
+    pub(super) async fn await_answer(&self, request: RequestBuilder, host: Host<'_>) -> Result<Response, PullError> {
         let sent = Instant::now();
+        let judged = match host {
+            Host::Registry(judged) => judged,
+            Host::Led(_) => None,
+        };
         let loss = async {
             match judged {
                 Some(endpoint) => {
@@ -518,22 +558,34 @@ impl Upstream {
             Ok(Err(error)) if self.node.is_some() => mirror_unanswered(&error).to_string(),
             Ok(Err(error)) => match self.routes.refusal(&error) {
                 Some(refusal) => return Err(refusal),
-                None => format!("{} does not answer: {}", self.name, innermost(&error)),
+                None => format!("{} does not answer: {}", self.named(host), innermost(&error)),
             },
             Err(_) => {
                 let seconds = SOURCE_TIMEOUT.as_secs();
-                format!("{} does not answer: no status line within {seconds} s", self.name)
+                format!(
+                    "{} does not answer: no status line within {seconds} s",
+                    self.named(host)
+                )
             }
         };
-        let is_there = match judged {
-            Some(endpoint) if unconnected => self.lost_now(endpoint).await.is_none(),
-            Some(endpoint) => self.lost(endpoint).await.is_none(),
-            None => false,
+        let is_there = match host {
+            Host::Registry(Some(endpoint)) if unconnected => self.lost_now(endpoint).await.is_none(),
+            Host::Registry(Some(endpoint)) => self.lost(endpoint).await.is_none(),
+            Host::Registry(None) => false,
+            Host::Led(_) => true,
         };
         Err(match is_there {
             true => PullError::Unavailable(reason),
             false => PullError::Unreachable(reason),
         })
+    }
+
+    /// Without a path, whose query may be a secret.
+    fn named(&self, host: Host<'_>) -> String {
+        match host {
+            Host::Registry(_) => self.name.clone(),
+            Host::Led(url) => format!("{}, to which {} leads,", url.host_str().unwrap_or_default(), self.name),
+        }
     }
 
     /// `led_on`: it is not the registry itself that answers, but where it has sent us.
@@ -571,10 +623,7 @@ impl Upstream {
             StatusCode::MISDIRECTED_REQUEST => Err(PullError::Loop(format!(
                 "{upstream} says that the request has come back to where it was sent from: its URL leads to this very mirror"
             ))),
-            StatusCode::TOO_MANY_REQUESTS => Err(PullError::TooManyRequests {
-                upstream,
-                retry_after: header(RETRY_AFTER).and_then(within_reason),
-            }),
+            StatusCode::TOO_MANY_REQUESTS => Err(self.limited(&response)),
             status if status.is_server_error() => Err(PullError::Unavailable(format!(
                 "{upstream} answered {status} for {}/{}",
                 ask.at.name, ask.path

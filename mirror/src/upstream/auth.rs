@@ -46,6 +46,19 @@ impl Challenge {
         })
     }
 
+    /// Whether a token for it is one for `scope`, of one repository and one action, as well.
+    pub(super) fn covers(&self, scope: &str) -> bool {
+        let Some(asked) = &self.scope else { return true };
+        asked == scope
+            || scope.rsplit_once(':').is_some_and(|(resource, action)| {
+                asked.split_whitespace().any(|asked| {
+                    asked.rsplit_once(':').is_some_and(|(asked, actions)| {
+                        asked == resource && actions.split(',').any(|granted| granted == action)
+                    })
+                })
+            })
+    }
+
     /// Where the token is to be had: over TLS, unless the registry itself has none.
     pub(crate) fn token_url(&self, registry: &Url, scope: &str) -> Option<Url> {
         let mut realm = Url::parse(&self.realm).ok()?;
@@ -121,18 +134,19 @@ impl Tokens {
             .map(|(token, _)| token.clone())
     }
 
-    /// Keeps a token server's answer; gives the token.
-    pub(super) fn put(&self, scope: &str, answer: TokenAnswer, now: Instant) -> Option<String> {
+    /// Keeps a token server's answer; gives the token. `scope`: what it is good for; `None` when that is not what was wanted: it is not
+    /// kept.
+    pub(super) fn put(&self, scope: Option<&str>, answer: TokenAnswer, now: Instant) -> Option<String> {
         let token = answer.token.or(answer.access_token)?;
+        let Some(scope) = scope.filter(|_| token.len() <= TOKEN_KEPT_BYTES_MAX) else {
+            return Some(token);
+        };
         let life = answer.expires_in.map_or(TOKEN_LIFE_DEFAULT, Duration::from_secs);
         let until = now
             + life
                 .saturating_sub(TOKEN_LIFE_MARGIN)
                 .min(Duration::from_secs(24 * 3600));
         let mut tokens = self.0.lock().expect("no holder of this lock panics");
-        if token.len() > TOKEN_KEPT_BYTES_MAX {
-            return Some(token);
-        }
         tokens.put(scope.to_owned(), (token.clone(), until));
         Some(token)
     }
@@ -213,6 +227,38 @@ mod tests {
     }
 
     #[test]
+    fn a_token_for_another_repository_or_action_is_not_one_for_this() {
+        let covers = |asked: Option<&str>| {
+            let challenge = Challenge {
+                realm: "https://a.io/token".to_owned(),
+                service: None,
+                scope: asked.map(str::to_owned),
+            };
+            challenge.covers("repository:a/b:pull")
+        };
+        let good = [
+            "repository:a/b:pull",
+            "repository:a/b:pull,push",
+            "repository:x:push repository:a/b:push,pull",
+        ];
+        for asked in good {
+            assert!(covers(Some(asked)), "{asked}");
+        }
+        assert!(covers(None), "what is wanted is what is asked for");
+        let bad = [
+            "",
+            "repository:a/c:pull",
+            "repository:a/b:push",
+            "registry:catalog:*",
+            "repository:a:b:pull",
+            "pull",
+        ];
+        for asked in bad {
+            assert!(!covers(Some(asked)), "{asked}");
+        }
+    }
+
+    #[test]
     fn a_full_table_gives_up_its_oldest_token_alone() {
         let (tokens, now) = (Tokens::default(), Instant::now());
         let answer = |token: usize| TokenAnswer {
@@ -221,7 +267,7 @@ mod tests {
             expires_in: Some(100),
         };
         for token in 0..=TOKENS_MAX.get() {
-            tokens.put(&token.to_string(), answer(token), now);
+            tokens.put(Some(&token.to_string()), answer(token), now);
         }
         assert_eq!(tokens.get("0", now), None);
         assert_eq!(tokens.get("1", now).as_deref(), Some("1"));
@@ -236,7 +282,7 @@ mod tests {
             access_token: Some("t".to_owned()),
             expires_in: Some(100),
         };
-        assert_eq!(tokens.put("s", answer, now).as_deref(), Some("t"));
+        assert_eq!(tokens.put(Some("s"), answer, now).as_deref(), Some("t"));
         assert!(tokens.get("s", now + Duration::from_secs(89)).is_some());
         assert!(tokens.get("s", now + Duration::from_secs(90)).is_none());
         tokens.drop("s");

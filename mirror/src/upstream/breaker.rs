@@ -1,7 +1,7 @@
 //! Whom an upstream has asked to come back later, and for what.
 //!
-//! A 429 counts for those who share the limit, so for one credential or for all that show none, and for one kind of request: a registry
-//! counts manifests, blobs and lists apart. They are answered with that 429 until its time is over; then one request at a time
+//! A 429 counts for the host that has answered it, be that the registry, its token server or where it leads; for those who share the
+//! limit, so for one credential or for all that show none; and for one kind of request: a registry counts manifests, blobs and lists apart. They are answered with that 429 until its time is over; then one request at a time
 //! finds out whether it is. Whether the upstream is there at all is asked elsewhere (`reach.rs`).
 
 use std::{
@@ -11,6 +11,7 @@ use std::{
 };
 
 use lru::LruCache;
+use url::Url;
 
 use super::verdicts::Who;
 use crate::PullError;
@@ -28,9 +29,11 @@ pub(crate) enum Kind {
     Manifest,
     Blob,
     List,
+    Token,
 }
 
-type Key = (Who, Kind);
+/// A host by its origin.
+type Key = (String, Who, Kind);
 
 /// The open breakers of one upstream. Times are passed in.
 pub(crate) struct Breakers(Mutex<LruCache<Key, Open>>);
@@ -58,8 +61,8 @@ pub(crate) struct Pass<'a> {
 impl Breakers {
     /// # Errors
     /// The 429 that opened the breaker.
-    pub(crate) fn enter(&self, who: Who, kind: Kind, now: Instant) -> Result<Pass<'_>, PullError> {
-        let key = (who, kind);
+    pub(crate) fn enter(&self, host: &Url, who: Who, kind: Kind, now: Instant) -> Result<Pass<'_>, PullError> {
+        let key = (host.origin().ascii_serialization(), who, kind);
         let tries = match self.lock().get_mut(&key) {
             None => false,
             Some(open) if now < open.until || open.trying => return Err(open.error.clone()),
@@ -121,10 +124,14 @@ mod tests {
         }
     }
 
+    fn host(name: &str) -> Url {
+        format!("https://{name}/v2/").parse().unwrap()
+    }
+
     #[test]
     fn after_the_pause_one_request_at_a_time_finds_out() {
         let (breakers, now) = (Breakers::default(), Instant::now());
-        let enter = |now| breakers.enter(Who::Anybody, Kind::Manifest, now);
+        let enter = |now| breakers.enter(&host("a.io"), Who::Anybody, Kind::Manifest, now);
         enter(now).unwrap().open(busy(), BUSY_PAUSE, now);
         assert!(enter(now).is_err());
         let later = now + BUSY_PAUSE;
@@ -136,20 +143,22 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_is_that_of_one_right_and_of_one_kind_of_request() {
+    fn a_limit_is_that_of_one_host_of_one_right_and_of_one_kind_of_request() {
         let (breakers, now) = (Breakers::default(), Instant::now());
-        let enter = |who, kind| breakers.enter(who, kind, now);
+        let enter = |who, kind| breakers.enter(&host("a.io"), who, kind, now);
         enter(Who::Anybody, Kind::List).unwrap().open(busy(), BUSY_PAUSE, now);
         assert!(enter(Who::Anybody, Kind::List).is_err());
         assert!(enter(Who::Anybody, Kind::Manifest).is_ok());
         assert!(enter(Who::Anybody, Kind::Blob).is_ok());
         assert!(enter(Who::Holder([1; 32]), Kind::List).is_ok());
+        let elsewhere = breakers.enter(&host("cdn.io"), Who::Anybody, Kind::List, now);
+        assert!(elsewhere.is_ok(), "another host has limits of its own");
     }
 
     #[test]
     fn no_upstream_can_send_us_away_for_ever() {
         let (breakers, now) = (Breakers::default(), Instant::now());
-        let enter = |now| breakers.enter(Who::Anybody, Kind::Blob, now);
+        let enter = |now| breakers.enter(&host("a.io"), Who::Anybody, Kind::Blob, now);
         enter(now).unwrap().open(busy(), Duration::from_secs(1 << 40), now);
         assert!(enter(now + PAUSE_MAX).is_ok());
     }
@@ -164,11 +173,11 @@ mod tests {
         };
         for number in 0..=BREAKERS_MAX.get() {
             breakers
-                .enter(holder(number), Kind::Blob, now)
+                .enter(&host("a.io"), holder(number), Kind::Blob, now)
                 .unwrap()
                 .open(busy(), BUSY_PAUSE, now);
         }
-        assert!(breakers.enter(holder(0), Kind::Blob, now).is_ok());
-        assert!(breakers.enter(holder(1), Kind::Blob, now).is_err());
+        assert!(breakers.enter(&host("a.io"), holder(0), Kind::Blob, now).is_ok());
+        assert!(breakers.enter(&host("a.io"), holder(1), Kind::Blob, now).is_err());
     }
 }

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use url::Url;
 
 use super::{
-    ask::{Ask, Purpose, text},
+    ask::{Ask, Host, Purpose, text},
     asked::Asked,
     auth::Tokens,
     breaker::Breakers,
@@ -59,6 +59,7 @@ pub struct Upstream {
     /// Hosts whose tokens may be asked for with the held password, besides the registry's own.
     pub(super) token_servers: Vec<String>,
     pub(super) tokens: Tokens,
+    pub(super) breakers: Breakers,
     pub(super) verdicts: Verdicts,
     /// What it is asked for when the question is whether it is there.
     pub(super) public: PublicManifests,
@@ -85,7 +86,6 @@ pub(super) struct Endpoint {
     /// Its path, if it has one, comes before every repository's name: so do caches that hold several registries name one.
     pub(super) url: Url,
     pub(super) reach: watch::Sender<Reach>,
-    pub(super) breakers: Breakers,
 }
 
 impl Endpoint {
@@ -93,7 +93,6 @@ impl Endpoint {
         Self {
             url,
             reach: watch::Sender::default(),
-            breakers: Breakers::default(),
         }
     }
 
@@ -395,7 +394,7 @@ impl Upstream {
         let _room = if is_small {
             None
         } else {
-            Some(self.limits.large_body().await?)
+            Some(self.limits.large_body(at).await?)
         };
         let bytes = read_body(response, bytes_max).await;
         bytes.map_err(|problem| self.bad(at, &problem))
@@ -419,7 +418,7 @@ impl Upstream {
     async fn check_endpoint(&self, endpoint: &Endpoint) -> Result<(), PullError> {
         let url = endpoint.v2("").ok_or_else(|| self.bad_url(endpoint))?;
         let request = self.routes.registry(&url)?.get(url);
-        let response = self.await_answer(request, None).await?;
+        let response = self.await_answer(request, Host::Registry(None)).await?;
         let status = response.status();
         // Read to its end, so that the connection can be used again.
         read_body(response, CHECK_BYTES_MAX)

@@ -1,12 +1,16 @@
 //! What one upstream may make us hold at a time.
 //!
-//! Each has limits of its own, so that one that is slow, or means harm, costs the others nothing. A wait for room ends.
+//! Each has limits of its own, so that one that is slow, or means harm, costs the others nothing. Within them no repository, and of the
+//! registries that a pattern stands for no registry, holds more than half. A wait for room ends.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use piecemeal_store::Repository;
 
-use crate::PullError;
+use crate::{
+    PullError,
+    places::{Place, Places},
+};
 
 /// Fills that run. Each holds a piece or more.
 const FILLS_MAX: usize = 256;
@@ -24,47 +28,64 @@ const LARGE_BODY_WAIT: Duration = crate::MANIFEST_TIMEOUT;
 /// The room that there is. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Limits {
-    fills: Arc<Semaphore>,
-    unsized_blobs: Arc<Semaphore>,
-    large_bodies: Arc<Semaphore>,
+    sharing: Sharing,
+    fills: Places,
+    unsized_blobs: Places,
+    large_bodies: Places,
 }
 
-/// A share of the room, until it is dropped.
-pub(crate) struct Room {
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        let room = |count| Arc::new(Semaphore::new(count));
-        Self {
-            fills: room(FILLS_MAX),
-            unsized_blobs: room(UNSIZED_MAX),
-            large_bodies: room(LARGE_BODIES_MAX),
-        }
-    }
+/// Who shares the room.
+#[derive(Clone, Copy)]
+enum Sharing {
+    Repositories,
+    Registries,
 }
 
 impl Limits {
+    /// Those of one registry.
+    pub(super) fn of_registry() -> Self {
+        Self::shared_by(Sharing::Repositories)
+    }
+
+    /// Those of all registries that a pattern stands for: anybody may own one.
+    pub(super) fn of_pattern() -> Self {
+        Self::shared_by(Sharing::Registries)
+    }
+
+    fn shared_by(sharing: Sharing) -> Self {
+        Self {
+            sharing,
+            fills: Places::new(FILLS_MAX),
+            unsized_blobs: Places::new(UNSIZED_MAX),
+            large_bodies: Places::new(LARGE_BODIES_MAX),
+        }
+    }
+
     /// # Errors
     /// [`PullError::Unavailable`], as of all of these: there was no room in time.
-    pub(crate) async fn fill(&self) -> Result<Room, PullError> {
-        room(&self.fills, FILL_WAIT, "downloads").await
+    pub(crate) async fn fill(&self, at: &Repository) -> Result<Place, PullError> {
+        self.room(&self.fills, at, FILL_WAIT, "downloads").await
     }
 
-    pub(crate) async fn unsized_blob(&self) -> Result<Room, PullError> {
-        room(&self.unsized_blobs, UNSIZED_WAIT, "downloads of unknown size").await
+    pub(crate) async fn unsized_blob(&self, at: &Repository) -> Result<Place, PullError> {
+        self.room(&self.unsized_blobs, at, UNSIZED_WAIT, "downloads of unknown size")
+            .await
     }
 
-    pub(crate) async fn large_body(&self) -> Result<Room, PullError> {
-        room(&self.large_bodies, LARGE_BODY_WAIT, "large manifests").await
+    pub(crate) async fn large_body(&self, at: &Repository) -> Result<Place, PullError> {
+        self.room(&self.large_bodies, at, LARGE_BODY_WAIT, "large manifests")
+            .await
     }
-}
 
-async fn room(semaphore: &Arc<Semaphore>, wait: Duration, what: &str) -> Result<Room, PullError> {
-    match tokio::time::timeout(wait, Arc::clone(semaphore).acquire_owned()).await {
-        Ok(Ok(permit)) => Ok(Room { _permit: permit }),
-        _ => Err(PullError::Unavailable(format!("too many {what} at a time; try again"))),
+    async fn room(&self, places: &Places, at: &Repository, wait: Duration, what: &str) -> Result<Place, PullError> {
+        let name = match self.sharing {
+            Sharing::Repositories => &at.name,
+            Sharing::Registries => &at.upstream,
+        };
+        let place = tokio::time::timeout(wait, places.take(name)).await;
+        place.map_err(|_| {
+            PullError::Unavailable(format!("{} has too many {what} at a time here; try again", at.upstream))
+        })
     }
 }
 
@@ -72,14 +93,43 @@ async fn room(semaphore: &Arc<Semaphore>, wait: Duration, what: &str) -> Result<
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn who_finds_no_room_hears_of_it_and_the_next_gets_what_is_given_back() {
-        let semaphore = Arc::new(Semaphore::new(1));
-        let enter = || room(&semaphore, Duration::ZERO, "guests");
-        let held = enter().await;
-        assert!(held.is_ok());
-        assert!(matches!(enter().await, Err(PullError::Unavailable(_))));
-        drop(held);
-        assert!(enter().await.is_ok());
+    fn at(upstream: &str, name: &str) -> Repository {
+        Repository {
+            upstream: upstream.to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
+    /// All that a repository gets for its fills, and not more than `most`.
+    async fn fills(limits: &Limits, at: &Repository, most: usize) -> Vec<Place> {
+        let mut fills = Vec::new();
+        while fills.len() < most {
+            let fill = tokio::time::timeout(Duration::from_millis(1), limits.fill(at)).await;
+            let Ok(Ok(fill)) = fill else { break };
+            fills.push(fill);
+        }
+        fills
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_registry_of_a_pattern_leaves_room_to_the_others() {
+        let limits = Limits::of_pattern();
+        let mut taken = Vec::new();
+        for number in 0..FILLS_MAX {
+            taken.extend(fills(&limits, &at("strangers.test", &number.to_string()), 1).await);
+        }
+        assert_eq!(taken.len(), FILLS_MAX / 2, "all its repositories together");
+        assert!(limits.fill(&at("honest.test", "app")).await.is_ok());
+        let _unsized = limits.unsized_blob(&at("strangers.test", "a")).await;
+        assert!(limits.unsized_blob(&at("honest.test", "app")).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_repository_of_a_registry_leaves_room_to_the_others_and_who_finds_none_hears_of_it() {
+        let limits = Limits::of_registry();
+        let _taken = fills(&limits, &at("a.test", "strangers"), FILLS_MAX).await;
+        assert!(limits.fill(&at("a.test", "library/app")).await.is_ok());
+        let refused = limits.fill(&at("a.test", "strangers")).await;
+        assert!(matches!(refused, Err(PullError::Unavailable(_))));
     }
 }

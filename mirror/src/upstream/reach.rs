@@ -1,21 +1,23 @@
 //! Whether an upstream can be reached: the one place that knows.
 //!
 //! What a caller's request runs into says nothing of the host: the caller chose the credential, the path and the item. So the host is
-//! judged by a question of the daemon's own, with nothing of a caller's in it: a HEAD of manifests that are known to be
-//! public, else `/v2/`, and the token server where the registry names one. No answer or a 5xx means that it is lost; a 4xx is an
-//! answer. A peer asks its mirror `/v2/`.
+//! judged by a question of the daemon's own: a HEAD of manifests that are known to be public and of one whose name the daemon has
+//! made up, or `/v2/` as long as no manifest is known to be public; and the token server where the registry names one. No answer or a 5xx
+//! means that it is lost; a 4xx is an answer. A peer asks its mirror `/v2/`.
+//!
+//! Callers choose which manifests are known to be public, and a caller may choose such as hang. So a host is lost only when the made-up
+//! manifest goes without an answer too: that is a name that no caller knows, and a registry says 404 or 401 of it as long as there
+//! is something behind its front door.
 //!
 //! An endpoint is asked one question at a time, whose answer counts for [`ANSWER_LIFE`]. A healthy upstream is asked none: the question
 //! follows a request that failed or stays without an answer for [`SILENCE`].
 
 use std::{
-    num::NonZeroUsize,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use futures_util::{StreamExt as _, future::join_all, stream::FuturesUnordered};
-use lru::LruCache;
 use piecemeal_proto::MANIFEST_ACCEPT;
 use reqwest::{
     Method, RequestBuilder, Response, StatusCode,
@@ -40,9 +42,8 @@ const RENEWAL: Duration = Duration::from_millis(2500);
 const DOUBT: Duration = Duration::from_secs(1);
 /// How often a question looks whether downloads still bring bytes.
 const LOOK_AROUND: Duration = Duration::from_millis(250);
-/// The most public manifests that are remembered, one of a repository, and the most of them in one question.
-const PUBLIC_MAX: NonZeroUsize = NonZeroUsize::new(8).expect("it is not zero");
-const QUESTIONED_MAX: usize = 3;
+/// The most public manifests that are remembered, one of a repository. Each question names all of them.
+const PUBLIC_MAX: usize = 3;
 
 /// What is known of one endpoint. Times are passed in.
 #[derive(Debug, Default)]
@@ -114,31 +115,81 @@ impl Reach {
         self.asking = false;
         is_news
     }
+
+    /// The question has ended without an answer. The next caller asks again.
+    fn give_up(&mut self) {
+        self.asking = false;
+    }
 }
 
-/// Manifests that upstream has served to a request without a credential.
-pub(super) struct PublicManifests(Mutex<LruCache<String, String>>);
+/// A question that is under way. Dropped before it has an answer, as by a panic, it lets the next caller ask again.
+struct Question {
+    endpoint: Arc<Endpoint>,
+    begun: Instant,
+    is_answered: bool,
+}
 
-impl Default for PublicManifests {
-    fn default() -> Self {
-        Self(Mutex::new(LruCache::new(PUBLIC_MAX)))
+impl Question {
+    /// `None`: there is no need for one.
+    fn begin(endpoint: &Arc<Endpoint>, age_max: Duration, now: Instant) -> Option<Self> {
+        let begins = endpoint.reach.send_if_modified(|reach| reach.begin(age_max, now));
+        begins.then(|| Self {
+            endpoint: Arc::clone(endpoint),
+            begun: now,
+            is_answered: false,
+        })
     }
+
+    /// Says whether the answer is news.
+    fn end(mut self, lost: Option<PullError>, now: Instant) -> bool {
+        self.is_answered = true;
+        let mut is_news = false;
+        self.endpoint
+            .reach
+            .send_modify(|reach| is_news = reach.end(lost, self.begun, now));
+        is_news
+    }
+}
+
+impl Drop for Question {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            self.endpoint.reach.send_modify(Reach::give_up);
+        }
+    }
+}
+
+/// Manifests that upstream has served to a request without a credential, and one that nobody has.
+pub(super) struct PublicManifests {
+    /// The repository and the path below it, the first that came: no later caller displaces them.
+    known: Mutex<Vec<(String, String)>>,
+    made_up: String,
 }
 
 impl PublicManifests {
-    /// `path`: below the repository.
-    pub(super) fn note(&self, repository: &str, path: &str) {
-        let mut known = self.0.lock().expect("no holder of this lock panics");
-        known.put(repository.to_owned(), path.to_owned());
+    /// `random`: so that no caller can know the made-up name.
+    pub(super) fn new(random: u64) -> Self {
+        Self {
+            known: Mutex::default(),
+            made_up: format!("piecemeal-{random:016x}/reach"),
+        }
     }
 
-    /// A few of different ages, the oldest included: a caller that pulls many of its own does not soon choose them all.
-    fn some(&self) -> Vec<(String, String)> {
-        let known = self.0.lock().expect("no holder of this lock panics");
-        let step = known.len().div_ceil(QUESTIONED_MAX).max(1);
-        let some = known.iter().rev().step_by(step);
-        some.map(|(repository, path)| (repository.clone(), path.clone()))
-            .collect()
+    /// `path`: below the repository.
+    pub(super) fn note(&self, repository: &str, path: &str) {
+        let mut known = self.known.lock().expect("no holder of this lock panics");
+        if known.len() < PUBLIC_MAX && known.iter().all(|(name, _)| name != repository) {
+            known.push((repository.to_owned(), path.to_owned()));
+        }
+    }
+
+    /// What a question names; nothing as long as no manifest is known to be public.
+    fn questioned(&self) -> Vec<(String, String)> {
+        let mut questioned = self.known.lock().expect("no holder of this lock panics").clone();
+        if !questioned.is_empty() {
+            questioned.push((self.made_up.clone(), "manifests/reach".to_owned()));
+        }
+        questioned
     }
 }
 
@@ -188,23 +239,18 @@ impl Upstream {
 
     /// The question goes on when the caller that caused it leaves.
     fn begin_question(&self, endpoint: &Arc<Endpoint>, age_max: Duration) {
-        let begun = Instant::now();
         let Some(upstream) = self.me.upgrade() else { return };
-        if !endpoint.reach.send_if_modified(|reach| reach.begin(age_max, begun)) {
+        let Some(question) = Question::begin(endpoint, age_max, Instant::now()) else {
             return;
-        }
-        let endpoint = Arc::clone(endpoint);
+        };
         tokio::spawn(async move {
-            let answer = upstream.question(&endpoint).await;
-            upstream.answered(&endpoint, answer.err(), begun);
+            let answer = upstream.ask_itself(&question.endpoint).await;
+            upstream.answered(question, answer.err());
         });
     }
 
-    fn answered(&self, endpoint: &Endpoint, lost: Option<PullError>, begun: Instant) {
-        let mut is_news = false;
-        endpoint
-            .reach
-            .send_modify(|reach| is_news = reach.end(lost.clone(), begun, Instant::now()));
+    fn answered(&self, question: Question, lost: Option<PullError>) {
+        let is_news = question.end(lost.clone(), Instant::now());
         match lost {
             Some(error) if is_news => warn!(upstream = self.name, %error, "{} is lost: {error}", self.name),
             None if is_news => info!(upstream = self.name, "{} is there again", self.name),
@@ -213,16 +259,16 @@ impl Upstream {
     }
 
     /// Whether the endpoint answers. A peer's mirror knows by itself whether the WAN is there.
-    async fn question(&self, endpoint: &Endpoint) -> Result<(), PullError> {
-        let known = match self.node {
-            None => self.public.some(),
+    async fn ask_itself(&self, endpoint: &Endpoint) -> Result<(), PullError> {
+        let questioned = match self.node {
+            None => self.public.questioned(),
             Some(_) => Vec::new(),
         };
-        if known.is_empty() {
+        if questioned.is_empty() {
             return self.question_root(endpoint).await;
         }
-        // One that answers is enough: what is wrong with one repository its owner may have chosen.
-        let asked = known
+        // One that answers is enough: what is wrong with a repository its owner may have chosen.
+        let asked = questioned
             .iter()
             .map(|(name, path)| self.question_manifest(endpoint, name, path));
         let mut asked: FuturesUnordered<_> = asked.collect();
@@ -376,13 +422,46 @@ mod tests {
     }
 
     #[test]
-    fn what_was_pulled_last_is_not_all_that_is_asked_for() {
-        let known = PublicManifests::default();
+    fn the_first_public_manifests_stay_and_a_name_that_no_caller_knows_is_asked_for_too() {
+        let known = PublicManifests::new(7);
+        assert!(known.questioned().is_empty(), "there is `/v2/`");
         known.note("honest", "manifests/v1");
-        for number in 0..7 {
+        for number in 0..20 {
+            known.note("honest", &format!("manifests/v{number}"));
             known.note(&format!("strangers/{number}"), "manifests/v1");
         }
-        assert_eq!(known.some().len(), QUESTIONED_MAX);
-        assert!(known.some().iter().any(|(name, _)| name == "honest"));
+        let questioned = known.questioned();
+        assert_eq!(questioned.len(), PUBLIC_MAX + 1);
+        assert_eq!(questioned[0], ("honest".to_owned(), "manifests/v1".to_owned()));
+        let made_up = |known: &PublicManifests| known.questioned().pop().map(|(name, _)| name);
+        let other = PublicManifests::new(8);
+        other.note("honest", "manifests/v1");
+        assert_ne!(made_up(&known), made_up(&other));
+    }
+
+    #[tokio::test]
+    async fn a_question_that_panics_or_is_cancelled_lets_the_next_caller_ask_again() {
+        let endpoint = Arc::new(Endpoint::new("http://a.test".parse().unwrap()));
+        let begin = || Question::begin(&endpoint, ANSWER_LIFE, Instant::now());
+        let question = begin().unwrap();
+        assert!(begin().is_none(), "one is under way");
+        let mut waiting = endpoint.reach.subscribe();
+        let broke = tokio::spawn(async move {
+            let _question = question;
+            panic!("the question breaks");
+        });
+        assert!(broke.await.is_err());
+        let heard = waiting.wait_for(|reach| !reach.asking).await.unwrap();
+        assert!(heard.answer(ANSWER_LIFE, Instant::now()).is_none(), "it says nothing");
+        drop(heard);
+        let question = begin().expect("the next caller asks");
+        let hangs = tokio::spawn(async move {
+            let _question = question;
+            std::future::pending::<()>().await;
+        });
+        hangs.abort();
+        assert!(hangs.await.is_err());
+        assert!(begin().expect("and the one after it").end(lost(), Instant::now()));
+        assert!(begin().is_none(), "an answer counts");
     }
 }

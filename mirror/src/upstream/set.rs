@@ -2,7 +2,9 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
+    hash::{BuildHasher as _, RandomState},
+    io,
     net::SocketAddr,
     num::NonZeroUsize,
     path::{Path, PathBuf},
@@ -20,6 +22,7 @@ use url::Url;
 use super::{
     asked::Asked,
     auth::Tokens,
+    breaker::Breakers,
     client::{Endpoint, Upstream},
     held::Held,
     lanes::Lanes,
@@ -209,10 +212,10 @@ impl Upstreams {
             let routes = Arc::new(routes(config)?);
             if config.name.starts_with('*') {
                 let config = config.clone();
-                let limits = Limits::default();
+                let limits = Limits::of_pattern();
                 set.patterns.push(Pattern { config, routes, limits });
             } else {
-                let upstream = set.maker.make(config, &config.name, routes, Limits::default());
+                let upstream = set.maker.make(config, &config.name, routes, Limits::of_registry());
                 set.named.insert(config.name.clone(), upstream);
             }
         }
@@ -279,8 +282,9 @@ impl Maker {
             routes,
             token_servers: config.token_servers.clone(),
             tokens: Tokens::default(),
+            breakers: Breakers::default(),
             verdicts: Verdicts::default(),
-            public: PublicManifests::default(),
+            public: PublicManifests::new(random()),
             allowed_life: self.allowed_life.clone(),
             held: config.credentials.clone().map(Held::new),
             serves_site: config.serves_site,
@@ -300,6 +304,11 @@ pub(crate) fn matches_pattern(pattern: &str, name: &str) -> bool {
     pattern
         .strip_prefix('*')
         .is_some_and(|suffix| name.len() > suffix.len() && name.ends_with(suffix))
+}
+
+/// A number that no caller can guess: the standard library seeds its hasher from the system.
+fn random() -> u64 {
+    RandomState::new().hash_one(())
 }
 
 /// This daemon as `Via` names it.
