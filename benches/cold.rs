@@ -5,22 +5,31 @@
 //!
 //! The flash crowds run with two clients: `piecemeal pull`, which verifies every blob and keeps nothing, and containerd. On a
 //! machine of two cores eight containerds alone use most of the processor; a run above 70 % says more of the machine than
-//! of us and is marked. `cold -- WORD` runs only the parts whose name has the word.
+//! of us and is marked. `cold -- WORD` runs only the parts whose name has the word. `cold -- --beside=FILE` runs the daemons of another
+//! binary in turn with this tree's, so that the two meet the same machine.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
 
 use std::{
+    net::SocketAddr,
+    path::PathBuf,
     process::{Child, Stdio},
     time::Instant,
 };
 
-use support::{Cluster, Containerd, HOST, Image, REGISTRY, Site, SiteBuilder, hosts_toml, start_containerd};
+use support::{
+    Cluster, ClusterOptions, Containerd, HOST, Image, REGISTRY, Request, Site, SiteBuilder, hosts_toml,
+    start_containerd,
+};
 
 const MIB: usize = 1 << 20;
 const RUNS: u64 = 5;
 /// Of layers of this size; what filling the pipeline costs is this much per doubling of the nodes.
 const PIECE_BYTES: f64 = 256.0 * 1024.0;
+
+/// Of a WAN that is delayed by 50 ms each way, in seconds.
+const ROUND_TRIP: f64 = 0.1;
 
 /// Above this the processor, not the links, decides.
 const BUSY_MAX: f64 = 0.7;
@@ -32,22 +41,58 @@ enum Client {
     Containerd,
 }
 
+/// A binary whose daemons are measured.
+struct Program {
+    name: &'static str,
+    file: PathBuf,
+}
+
+impl Program {
+    fn cluster(&self, site: SiteBuilder) -> Cluster {
+        Cluster::cold_with(site, |options: &mut ClusterOptions| {
+            options.mirror.program.clone_from(&self.file);
+            options.peer.program.clone_from(&self.file);
+            if let Some(scheduler) = &mut options.scheduler {
+                scheduler.program.clone_from(&self.file);
+            }
+        })
+    }
+}
+
+fn programs(arguments: &[String]) -> Vec<Program> {
+    let this = Program {
+        name: "this tree",
+        file: env!("CARGO_BIN_EXE_piecemeal").into(),
+    };
+    let beside = arguments.iter().find_map(|argument| argument.strip_prefix("--beside="));
+    let beside = beside.map(|file| Program {
+        name: "beside",
+        file: file.into(),
+    });
+    [Some(this), beside].into_iter().flatten().collect()
+}
+
 fn main() {
-    let word = std::env::args()
-        .skip(1)
-        .find(|argument| !argument.starts_with('-'))
-        .unwrap_or_default();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let programs = programs(&arguments);
+    let word = arguments.iter().find(|argument| !argument.starts_with('-'));
+    let word = word.cloned().unwrap_or_default();
     println!("Cold pulls of a 64 MiB image of 3 layers, WAN 100 Mbit/s, LAN 400 Mbit/s a node; {RUNS} runs each.\n");
     let near = || Site::builder().wan_mbit(100).lan_mbit(400);
     let far = || near().wan_delay_ms(50);
     let lossy = || far().wan_loss_percent(1.0);
-    let parts: [(&str, &dyn Fn()); 5] = [
-        ("8 nodes, near", &|| flash_crowd(8, Client::Pull, near)),
-        ("8 nodes, WAN round trip 100 ms", &|| flash_crowd(8, Client::Pull, far)),
-        ("8 nodes, WAN round trip 100 ms and 1 % loss", &|| {
-            flash_crowd(8, Client::Pull, lossy)
+    let parts: [(&str, &dyn Fn()); 6] = [
+        ("answers of 1 node, WAN round trip 100 ms", &|| answers(&programs, far)),
+        ("8 nodes, near", &|| flash_crowd(&programs, 8, Client::Pull, near)),
+        ("8 nodes, WAN round trip 100 ms", &|| {
+            flash_crowd(&programs, 8, Client::Pull, far)
         }),
-        ("8 containerds, near", &|| flash_crowd(8, Client::Containerd, near)),
+        ("8 nodes, WAN round trip 100 ms and 1 % loss", &|| {
+            flash_crowd(&programs, 8, Client::Pull, lossy)
+        }),
+        ("8 containerds, near", &|| {
+            flash_crowd(&programs, 8, Client::Containerd, near)
+        }),
         (
             "alone: 1 containerd through Piecemeal against 1 directly",
             &alone_against_direct,
@@ -66,40 +111,79 @@ fn image(seed: u64) -> Image {
 }
 
 /// The last node's time over the bound, and how many copies of the blobs the WAN carried.
-fn flash_crowd(nodes: usize, client: Client, site: impl Fn() -> SiteBuilder) {
-    let mut ratios = Vec::new();
+fn flash_crowd(programs: &[Program], nodes: usize, client: Client, site: impl Fn() -> SiteBuilder) {
+    let mut ratios = vec![Vec::new(); programs.len()];
     for run in 0..RUNS {
-        let cluster = Cluster::cold(site().nodes(nodes));
-        let image = image(run);
-        cluster.registry.push(&image);
-        let wan = cluster.site.measure_goodput_wan();
-        let lan = cluster.site.measure_goodput_lan(0, 1);
-        let bound = bound(image.total_bytes() as f64, nodes as f64, wan, lan);
-        let before = Cpu::now();
-        let seconds = match client {
-            Client::Pull => pull_everywhere(&cluster, &image),
-            Client::Containerd => fetch_everywhere(&cluster, &image),
-        };
-        let busy = Cpu::now().share_since(before);
-        let first = seconds.iter().copied().fold(f64::INFINITY, f64::min);
-        let last = seconds.iter().copied().fold(0.0, f64::max);
-        let served: u64 = image
-            .blobs()
-            .map(|blob| cluster.registry.blob_bytes_served(&blob.digest))
-            .sum();
-        let blobs: usize = image.blobs().map(|blob| blob.bytes.len()).sum();
-        println!(
-            "  run {run}: last node {last:.2} s, first {first:.2} s, bound {bound:.2} s (goodput WAN {:.2}, LAN {:.1} MB/s), ratio {:.3}, {:.3} copies, CPU {:.0} %{}",
-            wan / 1e6,
-            lan / 1e6,
-            last / bound,
-            served as f64 / blobs as f64,
-            busy * 100.0,
-            if busy > BUSY_MAX { " (too busy to count)" } else { "" }
-        );
-        ratios.push(last / bound);
+        for (program, ratios) in programs.iter().zip(&mut ratios) {
+            let cluster = program.cluster(site().nodes(nodes));
+            ratios.push(crowd(&cluster, run, program.name, client));
+        }
     }
-    print_ratios("last node / bound", ratios);
+    for (program, ratios) in programs.iter().zip(ratios) {
+        print_ratios(&format!("{}: last node / bound", program.name), ratios);
+    }
+}
+
+/// One pull by all nodes of a cold cluster.
+fn crowd(cluster: &Cluster, run: u64, name: &str, client: Client) -> f64 {
+    let image = image(run);
+    cluster.registry.push(&image);
+    let wan = cluster.site.measure_goodput_wan();
+    let lan = cluster.site.measure_goodput_lan(0, 1);
+    let bound = bound(image.total_bytes() as f64, cluster.site.nodes().len() as f64, wan, lan);
+    let before = Cpu::now();
+    let seconds = match client {
+        Client::Pull => pull_everywhere(cluster, &image),
+        Client::Containerd => fetch_everywhere(cluster, &image),
+    };
+    let busy = Cpu::now().share_since(before);
+    let first = seconds.iter().copied().fold(f64::INFINITY, f64::min);
+    let last = seconds.iter().copied().fold(0.0, f64::max);
+    let served: u64 = image
+        .blobs()
+        .map(|blob| cluster.registry.blob_bytes_served(&blob.digest))
+        .sum();
+    let blobs: usize = image.blobs().map(|blob| blob.bytes.len()).sum();
+    println!(
+        "  run {run}, {name}: last node {last:.2} s, first {first:.2} s, bound {bound:.2} s (goodput WAN {:.2}, LAN {:.1} MB/s), ratio {:.3}, {:.3} copies, CPU {:.0} %{}",
+        wan / 1e6,
+        lan / 1e6,
+        last / bound,
+        served as f64 / blobs as f64,
+        busy * 100.0,
+        if busy > BUSY_MAX { " (too busy to count)" } else { "" }
+    );
+    last / bound
+}
+
+/// How long a node's client waits for a cold manifest, for the head of a cold layer's answer, and for its first byte, in round trips of
+/// the WAN; and how many requests the registry had by then.
+fn answers(programs: &[Program], site: impl Fn() -> SiteBuilder) {
+    let peer = SocketAddr::from(([127, 0, 0, 1], 65001));
+    for run in 0..RUNS {
+        for program in programs {
+            let cluster = program.cluster(site().nodes(1));
+            let image = image(200 + run);
+            cluster.registry.push(&image);
+            let before = cluster.registry.log_text().lines().count();
+            let round_trips = |path: &str, body_bytes: usize| {
+                let target = format!("/v2/{}/{path}?ns={HOST}", image.repository());
+                let started = Instant::now();
+                let answer = Request::get(peer, &target).send_and_hang_up(cluster.site.node(0), body_bytes);
+                answer.expect("an answer");
+                started.elapsed().as_secs_f64() / ROUND_TRIP
+            };
+            let manifest = round_trips(&format!("manifests/{}", image.tag()), 1);
+            let layer = |number: usize| format!("blobs/{}", image.layers()[number].digest);
+            let (head, byte) = (round_trips(&layer(0), 0), round_trips(&layer(1), 1));
+            let asked = cluster.registry.log_text().lines().count() - before;
+            println!(
+                "  run {run}, {}: manifest {manifest:.2}, a layer's head {head:.2}, a layer's first byte {byte:.2} round trips, {asked} requests",
+                program.name
+            );
+        }
+    }
+    println!();
 }
 
 fn fetch_everywhere(cluster: &Cluster, image: &Image) -> Vec<f64> {
