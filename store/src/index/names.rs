@@ -7,9 +7,12 @@ use rusqlite::{OptionalExtension as _, Transaction};
 use super::{Index, IndexError, digest_from_sql, from_sql, to_sql};
 use crate::{Holder, Repository, Shown, clock::Age};
 
-/// The most credentials of one node that are known in one repository, of those that were served and of those that were refused.
-/// A client of a registry with tokens shows a new one with each pull.
-pub(crate) const CREDENTIALS_MAX: u64 = 8;
+/// The most credentials of one node that have a right in one repository. A client of a registry with tokens shows a new one with
+/// each pull.
+pub(crate) const SERVED_MAX: u64 = 64;
+/// The most credentials of one node that are known as refused by one upstream. With so many some may have been forgotten, and no
+/// credential counts as new.
+pub(crate) const REFUSED_MAX: u64 = 256;
 /// What stands for the site's own credential, and for none. A keyed hash is longer.
 const SITE: &[u8] = b"site";
 const NOTHING: &[u8] = b"nothing";
@@ -33,7 +36,7 @@ pub(crate) struct TagRow {
 pub(crate) struct NodeRightRow {
     pub(crate) by_any: Option<Age>,
     pub(crate) by_this: Option<Age>,
-    /// Upstream has answered this credential before, here or in another repository.
+    /// See [`crate::NodeRight::is_known`].
     pub(crate) is_known: bool,
 }
 
@@ -114,12 +117,25 @@ impl Index {
                  WHERE upstream = ?1 AND repository = ?2 AND holder = ?3",
             )?
             .query_row((&at.upstream, &at.name, holder, &credential), |row| row.try_into())?;
-        let is_known = connection
+        let was_refused: bool = connection
             .prepare_cached(
-                "SELECT EXISTS (SELECT 1 FROM rights WHERE holder = ?1 AND credential = ?2 AND upstream = ?3)
-                 OR EXISTS (SELECT 1 FROM refusals WHERE holder = ?1 AND credential = ?2 AND upstream = ?3)",
+                "SELECT EXISTS (SELECT 1 FROM refusals WHERE upstream = ?1 AND holder = ?2 AND credential = ?3)
+                 OR ?4 <= (SELECT count(*) FROM refusals WHERE upstream = ?1 AND holder = ?2)",
             )?
-            .query_row((holder, &credential, &at.upstream), |row| row.get(0))?;
+            .query_row((&at.upstream, holder, &credential, to_sql(REFUSED_MAX)), |row| {
+                row.get(0)
+            })?;
+        // Where all rights are taken, one that is missing may have made room for another credential's.
+        let was_served: bool = connection
+            .prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM rights WHERE holder = ?2 AND credential = ?3 AND upstream = ?1)
+                 AND ?5 > (SELECT count(*) FROM rights WHERE upstream = ?1 AND repository = ?4 AND holder = ?2)",
+            )?
+            .query_row(
+                (&at.upstream, holder, &credential, &at.name, to_sql(SERVED_MAX)),
+                |row| row.get(0),
+            )?;
+        let is_known = was_refused || was_served || own.is_some();
         let age = |proven_ms: Option<i64>| proven_ms.map(|proven_ms| Age(from_sql(proven_ms)));
         Ok(NodeRightRow {
             by_any: age(youngest),
@@ -234,8 +250,14 @@ pub(crate) fn put_right(
              VALUES (?1, ?2, ?3, ?4, ?5)",
         )?
         .execute((&at.upstream, &at.name, node, credential, to_sql(proven.0)))?;
-    delete_holder(transaction, "refusals", at, holder)?;
-    cap_holder(transaction, "rights", "proven_ms", at, holder)
+    transaction
+        .prepare_cached(
+            "DELETE FROM rights WHERE upstream = ?1 AND repository = ?2 AND holder = ?3 AND credential IN
+             (SELECT credential FROM rights WHERE upstream = ?1 AND repository = ?2 AND holder = ?3
+              ORDER BY proven_ms DESC, credential LIMIT -1 OFFSET ?4)",
+        )?
+        .execute((&at.upstream, &at.name, node, to_sql(SERVED_MAX)))?;
+    Ok(())
 }
 
 /// Upstream has refused the holder.
@@ -245,54 +267,53 @@ pub(crate) fn put_refusal(
     holder: &HolderRow,
     refused: Age,
 ) -> rusqlite::Result<()> {
-    delete_holder(transaction, "rights", at, holder)?;
-    if holder.node.is_empty() {
+    let (node, credential) = (&holder.node, &holder.credential);
+    transaction
+        .prepare_cached(
+            "DELETE FROM rights WHERE upstream = ?1 AND repository = ?2 AND holder = ?3 AND credential = ?4",
+        )?
+        .execute((&at.upstream, &at.name, node, credential))?;
+    if node.is_empty() {
         return Ok(());
     }
     transaction
         .prepare_cached(
-            "INSERT OR REPLACE INTO refusals (upstream, repository, holder, credential, refused_ms)
-             VALUES (?1, ?2, ?3, ?4, ?5)",
+            "INSERT OR REPLACE INTO refusals (upstream, holder, credential, refused_ms) VALUES (?1, ?2, ?3, ?4)",
         )?
-        .execute((
-            &at.upstream,
-            &at.name,
-            &holder.node,
-            &holder.credential,
-            to_sql(refused.0),
-        ))?;
-    cap_holder(transaction, "refusals", "refused_ms", at, holder)
-}
-
-fn delete_holder(
-    transaction: &Transaction<'_>,
-    table: &str,
-    at: &Repository,
-    holder: &HolderRow,
-) -> rusqlite::Result<()> {
+        .execute((&at.upstream, node, credential, to_sql(refused.0)))?;
     transaction
-        .prepare_cached(&format!(
-            "DELETE FROM {table} WHERE upstream = ?1 AND repository = ?2 AND holder = ?3 AND credential = ?4"
-        ))?
-        .execute((&at.upstream, &at.name, &holder.node, &holder.credential))?;
+        .prepare_cached(
+            "DELETE FROM refusals WHERE upstream = ?1 AND holder = ?2 AND credential IN
+             (SELECT credential FROM refusals WHERE upstream = ?1 AND holder = ?2
+              ORDER BY refused_ms DESC, credential LIMIT -1 OFFSET ?3)",
+        )?
+        .execute((&at.upstream, node, to_sql(REFUSED_MAX)))?;
     Ok(())
 }
 
-/// Deletes the oldest rows of the holder's node beyond [`CREDENTIALS_MAX`].
-fn cap_holder(
+/// Deletes the oldest rows of those holders that have the most, so that no node makes the rows of others go.
+fn cap_shares(
     transaction: &Transaction<'_>,
     table: &str,
+    key: &str,
+    holder: &str,
     time: &str,
-    at: &Repository,
-    holder: &HolderRow,
+    rows_max: u64,
 ) -> rusqlite::Result<()> {
+    let rows: i64 = transaction
+        .prepare_cached(&format!("SELECT count(*) FROM {table}"))?
+        .query_row([], |row| row.get(0))?;
+    if from_sql(rows) <= rows_max {
+        return Ok(());
+    }
     transaction
         .prepare_cached(&format!(
-            "DELETE FROM {table} WHERE upstream = ?1 AND repository = ?2 AND holder = ?3 AND credential IN
-             (SELECT credential FROM {table} WHERE upstream = ?1 AND repository = ?2 AND holder = ?3
-              ORDER BY {time} DESC, credential LIMIT -1 OFFSET ?4)"
+            "DELETE FROM {table} WHERE ({key}) IN (
+                 SELECT {key} FROM (
+                     SELECT {key}, {time}, row_number() OVER (PARTITION BY {holder} ORDER BY {time} DESC) AS place FROM {table})
+                 ORDER BY place, {time} DESC LIMIT -1 OFFSET ?1)"
         ))?
-        .execute((&at.upstream, &at.name, &holder.node, to_sql(CREDENTIALS_MAX)))?;
+        .execute([to_sql(rows_max)])?;
     Ok(())
 }
 
@@ -336,6 +357,14 @@ pub(crate) fn touch_tag(transaction: &Transaction<'_>, at: &Repository, tag: &st
     Ok(())
 }
 
+/// Deletes refusals from `moment` or before.
+pub(crate) fn expire_refusals(transaction: &Transaction<'_>, moment: Age) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached("DELETE FROM refusals WHERE refused_ms <= ?1")?
+        .execute([to_sql(moment.0)])?;
+    Ok(())
+}
+
 /// Deletes what was last used at `moment` or before.
 pub(crate) fn expire(transaction: &Transaction<'_>, moment: Age) -> rusqlite::Result<()> {
     for table in ["manifests", "tags", "sources"] {
@@ -344,12 +373,16 @@ pub(crate) fn expire(transaction: &Transaction<'_>, moment: Age) -> rusqlite::Re
             .execute([to_sql(moment.0)])?;
     }
     // A right is kept as long as there is anything to have by it, and a refusal as long as there is anything to refuse.
-    for table in ["rights", "refusals"] {
+    for (table, of_table) in [
+        (
+            "rights",
+            "sources.upstream = rights.upstream AND sources.repository = rights.repository",
+        ),
+        ("refusals", "sources.upstream = refusals.upstream"),
+    ] {
         transaction
             .prepare_cached(&format!(
-                "DELETE FROM {table} WHERE NOT EXISTS (
-                     SELECT 1 FROM sources
-                     WHERE sources.upstream = {table}.upstream AND sources.repository = {table}.repository)"
+                "DELETE FROM {table} WHERE NOT EXISTS (SELECT 1 FROM sources WHERE {of_table})"
             ))?
             .execute([])?;
     }
@@ -360,17 +393,23 @@ pub(crate) fn expire(transaction: &Transaction<'_>, moment: Age) -> rusqlite::Re
 pub(crate) struct Caps {
     pub(crate) names: u64,
     pub(crate) rights: u64,
+    pub(crate) refusals: u64,
     pub(crate) manifest_bytes: u64,
 }
 
 /// Deletes the least recently used names beyond the caps.
 pub(crate) fn cap(transaction: &Transaction<'_>, caps: &Caps) -> rusqlite::Result<()> {
-    let holder = "upstream, repository, holder, credential";
+    // What everybody may have is a holder of its own in each repository.
+    let (right, refusal) = (
+        "upstream, repository, holder, credential",
+        "upstream, holder, credential",
+    );
+    let right_holder = "holder, iif(holder = x'', upstream || '/' || repository, '')";
+    cap_shares(transaction, "rights", right, right_holder, "proven_ms", caps.rights)?;
+    cap_shares(transaction, "refusals", refusal, "holder", "refused_ms", caps.refusals)?;
     for (table, key, time, rows_max) in [
         ("tags", "upstream, repository, tag", "used_ms", caps.names),
         ("sources", "digest, upstream, repository", "used_ms", caps.names),
-        ("rights", holder, "proven_ms", caps.rights),
-        ("refusals", holder, "refused_ms", caps.rights),
     ] {
         transaction
             .prepare_cached(&format!(
@@ -388,4 +427,69 @@ pub(crate) fn cap(transaction: &Transaction<'_>, caps: &Caps) -> rusqlite::Resul
         )?
         .execute([to_sql(caps.manifest_bytes)])?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::Connection;
+
+    use super::*;
+    use crate::index::schema;
+
+    const HOLDERS: [&[u8]; 3] = [b"", b"quiet", b"loud"];
+
+    /// Rows of one of [`HOLDERS`], from a time on.
+    fn fill(connection: &Connection, table: &str, holder: usize, rows: std::ops::Range<u32>) {
+        let (columns, values) = match table {
+            "rights" => (
+                "upstream, repository, holder, credential, proven_ms",
+                "'a.io', 'r' || ?2, ?1, iif(?1 = x'', x'', 'c' || ?2), ?2",
+            ),
+            _ => ("upstream, holder, credential, refused_ms", "'a.io', ?1, 'c' || ?2, ?2"),
+        };
+        let values = values.replace("'c' || ?2", "CAST('c' || ?2 AS BLOB)");
+        let insert = format!("INSERT INTO {table} ({columns}) VALUES ({values})");
+        for row in rows {
+            connection.execute(&insert, (HOLDERS[holder], row)).unwrap();
+        }
+    }
+
+    #[test]
+    fn where_a_table_is_full_those_with_the_most_rows_lose_their_oldest() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        schema::prepare(&mut connection).unwrap();
+        // The quiet one's are the oldest; what everybody may have counts one by one.
+        for table in ["rights", "refusals"] {
+            fill(&connection, table, 1, 0..5);
+            fill(&connection, table, 2, 100..200);
+        }
+        fill(&connection, "rights", 0, 50..60);
+        let caps = Caps {
+            names: 10,
+            rights: 25,
+            refusals: 15,
+            manifest_bytes: 0,
+        };
+        let transaction = connection.transaction().unwrap();
+        cap(&transaction, &caps).unwrap();
+        transaction.commit().unwrap();
+        for (table, time, counts) in [
+            ("rights", "proven_ms", [10, 5, 10]),
+            ("refusals", "refused_ms", [0, 5, 10]),
+        ] {
+            for (holder, expected) in HOLDERS.into_iter().zip(counts) {
+                let (count, oldest): (i64, Option<i64>) = connection
+                    .query_row(
+                        &format!("SELECT count(*), min({time}) FROM {table} WHERE holder = ?1"),
+                        [holder],
+                        |row| row.try_into(),
+                    )
+                    .unwrap();
+                assert_eq!(count, expected, "{table} {holder:?}");
+                if holder == HOLDERS[2] {
+                    assert_eq!(oldest, Some(190), "{table}");
+                }
+            }
+        }
+    }
 }
