@@ -193,7 +193,6 @@ impl Driver {
                 Admitted {
                     member: info,
                     incarnation,
-                    signed,
                     by,
                     host_name,
                     release,
@@ -206,7 +205,7 @@ impl Driver {
         let placed = self
             .admission
             .still_admits(info.node, by, unix_seconds())
-            .and_then(|()| self.make_room(info.node, info.role, signed, incarnation));
+            .and_then(|()| self.make_room(info.node, info.role, info.signed, incarnation));
         if let Ok(member) = placed {
             let kind = match info.role {
                 Role::Peer => wire::SourceKind::Peer,
@@ -224,7 +223,7 @@ impl Driver {
                     role: info.role,
                     pool: info.pool.clone(),
                     incarnation,
-                    signed,
+                    signed: info.signed,
                     by,
                     host_name,
                     release,
@@ -503,6 +502,7 @@ mod tests {
         let (reply, placed) = oneshot::channel();
         let member = Member {
             node: NodeId([node; 16]),
+            signed: true,
             role,
             pool: pool.to_owned(),
             zone: String::new(),
@@ -512,7 +512,6 @@ mod tests {
         let admitted = Admitted {
             member,
             incarnation: 1,
-            signed: true,
             by: AdmittedBy::JoinKey(0),
             host_name: String::new(),
             release: String::new(),

@@ -192,7 +192,7 @@ impl Sessions {
         orders: &OrderSender,
     ) -> SessionEnd {
         let (node, role) = (admitted.member.node, admitted.member.role);
-        let (host_name, signed) = (admitted.host_name.clone(), admitted.signed);
+        let (host_name, signed) = (admitted.host_name.clone(), admitted.member.signed);
         let (outbox, queue) = mpsc::channel(ORDERS_QUEUED_MAX);
         let (end, ended) = oneshot::channel();
         let member = match self.join(admitted, outbox.clone(), end).await {
