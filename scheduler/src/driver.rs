@@ -23,7 +23,7 @@ use wire::order::Order as Kind;
 
 use crate::{
     admission::{Admission, Admitted, RefuseHelloError},
-    ambient::{self, unix_seconds},
+    ambient::{self, ClockWatch, unix_seconds},
     members::{Entry, Members},
     metrics::{Metrics, role_name},
     outbox::Outgoing,
@@ -106,6 +106,7 @@ struct Driver {
     brain: Brain,
     /// Where the brain's time begins.
     started: Instant,
+    clock: ClockWatch,
     members: Members,
     admission: Arc<Admission>,
     /// Filled by the brain and emptied by [`Driver::dispatch`].
@@ -126,6 +127,7 @@ impl Driver {
         Self {
             brain: Brain::new(Policy::default(), u64::from_be_bytes(ambient::random())),
             started: Instant::now(),
+            clock: ClockWatch::new(std::time::Instant::now(), unix_seconds()),
             members: Members::default(),
             admission,
             commands: Vec::new(),
@@ -268,17 +270,26 @@ impl Driver {
         Ok(MemberId(last + 1))
     }
 
-    /// Ends the sessions of those that are let in no longer.
+    /// Ends the sessions of those that are let in no longer, and of all when the clock was set.
     fn review(&mut self) {
         let now = unix_seconds();
-        let is_out = |entry: &Entry| self.admission.still_admits(entry.node, entry.by, now).is_err();
+        let admission = Arc::clone(&self.admission);
+        let is_out = |entry: &Entry| admission.still_admits(entry.node, entry.by, now).is_err();
+        self.end_sessions(SessionEnd::Revoked, is_out);
+        if self.clock.was_set(std::time::Instant::now(), now) {
+            warn!("this host's clock was set: all daemons connect again, since they judge tickets by it");
+            self.end_sessions(SessionEnd::ClockSet, |_| true);
+        }
+    }
+
+    fn end_sessions(&mut self, cause: SessionEnd, is_concerned: impl Fn(&Entry) -> bool) {
         let members = self.members.iter();
         let out: Vec<MemberId> = members
-            .filter(|(_, entry)| is_out(entry))
+            .filter(|(_, entry)| is_concerned(entry))
             .map(|(member, _)| member)
             .collect();
         for member in out {
-            self.leave(member, SessionEnd::Revoked);
+            self.leave(member, cause);
         }
     }
 
