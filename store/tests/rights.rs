@@ -164,35 +164,17 @@ async fn what_other_credentials_of_a_node_do_takes_no_right_and_no_refusal() {
 }
 
 #[tokio::test]
-async fn a_refusal_is_known_for_a_month_and_as_long_as_anything_of_its_registry_is_here() {
+async fn a_refusal_is_known_for_a_month_also_where_nothing_was_here_yet() {
     let dir = tempfile::tempdir().unwrap();
     let clock = FakeClock::new();
     let store = open(dir.path(), &clock);
-    refused(&store, "gone", BOB).await;
-    store
-        .record_source(&repository("app"), &piecemeal_proto::Digest::of(b"blob"))
-        .await
-        .unwrap();
+    refused(&store, "app", BOB).await;
     for (days, is_known) in [(0, true), (29, true), (1, false)] {
         clock.advance(DAY * days);
-        // A use, so that it stays.
-        assert!(
-            store
-                .has_source(&repository("app"), &piecemeal_proto::Digest::of(b"blob"))
-                .await
-                .unwrap()
-        );
         store.sweep().await.unwrap();
         let bob = right(&store, NODE, "app", Some(BOB)).await;
         assert_eq!(bob.is_known, is_known, "after {days} days more");
     }
-    refused(&store, "app", BOB).await;
-    store
-        .forget_source(&repository("app"), &piecemeal_proto::Digest::of(b"blob"))
-        .await
-        .unwrap();
-    store.sweep().await.unwrap();
-    assert!(!right(&store, NODE, "app", Some(BOB)).await.is_known);
 }
 
 #[tokio::test]

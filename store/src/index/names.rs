@@ -372,20 +372,13 @@ pub(crate) fn expire(transaction: &Transaction<'_>, moment: Age) -> rusqlite::Re
             .prepare_cached(&format!("DELETE FROM {table} WHERE used_ms <= ?1"))?
             .execute([to_sql(moment.0)])?;
     }
-    // A right is kept as long as there is anything to have by it, and a refusal as long as there is anything to refuse.
-    for (table, of_table) in [
-        (
-            "rights",
-            "sources.upstream = rights.upstream AND sources.repository = rights.repository",
-        ),
-        ("refusals", "sources.upstream = refusals.upstream"),
-    ] {
-        transaction
-            .prepare_cached(&format!(
-                "DELETE FROM {table} WHERE NOT EXISTS (SELECT 1 FROM sources WHERE {of_table})"
-            ))?
-            .execute([])?;
-    }
+    // A right is kept as long as there is anything to have by it.
+    transaction
+        .prepare_cached(
+            "DELETE FROM rights WHERE NOT EXISTS (
+                 SELECT 1 FROM sources WHERE sources.upstream = rights.upstream AND sources.repository = rights.repository)",
+        )?
+        .execute([])?;
     Ok(())
 }
 
