@@ -12,7 +12,7 @@ use crate::{
     Store, StoreError,
     files::remove_if_there,
     gate::GateGuard,
-    index::{Durability, blobs, names, partials},
+    index::{Durability, blobs, names, partials, rights},
     lock::locked,
     quota::{Kind, Space},
     store::Shared,
@@ -96,14 +96,14 @@ impl Shared {
         self.write(Durability::Batched, |transaction| {
             if let Some(moment) = moment {
                 names::expire(transaction, moment)?;
+                rights::expire(transaction)?;
             }
             if let Some(moment) = refused {
-                names::expire_refusals(transaction, moment)?;
+                rights::expire_refusals(transaction, moment)?;
             }
+            rights::cap(transaction, RIGHTS_MAX, REFUSALS_MAX)?;
             let caps = names::Caps {
                 names: NAMES_MAX,
-                rights: RIGHTS_MAX,
-                refusals: REFUSALS_MAX,
                 manifest_bytes: MANIFESTS_BYTES_MAX,
             };
             names::cap(transaction, &caps)

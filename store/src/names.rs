@@ -10,7 +10,7 @@ use piecemeal_proto::{Digest, NodeId};
 
 use crate::{
     Store, StoreError,
-    index::{Durability, TagRow, names},
+    index::{Durability, TagRow, names, rights},
     lock::locked,
     store::Shared,
 };
@@ -288,7 +288,7 @@ impl Store {
         self.run(move |shared| {
             let (proven, row) = (shared.now(), shared.index.holder_row(holder));
             shared.write(Durability::Batched, |transaction| {
-                names::put_right(transaction, &at, &row, proven)
+                rights::put_right(transaction, &at, &row, proven)
             })?;
             Ok(())
         })
@@ -304,7 +304,7 @@ impl Store {
         self.run(move |shared| {
             let (refused, row) = (shared.now(), shared.index.holder_row(holder));
             shared.write(Durability::Batched, |transaction| {
-                names::put_refusal(transaction, &at, &row, refused)
+                rights::put_refusal(transaction, &at, &row, refused)
             })?;
             Ok(())
         })

@@ -12,7 +12,7 @@ use support::{DAY, FakeClock, HOUR, config, env, old, open};
 
 const NODE: NodeId = NodeId([1; 16]);
 const OTHER: NodeId = NodeId([2; 16]);
-/// The bounds, as `store/src/index/names.rs` has them.
+/// The bounds, as `store/src/index/rights.rs` has them.
 const SERVED_MAX: u16 = 64;
 const REFUSED_MAX: u16 = 256;
 const ALICE: Shown = Shown::Client([0xa1; 32]);
