@@ -196,7 +196,11 @@ impl Rights {
         let known = match item {
             Item::Manifest(_) => None,
             Item::Blob(digest) => self.store.blob(digest).await?.map(OpenBlob::Complete),
-            Item::Filling(filling) => Some(OpenBlob::Filling(filling.clone())),
+            Item::Filling(filling) => Some(OpenBlob::Filling {
+                filling: filling.clone(),
+                transfer: None,
+                has_read: false,
+            }),
         };
         let known = match known {
             Some(blob) => Some(self.known(at, item.digest(), blob).await?),
@@ -216,7 +220,7 @@ impl Rights {
         }
         let start = match &blob {
             // Its beginning comes first.
-            OpenBlob::Filling(_) => self.store.random_u64() % blob_bytes.min(SAMPLE_WITHIN),
+            OpenBlob::Filling { .. } => self.store.random_u64() % blob_bytes.min(SAMPLE_WITHIN),
             _ => self.store.random_u64() % blob_bytes,
         };
         let read = blob.read(start..blob_bytes.min(start + SAMPLE_BYTES));

@@ -177,7 +177,7 @@ impl NodePort {
     async fn describe(&self, node: NodeId, digest: Digest, mut open: OpenBlob) -> Result<NodeBlob, PullError> {
         let (map, fill, passing) = match &open {
             OpenBlob::Complete(blob) => (blob.map(), blob.fill(), false),
-            OpenBlob::Filling(filling) => (filling.map(), filling.fill(), filling.is_passing()),
+            OpenBlob::Filling { filling, .. } => (filling.map(), filling.fill(), filling.is_passing()),
             OpenBlob::Starting { .. } => {
                 return Err(PullError::Unavailable("upstream has not answered yet".to_owned()));
             }

@@ -1,4 +1,7 @@
-//! Blobs on their way here: one transfer per digest, whoever asks and however many.
+//! Blobs on their way here: one transfer per digest and upstream, whatever the number of its callers.
+//!
+//! Of several upstreams that send one digest at once the first leads: it fills what is kept. The others follow it while its bytes are
+//! theirs (`fill/follow`), and until a blob is proven no upstream's word or silence holds up another's callers.
 //!
 //! A transfer is detached from every reader: it ends when the blob is complete or cannot be had, never since a client left.
 //! It is `Starting`, then `Open`, then either `Complete` or `Failed`, and never goes back; a later request begins another.
@@ -11,19 +14,23 @@ use std::{
     future::Future,
     num::NonZeroUsize,
     ops::Range,
-    sync::{Arc, Mutex, MutexGuard, OnceLock},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use lru::LruCache;
-use piecemeal_proto::Digest;
+use piecemeal_proto::{Digest, FillId};
 use piecemeal_store::{Blob, Extent, FillFailure, Filling, ReadBlobError, Repository, Store};
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
 use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     Access, Caller, PullError,
@@ -62,20 +69,33 @@ pub enum Progress {
     Failed(PullError),
 }
 
-/// One blob on its way.
+/// One blob on its way from one upstream.
 pub struct Transfer {
+    digest: Digest,
+    upstream: String,
     callers: Callers,
     /// The right with which its source answered first.
     opener: OnceLock<Right>,
+    /// Its readers read the fill of another upstream's transfer.
+    follows: AtomicBool,
     progress: watch::Sender<Progress>,
+    /// Cancelled when its work is to stop at once.
+    stopped: CancellationToken,
+    /// Cancelled when it has left the table.
+    over: CancellationToken,
 }
 
 impl Transfer {
-    fn new(right: Right, blob_bytes: Option<u64>) -> Self {
+    fn new(digest: Digest, right: Right, blob_bytes: Option<u64>) -> Self {
         Self {
+            digest,
+            upstream: right.at.upstream.clone(),
             callers: Callers::new(right),
             opener: OnceLock::new(),
+            follows: AtomicBool::new(false),
             progress: watch::Sender::new(Progress::Starting { blob_bytes }),
+            stopped: CancellationToken::new(),
+            over: CancellationToken::new(),
         }
     }
 
@@ -97,12 +117,59 @@ impl Transfer {
     /// The store's handle is there: readers may begin. `right`: what the source was asked with.
     pub fn open(&self, filling: Filling, right: Right) {
         self.opener.get_or_init(|| right);
+        self.follows.store(false, Ordering::Relaxed);
         self.progress.send_replace(Progress::Open(filling));
+    }
+
+    /// Readers may begin with what another transfer fills, which goes on or ends without this one.
+    pub fn follow(&self, filling: Filling, right: Right) {
+        self.opener.get_or_init(|| right);
+        self.follows.store(true, Ordering::Relaxed);
+        self.progress.send_replace(Progress::Open(filling));
+    }
+
+    /// What this transfer itself fills.
+    pub(crate) fn own_filling(&self) -> Option<Filling> {
+        match self.progress() {
+            Progress::Open(filling) if !self.follows.load(Ordering::Relaxed) => Some(filling),
+            _ => None,
+        }
+    }
+
+    /// What it fills itself, if that is the fill of this id.
+    pub fn filling_of(&self, fill: Option<FillId>) -> Option<Filling> {
+        self.own_filling().filter(|filling| Some(filling.fill()) == fill)
+    }
+
+    /// Ends it: another upstream has shown what the blob is. Its work has `patience` to notice that its fill has been abandoned.
+    pub(crate) async fn stop(&self, patience: Duration) {
+        if tokio::time::timeout(patience, self.over.cancelled()).await.is_err() {
+            self.stopped.cancel();
+            self.over.cancelled().await;
+        }
+    }
+
+    /// Until it has ended, well or not; how it has.
+    pub async fn ended(&self) -> Progress {
+        self.over.cancelled().await;
+        self.progress()
+    }
+
+    /// Until its readers have another fill to read than `filling`.
+    async fn leaves(&self, filling: &Filling) {
+        let mut progress = self.progress.subscribe();
+        let left = |progress: &Progress| matches!(progress, Progress::Open(other) if other.fill() != filling.fill());
+        // The sender is in `self`: this ends only so.
+        drop(progress.wait_for(left).await);
     }
 
     /// Whether the source has begun to send the blob.
     pub(crate) fn is_open(&self) -> bool {
         matches!(*self.progress.borrow(), Progress::Open(_))
+    }
+
+    pub fn upstream(&self) -> &str {
+        &self.upstream
     }
 
     pub(crate) fn callers(&self) -> &Callers {
@@ -140,7 +207,11 @@ impl Transfer {
             Err(_) => self.progress(),
         };
         match progress {
-            Progress::Open(filling) => Ok(OpenBlob::Filling(filling)),
+            Progress::Open(filling) => Ok(OpenBlob::Filling {
+                filling,
+                transfer: Some(Arc::clone(self)),
+                has_read: false,
+            }),
             Progress::Complete(blob) => Ok(OpenBlob::Complete(blob)),
             Progress::Failed(error @ PullError::Store(_)) => Err(NotOpened::Own(error)),
             Progress::Failed(error) if self.callers.asks_with(&right) => Err(NotOpened::Own(error)),
@@ -216,7 +287,8 @@ pub struct Transfers {
 }
 
 struct Table {
-    live: HashMap<Digest, Arc<Transfer>>,
+    /// Of one digest in the order in which they began, one an upstream.
+    live: HashMap<Digest, Vec<Arc<Transfer>>>,
     failures: LruCache<FailureKey, Failure>,
 }
 
@@ -277,20 +349,21 @@ impl Transfers {
         if let Some(blob) = store.blob(digest).await? {
             return Ok(Some(blob.map().blob_bytes()));
         }
-        let live = self.lock().live.get(digest).cloned();
-        let own = live.filter(|transfer| {
-            transfer
-                .opener
-                .get()
-                .is_some_and(|opener| opener.at.upstream == at.upstream)
-        });
-        Ok(own.and_then(|transfer| match transfer.progress() {
+        let live = self.lock().live(digest, &at.upstream).cloned();
+        Ok(live.and_then(|transfer| match transfer.progress() {
             Progress::Open(filling) => Some(filling.map().blob_bytes()),
             Progress::Starting { .. } | Progress::Complete(_) | Progress::Failed(_) => None,
         }))
     }
 
-    /// Joins the live transfer of the blob, or starts one that `run` carries out in a task of its own, and waits until the
+    /// The transfer of the digest that began first, if that is not `transfer` itself.
+    pub fn leader(&self, transfer: &Transfer) -> Option<Arc<Transfer>> {
+        let table = self.lock();
+        let first = table.live.get(&transfer.digest)?.first()?;
+        (first.upstream != transfer.upstream).then(|| Arc::clone(first))
+    }
+
+    /// Joins the live transfer of the blob from the caller's upstream, or starts one that `run` carries out in a task of its own, and waits until the
     /// caller can be answered.
     ///
     /// `run` is called again with another right when the source has refused the one before. `prove`: asks the source whether
@@ -335,30 +408,36 @@ impl Transfers {
     {
         let digest = joining.digest;
         let mut table = self.lock();
-        if let Some(transfer) = table.live.get(digest) {
+        if let Some(transfer) = table.live(digest, &joining.at.upstream) {
             joining.join(transfer);
             return Ok(Arc::clone(transfer));
         }
         let right = joining.right();
         table.cools_down(digest, &right)?;
-        let transfer = Arc::new(Transfer::new(right.clone(), joining.blob_bytes));
+        let transfer = Arc::new(Transfer::new(*digest, right.clone(), joining.blob_bytes));
         joining.join(&transfer);
-        table.live.insert(*digest, Arc::clone(&transfer));
+        table.live.entry(*digest).or_default().push(Arc::clone(&transfer));
         self.under_way.inc();
-        let (transfers, running, digest) = (self.clone(), Arc::clone(&transfer), *digest);
+        let (transfers, running) = (self.clone(), Arc::clone(&transfer));
         tokio::spawn(async move {
-            let result = carry_out(&running, right, run).await;
-            if let (Err(error), Progress::Open(filling)) = (&result, running.progress()) {
+            let result = tokio::select! {
+                result = carry_out(&running, right, run) => result,
+                () = running.stopped.cancelled() => Err(PullError::Unavailable(format!(
+                    "{} sent nothing more of the blob, or another one; try again", running.upstream
+                ))),
+            };
+            if let (Err(error), Some(filling)) = (&result, running.own_filling()) {
                 filling.abandon(FillFailure::Upstream(error.to_string())).await;
             }
-            transfers.end(&digest, &running, result);
+            transfers.end(&running, result);
         });
         Ok(transfer)
     }
 
-    fn end(&self, digest: &Digest, transfer: &Transfer, result: Result<Arrived, PullError>) {
+    fn end(&self, transfer: &Transfer, result: Result<Arrived, PullError>) {
+        let digest = &transfer.digest;
         let mut table = self.lock();
-        table.live.remove(digest);
+        table.remove(transfer);
         self.under_way.dec();
         let outcome = match &result {
             Ok(Arrived::Kept(_)) => KEPT,
@@ -392,6 +471,7 @@ impl Transfers {
             }
         };
         transfer.progress.send_replace(progress);
+        transfer.over.cancel();
     }
 }
 
@@ -408,19 +488,12 @@ where
     loop {
         let work = run(right.clone(), Arc::clone(transfer));
         // Kept apart, so that even a panic in the work ends the transfer instead of leaving its readers waiting.
-        let result = tokio::spawn(work)
+        let result = AbortOnDropHandle::new(tokio::spawn(work))
             .await
             .unwrap_or_else(|_| Err(PullError::Store("the transfer broke".to_owned())));
         right = match result {
             Err(error) if error.is_refusal() => transfer.callers.refused(&right, &error)?,
-            Err(error) => {
-                let asked = transfer.callers.asked();
-                if asked.at.upstream == right.at.upstream {
-                    return Err(error);
-                }
-                // The fill has chosen to go on there.
-                asked
-            }
+            Err(error) => return Err(error),
             Ok(arrived) => {
                 transfer.opener.get_or_init(|| right);
                 return Ok(arrived);
@@ -430,6 +503,21 @@ where
 }
 
 impl Table {
+    fn live(&self, digest: &Digest, upstream: &str) -> Option<&Arc<Transfer>> {
+        let transfers = self.live.get(digest)?;
+        transfers.iter().find(|transfer| transfer.upstream == upstream)
+    }
+
+    fn remove(&mut self, ended: &Transfer) {
+        let Some(transfers) = self.live.get_mut(&ended.digest) else {
+            return;
+        };
+        transfers.retain(|transfer| transfer.upstream != ended.upstream);
+        if transfers.is_empty() {
+            self.live.remove(&ended.digest);
+        }
+    }
+
     fn cools_down(&mut self, digest: &Digest, right: &Right) -> Result<(), PullError> {
         let now = Instant::now();
         let keys = [
@@ -460,7 +548,13 @@ impl Table {
 /// A blob that a client can be answered with: its size is known, its bytes are here or come.
 pub enum OpenBlob {
     Complete(Blob),
-    Filling(Filling),
+    /// `transfer`: whose reader it is. When that goes on with another fill, so does a reader that has read nothing; the bytes of
+    /// another end short.
+    Filling {
+        filling: Filling,
+        transfer: Option<Arc<Transfer>>,
+        has_read: bool,
+    },
     /// `unproven`: no byte is read before the source has answered this very right.
     Starting {
         blob_bytes: u64,
@@ -489,7 +583,7 @@ impl OpenBlob {
     pub fn blob_bytes(&self) -> u64 {
         match self {
             Self::Complete(blob) => blob.map().blob_bytes(),
-            Self::Filling(filling) => filling.map().blob_bytes(),
+            Self::Filling { filling, .. } => filling.map().blob_bytes(),
             Self::Starting { blob_bytes, .. } => *blob_bytes,
         }
     }
@@ -499,10 +593,38 @@ impl OpenBlob {
     /// # Errors
     /// What ended the transfer.
     pub async fn ready(&mut self, offset: u64) -> Result<(), ReadBlobError> {
-        match self.started().await? {
-            Started::Complete(_) => Ok(()),
-            Started::Filling(filling) => filling.wait_readable(offset).await,
+        loop {
+            let Started::Filling(filling, transfer) = self.started().await? else {
+                return Ok(());
+            };
+            let readable = filling.wait_readable(offset);
+            let Some(transfer) = transfer else {
+                return readable.await;
+            };
+            tokio::select! {
+                biased;
+                readable = readable => return readable,
+                () = transfer.leaves(filling) => {}
+            }
+            self.start_over()?;
         }
+    }
+
+    /// The transfer goes on with another fill. A reader that has read of the one before has read what may be wrong.
+    fn start_over(&mut self) -> Result<(), ReadBlobError> {
+        *self = match self {
+            Self::Filling {
+                filling,
+                transfer: Some(transfer),
+                has_read: false,
+            } => Self::Starting {
+                blob_bytes: filling.map().blob_bytes(),
+                transfer: Arc::clone(transfer),
+                unproven: None,
+            },
+            _ => return Err(given_up("the blob comes from another download now; resume")),
+        };
+        Ok(())
     }
 
     /// Reads at least one byte from the start of `range`, waiting for it when it is still on its way.
@@ -510,9 +632,9 @@ impl OpenBlob {
     /// # Errors
     /// What ended the transfer, or damage on disk.
     pub async fn read(&mut self, range: Range<u64>) -> Result<Bytes, ReadBlobError> {
-        match self.started().await? {
+        match self.wait_for_first(&range).await? {
             Started::Complete(blob) => blob.read(range).await,
-            Started::Filling(filling) => filling.read(range).await,
+            Started::Filling(filling, _) => filling.read(range).await,
         }
     }
 
@@ -521,10 +643,21 @@ impl OpenBlob {
     /// # Errors
     /// As [`OpenBlob::read`].
     pub async fn extent(&mut self, range: Range<u64>) -> Result<Option<Extent>, ReadBlobError> {
-        match self.started().await? {
+        match self.wait_for_first(&range).await? {
             Started::Complete(blob) => blob.extent(range),
-            Started::Filling(filling) => filling.extent(range).await,
+            Started::Filling(filling, _) => filling.extent(range).await,
         }
+    }
+
+    /// Waits for the first byte of `range`.
+    async fn wait_for_first(&mut self, range: &Range<u64>) -> Result<Started<'_>, ReadBlobError> {
+        if !range.is_empty() {
+            self.ready(range.start).await?;
+        }
+        if let Self::Filling { has_read, .. } = self {
+            *has_read = true;
+        }
+        self.started().await
     }
 
     async fn started(&mut self) -> Result<Started<'_>, ReadBlobError> {
@@ -540,7 +673,11 @@ impl OpenBlob {
                 None => transfer.started().await,
             };
             *self = match progress {
-                Progress::Open(filling) => Self::Filling(filling),
+                Progress::Open(filling) => Self::Filling {
+                    filling,
+                    transfer: Some(Arc::clone(transfer)),
+                    has_read: false,
+                },
                 Progress::Complete(blob) => Self::Complete(blob),
                 Progress::Failed(error) => return Err(given_up(&error.to_string())),
                 Progress::Starting { .. } => return Err(given_up("it has not started")),
@@ -551,7 +688,7 @@ impl OpenBlob {
         }
         match self {
             Self::Complete(blob) => Ok(Started::Complete(blob)),
-            Self::Filling(filling) => Ok(Started::Filling(filling)),
+            Self::Filling { filling, transfer, .. } => Ok(Started::Filling(filling, transfer.as_deref())),
             Self::Starting { .. } => Err(given_up("it has not started")),
         }
     }
@@ -560,7 +697,7 @@ impl OpenBlob {
 /// A blob whose bytes are here or come.
 enum Started<'a> {
     Complete(&'a Blob),
-    Filling(&'a Filling),
+    Filling(&'a Filling, Option<&'a Transfer>),
 }
 
 fn given_up(why: &str) -> ReadBlobError {

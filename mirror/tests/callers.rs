@@ -47,6 +47,8 @@ struct Shelf {
     gets: usize,
     /// Bytes of a body at a time, and the pause before them.
     pace: (usize, Duration),
+    /// So many bytes of the blob are sent, and no more.
+    stalls_at: Option<usize>,
 }
 
 impl FakeRegistry {
@@ -57,6 +59,7 @@ impl FakeRegistry {
             sent: 0,
             gets: 0,
             pace: (64 * 1024, Duration::from_millis(1)),
+            stalls_at: None,
         })))
     }
 
@@ -68,6 +71,10 @@ impl FakeRegistry {
 
     fn pace(&self, bytes: usize, pause: Duration) {
         self.0.lock().unwrap().pace = (bytes, pause);
+    }
+
+    fn stall_at(&self, bytes: usize) {
+        self.0.lock().unwrap().stalls_at = Some(bytes);
     }
 
     fn sent(&self) -> u64 {
@@ -99,9 +106,9 @@ impl FakeRegistry {
         if let Some(status) = registry.refusal(&method, &headers) {
             return Response::builder().status(status).body(Body::empty()).unwrap();
         }
-        let (blob, (step, pause)) = {
+        let (blob, (step, pause), stalls_at) = {
             let shelf = registry.0.lock().unwrap();
-            (shelf.blob.clone(), shelf.pace)
+            (shelf.blob.clone(), shelf.pace, shelf.stalls_at)
         };
         let part = headers.get(header::RANGE).map(|range| {
             let range = range.to_str().unwrap().trim_start_matches("bytes=");
@@ -118,9 +125,13 @@ impl FakeRegistry {
             .status(status)
             .header(header::CONTENT_LENGTH, range.len())
             .header(header::CONTENT_RANGE, stated);
+        let blob_bytes = blob.len();
         let frames = stream::unfold((registry, blob.slice(range)), move |(registry, mut rest)| async move {
             if rest.is_empty() {
                 return None;
+            }
+            if stalls_at.is_some_and(|at| blob_bytes - rest.len() >= at) {
+                std::future::pending::<()>().await;
             }
             sleep(pause).await;
             let frame = rest.split_to(step.min(rest.len()));
@@ -382,4 +393,103 @@ async fn a_failure_before_a_blob_comes_cools_down_its_own_caller_only() {
     }
     assert_eq!(registry.gets(), 1, "its own caller waits");
     assert!(pull(&blobs, "good", "a.test", &digest).await.unwrap() == blob);
+}
+
+/// One registry leads with a blob that another is asked for too; what it sends, and how.
+enum Leader {
+    /// Other bytes, for ever.
+    Lies,
+    /// Nothing but the headers.
+    IsSilent,
+    /// The beginning of the blob.
+    Stalls,
+    /// The blob.
+    IsHonest,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_leads_holds_up_no_other_registrys_pull_of_the_digest() {
+    for leader in [Leader::Lies, Leader::IsSilent, Leader::Stalls, Leader::IsHonest] {
+        let blob = content(1);
+        let digest = Digest::of(&blob);
+        let honest = FakeRegistry::new(&blob);
+        let first = match leader {
+            Leader::IsHonest | Leader::Stalls => FakeRegistry::new(&blob),
+            Leader::Lies | Leader::IsSilent => FakeRegistry::new(&content(2)),
+        };
+        match leader {
+            Leader::Lies => first.pace(64, Duration::from_millis(1)),
+            Leader::IsSilent => first.pace(64, Duration::from_secs(3600)),
+            Leader::Stalls => first.stall_at(100_000),
+            Leader::IsHonest => {}
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let upstreams = [
+            ("first.test", first.listen().await),
+            ("second.test", honest.listen().await),
+        ];
+        let blobs = blobs(dir.path(), &upstreams);
+        let leading = blobs.open(&caller("mallory"), &at("first.test"), &digest).await;
+        assert!(leading.is_ok());
+        // Callers of both join it while it runs.
+        let pulls = (0..4).map(|number| {
+            let (blobs, token) = (&blobs, format!("token{number}"));
+            async move { pull(blobs, &token, "second.test", &digest).await }
+        });
+        for pulled in join_all(pulls).await {
+            assert!(pulled.unwrap() == blob);
+        }
+        let sample = 1024;
+        match leader {
+            Leader::IsHonest => assert!(honest.sent() <= sample, "one copy, and a sample of it"),
+            Leader::Lies | Leader::Stalls => {
+                assert!((blob.len() as u64..=blob.len() as u64 + sample).contains(&honest.sent()));
+            }
+            Leader::IsSilent => assert_eq!(honest.sent(), blob.len() as u64),
+        }
+        let kept = async {
+            while !matches!(blobs.store.blob(&digest).await, Ok(Some(_))) {
+                sleep(Duration::from_millis(10)).await
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), kept)
+            .await
+            .expect("the proven blob is kept");
+        assert!(matches!(leader, Leader::IsHonest) || leading.unwrap().read(0..blob.len() as u64).await.is_err());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_claims_what_another_sends_gets_nothing_of_it_and_harms_nothing() {
+    let secret = content(1);
+    let digest = Digest::of(&secret);
+    let (private, liar) = (FakeRegistry::new(&secret), FakeRegistry::new(&content(2)));
+    private.pace(64 * 1024, Duration::from_millis(20));
+    let dir = tempfile::tempdir().unwrap();
+    let upstreams = [
+        ("private.test", private.listen().await),
+        ("liar.test", liar.listen().await),
+    ];
+    let blobs = blobs(dir.path(), &upstreams);
+    let owner = async { pull(&blobs, "owner", "private.test", &digest).await };
+    let mallory = async {
+        sleep(Duration::from_millis(100)).await;
+        let mut open = blobs.open(&caller("mallory"), &at("liar.test"), &digest).await?;
+        let blob_bytes = open.blob_bytes();
+        let mut got = Vec::new();
+        while let Ok(read) = open.read(got.len() as u64..blob_bytes).await
+            && !read.is_empty()
+        {
+            got.extend_from_slice(&read);
+        }
+        Ok::<_, PullError>(got)
+    };
+    let (owner, mallory) = tokio::join!(owner, mallory);
+    assert!(owner.unwrap() == secret);
+    let got = mallory.unwrap();
+    assert!(
+        content(2).starts_with(&got) && got.len() < secret.len(),
+        "its own registry's bytes, and not all of them"
+    );
+    assert_eq!(private.sent(), secret.len() as u64);
 }

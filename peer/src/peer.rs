@@ -122,13 +122,13 @@ impl Peer {
             mirror.is_some().then(|| grace.clone()),
         );
         let access = Arc::new(rights);
-        let sizes = BlobSizes::default();
+        let (sizes, transfers) = (BlobSizes::default(), Transfers::default());
         let upstream = UpstreamBlobs {
             store: store.clone(),
             upstreams: upstreams.clone(),
             access: access.clone(),
             sizes: sizes.clone(),
-            transfers: Transfers::default(),
+            transfers: transfers.clone(),
             observer: Arc::new(announcer.clone()),
             limiter: limiter.clone(),
         };
@@ -151,7 +151,6 @@ impl Peer {
             direct_fallback: config.direct_fallback,
             mirror_grace: mirror_grace.clone(),
         };
-        let transfers = Transfers::default();
         let blobs = SwarmBlobs {
             parts,
             access: access.clone(),

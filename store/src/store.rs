@@ -28,7 +28,7 @@ use crate::{
     layout::Layout,
     lock::locked,
     open::{Env, OpenStoreError, StoreConfig, claim},
-    passing::PASSING_MAX,
+    passing::{APART_MAX, PASSING_MAX},
     quota::{Kind, Ledger},
     recover::recover,
 };
@@ -53,6 +53,8 @@ pub(crate) struct Shared {
     pub(crate) state: Mutex<State>,
     /// The places of fills whose blob is not kept.
     pub(crate) passing: Arc<Semaphore>,
+    /// Places for fills apart.
+    pub(crate) apart: Arc<Semaphore>,
     /// Folders of blobs that a power cut would not take: 512 at the most.
     pub(crate) durable_dirs: Mutex<HashSet<PathBuf>>,
     pub(crate) evictions: broadcast::Sender<Digest>,
@@ -169,6 +171,7 @@ impl Store {
                 batched_at: monotonic,
             }),
             passing: Arc::new(Semaphore::new(PASSING_MAX)),
+            apart: Arc::new(Semaphore::new(APART_MAX)),
             durable_dirs: Mutex::default(),
             evictions: broadcast::Sender::new(EVICTIONS_MAX),
             counters: Counters::default(),

@@ -307,7 +307,7 @@ pub(super) async fn fetch(
     };
     let filling = match open {
         OpenBlob::Complete(_) => return Ok(Ok(())),
-        OpenBlob::Filling(filling) => filling,
+        OpenBlob::Filling { filling, .. } => filling,
         OpenBlob::Starting { transfer, .. } => match timeout(OPEN_PATIENCE, transfer.started()).await {
             Ok(Progress::Open(filling)) => filling,
             Ok(Progress::Complete(_)) => return Ok(Ok(())),

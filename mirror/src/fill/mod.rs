@@ -4,6 +4,7 @@
 //! every cut and across restarts, in mid-piece if need be, gives up only when upstream has sent nothing new for
 //! [`FILL_PATIENCE`], and keeps what it has for the next try. A body that does not have the digest is revoked as a whole.
 
+mod follow;
 mod lane;
 mod plan;
 mod pour;
@@ -106,7 +107,7 @@ impl Blobs for UpstreamBlobs {
         }
         let (transfer, opened) = opened?;
         let item = match &opened {
-            OpenBlob::Filling(filling) => Item::Filling(filling),
+            OpenBlob::Filling { filling, .. } => Item::Filling(filling),
             OpenBlob::Complete(_) | OpenBlob::Starting { .. } => Item::Blob(digest),
         };
         let verdict = self.access.require(caller, at, item).await;
@@ -144,18 +145,16 @@ impl UpstreamBlobs {
         let _room = upstream.limits().fill().await?;
         let started = Instant::now();
         let was_source = self.store.has_source(&at, &digest).await?;
-        let blob = match self.pour(whence, &digest, &transfer).await {
-            Ok(filling) => {
-                let bytes = filling.map().blob_bytes();
-                self.publish(&at, &filling).await.map(|arrived| (arrived, bytes))
-            }
-            Err(error) => Err(error),
-        };
-        if blob.is_err() && !was_source {
+        let arrived = self.fill_or_follow(whence, &digest, &transfer).await;
+        if arrived.is_err() && !was_source {
             // It began to answer, and has not shown that it has the blob.
             self.store.forget_source(&at, &digest).await?;
         }
-        let (arrived, bytes) = blob?;
+        let arrived = arrived?;
+        let bytes = match &arrived {
+            Arrived::Kept(blob) => Some(blob.map().blob_bytes()),
+            Arrived::Passed => None,
+        };
         info!(blob.digest = %digest, blob.bytes = bytes, upstream = at.upstream, repository = at.name, seconds = started.elapsed().as_secs_f64(), "filled {digest} from {}", at.upstream);
         Ok(arrived)
     }
@@ -256,9 +255,17 @@ impl UpstreamBlobs {
         digest: &Digest,
         transfer: &Transfer,
     ) -> Result<Filling, PullError> {
+        let (map, body) = self.first_body(whence, digest).await?;
+        let filling = self.reserve(digest, map).await?;
+        self.pour_body(whence, &filling, body, transfer).await?;
+        Ok(filling)
+    }
+
+    /// Asks for the whole blob: how it is cut, and its bytes.
+    async fn first_body(&self, whence: Whence<'_>, digest: &Digest) -> Result<(PieceMap, Body), PullError> {
         let Whence {
             upstream,
-            right: right @ Right { at, caller },
+            right: Right { at, caller },
             ..
         } = whence;
         let answer = upstream.blob(caller, at, digest, 0, None, Served::NotYet).await?;
@@ -275,12 +282,22 @@ impl UpstreamBlobs {
             }
         };
         let map = PieceMap::for_blob(blob_bytes).map_err(|error| PullError::BadGateway(error.to_string()))?;
-        let filling = self.reserve(digest, map).await?;
-        self.opened(right, &filling, transfer).await?;
-        let mut pour = Pour::new(self, whence, &filling, &(0..blob_bytes), FILL_PATIENCE);
+        Ok((map, body))
+    }
+
+    /// The whole of a blob, whose first body has begun.
+    async fn pour_body(
+        &self,
+        whence: Whence<'_>,
+        filling: &Filling,
+        body: Body,
+        transfer: &Transfer,
+    ) -> Result<(), PullError> {
+        self.opened(whence.right, filling, transfer).await?;
+        let all = 0..filling.map().blob_bytes();
+        let mut pour = Pour::new(self, whence, filling, &all, FILL_PATIENCE);
         pour.begin_with(body).await;
-        pour.rest().await?;
-        Ok(filling)
+        pour.rest().await
     }
 
     /// A body without a length, whose size no manifest told: its end shows the size.

@@ -256,8 +256,7 @@ impl<'a> Pour<'a> {
         Ok(())
     }
 
-    /// Upstream refuses a right that it has accepted before, while others' bodies come: the next caller's is used. A caller of
-    /// another upstream is none to go on with here.
+    /// Upstream refuses a right that it has accepted before, while others' bodies come: the next caller's is used.
     fn goes_on_without(&mut self, right: &Arc<Right>, error: &PullError) -> bool {
         if !Arc::ptr_eq(right, &self.way.right) {
             return true;
@@ -268,9 +267,6 @@ impl<'a> Pour<'a> {
         let Ok(next) = callers.refused(right, error) else {
             return false;
         };
-        if next.at.upstream != right.at.upstream {
-            return false;
-        }
         debug!(blob.digest = %self.way.filling.digest(), %error, "the fill of {} goes on with another caller's right", self.way.filling.digest());
         self.way.right = Arc::new(next);
         self.way.served = Arc::default();

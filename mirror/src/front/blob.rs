@@ -57,7 +57,7 @@ pub(super) fn respond(open: OpenBlob, digest: &Digest, range: Option<&HeaderValu
         Asked::Unsatisfiable if blob_bytes == 0 => (StatusCode::OK, 0..0),
         Asked::Unsatisfiable => return unsatisfiable(blob_bytes),
     };
-    if let OpenBlob::Filling(filling) = &open
+    if let OpenBlob::Filling { filling, .. } = &open
         && filling.has_passed(range.start)
     {
         let message =

@@ -7,8 +7,8 @@ use std::{
 };
 
 use piecemeal_mirror::{
-    Announcer, Arrived, Caller, Destination, NodeBlob, Origin, PullError, Right, Traffic, Transfer, UpstreamBlobs,
-    lost, pass,
+    Announcer, Arrived, Caller, Destination, NodeBlob, Origin, Progress, PullError, Right, Traffic, Transfer,
+    UpstreamBlobs, lost, pass,
 };
 use piecemeal_proto::{
     Digest, PieceHash, SignedPieceHashes,
@@ -144,11 +144,20 @@ impl Parts {
             return self.upstream.clone().fill(right, digest, transfer).await;
         };
         self.store.record_source(&at, &digest).await?;
-        if opened.passing
-            && opened.content.is_none()
-            && let Some(through) = self.through_mirror.clone()
-        {
-            return through.fill(right, digest, transfer).await;
+        while let Some(leader) = self.upstream.transfers.leader(&transfer) {
+            // The mirror has compared what the two upstreams send, and fills the blob once for both.
+            let Some(filling) = leader.filling_of(opened.fill_id()) else {
+                return self.through_mirror(right, digest, transfer).await;
+            };
+            transfer.follow(filling, right.clone());
+            match leader.ended().await {
+                Progress::Complete(blob) => return Ok(Arrived::Kept(blob)),
+                Progress::Open(_) => return Ok(Arrived::Passed),
+                Progress::Starting { .. } | Progress::Failed(_) => {}
+            }
+        }
+        if opened.passing && opened.content.is_none() {
+            return self.through_mirror(right, digest, transfer).await;
         }
         let filling = match self.begin(&digest, &opened).await? {
             Begun::Filling(filling) => filling,
@@ -167,6 +176,13 @@ impl Parts {
             return self.upstream.publish(&at, &filling).await;
         }
         Download::new(self, caller, at, filling, opened).run().await
+    }
+
+    /// Reads the mirror as a registry: what only passes through it, and what it says differs from another upstream's.
+    async fn through_mirror(self, right: Right, digest: Digest, transfer: Arc<Transfer>) -> Result<Arrived, PullError> {
+        let no_mirror = || PullError::Unavailable("there is no mirror".to_owned());
+        let registry = self.through_mirror.ok_or_else(no_mirror)?;
+        registry.fill(right, digest, transfer).await
     }
 
     /// Asks the mirror, until it answers or its grace is over. `None`: it is lost, and upstream may be asked instead.
