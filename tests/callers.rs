@@ -9,13 +9,14 @@ use std::{
 };
 
 use support::{
-    Cluster, ClusterOptions, HOST, Image, ORIGIN_IP, PASSWORD, RegistryAuth, Request, Response, Site, TokenServer,
-    basic,
+    Cluster, ClusterOptions, FakeUpstream, HOST, Image, ORIGIN_IP, PASSWORD, RecordedRequest, RegistryAuth, Reply,
+    Request, Response, Site, TokenServer, basic,
 };
 
 const PEER: &str = "127.0.0.1:65001";
 const MIRROR: &str = "10.88.0.2:65011";
 const TOKENS: SocketAddrV4 = SocketAddrV4::new(ORIGIN_IP, 5002);
+const FRONT_DOOR: SocketAddrV4 = SocketAddrV4::new(ORIGIN_IP, 5003);
 const NODES: usize = 4;
 const CALLERS: usize = 100;
 
@@ -26,7 +27,7 @@ fn plain(options: &mut ClusterOptions) {
     options.mirror.extra_args.extend(["--tag-ttl", "0s"].map(str::to_owned));
 }
 
-/// A site whose registry wants tokens, with an image, and a token of its own for each caller.
+/// A site whose registry wants tokens, with an image, and a credential of its own for each caller.
 fn crowd() -> (Cluster, Image, Vec<String>) {
     let mut tokens = None;
     let cluster = Cluster::guarded(
@@ -45,6 +46,9 @@ fn crowd() -> (Cluster, Image, Vec<String>) {
         .map(|number| {
             let user = format!("user{number}");
             tokens.grant(&user, PASSWORD, "library/app");
+            if is_bad(number) {
+                return spoilt(number);
+            }
             bearer(&cluster, &basic(&user, PASSWORD))
         })
         .collect();
@@ -78,19 +82,18 @@ fn spoilt(caller: usize) -> String {
 }
 
 /// All callers ask at once, the bad ones a moment before the others.
-fn ask_all(cluster: &Cluster, port: &str, target: &str, bearers: &[String]) -> Vec<Response> {
+fn ask_all(cluster: &Cluster, port: &str, target: &str, credentials: &[String]) -> Vec<Response> {
     thread::scope(|scope| {
-        let asking: Vec<_> = bearers
+        let asking: Vec<_> = credentials
             .iter()
             .enumerate()
-            .map(|(caller, bearer)| {
+            .map(|(caller, authorization)| {
                 scope.spawn(move || {
-                    let authorization = if is_bad(caller) { spoilt(caller) } else { bearer.clone() };
                     if !is_bad(caller) {
                         thread::sleep(Duration::from_millis(5));
                     }
                     let port: SocketAddr = port.parse().expect("an address");
-                    let request = Request::get(port, target).header("Authorization", &authorization);
+                    let request = Request::get(port, target).header("Authorization", authorization);
                     request.send_from(cluster.site.node(caller % NODES)).expect("an answer")
                 })
             })
@@ -120,6 +123,85 @@ fn a_hundred_callers_with_a_hundred_tokens_take_one_copy_although_every_tenth_is
             }
         }
         assert_eq!(cluster.registry.blob_bytes_served(&layer.digest), layer.size, "{port}");
+    }
+}
+
+/// What a registry, or what stands before it, may say to a caller's credential.
+const REFUSALS: [u16; 6] = [400, 401, 403, 413, 429, 431];
+
+/// Each caller's credential, those of every second ten 9 KB long; and what the front door says to it, if it is bad.
+fn credentials() -> Vec<(String, Option<u16>)> {
+    let credential = |caller: usize| {
+        let refusal = is_bad(caller).then(|| REFUSALS[caller / 10 % REFUSALS.len()]);
+        let padding = if caller % 20 < 10 { 9 * 1024 } else { 0 };
+        let says = refusal.map_or("good".to_owned(), |status| status.to_string());
+        (format!("Bearer {says}.{caller}.{}", "x".repeat(padding)), refusal)
+    };
+    (0..CALLERS).map(credential).collect()
+}
+
+/// A front door that knows its callers by what their tokens say of themselves.
+fn front_door(request: &RecordedRequest) -> Option<Reply> {
+    let token = request
+        .headers
+        .get("authorization")
+        .and_then(|value| value.strip_prefix("Bearer "));
+    let says = token.and_then(|token| token.split('.').next());
+    let status = match says {
+        Some("good") => return None,
+        Some(status) => status.parse().expect("a status"),
+        None => 401,
+    };
+    let reply = Reply::short(status, "application/json", "{}");
+    let challenge = format!(r#"Bearer realm="http://{FRONT_DOOR}/token",service="front""#);
+    Some(match status {
+        401 => reply.header("WWW-Authenticate", challenge),
+        _ => reply,
+    })
+}
+
+#[test]
+fn whatever_a_front_door_says_to_a_bad_caller_and_however_long_credentials_are_the_others_take_one_copy() {
+    let cluster = Cluster::cold_with(Site::builder().nodes(NODES).wan_mbit(50).lan_mbit(400), |options| {
+        let upstreams = vec![format!("{HOST}=http://{FRONT_DOOR}")];
+        options.mirror.upstreams.clone_from(&upstreams);
+        options.peer.upstreams = upstreams;
+        plain(options);
+    });
+    let image = Image::new("library/app", "v1").layer_bytes(&[3_000_000, 500_000]);
+    let registry = FakeUpstream::start(cluster.site.origin(), FRONT_DOOR, &image);
+    // A way of some length, so that callers meet.
+    registry.move_away(Duration::from_millis(20));
+    registry.rule(front_door);
+    let (shown, refusals): (Vec<String>, Vec<Option<u16>>) = credentials().into_iter().unzip();
+    let at = |resource: String| format!("/v2/{}/{resource}?ns={HOST}", image.repository());
+    for (port, layer) in [MIRROR, PEER].into_iter().zip(image.layers()) {
+        let target = at(format!("blobs/{}", layer.digest));
+        for (caller, (answer, refusal)) in ask_all(&cluster, port, &target, &shown)
+            .iter()
+            .zip(&refusals)
+            .enumerate()
+        {
+            match refusal {
+                Some(status) => assert_eq!(answer.status, *status, "{port} caller {caller}: {}", answer.text()),
+                None => assert!(
+                    answer.status == 200 && answer.body == layer.bytes,
+                    "{port} caller {caller}: {} with {} bytes",
+                    answer.status,
+                    answer.body.len()
+                ),
+            }
+        }
+        assert_eq!(registry.body_bytes(&layer.digest), layer.size, "{port}");
+        let target = at(format!("manifests/{}", image.tag()));
+        for (caller, (answer, refusal)) in ask_all(&cluster, port, &target, &shown)
+            .iter()
+            .zip(&refusals)
+            .enumerate()
+        {
+            let expected = refusal.unwrap_or(200);
+            assert_eq!(answer.status, expected, "{port} caller {caller}: {}", answer.text());
+        }
     }
 }
 

@@ -326,6 +326,14 @@ fn while_upstream_is_lost_a_credential_has_what_it_earned_and_a_refused_one_noth
     story.mood().accepted.remove(&bob());
     thread::sleep(Duration::from_millis(1100));
     story.has_nothing(PEER, Some(&bob()), "revoked");
+    // Others on the node come and go, and take no place in what is known of these.
+    for number in 0..20 {
+        let number = number.to_string();
+        let (wrong, right) = (basic("mallory", &number), basic("tenant", &number));
+        story.mood().accepted.insert(right.clone());
+        let ask = |credential| story.ask(PEER, "private/app/manifests/v1", Some(credential)).status;
+        assert_eq!((ask(&wrong), ask(&right)), (401, 200), "tenant {number}");
+    }
 
     story.cluster.site.block_wan();
     thread::sleep(REMEMBERED);

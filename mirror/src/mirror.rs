@@ -425,6 +425,7 @@ fn session_config(config: &MirrorConfig, store: &Store, addresses: &[SocketAddr]
         addresses: addresses.to_vec(),
         piece_port: config.piece_listen.port(),
         may_use_upstream: true,
+        limiter: Limiter::new(None),
         incarnation: incarnation(),
     })
 }

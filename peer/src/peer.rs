@@ -94,7 +94,7 @@ impl Peer {
             store: store.clone(),
             downloads: downloads.clone(),
         };
-        let session = session_config(&config, &store)
+        let session = session_config(&config, &store, &limiter)
             .map(|session| Session::spawn(session, Arc::new(inventory), clock.clone(), stop.clone()));
         let (session, events) = session.unzip();
         let announcer = Announcer::new(session.clone(), traffic.clone());
@@ -331,7 +331,7 @@ fn registries_at_mirror(config: &PeerConfig, http: &reqwest::Client, identity: N
     Some(Upstreams::behind_mirror(names, mirror, http, identity, &config.client))
 }
 
-fn session_config(config: &PeerConfig, store: &Store) -> Option<SessionConfig> {
+fn session_config(config: &PeerConfig, store: &Store, limiter: &Limiter) -> Option<SessionConfig> {
     let scheduler = config
         .scheduler
         .as_ref()
@@ -348,6 +348,7 @@ fn session_config(config: &PeerConfig, store: &Store) -> Option<SessionConfig> {
         addresses: advertised(&config.advertise, config.piece_listen),
         piece_port: config.piece_listen.port(),
         may_use_upstream: config.direct_fallback == DirectFallback::Allowed,
+        limiter: limiter.clone(),
         incarnation: incarnation(),
     })
 }

@@ -33,6 +33,7 @@ fn hand_out(peers: u32, pieces: u32, leases_max: u64) -> (u64, Duration) {
         node[..4].copy_from_slice(&id.to_le_bytes());
         let info = Member {
             node: NodeId(node),
+            signed: true,
             role: if id == 0 { Role::Mirror } else { Role::Peer },
             pool: "site".into(),
             zone: String::new(),

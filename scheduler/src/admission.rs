@@ -41,8 +41,6 @@ pub(crate) enum AdmittedBy {
 pub(crate) struct Admitted {
     pub(crate) member: Member,
     pub(crate) incarnation: u64,
-    /// The daemon has signed: it is the node.
-    pub(crate) signed: bool,
     pub(crate) by: AdmittedBy,
     /// What it says of itself, for people to read.
     pub(crate) host_name: String,
@@ -130,6 +128,7 @@ impl Admission {
         Ok(Admitted {
             member: Member {
                 node,
+                signed,
                 role,
                 pool: hello.pool,
                 zone: hello.zone,
@@ -137,7 +136,6 @@ impl Admission {
                 features: features(&hello.features),
             },
             incarnation: hello.incarnation,
-            signed,
             by,
             host_name: readable(&hello.host_name),
             release: readable(&hello.release),

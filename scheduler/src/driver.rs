@@ -23,7 +23,7 @@ use wire::order::Order as Kind;
 
 use crate::{
     admission::{Admission, Admitted, RefuseHelloError},
-    ambient::{self, unix_seconds},
+    ambient::{self, ClockWatch, unix_seconds},
     members::{Entry, Members},
     metrics::{Metrics, role_name},
     outbox::Outgoing,
@@ -106,6 +106,7 @@ struct Driver {
     brain: Brain,
     /// Where the brain's time begins.
     started: Instant,
+    clock: ClockWatch,
     members: Members,
     admission: Arc<Admission>,
     /// Filled by the brain and emptied by [`Driver::dispatch`].
@@ -126,6 +127,7 @@ impl Driver {
         Self {
             brain: Brain::new(Policy::default(), u64::from_be_bytes(ambient::random())),
             started: Instant::now(),
+            clock: ClockWatch::new(std::time::Instant::now(), unix_seconds()),
             members: Members::default(),
             admission,
             commands: Vec::new(),
@@ -193,7 +195,6 @@ impl Driver {
                 Admitted {
                     member: info,
                     incarnation,
-                    signed,
                     by,
                     host_name,
                     release,
@@ -206,7 +207,7 @@ impl Driver {
         let placed = self
             .admission
             .still_admits(info.node, by, unix_seconds())
-            .and_then(|()| self.make_room(info.node, info.role, signed, incarnation));
+            .and_then(|()| self.make_room(info.node, info.role, info.signed, incarnation));
         if let Ok(member) = placed {
             let kind = match info.role {
                 Role::Peer => wire::SourceKind::Peer,
@@ -224,7 +225,7 @@ impl Driver {
                     role: info.role,
                     pool: info.pool.clone(),
                     incarnation,
-                    signed,
+                    signed: info.signed,
                     by,
                     host_name,
                     release,
@@ -269,17 +270,26 @@ impl Driver {
         Ok(MemberId(last + 1))
     }
 
-    /// Ends the sessions of those that are let in no longer.
+    /// Ends the sessions of those that are let in no longer, and of all when the clock was set.
     fn review(&mut self) {
         let now = unix_seconds();
-        let is_out = |entry: &Entry| self.admission.still_admits(entry.node, entry.by, now).is_err();
+        let admission = Arc::clone(&self.admission);
+        let is_out = |entry: &Entry| admission.still_admits(entry.node, entry.by, now).is_err();
+        self.end_sessions(SessionEnd::Revoked, is_out);
+        if self.clock.was_set(std::time::Instant::now(), now) {
+            warn!("this host's clock was set: all daemons connect again, since they judge tickets by it");
+            self.end_sessions(SessionEnd::ClockSet, |_| true);
+        }
+    }
+
+    fn end_sessions(&mut self, cause: SessionEnd, is_concerned: impl Fn(&Entry) -> bool) {
         let members = self.members.iter();
         let out: Vec<MemberId> = members
-            .filter(|(_, entry)| is_out(entry))
+            .filter(|(_, entry)| is_concerned(entry))
             .map(|(member, _)| member)
             .collect();
         for member in out {
-            self.leave(member, SessionEnd::Revoked);
+            self.leave(member, cause);
         }
     }
 
@@ -503,6 +513,7 @@ mod tests {
         let (reply, placed) = oneshot::channel();
         let member = Member {
             node: NodeId([node; 16]),
+            signed: true,
             role,
             pool: pool.to_owned(),
             zone: String::new(),
@@ -512,7 +523,6 @@ mod tests {
         let admitted = Admitted {
             member,
             incarnation: 1,
-            signed: true,
             by: AdmittedBy::JoinKey(0),
             host_name: String::new(),
             release: String::new(),

@@ -107,7 +107,7 @@ impl Tickets {
 
     /// `now` is in seconds since 1970. A clock that was set back makes a new ticket, too.
     fn ticket(&mut self, digest: Digest, now: u64) -> Vec<u8> {
-        let fresh = |signed: &Signed| (signed.at..signed.at.saturating_add(TICKET_SECONDS / 2)).contains(&now);
+        let fresh = |signed: &Signed| (signed.at..signed.at.saturating_add(TICKET_FRESH_SECONDS)).contains(&now);
         if let Some(signed) = self.signed.get(&digest).filter(|&signed| fresh(signed)) {
             return signed.ticket.clone();
         }
@@ -169,7 +169,12 @@ pub(crate) const ORDERS_QUEUED_MAX: usize = 16 * 1024;
 const ORDERS_BATCHED_MAX: usize = 1024;
 /// A daemon that takes nothing for this long is cut off.
 const BEHIND_MAX: Duration = Duration::from_secs(1);
-const TICKET_SECONDS: u64 = 3600;
+/// How long a node that is shut out is served by other peers, which are not told. Each lease brings a ticket, and its requests are made
+/// within the life of a lease.
+const TICKET_SECONDS: u64 = 15 * 60;
+/// A ticket that is older than this goes out no more. What is left of its time is for a lease that is slow, and for a source whose
+/// clock differs.
+const TICKET_FRESH_SECONDS: u64 = 3 * 60;
 /// As many blobs as one peer may want at once, and again as many that it wanted before.
 const TICKETS_MAX: usize = 2048;
 /// A field's tag and length, within a message of [`wire::MESSAGE_BYTES_MAX`].
@@ -189,15 +194,15 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_serves_for_half_its_time_and_then_a_new_one_does() {
+    fn a_ticket_goes_out_for_three_minutes_and_is_good_for_fifteen() {
         let mut tickets = tickets();
         let digest = Digest::of(b"blob");
         let first = tickets.ticket(digest, 1000);
-        assert_eq!(tickets.ticket(digest, 1000 + 1799), first);
-        let second = tickets.ticket(digest, 1000 + 1800);
-        assert_eq!(check(&first, 1000).expires, 1000 + 3600);
-        assert_eq!(check(&second, 1000).expires, 1000 + 1800 + 3600);
-        assert_eq!(check(&tickets.ticket(digest, 10), 10).expires, 10 + 3600);
+        assert_eq!(check(&first, 1000).expires, 1000 + 15 * 60);
+        assert_eq!(tickets.ticket(digest, 1000 + 179), first);
+        let second = tickets.ticket(digest, 1000 + 180);
+        assert_eq!(check(&second, 1000).expires, 1000 + 180 + 15 * 60);
+        assert_eq!(check(&tickets.ticket(digest, 10), 10).expires, 10 + 900);
     }
 
     #[test]

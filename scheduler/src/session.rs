@@ -51,6 +51,8 @@ pub(crate) enum SessionEnd {
     Replaced,
     /// The node was shut out, or the `join.key` that admitted it was.
     Revoked,
+    /// The clock that tickets are judged by was set; the daemon learns it anew.
+    ClockSet,
     /// It breaks the protocol's bounds.
     Excessive,
     /// All sessions are taken, and its address has more than its share of them.
@@ -67,6 +69,7 @@ impl SessionEnd {
             Self::Behind => "behind",
             Self::Replaced => "replaced",
             Self::Revoked => "revoked",
+            Self::ClockSet => "clock_set",
             Self::Excessive => "excessive",
             Self::Crowded => "crowded",
             Self::Stopping => "stopping",
@@ -86,6 +89,7 @@ impl SessionEnd {
             Self::Revoked => Some(Status::permission_denied(
                 "this node is not admitted any more; reconnect to hear why",
             )),
+            Self::ClockSet => Some(Status::aborted("the scheduler's clock was set; reconnect to learn it")),
             Self::Excessive => Some(Status::invalid_argument(format!(
                 "a message has more than {REPORTS_MAX} reports"
             ))),
@@ -192,7 +196,7 @@ impl Sessions {
         orders: &OrderSender,
     ) -> SessionEnd {
         let (node, role) = (admitted.member.node, admitted.member.role);
-        let (host_name, signed) = (admitted.host_name.clone(), admitted.signed);
+        let (host_name, signed) = (admitted.host_name.clone(), admitted.member.signed);
         let (outbox, queue) = mpsc::channel(ORDERS_QUEUED_MAX);
         let (end, ended) = oneshot::channel();
         let member = match self.join(admitted, outbox.clone(), end).await {

@@ -16,20 +16,18 @@ CREATE TABLE rights (
 INSERT INTO rights SELECT upstream, repository, holder, x'', proven_ms FROM rights_by_node;
 DROP TABLE rights_by_node;
 
--- The upstream itself refused the node's credential, and has not served it since. A row of rights of the same key is gone by then.
+-- The upstream itself refused the node's credential, in some repository: it is no new one, and what it has is in rights alone.
 CREATE TABLE refusals (
     upstream   TEXT    NOT NULL,
-    repository TEXT    NOT NULL,
     holder     BLOB    NOT NULL,
     credential BLOB    NOT NULL,
     refused_ms INTEGER NOT NULL,
-    PRIMARY KEY (upstream, repository, holder, credential)
+    PRIMARY KEY (upstream, holder, credential)
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX rights_by_age ON rights (proven_ms);
 CREATE INDEX rights_by_credential ON rights (holder, credential);
 CREATE INDEX refusals_by_age ON refusals (refused_ms);
-CREATE INDEX refusals_by_credential ON refusals (holder, credential);
 
 -- What credentials are hashed with, so that a password cannot be guessed from a row alone, nor rows of two stores be compared.
 CREATE TABLE credential_key (

@@ -3,7 +3,7 @@
 //! What is pinned or being filled never goes. A file is removed before its row: a crash in between leaves a row without a
 //! file, which recovery drops, and never bytes that nobody accounts for.
 
-use std::{collections::HashSet, io, sync::MutexGuard};
+use std::{collections::HashSet, io, sync::MutexGuard, time::Duration};
 
 use piecemeal_proto::Digest;
 use tracing::{debug, warn};
@@ -12,7 +12,7 @@ use crate::{
     Store, StoreError,
     files::remove_if_there,
     gate::GateGuard,
-    index::{Durability, blobs, names, partials},
+    index::{Durability, blobs, names, partials, rights},
     lock::locked,
     quota::{Kind, Space},
     store::Shared,
@@ -20,8 +20,12 @@ use crate::{
 
 /// Rows kept in each table of names: some 30 MB of index at the very most.
 const NAMES_MAX: u64 = 100_000;
-/// The same for rights: of 10,000 nodes, five private repositories each and every credential that is kept of them; 80 MB of index.
-const RIGHTS_MAX: u64 = 10_000 * 5 * names::CREDENTIALS_MAX;
+/// The same for rights: of 10,000 nodes five private repositories each with eight credentials; 80 MB of index.
+const RIGHTS_MAX: u64 = 10_000 * 5 * 8;
+/// The same for refusals: of 10,000 nodes 40 credentials each; 50 MB of index.
+const REFUSALS_MAX: u64 = 10_000 * 40;
+/// How long a credential is known as refused: longer than a site is cut off.
+const REFUSED_LIFE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Manifests kept, in bytes: thousands of images.
 const MANIFESTS_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
@@ -88,13 +92,18 @@ impl Shared {
                 }
             }
         }
+        let refused = self.now().before(REFUSED_LIFE);
         self.write(Durability::Batched, |transaction| {
             if let Some(moment) = moment {
                 names::expire(transaction, moment)?;
+                rights::expire(transaction)?;
             }
+            if let Some(moment) = refused {
+                rights::expire_refusals(transaction, moment)?;
+            }
+            rights::cap(transaction, RIGHTS_MAX, REFUSALS_MAX)?;
             let caps = names::Caps {
                 names: NAMES_MAX,
-                rights: RIGHTS_MAX,
                 manifest_bytes: MANIFESTS_BYTES_MAX,
             };
             names::cap(transaction, &caps)

@@ -10,7 +10,7 @@ use piecemeal_proto::{Digest, NodeId};
 
 use crate::{
     Store, StoreError,
-    index::{Durability, TagRow, names},
+    index::{Durability, TagRow, names, rights},
     lock::locked,
     store::Shared,
 };
@@ -48,6 +48,12 @@ pub enum Shown {
 }
 
 /// How long ago upstream last served a node from a repository; a restart adds an hour at the most.
+///
+/// A credential that upstream has answered is no new one, and has what it has earned itself, repository by repository: one that
+/// was served in one repository has thereby nothing in another. Only a new one may stand on what its node has earned by others.
+///
+/// Tables are bounded, and what is forgotten gives no right: a node of which as many refused credentials are known at an upstream as
+/// are kept has no new credentials there. A right that made room for other credentials' of the node falls back on the node's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NodeRight {
     /// By any of the node's credentials, or by one of those that nothing but the node is known of. What upstream has refused
@@ -55,7 +61,8 @@ pub struct NodeRight {
     pub by_any: Option<Duration>,
     /// By this very credential.
     pub by_this: Option<Duration>,
-    /// Upstream has answered this credential of the node before: served it or refused it, here or in another repository.
+    /// The credential is no new one: upstream has served it or refused it, in this repository or another, or may have done so as
+    /// far as is remembered.
     pub is_known: bool,
 }
 
@@ -281,7 +288,7 @@ impl Store {
         self.run(move |shared| {
             let (proven, row) = (shared.now(), shared.index.holder_row(holder));
             shared.write(Durability::Batched, |transaction| {
-                names::put_right(transaction, &at, &row, proven)
+                rights::put_right(transaction, &at, &row, proven)
             })?;
             Ok(())
         })
@@ -297,7 +304,7 @@ impl Store {
         self.run(move |shared| {
             let (refused, row) = (shared.now(), shared.index.holder_row(holder));
             shared.write(Durability::Batched, |transaction| {
-                names::put_refusal(transaction, &at, &row, refused)
+                rights::put_refusal(transaction, &at, &row, refused)
             })?;
             Ok(())
         })

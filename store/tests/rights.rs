@@ -8,10 +8,13 @@ use std::{fs, path::Path, time::Duration};
 
 use piecemeal_proto::NodeId;
 use piecemeal_store::{Holder, NodeRight, Repository, Shown, Store};
-use support::{FakeClock, HOUR, config, env, old, open};
+use support::{DAY, FakeClock, HOUR, config, env, old, open};
 
 const NODE: NodeId = NodeId([1; 16]);
 const OTHER: NodeId = NodeId([2; 16]);
+/// The bounds, as `store/src/index/rights.rs` has them.
+const SERVED_MAX: u16 = 64;
+const REFUSED_MAX: u16 = 256;
 const ALICE: Shown = Shown::Client([0xa1; 32]);
 const BOB: Shown = Shown::Client([0xb0; 32]);
 
@@ -93,26 +96,84 @@ async fn what_everybody_may_have_is_a_right_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_node_has_a_few_credentials_in_a_repository_and_the_oldest_goes_first() {
+async fn a_credential_that_was_served_in_one_repository_has_no_right_in_another_by_its_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), &FakeClock::new());
+    served(&store, "app", ALICE).await;
+    served(&store, "other", BOB).await;
+    let alice = right(&store, NODE, "other", Some(ALICE)).await;
+    assert!(alice.is_known && alice.by_this.is_none() && alice.by_any.is_some());
+    refused(&store, "app", ALICE).await;
+    assert!(right(&store, NODE, "other", Some(ALICE)).await.is_known);
+    // Another registry knows nothing of it.
+    let elsewhere = Repository {
+        upstream: "b.test".to_owned(),
+        name: "other".to_owned(),
+    };
+    assert!(!store.node_right(&elsewhere, NODE, Some(ALICE)).await.unwrap().is_known);
+}
+
+#[tokio::test]
+async fn what_other_credentials_of_a_node_do_takes_no_right_and_no_refusal() {
     let dir = tempfile::tempdir().unwrap();
     let clock = FakeClock::new();
     let store = open(dir.path(), &clock);
-    let shown = |number: u8| Shown::Client([number; 32]);
+    let other = |number: u16| {
+        let mut fingerprint = [7; 32];
+        fingerprint[..2].copy_from_slice(&number.to_be_bytes());
+        Shown::Client(fingerprint)
+    };
+    served(&store, "app", ALICE).await;
     served(&store, "quiet", ALICE).await;
-    for number in 0..100 {
-        clock.advance(Duration::from_secs(1));
-        served(&store, "app", shown(number)).await;
-        refused(&store, "refused", shown(number)).await;
+    refused(&store, "app", BOB).await;
+    let mut number = 0;
+    for (count, is_kept) in [(SERVED_MAX - 1, true), (SERVED_MAX, false)] {
+        while number < count {
+            clock.advance(Duration::from_secs(1));
+            served(&store, "app", other(number)).await;
+            number += 1;
+        }
+        let alice = right(&store, NODE, "app", Some(ALICE)).await;
+        assert_eq!(alice.by_this.is_some(), is_kept);
+        // What made room falls back on the node's.
+        assert!(alice.by_any.is_some() && alice.is_known == is_kept);
+        assert!(right(&store, NODE, "app", Some(BOB)).await.is_known);
     }
-    assert!(right(&store, NODE, "app", Some(shown(99))).await.by_this.is_some());
-    assert!(right(&store, NODE, "app", Some(shown(90))).await.by_this.is_none());
     assert!(right(&store, NODE, "quiet", Some(ALICE)).await.by_this.is_some());
+    for number in 1000..1000 + REFUSED_MAX + 50 {
+        let stranger = right(&store, NODE, "app", Some(other(9999))).await;
+        assert_eq!(stranger.is_known, number >= 1000 + REFUSED_MAX - 1, "{number}");
+        clock.advance(Duration::from_secs(1));
+        refused(&store, "app", other(number)).await;
+        let bob = right(&store, NODE, "app", Some(BOB)).await;
+        assert!(bob.is_known && bob.by_this.is_none(), "{number}");
+    }
+    // To be served again makes no room for what was forgotten.
+    served(&store, "app", other(1100)).await;
+    assert!(right(&store, NODE, "app", Some(BOB)).await.is_known);
+    assert!(right(&store, NODE, "app", None).await.by_any.is_some());
+    assert!(!right(&store, OTHER, "app", Some(BOB)).await.is_known);
+
     let index = rusqlite::Connection::open(dir.path().join("store/index.db")).unwrap();
-    for (table, rows) in [("rights", 8 + 1), ("refusals", 8)] {
-        let count: i64 = index
+    for (table, rows) in [("rights", SERVED_MAX + 1), ("refusals", REFUSED_MAX)] {
+        let count: u16 = index
             .query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0))
             .unwrap();
         assert_eq!(count, rows, "{table}");
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_is_known_for_a_month_also_where_nothing_was_here_yet() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = FakeClock::new();
+    let store = open(dir.path(), &clock);
+    refused(&store, "app", BOB).await;
+    for (days, is_known) in [(0, true), (29, true), (1, false)] {
+        clock.advance(DAY * days);
+        store.sweep().await.unwrap();
+        let bob = right(&store, NODE, "app", Some(BOB)).await;
+        assert_eq!(bob.is_known, is_known, "after {days} days more");
     }
 }
 

@@ -51,6 +51,16 @@ impl AuthorityClock {
         self.origin.store(now - self.elapsed(), Ordering::Relaxed);
     }
 
+    /// Another daemon's word for the authority's time. It counts until the authority's own is learnt.
+    pub fn assume(&self, unix_seconds: u64) {
+        let now = i64::try_from(unix_seconds).unwrap_or(i64::MAX);
+        let origin = now - self.elapsed();
+        // Not UNKNOWN: it is learnt.
+        let _ = self
+            .origin
+            .compare_exchange(UNKNOWN, origin, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
     fn elapsed(&self) -> i64 {
         i64::try_from(self.started.elapsed().as_secs()).unwrap_or(i64::MAX)
     }
@@ -70,7 +80,10 @@ mod tests {
             "before that, the local clock is all there is"
         );
         let clone = clock.clone();
+        clock.assume(9000);
+        assert!((9000..9010).contains(&clone.now()));
         clock.learn(5000);
+        clock.assume(9000);
         assert!((5000..5010).contains(&clone.now()));
         clone.learn(0);
         assert!(clock.now() < 10);

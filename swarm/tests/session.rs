@@ -18,7 +18,7 @@ use piecemeal_proto::{
         scheduler_server::{Scheduler, SchedulerServer},
     },
 };
-use piecemeal_swarm::{AuthorityClock, Inventory, Session, SessionConfig, SessionEvent};
+use piecemeal_swarm::{AuthorityClock, Inventory, Limiter, Session, SessionConfig, SessionEvent};
 use tokio::{net::TcpListener, sync::mpsc, time::timeout};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -151,6 +151,7 @@ struct World {
     session: Session,
     events: mpsc::Receiver<SessionEvent>,
     clock: AuthorityClock,
+    limiter: Limiter,
     _stop: DropGuard,
 }
 
@@ -165,12 +166,15 @@ impl World {
             .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.clone().cancelled_owned());
         tokio::spawn(server);
         let clock = AuthorityClock::new();
-        let (session, events) = Session::spawn(config(address), Arc::new(inventory), clock.clone(), stop.clone());
+        let config = config(address);
+        let limiter = config.limiter.clone();
+        let (session, events) = Session::spawn(config, Arc::new(inventory), clock.clone(), stop.clone());
         Self {
             sessions,
             session,
             events,
             clock,
+            limiter,
             _stop: stop.drop_guard(),
         }
     }
@@ -205,6 +209,7 @@ fn config(address: SocketAddr) -> SessionConfig {
         addresses: vec!["[fd00::1]:65002".parse().unwrap()],
         piece_port: 65002,
         may_use_upstream: true,
+        limiter: Limiter::new(None),
         incarnation: 40,
     }
 }
@@ -288,6 +293,24 @@ async fn a_hello_is_signed_where_the_scheduler_states_that_it_reads_it_and_is_th
     assert_eq!(hello.node, node_key().id().0, "one id for every scheduler");
     assert_eq!((hello.public_key, hello.signature), (Vec::new(), Vec::new()));
     assert_eq!((hello.host_name, hello.release), (String::new(), String::new()));
+}
+
+#[tokio::test]
+async fn a_hello_states_the_cap_that_the_daemon_has_then() {
+    let mut world = World::new(FakeInventory::default()).await;
+    for cap in [None, Some(5_000_000), Some(8_000_000)] {
+        world.limiter.set_rate(cap);
+        let mut scheduler = world.accept().await;
+        let hello = scheduler.hello_with(vec![feature::SIGNED_IDENTITY.into()]).await;
+        let stated = hello.rates.map(|rates| (rates.upload, rates.download, rates.total));
+        assert_eq!(stated, cap.map(|total| (0, 0, total)));
+    }
+    world.limiter.set_rate(Some(9_000_000));
+    assert_eq!(
+        world.accept().await.hello().await.rates,
+        None,
+        "an old scheduler is told nothing new"
+    );
 }
 
 #[tokio::test]

@@ -149,6 +149,8 @@ class Objects(unittest.TestCase):
             ({"webhook": {"secretsKeep": "1h"}}, {"webhook"}),
             ({"webhook": {"replicas": 3}}, set()),
             ({"p2p": {"registryInstances": "docker.io,ghcr.io"}}, {"peer", "mirror", "webhook"}),
+            ({"revoke": ["0123456789abcdef0123456789abcdef"]}, {"mirror", "scheduler"}),
+            ({"addressShare": 100}, {"peer", "mirror", "scheduler"}),
         ]:
             after = checksums(values)
             self.assertEqual({component for component in before if before[component] != after[component]}, changed, values)

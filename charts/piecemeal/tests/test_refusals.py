@@ -45,6 +45,9 @@ REFUSED = [
     ("upstreams[0].name=reg.example.com:70000", "no port 70000"),
     ("tests.image=alpine:3.20", "docker.io/library/alpine:3.20"),
     # By the schema.
+    ("revoke[0]=node-7", "revoke"),
+    ("addressShare=0", "addressShare"),
+    ("addressShare=null", "addressShare"),
     ("p2p.port=null", "port"),
     ("p2p.ratelimit=null", "ratelimit"),
     ("p2p.plusMode.cacheTTL=0s", "cacheTTL"),

@@ -42,7 +42,7 @@ pub struct Brain {
     pub(super) holdings: Holdings,
     pub(super) leases: Leases,
     /// Nodes whose word was found to be wrong: it is not used again, also after they have reconnected.
-    pub(super) convicted: LruCache<NodeId, ()>,
+    pub(super) convicted: LruCache<(NodeId, bool), ()>,
     /// Not yet told.
     pub(super) convictions: Vec<Conviction>,
     pub(super) timers: BTreeSet<(Time, Timer)>,

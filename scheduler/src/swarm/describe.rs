@@ -63,7 +63,7 @@ impl Brain {
     /// Whether the seat's word may be the one that is used.
     fn may_be_asked(&self, swarm: u32, seat: u32) -> bool {
         let seat = &self.swarms[swarm].seats[seat];
-        !seat.mirror && !seat.word.is_active(self.now) && !self.has_lied(self.members[seat.member].info.node)
+        !seat.mirror && !seat.word.is_active(self.now) && !self.has_lied(&self.members[seat.member].info)
     }
 
     /// Asks a peer for the hashes of what it brought along, now that some can be compared.

@@ -15,6 +15,7 @@ pub(super) struct Claim {
     pub(super) hash: PieceHash,
     pub(super) member: MemberId,
     pub(super) node: NodeId,
+    pub(super) signed: bool,
     /// Pieces of other sources that did not have the hash.
     pub(super) doubts: u32,
 }
@@ -212,6 +213,7 @@ mod tests {
             hash: [hash; 32],
             member: MemberId(7),
             node: NodeId([7; 16]),
+            signed: true,
             doubts: 0,
         }
     }

@@ -27,6 +27,8 @@ pub enum Role {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
     pub node: NodeId,
+    /// It has signed: it is the node. The id of one that has not is its word alone, and what it does is not held against the node.
+    pub signed: bool,
     pub role: Role,
     /// Members of different pools cannot reach each other.
     pub pool: String,
@@ -189,6 +191,8 @@ pub enum Command {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conviction {
     pub node: NodeId,
+    /// As [`Member::signed`].
+    pub signed: bool,
     pub digest: Digest,
     /// The first such piece.
     pub piece: u32,

@@ -306,6 +306,7 @@ mod tests {
             for (number, zone) in [(1, "east"), (2, "west"), (3, "west"), (4, "east")] {
                 let mut info = super::super::Member {
                     node: piecemeal_proto::NodeId([0; 16]),
+                    signed: true,
                     role: Role::Peer,
                     pool: "site".into(),
                     zone: zone.into(),
@@ -334,6 +335,7 @@ mod tests {
         site.have(MIRROR, 0..4);
         let info = super::super::Member {
             node: piecemeal_proto::NodeId([9; 16]),
+            signed: true,
             role: Role::Peer,
             pool: "another site".into(),
             zone: "rack".into(),

@@ -51,6 +51,7 @@ impl Site {
         id[..4].copy_from_slice(&node.to_le_bytes());
         let info = Member {
             node: NodeId(id),
+            signed: true,
             role,
             pool: "site".into(),
             zone: "rack".into(),

@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, ops::Range, sync::Arc};
 
 use piecemeal_proto::{Digest, FillId, PieceHash, SignedPieceHashes};
 
-use super::{Brain, Command, Conviction, MemberId, fill::Claim};
+use super::{Brain, Command, Conviction, Member, MemberId, fill::Claim};
 
 impl Brain {
     /// Whether a peer's own word for hashes is better than to wait: no mirror has brought anything for a while, or nothing of this
@@ -33,7 +33,7 @@ impl Brain {
     /// upstream in the mirror's place.
     fn may_claim(&mut self, swarm: u32, seat: u32) -> bool {
         let member = &self.members[self.swarms[swarm].seats[seat].member];
-        if member.is_mirror() || self.has_lied(member.info.node) || !self.words_count(swarm) {
+        if member.is_mirror() || self.has_lied(&member.info) || !self.words_count(swarm) {
             return false;
         }
         let now = self.now;
@@ -53,8 +53,8 @@ impl Brain {
         is_turn
     }
 
-    pub(super) fn has_lied(&self, node: piecemeal_proto::NodeId) -> bool {
-        self.convicted.contains(&node)
+    pub(super) fn has_lied(&self, of: &Member) -> bool {
+        self.convicted.contains(&(of.node, of.signed))
     }
 
     /// A mirror states hashes of the pieces from `first`.
@@ -96,7 +96,7 @@ impl Brain {
         let now = self.now;
         let state = &mut self.swarms[swarm];
         let member = &self.members[state.seats[seat].member];
-        let (member, node) = (member.id, member.info.node);
+        let (member, node, signed) = (member.id, member.info.node, member.info.signed);
         let mut wrong = Vec::new();
         let (mut unhashed, mut landed) = (false, false);
         for (piece, hash) in (first..).zip(hashes) {
@@ -116,6 +116,7 @@ impl Brain {
                         hash,
                         member,
                         node,
+                        signed,
                         doubts,
                     },
                 );
@@ -228,6 +229,7 @@ impl Brain {
             if liars.iter().all(|(member, _)| *member != claim.member) {
                 let conviction = Conviction {
                     node: claim.node,
+                    signed: claim.signed,
                     digest: self.swarms[swarm].digest,
                     piece,
                 };
@@ -235,7 +237,7 @@ impl Brain {
             }
         }
         for (liar, conviction) in liars {
-            self.convicted.put(conviction.node, ());
+            self.convicted.put((conviction.node, conviction.signed), ());
             self.convictions.push(conviction);
             self.convictions
                 .drain(..self.convictions.len().saturating_sub(CONVICTIONS_MAX));
@@ -381,3 +383,57 @@ fn ranges(pieces: &[u32]) -> Vec<Range<u32>> {
 const CONVICTIONS_MAX: usize = 64;
 /// Nodes that are remembered as liars; beyond it the one that was convicted first is forgotten.
 pub(super) const CONVICTED_MAX: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{
+            Event, Role,
+            testing::{MIRROR, Site, peer},
+        },
+        *,
+    };
+
+    #[test]
+    fn what_a_session_states_that_did_not_sign_is_not_held_against_the_node_whose_id_it_says() {
+        let mut site = Site::without_mirror(4, 1);
+        let info = Member {
+            node: piecemeal_proto::NodeId([9; 16]),
+            signed: false,
+            role: Role::Peer,
+            pool: "site".into(),
+            zone: "rack".into(),
+            may_use_upstream: true,
+            features: super::super::Features::default(),
+        };
+        let (member, node) = (
+            peer(9),
+            Member {
+                signed: true,
+                ..info.clone()
+            },
+        );
+        site.event(Event::Joined {
+            member,
+            info: info.clone(),
+        });
+        site.want(peer(1), []);
+        site.want(member, 0..4);
+        site.have(member, 0..4);
+        site.join(MIRROR, 100, Role::Mirror);
+        site.event(Event::Have {
+            member: MIRROR,
+            digest: site.digest,
+            map: site.map,
+            fill: site.fill,
+            first: 0,
+            hashes: vec![Some([2; 32]); 4],
+        });
+        let convicted = site.brain.take_convictions();
+        assert_eq!(
+            convicted.iter().map(|of| (of.node, of.signed)).collect::<Vec<_>>(),
+            [(info.node, false)]
+        );
+        assert!(site.brain.has_lied(&info) && !site.brain.has_lied(&node));
+    }
+}

@@ -66,6 +66,7 @@ impl World {
         self.nodes[node].connected_at = self.now;
         let info = Member {
             node: NodeId(id),
+            signed: true,
             role: if node == MIRROR { Role::Mirror } else { Role::Peer },
             pool: "site".into(),
             zone: format!("rack {}", node % 2),

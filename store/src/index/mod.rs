@@ -12,6 +12,7 @@ pub(crate) mod blobs;
 pub(crate) mod catalog;
 pub(crate) mod names;
 pub(crate) mod partials;
+pub(crate) mod rights;
 mod schema;
 
 use std::{

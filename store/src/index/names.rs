@@ -1,18 +1,10 @@
 //! Rows of manifests, tags and sources: what is known by name.
 
-use piecemeal_proto::{Digest, NodeId};
-use ring::hmac;
+use piecemeal_proto::Digest;
 use rusqlite::{OptionalExtension as _, Transaction};
 
 use super::{Index, IndexError, digest_from_sql, from_sql, to_sql};
-use crate::{Holder, Repository, Shown, clock::Age};
-
-/// The most credentials of one node that are known in one repository, of those that were served and of those that were refused.
-/// A client of a registry with tokens shows a new one with each pull.
-pub(crate) const CREDENTIALS_MAX: u64 = 8;
-/// What stands for the site's own credential, and for none. A keyed hash is longer.
-const SITE: &[u8] = b"site";
-const NOTHING: &[u8] = b"nothing";
+use crate::{Repository, clock::Age};
 
 /// A manifest as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,15 +18,6 @@ pub(crate) struct ManifestRow {
 pub(crate) struct TagRow {
     pub(crate) digest: Digest,
     pub(crate) checked: Age,
-}
-
-/// When upstream last served a node from a repository.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct NodeRightRow {
-    pub(crate) by_any: Option<Age>,
-    pub(crate) by_this: Option<Age>,
-    /// Upstream has answered this credential before, here or in another repository.
-    pub(crate) is_known: bool,
 }
 
 impl Index {
@@ -87,68 +70,6 @@ impl Index {
             .query_row((digest.to_string(), upstream), |_| Ok(()))
             .optional()?;
         Ok(row.is_some())
-    }
-
-    /// When upstream last served everybody.
-    pub(crate) fn public_right(&self, at: &Repository) -> Result<Option<Age>, IndexError> {
-        let connection = self.read();
-        let row: Option<i64> = connection
-            .prepare_cached("SELECT proven_ms FROM rights WHERE upstream = ?1 AND repository = ?2 AND holder = x''")?
-            .query_row((&at.upstream, &at.name), |row| row.get(0))
-            .optional()?;
-        Ok(row.map(|proven_ms| Age(from_sql(proven_ms))))
-    }
-
-    /// What a node may have from the repository, by all of its credentials and by this one.
-    pub(crate) fn node_right(
-        &self,
-        at: &Repository,
-        node: NodeId,
-        shown: Option<Shown>,
-    ) -> Result<NodeRightRow, IndexError> {
-        let credential = shown.map(|shown| self.shown_to_sql(shown)).unwrap_or_default();
-        let (connection, holder) = (self.read(), &node.0[..]);
-        let (youngest, own): (Option<i64>, Option<i64>) = connection
-            .prepare_cached(
-                "SELECT max(proven_ms), max(proven_ms) FILTER (WHERE credential = ?4) FROM rights
-                 WHERE upstream = ?1 AND repository = ?2 AND holder = ?3",
-            )?
-            .query_row((&at.upstream, &at.name, holder, &credential), |row| row.try_into())?;
-        let is_known = connection
-            .prepare_cached(
-                "SELECT EXISTS (SELECT 1 FROM rights WHERE holder = ?1 AND credential = ?2 AND upstream = ?3)
-                 OR EXISTS (SELECT 1 FROM refusals WHERE holder = ?1 AND credential = ?2 AND upstream = ?3)",
-            )?
-            .query_row((holder, &credential, &at.upstream), |row| row.get(0))?;
-        let age = |proven_ms: Option<i64>| proven_ms.map(|proven_ms| Age(from_sql(proven_ms)));
-        Ok(NodeRightRow {
-            by_any: age(youngest),
-            by_this: age(own).filter(|_| shown.is_some()),
-            is_known: is_known && shown.is_some(),
-        })
-    }
-
-    /// A holder as it is written down.
-    pub(crate) fn holder_row(&self, holder: Holder) -> HolderRow {
-        match holder {
-            Holder::Anybody => HolderRow {
-                node: Vec::new(),
-                credential: Vec::new(),
-            },
-            Holder::Node(node, shown) => HolderRow {
-                node: node.0.to_vec(),
-                credential: self.shown_to_sql(shown),
-            },
-        }
-    }
-
-    /// Never the credential itself, nor what it could be guessed from without the store's key.
-    fn shown_to_sql(&self, shown: Shown) -> Vec<u8> {
-        match shown {
-            Shown::Site => SITE.to_vec(),
-            Shown::Nothing => NOTHING.to_vec(),
-            Shown::Client(fingerprint) => hmac::sign(&self.credential_key, &fingerprint).as_ref().to_vec(),
-        }
     }
 
     /// In the order of their bytes.
@@ -220,89 +141,6 @@ pub(crate) fn put_tag(transaction: &Transaction<'_>, at: &Repository, tag: &str,
     Ok(())
 }
 
-/// Upstream has served the holder.
-pub(crate) fn put_right(
-    transaction: &Transaction<'_>,
-    at: &Repository,
-    holder: &HolderRow,
-    proven: Age,
-) -> rusqlite::Result<()> {
-    let (node, credential) = (&holder.node, &holder.credential);
-    transaction
-        .prepare_cached(
-            "INSERT OR REPLACE INTO rights (upstream, repository, holder, credential, proven_ms)
-             VALUES (?1, ?2, ?3, ?4, ?5)",
-        )?
-        .execute((&at.upstream, &at.name, node, credential, to_sql(proven.0)))?;
-    delete_holder(transaction, "refusals", at, holder)?;
-    cap_holder(transaction, "rights", "proven_ms", at, holder)
-}
-
-/// Upstream has refused the holder.
-pub(crate) fn put_refusal(
-    transaction: &Transaction<'_>,
-    at: &Repository,
-    holder: &HolderRow,
-    refused: Age,
-) -> rusqlite::Result<()> {
-    delete_holder(transaction, "rights", at, holder)?;
-    if holder.node.is_empty() {
-        return Ok(());
-    }
-    transaction
-        .prepare_cached(
-            "INSERT OR REPLACE INTO refusals (upstream, repository, holder, credential, refused_ms)
-             VALUES (?1, ?2, ?3, ?4, ?5)",
-        )?
-        .execute((
-            &at.upstream,
-            &at.name,
-            &holder.node,
-            &holder.credential,
-            to_sql(refused.0),
-        ))?;
-    cap_holder(transaction, "refusals", "refused_ms", at, holder)
-}
-
-fn delete_holder(
-    transaction: &Transaction<'_>,
-    table: &str,
-    at: &Repository,
-    holder: &HolderRow,
-) -> rusqlite::Result<()> {
-    transaction
-        .prepare_cached(&format!(
-            "DELETE FROM {table} WHERE upstream = ?1 AND repository = ?2 AND holder = ?3 AND credential = ?4"
-        ))?
-        .execute((&at.upstream, &at.name, &holder.node, &holder.credential))?;
-    Ok(())
-}
-
-/// Deletes the oldest rows of the holder's node beyond [`CREDENTIALS_MAX`].
-fn cap_holder(
-    transaction: &Transaction<'_>,
-    table: &str,
-    time: &str,
-    at: &Repository,
-    holder: &HolderRow,
-) -> rusqlite::Result<()> {
-    transaction
-        .prepare_cached(&format!(
-            "DELETE FROM {table} WHERE upstream = ?1 AND repository = ?2 AND holder = ?3 AND credential IN
-             (SELECT credential FROM {table} WHERE upstream = ?1 AND repository = ?2 AND holder = ?3
-              ORDER BY {time} DESC, credential LIMIT -1 OFFSET ?4)"
-        ))?
-        .execute((&at.upstream, &at.name, &holder.node, to_sql(CREDENTIALS_MAX)))?;
-    Ok(())
-}
-
-/// A holder as it is written down.
-pub(crate) struct HolderRow {
-    /// A node's id; nothing for anybody.
-    node: Vec<u8>,
-    credential: Vec<u8>,
-}
-
 pub(crate) fn delete_tag(transaction: &Transaction<'_>, at: &Repository, tag: &str) -> rusqlite::Result<()> {
     transaction
         .prepare_cached("DELETE FROM tags WHERE upstream = ?1 AND repository = ?2 AND tag = ?3")?
@@ -343,34 +181,20 @@ pub(crate) fn expire(transaction: &Transaction<'_>, moment: Age) -> rusqlite::Re
             .prepare_cached(&format!("DELETE FROM {table} WHERE used_ms <= ?1"))?
             .execute([to_sql(moment.0)])?;
     }
-    // A right is kept as long as there is anything to have by it, and a refusal as long as there is anything to refuse.
-    for table in ["rights", "refusals"] {
-        transaction
-            .prepare_cached(&format!(
-                "DELETE FROM {table} WHERE NOT EXISTS (
-                     SELECT 1 FROM sources
-                     WHERE sources.upstream = {table}.upstream AND sources.repository = {table}.repository)"
-            ))?
-            .execute([])?;
-    }
     Ok(())
 }
 
 /// The most rows of each table, and bytes of manifests.
 pub(crate) struct Caps {
     pub(crate) names: u64,
-    pub(crate) rights: u64,
     pub(crate) manifest_bytes: u64,
 }
 
 /// Deletes the least recently used names beyond the caps.
 pub(crate) fn cap(transaction: &Transaction<'_>, caps: &Caps) -> rusqlite::Result<()> {
-    let holder = "upstream, repository, holder, credential";
     for (table, key, time, rows_max) in [
         ("tags", "upstream, repository, tag", "used_ms", caps.names),
         ("sources", "digest, upstream, repository", "used_ms", caps.names),
-        ("rights", holder, "proven_ms", caps.rights),
-        ("refusals", holder, "refused_ms", caps.rights),
     ] {
         transaction
             .prepare_cached(&format!(

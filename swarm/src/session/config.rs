@@ -5,6 +5,8 @@ use std::{net::SocketAddr, ops::Range, sync::Arc};
 use async_trait::async_trait;
 use piecemeal_proto::{AuthorityPublic, Digest, FillId, NodeKey, RoleKey, SignedPieceHashes, wire};
 
+use crate::Limiter;
+
 /// Who this daemon is, and where its scheduler.
 #[derive(Clone, Debug)]
 pub struct SessionConfig {
@@ -25,6 +27,8 @@ pub struct SessionConfig {
     pub addresses: Vec<SocketAddr>,
     pub piece_port: u16,
     pub may_use_upstream: bool,
+    /// What its pieces go through. Each hello states its rate.
+    pub limiter: Limiter,
     /// Higher than at any earlier start; each connection adds one.
     pub incarnation: u64,
 }

@@ -166,6 +166,10 @@ impl Connection {
             hello.sign(&config.node_key, &challenge.nonce);
             hello.host_name.clone_from(&config.host_name);
             env!("CARGO_PKG_VERSION").clone_into(&mut hello.release);
+            hello.rates = config.limiter.rate().map(|total| wire::Rates {
+                total,
+                ..wire::Rates::default()
+            });
         }
         hello
     }

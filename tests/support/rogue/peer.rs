@@ -38,6 +38,8 @@ use super::{
 pub enum Misdeed {
     /// It states hashes of its own bytes for pieces that the mirror has not told of yet, and serves those bytes.
     StatesHashes,
+    /// The same for one piece in the middle, and no other.
+    StatesOneHash,
     /// It claims to have the whole blob, and serves other bytes.
     ServesWrongBytes,
     Dribbles,
@@ -57,6 +59,7 @@ pub enum Misdeed {
 }
 
 impl Misdeed {
+    /// All that are let loose beside any pull.
     pub const ALL: [Self; 12] = [
         Self::StatesHashes,
         Self::ServesWrongBytes,
@@ -89,7 +92,10 @@ impl Misdeed {
     }
 
     fn claims_complete(self) -> bool {
-        !matches!(self, Self::StatesHashes | Self::HoardsLeases | Self::AccusesAll)
+        !matches!(
+            self,
+            Self::StatesHashes | Self::StatesOneHash | Self::HoardsLeases | Self::AccusesAll
+        )
     }
 
     fn wants(self) -> bool {
@@ -355,7 +361,11 @@ impl Rogue {
             }
             // Not the first pieces: the mirror has told of those already.
             let first = u32::try_from(self.dice.below(u64::from(map.count()))).expect("a piece");
-            let hashes = (first..map.count()).flat_map(|piece| {
+            let pieces = match self.misdeed {
+                Misdeed::StatesOneHash => map.count() / 2..map.count() / 2 + 1,
+                _ => first..map.count(),
+            };
+            let hashes = pieces.clone().flat_map(|piece| {
                 let range = map.range(piece);
                 let bytes = vec![FILLER; usize::try_from(range.end - range.start).expect("a piece")];
                 Sha256::digest(&bytes)
@@ -365,8 +375,8 @@ impl Rogue {
                 fill: fill.0,
                 blob_bytes: blob.blob_bytes,
                 piece_bytes: blob.piece_bytes,
-                first,
-                count: map.count() - first,
+                first: pieces.start,
+                count: pieces.end - pieces.start,
                 hash_algorithm: wire::HashAlgorithm::Sha256.into(),
                 hashes: hashes.collect(),
             }));
