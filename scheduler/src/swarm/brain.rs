@@ -191,18 +191,20 @@ impl Brain {
         }
         self.describe(swarm, out);
         self.steal(swarm, out);
-        let state = &self.swarms[swarm];
-        let most = self.policy.receivers_sampled;
-        let [waiting, hungry, unproven] = [&state.waiting, &state.hungry, &state.unproven].map(|roll| {
-            let start = self.dice.below(roll.len());
-            let seats = roll.as_slice().iter().cycle().skip(start);
-            seats.take(most.min(roll.len())).copied().collect::<Vec<u32>>()
-        });
+        let (mut takers, mut unproven) = (Vec::new(), Vec::new());
+        self.sample(swarm, |state| &state.waiting, &mut takers);
+        if self.swarms[swarm].idle.is_empty() {
+            self.sample(swarm, |state| &state.hungry, &mut takers);
+        } else {
+            self.sample(swarm, |state| &state.landing, &mut takers);
+            self.sample(swarm, |state| &state.new, &mut takers);
+            self.sample(swarm, |state| &state.idle, &mut takers);
+        }
+        self.sample(swarm, |state| &state.unproven, &mut unproven);
         for seat in unproven {
             self.compare(swarm, seat, out);
         }
-        let takers = waiting.into_iter().chain(hungry);
-        self.takers.extend(takers.map(|seat| (swarm, seat)));
+        self.takers.extend(takers.into_iter().map(|seat| (swarm, seat)));
         self.rouse(swarm);
     }
 

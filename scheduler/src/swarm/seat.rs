@@ -38,6 +38,10 @@ pub(super) struct Seat {
     pub(super) fed_at: Time,
     /// Leases stolen from its sources, less those that came through: the next one gets twice the time for each.
     pub(super) stolen: u32,
+    /// A piece that it was leased here has landed.
+    pub(super) landed: bool,
+    /// It was leased pieces here, has never landed any, and had the time to.
+    pub(super) idle: bool,
     /// The piece in which a connected client waits.
     pub(super) waiting: Option<u32>,
     /// Its fetches from upstream failed.

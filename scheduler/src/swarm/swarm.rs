@@ -17,6 +17,10 @@ pub(super) struct Swarm {
     pub(super) seats: Slab<Seat>,
     /// Seats that lack something and have room for a lease.
     pub(super) hungry: Roll,
+    /// Of the hungry: those that have landed a piece here, those that did nothing with their leases, and the others.
+    pub(super) landing: Roll,
+    pub(super) idle: Roll,
+    pub(super) new: Roll,
     /// Seats in which a client waits for a missing piece.
     pub(super) waiting: Roll,
     /// Seats that hold something that may be leased from them, mirrors included.
@@ -58,6 +62,9 @@ impl Swarm {
             revoked: VecDeque::new(),
             seats: Slab::new(),
             hungry: Roll::default(),
+            landing: Roll::default(),
+            idle: Roll::default(),
+            new: Roll::default(),
             waiting: Roll::default(),
             sources: Roll::default(),
             unproven: Roll::default(),
@@ -108,6 +115,9 @@ impl Swarm {
         self.stater = self.stater.filter(|&stater| stater != index);
         for roll in [
             &mut self.hungry,
+            &mut self.landing,
+            &mut self.idle,
+            &mut self.new,
             &mut self.waiting,
             &mut self.sources,
             &mut self.unproven,
@@ -126,7 +136,11 @@ impl Swarm {
         let waiting = lacking && seat.leases <= leases_deep && seat.waiting.is_some_and(|piece| seat.lacks(piece));
         self.waiting.set(index, waiting);
         self.unproven.set(index, !seat.unproven.is_empty());
-        self.hungry.set(index, lacking && seat.leases < leases_deep);
+        let hungry = lacking && seat.leases < leases_deep;
+        self.hungry.set(index, hungry);
+        self.landing.set(index, hungry && !seat.idle && seat.landed);
+        self.idle.set(index, hungry && seat.idle);
+        self.new.set(index, hungry && !seat.idle && !seat.landed);
         self.sources
             .set(index, !seat.banned && (seat.complete || !seat.have.is_empty()));
     }
@@ -135,7 +149,11 @@ impl Swarm {
     pub(super) fn gain(&mut self, index: u32, piece: u32, now: Time) -> bool {
         let seat = &mut self.seats[index];
         let news = seat.have.insert(piece);
-        if news && !seat.leased.remove(piece) && seat.counts() {
+        let was_leased = news && seat.leased.remove(piece);
+        if was_leased {
+            (seat.landed, seat.idle) = (true, false);
+        }
+        if news && !was_leased && seat.counts() {
             self.fill.as_mut().expect(FILLED).add_copy(piece, now);
         }
         news

@@ -13,6 +13,7 @@ impl Brain {
         if !self.pools[state.pool].is_on_its_own(self.now, self.policy.mirror_grace)
             || !member.info.may_use_upstream
             || taking.banned
+            || taking.idle && !(state.landing.is_empty() && state.new.is_empty())
             || taking.upstream.is_active(self.now)
             || member.fetching.len() >= self.policy.leases_max as usize
             || !self.is_usable(taking.member)
@@ -103,6 +104,21 @@ mod tests {
         site.pass(Time::from_millis(200), &[]);
         let next = upstream_receivers(&site);
         assert!(next.iter().all(|&to| to == next[0] && to != asking[0]), "{next:?}");
+    }
+
+    #[test]
+    fn one_that_was_to_ask_upstream_and_does_nothing_is_followed_by_another() {
+        let mut site = Site::without_mirror(8, 3);
+        for number in 1..=3 {
+            site.want(peer(number), []);
+        }
+        site.pass(Time::from_millis(30_100), &[]);
+        let mut asked = std::collections::BTreeSet::from_iter(upstream_receivers(&site));
+        for _ in 0..2 {
+            site.pass(Time::from_secs(31), &[]);
+            asked.extend(upstream_receivers(&site));
+        }
+        assert_eq!(asked.len(), 3, "one after the other");
     }
 
     #[test]

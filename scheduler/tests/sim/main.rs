@@ -5,6 +5,7 @@
 mod bounds;
 mod faults;
 mod forger;
+mod idle;
 mod link;
 mod mirror;
 mod node;
