@@ -182,6 +182,24 @@ impl PieceSet {
         was
     }
 
+    /// Whether any piece of `other` is in the set.
+    pub fn has_any(&self, other: &Self) -> bool {
+        self.words
+            .iter()
+            .zip(&other.words)
+            .any(|(word, other)| word & other != 0)
+    }
+
+    /// Takes out all that `other`, a set over as many pieces, has; says how many were there. A word at a time.
+    pub fn subtract(&mut self, other: &Self) -> u32 {
+        let before = self.count;
+        for (word, &gone) in self.words.iter_mut().zip(&other.words) {
+            self.count -= (*word & gone).count_ones();
+            *word &= !gone;
+        }
+        before - self.count
+    }
+
     /// The pieces, ascending.
     pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
         (0..)

@@ -18,7 +18,7 @@ use super::{
     member::{MemberState, Pool},
     slab::Slab,
     swarm::Swarm,
-    word::CONVICTED_MAX,
+    verdict::CONVICTED_MAX,
 };
 
 /// Decides who fetches what from whom.
@@ -117,7 +117,7 @@ impl Brain {
             } => self.have(member, digest, (fill, map), first, &hashes, out),
             Event::Complete { member, digest } => self.complete(member, digest, out),
             Event::Lost { member, digest } => self.lost(member, &digest, out),
-            Event::Proven { member, digest, fill } => self.proven(member, &digest, fill),
+            Event::Proven { member, digest, fill } => self.proven(member, &digest, fill, out),
             Event::Revoke { member, digest, fill } => self.revoke(member, &digest, fill, out),
             Event::Doubt { member, digest, fill } => self.doubt(member, &digest, fill, out),
             Event::PieceHashes { member, list } => self.piece_hashes(member, &list, out),

@@ -154,7 +154,7 @@ impl Brain {
             );
             assert_eq!(
                 swarm.sources.contains(index),
-                !seat.banned && (seat.complete || !seat.have.is_empty())
+                seat.is_believed() && (seat.complete || !seat.have.is_empty())
             );
             assert_eq!(swarm.mirrors.contains(&index), seat.mirror);
             assert_eq!(swarm.unproven.contains(index), !seat.unproven.is_empty());

@@ -105,7 +105,10 @@ impl Brain {
         self.trim(swarm);
         let state = &mut self.swarms[swarm];
         state.refresh(seat, self.policy.leases_deep);
-        let fill = state.fill.as_ref().expect("who wants a blob has stated a fill");
+        let fill = state.fill.as_mut().expect("who wants a blob has stated a fill");
+        if source.is_some() {
+            fill.note_use(run.pieces());
+        }
         let lease = Lease {
             id,
             digest: state.digest,

@@ -46,6 +46,7 @@ mod taking;
 #[cfg(test)]
 mod testing;
 mod upstream;
+mod verdict;
 mod waiting;
 mod word;
 

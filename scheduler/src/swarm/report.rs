@@ -145,7 +145,7 @@ impl Brain {
             if news {
                 self.note_progress(swarm);
             }
-            self.state_hashes(swarm, first, hashes, out);
+            self.state_hashes((swarm, seat), first, hashes, out);
             let fill = self.swarms[swarm].fill.as_ref();
             fill.is_some_and(|fill| (first..).take(hashes.len()).any(|piece| !fill.hashed.contains(piece)))
         } else {
@@ -171,6 +171,11 @@ impl Brain {
             return;
         };
         self.cancel_fetches(slot, swarm, out);
+        let held = &self.swarms[swarm].seats[seat];
+        if held.mirror && held.have.capacity() > 0 && held.have.is_full() {
+            // All that it stated of this fill is of the blob that it has proven.
+            self.judge(swarm, out);
+        }
         self.release(swarm, seat);
         self.swarms[swarm].complete(seat);
         self.stop_wanting(swarm, seat);
@@ -198,14 +203,13 @@ impl Brain {
         }
     }
 
-    pub(super) fn proven(&mut self, member: MemberId, digest: &Digest, fill: FillId) {
+    pub(super) fn proven(&mut self, member: MemberId, digest: &Digest, fill: FillId, out: &mut Vec<Command>) {
         let Some((swarm, _)) = self.mirror_seat(member, digest) else {
             return;
         };
-        if let Some(filled) = &mut self.swarms[swarm].fill
-            && filled.id == fill
-        {
-            filled.proven = true;
+        let is_in_force = self.swarms[swarm].fill.as_ref().is_some_and(|filled| filled.id == fill);
+        if is_in_force {
+            self.judge(swarm, out);
         }
     }
 
@@ -299,6 +303,7 @@ impl Brain {
                 seat.taken = 0;
                 seat.waiting = None;
             }
+            state.acquit(index);
             state.refresh(index, self.policy.leases_deep);
         }
         self.rouse(swarm);

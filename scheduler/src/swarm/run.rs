@@ -154,7 +154,7 @@ mod tests {
         ) {
             let mut fill = Fill::new(FillId(1), PieceMap::new(u64::from(PIECES), 1).unwrap());
             for piece in (0..PIECES).filter(|piece| !unhashed.contains(piece)) {
-                fill.state(piece, [1; 32]);
+                fill.state(piece, [1; 32], true);
             }
             for &piece in &copied {
                 fill.add_copy(piece, Time::ZERO);

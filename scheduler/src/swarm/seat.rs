@@ -20,6 +20,9 @@ pub(super) struct Seat {
     pub(super) complete: bool,
     /// Sent other bytes than it claimed: it may take, but its claims are void for as long as it is connected.
     pub(super) banned: bool,
+    /// Holds the whole blob and stated other hashes than a mirror does whose download is not proven yet: likewise, until it is proven
+    /// which of the two is wrong.
+    pub(super) disputed: bool,
     /// What it stated is doubted, or it did not answer: for a while it is not asked for hashes on its own word.
     pub(super) word: Backoff,
     pub(super) have: PieceSet,
@@ -109,7 +112,12 @@ impl Seat {
 
     /// Whether its pieces are copies that rarity counts. A mirror's are not: what only it holds is still to be injected.
     pub(super) fn counts(&self) -> bool {
-        !self.mirror && !self.banned
+        !self.mirror && self.is_believed()
+    }
+
+    /// Whether its pieces may be offered.
+    pub(super) fn is_believed(&self) -> bool {
+        !self.banned && !self.disputed
     }
 
     /// Nothing is known of it that would be missed.

@@ -142,7 +142,7 @@ impl Swarm {
         self.idle.set(index, hungry && seat.idle);
         self.new.set(index, hungry && !seat.idle && !seat.landed);
         self.sources
-            .set(index, !seat.banned && (seat.complete || !seat.have.is_empty()));
+            .set(index, seat.is_believed() && (seat.complete || !seat.have.is_empty()));
     }
 
     /// Missing or leased becomes have; says whether it was news.
@@ -206,7 +206,7 @@ impl Swarm {
         self.uncount(index);
         let pieces = self.pieces();
         let seat = &mut self.seats[index];
-        seat.complete = false;
+        (seat.complete, seat.disputed) = (false, false);
         seat.have = PieceSet::new(pieces);
         seat.unproven = PieceSet::default();
         seat.leased = PieceSet::new(pieces);
@@ -242,6 +242,30 @@ impl Swarm {
     pub(super) fn ban(&mut self, index: u32) {
         self.uncount(index);
         self.seats[index].banned = true;
+    }
+
+    /// It holds the whole blob, and a mirror's download that is not proven differs.
+    pub(super) fn dispute(&mut self, index: u32) {
+        self.uncount(index);
+        self.seats[index].disputed = true;
+    }
+
+    /// What it stated is not disputed any more. Its pieces, unless it holds them all, are forgotten already.
+    pub(super) fn acquit(&mut self, index: u32) {
+        let seat = &mut self.seats[index];
+        let was_disputed = std::mem::take(&mut seat.disputed);
+        if was_disputed && seat.complete && seat.counts() {
+            self.complete_peers += 1;
+        }
+    }
+
+    /// No peer holds any of `pieces` any more but those that hold the whole blob. Their leases are over already.
+    pub(super) fn take_from_all(&mut self, pieces: &PieceSet) {
+        for seat in self.seats.iter_mut().filter(|seat| !seat.mirror) {
+            seat.have.subtract(pieces);
+            seat.unproven.subtract(pieces);
+        }
+        self.fill.as_mut().expect(FILLED).remove_copies(pieces);
     }
 
     /// Takes all that a seat adds to rarity out of the count.
