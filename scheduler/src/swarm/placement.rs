@@ -319,6 +319,20 @@ mod tests {
     }
 
     #[test]
+    fn a_member_that_landed_pieces_of_another_blob_is_no_newcomer() {
+        let mut site = Site::new(64, 2);
+        site.want(peer(2), []);
+        site.have(MIRROR, 0..1);
+        site.end(peer(2), site.lease().1.id, Outcome::Done);
+        site.digest = piecemeal_proto::Digest::of(b"another");
+        site.want(peer(1), []);
+        site.want(peer(2), []);
+        let swarm = site.brain.digests[&(site.brain.members[0].pool, site.digest)];
+        let state = &site.brain.swarms[swarm];
+        assert_eq!((state.new.len(), state.landing.len()), (1, 1));
+    }
+
+    #[test]
     fn claims_to_have_lost_everything_gain_nothing() {
         let mut site = Site::new(64, 2);
         site.want(peer(1), 0..40);

@@ -62,6 +62,7 @@ impl Brain {
             let state = &mut self.swarms[swarm];
             state.seats[seat].wants = true;
             state.seats[seat].fed_at = self.now;
+            state.seats[seat].is_known = self.members[slot].landed;
             if state.wanting == 0 {
                 state.live_since = self.now;
             }

@@ -43,6 +43,8 @@ pub(super) struct Seat {
     pub(super) stolen: u32,
     /// A piece that it was leased here has landed.
     pub(super) landed: bool,
+    /// The member had landed pieces of other blobs when it began to want this one.
+    pub(super) is_known: bool,
     /// It was leased pieces here, has never landed any, and had the time to.
     pub(super) idle: bool,
     /// The piece in which a connected client waits.

@@ -17,7 +17,7 @@ pub(super) struct Swarm {
     pub(super) seats: Slab<Seat>,
     /// Seats that lack something and have room for a lease.
     pub(super) hungry: Roll,
-    /// Of the hungry: those that have landed a piece here, those that did nothing with their leases, and the others.
+    /// Of the hungry: those whose members land pieces, those that did nothing with their leases, and the others.
     pub(super) landing: Roll,
     pub(super) idle: Roll,
     pub(super) new: Roll,
@@ -138,9 +138,10 @@ impl Swarm {
         self.unproven.set(index, !seat.unproven.is_empty());
         let hungry = lacking && seat.leases < leases_deep;
         self.hungry.set(index, hungry);
-        self.landing.set(index, hungry && !seat.idle && seat.landed);
+        let lands = seat.landed || seat.is_known;
+        self.landing.set(index, hungry && !seat.idle && lands);
         self.idle.set(index, hungry && seat.idle);
-        self.new.set(index, hungry && !seat.idle && !seat.landed);
+        self.new.set(index, hungry && !seat.idle && !lands);
         self.sources
             .set(index, seat.is_believed() && (seat.complete || !seat.have.is_empty()));
     }
