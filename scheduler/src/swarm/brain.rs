@@ -1,6 +1,6 @@
 //! The brain's tables and its two entrances; what happens behind them is in this folder's other files.
 //!
-//! Invariant: between two calls nobody is left to be matched but those whom a tick will try again.
+//! Invariant: between two calls the only members left to be matched are those that a tick will try again.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -157,7 +157,7 @@ impl Brain {
         }
     }
 
-    /// Matches everybody who gained room or pieces: sources first, as it is they who find the least complete receiver.
+    /// Matches the members that gained room or pieces: sources first, since they find the least complete receiver.
     fn settle(&mut self, out: &mut Vec<Command>) {
         loop {
             if let Some((swarm, seat)) = self.takers.pop_front() {

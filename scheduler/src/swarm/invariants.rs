@@ -15,7 +15,7 @@ impl Brain {
     pub fn check_invariants(&self) {
         assert!(
             self.givers.is_empty() && self.takers.is_empty(),
-            "everybody was matched"
+            "every member was matched"
         );
         self.check_members();
         self.holdings.check();

@@ -75,7 +75,7 @@ pub(super) struct MemberState {
     pub(super) taking_watched: bool,
     /// Seat by swarm.
     pub(super) seats: BTreeMap<u32, u32>,
-    /// Those of its swarms that somebody wants and in which it has been seen; others may linger.
+    /// Those of its swarms that a member wants and in which it has been seen; others may linger.
     pub(super) live: BTreeSet<u32>,
     /// The swarm that it served last; the next has the next turn.
     pub(super) turn: u32,
@@ -226,7 +226,7 @@ pub(super) struct Pool {
     pub(super) mirrors_changed: Time,
     /// When one last brought anything new of a blob.
     pub(super) progress_at: Time,
-    /// Since when somebody has had to do without a mirror.
+    /// Since when a member has had to do without a mirror.
     pub(super) lost_since: Option<Time>,
 }
 

@@ -45,7 +45,7 @@ impl Brain {
         }
     }
 
-    /// The swarm whose turn it is at a source; forgets those that nobody wants any more.
+    /// The swarm whose turn it is at a source; forgets those that no member wants any more.
     fn next_swarm(&mut self, giver: u32) -> Option<u32> {
         for _ in 0..SWARMS_SAMPLED {
             let member = &mut self.members[giver];
@@ -109,7 +109,7 @@ impl Brain {
             .enumerate()
             .map(|(place, receiver)| {
                 let seat = &state.seats[receiver];
-                // What only a slow uplink has, everybody waits for.
+                // Every receiver waits for a piece that only a slow uplink has.
                 let slow = choice == Choice::Inject && self.members[seat.member].slow;
                 let rank = seat.rank(pieces, self.now, self.policy.aging);
                 let doubtful = self.members[seat.member].is_doubtful();
@@ -294,7 +294,7 @@ mod tests {
             leases.extend(site.leases());
         }
         assert_eq!(injected.iter().collect::<BTreeSet<_>>().len(), 8);
-        assert_eq!(injected.len(), 8, "links were fast: nobody needed the mirror twice");
+        assert_eq!(injected.len(), 8, "links were fast: no peer needed the mirror twice");
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub struct Policy {
     /// How long a source that failed is left alone: doubling from the first to the last.
     pub set_aside_first: Time,
     pub set_aside_max: Time,
-    /// So many distinct receivers in a row set a source aside for everybody.
+    /// So many distinct receivers in a row set a source aside for all.
     pub accusers: usize,
     /// Corrupt sources that are believed of one receiver and blob.
     pub accusations_max: u32,
@@ -59,7 +59,7 @@ pub struct Policy {
     pub wants_max: usize,
     /// Blobs in whose swarms one member may sit.
     pub blobs_max: usize,
-    /// Blobs that nobody wants of which one peer may say that it holds them: more than a node's store has. Those of a mirror are at
+    /// Blobs that no member wants of which one peer may say that it holds them: more than a node's store has. Those of a mirror are at
     /// most half of all.
     pub holdings_max: usize,
     /// The same for all members.

@@ -1,7 +1,7 @@
 //! What members say of a blob: what they want, hold, and have lost, and which fill is in force.
 //!
 //! Invariant: pieces are only ever counted under the fill in force. A mirror's word sets it; a peer's want, whose grant a mirror
-//! signed, only while no mirror has spoken and nobody has a piece of another.
+//! signed, only while no mirror has spoken and no peer has a piece of another.
 
 use std::ops::Range;
 
@@ -181,7 +181,7 @@ impl Brain {
         self.swarms[swarm].complete(seat);
         self.stop_wanting(swarm, seat);
         if self.seat_of(slot, &digest).is_none() {
-            // Nobody wants it any more.
+            // No member wants it any more.
             return;
         }
         self.touch(swarm, seat);
@@ -280,7 +280,7 @@ impl Brain {
         stated.is_some()
     }
 
-    /// Begins a fill anew (`None`: one that nobody knows yet): every piece of another is forgotten, whole blobs are not.
+    /// Begins a fill anew (`None`: one that no member knows yet): every piece of another is forgotten, whole blobs are not.
     fn replace_fill(&mut self, swarm: u32, fill: Option<FillId>, map: PieceMap, out: &mut Vec<Command>) {
         let leases: Vec<_> = self.swarms[swarm].granted.iter().copied().collect();
         for lease in leases {
@@ -368,7 +368,7 @@ mod tests {
         assert_eq!(
             site.brain.status().swarms[0].fill,
             Some(FillId(5)),
-            "somebody has pieces of it"
+            "a peer has pieces of it"
         );
     }
 

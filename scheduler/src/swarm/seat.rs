@@ -127,7 +127,7 @@ impl Seat {
         !self.wants && !self.complete && !self.banned && self.have.is_empty()
     }
 
-    /// How far down the queue it stands: least complete first, and whoever got nothing for `aging` as if it held nothing.
+    /// How far down the queue it stands: least complete first, and a seat that got nothing for `aging` as if it held nothing.
     pub(super) fn rank(&self, pieces: u32, now: Time, aging: Time) -> u32 {
         let credit = millis(now.saturating_sub(self.fed_at)) * u64::from(pieces) / millis(aging).max(1);
         self.taken.saturating_sub(u32::try_from(credit).unwrap_or(u32::MAX))

@@ -1,6 +1,7 @@
 //! One blob in one pool: who sits in its swarm, and which seats are hungry, waiting, or a source.
 //!
-//! Invariant: the rolls and counts follow from the seats; whoever changes a seat calls [`Swarm::refresh`] before anything is matched.
+//! Invariant: the rolls and counts follow from the seats: a function that changes a seat calls [`Swarm::refresh`] before anything is
+//! matched.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -11,7 +12,7 @@ use super::{LeaseId, Time, fill::Fill, roll::Roll, seat::Seat, slab::Slab};
 pub(super) struct Swarm {
     pub(super) pool: u32,
     pub(super) digest: Digest,
-    /// Known whenever somebody wants the blob.
+    /// Known whenever a member wants the blob.
     pub(super) fill: Option<Fill>,
     pub(super) revoked: VecDeque<FillId>,
     pub(super) seats: Slab<Seat>,
@@ -45,7 +46,7 @@ pub(super) struct Swarm {
     pub(super) stater_owes: bool,
     /// The authority's signed word for the hashes of all pieces.
     pub(super) list: Option<Arc<SignedPieceHashes>>,
-    /// Since when somebody wants the blob.
+    /// Since when a member wants the blob.
     pub(super) live_since: Time,
     /// When a mirror last brought anything new of it.
     pub(super) progress_at: Time,
@@ -85,7 +86,7 @@ impl Swarm {
         }
     }
 
-    /// Somebody wants the blob.
+    /// Whether a member wants the blob.
     pub(super) fn is_live(&self) -> bool {
         self.wanting > 0
     }

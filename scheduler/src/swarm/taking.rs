@@ -1,4 +1,4 @@
-//! How a receiver uses its leases: the one that lands nothing holds up nobody, and loses them.
+//! How a receiver uses its leases: one that lands nothing holds up no other, and loses them.
 //!
 //! Nothing here rests on a receiver's word alone but that a piece of its own lease has landed, and that ends its part in the lease.
 //!

@@ -1,4 +1,4 @@
-//! Without a mirror, one peer per blob fetches from upstream what nobody has; the others get it from that peer.
+//! Without a mirror, one peer per blob fetches from upstream the pieces that no peer has; the others get it from that peer.
 //!
 //! Invariant: while a seat is chosen, no other seat of its swarm has a lease from upstream.
 

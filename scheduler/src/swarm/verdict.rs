@@ -46,7 +46,7 @@ impl Brain {
     }
 
     /// A mirror states other hashes than these claims, and has not proven its download yet: it is the authority for the fill, but may
-    /// be the one that is wrong. A claimant that holds the whole blob serves nobody until that is known.
+    /// be the one that is wrong. A claimant that holds the whole blob serves no peer until that is known.
     pub(super) fn dispute(&mut self, swarm: u32, differing: &[(u32, Claim)], out: &mut Vec<Command>) {
         let claimants = differing.iter().map(|(_, claim)| claim.member).collect();
         self.forget_words(swarm, &claimants);

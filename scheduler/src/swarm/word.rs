@@ -1,6 +1,6 @@
 //! Whose word for a piece's hash counts.
 //!
-//! The authority's does: a mirror says it in its session, and a list that `authority.key` signed may come from anybody. A peer's own
+//! The authority's does: a mirror says it in its session, and a list that `authority.key` signed may come from any member. A peer's own
 //! word is used only where no mirror has the piece or brings it in time, of one peer at a time, and written down (`Fill`'s claims).
 //!
 //! What follows when a word proves wrong is in `verdict.rs`.
@@ -91,7 +91,7 @@ impl Brain {
         }
     }
 
-    /// A peer states hashes of pieces that it says it holds. What differs from the authority's is not kept; what nobody has stated
+    /// A peer states hashes of pieces that it says it holds. What differs from the authority's is not kept; what no member has stated
     /// is taken if its turn has come. Says whether hashes are still to be asked for.
     pub(super) fn claim_hashes(
         &mut self,
@@ -161,7 +161,7 @@ impl Brain {
         };
         let key = (self.members[slot].pool, *list.digest());
         let Some(&swarm) = self.digests.get(&key) else {
-            // Nobody waits for it. A peer could have it sent again and again.
+            // No member waits for it. A peer could have it sent again and again.
             if self.members[slot].is_mirror() {
                 self.send_list_to_holders(slot, list, out);
             }

@@ -68,7 +68,7 @@ pub(crate) enum Fault {
     Thaw(usize),
     /// The scheduler does nothing for this long; what arrives waits.
     PauseScheduler(Nanos),
-    /// A new brain that knows nothing; everybody reconnects.
+    /// A new brain that knows nothing; every daemon reconnects.
     RestartScheduler,
 }
 

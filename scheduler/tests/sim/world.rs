@@ -204,7 +204,7 @@ impl World {
         self.peers().all(|node| node.finished_at.is_some())
     }
 
-    /// Demands that everybody finishes before `end`; says when the last did.
+    /// Demands that every peer finishes before `end`; says when the last did.
     pub(crate) fn run(&mut self, end: Nanos) -> Nanos {
         while !self.all_finished() {
             assert!(
