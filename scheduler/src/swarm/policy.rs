@@ -43,7 +43,8 @@ pub struct Policy {
     pub word_patience: Time,
     /// Corrupt pieces of others by which a peer's word for their hash is given up.
     pub doubts_max: u32,
-    /// A receiver that lands nothing for this long takes no place from others at its sources.
+    /// A receiver that lands nothing for this long takes no place from others at its sources. One that has never landed a piece has
+    /// `straggler_factor` usual lease times instead, where that is less.
     pub stalled_after: Time,
     /// One that lands nothing for this long, or four times its usual time, loses its leases.
     pub lapses_after: Time,

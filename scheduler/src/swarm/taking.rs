@@ -47,14 +47,12 @@ impl Brain {
             return most;
         }
         let leases = member.fetching.iter().filter_map(|&id| self.leases.get(id));
-        let usual = leases.map(|lease| {
+        let times = leases.map(|lease| {
             let is_peers = lease.source.is_some_and(|source| !self.members[source].is_mirror());
-            self.swarms[lease.swarm].usual.filter(|_| is_peers)
+            let usual = self.swarms[lease.swarm].usual.filter(|_| is_peers);
+            usual.map_or(most, |usual| usual * self.policy.straggler_factor)
         });
-        let usual = usual.min_by_key(|usual| std::cmp::Reverse(usual.unwrap_or(most)));
-        let time = usual
-            .flatten()
-            .map_or(most, |usual| usual * self.policy.straggler_factor);
+        let time = times.max().unwrap_or(most);
         time.clamp(self.policy.rematch_every * 2, most)
     }
 
