@@ -182,6 +182,24 @@ impl PieceSet {
         was
     }
 
+    /// Whether any piece of `other` is in the set.
+    pub fn has_any(&self, other: &Self) -> bool {
+        self.words
+            .iter()
+            .zip(&other.words)
+            .any(|(word, other)| word & other != 0)
+    }
+
+    /// Takes out all that `other`, a set over as many pieces, has; says how many were there. A word at a time.
+    pub fn subtract(&mut self, other: &Self) -> u32 {
+        let before = self.count;
+        for (word, &gone) in self.words.iter_mut().zip(&other.words) {
+            self.count -= (*word & gone).count_ones();
+            *word &= !gone;
+        }
+        before - self.count
+    }
+
     /// The pieces, ascending.
     pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
         (0..)
@@ -301,39 +319,58 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn pieces_tile_the_blob(blob_bytes in 0_u64..10_000, piece_bytes in 1_u64..600) {
-            let map = PieceMap::new(blob_bytes, piece_bytes).unwrap();
-            let mut end = 0;
-            for index in 0..map.count() {
-                let range = map.range(index);
-                prop_assert_eq!(range.start, end);
-                prop_assert!(range.end > range.start);
-                prop_assert_eq!(map.piece_at(range.start), Some(index));
-                prop_assert_eq!(map.piece_at(range.end - 1), Some(index));
-                end = range.end;
-            }
-            prop_assert_eq!(end, blob_bytes);
-            prop_assert_eq!(map.len(map.count()), 0);
-        }
-
-        #[test]
-        fn a_piece_set_behaves_like_a_set(capacity in 0_u32..300, pieces in btree_set(0_u32..300, 0..100)) {
-            let mut set = PieceSet::new(capacity);
-            for &piece in &pieces {
-                prop_assert_eq!(set.insert(piece), piece < capacity);
-                prop_assert!(!set.insert(piece));
-            }
-            let kept: Vec<u32> = pieces.into_iter().filter(|&piece| piece < capacity).collect();
-            prop_assert_eq!(set.iter().collect::<Vec<_>>(), kept.clone());
-            prop_assert_eq!(set.missing().count() + kept.len(), capacity as usize);
-            prop_assert_eq!(PieceSet::from_bytes(capacity, &set.to_bytes()), Some(set.clone()));
-            for piece in kept {
-                prop_assert!(set.remove(piece));
-            }
-            prop_assert!(set.is_empty());
-        }
+            #[test]
+            fn subtracting_a_set_is_removing_each_of_its_pieces(
+                held in btree_set(0..200_u32, 0..200),
+                gone in btree_set(0..200_u32, 0..100),
+            ) {
+                let set = |pieces: &std::collections::BTreeSet<u32>| {
+                    let mut set = PieceSet::new(200);
+                    for &piece in pieces {
+     set.insert(piece);
     }
+                    set
+                };
+                let (mut subtracted, other) = (set(&held), set(&gone));
+                prop_assert_eq!(subtracted.has_any(&other), !held.is_disjoint(&gone));
+                let taken = subtracted.subtract(&other) as usize;
+                prop_assert_eq!(taken, held.intersection(&gone).count());
+                prop_assert_eq!(subtracted, set(&held.difference(&gone).copied().collect()));
+            }
+
+            #[test]
+            fn pieces_tile_the_blob(blob_bytes in 0_u64..10_000, piece_bytes in 1_u64..600) {
+                let map = PieceMap::new(blob_bytes, piece_bytes).unwrap();
+                let mut end = 0;
+                for index in 0..map.count() {
+                    let range = map.range(index);
+                    prop_assert_eq!(range.start, end);
+                    prop_assert!(range.end > range.start);
+                    prop_assert_eq!(map.piece_at(range.start), Some(index));
+                    prop_assert_eq!(map.piece_at(range.end - 1), Some(index));
+                    end = range.end;
+                }
+                prop_assert_eq!(end, blob_bytes);
+                prop_assert_eq!(map.len(map.count()), 0);
+            }
+
+            #[test]
+            fn a_piece_set_behaves_like_a_set(capacity in 0_u32..300, pieces in btree_set(0_u32..300, 0..100)) {
+                let mut set = PieceSet::new(capacity);
+                for &piece in &pieces {
+                    prop_assert_eq!(set.insert(piece), piece < capacity);
+                    prop_assert!(!set.insert(piece));
+                }
+                let kept: Vec<u32> = pieces.into_iter().filter(|&piece| piece < capacity).collect();
+                prop_assert_eq!(set.iter().collect::<Vec<_>>(), kept.clone());
+                prop_assert_eq!(set.missing().count() + kept.len(), capacity as usize);
+                prop_assert_eq!(PieceSet::from_bytes(capacity, &set.to_bytes()), Some(set.clone()));
+                for piece in kept {
+                    prop_assert!(set.remove(piece));
+                }
+                prop_assert!(set.is_empty());
+            }
+        }
 
     #[test]
     fn a_bitmap_of_another_size_is_refused() {

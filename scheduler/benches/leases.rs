@@ -22,7 +22,7 @@ fn main() {
     }
 }
 
-/// Time passes by a nanosecond a lease, so that nobody falls silent.
+/// Time passes by a nanosecond a lease, so that no member falls silent.
 fn hand_out(peers: u32, pieces: u32, leases_max: u64) -> (u64, Duration) {
     let digest = Digest::of(b"layer");
     let map = PieceMap::new(u64::from(pieces) << 20, 1 << 20).expect("a blob of 1 MiB pieces");

@@ -11,7 +11,7 @@ pub(crate) fn unix_seconds() -> u64 {
         .map_or(0, |since| since.as_secs())
 }
 
-/// Bytes that nobody can foresee.
+/// Bytes that no caller can foresee.
 pub(crate) fn random<const N: usize>() -> [u8; N]
 where
     [u8; N]: ring::rand::RandomlyConstructable,

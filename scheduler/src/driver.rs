@@ -56,7 +56,7 @@ pub(crate) enum Input {
     Status {
         reply: oneshot::Sender<Snapshot>,
     },
-    /// Is anybody there?
+    /// Asks the task for a sign of life.
     Ping {
         reply: oneshot::Sender<()>,
     },
@@ -178,7 +178,7 @@ impl Driver {
             }
             Input::Admission => self.review(),
             Input::Status { reply } => {
-                // Whoever asked may have gone.
+                // The caller may have gone.
                 let _ = reply.send(self.snapshot());
             }
             Input::Ping { reply } => {

@@ -91,7 +91,7 @@ impl Metrics {
         );
     }
 
-    /// Nobody has a session yet, or any more.
+    /// No daemon has a session yet, or any more.
     pub(crate) fn reset_sessions(&self) {
         for role in [Role::Peer, Role::Mirror] {
             self.sessions.get_or_create(&[("role", role_name(role))]).set(0);

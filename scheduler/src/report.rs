@@ -179,7 +179,7 @@ impl ReportReader {
         })
     }
 
-    /// Whoever repeats it: the authority's signature is what counts.
+    /// From any member: the authority's signature counts.
     fn piece_hashes(&self, list: &wire::PieceHashes) -> Result<Arc<SignedPieceHashes>, ReadReportError> {
         let list =
             SignedPieceHashes::from_wire(list, &self.authority).map_err(|_| malformed("list of piece hashes"))?;
@@ -189,7 +189,7 @@ impl ReportReader {
         }
     }
 
-    /// Digests that cannot be read are left out, so that one of a later release costs nobody the rest.
+    /// Digests that cannot be read are left out, so that one of a later release does not cost the rest.
     fn inventory(&self, inventory: &wire::Inventory, events: &mut Vec<Event>) -> Result<(), ReadReportError> {
         if inventory.complete.len() > wire::INVENTORY_CHUNK_MAX {
             return Err(malformed("inventory"));
@@ -243,7 +243,7 @@ fn outcome(ended: &wire::LeaseEnded) -> Outcome {
         wire::Outcome::Corrupt => Outcome::Corrupt { piece },
         wire::Outcome::Missing => Outcome::Missing { piece },
         wire::Outcome::Refused => Outcome::Refused,
-        // An outcome of a later release, too: the lease is over, and nobody is to blame for what is not understood.
+        // An outcome of a later release, too: the lease is over, and no source is to blame for a reason that is not understood.
         wire::Outcome::Cancelled | wire::Outcome::Unspecified => Outcome::Cancelled,
     }
 }
@@ -258,7 +258,7 @@ fn malformed(field: &'static str) -> ReadReportError {
     ReadReportError::Malformed { field }
 }
 
-/// Smaller pieces than twice their hash serve nobody, and the hashes of a lease of them would not fit a message.
+/// Smaller pieces than twice their hash serve no purpose, and the hashes of a lease of them would not fit a message.
 const PIECE_BYTES_FLOOR: u64 = 2 * PIECE_HASH_BYTES as u64;
 
 #[cfg(test)]

@@ -101,7 +101,7 @@ impl SessionEnd {
     }
 }
 
-/// Why nobody was admitted.
+/// Why the daemon was not admitted.
 enum GreetError {
     Refused(RefuseHelloError),
     /// The connection ended first.
@@ -181,7 +181,7 @@ impl Sessions {
         let refused = wire::Refused {
             reason: refusal.to_string(),
         };
-        // Whoever does not wait for the answer has it in our log.
+        // For a daemon that does not wait for the answer, our log has it.
         let _ = timeout(HELLO_WAIT, send(orders, Kind::Refused(refused))).await;
     }
 

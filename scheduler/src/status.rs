@@ -11,7 +11,7 @@ use crate::{
     swarm::{MemberId, MemberStatus, Status, SwarmStatus},
 };
 
-/// Taken by the task that places; read by whoever asked, so that placement does not wait for the writing.
+/// Taken by the task that places; read by the request that asked, so that placement does not wait for the writing.
 pub(crate) struct Snapshot {
     pub(crate) status: Status,
     pub(crate) contacts: HashMap<MemberId, Contact>,

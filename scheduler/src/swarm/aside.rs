@@ -30,7 +30,7 @@ pub(super) struct Asides {
     everybody: Backoff,
     /// At most [`RECEIVERS_MAX`], the latest to complain last.
     receivers: Vec<(MemberId, Backoff)>,
-    /// Distinct receivers that complained since the source last served anybody.
+    /// Distinct receivers that complained since the source last served a receiver.
     accusers: Vec<MemberId>,
 }
 
@@ -59,7 +59,7 @@ impl Asides {
         self.receivers.push((receiver, backoff));
     }
 
-    /// `receiver` says that the source does not serve: enough distinct ones in a row, and everybody leaves it alone.
+    /// `receiver` says that the source does not serve: enough distinct ones in a row, and all leave it alone.
     pub(super) fn accuse(&mut self, receiver: MemberId, now: Time, policy: &Policy) {
         self.strike(receiver, now, policy);
         if !self.accusers.contains(&receiver) {
@@ -71,7 +71,7 @@ impl Asides {
         }
     }
 
-    /// The source has served somebody: three broken receivers must not take it from the others.
+    /// The source has served a receiver: three broken receivers must not take it from the others.
     pub(super) fn serve(&mut self, receiver: MemberId) {
         self.accusers.clear();
         self.receivers.retain(|(of, _)| *of != receiver);
@@ -116,7 +116,7 @@ mod tests {
         assert!(!asides.for_everybody(now));
         asides.serve(MemberId(4));
         asides.accuse(MemberId(3), now, &policy);
-        assert!(!asides.for_everybody(now), "it served somebody in between");
+        assert!(!asides.for_everybody(now), "it served a receiver in between");
         asides.accuse(MemberId(1), now, &policy);
         asides.accuse(MemberId(2), now, &policy);
         assert!(asides.for_everybody(now));

@@ -1,6 +1,6 @@
 //! The brain's tables and its two entrances; what happens behind them is in this folder's other files.
 //!
-//! Invariant: between two calls nobody is left to be matched but those whom a tick will try again.
+//! Invariant: between two calls the only members left to be matched are those that a tick will try again.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -18,7 +18,7 @@ use super::{
     member::{MemberState, Pool},
     slab::Slab,
     swarm::Swarm,
-    word::CONVICTED_MAX,
+    verdict::CONVICTED_MAX,
 };
 
 /// Decides who fetches what from whom.
@@ -117,7 +117,7 @@ impl Brain {
             } => self.have(member, digest, (fill, map), first, &hashes, out),
             Event::Complete { member, digest } => self.complete(member, digest, out),
             Event::Lost { member, digest } => self.lost(member, &digest, out),
-            Event::Proven { member, digest, fill } => self.proven(member, &digest, fill),
+            Event::Proven { member, digest, fill } => self.proven(member, &digest, fill, out),
             Event::Revoke { member, digest, fill } => self.revoke(member, &digest, fill, out),
             Event::Doubt { member, digest, fill } => self.doubt(member, &digest, fill, out),
             Event::PieceHashes { member, list } => self.piece_hashes(member, &list, out),
@@ -157,7 +157,7 @@ impl Brain {
         }
     }
 
-    /// Matches everybody who gained room or pieces: sources first, as it is they who find the least complete receiver.
+    /// Matches the members that gained room or pieces: sources first, since they find the least complete receiver.
     fn settle(&mut self, out: &mut Vec<Command>) {
         loop {
             if let Some((swarm, seat)) = self.takers.pop_front() {
@@ -191,18 +191,20 @@ impl Brain {
         }
         self.describe(swarm, out);
         self.steal(swarm, out);
-        let state = &self.swarms[swarm];
-        let most = self.policy.receivers_sampled;
-        let [waiting, hungry, unproven] = [&state.waiting, &state.hungry, &state.unproven].map(|roll| {
-            let start = self.dice.below(roll.len());
-            let seats = roll.as_slice().iter().cycle().skip(start);
-            seats.take(most.min(roll.len())).copied().collect::<Vec<u32>>()
-        });
+        let (mut takers, mut unproven) = (Vec::new(), Vec::new());
+        self.sample(swarm, |state| &state.waiting, &mut takers);
+        if self.swarms[swarm].idle.is_empty() {
+            self.sample(swarm, |state| &state.hungry, &mut takers);
+        } else {
+            self.sample(swarm, |state| &state.landing, &mut takers);
+            self.sample(swarm, |state| &state.new, &mut takers);
+            self.sample(swarm, |state| &state.idle, &mut takers);
+        }
+        self.sample(swarm, |state| &state.unproven, &mut unproven);
         for seat in unproven {
             self.compare(swarm, seat, out);
         }
-        let takers = waiting.into_iter().chain(hungry);
-        self.takers.extend(takers.map(|seat| (swarm, seat)));
+        self.takers.extend(takers.into_iter().map(|seat| (swarm, seat)));
         self.rouse(swarm);
     }
 

@@ -1,4 +1,4 @@
-//! Who holds the whole of blobs that nobody wants: a few bytes for each, not a swarm.
+//! The holders of whole blobs that no member wants: a few bytes for each, not a swarm.
 //!
 //! A claim costs about [`CLAIM_BYTES`]; all of them stay below [`HOLDINGS_BYTES_MAX`]. A member has at most as many as a store may
 //! hold, and where the table is full the member with the most gives way, so that one that claims a million takes from itself.
@@ -125,7 +125,7 @@ impl Holdings {
 }
 
 impl Brain {
-    /// A member holds a blob that nobody wants.
+    /// A member holds a blob that no member wants.
     pub(super) fn note_holding(&mut self, slot: u32, digest: &Digest) {
         let member = &self.members[slot];
         let key = Key::new(member.pool, digest);
@@ -159,7 +159,7 @@ impl Brain {
         }
     }
 
-    /// Passes a list on to those who hold the blob, which nobody wants.
+    /// Passes a list on to the holders of a blob that no member wants.
     pub(super) fn send_list_to_holders(
         &self,
         from: u32,

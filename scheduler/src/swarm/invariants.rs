@@ -2,14 +2,20 @@
 
 use piecemeal_proto::PieceSet;
 
-use super::{Brain, brain::Timer, lease::LeaseState, member::STALLED_FACTOR, swarm::Swarm};
+use super::{
+    Brain,
+    brain::Timer,
+    lease::LeaseState,
+    member::{STALLED_FACTOR, Standing},
+    swarm::Swarm,
+};
 
 impl Brain {
     /// Asserts everything that the other files promise. For tests: it costs O(everything).
     pub fn check_invariants(&self) {
         assert!(
             self.givers.is_empty() && self.takers.is_empty(),
-            "everybody was matched"
+            "every member was matched"
         );
         self.check_members();
         self.holdings.check();
@@ -48,9 +54,11 @@ impl Brain {
                 "a receiver's too"
             );
             fetching += member.fetching.len();
-            let stalled = member.serving.iter().filter_map(|&id| self.leases.get(id));
-            let stalled = stalled.filter(|lease| self.members[lease.receiver].stalled);
-            assert_eq!(stalled.count(), member.stalled_serving);
+            for standing in Standing::ALL {
+                let serving = member.serving.iter().filter_map(|&id| self.leases.get(id));
+                let counted = serving.filter(|lease| self.members[lease.receiver].standing() == standing);
+                assert_eq!(counted.count(), member.count(standing), "{standing:?}");
+            }
             assert!(
                 member.taking_watched || member.fetching.is_empty(),
                 "a stall would be noticed"
@@ -137,9 +145,16 @@ impl Brain {
                 swarm.hungry.contains(index),
                 lacking && seat.leases < self.policy.leases_deep
             );
+            let parts = [&swarm.landing, &swarm.idle, &swarm.new];
+            let parts = parts.iter().filter(|roll| roll.contains(index)).count();
+            assert_eq!(
+                parts,
+                usize::from(swarm.hungry.contains(index)),
+                "each of the hungry is of one part"
+            );
             assert_eq!(
                 swarm.sources.contains(index),
-                !seat.banned && (seat.complete || !seat.have.is_empty())
+                seat.is_believed() && (seat.complete || !seat.have.is_empty())
             );
             assert_eq!(swarm.mirrors.contains(&index), seat.mirror);
             assert_eq!(swarm.unproven.contains(index), !seat.unproven.is_empty());

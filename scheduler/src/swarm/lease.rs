@@ -74,8 +74,13 @@ impl Brain {
         out: &mut Vec<Command>,
     ) {
         let now = self.now;
+        let receiver = self.swarms[swarm].seats[seat].member;
+        if let Some(source) = source.filter(|&source| self.members[source].is_full(&self.policy))
+            && let Some(idle) = self.overtaken_by(receiver, source)
+        {
+            self.lapse(idle, out);
+        }
         let state = &mut self.swarms[swarm];
-        let receiver = state.seats[seat].member;
         let id = self.leases.insert(|id| LeaseState {
             id,
             swarm,
@@ -100,7 +105,10 @@ impl Brain {
         self.trim(swarm);
         let state = &mut self.swarms[swarm];
         state.refresh(seat, self.policy.leases_deep);
-        let fill = state.fill.as_ref().expect("who wants a blob has stated a fill");
+        let fill = state.fill.as_mut().expect("who wants a blob has stated a fill");
+        if source.is_some() {
+            fill.note_use(run.pieces());
+        }
         let lease = Lease {
             id,
             digest: state.digest,
@@ -118,6 +126,7 @@ impl Brain {
         self.watch_taking(receiver);
         if let Some(source) = source {
             self.members[source].serving.push(id);
+            self.note_lease(receiver, source);
             self.members[source].live.insert(swarm);
             self.watch(source);
         }
@@ -146,8 +155,7 @@ impl Brain {
         if state.outstanding == 0 {
             state.granted.clear();
         }
-        self.members[lease.receiver].fetching.retain(|&other| other != id);
-        self.note_lease_over(lease.receiver, lease.source);
+        self.note_lease_over(id, lease.receiver, lease.source);
         if let Some(source) = lease.source {
             self.members[source].serving.retain(|&other| other != id);
             self.givers.push_back((source, lease.swarm));

@@ -13,6 +13,24 @@ use super::{
     aside::{Asides, Backoff},
 };
 
+/// How a receiver's leases count at their sources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It lands what it is leased: each lease takes a place.
+    Landing,
+    /// It has landed nothing yet, and had no time to: likewise.
+    New,
+    /// It has landed something, and nothing for a while: its leases take no place.
+    Stalled,
+    /// It has landed nothing, although it had the time: likewise, and its leases end when another needs the room.
+    Idle,
+}
+
+impl Standing {
+    const COUNT: usize = 4;
+    pub(super) const ALL: [Self; Self::COUNT] = [Self::Landing, Self::New, Self::Stalled, Self::Idle];
+}
+
 pub(super) struct MemberState {
     pub(super) id: MemberId,
     pub(super) info: Member,
@@ -32,14 +50,16 @@ pub(super) struct MemberState {
     pub(super) fetching: Vec<LeaseId>,
     /// Leases that name it as the source.
     pub(super) serving: Vec<LeaseId>,
-    /// Of `serving`, those whose receiver has stalled: they take no place.
-    pub(super) stalled_serving: usize,
+    /// Of `serving`, how many are of which standing.
+    places: [usize; Standing::COUNT],
     /// As a receiver: when a piece of its leases last landed, or the first of them was given.
     pub(super) landed_at: Time,
     /// What a lease usually takes it.
     pub(super) usual: Option<Time>,
     /// It lands what it is leased in good time.
     pub(super) proven: bool,
+    /// A piece of its leases has landed since it joined, or last lost its leases for landing nothing. Until then it is a newcomer.
+    pub(super) landed: bool,
     /// It has landed nothing for a while.
     pub(super) stalled: bool,
     /// Times that it did, since a piece last landed in good time.
@@ -55,7 +75,7 @@ pub(super) struct MemberState {
     pub(super) taking_watched: bool,
     /// Seat by swarm.
     pub(super) seats: BTreeMap<u32, u32>,
-    /// Those of its swarms that somebody wants and in which it has been seen; others may linger.
+    /// Those of its swarms that a member wants and in which it has been seen; others may linger.
     pub(super) live: BTreeSet<u32>,
     /// The swarm that it served last; the next has the next turn.
     pub(super) turn: u32,
@@ -81,10 +101,11 @@ impl MemberState {
             window: policy.mirror_uploads_min as usize,
             fetching: Vec::new(),
             serving: Vec::new(),
-            stalled_serving: 0,
+            places: [0; Standing::COUNT],
             landed_at: Time::ZERO,
             usual: None,
             proven: false,
+            landed: false,
             stalled: false,
             stalls: 0,
             allowance: policy.leases_max as usize,
@@ -108,12 +129,47 @@ impl MemberState {
 
     /// Whether one more lease may name it as the source.
     pub(super) fn has_room(&self, policy: &Policy, urgent: bool) -> bool {
-        let max = match self.info.role {
+        self.places_taken(policy) < self.places(policy, urgent)
+            && (!self.is_full(policy) || self.count(Standing::Idle) > 0)
+    }
+
+    /// Whether it has as many leases as it may have at all: one more takes the place of an idle newcomer's.
+    pub(super) fn is_full(&self, policy: &Policy) -> bool {
+        self.serving.len() >= self.serving_max(policy) * STALLED_FACTOR
+    }
+
+    /// Leases of receivers that land pieces that it may have at once.
+    fn places(&self, policy: &Policy, urgent: bool) -> usize {
+        match self.info.role {
             Role::Peer if self.slow => 1,
             Role::Mirror if !urgent => self.window,
             _ => self.serving_max(policy),
-        };
-        self.places_taken() < max && self.serving.len() < self.serving_max(policy) * STALLED_FACTOR
+        }
+    }
+
+    /// Whether one more lease of an idle newcomer fits beside all that land pieces.
+    pub(super) fn has_room_for_idle(&self, policy: &Policy) -> bool {
+        self.count(Standing::Idle) < self.serving_max(policy) && !self.is_full(policy)
+    }
+
+    /// Leases of this standing that name it as the source.
+    pub(super) fn count(&self, standing: Standing) -> usize {
+        self.places[standing as usize]
+    }
+
+    pub(super) fn count_mut(&mut self, standing: Standing) -> &mut usize {
+        &mut self.places[standing as usize]
+    }
+
+    /// How its leases count at their sources.
+    pub(super) fn standing(&self) -> Standing {
+        match (self.landed, self.stalled) {
+            (true, false) => Standing::Landing,
+            (true, true) => Standing::Stalled,
+            (false, true) => Standing::Idle,
+            (false, false) if self.stalls > 0 || self.lapses > 0 => Standing::Idle,
+            (false, false) => Standing::New,
+        }
     }
 
     /// As a receiver it has landed nothing of what it was last leased: others come first, whatever they hold.
@@ -121,14 +177,20 @@ impl MemberState {
         self.stalls > 0 || self.lapses > 0 || self.gave_up > 0
     }
 
-    /// Leases that name it as the source and whose receivers land pieces.
-    fn places_taken(&self) -> usize {
-        self.serving.len() - self.stalled_serving
+    /// Leases that name it as the source and take a place. While there are idle newcomers among its receivers, the other newcomers
+    /// take half of the places at most, and share the room of the idle ones: most of them will be idle too.
+    fn places_taken(&self, policy: &Policy) -> usize {
+        let new = self.count(Standing::New);
+        let new = match self.count(Standing::Idle) {
+            0 => new,
+            _ => new.min((self.places(policy, false) / 2).max(1)),
+        };
+        self.count(Standing::Landing) + new
     }
 
     /// Whether one more lease to a receiver that has not shown that it lands any would leave a mirror a place for one that has.
-    pub(super) fn has_room_to_try(&self) -> bool {
-        self.info.role == Role::Peer || self.places_taken() + 1 < self.window
+    pub(super) fn has_room_to_try(&self, policy: &Policy) -> bool {
+        self.info.role == Role::Peer || self.places_taken(policy) + 1 < self.window
     }
 
     /// The most leases that may ever name it as the source at once.
@@ -164,7 +226,7 @@ pub(super) struct Pool {
     pub(super) mirrors_changed: Time,
     /// When one last brought anything new of a blob.
     pub(super) progress_at: Time,
-    /// Since when somebody has had to do without a mirror.
+    /// Since when a member has had to do without a mirror.
     pub(super) lost_since: Option<Time>,
 }
 

@@ -178,7 +178,7 @@ pub enum Command {
         to: MemberId,
         digest: Digest,
         fill: FillId,
-        pieces: Vec<Range<u32>>,
+        pieces: Arc<[Range<u32>]>,
     },
     /// For a member that wants or holds the blob: to be kept beside it.
     PieceHashes {

@@ -6,7 +6,7 @@
 //!
 //! Members connect ([`Event::Joined`]) and say what they want and hold of a blob. A swarm is one blob in one pool; a seat is a
 //! member's place in it. A lease is an order to fetch a run of pieces from a source; a piece is, for each receiver, had, leased or
-//! missing, exactly one. Every event changes seats first, then whoever gained room or pieces is matched:
+//! missing, exactly one. Every event changes seats first, then the members that gained room or pieces are matched:
 //!
 //! - a source with room looks at a sample of hungry receivers and serves the least complete ([`Brain`]'s `give`);
 //! - a receiver with room looks at a sample of sources ([`Brain`]'s `supply`);
@@ -46,6 +46,7 @@ mod taking;
 #[cfg(test)]
 mod testing;
 mod upstream;
+mod verdict;
 mod waiting;
 mod word;
 

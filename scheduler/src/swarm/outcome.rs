@@ -243,7 +243,7 @@ mod tests {
         assert_eq!(lease.first, 0);
         site.end(peer(1), lease.id, Outcome::Missing { piece: 0 });
         site.pass(Time::from_millis(900), &[]);
-        assert!(site.leases().is_empty(), "nobody has it");
+        assert!(site.leases().is_empty(), "no source has it");
         site.have(MIRROR, 0..1);
         assert_eq!(site.lease().1.first, 0);
     }

@@ -4,7 +4,10 @@
 
 use super::{
     Brain, Command, Priority, Time,
+    member::Standing,
+    roll::Roll,
     run::{Pairing, Run, patience},
+    swarm::Swarm,
 };
 
 /// What a source may be asked for.
@@ -42,7 +45,7 @@ impl Brain {
         }
     }
 
-    /// The swarm whose turn it is at a source; forgets those that nobody wants any more.
+    /// The swarm whose turn it is at a source; forgets those that no member wants any more.
     fn next_swarm(&mut self, giver: u32) -> Option<u32> {
         for _ in 0..SWARMS_SAMPLED {
             let member = &mut self.members[giver];
@@ -72,18 +75,41 @@ impl Brain {
         if self.give_waiting((swarm, source), out) {
             return true;
         }
+        if self.members[giver].count(Standing::Idle) == 0 {
+            return self.give_sampled(giver, (swarm, source), &[|state| &state.hungry], choice, out);
+        }
+        self.give_sampled(
+            giver,
+            (swarm, source),
+            &[|state| &state.landing, |state| &state.new],
+            choice,
+            out,
+        ) || self.give_sampled(giver, (swarm, source), &[|state| &state.idle], choice, out)
+    }
+
+    /// Gives to the first that can be served of a sample of each roll.
+    fn give_sampled(
+        &mut self,
+        giver: u32,
+        (swarm, source): (u32, u32),
+        rolls: &[fn(&Swarm) -> &Roll],
+        choice: Choice,
+        out: &mut Vec<Command>,
+    ) -> bool {
+        let mut sampled = Vec::new();
+        for roll in rolls {
+            self.sample(swarm, *roll, &mut sampled);
+        }
         let state = &self.swarms[swarm];
-        let start = self.dice.below(state.hungry.len());
         let pieces = state.pieces();
         let zone = state.seats[source].zone;
-        let sample = state.hungry.as_slice().iter().cycle().skip(start);
         // Equals come as the sample has them: by their seats, the first to come would always be the first.
-        let mut ranked: Vec<(bool, bool, u32, bool, usize, u32)> = sample
-            .take(self.policy.receivers_sampled.min(state.hungry.len()))
+        let mut ranked: Vec<(bool, bool, u32, bool, usize, u32)> = sampled
+            .into_iter()
             .enumerate()
-            .map(|(place, &receiver)| {
+            .map(|(place, receiver)| {
                 let seat = &state.seats[receiver];
-                // What only a slow uplink has, everybody waits for.
+                // Every receiver waits for a piece that only a slow uplink has.
                 let slow = choice == Choice::Inject && self.members[seat.member].slow;
                 let rank = seat.rank(pieces, self.now, self.policy.aging);
                 let doubtful = self.members[seat.member].is_doubtful();
@@ -97,6 +123,14 @@ impl Brain {
             }
         }
         false
+    }
+
+    /// As many seats of a roll as one event looks at, from a random one on.
+    pub(super) fn sample(&mut self, swarm: u32, roll: fn(&Swarm) -> &Roll, into: &mut Vec<u32>) {
+        let roll = roll(&self.swarms[swarm]);
+        let start = self.dice.below(roll.len());
+        let seats = roll.as_slice().iter().cycle().skip(start);
+        into.extend(seats.take(self.policy.receivers_sampled.min(roll.len())));
     }
 
     /// Finds sources for a receiver while it has room.
@@ -169,7 +203,8 @@ impl Brain {
             || !self.is_usable(taking.member)
             || member.fetching.len() >= self.policy.leases_max as usize + urgent
             || !self.may_take(taking.member, urgent > 0)
-            || !(member.proven || urgent > 0 || self.members[giving.member].has_room_to_try())
+            || !(member.proven || urgent > 0 || self.members[giving.member].has_room_to_try(&self.policy))
+            || !self.has_room_for(giving.member, taking.member)
             || self.members[giving.member].asides.between(member.id, self.now)
         {
             return None;
@@ -197,6 +232,15 @@ impl Brain {
                 let start = self.dice.next();
                 pairing.rarest(start, self.policy.pieces_sampled, |piece| ripe(piece, patience))
             }
+        }
+    }
+
+    /// Whether a source's room is for this receiver: those that do nothing with their leases get what the others leave.
+    fn has_room_for(&self, giver: u32, taker: u32) -> bool {
+        let giving = &self.members[giver];
+        match self.members[taker].standing() {
+            Standing::Idle => giving.has_room_for_idle(&self.policy),
+            _ => !giving.is_full(&self.policy) || self.overtaken_by(taker, giver).is_some(),
         }
     }
 
@@ -250,7 +294,7 @@ mod tests {
             leases.extend(site.leases());
         }
         assert_eq!(injected.iter().collect::<BTreeSet<_>>().len(), 8);
-        assert_eq!(injected.len(), 8, "links were fast: nobody needed the mirror twice");
+        assert_eq!(injected.len(), 8, "links were fast: no peer needed the mirror twice");
     }
 
     #[test]
@@ -272,6 +316,20 @@ mod tests {
         site.want(peer(2), 0..10);
         site.have(MIRROR, 63..64);
         assert_eq!(site.lease().0, peer(1));
+    }
+
+    #[test]
+    fn a_member_that_landed_pieces_of_another_blob_is_no_newcomer() {
+        let mut site = Site::new(64, 2);
+        site.want(peer(2), []);
+        site.have(MIRROR, 0..1);
+        site.end(peer(2), site.lease().1.id, Outcome::Done);
+        site.digest = piecemeal_proto::Digest::of(b"another");
+        site.want(peer(1), []);
+        site.want(peer(2), []);
+        let swarm = site.brain.digests[&(site.brain.members[0].pool, site.digest)];
+        let state = &site.brain.swarms[swarm];
+        assert_eq!((state.new.len(), state.landing.len()), (1, 1));
     }
 
     #[test]

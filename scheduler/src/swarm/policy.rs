@@ -26,7 +26,7 @@ pub struct Policy {
     /// How long a source that failed is left alone: doubling from the first to the last.
     pub set_aside_first: Time,
     pub set_aside_max: Time,
-    /// So many distinct receivers in a row set a source aside for everybody.
+    /// So many distinct receivers in a row set a source aside for all.
     pub accusers: usize,
     /// Corrupt sources that are believed of one receiver and blob.
     pub accusations_max: u32,
@@ -43,7 +43,8 @@ pub struct Policy {
     pub word_patience: Time,
     /// Corrupt pieces of others by which a peer's word for their hash is given up.
     pub doubts_max: u32,
-    /// A receiver that lands nothing for this long takes no place from others at its sources.
+    /// A receiver that lands nothing for this long takes no place from others at its sources. One that has never landed a piece has
+    /// `straggler_factor` usual lease times instead, where that is less.
     pub stalled_after: Time,
     /// One that lands nothing for this long, or four times its usual time, loses its leases.
     pub lapses_after: Time,
@@ -59,7 +60,7 @@ pub struct Policy {
     pub wants_max: usize,
     /// Blobs in whose swarms one member may sit.
     pub blobs_max: usize,
-    /// Blobs that nobody wants of which one peer may say that it holds them: more than a node's store has. Those of a mirror are at
+    /// Blobs that no member wants of which one peer may say that it holds them: more than a node's store has. Those of a mirror are at
     /// most half of all.
     pub holdings_max: usize,
     /// The same for all members.

@@ -1,7 +1,7 @@
 //! What members say of a blob: what they want, hold, and have lost, and which fill is in force.
 //!
 //! Invariant: pieces are only ever counted under the fill in force. A mirror's word sets it; a peer's want, whose grant a mirror
-//! signed, only while no mirror has spoken and nobody has a piece of another.
+//! signed, only while no mirror has spoken and no peer has a piece of another.
 
 use std::ops::Range;
 
@@ -62,6 +62,7 @@ impl Brain {
             let state = &mut self.swarms[swarm];
             state.seats[seat].wants = true;
             state.seats[seat].fed_at = self.now;
+            state.seats[seat].is_known = self.members[slot].landed;
             if state.wanting == 0 {
                 state.live_since = self.now;
             }
@@ -145,7 +146,7 @@ impl Brain {
             if news {
                 self.note_progress(swarm);
             }
-            self.state_hashes(swarm, first, hashes, out);
+            self.state_hashes((swarm, seat), first, hashes, out);
             let fill = self.swarms[swarm].fill.as_ref();
             fill.is_some_and(|fill| (first..).take(hashes.len()).any(|piece| !fill.hashed.contains(piece)))
         } else {
@@ -171,11 +172,16 @@ impl Brain {
             return;
         };
         self.cancel_fetches(slot, swarm, out);
+        let held = &self.swarms[swarm].seats[seat];
+        if held.mirror && held.have.capacity() > 0 && held.have.is_full() {
+            // All that it stated of this fill is of the blob that it has proven.
+            self.judge(swarm, out);
+        }
         self.release(swarm, seat);
         self.swarms[swarm].complete(seat);
         self.stop_wanting(swarm, seat);
         if self.seat_of(slot, &digest).is_none() {
-            // Nobody wants it any more.
+            // No member wants it any more.
             return;
         }
         self.touch(swarm, seat);
@@ -198,14 +204,13 @@ impl Brain {
         }
     }
 
-    pub(super) fn proven(&mut self, member: MemberId, digest: &Digest, fill: FillId) {
+    pub(super) fn proven(&mut self, member: MemberId, digest: &Digest, fill: FillId, out: &mut Vec<Command>) {
         let Some((swarm, _)) = self.mirror_seat(member, digest) else {
             return;
         };
-        if let Some(filled) = &mut self.swarms[swarm].fill
-            && filled.id == fill
-        {
-            filled.proven = true;
+        let is_in_force = self.swarms[swarm].fill.as_ref().is_some_and(|filled| filled.id == fill);
+        if is_in_force {
+            self.judge(swarm, out);
         }
     }
 
@@ -275,7 +280,7 @@ impl Brain {
         stated.is_some()
     }
 
-    /// Begins a fill anew (`None`: one that nobody knows yet): every piece of another is forgotten, whole blobs are not.
+    /// Begins a fill anew (`None`: one that no member knows yet): every piece of another is forgotten, whole blobs are not.
     fn replace_fill(&mut self, swarm: u32, fill: Option<FillId>, map: PieceMap, out: &mut Vec<Command>) {
         let leases: Vec<_> = self.swarms[swarm].granted.iter().copied().collect();
         for lease in leases {
@@ -299,6 +304,7 @@ impl Brain {
                 seat.taken = 0;
                 seat.waiting = None;
             }
+            state.acquit(index);
             state.refresh(index, self.policy.leases_deep);
         }
         self.rouse(swarm);
@@ -362,7 +368,7 @@ mod tests {
         assert_eq!(
             site.brain.status().swarms[0].fill,
             Some(FillId(5)),
-            "somebody has pieces of it"
+            "a peer has pieces of it"
         );
     }
 

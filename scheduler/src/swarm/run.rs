@@ -107,7 +107,7 @@ const WORDS_MAX: usize = 256;
 pub(super) const USUAL_AT_FIRST: Time = Time::from_millis(250);
 
 /// How long the swarm gets to pass a piece on before a mirror sends it again: as many lease times as a copy needs to reach
-/// everybody by doubling, and some.
+/// every peer by doubling, and some.
 pub(super) fn patience(usual: Option<Time>, wanting: u32) -> Time {
     usual.unwrap_or(USUAL_AT_FIRST) * (4 + wanting.max(1).ilog2())
 }
@@ -154,7 +154,7 @@ mod tests {
         ) {
             let mut fill = Fill::new(FillId(1), PieceMap::new(u64::from(PIECES), 1).unwrap());
             for piece in (0..PIECES).filter(|piece| !unhashed.contains(piece)) {
-                fill.state(piece, [1; 32]);
+                fill.state(piece, [1; 32], true);
             }
             for &piece in &copied {
                 fill.add_copy(piece, Time::ZERO);

@@ -20,6 +20,9 @@ pub(super) struct Seat {
     pub(super) complete: bool,
     /// Sent other bytes than it claimed: it may take, but its claims are void for as long as it is connected.
     pub(super) banned: bool,
+    /// Holds the whole blob and stated other hashes than a mirror does whose download is not proven yet: likewise, until it is proven
+    /// which of the two is wrong.
+    pub(super) disputed: bool,
     /// What it stated is doubted, or it did not answer: for a while it is not asked for hashes on its own word.
     pub(super) word: Backoff,
     pub(super) have: PieceSet,
@@ -38,6 +41,12 @@ pub(super) struct Seat {
     pub(super) fed_at: Time,
     /// Leases stolen from its sources, less those that came through: the next one gets twice the time for each.
     pub(super) stolen: u32,
+    /// A piece that it was leased here has landed.
+    pub(super) landed: bool,
+    /// The member had landed pieces of other blobs when it began to want this one.
+    pub(super) is_known: bool,
+    /// It was leased pieces here, has never landed any, and had the time to.
+    pub(super) idle: bool,
     /// The piece in which a connected client waits.
     pub(super) waiting: Option<u32>,
     /// Its fetches from upstream failed.
@@ -105,7 +114,12 @@ impl Seat {
 
     /// Whether its pieces are copies that rarity counts. A mirror's are not: what only it holds is still to be injected.
     pub(super) fn counts(&self) -> bool {
-        !self.mirror && !self.banned
+        !self.mirror && self.is_believed()
+    }
+
+    /// Whether its pieces may be offered.
+    pub(super) fn is_believed(&self) -> bool {
+        !self.banned && !self.disputed
     }
 
     /// Nothing is known of it that would be missed.
@@ -113,7 +127,7 @@ impl Seat {
         !self.wants && !self.complete && !self.banned && self.have.is_empty()
     }
 
-    /// How far down the queue it stands: least complete first, and whoever got nothing for `aging` as if it held nothing.
+    /// How far down the queue it stands: least complete first, and a seat that got nothing for `aging` as if it held nothing.
     pub(super) fn rank(&self, pieces: u32, now: Time, aging: Time) -> u32 {
         let credit = millis(now.saturating_sub(self.fed_at)) * u64::from(pieces) / millis(aging).max(1);
         self.taken.saturating_sub(u32::try_from(credit).unwrap_or(u32::MAX))

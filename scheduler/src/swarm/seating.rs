@@ -1,7 +1,7 @@
 //! Who sits in which swarm: seats are taken, accounted for, and left; a swarm begins and ends with its seats.
 //!
-//! Invariant: nothing is kept of a blob that nobody wants but who holds all of it (`holdings.rs`), what mirrors are filling, and who
-//! is banned.
+//! Invariant: of a blob that no member wants, only the holders of all of it (`holdings.rs`), the mirrors' fills, and the banned seats are
+//! kept.
 
 use piecemeal_proto::{Digest, PieceSet};
 
@@ -68,7 +68,7 @@ impl Brain {
         self.idle(swarm);
     }
 
-    /// Of a swarm that nobody wants any more remains who holds the whole blob, in a few bytes, and what mirrors are filling.
+    /// Of a swarm that no member wants any more remain the holders of the whole blob, in a few bytes, and the mirrors' fills.
     pub(super) fn idle(&mut self, swarm: u32) {
         let Some(state) = self.swarms.get(swarm).filter(|state| !state.is_live()) else {
             return;
@@ -99,7 +99,7 @@ impl Brain {
         self.forget_fill(swarm);
     }
 
-    /// Drops the fill of a swarm that nobody wants, unless a mirror is filling it.
+    /// Drops the fill of a swarm that no member wants, unless a mirror is filling it.
     fn forget_fill(&mut self, swarm: u32) {
         let Some(state) = self.swarms.get_mut(swarm).filter(|state| !state.is_live()) else {
             return;

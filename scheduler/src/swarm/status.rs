@@ -8,9 +8,9 @@ use super::{Brain, MemberId, Role};
 pub struct Status {
     /// In the order of their ids.
     pub members: Vec<MemberStatus>,
-    /// In the order of pool and digest; without those that nobody wants.
+    /// In the order of pool and digest; without those that no member wants.
     pub swarms: Vec<SwarmStatus>,
-    /// Blobs that somebody holds and nobody wants.
+    /// Blobs that a member holds and none wants.
     pub idle_swarms: usize,
     pub leases: usize,
 }

@@ -1,6 +1,7 @@
 //! One blob in one pool: who sits in its swarm, and which seats are hungry, waiting, or a source.
 //!
-//! Invariant: the rolls and counts follow from the seats; whoever changes a seat calls [`Swarm::refresh`] before anything is matched.
+//! Invariant: the rolls and counts follow from the seats: a function that changes a seat calls [`Swarm::refresh`] before anything is
+//! matched.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -11,12 +12,16 @@ use super::{LeaseId, Time, fill::Fill, roll::Roll, seat::Seat, slab::Slab};
 pub(super) struct Swarm {
     pub(super) pool: u32,
     pub(super) digest: Digest,
-    /// Known whenever somebody wants the blob.
+    /// Known whenever a member wants the blob.
     pub(super) fill: Option<Fill>,
     pub(super) revoked: VecDeque<FillId>,
     pub(super) seats: Slab<Seat>,
     /// Seats that lack something and have room for a lease.
     pub(super) hungry: Roll,
+    /// Of the hungry: those whose members land pieces, those that did nothing with their leases, and the others.
+    pub(super) landing: Roll,
+    pub(super) idle: Roll,
+    pub(super) new: Roll,
     /// Seats in which a client waits for a missing piece.
     pub(super) waiting: Roll,
     /// Seats that hold something that may be leased from them, mirrors included.
@@ -41,7 +46,7 @@ pub(super) struct Swarm {
     pub(super) stater_owes: bool,
     /// The authority's signed word for the hashes of all pieces.
     pub(super) list: Option<Arc<SignedPieceHashes>>,
-    /// Since when somebody wants the blob.
+    /// Since when a member wants the blob.
     pub(super) live_since: Time,
     /// When a mirror last brought anything new of it.
     pub(super) progress_at: Time,
@@ -58,6 +63,9 @@ impl Swarm {
             revoked: VecDeque::new(),
             seats: Slab::new(),
             hungry: Roll::default(),
+            landing: Roll::default(),
+            idle: Roll::default(),
+            new: Roll::default(),
             waiting: Roll::default(),
             sources: Roll::default(),
             unproven: Roll::default(),
@@ -78,7 +86,7 @@ impl Swarm {
         }
     }
 
-    /// Somebody wants the blob.
+    /// Whether a member wants the blob.
     pub(super) fn is_live(&self) -> bool {
         self.wanting > 0
     }
@@ -108,6 +116,9 @@ impl Swarm {
         self.stater = self.stater.filter(|&stater| stater != index);
         for roll in [
             &mut self.hungry,
+            &mut self.landing,
+            &mut self.idle,
+            &mut self.new,
             &mut self.waiting,
             &mut self.sources,
             &mut self.unproven,
@@ -126,16 +137,25 @@ impl Swarm {
         let waiting = lacking && seat.leases <= leases_deep && seat.waiting.is_some_and(|piece| seat.lacks(piece));
         self.waiting.set(index, waiting);
         self.unproven.set(index, !seat.unproven.is_empty());
-        self.hungry.set(index, lacking && seat.leases < leases_deep);
+        let hungry = lacking && seat.leases < leases_deep;
+        self.hungry.set(index, hungry);
+        let lands = seat.landed || seat.is_known;
+        self.landing.set(index, hungry && !seat.idle && lands);
+        self.idle.set(index, hungry && seat.idle);
+        self.new.set(index, hungry && !seat.idle && !lands);
         self.sources
-            .set(index, !seat.banned && (seat.complete || !seat.have.is_empty()));
+            .set(index, seat.is_believed() && (seat.complete || !seat.have.is_empty()));
     }
 
     /// Missing or leased becomes have; says whether it was news.
     pub(super) fn gain(&mut self, index: u32, piece: u32, now: Time) -> bool {
         let seat = &mut self.seats[index];
         let news = seat.have.insert(piece);
-        if news && !seat.leased.remove(piece) && seat.counts() {
+        let was_leased = news && seat.leased.remove(piece);
+        if was_leased {
+            (seat.landed, seat.idle) = (true, false);
+        }
+        if news && !was_leased && seat.counts() {
             self.fill.as_mut().expect(FILLED).add_copy(piece, now);
         }
         news
@@ -188,7 +208,7 @@ impl Swarm {
         self.uncount(index);
         let pieces = self.pieces();
         let seat = &mut self.seats[index];
-        seat.complete = false;
+        (seat.complete, seat.disputed) = (false, false);
         seat.have = PieceSet::new(pieces);
         seat.unproven = PieceSet::default();
         seat.leased = PieceSet::new(pieces);
@@ -224,6 +244,30 @@ impl Swarm {
     pub(super) fn ban(&mut self, index: u32) {
         self.uncount(index);
         self.seats[index].banned = true;
+    }
+
+    /// It holds the whole blob, and a mirror's download that is not proven differs.
+    pub(super) fn dispute(&mut self, index: u32) {
+        self.uncount(index);
+        self.seats[index].disputed = true;
+    }
+
+    /// What it stated is not disputed any more. Its pieces, unless it holds them all, are forgotten already.
+    pub(super) fn acquit(&mut self, index: u32) {
+        let seat = &mut self.seats[index];
+        let was_disputed = std::mem::take(&mut seat.disputed);
+        if was_disputed && seat.complete && seat.counts() {
+            self.complete_peers += 1;
+        }
+    }
+
+    /// No peer holds any of `pieces` any more but those that hold the whole blob. Their leases are over already.
+    pub(super) fn take_from_all(&mut self, pieces: &PieceSet) {
+        for seat in self.seats.iter_mut().filter(|seat| !seat.mirror) {
+            seat.have.subtract(pieces);
+            seat.unproven.subtract(pieces);
+        }
+        self.fill.as_mut().expect(FILLED).remove_copies(pieces);
     }
 
     /// Takes all that a seat adds to rarity out of the count.

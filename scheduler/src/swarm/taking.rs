@@ -1,10 +1,17 @@
-//! How a receiver uses its leases: the one that lands nothing holds up nobody, and loses them.
+//! How a receiver uses its leases: one that lands nothing holds up no other, and loses them.
 //!
 //! Nothing here rests on a receiver's word alone but that a piece of its own lease has landed, and that ends its part in the lease.
 //!
-//! Invariant: a lease of a stalled receiver takes no place of its source's.
+//! Invariant: a lease of a stalled receiver takes no place of its source's. Nor does one of a receiver that had its time and never
+//! landed a piece, and such a lease ends when another needs the room: however many they are, they keep no place from others.
 
-use super::{Brain, Command, MemberId, Outcome, Time, brain::Timer};
+use super::{
+    Brain, Command, LeaseId, MemberId, Outcome, Time,
+    brain::Timer,
+    lease::LeaseState,
+    member::{MemberState, Standing},
+    run::USUAL_AT_FIRST,
+};
 
 impl Brain {
     /// Whether a member may be leased one more. `urgent`: one beyond its depth.
@@ -26,8 +33,27 @@ impl Brain {
         }
         if !std::mem::replace(&mut member.taking_watched, true) {
             let timer = Timer::Taking(member.id);
-            self.timers.insert((now + self.policy.stalled_after, timer));
+            let at = now + self.stalls_after(slot);
+            self.timers.insert((at, timer));
         }
+    }
+
+    /// How long a receiver may land nothing before its leases take no place. One that has never landed a piece gets a few times what
+    /// a lease usually takes from peers: from a mirror it may take longer, and without anything usual nothing is known.
+    fn stalls_after(&self, slot: u32) -> Time {
+        let most = self.policy.stalled_after;
+        let member = &self.members[slot];
+        if member.landed {
+            return most;
+        }
+        let leases = member.fetching.iter().filter_map(|&id| self.leases.get(id));
+        let times = leases.map(|lease| {
+            let is_peers = lease.source.is_some_and(|source| !self.members[source].is_mirror());
+            let usual = self.swarms[lease.swarm].usual.filter(|_| is_peers);
+            usual.map_or(most, |usual| usual * self.policy.straggler_factor)
+        });
+        let time = times.max().unwrap_or(most);
+        time.clamp(self.policy.rematch_every * 2, most)
     }
 
     /// The time has come at which a receiver may have stalled.
@@ -46,7 +72,7 @@ impl Brain {
             self.lapse(slot, out);
             return;
         }
-        let stalls_at = since + self.policy.stalled_after;
+        let stalls_at = since + self.stalls_after(slot);
         let next = if self.now < stalls_at { stalls_at } else { lapses_at };
         if self.now >= stalls_at {
             self.stall(slot);
@@ -70,39 +96,87 @@ impl Brain {
 
     /// Its leases go on, and make room for others at their sources.
     fn stall(&mut self, slot: u32) {
-        let member = &mut self.members[slot];
-        if std::mem::replace(&mut member.stalled, true) {
+        if self.members[slot].stalled {
             return;
         }
-        member.stalls += 1;
-        if member.stalls >= STALLS_MAX {
-            (member.allowance, member.proven) = (1, false);
-        }
+        self.reclassify(slot, |member| {
+            member.stalled = true;
+            member.stalls += 1;
+            if member.stalls >= STALLS_MAX {
+                (member.allowance, member.proven) = (1, false);
+            }
+        });
         for id in self.members[slot].fetching.clone() {
-            if let Some((source, swarm)) = self.source_of(id) {
-                self.members[source].stalled_serving += 1;
-                self.givers.push_back((source, swarm));
+            let Some(lease) = self.leases.get(id) else {
+                continue;
+            };
+            let (swarm, seat) = (lease.swarm, lease.seat);
+            self.givers.extend(lease.source.map(|source| (source, swarm)));
+            if !self.members[slot].landed {
+                self.swarms[swarm].seats[seat].idle = true;
+                self.swarms[swarm].refresh(seat, self.policy.leases_deep);
             }
         }
     }
 
-    fn source_of(&self, id: super::LeaseId) -> Option<(u32, u32)> {
-        let lease = self.leases.get(id)?;
-        Some((lease.source?, lease.swarm))
+    /// Changes what a receiver's leases count as, at each of its sources.
+    fn reclassify(&mut self, slot: u32, change: impl FnOnce(&mut MemberState)) {
+        let before = self.members[slot].standing();
+        change(&mut self.members[slot]);
+        let after = self.members[slot].standing();
+        if before == after {
+            return;
+        }
+        for id in self.members[slot].fetching.clone() {
+            if let Some(source) = self.leases.get(id).and_then(|lease| lease.source) {
+                *self.members[source].count_mut(before) -= 1;
+                *self.members[source].count_mut(after) += 1;
+            }
+        }
     }
 
-    /// It lands nothing: its leases end, and it waits before it gets another.
-    fn lapse(&mut self, slot: u32, out: &mut Vec<Command>) {
+    /// The receiver whose lease of `source` ends if one more is given to `taker`, where that needs the room: an idle newcomer that
+    /// had its time, of these the one that lost its leases most often, or has this one for the shortest time. So the others
+    /// keep theirs until they lapse, in case all of them are only slow.
+    pub(super) fn overtaken_by(&self, taker: u32, source: u32) -> Option<u32> {
+        let taking = &self.members[taker];
+        if taking.standing() == Standing::Idle {
+            return None;
+        }
+        let had_its_time = |lease: &&LeaseState| {
+            let usual = self.swarms[lease.swarm].usual.unwrap_or_default();
+            let time = usual.max(taking.usual.unwrap_or(USUAL_AT_FIRST)) * self.policy.straggler_factor;
+            lease.granted.max(self.awake_since) + time <= self.now
+        };
+        let leases = self.members[source]
+            .serving
+            .iter()
+            .filter_map(|&id| self.leases.get(id));
+        leases
+            .filter(|lease| self.members[lease.receiver].standing() == Standing::Idle)
+            .filter(had_its_time)
+            .max_by_key(|lease| (self.members[lease.receiver].lapses, lease.granted))
+            .map(|lease| lease.receiver)
+    }
+
+    /// It lands nothing: its leases end, and it waits before it gets another. If it was to fetch from upstream, another does.
+    pub(super) fn lapse(&mut self, slot: u32, out: &mut Vec<Command>) {
         self.stall(slot);
         for id in self.members[slot].fetching.clone() {
             // What was taken stays taken: it goes behind those who land theirs.
-            if self.take_back(id).is_some() {
-                let to = self.members[slot].id;
-                out.push(Command::Cancel { to, lease: id });
+            let Some((lease, _)) = self.take_back(id) else {
+                continue;
+            };
+            let to = self.members[slot].id;
+            out.push(Command::Cancel { to, lease: id });
+            if lease.source.is_none() {
+                let seat = &mut self.swarms[lease.swarm].seats[lease.seat];
+                seat.upstream.strike(self.now, &self.policy);
+                self.pass_upstream_on(lease.swarm, lease.seat);
             }
         }
         let member = &mut self.members[slot];
-        (member.allowance, member.proven) = (1, false);
+        (member.allowance, member.proven, member.landed) = (1, false, false);
         member.lapses += 1;
         member.taking.strike(self.now, &self.policy);
     }
@@ -111,29 +185,32 @@ impl Brain {
     pub(super) fn note_landing(&mut self, slot: u32) {
         let now = self.now;
         let most = self.policy.leases_max as usize;
-        let member = &mut self.members[slot];
-        (member.landed_at, member.lapses, member.gave_up) = (now, 0, 0);
-        member.taking = Default::default();
-        if !std::mem::take(&mut member.stalled) {
-            (member.proven, member.stalls) = (true, 0);
-            member.allowance = (member.allowance * 2).min(most);
-            return;
-        }
-        for id in self.members[slot].fetching.clone() {
-            if let Some((source, _)) = self.source_of(id) {
-                self.members[source].stalled_serving -= 1;
+        self.reclassify(slot, |member| {
+            (member.landed_at, member.lapses, member.gave_up) = (now, 0, 0);
+            (member.taking, member.landed) = (Default::default(), true);
+            if !std::mem::take(&mut member.stalled) {
+                (member.proven, member.stalls) = (true, 0);
+                member.allowance = (member.allowance * 2).min(most);
             }
-        }
+        });
+    }
+
+    /// A lease begins: what it takes of its source's room.
+    pub(super) fn note_lease(&mut self, receiver: u32, source: u32) {
+        let standing = self.members[receiver].standing();
+        *self.members[source].count_mut(standing) += 1;
     }
 
     /// A lease is over: what it took of its source's room, and what it says of the receiver.
-    pub(super) fn note_lease_over(&mut self, receiver: u32, source: Option<u32>) {
-        let taking = &mut self.members[receiver];
-        let was_stalled = taking.stalled;
-        // Its sources may be what has stalled.
-        taking.stalled &= !taking.fetching.is_empty();
-        if let Some(source) = source.filter(|_| was_stalled) {
-            self.members[source].stalled_serving -= 1;
+    pub(super) fn note_lease_over(&mut self, id: LeaseId, receiver: u32, source: Option<u32>) {
+        let standing = self.members[receiver].standing();
+        if let Some(source) = source {
+            *self.members[source].count_mut(standing) -= 1;
+        }
+        self.members[receiver].fetching.retain(|&other| other != id);
+        if self.members[receiver].fetching.is_empty() {
+            // Its sources may be what has stalled.
+            self.members[receiver].stalled = false;
         }
     }
 

@@ -67,7 +67,7 @@ impl Site {
         self.brain.check_invariants();
     }
 
-    /// Lets time pass with everybody heard every 100 ms but `silent`.
+    /// Lets time pass. Every member but the `silent` is heard every 100 ms.
     pub(super) fn pass(&mut self, time: Time, silent: &[MemberId]) {
         let end = self.now + time;
         let mut out = Vec::new();

@@ -1,4 +1,4 @@
-//! Without a mirror, one peer per blob fetches from upstream what nobody has; the others get it from that peer.
+//! Without a mirror, one peer per blob fetches from upstream the pieces that no peer has; the others get it from that peer.
 //!
 //! Invariant: while a seat is chosen, no other seat of its swarm has a lease from upstream.
 
@@ -31,8 +31,37 @@ impl Brain {
         else {
             return false;
         };
+        if let Some(better) = self.better_for_upstream(swarm, seat) {
+            self.takers.push_back((swarm, better));
+            return false;
+        }
         self.grant((swarm, seat), None, run, Priority::Normal, out);
         true
+    }
+
+    /// Another hungry seat that may ask upstream, of a member that lands pieces where this one's has not landed any, or has not had the
+    /// time to where this one's had. Each that does nothing there would hold the others up for the whole of its patience.
+    fn better_for_upstream(&self, swarm: u32, seat: u32) -> Option<u32> {
+        let state = &self.swarms[swarm];
+        let rank = |seat: u32| {
+            let taking = &state.seats[seat];
+            (!taking.idle, self.members[taking.member].landed)
+        };
+        let may_ask = |seat: u32| {
+            let taking = &state.seats[seat];
+            self.members[taking.member].info.may_use_upstream
+                && !taking.banned
+                && !taking.upstream.is_active(self.now)
+                && self.is_usable(taking.member)
+                && self.may_take(taking.member, false)
+        };
+        let rolls = [&state.landing, &state.new];
+        let others = rolls
+            .into_iter()
+            .flat_map(|roll| roll.as_slice().iter().take(SEATS_COMPARED));
+        others
+            .copied()
+            .find(|&other| rank(other) > rank(seat) && may_ask(other))
     }
 
     /// The chosen seat has nothing under way and is not heard.
@@ -69,6 +98,9 @@ impl Brain {
     }
 }
 
+/// Seats of a roll that are looked at for one that is better to ask upstream.
+const SEATS_COMPARED: usize = 64;
+
 #[cfg(test)]
 mod tests {
     use super::super::{
@@ -103,6 +135,56 @@ mod tests {
         site.pass(Time::from_millis(200), &[]);
         let next = upstream_receivers(&site);
         assert!(next.iter().all(|&to| to == next[0] && to != asking[0]), "{next:?}");
+    }
+
+    #[test]
+    fn one_that_was_to_ask_upstream_and_does_nothing_is_followed_by_another() {
+        let mut site = Site::without_mirror(8, 3);
+        for number in 1..=3 {
+            site.want(peer(number), []);
+        }
+        site.pass(Time::from_millis(30_100), &[]);
+        let mut asked = std::collections::BTreeSet::from_iter(upstream_receivers(&site));
+        for _ in 0..2 {
+            site.pass(Time::from_secs(31), &[]);
+            asked.extend(upstream_receivers(&site));
+        }
+        assert_eq!(asked.len(), 3, "one after the other");
+    }
+
+    #[test]
+    fn a_member_that_lands_pieces_asks_upstream_before_any_newcomer() {
+        let mut site = Site::new(8, 21);
+        site.want(peer(1), []);
+        site.have(MIRROR, 0..1);
+        let (_, lease) = site.lease();
+        site.end(peer(1), lease.id, Outcome::Done);
+        site.event(Event::Left { member: MIRROR });
+        let digest = site.digest;
+        let member = peer(1);
+        site.event(Event::Unwant { member, digest });
+        site.digest = piecemeal_proto::Digest::of(b"other");
+        for number in 2..=21 {
+            site.want(peer(number), []);
+        }
+        site.want(peer(1), []);
+        site.pass(Time::from_secs(31), &[]);
+        assert_eq!(upstream_receivers(&site), [peer(1); 4]);
+    }
+
+    #[test]
+    fn a_newcomer_asks_upstream_where_the_others_may_not() {
+        let mut site = Site::new(8, 2);
+        site.want(peer(1), []);
+        site.have(MIRROR, 0..1);
+        let (_, lease) = site.lease();
+        site.end(peer(1), lease.id, Outcome::Done);
+        let slot = site.brain.ids[&peer(1)];
+        site.brain.members[slot].info.may_use_upstream = false;
+        site.event(Event::Left { member: MIRROR });
+        site.want(peer(2), 0..1);
+        site.pass(Time::from_secs(31), &[]);
+        assert!(upstream_receivers(&site).contains(&peer(2)));
     }
 
     #[test]

@@ -1,15 +1,17 @@
 //! Whose word for a piece's hash counts.
 //!
-//! The authority's does: a mirror says it in its session, and a list that `authority.key` signed may come from anybody. A peer's own
+//! The authority's does: a mirror says it in its session, and a list that `authority.key` signed may come from any member. A peer's own
 //! word is used only where no mirror has the piece or brings it in time, of one peer at a time, and written down (`Fill`'s claims).
+//!
+//! What follows when a word proves wrong is in `verdict.rs`.
 //!
 //! Invariant: what was taken by a claim that the authority contradicts is ordered to be dropped before anything is matched again.
 
-use std::{collections::BTreeSet, ops::Range, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc};
 
-use piecemeal_proto::{Digest, FillId, PieceHash, SignedPieceHashes};
+use piecemeal_proto::{PieceHash, SignedPieceHashes};
 
-use super::{Brain, Command, Conviction, Member, MemberId, fill::Claim};
+use super::{Brain, Command, Member, MemberId, fill::Claim};
 
 impl Brain {
     /// Whether a peer's own word for hashes is better than to wait: no mirror has brought anything for a while, or nothing of this
@@ -60,7 +62,7 @@ impl Brain {
     /// A mirror states hashes of the pieces from `first`.
     pub(super) fn state_hashes(
         &mut self,
-        swarm: u32,
+        (swarm, seat): (u32, u32),
         first: u32,
         hashes: &[Option<PieceHash>],
         out: &mut Vec<Command>,
@@ -69,21 +71,27 @@ impl Brain {
         let Some(fill) = &mut state.fill else {
             return;
         };
-        let (mut lies, mut news) = (Vec::new(), false);
+        let proven = fill.proven || state.seats[seat].complete;
+        let (mut differing, mut news) = (Vec::new(), false);
         for (piece, hash) in (first..).zip(hashes) {
             let Some(hash) = hash else {
                 continue;
             };
             news |= fill.stated_hash(piece).is_none();
-            lies.extend(fill.state(piece, *hash).into_iter().map(|claim| (piece, claim)));
+            differing.extend(fill.state(piece, *hash, proven).into_iter().map(|claim| (piece, claim)));
         }
         if news {
             self.note_progress(swarm);
         }
-        self.convict_liars(swarm, &lies, out);
+        self.take_wrong_back(swarm, &differing, out);
+        if proven {
+            self.convict_liars(swarm, &differing, out);
+        } else {
+            self.dispute(swarm, &differing, out);
+        }
     }
 
-    /// A peer states hashes of pieces that it says it holds. What differs from the authority's is not kept; what nobody has stated
+    /// A peer states hashes of pieces that it says it holds. What differs from the authority's is not kept; what no member has stated
     /// is taken if its turn has come. Says whether hashes are still to be asked for.
     pub(super) fn claim_hashes(
         &mut self,
@@ -98,7 +106,7 @@ impl Brain {
         let member = &self.members[state.seats[seat].member];
         let (member, node, signed) = (member.id, member.info.node, member.info.signed);
         let mut wrong = Vec::new();
-        let (mut unhashed, mut landed) = (false, false);
+        let (mut unhashed, mut landed, mut contradicts) = (false, false, false);
         for (piece, hash) in (first..).zip(hashes) {
             let fill = state.fill.as_mut().expect("agreed upon just now");
             if let (Some(stated), Some(hash)) = (fill.stated_hash(piece), hash)
@@ -108,18 +116,15 @@ impl Brain {
                 continue;
             }
             if let (None, Some(hash), true) = (fill.hash(piece), hash, may_claim) {
-                let doubts = 0;
-                let hash = *hash;
-                fill.claim(
-                    piece,
-                    Claim {
-                        hash,
-                        member,
-                        node,
-                        signed,
-                        doubts,
-                    },
-                );
+                let claim = Claim {
+                    hash: *hash,
+                    member,
+                    node,
+                    signed,
+                    doubts: 0,
+                    used: false,
+                };
+                contradicts |= fill.claim(piece, claim);
             }
             let known = fill.hash(piece);
             unhashed |= known.is_none();
@@ -134,6 +139,10 @@ impl Brain {
                 Some(_) => state.note_unproven(seat, piece),
                 None => {}
             }
+        }
+        if contradicts {
+            // Another's turn.
+            self.forget_words(swarm, &BTreeSet::from([member]));
         }
         let taking = &self.swarms[swarm].seats[seat];
         let (complete, slot) = (taking.complete, taking.member);
@@ -153,7 +162,7 @@ impl Brain {
         };
         let key = (self.members[slot].pool, *list.digest());
         let Some(&swarm) = self.digests.get(&key) else {
-            // Nobody waits for it. A peer could have it sent again and again.
+            // No member waits for it. A peer could have it sent again and again.
             if self.members[slot].is_mirror() {
                 self.send_list_to_holders(slot, list, out);
             }
@@ -189,10 +198,21 @@ impl Brain {
         }
         let stated = (0..).zip(list.hashes());
         let lies: Vec<(u32, Claim)> = stated
-            .flat_map(|(piece, hash)| fill.state(piece, *hash).into_iter().map(move |claim| (piece, claim)))
+            .flat_map(|(piece, hash)| {
+                fill.state(piece, *hash, true)
+                    .into_iter()
+                    .map(move |claim| (piece, claim))
+            })
             .collect();
         fill.signed = true;
+        self.take_wrong_back(swarm, &lies, out);
         self.convict_liars(swarm, &lies, out);
+        let state = &mut self.swarms[swarm];
+        let disputed = state.seats.iter().filter(|(_, seat)| seat.disputed && !seat.banned);
+        for seat in disputed.map(|(index, _)| index).collect::<Vec<_>>() {
+            self.swarms[swarm].acquit(seat);
+            self.touch(swarm, seat);
+        }
     }
 
     /// The swarm's list, for a member that keeps it.
@@ -209,180 +229,7 @@ impl Brain {
             });
         }
     }
-
-    /// The authority has stated other hashes than these claims: their pieces are taken back from everybody, and their claimants
-    /// are believed no more.
-    fn convict_liars(&mut self, swarm: u32, lies: &[(u32, Claim)], out: &mut Vec<Command>) {
-        if lies.is_empty() {
-            return;
-        }
-        let wrong: BTreeSet<u32> = lies.iter().map(|(piece, _)| *piece).collect();
-        let leases: Vec<_> = self.swarms[swarm].granted.iter().copied().collect();
-        for id in leases {
-            let lease = self.leases.get(id);
-            if lease.is_some_and(|lease| lease.run.pieces().any(|piece| wrong.contains(&piece))) {
-                self.cancel(id, out);
-            }
-        }
-        let mut liars: Vec<(MemberId, Conviction)> = Vec::new();
-        for &(piece, claim) in lies {
-            if liars.iter().all(|(member, _)| *member != claim.member) {
-                let conviction = Conviction {
-                    node: claim.node,
-                    signed: claim.signed,
-                    digest: self.swarms[swarm].digest,
-                    piece,
-                };
-                liars.push((claim.member, conviction));
-            }
-        }
-        for (liar, conviction) in liars {
-            self.convicted.put((conviction.node, conviction.signed), ());
-            self.convictions.push(conviction);
-            self.convictions
-                .drain(..self.convictions.len().saturating_sub(CONVICTIONS_MAX));
-            self.forget_word(swarm, liar);
-            if let Some(slot) = self.ids.get(&liar).copied()
-                && let Some(&seat) = self.members[slot].seats.get(&swarm)
-            {
-                self.expel(swarm, seat, out);
-            }
-        }
-        // Everybody who wants the blob: what a lease brought just now may not have been reported yet.
-        let wrong: Vec<u32> = wrong.into_iter().collect();
-        let state = &self.swarms[swarm];
-        let holders = state.seats.iter().filter(|(_, seat)| !seat.mirror && !seat.complete);
-        let holders: Vec<u32> = holders.map(|(index, _)| index).collect();
-        for seat in holders {
-            self.order_drop((swarm, seat), &wrong, out);
-        }
-    }
-
-    /// The member's claims are used no more, and it is asked for no others.
-    fn forget_word(&mut self, swarm: u32, claimant: MemberId) {
-        let seat = self
-            .ids
-            .get(&claimant)
-            .and_then(|&slot| self.members[slot].seats.get(&swarm));
-        let state = &mut self.swarms[swarm];
-        if let Some(fill) = &mut state.fill {
-            fill.set_claims_aside(claimant);
-        }
-        if let Some(&seat) = seat {
-            state.seats[seat].word.strike(self.now, &self.policy);
-            state.stater = state.stater.filter(|&stater| stater != seat);
-        }
-    }
-
-    /// What the seat holds counts for nothing any more, and nothing is fetched from it.
-    pub(super) fn expel(&mut self, swarm: u32, seat: u32, out: &mut Vec<Command>) {
-        let member = self.swarms[swarm].seats[seat].member;
-        self.swarms[swarm].ban(seat);
-        self.cancel_uploads(member, swarm, out);
-        self.retire_from_upstream(swarm, seat, out);
-        self.touch(swarm, seat);
-    }
-
-    /// A peer drops pieces that are not what their hash says; of the last release it can only be told to drop all.
-    fn order_drop(&mut self, (swarm, seat): (u32, u32), wrong: &[u32], out: &mut Vec<Command>) {
-        let state = &self.swarms[swarm];
-        let slot = state.seats[seat].member;
-        let to = self.members[slot].id;
-        let (digest, fill) = (state.digest, state.fill.as_ref().expect("it has pieces").id);
-        if self.members[slot].info.features.drop {
-            for &piece in wrong {
-                let covered = self.is_covered(slot, swarm, piece);
-                self.swarms[swarm].lose(seat, piece, covered);
-            }
-            let pieces = ranges(wrong);
-            out.push(Command::Drop {
-                to,
-                digest,
-                fill,
-                pieces,
-            });
-        } else {
-            let is_concerned = |piece: &&u32| {
-                self.swarms[swarm].seats[seat].have.contains(**piece) || self.is_covered(slot, swarm, **piece)
-            };
-            if !wrong.iter().any(|piece| is_concerned(&piece)) {
-                return;
-            }
-            self.cancel_fetches(slot, swarm, out);
-            let held: Vec<u32> = self.swarms[swarm].seats[seat].have.iter().collect();
-            for piece in held {
-                self.swarms[swarm].lose(seat, piece, false);
-            }
-            out.push(Command::Revoked { to, digest, fill });
-        }
-        self.touch(swarm, seat);
-    }
-
-    /// A peer held every piece, and the whole was not the blob: one of the peers' words that are used was wrong. A claimant that says
-    /// to have proven the whole is left alone from then on; as with wrong bytes, a peer is believed a few such reports.
-    pub(super) fn doubt(&mut self, member: MemberId, digest: &Digest, fill: FillId, out: &mut Vec<Command>) {
-        let Some((swarm, seat)) = self.hear(member).and_then(|slot| self.seat_of(slot, digest)) else {
-            return;
-        };
-        let state = &mut self.swarms[swarm];
-        let Some(filled) = state.fill.as_ref().filter(|filled| filled.id == fill) else {
-            return;
-        };
-        let claimants = filled.claimants();
-        let doubting = &mut state.seats[seat];
-        let (wants, slot) = (doubting.wants, doubting.member);
-        if claimants.is_empty() || !wants || !self.may_accuse(slot, *digest) {
-            return;
-        }
-        for claimant in claimants {
-            self.forget_word(swarm, claimant);
-            let slot = self.ids.get(&claimant);
-            let seat = slot.and_then(|&slot| self.members[slot].seats.get(&swarm)).copied();
-            if let Some(seat) = seat.filter(|&seat| self.swarms[swarm].seats[seat].complete) {
-                self.expel(swarm, seat, out);
-            }
-        }
-        self.rouse(swarm);
-    }
-
-    /// A source sent other bytes than a claim says. Which of the two is wrong cannot be known: after a few, the claim is given up.
-    pub(super) fn doubt_claim(&mut self, swarm: u32, source: MemberId, piece: u32) -> bool {
-        let Some(fill) = &mut self.swarms[swarm].fill else {
-            return false;
-        };
-        let Some(claim) = fill.claim_of(piece) else {
-            return false;
-        };
-        claim.doubts += 1;
-        let (claimant, doubts) = (claim.member, claim.doubts);
-        if claimant == source {
-            self.forget_word(swarm, claimant);
-            return false;
-        }
-        if doubts >= self.policy.doubts_max {
-            self.forget_word(swarm, claimant);
-        }
-        true
-    }
-
-    /// The peers that were found to have stated wrong hashes since this was last called.
-    pub fn take_convictions(&mut self) -> Vec<Conviction> {
-        std::mem::take(&mut self.convictions)
-    }
 }
-
-/// Ascending pieces as ranges.
-fn ranges(pieces: &[u32]) -> Vec<Range<u32>> {
-    pieces
-        .chunk_by(|a, b| a + 1 == *b)
-        .map(|run| run[0]..run[run.len() - 1] + 1)
-        .collect()
-}
-
-/// Convictions that wait to be told.
-const CONVICTIONS_MAX: usize = 64;
-/// Nodes that are remembered as liars; beyond it the one that was convicted first is forgotten.
-pub(super) const CONVICTED_MAX: usize = 4096;
 
 #[cfg(test)]
 mod tests {
@@ -421,6 +268,7 @@ mod tests {
         site.want(member, 0..4);
         site.have(member, 0..4);
         site.join(MIRROR, 100, Role::Mirror);
+        site.complete(MIRROR);
         site.event(Event::Have {
             member: MIRROR,
             digest: site.digest,

@@ -170,6 +170,21 @@ fn everyone_finishes_after_everything_at_once() {
     }
 }
 
+#[test]
+fn no_honest_stater_is_convicted_by_a_download_that_the_mirror_revokes() {
+    for seed in seeds() {
+        let (mut plan, mut chance) = Plan::drawn(seed);
+        plan.wan = plan.lan / 10;
+        plan.policy.mirror_grace = std::time::Duration::from_secs(5);
+        plan.revoked_at = Some(plan.pieces * 9 / 10);
+        plan.clients_are_fed = false;
+        plan.fault(0, Fault::Crash(MIRROR));
+        plan.fault(chance.among(6 * SECOND..9 * SECOND), Fault::Start(MIRROR));
+        let world = everybody_finishes(plan);
+        assert!(world.convicted.is_empty(), "seed {seed}: {:?}", world.convicted);
+    }
+}
+
 fn with_forgers(seed: u64) -> (Plan, Chance) {
     let (mut plan, mut chance) = Plan::drawn(seed);
     plan.peers += 2;

@@ -1,10 +1,11 @@
 //! The real brain in a simulated site: modelled daemons over a virtual clock and network, of which a seed draws everything.
 //!
-//! Every scenario checks the brain's invariants on every step, then demands that everybody finishes.
+//! Every scenario checks the brain's invariants on every step, then demands that every peer finishes.
 
 mod bounds;
 mod faults;
 mod forger;
+mod idle;
 mod link;
 mod mirror;
 mod node;

@@ -12,6 +12,8 @@ pub(crate) struct Node {
     pub(crate) liar: bool,
     /// Holds bytes of its own, says that they are the blob's, and states their hashes.
     pub(crate) forger: bool,
+    /// Wants blobs and does nothing with its leases.
+    pub(crate) idle: bool,
     pub(crate) up: Link,
     pub(crate) down: Link,
     /// `None`: not connected.

@@ -32,6 +32,14 @@ pub(crate) struct Plan {
     pub(crate) forgers: usize,
     /// They say that they hold the whole blob.
     pub(crate) forgers_are_complete: bool,
+    /// Peers, the first ones, that hold the whole blobs and their signed lists at the start.
+    pub(crate) seeders: usize,
+    /// Peers, the last ones, that want the blobs, and do nothing with a lease.
+    pub(crate) idle: usize,
+    /// They say of their first leases that these have landed, and do nothing from then on.
+    pub(crate) idle_say_one: bool,
+    /// The other peers come so much later than those.
+    pub(crate) idle_for: Nanos,
     /// Lease reports in a thousand that come twice, the second time late.
     pub(crate) duplicates: u64,
     /// Peers arrive evenly over this time.
@@ -60,7 +68,7 @@ pub(crate) enum Fault {
     Thaw(usize),
     /// The scheduler does nothing for this long; what arrives waits.
     PauseScheduler(Nanos),
-    /// A new brain that knows nothing; everybody reconnects.
+    /// A new brain that knows nothing; every daemon reconnects.
     RestartScheduler,
 }
 
@@ -87,6 +95,10 @@ impl Plan {
             liars: 0,
             forgers: 0,
             forgers_are_complete: false,
+            seeders: 0,
+            idle: 0,
+            idle_say_one: false,
+            idle_for: 0,
             duplicates: 0,
             arrivals: 0,
             head_start: false,

@@ -155,6 +155,9 @@ impl World {
         if self.nodes[node].forger {
             return self.end(node, lease.id, Outcome::Done);
         }
+        if self.nodes[node].idle {
+            return self.idle(node, blob, &lease);
+        }
         let holding = &mut self.nodes[node].blobs[blob];
         if holding.complete {
             return self.end(node, lease.id, Outcome::Done);

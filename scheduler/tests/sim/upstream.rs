@@ -48,7 +48,7 @@ fn another_peer_takes_over_when_the_one_that_asks_upstream_dies() {
     seeds().for_each(another_peer_takes_over);
 }
 
-/// Its leases were stolen over and over, since it came back when everybody else had finished at leisure.
+/// Its leases were stolen over and over, since it came back when all others had finished at leisure.
 #[test]
 fn who_comes_back_last_keeps_its_leases() {
     another_peer_takes_over(1149);

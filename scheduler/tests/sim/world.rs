@@ -12,7 +12,7 @@ use piecemeal_scheduler::swarm::{Brain, Command, Event, Lease, LeaseId, MemberId
 
 use crate::{
     link::{Chance, Link, MILLISECOND, Nanos, SECOND},
-    node::{Holding, Node, genuine},
+    node::{Holding, Node, genuine, signed_list},
     plan::{Fault, MIRROR, Plan},
 };
 
@@ -139,20 +139,24 @@ impl World {
         let plan = &self.plan;
         let mirror = node == MIRROR;
         let slow = node + plan.slow > plan.peers;
+        let seeder = !mirror && node <= plan.seeders;
+        let idle = node + plan.idle > plan.peers;
         let mut blobs = vec![Holding::new(self.map); plan.blobs];
         for (index, blob) in blobs.iter_mut().enumerate() {
             blob.fill = if mirror { self.fill } else { FillId(0) };
-            if mirror && plan.wan == 0 {
+            if (mirror && plan.wan == 0) || seeder {
                 for piece in 0..plan.pieces {
                     blob.store(piece, genuine(index, piece), 0);
                 }
                 blob.complete = true;
+                blob.list = seeder.then(|| signed_list(index, self.map));
             }
         }
         self.nodes.push(Node {
             mirror,
             liar: !mirror && node <= plan.liars,
             forger: !mirror && (plan.liars + 1..=plan.liars + plan.forgers).contains(&node),
+            idle,
             up: Link::new(if mirror {
                 plan.mirror_up
             } else if slow {
@@ -169,14 +173,15 @@ impl World {
             told_until: 0,
             blobs,
             fetches: BTreeMap::new(),
-            finished_at: None,
+            finished_at: seeder.then_some(0),
             connected_at: 0,
             failed: 0,
             sent: 0,
         });
         let at = match node {
             MIRROR => 0,
-            _ => MILLISECOND + self.plan.arrivals * node as u64 / self.plan.peers as u64,
+            _ if seeder || idle => MILLISECOND,
+            _ => MILLISECOND + plan.idle_for + plan.arrivals * node as u64 / plan.peers as u64,
         };
         self.at(at, Happening::Fault(Fault::Start(node)));
     }
@@ -192,14 +197,14 @@ impl World {
     }
 
     pub(crate) fn peers(&self) -> impl Iterator<Item = &Node> {
-        self.nodes[1..].iter().filter(|node| !node.forger)
+        self.nodes[1..].iter().filter(|node| !node.forger && !node.idle)
     }
 
     pub(crate) fn all_finished(&self) -> bool {
         self.peers().all(|node| node.finished_at.is_some())
     }
 
-    /// Demands that everybody finishes before `end`; says when the last did.
+    /// Demands that every peer finishes before `end`; says when the last did.
     pub(crate) fn run(&mut self, end: Nanos) -> Nanos {
         while !self.all_finished() {
             assert!(
