@@ -15,7 +15,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use piecemeal_swarm::{Limits, Share, serve_http};
+use piecemeal_http::{Limits, Share, serve_http};
 use prometheus_client::{encoding::text::encode, metrics::info::Info, registry::Registry};
 use serde_json::Value;
 use tokio::{net::TcpListener, sync::RwLock, task::JoinHandle, time::timeout};

@@ -2,9 +2,10 @@
 
 use std::{future::Future, net::SocketAddr};
 
-use piecemeal_mirror::{Cache, CacheConfig, Mirror, MirrorConfig};
-use piecemeal_node::{Keeper, KeeperConfig};
+use piecemeal_mirror::{Mirror, MirrorConfig};
 use piecemeal_peer::{Peer, PeerConfig};
+use piecemeal_proxy::{Cache, CacheConfig};
+use piecemeal_runtimes::{Keeper, KeeperConfig};
 use piecemeal_scheduler::{Scheduler, SchedulerConfig};
 use piecemeal_webhook::{Webhook, WebhookConfig};
 use prometheus_client::registry::Registry;

@@ -2,7 +2,7 @@
 
 use std::{os::unix::process::CommandExt, path::Path, process::Command};
 
-use piecemeal_node::RuntimeKind;
+use piecemeal_runtimes::RuntimeKind;
 
 /// Restarts the runtime's service. From a container it is done at the node's root, by another process of this program.
 ///

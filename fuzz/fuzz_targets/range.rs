@@ -2,4 +2,4 @@
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| piecemeal_mirror::fuzzing::range(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| piecemeal_proxy::fuzzing::range(input));

@@ -1,79 +1,13 @@
 //! What a mirror is told: typed and final, checked before any of it is used.
 
-use std::{collections::HashSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashSet, net::SocketAddr, sync::Arc, time::Duration};
 
+use piecemeal_http::Share;
 use piecemeal_proto::{AuthorityKey, NodeId};
-use piecemeal_swarm::Share;
 use url::Url;
 
-use crate::{ClientConfig, CredentialSource};
-
-/// A registry that may be mirrored.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UpstreamConfig {
-    /// The registry's `host` or `host:port`, as clients name it: `docker.io`. `*.example.com` stands for every registry below
-    /// that domain.
-    pub name: String,
-    /// Where it answers, in the order of preference: `https://registry-1.docker.io`. A `*` for the host's beginning stands for
-    /// what the name's stands for.
-    pub urls: Vec<Url>,
-    /// Certificates to trust there besides the usual ones, PEM.
-    pub ca_file: Option<PathBuf>,
-    /// A certificate and its key to show there, PEM.
-    pub client_certificate_file: Option<PathBuf>,
-    /// The site's own credentials there.
-    pub credentials: Option<CredentialSource>,
-    /// Hosts that tokens are asked for with those, besides the registry's own.
-    pub token_servers: Vec<String>,
-    /// Whether everybody on the LAN is served with those, and not only admitted nodes.
-    pub serves_site: bool,
-}
-
-impl UpstreamConfig {
-    /// One that needs nothing but its address.
-    pub fn new(name: String, urls: Vec<Url>) -> Self {
-        Self {
-            name,
-            urls,
-            ca_file: None,
-            client_certificate_file: None,
-            credentials: None,
-            token_servers: Vec::new(),
-            serves_site: false,
-        }
-    }
-
-    /// The registry `name` that this pattern stands for; `None` when its URL would make no sense.
-    pub(crate) fn for_name(&self, name: &str) -> Option<Self> {
-        let wild = name.strip_suffix(self.name.strip_prefix('*')?)?;
-        let url = |url: &Url| -> Option<Url> {
-            let mut url = url.clone();
-            let host = url.host_str()?.replacen('*', wild, 1);
-            url.set_host(Some(&host)).ok()?;
-            Some(url)
-        };
-        Some(Self {
-            name: name.to_owned(),
-            urls: self.urls.iter().map(url).collect::<Option<_>>()?,
-            ..self.clone()
-        })
-    }
-}
-
-/// A content store's place and bounds.
-#[derive(Clone, Debug)]
-pub struct CacheConfig {
-    /// In settings it may be empty; the process then puts a temporary folder here before it starts the daemon.
-    pub dir: PathBuf,
-    /// How long content is kept since its last use.
-    pub ttl: Duration,
-    /// The most bytes of blobs; `None`: as many as the disk has above `free_bytes_min`.
-    pub quota_bytes: Option<u64>,
-    /// The bytes that are left free on the disk.
-    pub free_bytes_min: u64,
-    /// How many bytes a second are looked through for damage; `None`: nothing is, but what is suspect.
-    pub scrub_rate: Option<u64>,
-}
+use piecemeal_proxy::CacheConfig;
+use piecemeal_upstream::{ClientConfig, UpstreamConfig};
 
 /// `piecemeal mirror`.
 #[derive(Clone, Debug)]

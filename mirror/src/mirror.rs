@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use async_trait::async_trait;
@@ -14,31 +14,31 @@ use axum::{
     http::{HeaderName, HeaderValue, Response},
     middleware::map_response,
 };
+use piecemeal_http::{Clients, Share, bind};
 use piecemeal_proto::{AuthorityKey, Digest, wire};
-use piecemeal_store::{Env, OpenStoreError, Store, StoreConfig};
+use piecemeal_proxy::{
+    Admission, Announcer, BlobSizes, Cache, CacheParts, Content, Destination, Front, Manifests, Nodes, Origin, Pulls,
+    Rights, Suspicions, Traffic, Transfers, UpstreamBlobs, UpstreamNames, advertised, filling_reports, front_router,
+    host_name, incarnation, keep_clean, open_store, rebound, register_store, scrub, store_problem, store_status,
+    traffic_status,
+};
+use piecemeal_store::{OpenStoreError, Store};
 use piecemeal_swarm::{
-    AuthorityClock, Inventory, Limiter, PiecePort, Session, SessionConfig, SessionEvent, Share, piece_router,
-    serve_pieces,
+    AuthorityClock, Inventory, Limiter, PiecePort, Session, SessionConfig, SessionEvent, piece_router, serve_pieces,
 };
 use piecemeal_tls::{Acceptor, MakeCertificateError, ServerRole};
+use piecemeal_upstream::{Caller, ClientError, LiveDuration, TIME_HEADER, Upstream, Upstreams};
 use prometheus_client::registry::Registry;
-use rustix::system::uname;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
-    Admission, Announcer, BlobSizes, Cache, CacheConfig, CacheParts, Caller, ClientError, Clients, Content,
-    Destination, Front, LiveDuration, Manifests, MirrorConfig, NodePort, Nodes, Origin, Pulls, Rights, Suspicions,
-    Traffic, Transfers, Upstream, UpstreamBlobs, UpstreamNames, Upstreams, announce, bind, front_router,
-    identity::TIME_HEADER, node_router, register_store, scrub,
+    MirrorConfig,
+    node::{NodePort, node_router},
 };
 
-/// How often content past its time is looked for.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
-/// How often it is looked whether a pull has ended.
-const TELL_INTERVAL: Duration = Duration::from_secs(1);
 /// The most requests that the piece port works on at once.
 const PIECE_REQUESTS_MAX: usize = 4096;
 
@@ -299,96 +299,6 @@ async fn check(upstream: Arc<Upstream>) {
     }
 }
 
-/// Opens a daemon's store, off the runtime: recovery reads the disk.
-///
-/// # Errors
-/// [`OpenStoreError`].
-///
-/// # Panics
-/// Only when opening does.
-pub async fn open_store(cache: &CacheConfig) -> Result<Store, OpenStoreError> {
-    let config = StoreConfig {
-        dir: cache.dir.clone(),
-        quota_bytes: cache.quota_bytes,
-        free_bytes_min: cache.free_bytes_min,
-        ttl: cache.ttl,
-    };
-    tokio::task::spawn_blocking(|| Store::open(config, Env::system()))
-        .await
-        .expect("opening a store does not panic")
-}
-
-/// Where other nodes are told to find the piece port; empty when only the scheduler can see it.
-pub fn advertised(advertise: &[SocketAddr], listen: SocketAddr) -> Vec<SocketAddr> {
-    if advertise.is_empty() && !listen.ip().is_unspecified() {
-        vec![listen]
-    } else {
-        advertise.to_vec()
-    }
-}
-
-/// Sweeps the store now and then, tells the scheduler what went, and the log which pulls have ended.
-pub async fn keep_clean(store: Store, announcer: Announcer, pulls: Pulls, stop: CancellationToken) {
-    let mut evictions = store.evictions();
-    let mut interval = tokio::time::interval(SWEEP_INTERVAL);
-    let mut telling = tokio::time::interval(TELL_INTERVAL);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            evicted = evictions.recv() => if let Ok(digest) = evicted { announcer.report(announce::lost(&digest)) },
-            _ = telling.tick() => pulls.tell(),
-            _ = interval.tick() => sweep(&store).await,
-        }
-    }
-}
-
-/// What is wrong with the store, for readiness.
-pub async fn store_problem(store: &Store) -> Option<String> {
-    match store.usage().await {
-        Ok(_) => store.trouble(),
-        Err(error) => Some(error.to_string()),
-    }
-}
-
-async fn sweep(store: &Store) {
-    match store.sweep().await {
-        Ok(swept) if !swept.blobs.is_empty() => info!(blobs = swept.blobs.len(), bytes = swept.bytes, "evicted"),
-        Ok(_) => {}
-        Err(error) => warn!(%error, "the cache could not be swept: {error}"),
-    }
-}
-
-/// Changes a cache's bounds, also for what is in it: the next sweep is up to a minute away, so that one begins now.
-pub fn rebound(store: &Store, cache: &CacheConfig, tracker: &TaskTracker) {
-    store.set_limits(cache.quota_bytes, cache.free_bytes_min, cache.ttl);
-    let store = store.clone();
-    tracker.spawn(async move { sweep(&store).await });
-}
-
-/// What the store holds, as JSON.
-pub async fn store_status(store: &Store) -> serde_json::Value {
-    match store.usage().await {
-        Ok(usage) => {
-            json!({ "blobs": usage.blobs, "blob_bytes": usage.blob_bytes, "partials": usage.partials, "reserved_bytes": usage.reserved_bytes, "manifests": usage.manifests })
-        }
-        Err(error) => json!({ "error": error.to_string() }),
-    }
-}
-
-/// The bytes by where they came from and went, as JSON.
-pub fn traffic_status(traffic: &Traffic) -> serde_json::Value {
-    let received = |origin| traffic.total(origin, Destination::Store);
-    let sent = |destination| traffic.total(Origin::Local, destination) + traffic.total(Origin::Transfer, destination);
-    json!({
-        "from_upstream": received(Origin::Upstream),
-        "from_mirror": received(Origin::Mirror),
-        "from_peers": received(Origin::Peer),
-        "to_clients": sent(Destination::Client),
-        "to_clients_from_local": traffic.total(Origin::Local, Destination::Client),
-        "to_nodes": sent(Destination::Node),
-    })
-}
-
 /// The complete blobs of a store; what is in flight is described when asked.
 struct StoreInventory(Store);
 
@@ -406,7 +316,7 @@ impl Inventory for StoreInventory {
         partials
             .iter()
             .filter_map(|digest| self.0.filling(digest))
-            .flat_map(|filling| announce::filling_reports(&filling))
+            .flat_map(|filling| filling_reports(&filling))
             .collect()
     }
 }
@@ -428,17 +338,6 @@ fn session_config(config: &MirrorConfig, store: &Store, addresses: &[SocketAddr]
         limiter: Limiter::new(None),
         incarnation: incarnation(),
     })
-}
-
-/// Grows with each start. A clock that was set back makes the older connection win until it ends, no more.
-pub fn incarnation() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or_default() << 10
-}
-
-/// This machine's name, as its administrator knows it; empty when it has none.
-pub fn host_name() -> String {
-    uname().nodename().to_string_lossy().into_owned()
 }
 
 fn piece_port(

@@ -1,7 +1,7 @@
 //! What admitted nodes ask a mirror: to open a blob for their swarm.
 //!
 //! One round trip brings the verdict, the size, the piece size, the fill and the grant, and starts the fill; a small blob
-//! comes along whole. Both sides of it are here, so that they cannot drift apart.
+//! comes along whole. The words of it are in `piecemeal_proxy`, which the peer knows too.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -14,73 +14,20 @@ use axum::{
     routing::get,
 };
 use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
-use bytes::Bytes;
-use piecemeal_proto::{AuthorityKey, Digest, FillId, Grant, NodeId, ParseReferenceError, PieceMap, RepositoryName};
-use piecemeal_store::{Repository, Store};
-use piecemeal_swarm::Slot;
-use serde::{Deserialize, Serialize};
-
-use crate::{
-    ANSWER_TIMEOUT, Blobs, Caller, Nodes, OpenBlob, PullError, UpstreamNames, error_response,
-    nodes::{self, Admitted},
+use piecemeal_http::Slot;
+use piecemeal_proto::{AuthorityKey, Digest, Grant, NodeId, ParseReferenceError, RepositoryName};
+use piecemeal_proxy::{
+    Admitted, Blobs, INLINE_BYTES_MAX, NodeBlob, Nodes, OpenBlob, UpstreamNames, error_response, node_refusal,
 };
+use piecemeal_store::{Repository, Store};
+use piecemeal_upstream::{ANSWER_TIMEOUT, Caller, PullError};
+use serde::Deserialize;
 
-/// Blobs up to this size come along in the answer, without a swarm.
-pub const INLINE_BYTES_MAX: u64 = 64 * 1024;
 /// The life of a grant: longer than any pull, shorter than a day.
 const GRANT_LIFE: Duration = Duration::from_secs(6 * 3600);
 
-/// What a node is told of a blob that it may have.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct NodeBlob {
-    pub blob_bytes: u64,
-    pub piece_bytes: u64,
-    /// 16 hexadecimal digits; empty when there are no pieces to be had, since the blob passes through.
-    pub fill: String,
-    /// Opaque to the node.
-    pub grant: String,
-    /// There was no room to keep the blob: it passes through the mirror, and has to be read from its registry port while it does.
-    #[serde(default)]
-    pub passing: bool,
-    /// Where the mirror serves pieces.
-    pub piece_addresses: Vec<SocketAddr>,
-    /// The authority's clock, which grants are judged by.
-    pub unix_seconds: u64,
-    /// The blob itself, base64, up to [`INLINE_BYTES_MAX`].
-    pub content: Option<String>,
-}
-
-impl NodeBlob {
-    /// How the blob is cut; `None` when the mirror states nonsense.
-    pub fn map(&self) -> Option<PieceMap> {
-        PieceMap::new(self.blob_bytes, self.piece_bytes).ok()
-    }
-
-    pub fn fill_id(&self) -> Option<FillId> {
-        u64::from_str_radix(&self.fill, 16).ok().map(FillId)
-    }
-
-    /// The inlined blob, when it is there and has `digest`.
-    pub fn content(&self, digest: &Digest) -> Option<Bytes> {
-        let content = BASE64.decode(self.content.as_deref()?).ok()?;
-        digest.matches(&content).then(|| content.into())
-    }
-}
-
-/// The path and query of a node's request.
-///
-/// `suspect`: a piece that came wrong, so that the mirror looks whether its own is.
-pub fn open_path(at: &Repository, digest: &Digest, suspect: Option<u32>) -> String {
-    let mut query = url::form_urlencoded::Serializer::new(String::new());
-    query.append_pair("ns", &at.upstream).append_pair("name", &at.name);
-    if let Some(piece) = suspect {
-        query.append_pair("suspect", &piece.to_string());
-    }
-    format!("/piecemeal/v1/blobs/{digest}?{}", query.finish())
-}
-
 /// The mirror's side.
-pub struct NodePort {
+pub(crate) struct NodePort {
     pub store: Store,
     pub blobs: Arc<dyn Blobs>,
     pub names: UpstreamNames,
@@ -100,7 +47,7 @@ struct OpenQuery {
 }
 
 /// The route that nodes ask.
-pub fn node_router(port: Arc<NodePort>) -> Router {
+pub(crate) fn node_router(port: Arc<NodePort>) -> Router {
     Router::new()
         .route("/piecemeal/v1/blobs/{digest}", get(open))
         .with_state(port)
@@ -123,7 +70,7 @@ async fn open(
             port.open(&digest, query, admitted, &headers).await
         }
         Ok(None) => Err(OpenError::NotANode),
-        Err(refusal) => return nodes::respond(refusal),
+        Err(refusal) => return node_refusal(refusal),
     };
     match opened {
         Ok(blob) => Json(blob).into_response(),

@@ -2,9 +2,10 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use piecemeal_mirror::{CacheConfig, ClientConfig, UpstreamConfig};
+use piecemeal_http::Share;
 use piecemeal_proto::JoinKey;
-use piecemeal_swarm::Share;
+use piecemeal_proxy::CacheConfig;
+use piecemeal_upstream::{ClientConfig, UpstreamConfig};
 use url::Url;
 
 /// Where a peer's pieces come from.

@@ -6,11 +6,11 @@ use std::{
 };
 
 use async_trait::async_trait;
-use piecemeal_mirror::Announcer;
 use piecemeal_proto::{
     Digest, PieceSet, SignedPieceHashes,
     wire::{LeaseEnded, Outcome, report::Report},
 };
+use piecemeal_proxy::Announcer;
 use piecemeal_store::{Blob, Filling, Store};
 use piecemeal_swarm::{Inventory, SessionEvent};
 use tokio::sync::mpsc;

@@ -6,13 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use piecemeal_mirror::{
-    ANSWER_TIMEOUT, Caller, NodeBlob, NodeIdentity, PullError, mirror_unanswered, open_path, require_cover,
-};
 use piecemeal_proto::Digest;
+use piecemeal_proxy::{NodeBlob, open_path};
 use piecemeal_store::Repository;
 use piecemeal_swarm::AuthorityClock;
 use piecemeal_tls::{ServerRole, refusal as refusal_of};
+use piecemeal_upstream::{ANSWER_TIMEOUT, Caller, NodeIdentity, PullError, mirror_unanswered, require_cover};
 use reqwest::{Method, Response, StatusCode, header};
 use tracing::error;
 use url::Url;

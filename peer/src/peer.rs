@@ -2,17 +2,18 @@
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use piecemeal_mirror::{
-    Admission, Announcer, BlobSizes, Cache, CacheParts, Caller, ClientError, Clients, Content, Destination,
-    FillObserver, Front, LiveDuration, Manifests, NodeIdentity, Origin, Pulls, Rights, Suspicions, Traffic, Transfers,
-    UpstreamBlobs, UpstreamNames, Upstreams, advertised, bind, front_router, host_name, incarnation, keep_clean,
-    mirror_http_client, open_store, rebound, register_store, scrub, store_problem, store_status, traffic_status,
-};
+use piecemeal_http::{Clients, bind};
 use piecemeal_proto::{Digest, FillId, PieceHash, wire};
+use piecemeal_proxy::{
+    Admission, Announcer, BlobSizes, Cache, CacheParts, Content, Destination, FillObserver, Front, Manifests, Origin,
+    Pulls, Rights, Suspicions, Traffic, Transfers, UpstreamBlobs, UpstreamNames, advertised, front_router, host_name,
+    incarnation, keep_clean, open_store, rebound, register_store, scrub, store_problem, store_status, traffic_status,
+};
 use piecemeal_store::{Filling, OpenStoreError, Store};
 use piecemeal_swarm::{
     AuthorityClock, Limiter, PieceClient, PiecePort, Session, SessionConfig, piece_router, serve_pieces,
 };
+use piecemeal_upstream::{Caller, ClientError, LiveDuration, NodeIdentity, Upstreams, mirror_http_client};
 use prometheus_client::registry::Registry;
 use serde_json::json;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};

@@ -1,12 +1,14 @@
 //! What a peer serves from: the same traits as a mirror's, with the swarm behind them.
 
 use async_trait::async_trait;
-use piecemeal_mirror::{
-    ANSWER_TIMEOUT, Access, BlobSizes, Blobs, Caller, FetchedManifest, Item, Joining, Known, ListAnswer,
-    ManifestAnswer, ManifestSource, OpenBlob, PullError, RightSource, Transfers, Upstream, Upstreams,
-};
 use piecemeal_proto::{Digest, Reference};
+use piecemeal_proxy::{
+    Access, BlobSizes, Blobs, Item, Joining, Known, ManifestSource, OpenBlob, RightSource, Transfers,
+};
 use piecemeal_store::{Holder, Repository, Shown};
+use piecemeal_upstream::{
+    ANSWER_TIMEOUT, Caller, FetchedManifest, ListAnswer, ManifestAnswer, PullError, Upstream, Upstreams,
+};
 use std::{sync::Arc, time::Duration};
 
 use crate::{DirectFallback, download::Parts, mirror_client::MirrorClient};

@@ -9,9 +9,10 @@ use std::sync::{
 };
 
 use futures_util::{StreamExt, stream};
-use piecemeal_mirror::{Cache, Caller, Tags};
 use piecemeal_proto::{Digest, Manifest, Reference, wire};
+use piecemeal_proxy::{Cache, Tags};
 use piecemeal_store::{Counts, Presence, Repository, Store};
+use piecemeal_upstream::Caller;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use piecemeal_proto::{Digest, FillId, NodeId, PieceMap, PieceSet};
-use piecemeal_scheduler::swarm::{Brain, Command, Event, Lease, Member, MemberId, Outcome, Policy, Role};
+use piecemeal_scheduler::brain::{Brain, Command, Event, Lease, Member, MemberId, Outcome, Policy, Role};
 
 const FILL: FillId = FillId(1);
 
@@ -38,7 +38,7 @@ fn hand_out(peers: u32, pieces: u32, leases_max: u64) -> (u64, Duration) {
             pool: "site".into(),
             zone: String::new(),
             may_use_upstream: false,
-            features: piecemeal_scheduler::swarm::Features::default(),
+            features: piecemeal_scheduler::brain::Features::default(),
         };
         let member = MemberId(id);
         brain.handle(Duration::ZERO, Event::Joined { member, info }, &mut out);

@@ -13,7 +13,7 @@ use std::{
 use piecemeal_proto::{AuthorityKey, AuthorityPublic, NodeId, PeerRoles, RoleKey, wire};
 use tracing::{info, warn};
 
-use crate::swarm::{Features, Member, Role};
+use crate::brain::{Features, Member, Role};
 
 /// What this site's daemons prove themselves with, and which of them are shut out.
 pub(crate) struct Admission {

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, net::SocketAddr, sync::Arc};
 
-use piecemeal_connections::Share;
+use piecemeal_http::Share;
 use piecemeal_proto::{AuthorityKey, NodeId};
 
 /// `piecemeal scheduler`.

@@ -8,7 +8,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use piecemeal_connections::{Slot, Watched};
+use piecemeal_http::{Slot, Watched};
 use piecemeal_tls::SiteStream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};

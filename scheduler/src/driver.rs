@@ -24,12 +24,12 @@ use wire::order::Order as Kind;
 use crate::{
     admission::{Admission, Admitted, RefuseHelloError},
     ambient::{self, ClockWatch, unix_seconds},
+    brain::{Brain, Command, Event, MemberId, Policy, Role, Source},
     members::{Entry, Members},
     metrics::{Metrics, role_name},
     outbox::Outgoing,
     session::SessionEnd,
     status::{Contact, Snapshot},
-    swarm::{Brain, Command, Event, MemberId, Policy, Role, Source},
 };
 
 /// What sessions and the admin port send to placement.
@@ -518,7 +518,7 @@ mod tests {
             pool: pool.to_owned(),
             zone: String::new(),
             may_use_upstream: false,
-            features: crate::swarm::Features::default(),
+            features: crate::brain::Features::default(),
         };
         let admitted = Admitted {
             member,

@@ -3,7 +3,7 @@
 //! A connection without a session is idle. A node that has been admitted counts by its identity among the connections; sessions
 //! count by address, since a site's key lets one host be many nodes.
 
-use piecemeal_connections::{Gate, Policy, Share, Slot, descriptors_max};
+use piecemeal_http::{Gate, Policy, Share, Slot, descriptors_max};
 use piecemeal_proto::NodeId;
 use tokio::time::Duration;
 

@@ -11,9 +11,9 @@ use tokio::{
 
 use crate::{
     admission::AdmittedBy,
+    brain::{MemberId, Role},
     outbox::Outgoing,
     session::SessionEnd,
-    swarm::{MemberId, Role},
 };
 
 /// One session in force.

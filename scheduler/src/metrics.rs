@@ -12,7 +12,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::swarm::{Outcome, Role, Status};
+use crate::brain::{Outcome, Role, Status};
 
 type Label = [(&'static str, &'static str); 1];
 

@@ -9,7 +9,7 @@ use piecemeal_proto::{
     AuthorityPublic, Digest, FillId, Grant, NodeId, PIECE_HASH_BYTES, PieceMap, PieceSet, SignedPieceHashes, wire,
 };
 
-use crate::swarm::{Event, LeaseId, MemberId, Outcome, Role};
+use crate::brain::{Event, LeaseId, MemberId, Outcome, Role};
 
 /// Reads the reports of one member.
 pub(crate) struct ReportReader {

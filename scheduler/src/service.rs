@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use piecemeal_connections::{Gate, Slot};
+use piecemeal_http::{Gate, Slot};
 use piecemeal_proto::wire::{
     self, MESSAGE_BYTES_MAX,
     scheduler_server::{Scheduler as Service, SchedulerServer},

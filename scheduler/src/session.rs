@@ -20,12 +20,12 @@ use wire::{feature, order::Order as Kind, report::Report as ReportKind};
 use crate::{
     admission::{Admission, Admitted, RefuseHelloError},
     ambient::{self, unix_seconds},
+    brain::{Event, MemberId},
     driver::{Input, Join},
     limits::Places,
     metrics::{Metrics, role_name},
     outbox::{ORDERS_QUEUED_MAX, OrderSender, Outgoing, Tickets, write},
     report::{ReadReportError, ReportReader},
-    swarm::{Event, MemberId},
 };
 
 /// What all sessions share.

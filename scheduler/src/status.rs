@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use tokio::time::Duration;
 
 use crate::{
+    brain::{MemberId, MemberStatus, Status, SwarmStatus},
     metrics::role_name,
-    swarm::{MemberId, MemberStatus, Status, SwarmStatus},
 };
 
 /// Taken by the task that places; read by the request that asked, so that placement does not wait for the writing.

@@ -4,7 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use piecemeal_connections::Share;
+use piecemeal_http::Share;
 use piecemeal_proto::{
     AuthorityKey,
     wire::{self, order::Order, scheduler_client::SchedulerClient},

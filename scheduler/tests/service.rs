@@ -603,7 +603,7 @@ impl Site {
     ) -> Result<Scheduler, StartSchedulerError> {
         Scheduler::start(SchedulerConfig {
             listen,
-            address_share: piecemeal_connections::Share::default(),
+            address_share: piecemeal_http::Share::default(),
             authority_key,
             revoked: HashSet::new(),
         })
@@ -690,7 +690,7 @@ impl Site {
 
     fn apply(&self, key: &Arc<AuthorityKey>, revoked: impl IntoIterator<Item = NodeId>) {
         self.scheduler.apply(&SchedulerConfig {
-            address_share: piecemeal_connections::Share::default(),
+            address_share: piecemeal_http::Share::default(),
             listen: self.scheduler.local_addr(),
             authority_key: Arc::clone(key),
             revoked: revoked.into_iter().collect(),

@@ -4,7 +4,7 @@
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use piecemeal_connections::Share;
+use piecemeal_http::Share;
 use piecemeal_proto::{
     AuthorityKey, NodeId,
     wire::{self, Role, order::Order, report::Report, scheduler_client::SchedulerClient},

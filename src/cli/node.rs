@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, anyhow, bail};
 use clap::{Args, Subcommand, ValueEnum};
-use piecemeal_node::{Keeper, KeeperConfig, Node, Report, Settings};
+use piecemeal_runtimes::{Keeper, KeeperConfig, Node, Report, Settings};
 use serde::Serialize;
 
 use super::{
@@ -118,7 +118,7 @@ fn status(args: &NodeArgs) -> anyhow::Result<()> {
         return Ok(());
     };
     let status = Node::open(&config.root)?.status(&settings(&config)?)?;
-    args.print(&status, piecemeal_node::Status::render)
+    args.print(&status, piecemeal_runtimes::Status::render)
 }
 
 fn settings(config: &KeeperConfig) -> anyhow::Result<Settings> {

@@ -5,7 +5,7 @@ use std::{error::Error, path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use piecemeal_mirror::UpstreamConfig;
+use piecemeal_upstream::UpstreamConfig;
 use reqwest::{Certificate, Client, StatusCode};
 use tokio::{
     net::{TcpStream, lookup_host},

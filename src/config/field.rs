@@ -10,9 +10,9 @@ use std::{
     time::Duration,
 };
 
-use piecemeal_mirror::UpstreamConfig;
+use piecemeal_http::Share;
 use piecemeal_proto::{NodeId, ParseKeyError};
-use piecemeal_swarm::Share;
+use piecemeal_upstream::UpstreamConfig;
 use tracing_subscriber::EnvFilter;
 use url::Url;
 

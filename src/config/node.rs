@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use piecemeal_node::{KeeperConfig, Names, RestartAt, RuntimeKind, Upstream};
+use piecemeal_runtimes::{KeeperConfig, Names, RestartAt, RuntimeKind, Upstream};
 
 use super::{
     DaemonSettings,
@@ -67,7 +67,7 @@ impl RawNode {
 
 fn named_upstreams(problems: &mut Problems, texts: Texts) -> Option<Vec<Upstream>> {
     let upstreams = upstreams(problems, "upstream", texts)?;
-    let upstream = |upstream: piecemeal_mirror::UpstreamConfig| Upstream {
+    let upstream = |upstream: piecemeal_upstream::UpstreamConfig| Upstream {
         name: upstream.name,
         // A runtime has one place to fall back to: that which the peer prefers.
         url: upstream

@@ -2,8 +2,8 @@
 
 use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
-use piecemeal_mirror::{ClientConfig, CredentialSource, ProxyConfig, UpstreamConfig};
 use piecemeal_proto::is_registry;
+use piecemeal_upstream::{ClientConfig, CredentialSource, ProxyConfig, UpstreamConfig};
 use url::Url;
 
 use super::{

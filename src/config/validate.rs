@@ -8,11 +8,13 @@ use std::{
     time::Duration,
 };
 
-use piecemeal_mirror::{CacheConfig, ClientConfig, MirrorConfig, UpstreamConfig};
+use piecemeal_http::Share;
+use piecemeal_mirror::MirrorConfig;
 use piecemeal_peer::{DirectFallback, DownloadPattern, PeerConfig};
 use piecemeal_proto::AuthorityKey;
+use piecemeal_proxy::CacheConfig;
 use piecemeal_scheduler::SchedulerConfig;
-use piecemeal_swarm::Share;
+use piecemeal_upstream::{ClientConfig, UpstreamConfig};
 use url::Url;
 
 use super::{

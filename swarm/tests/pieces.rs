@@ -14,10 +14,11 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use piecemeal_http::Share;
 use piecemeal_proto::{AuthorityKey, Digest, FillId, Grant, NodeId, PieceMap, Ticket};
 use piecemeal_store::{Env, Filling, Store, StoreConfig};
 use piecemeal_swarm::{
-    AuthorityClock, FetchPiecesError, FetchedPiece, Limiter, PieceClient, PiecePort, PieceRequest, Share, piece_router,
+    AuthorityClock, FetchPiecesError, FetchedPiece, Limiter, PieceClient, PiecePort, PieceRequest, piece_router,
     serve_pieces,
 };
 use tokio::{

@@ -3,13 +3,14 @@
 use std::{net::SocketAddr, pin::pin};
 
 use futures_util::StreamExt;
-use piecemeal_mirror::{Caller, Destination, FillObserver, Origin};
 use piecemeal_proto::{
     PieceHash,
     wire::{Lease, Outcome, SourceKind},
 };
+use piecemeal_proxy::{Destination, FillObserver, Origin};
 use piecemeal_store::{Filling, Repository, WritePieceError};
 use piecemeal_swarm::{FetchPiecesError, PieceRequest};
+use piecemeal_upstream::Caller;
 use tracing::{debug, warn};
 
 use super::run::Parts;

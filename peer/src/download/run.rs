@@ -6,16 +6,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use piecemeal_mirror::{
-    Announcer, Arrived, Caller, Destination, NodeBlob, Origin, Progress, PullError, Right, Traffic, Transfer,
-    UpstreamBlobs, lost, pass,
-};
 use piecemeal_proto::{
     Digest, PieceHash, SignedPieceHashes,
     wire::{self, Lease, Outcome, report::Report},
 };
+use piecemeal_proxy::{
+    Announcer, Arrived, Destination, NodeBlob, Origin, Progress, Right, Traffic, Transfer, UpstreamBlobs, lost, pass,
+};
 use piecemeal_store::{BeginFillError, Blob, FillFailure, Filling, Offer, Repository, Store};
 use piecemeal_swarm::{PieceClient, Session};
+use piecemeal_upstream::{Caller, PullError};
 use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinSet},
@@ -83,7 +83,7 @@ pub(crate) struct Parts {
     pub(crate) traffic: Traffic,
     pub(crate) live: LiveDownloads,
     pub(crate) direct_fallback: DirectFallback,
-    pub(crate) mirror_grace: piecemeal_mirror::LiveDuration,
+    pub(crate) mirror_grace: piecemeal_upstream::LiveDuration,
 }
 
 /// One blob on its way from the swarm.

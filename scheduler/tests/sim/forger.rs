@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use piecemeal_proto::{FillId, PieceSet};
-use piecemeal_scheduler::swarm::Event;
+use piecemeal_scheduler::brain::Event;
 
 use crate::{
     link::{Nanos, SECOND},

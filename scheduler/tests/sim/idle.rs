@@ -1,6 +1,6 @@
 //! Identities that want blobs and do nothing with what they are leased: a host that has the site's key makes as many as it likes.
 
-use piecemeal_scheduler::swarm::{Event, Lease, Outcome};
+use piecemeal_scheduler::brain::{Event, Lease, Outcome};
 
 use crate::{
     link::{MILLISECOND, SECOND},

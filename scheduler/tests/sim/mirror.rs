@@ -1,7 +1,7 @@
 //! The mirror's download from upstream: piece by piece, one blob after the other, and once in a while a bad one.
 
 use piecemeal_proto::{FillId, PieceSet};
-use piecemeal_scheduler::swarm::{Event, MemberId};
+use piecemeal_scheduler::brain::{Event, MemberId};
 
 use crate::{
     node::{digest, genuine, signed_list},

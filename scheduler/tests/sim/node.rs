@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use piecemeal_proto::{AuthorityKey, Digest, FillId, PieceMap, PieceSet, SignedPieceHashes};
-use piecemeal_scheduler::swarm::{Lease, LeaseId, MemberId};
+use piecemeal_scheduler::brain::{Lease, LeaseId, MemberId};
 
 use crate::link::{Link, Nanos};
 

@@ -1,6 +1,6 @@
 //! A scenario: who takes part, how fast they are, and what goes wrong when.
 
-use piecemeal_scheduler::swarm::Policy;
+use piecemeal_scheduler::brain::Policy;
 
 use crate::link::{Chance, Link, Nanos};
 

@@ -1,7 +1,7 @@
 //! Daemons start, connect, say what they have and want, sit at the end of a client's patience, and go.
 
 use piecemeal_proto::{FillId, NodeId, PieceSet};
-use piecemeal_scheduler::swarm::{Event, Features, Member, MemberId, Role};
+use piecemeal_scheduler::brain::{Event, Features, Member, MemberId, Role};
 
 use crate::{
     link::SECOND,

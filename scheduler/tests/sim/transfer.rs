@@ -1,7 +1,7 @@
 //! How daemons act: they work their leases off piece by piece, verify, report, and drop what is revoked.
 
 use piecemeal_proto::{FillId, PieceSet};
-use piecemeal_scheduler::swarm::{Command, Event, Lease, LeaseId, Outcome, Source};
+use piecemeal_scheduler::brain::{Command, Event, Lease, LeaseId, Outcome, Source};
 
 use crate::{
     link::{MILLISECOND, SECOND},

@@ -8,7 +8,7 @@ use std::{
 };
 
 use piecemeal_proto::{FillId, NodeId, PieceMap};
-use piecemeal_scheduler::swarm::{Brain, Command, Event, Lease, LeaseId, MemberId, Outcome};
+use piecemeal_scheduler::brain::{Brain, Command, Event, Lease, LeaseId, MemberId, Outcome};
 
 use crate::{
     link::{Chance, Link, MILLISECOND, Nanos, SECOND},
@@ -354,7 +354,7 @@ impl World {
 fn check_lease(lease: &Lease) {
     assert!(lease.count > 0 && lease.hashes.len() == lease.count as usize);
     assert!(lease.first + lease.count <= lease.map.count());
-    let member = matches!(lease.source, piecemeal_scheduler::swarm::Source::Member(_));
+    let member = matches!(lease.source, piecemeal_scheduler::brain::Source::Member(_));
     assert!(
         !member || lease.hashes.iter().all(Option::is_some),
         "a member's lease has its hashes"

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 
 use clap::{Args, ValueEnum};
-use piecemeal_mirror::{CacheList, CachedImage};
+use piecemeal_proxy::{CacheList, CachedImage};
 use reqwest::Method;
 
 use super::{AdminArgs, ago, ago_or_never, client::Admin, columns, head};
@@ -98,8 +98,8 @@ fn text(list: &CacheList) -> String {
 
 #[cfg(test)]
 mod tests {
-    use piecemeal_mirror::{BlobState, CachedBlob};
     use piecemeal_proto::Digest;
+    use piecemeal_proxy::{BlobState, CachedBlob};
 
     use super::*;
 

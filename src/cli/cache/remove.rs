@@ -4,7 +4,7 @@ use std::io::{BufRead, IsTerminal, Write};
 
 use anyhow::bail;
 use clap::Args;
-use piecemeal_mirror::Removed;
+use piecemeal_proxy::Removed;
 use reqwest::Method;
 
 use super::{AdminArgs, client::Admin};

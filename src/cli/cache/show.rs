@@ -1,7 +1,7 @@
 //! `piecemeal cache show`
 
 use clap::Args;
-use piecemeal_mirror::{BlobState, CacheItem, CachedBlob, CachedImage, CachedManifest};
+use piecemeal_proxy::{BlobState, CacheItem, CachedBlob, CachedImage, CachedManifest};
 use reqwest::Method;
 
 use super::{AdminArgs, ago, ago_or_never, client::Admin, columns, head};

@@ -3,7 +3,7 @@
 use anyhow::{Context, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use piecemeal_mirror::{VerifyEvent, VerifyRequest};
+use piecemeal_proxy::{VerifyEvent, VerifyRequest};
 
 use super::{AdminArgs, client::Admin};
 use crate::{

@@ -5,8 +5,8 @@ use std::{collections::HashMap, fs, path::PathBuf};
 use anyhow::{Context, bail};
 use clap::Args;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use piecemeal_mirror::{WarmEvent, WarmRequest};
 use piecemeal_proto::{Digest, ImageReference, Platform};
+use piecemeal_proxy::{WarmEvent, WarmRequest};
 
 use super::{AdminArgs, client::Admin};
 use crate::cli::{WrongArgumentError, status::format_bytes};

@@ -7,12 +7,13 @@ use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
+use piecemeal_http::Outlet;
 use piecemeal_store::ReadBlobError;
 use tokio::time::{Duration, timeout};
 use tracing::debug;
 
-use super::{content::Content, uploads::Upload};
-use crate::{Limiter, Outlet, Part};
+use super::{content::Content, part::Part, uploads::Upload};
+use crate::Limiter;
 
 pub(super) struct PieceBody {
     pub(super) content: Content,
@@ -87,10 +88,6 @@ impl PieceBody {
         let bytes = usize::try_from(slice.len()).expect("a slice is small");
         self.limiter.take(bytes).await;
         (self.served)(slice.len());
-        Ok(Some(match (slice, &self.outlet) {
-            (Part::Bytes(bytes), _) => bytes,
-            (part @ Part::Extent(_), Some(outlet)) => outlet.frame(part),
-            (Part::Extent(_), None) => unreachable!("nothing is left where it lies without an outlet"),
-        }))
+        Ok(Some(slice.frame(self.outlet.as_ref())))
     }
 }

@@ -1,9 +1,10 @@
 //! What the piece port serves from: a complete blob, under whatever fill it is asked for, or a fill under its own id.
 
+use piecemeal_http::{EXTENT_BYTES_MAX, Outlet};
 use piecemeal_proto::{Digest, FillId, PieceHash, PieceMap};
 use piecemeal_store::{Blob, Extent, Filling, ReadBlobError, Store, StoreError};
 
-use crate::{EXTENT_BYTES_MAX, Outlet, Part};
+use super::part::Part;
 
 pub(super) enum Content {
     Blob(Blob),

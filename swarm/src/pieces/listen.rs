@@ -4,9 +4,7 @@ use axum::Router;
 use tokio::{net::TcpListener, time::Duration};
 use tokio_util::sync::CancellationToken;
 
-use piecemeal_connections::Share;
-
-use crate::{Limits, serve_http};
+use piecemeal_http::{Limits, Share, serve_http};
 
 const LIMITS: Limits = Limits {
     port: "piece",

@@ -7,6 +7,7 @@ mod body;
 mod client;
 mod content;
 mod listen;
+mod part;
 mod pool;
 mod server;
 mod uploads;

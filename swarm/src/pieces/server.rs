@@ -14,7 +14,7 @@ use axum::{
 };
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
-use piecemeal_connections::{Share, Slot};
+use piecemeal_http::{Outlet, Share, Slot};
 use piecemeal_proto::{AuthorityPublic, CheckTokenError, Digest, FillId, Grant, NodeId, PIECE_COUNT_MAX, Ticket};
 use piecemeal_store::{Store, StoreError};
 use tokio::time::Duration;
@@ -24,10 +24,11 @@ use super::{
     FILL, HASHES, HASHES_MAX, PIECE_BYTES, SCHEME,
     body::{PieceBody, ReadPieceError},
     content::Content,
+    part::Part,
     uploads::{Upload, Uploads},
     write_hashes,
 };
-use crate::{AuthorityClock, Limiter, Outlet, Part};
+use crate::{AuthorityClock, Limiter};
 
 /// What a piece port serves, and to whom.
 #[derive(Clone)]

@@ -10,7 +10,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use piecemeal_connections::{Block, Share};
+use piecemeal_http::{Block, Share};
 use piecemeal_proto::NodeId;
 
 /// Cheap to clone.

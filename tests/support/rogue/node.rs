@@ -3,8 +3,8 @@
 use std::{fs, sync::Arc};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use piecemeal_mirror::NodeIdentity;
 use piecemeal_proto::{JoinKey, NodeId, NodeKey};
+use piecemeal_upstream::NodeIdentity;
 use reqwest::{Method, Url};
 
 use super::super::{http::Request, piecemeal::Keys};

@@ -11,12 +11,13 @@ use std::{
     time::Duration,
 };
 
-use piecemeal_mirror::{NodeBlob, NodeIdentity, open_path};
 use piecemeal_proto::{
     Digest, JoinKey, NodeId, NodeKey,
     wire::{self, Report, Reports, Role, order::Order, report::Report as Kind, scheduler_client::SchedulerClient},
 };
+use piecemeal_proxy::{NodeBlob, open_path};
 use piecemeal_store::Repository;
+use piecemeal_upstream::NodeIdentity;
 use sha2::{Digest as _, Sha256};
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;

@@ -11,7 +11,7 @@ use axum::{
     routing::post,
 };
 use futures_util::{StreamExt, future::ready};
-use piecemeal_swarm::{Greet, Limits, Share, serve_http};
+use piecemeal_http::{Greet, Limits, Share, serve_http};
 use piecemeal_tls::SiteStream;
 use rustls::ServerConfig;
 use tokio::{

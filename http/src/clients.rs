@@ -1,0 +1,93 @@
+//! Listening for OCI clients.
+//!
+//! A site's mirror speaks TLS as well as plain HTTP on the same port. Where there is no TLS, a client that takes the port for
+//! one with it must be told so in words that it understands: containerd tries TLS first at `localhost`, and goes on without it
+//! only when the answer begins with `HTTP/`.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use axum::Router;
+use piecemeal_tls::{Acceptor, Opening, SiteStream, opening};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpListener, TcpStream},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{Greet, Limits, Share, serve_http};
+
+const LIMITS: Limits = Limits {
+    port: "registry",
+    // One for each of ten thousand nodes, and more for those that ask: a peer asks its mirror over several.
+    connections_max: 16_384,
+    share: Share::ALL,
+    busy_give_way: false,
+    // Longer than containerd keeps a connection that it does not use.
+    idle_max: Duration::from_secs(90),
+    // containerd gives a pull up that has come no further for five minutes.
+    take_max: Duration::from_secs(600),
+    drain_max: Duration::from_secs(60),
+};
+
+const NOT_TLS: &[u8] =
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 44\r\nConnection: close\r\n\r\n\
+    this port speaks plain HTTP: use http://...\n";
+
+/// Binds all of `addresses`.
+///
+/// # Errors
+/// The first address that cannot be bound, and why.
+pub async fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, (SocketAddr, io::Error)> {
+    let mut listeners = Vec::new();
+    for &address in addresses {
+        listeners.push(TcpListener::bind(address).await.map_err(|error| (address, error))?);
+    }
+    Ok(listeners)
+}
+
+/// The OCI clients of a daemon. They are the first that are told when it stops.
+#[derive(Default)]
+pub struct Clients {
+    stop: CancellationToken,
+    tracker: TaskTracker,
+}
+
+impl Clients {
+    /// Serves `router` on every listener. `tls`: for those clients that begin with a TLS handshake. `share`: of the connections,
+    /// for one address.
+    pub fn serve(&self, listeners: Vec<TcpListener>, router: &Router, tls: Option<&Acceptor>, share: Share) {
+        for listener in listeners {
+            let reception = Reception { tls: tls.cloned() };
+            let limits = Limits { share, ..LIMITS };
+            let serving = serve_http(listener, reception, router.clone(), limits, self.stop.clone());
+            self.tracker.spawn(serving);
+        }
+    }
+
+    /// Takes no more connections, and lets the open streams end, for a minute at most.
+    pub async fn drain(self) {
+        self.stop.cancel();
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+}
+
+/// Tells clients with TLS from those without.
+#[derive(Clone)]
+struct Reception {
+    tls: Option<Acceptor>,
+}
+
+impl Greet for Reception {
+    async fn greet(&self, mut stream: TcpStream) -> io::Result<Option<SiteStream>> {
+        match (opening(&stream).await?, &self.tls) {
+            (Opening::Plain, _) => Ok(Some(SiteStream::Plain(stream))),
+            (Opening::Tls, Some(tls)) => tls.shake(stream).await.map(Some),
+            (Opening::Tls, None) => {
+                stream.write_all(NOT_TLS).await?;
+                stream.shutdown().await?;
+                Ok(None)
+            }
+        }
+    }
+}

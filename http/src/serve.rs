@@ -1,0 +1,270 @@
+//! The connections of one listener: how many, how long they may idle, and how they end.
+//!
+//! A client that holds a connection without using it, or asks without taking the answer, loses it: in time anyway, and at once
+//! when another needs its slot. A new connection is never left waiting to be accepted.
+
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use axum::{Router, body::Body, extract::ConnectInfo};
+use bytes::Bytes;
+use hyper::{
+    body::{Body as HttpBody, Frame, Incoming, SizeHint},
+    server::conn::http1,
+    service::{Service as _, service_fn},
+};
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use piecemeal_tls::SiteStream;
+use rustix::net::sockopt;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+    time::{Duration, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::{Gate, Outlet, Policy, Share, Slot, Watched, descriptors_max, sendfile::OutletStream};
+
+/// What a listener allows.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// What the log calls the port.
+    pub port: &'static str,
+    /// Connections at a time; fewer where the process may have few file descriptors.
+    pub connections_max: usize,
+    /// What one address or node may have of them once they are nearly all taken. A listener that only loopback reaches shares
+    /// by age alone.
+    pub share: Share,
+    /// Whether a new connection gets a slot even if all others are busy.
+    pub busy_give_way: bool,
+    /// How long a connection may be without a request.
+    pub idle_max: Duration,
+    /// How long a receiver may take nothing, or next to nothing, of what there is for it.
+    pub take_max: Duration,
+    /// How long answers may take to end once the listener is told to stop.
+    pub drain_max: Duration,
+}
+
+/// What happens on a connection before HTTP is spoken over it.
+pub trait Greet: Clone + Send + Sync + 'static {
+    /// The connection, ready for HTTP; `None`: it was told that it will not be.
+    fn greet(&self, stream: TcpStream) -> impl Future<Output = io::Result<Option<SiteStream>>> + Send;
+}
+
+/// Takes every connection as it is.
+impl Greet for () {
+    async fn greet(&self, stream: TcpStream) -> io::Result<Option<SiteStream>> {
+        Ok(Some(SiteStream::Plain(stream)))
+    }
+}
+
+/// Serves until `stop`, then lets the answers that are under way end.
+///
+/// Requests carry their sender's address as [`ConnectInfo`], their connection's [`Slot`], and over a plain connection its
+/// [`Outlet`].
+pub async fn serve_http<G: Greet>(
+    listener: TcpListener,
+    greet: G,
+    router: Router,
+    limits: Limits,
+    stop: CancellationToken,
+) {
+    let gate = Gate::new(limits.port, limits.policy(&listener));
+    let mut connections = JoinSet::new();
+    let accepting = async {
+        loop {
+            let (stream, remote) = accept(&listener).await;
+            while connections.try_join_next().is_some() {}
+            let Some(slot) = gate.admit(remote.ip()) else {
+                continue;
+            };
+            let (greet, router, stop) = (greet.clone(), router.clone(), stop.clone());
+            connections.spawn(async move {
+                let closed = slot.closed().clone();
+                let taken = take(stream, remote, slot, greet, router, limits, stop);
+                match closed.run_until_cancelled(taken).await {
+                    Some(Ok(())) => {}
+                    Some(Err(error)) => {
+                        debug!(peer.address = %remote, %error, "a connection of {remote} came to nothing: {error}");
+                    }
+                    None => debug!(peer.address = %remote, "a connection of {remote} was late, or gave way to another"),
+                }
+            });
+        }
+    };
+    let serving = async {
+        tokio::select! {
+            () = accepting => {}
+            () = gate.sweep() => {}
+        }
+    };
+    stop.run_until_cancelled(serving).await;
+    drop(listener);
+    let drained = async { while connections.join_next().await.is_some() {} };
+    if timeout(limits.drain_max, drained).await.is_err() {
+        warn!(
+            connections.open = connections.len(),
+            "answers are still under way after {} s; they are cut",
+            limits.drain_max.as_secs()
+        );
+    }
+}
+
+async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    loop {
+        match listener.accept().await {
+            Ok(accepted) => return accepted,
+            Err(error) => {
+                // Out of file descriptors, most likely: they do not come back by asking.
+                warn!(%error, "a connection could not be accepted: {error}");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+impl Limits {
+    fn policy(&self, listener: &TcpListener) -> Policy {
+        let only_loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
+        Policy {
+            slots: self.connections_max.min(descriptors_max() / LISTENERS),
+            share: if only_loopback { Share::ALL } else { self.share },
+            greet_max: GREET_MAX,
+            first_byte_max: FIRST_BYTE_MAX,
+            head_max: HEAD_MAX,
+            idle_max: self.idle_max,
+            take_max: self.take_max,
+            busy_give_way: self.busy_give_way,
+        }
+    }
+}
+
+async fn take<G: Greet>(
+    stream: TcpStream,
+    remote: SocketAddr,
+    slot: Slot,
+    greet: G,
+    router: Router,
+    limits: Limits,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    // Small answers must not wait for more to send.
+    stream.set_nodelay(true)?;
+    // Counts while data waits to be taken, whether the receiver is gone or just does not read.
+    sockopt::set_tcp_user_timeout(&stream, u32::try_from(limits.take_max.as_millis()).unwrap_or(u32::MAX))?;
+    let Some(Some(greeted)) = stop.run_until_cancelled(greet.greet(stream)).await.transpose()? else {
+        return Ok(());
+    };
+    slot.greeted();
+    // Apart, so that a connection that says nothing costs little memory.
+    let ended = match greeted {
+        SiteStream::Plain(stream) => {
+            let Some(readable) = stop.run_until_cancelled(stream.readable()).await else {
+                return Ok(());
+            };
+            readable?;
+            let outlet = Outlet::default();
+            let stream = OutletStream::new(stream, outlet.clone());
+            Box::pin(speak(stream, remote, slot, Some(outlet), router, stop)).await
+        }
+        stream @ SiteStream::Tls(_) => Box::pin(speak(stream, remote, slot, None, router, stop)).await,
+    };
+    ended.map_err(io::Error::other)
+}
+
+async fn speak(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    remote: SocketAddr,
+    slot: Slot,
+    outlet: Option<Outlet>,
+    router: Router,
+    stop: CancellationToken,
+) -> Result<(), hyper::Error> {
+    let buffer_bytes = if outlet.is_some() {
+        WRITE_BUFFER_BYTES
+    } else {
+        COPY_BUFFER_BYTES
+    };
+    let stream = Watched::new(stream, slot.clone());
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: http::Request<Incoming>| {
+        slot.begin();
+        let busy = Busy(slot.clone());
+        request.extensions_mut().insert(ConnectInfo(remote));
+        request.extensions_mut().insert(slot.clone());
+        if let Some(outlet) = &outlet {
+            request.extensions_mut().insert(outlet.clone());
+        }
+        let answered = router.call(request);
+        async move {
+            let response = answered.await.unwrap_or_else(|never| match never {});
+            Ok::<_, Infallible>(response.map(|body| Answer { body, _busy: busy }))
+        }
+    });
+    let connection = http1::Builder::new()
+        // The gate sees to what is late.
+        .header_read_timeout(None)
+        .max_buf_size(buffer_bytes)
+        // Slices are handed on, never put together: an outlet depends on it.
+        .writev(true)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    }
+}
+
+/// A body whose connection is busy until the last of it is on its way.
+struct Answer {
+    body: Body,
+    _busy: Busy,
+}
+
+struct Busy(Slot);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.finish_when_flushed();
+    }
+}
+
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// What waits for the socket of one connection, on top of the slice that is being sent.
+const WRITE_BUFFER_BYTES: usize = 128 * 1024;
+/// The same where all that waits is memory: it is that of every client that reads slowly. Also the longest head of a request,
+/// with a token in it.
+const COPY_BUFFER_BYTES: usize = 32 * 1024;
+/// A listener has at most one in so many of the process's file descriptors: the others, files and upstreams need some too.
+const LISTENERS: usize = 4;
+/// As long as the first byte and a TLS handshake may take.
+const GREET_MAX: Duration = Duration::from_secs(15);
+const FIRST_BYTE_MAX: Duration = Duration::from_secs(5);
+const HEAD_MAX: Duration = Duration::from_secs(10);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

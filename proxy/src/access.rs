@@ -1,0 +1,377 @@
+//! Who may have what is here already: whoever the source itself would serve.
+//!
+//! Two things have to hold. The source has answered for the digest under the repository: that a manifest lists it proves
+//! nothing, since anybody can push a manifest that lists another's digest. And it has served the caller from the repository
+//! not long ago. What is not known is asked.
+//!
+//! When the source does not answer a caller's request, a public image that is here is still served. A private image is served only
+//! while the source is lost, which the daemon establishes by a question of its own: an error that the caller's own request ran into,
+//! such as a limit, does not count. A credential then has the rights that it earned within the grace. A caller without a
+//! credential, or with a new one, has the rights that any credential of its node earned. A credential that was refused since has
+//! none.
+
+use std::{
+    num::NonZeroUsize,
+    sync::{Arc, Mutex, MutexGuard},
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use lru::LruCache;
+use piecemeal_proto::{Digest, Reference};
+use piecemeal_store::{Holder, NodeRight, Repository, Shown, Store};
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family},
+    registry::Registry,
+};
+use tracing::info;
+
+use crate::{Access, Item, OpenBlob};
+use piecemeal_upstream::{ANSWER_TIMEOUT, Caller, LiveDuration, PullError, Upstreams, Who};
+
+/// Whom rights are had from.
+#[async_trait]
+pub trait RightSource: Send + Sync {
+    /// Asks for the item with the caller's own right. `known`: what a blob that is here has to agree with.
+    async fn prove(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        item: Item<'_>,
+        known: Option<Known>,
+    ) -> Result<(), PullError>;
+
+    /// Whether it has served the caller from the repository not long ago.
+    fn allows(&self, caller: &Caller, at: &Repository) -> bool;
+
+    /// In whose name the caller's right may be kept for the time when the source is lost; `None`: in no name.
+    fn holder(&self, caller: &Caller, at: &Repository) -> Option<Holder>;
+
+    /// Whether the source is lost, by a question with nothing of a caller's in it.
+    async fn is_lost(&self, at: &Repository) -> bool;
+}
+
+/// A blob that is here.
+pub struct Known {
+    pub blob_bytes: u64,
+    /// Some of its bytes from an offset on, for an upstream that has never served it: anybody can say of any digest that he has
+    /// it, and would be believed to have what another registry keeps private.
+    pub sample: Option<(u64, Bytes)>,
+}
+
+#[async_trait]
+impl RightSource for Upstreams {
+    async fn prove(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        item: Item<'_>,
+        known: Option<Known>,
+    ) -> Result<(), PullError> {
+        let upstream = self.get(&at.upstream)?;
+        let lied = |what: &str| PullError::BadGateway(format!("{} {what} of {}", at.upstream, at.name));
+        match (item, known) {
+            (Item::Manifest(digest), _) => {
+                let stated = upstream.head_manifest(caller, at, &Reference::Digest(*digest)).await?;
+                if stated.digest.is_some_and(|stated| stated != *digest) {
+                    return Err(lied("answered with another manifest"));
+                }
+            }
+            (
+                Item::Blob(_) | Item::Filling(_),
+                Some(Known {
+                    sample: Some((start, sample)),
+                    ..
+                }),
+            ) => {
+                if !upstream.has_sample(caller, at, item.digest(), start, &sample).await? {
+                    return Err(lied("says that it has a blob, and does not have its bytes,"));
+                }
+            }
+            (Item::Blob(_) | Item::Filling(_), known) => {
+                let stated = upstream.head_blob(caller, at, item.digest()).await?;
+                if let (Some(stated), Some(known)) = (stated, known)
+                    && stated != known.blob_bytes
+                {
+                    return Err(lied("states another size for a blob"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn allows(&self, caller: &Caller, at: &Repository) -> bool {
+        self.get(&at.upstream).is_ok_and(|upstream| upstream.allows(caller, at))
+    }
+
+    fn holder(&self, caller: &Caller, at: &Repository) -> Option<Holder> {
+        match self.get(&at.upstream).ok()?.who(caller) {
+            Who::Anybody => Some(Holder::Anybody),
+            Who::Holder(fingerprint) => Some(Holder::Node(caller.node?, Shown::Client(fingerprint))),
+            Who::Site => Some(Holder::Node(caller.node?, Shown::Site)),
+        }
+    }
+
+    async fn is_lost(&self, at: &Repository) -> bool {
+        match self.get(&at.upstream) {
+            Ok(upstream) => upstream.is_lost().await,
+            Err(_) => false,
+        }
+    }
+}
+
+/// The rights that a source has granted.
+pub struct Rights {
+    store: Store,
+    source: Arc<dyn RightSource>,
+    offline_grace: LiveDuration,
+    /// The same for what the source served to a client that showed nothing, where that may have been this node's right alone; `None`:
+    /// it is the registry itself, and what it served so is public for as long as it is here.
+    public_grace: Option<LiveDuration>,
+    /// What was written down lately, so that it is not written again for every blob.
+    noted: Mutex<LruCache<(Holder, Repository), (Verdict, Instant)>>,
+    verdicts: Family<[(&'static str, &'static str); 1], Counter>,
+}
+
+/// What is written down of a holder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Served,
+    Refused,
+}
+
+/// The right was known.
+const REMEMBERED: &str = "remembered";
+/// The source was asked, and granted it.
+const PROVEN: &str = "proven";
+/// The source did not answer, and had granted it before.
+const OFFLINE: &str = "offline";
+const REFUSED: &str = "refused";
+/// How much of a blob an upstream has to show.
+const SAMPLE_BYTES: u64 = 1024;
+/// Where in one that is still on its way.
+const SAMPLE_WITHIN: u64 = 64 * 1024;
+/// How long a note in the store is fresh enough.
+const NOTED_LIFE: Duration = Duration::from_secs(60);
+/// Of 10,000 nodes, six private repositories each.
+const NOTED_MAX: NonZeroUsize = NonZeroUsize::new(64 * 1024).expect("it is not zero");
+
+impl Rights {
+    /// `offline_grace`: how long an earlier proof counts while the source is lost. `public_grace`: the same for what the source
+    /// served to a client that showed nothing; `None`: that is public, for as long as it is here.
+    pub fn new(
+        store: Store,
+        source: Arc<dyn RightSource>,
+        offline_grace: LiveDuration,
+        public_grace: Option<LiveDuration>,
+    ) -> Self {
+        Self {
+            store,
+            source,
+            offline_grace,
+            public_grace,
+            noted: Mutex::new(LruCache::sparse(NOTED_MAX)),
+            verdicts: Family::default(),
+        }
+    }
+
+    /// Adds the count of verdicts on what is here, all of them from zero on.
+    pub fn register(&self, registry: &mut Registry) {
+        for verdict in [REMEMBERED, PROVEN, OFFLINE, REFUSED] {
+            self.verdict(verdict, 0);
+        }
+        registry.sub_registry_with_prefix("piecemeal").register(
+            "verdicts",
+            "Verdicts on who may have what is here, by how they came about",
+            self.verdicts.clone(),
+        );
+    }
+
+    fn verdict(&self, verdict: &'static str, count: u64) {
+        self.verdicts.get_or_create(&[("verdict", verdict)]).inc_by(count);
+    }
+
+    /// Asks the source, which has to know what it says that it has.
+    async fn prove(&self, caller: &Caller, at: &Repository, item: Item<'_>) -> Result<(), PullError> {
+        let known = match item {
+            Item::Manifest(_) => None,
+            Item::Blob(digest) => self.store.blob(digest).await?.map(OpenBlob::Complete),
+            Item::Filling(filling) => Some(OpenBlob::Filling {
+                filling: filling.clone(),
+                transfer: None,
+                has_read: false,
+            }),
+        };
+        let known = match known {
+            Some(blob) => Some(self.known(at, item.digest(), blob).await?),
+            None => None,
+        };
+        self.source.prove(caller, at, item, known).await
+    }
+
+    /// What an upstream has to agree with.
+    async fn known(&self, at: &Repository, digest: &Digest, mut blob: OpenBlob) -> Result<Known, PullError> {
+        let blob_bytes = blob.blob_bytes();
+        if blob_bytes == 0 || self.store.has_upstream(&at.upstream, digest).await? {
+            return Ok(Known {
+                blob_bytes,
+                sample: None,
+            });
+        }
+        let start = match &blob {
+            // Its beginning comes first.
+            OpenBlob::Filling { .. } => self.store.random_u64() % blob_bytes.min(SAMPLE_WITHIN),
+            _ => self.store.random_u64() % blob_bytes,
+        };
+        let read = blob.read(start..blob_bytes.min(start + SAMPLE_BYTES));
+        let bytes = match tokio::time::timeout(ANSWER_TIMEOUT, read).await {
+            Ok(Ok(bytes)) => bytes,
+            Ok(Err(error)) => return Err(PullError::Unavailable(error.to_string())),
+            Err(_) => {
+                return Err(PullError::Unavailable(format!(
+                    "{digest} is on its way from another registry, and nothing of it is here yet; try again"
+                )));
+            }
+        };
+        Ok(Known {
+            blob_bytes,
+            sample: Some((start, bytes)),
+        })
+    }
+
+    /// Writes a verdict down for the time when the source is lost. A refusal takes what this very holder had earned.
+    async fn note(&self, caller: &Caller, at: &Repository, verdict: Verdict) -> Result<(), PullError> {
+        let Some(holder) = self.source.holder(caller, at) else {
+            return Ok(());
+        };
+        let (key, now) = ((holder, at.clone()), Instant::now());
+        {
+            let mut noted = self.noted();
+            let is_young = |at: Instant| now.saturating_duration_since(at) < NOTED_LIFE;
+            if noted
+                .get(&key)
+                .is_some_and(|&(known, at)| known == verdict && is_young(at))
+            {
+                return Ok(());
+            }
+            noted.put(key, (verdict, now));
+        }
+        match verdict {
+            Verdict::Served => self.store.record_right(at, holder).await?,
+            Verdict::Refused => self.store.record_refusal(at, holder).await?,
+        }
+        Ok(())
+    }
+
+    fn noted(&self) -> MutexGuard<'_, LruCache<(Holder, Repository), (Verdict, Instant)>> {
+        self.noted.lock().expect("no holder of this lock panics")
+    }
+
+    /// Whether the caller may have what is here although the source has answered its request with `error`, which is no verdict.
+    async fn holds_unanswered(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        digest: &Digest,
+        error: &PullError,
+    ) -> Result<bool, PullError> {
+        if !self.store.has_source(at, digest).await? {
+            return Ok(false);
+        }
+        let public = self.store.public_right(at).await?;
+        if public.is_some() && self.public_grace.is_none() {
+            return Ok(true);
+        }
+        // A source that asks the caller to come back later is there.
+        let (Some(node), false) = (caller.node, matches!(error, PullError::TooManyRequests { .. })) else {
+            return Ok(false);
+        };
+        let is_young = |age: Duration| self.public_grace.as_ref().is_some_and(|grace| age <= grace.get());
+        let shown = caller.credential.as_ref().map(piecemeal_upstream::Credential::shown);
+        let right = self.store.node_right(at, node, shown).await?;
+        let earned = offline_age(shown, &right).is_some_and(|age| age <= self.offline_grace.get());
+        Ok((earned || public.is_some_and(is_young)) && self.source.is_lost(at).await)
+    }
+}
+
+/// How old the proof is that counts for a caller of a node while the source is lost.
+fn offline_age(shown: Option<Shown>, right: &NodeRight) -> Option<Duration> {
+    match shown {
+        Some(_) if right.is_known => right.by_this,
+        // A site that is cut off gets no new token, and a client shows nothing before it is asked.
+        Some(_) | None => right.by_any,
+    }
+}
+
+#[async_trait]
+impl Access for Rights {
+    async fn require(&self, caller: &Caller, at: &Repository, item: Item<'_>) -> Result<(), PullError> {
+        let digest = item.digest();
+        if self.source.allows(caller, at) && self.store.has_source(at, digest).await? {
+            self.verdict(REMEMBERED, 1);
+            return self.note(caller, at, Verdict::Served).await;
+        }
+        match self.prove(caller, at, item).await {
+            Ok(()) => {
+                self.verdict(PROVEN, 1);
+                self.store.record_source(at, digest).await?;
+                self.note(caller, at, Verdict::Served).await
+            }
+            Err(error) if error.is_verdict() => {
+                self.verdict(REFUSED, 1);
+                // Of what it once served.
+                if matches!(error, PullError::Denied { .. }) {
+                    self.note(caller, at, Verdict::Refused).await?;
+                }
+                Err(error)
+            }
+            Err(error) if self.holds_unanswered(caller, at, digest, &error).await? => {
+                self.verdict(OFFLINE, 1);
+                info!(upstream = at.upstream, repository = at.name, %error, "serving what is here: {error}");
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn refused(&self, caller: &Caller, at: &Repository, error: &PullError) -> Result<(), PullError> {
+        if matches!(error, PullError::Denied { .. }) {
+            self.note(caller, at, Verdict::Refused).await?;
+        }
+        Ok(())
+    }
+
+    fn allows(&self, caller: &Caller, at: &Repository) -> bool {
+        self.source.allows(caller, at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_known_credential_has_what_it_has_earned_and_others_have_what_their_node_has() {
+        let age = |seconds| Some(Duration::from_secs(seconds));
+        let shown = Some(Shown::Client([1; 32]));
+        let right = |by_this, is_known| NodeRight {
+            by_any: age(5),
+            by_this,
+            is_known,
+        };
+        assert_eq!(offline_age(None, &right(None, false)), age(5), "it shows nothing");
+        assert_eq!(offline_age(shown, &right(None, false)), age(5), "it is new");
+        assert_eq!(
+            offline_age(shown, &right(age(9), true)),
+            age(9),
+            "it has earned its own"
+        );
+        assert_eq!(
+            offline_age(shown, &right(None, true)),
+            None,
+            "it was refused, or never asked here"
+        );
+        assert_eq!(offline_age(None, &NodeRight::default()), None);
+    }
+}

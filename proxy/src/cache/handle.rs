@@ -1,0 +1,258 @@
+//! The handle behind the admin port's `/cache`.
+
+use std::{sync::Arc, time::Duration};
+
+use piecemeal_proto::{Digest, wire};
+use piecemeal_store::{RemoveContentError, Repository, Store};
+use piecemeal_swarm::Session;
+use tokio::{sync::Semaphore, time::timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use super::{
+    CacheError, CacheItem, CacheList, Removed, VerifyRequest, WarmRequest,
+    lines::{self, CacheLines, Gone},
+    name::CacheName,
+    verify,
+    view::View,
+    warm,
+};
+use crate::{Content, UpstreamNames};
+use piecemeal_upstream::Caller;
+
+/// What a [`Cache`] is made of.
+pub struct CacheParts {
+    pub store: Store,
+    pub content: Content,
+    pub names: UpstreamNames,
+    /// In whose name content is fetched: this node's, without a client's credential.
+    pub caller: Caller,
+    /// How peers are told of what they should have; `None` where there are none to tell.
+    pub session: Option<Session>,
+    /// Ends what is under way.
+    pub stop: CancellationToken,
+}
+
+/// A daemon's content, for those who run it. Cheap to clone.
+#[derive(Clone)]
+pub struct Cache {
+    pub(super) parts: Arc<CacheParts>,
+    /// One at a time: both read or fetch as fast as they can.
+    verifying: Arc<Semaphore>,
+    warming: Arc<Semaphore>,
+}
+
+/// How long to look through the index, at most: a full one takes well below a second.
+const LOOK_TIME_MAX: Duration = Duration::from_secs(30);
+
+impl Cache {
+    pub fn new(parts: CacheParts) -> Self {
+        Self {
+            parts: Arc::new(parts),
+            verifying: Arc::new(Semaphore::new(1)),
+            warming: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    /// What is kept.
+    ///
+    /// # Errors
+    /// [`CacheError::Store`].
+    pub async fn list(&self) -> Result<CacheList, CacheError> {
+        self.look(|view| view.list()).await
+    }
+
+    /// What is known of an image or a blob.
+    ///
+    /// # Errors
+    /// [`CacheError`]: not a name, nothing of that name.
+    pub async fn item(&self, name: &str) -> Result<CacheItem, CacheError> {
+        let read = self.read_name(name)?;
+        self.look(move |view| view.item(&read))
+            .await?
+            .ok_or_else(|| not_here(name))
+    }
+
+    /// Takes out an image with what no other needs, or a blob.
+    ///
+    /// # Errors
+    /// [`CacheError`]: it is not here, or in use; then nothing has been taken out.
+    pub async fn remove(&self, name: &str) -> Result<Removed, CacheError> {
+        let read = self.read_name(name)?;
+        let plan = self.look(move |view| view.removal(&read)).await??;
+        let mut removed = Removed {
+            names: plan.names,
+            manifests: plan.removal.manifests.len() as u64,
+            shared_blobs: plan.removal.shared.len() as u64,
+            ..Removed::default()
+        };
+        let taking = self.parts.store.take_out(plan.removal);
+        let taken = timeout(LOOK_TIME_MAX, taking).await.map_err(|_| too_slow())?;
+        let swept = taken.map_err(|error| refusal(name, &error))?;
+        (removed.blobs, removed.freed_bytes) = (swept.blobs.len() as u64, swept.bytes);
+        info!(
+            cache.name = name,
+            blobs = removed.blobs,
+            bytes = removed.freed_bytes,
+            "{name} was removed by hand"
+        );
+        Ok(removed)
+    }
+
+    /// Hashes complete blobs again. What is found is said line by line; who does not read on ends it.
+    ///
+    /// # Errors
+    /// [`CacheError`]: a name that is not here, another verification under way.
+    pub async fn verify(&self, request: VerifyRequest) -> Result<CacheLines, CacheError> {
+        let permit = Arc::clone(&self.verifying).try_acquire_owned();
+        let permit = permit.map_err(|_| busy("verification"))?;
+        if request.bytes_per_second == Some(0) {
+            return Err(CacheError::Malformed(
+                "bytes_per_second is 0: nothing would be read".to_owned(),
+            ));
+        }
+        let plan = self.plan_verification(&request).await?;
+        let (out, lines) = lines::lines();
+        let cache = self.clone();
+        self.spawn(
+            permit,
+            out.clone(),
+            async move { verify::run(&cache, plan, &out).await },
+        );
+        Ok(lines)
+    }
+
+    async fn plan_verification(&self, request: &VerifyRequest) -> Result<verify::Plan, CacheError> {
+        let read = |name: &String| Ok((name.clone(), self.read_name(name)?));
+        let names: Vec<(String, CacheName)> = request.names.iter().map(read).collect::<Result<_, CacheError>>()?;
+        let mut digests: Vec<Digest> = self
+            .look(move |view| {
+                let mut digests = Vec::new();
+                for (name, read) in &names {
+                    digests.extend(view.complete_blobs(read).ok_or_else(|| not_here(name))?);
+                }
+                Ok::<_, CacheError>(digests)
+            })
+            .await??;
+        if request.names.is_empty() {
+            digests = self.parts.store.complete_digests().await?;
+        }
+        digests.sort_unstable();
+        digests.dedup();
+        Ok(verify::Plan {
+            digests,
+            bytes_per_second: request.bytes_per_second,
+        })
+    }
+
+    /// Fetches images that are not here yet. What comes is said line by line; who does not read on ends it, but for the blobs
+    /// that are on their way.
+    ///
+    /// # Errors
+    /// [`CacheError`]: nothing that can be tried, another one under way.
+    pub async fn warm(&self, request: WarmRequest) -> Result<CacheLines, CacheError> {
+        let plan = warm::Plan::read(&request, &self.parts.names)?;
+        if request.peers {
+            self.require_scheduler()?;
+        }
+        let permit = Arc::clone(&self.warming).try_acquire_owned();
+        let permit = permit.map_err(|_| busy("warming"))?;
+        let (out, lines) = lines::lines();
+        let cache = self.clone();
+        self.spawn(permit, out.clone(), async move { warm::run(&cache, plan, &out).await });
+        Ok(lines)
+    }
+
+    /// Waits until a blob is here, fetching it when it is not.
+    ///
+    /// # Errors
+    /// Why it cannot be had or kept, for people.
+    pub async fn hold(&self, at: &Repository, digest: &Digest) -> Result<(), String> {
+        let held = warm::fetch(self, at, digest, None).await;
+        held.unwrap_or_else(|Gone| Err("nobody waits for it".to_owned()))
+    }
+
+    /// The images that need a blob.
+    pub(super) async fn images_with(&self, digest: Digest) -> Vec<String> {
+        // Only what is said beside a digest.
+        self.look(move |view| view.images_with(&digest))
+            .await
+            .unwrap_or_default()
+    }
+
+    pub(super) fn tell_peers(&self, report: wire::report::Report) -> Result<(), CacheError> {
+        self.require_scheduler()?.report(report);
+        Ok(())
+    }
+
+    fn require_scheduler(&self) -> Result<&Session, CacheError> {
+        let Some(session) = &self.parts.session else {
+            let why = "peers are told by a mirror that has a scheduler (--scheduler), and this is none";
+            return Err(CacheError::Conflict(why.to_owned()));
+        };
+        match session.problem() {
+            Some(why) => Err(CacheError::Conflict(format!(
+                "the peers cannot be told: the scheduler is {why}"
+            ))),
+            None => Ok(session),
+        }
+    }
+
+    /// Runs to its end in the background, or until nobody reads it or the daemon stops.
+    fn spawn(
+        &self,
+        permit: tokio::sync::OwnedSemaphorePermit,
+        out: lines::Out,
+        work: impl Future<Output = Result<(), Gone>> + Send + 'static,
+    ) {
+        let stop = self.parts.stop.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                // Who is gone needs no word of it.
+                _ = work => {}
+                () = out.closed() => {}
+                () = stop.cancelled() => {}
+            }
+            drop(permit);
+        });
+    }
+
+    fn read_name(&self, name: &str) -> Result<CacheName, CacheError> {
+        CacheName::read(name, &self.parts.names)
+    }
+
+    /// Looks at everything, off the runtime: a full index takes a while to be put in order.
+    async fn look<T: Send + 'static>(&self, look: impl FnOnce(&View) -> T + Send + 'static) -> Result<T, CacheError> {
+        let looking = async {
+            let catalog = self.parts.store.catalog().await?;
+            let looked = tokio::task::spawn_blocking(move || look(&View::new(catalog))).await;
+            looked.map_err(|error| CacheError::Store(error.to_string()))
+        };
+        timeout(LOOK_TIME_MAX, looking).await.map_err(|_| too_slow())?
+    }
+}
+
+fn busy(what: &str) -> CacheError {
+    CacheError::Conflict(format!("another {what} is under way; try again when it has ended"))
+}
+
+fn not_here(name: &str) -> CacheError {
+    CacheError::Unknown(format!("{name} is not here"))
+}
+
+fn too_slow() -> CacheError {
+    CacheError::Store(format!("no answer within {} s", LOOK_TIME_MAX.as_secs()))
+}
+
+fn refusal(name: &str, error: &RemoveContentError) -> CacheError {
+    match error {
+        RemoveContentError::InUse(blobs) => {
+            let blobs: Vec<String> = blobs.iter().map(ToString::to_string).collect();
+            CacheError::Conflict(format!(
+                "{name} is in use: somebody reads or fetches {}; try again when that has ended",
+                blobs.join(", ")
+            ))
+        }
+        RemoveContentError::Store(error) => CacheError::Store(error.to_string()),
+    }
+}

@@ -1,0 +1,119 @@
+//! What every daemon with a store does besides serving: opening and sweeping it, and telling how it does.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use piecemeal_store::{Env, OpenStoreError, Store, StoreConfig};
+use rustix::system::uname;
+use serde_json::json;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+use crate::{Announcer, CacheConfig, Destination, Origin, Pulls, Traffic, announce};
+
+/// How often content past its time is looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+/// How often it is looked whether a pull has ended.
+const TELL_INTERVAL: Duration = Duration::from_secs(1);
+/// Opens a daemon's store, off the runtime: recovery reads the disk.
+///
+/// # Errors
+/// [`OpenStoreError`].
+///
+/// # Panics
+/// Only when opening does.
+pub async fn open_store(cache: &CacheConfig) -> Result<Store, OpenStoreError> {
+    let config = StoreConfig {
+        dir: cache.dir.clone(),
+        quota_bytes: cache.quota_bytes,
+        free_bytes_min: cache.free_bytes_min,
+        ttl: cache.ttl,
+    };
+    tokio::task::spawn_blocking(|| Store::open(config, Env::system()))
+        .await
+        .expect("opening a store does not panic")
+}
+
+/// Where other nodes are told to find the piece port; empty when only the scheduler can see it.
+pub fn advertised(advertise: &[SocketAddr], listen: SocketAddr) -> Vec<SocketAddr> {
+    if advertise.is_empty() && !listen.ip().is_unspecified() {
+        vec![listen]
+    } else {
+        advertise.to_vec()
+    }
+}
+
+/// Sweeps the store now and then, tells the scheduler what went, and the log which pulls have ended.
+pub async fn keep_clean(store: Store, announcer: Announcer, pulls: Pulls, stop: CancellationToken) {
+    let mut evictions = store.evictions();
+    let mut interval = tokio::time::interval(SWEEP_INTERVAL);
+    let mut telling = tokio::time::interval(TELL_INTERVAL);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            evicted = evictions.recv() => if let Ok(digest) = evicted { announcer.report(announce::lost(&digest)) },
+            _ = telling.tick() => pulls.tell(),
+            _ = interval.tick() => sweep(&store).await,
+        }
+    }
+}
+
+/// What is wrong with the store, for readiness.
+pub async fn store_problem(store: &Store) -> Option<String> {
+    match store.usage().await {
+        Ok(_) => store.trouble(),
+        Err(error) => Some(error.to_string()),
+    }
+}
+
+async fn sweep(store: &Store) {
+    match store.sweep().await {
+        Ok(swept) if !swept.blobs.is_empty() => info!(blobs = swept.blobs.len(), bytes = swept.bytes, "evicted"),
+        Ok(_) => {}
+        Err(error) => warn!(%error, "the cache could not be swept: {error}"),
+    }
+}
+
+/// Changes a cache's bounds, also for what is in it: the next sweep is up to a minute away, so that one begins now.
+pub fn rebound(store: &Store, cache: &CacheConfig, tracker: &TaskTracker) {
+    store.set_limits(cache.quota_bytes, cache.free_bytes_min, cache.ttl);
+    let store = store.clone();
+    tracker.spawn(async move { sweep(&store).await });
+}
+
+/// What the store holds, as JSON.
+pub async fn store_status(store: &Store) -> serde_json::Value {
+    match store.usage().await {
+        Ok(usage) => {
+            json!({ "blobs": usage.blobs, "blob_bytes": usage.blob_bytes, "partials": usage.partials, "reserved_bytes": usage.reserved_bytes, "manifests": usage.manifests })
+        }
+        Err(error) => json!({ "error": error.to_string() }),
+    }
+}
+
+/// The bytes by where they came from and went, as JSON.
+pub fn traffic_status(traffic: &Traffic) -> serde_json::Value {
+    let received = |origin| traffic.total(origin, Destination::Store);
+    let sent = |destination| traffic.total(Origin::Local, destination) + traffic.total(Origin::Transfer, destination);
+    json!({
+        "from_upstream": received(Origin::Upstream),
+        "from_mirror": received(Origin::Mirror),
+        "from_peers": received(Origin::Peer),
+        "to_clients": sent(Destination::Client),
+        "to_clients_from_local": traffic.total(Origin::Local, Destination::Client),
+        "to_nodes": sent(Destination::Node),
+    })
+}
+
+/// Grows with each start. A clock that was set back makes the older connection win until it ends, no more.
+pub fn incarnation() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or_default() << 10
+}
+
+/// This machine's name, as its administrator knows it; empty when it has none.
+pub fn host_name() -> String {
+    uname().nodename().to_string_lossy().into_owned()
+}

@@ -1,0 +1,216 @@
+//! Answers with a blob or a range of it, streamed as it lands, and sent from its file where the connection can. A failure after the first byte ends the body short of its
+//! length, so that the client resumes.
+
+use std::{net::IpAddr, ops::Range, time::Instant};
+
+use axum::{
+    body::Body,
+    http::{HeaderValue, Response, StatusCode, header},
+};
+use bytes::Bytes;
+use futures_util::stream;
+use piecemeal_http::Outlet;
+use piecemeal_proto::Digest;
+use piecemeal_store::{CheckedBlob, Extent, ReadBlobError};
+use tracing::debug;
+
+use super::{
+    base,
+    budget::Budget,
+    error::coded,
+    range::{Asked, asked},
+};
+use crate::{OpenBlob, Suspicions, pulls::BlobPull};
+
+/// What a body is read from.
+enum Source {
+    /// What is still on its way is hashed as it comes.
+    Open(OpenBlob),
+    /// One that the client has had before.
+    Suspect(CheckedBlob),
+}
+
+/// How the bytes of a body go out.
+pub(super) struct Way {
+    /// The connection's, unless it has TLS.
+    pub(super) outlet: Option<Outlet>,
+    /// Of whatever has to be read.
+    pub(super) budget: Budget,
+    pub(super) client: Option<IpAddr>,
+    pub(super) suspicions: Suspicions,
+    /// Told of what goes out.
+    pub(super) pull: BlobPull,
+}
+
+pub(super) fn respond_head(digest: &Digest, blob_bytes: u64) -> Response<Body> {
+    headers(StatusCode::OK, digest, blob_bytes)
+        .body(Body::empty())
+        .expect("numbers and digests are header values")
+}
+
+pub(super) fn respond(open: OpenBlob, digest: &Digest, range: Option<&HeaderValue>, way: Way) -> Response<Body> {
+    let blob_bytes = open.blob_bytes();
+    let (status, range) = match asked(range.and_then(|value| value.to_str().ok()), blob_bytes) {
+        Asked::Whole => (StatusCode::OK, 0..blob_bytes),
+        Asked::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
+        // An open-ended range of nothing: containerd's chunked fetch asks so of every object, and gives up on a 416.
+        Asked::Unsatisfiable if blob_bytes == 0 => (StatusCode::OK, 0..0),
+        Asked::Unsatisfiable => return unsatisfiable(blob_bytes),
+    };
+    if let OpenBlob::Filling { filling, .. } = &open
+        && filling.has_passed(range.start)
+    {
+        let message =
+            "there is no room to keep the blob, and its beginning has passed; ask the registry itself, or again later";
+        return coded(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", message);
+    }
+    let source = way.source(open);
+    let mut response = headers(status, digest, range.end - range.start);
+    if status == StatusCode::PARTIAL_CONTENT {
+        response = response.header(
+            header::CONTENT_RANGE,
+            format!("bytes {}-{}/{blob_bytes}", range.start, range.end - 1),
+        );
+    }
+    response
+        .body(body(source, *digest, range, way))
+        .expect("numbers and digests are header values")
+}
+
+fn unsatisfiable(blob_bytes: u64) -> Response<Body> {
+    let message = format!(
+        "the blob has {blob_bytes} bytes; a range is bytes=first-last, bytes=first- or bytes=-length within it"
+    );
+    let mut response = coded(StatusCode::RANGE_NOT_SATISFIABLE, "SIZE_INVALID", &message);
+    if let Ok(value) = HeaderValue::from_str(&format!("bytes */{blob_bytes}")) {
+        response.headers_mut().insert(header::CONTENT_RANGE, value);
+    }
+    response
+}
+
+fn headers(status: StatusCode, digest: &Digest, length: u64) -> axum::http::response::Builder {
+    base()
+        .status(status)
+        .header(header::CONTENT_LENGTH, length)
+        .header(header::CONTENT_TYPE, "application/octet-stream")
+        .header(header::ACCEPT_RANGES, "bytes")
+        .header(header::ETAG, format!("\"{digest}\""))
+        .header("docker-content-digest", digest.to_string())
+}
+
+fn body(source: Source, digest: Digest, range: Range<u64>, way: Way) -> Body {
+    let sent = Sent::new(&way, digest);
+    let parts = stream::try_unfold(
+        (source, range, way, sent),
+        move |(mut source, range, way, mut sent)| async move {
+            if range.is_empty() {
+                return Ok::<Option<(Bytes, _)>, ReadBlobError>(None);
+            }
+            let frame = way.next(&mut source, &range).await.inspect_err(|error| {
+                debug!(blob.digest = %digest, %error, "a client's stream of {digest} ends early");
+                if source.is_complete() {
+                    way.suspicions.suspect(&digest, Instant::now());
+                }
+            })?;
+            way.pull.sent(frame.len());
+            sent.bytes += frame.len() as u64;
+            let rest = range.start + frame.len() as u64..range.end;
+            Ok(Some((frame, (source, rest, way, sent))))
+        },
+    );
+    Body::from_stream(parts)
+}
+
+/// What a client gets of a blob, noted at the end of the body, wherever that is.
+struct Sent {
+    suspicions: Suspicions,
+    client: Option<IpAddr>,
+    digest: Digest,
+    bytes: u64,
+}
+
+impl Sent {
+    fn new(way: &Way, digest: Digest) -> Self {
+        Self {
+            suspicions: way.suspicions.clone(),
+            client: way.client,
+            digest,
+            bytes: 0,
+        }
+    }
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        if let Some(client) = self.client
+            && self.bytes > 0
+        {
+            self.suspicions.has(client, &self.digest, self.bytes, Instant::now());
+        }
+    }
+}
+
+impl Source {
+    fn is_complete(&self) -> bool {
+        matches!(self, Self::Suspect(_) | Self::Open(OpenBlob::Complete(_)))
+    }
+
+    async fn extent(&mut self, range: Range<u64>) -> Result<Option<Extent>, ReadBlobError> {
+        match self {
+            Self::Open(open) => open.extent(range).await,
+            Self::Suspect(blob) => blob.extent(range),
+        }
+    }
+
+    async fn ready(&mut self, offset: u64) -> Result<(), ReadBlobError> {
+        match self {
+            Self::Open(open) => open.ready(offset).await,
+            Self::Suspect(_) => Ok(()),
+        }
+    }
+
+    async fn read(&mut self, range: Range<u64>) -> Result<Bytes, ReadBlobError> {
+        match self {
+            Self::Open(open) => open.read(range).await,
+            Self::Suspect(blob) => blob.read(range).await,
+        }
+    }
+}
+
+impl Way {
+    /// A client that asks again for what it has had gets it through the hashes of its pieces.
+    fn source(&self, open: OpenBlob) -> Source {
+        match (open, self.client) {
+            (OpenBlob::Complete(blob), Some(client))
+                if self
+                    .suspicions
+                    .asks(client, blob.digest(), blob.map().blob_bytes(), Instant::now()) =>
+            {
+                Source::Suspect(blob.checked())
+            }
+            (open, _) => Source::Open(open),
+        }
+    }
+
+    /// What goes out next, for the beginning of `range`.
+    async fn next(&self, source: &mut Source, range: &Range<u64>) -> Result<Bytes, ReadBlobError> {
+        if let Some(outlet) = &self.outlet
+            && outlet.takes(range.end - range.start)
+            && let Some(extent) = source.extent(range.clone()).await?
+        {
+            extent.make_resident().await?;
+            return Ok(stand_in(outlet, extent));
+        }
+        // Room is taken for what is there: who waits for bytes holds none.
+        source.ready(range.start).await?;
+        let room = self.budget.take();
+        let end = range.end.min(range.start + room.bytes());
+        let bytes = source.read(range.start..end).await?;
+        Ok(room.hold(bytes))
+    }
+}
+
+/// What the body yields for a part of a file, which leaves from where it lies.
+fn stand_in(outlet: &Outlet, mut extent: Extent) -> Bytes {
+    outlet.stand_in(extent.len(), move |socket, bytes_max| extent.send_to(socket, bytes_max))
+}

@@ -1,0 +1,225 @@
+//! The OCI pull front: what every client speaks to, at the mirror and at every peer alike.
+//!
+//! It parses, asks the traits behind it and answers; it decides nothing about where content comes from.
+
+mod blob;
+mod budget;
+mod error;
+mod list;
+mod manifest;
+mod name;
+mod range;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use axum::{
+    Extension, Router,
+    body::Body,
+    extract::{ConnectInfo, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, header},
+    routing::any,
+};
+pub use error::error_response;
+pub use name::UpstreamNames;
+#[cfg(any(test, fuzzing))]
+pub(crate) use range::{Asked, asked};
+
+use piecemeal_http::{Outlet, Slot};
+use piecemeal_proto::NodeId;
+
+use crate::{
+    Content, Nodes, OpenBlob, Pulls, Suspicions,
+    nodes::{self, RefuseClaimError},
+    pulls::{Kind, Outcome},
+};
+use blob::Way;
+use budget::Budget;
+use name::{Endpoint, Target};
+use piecemeal_upstream::{Caller, PullError, via};
+
+/// `Docker-Distribution-API-Version`: by it old clients tell a registry from a captive portal.
+const API_VERSION: (HeaderName, HeaderValue) = (
+    HeaderName::from_static("docker-distribution-api-version"),
+    HeaderValue::from_static("registry/2.0"),
+);
+
+/// The front's state.
+pub struct Front {
+    pub content: Content,
+    pub names: UpstreamNames,
+    /// Counts and tells what clients pull.
+    pub pulls: Pulls,
+    /// Told who asks for what is complete here, and gets it.
+    pub suspicions: Suspicions,
+    pub admission: Admission,
+}
+
+/// How the front knows whom it speaks with.
+pub struct Admission {
+    /// The site's nodes; `None` where there are none.
+    pub nodes: Option<Arc<Nodes>>,
+    /// The node that every client is on, where clients are all local.
+    pub own: Option<NodeId>,
+    /// This daemon: a request that has passed it already is a loop.
+    pub id: NodeId,
+}
+
+/// The routes under `/v2/`.
+pub fn front_router(front: Arc<Front>) -> Router {
+    Router::new()
+        .route("/v2", any(serve))
+        .route("/v2/", any(serve))
+        .route("/v2/{*path}", any(serve))
+        .with_state((front, Budget::default()))
+}
+
+async fn serve(
+    State((front, budget)): State<(Arc<Front>, Budget)>,
+    outlet: Option<Extension<Outlet>>,
+    slot: Option<Extension<Slot>>,
+    client: Option<Extension<ConnectInfo<SocketAddr>>>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Response<Body> {
+    let connection = Connection {
+        outlet: outlet.map(|Extension(outlet)| outlet),
+        slot: slot.map(|Extension(slot)| slot),
+        client: client.map(|Extension(ConnectInfo(address))| address.ip()),
+        budget,
+    };
+    let mut response = front.answer(&method, &uri, &headers, connection).await;
+    let (name, value) = API_VERSION;
+    response.headers_mut().insert(name, value);
+    response
+}
+
+/// What is known of the connection that a request came over.
+struct Connection {
+    outlet: Option<Outlet>,
+    slot: Option<Slot>,
+    client: Option<IpAddr>,
+    budget: Budget,
+}
+
+impl Front {
+    async fn answer(&self, method: &Method, uri: &Uri, headers: &HeaderMap, connection: Connection) -> Response<Body> {
+        if method != Method::GET && method != Method::HEAD {
+            return error::unsupported(method);
+        }
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        let target = match self.names.target(uri.path(), uri.query(), host) {
+            Ok(target) => target,
+            Err(response) => return *response,
+        };
+        let node = match self.admission.node(headers, method, uri) {
+            Ok(node) => node,
+            Err(refusal) => return nodes::respond(refusal),
+        };
+        let caller = match self.admission.caller(headers, node) {
+            Ok(caller) => caller,
+            Err(error) => return error_response(&error, "UNSUPPORTED"),
+        };
+        // Where all clients are this node's own, none has proven anything.
+        if let (Some(_), Some(node), Some(slot)) = (&self.admission.nodes, caller.node, &connection.slot) {
+            slot.belongs_to(node);
+        }
+        let namespace = target.namespace.clone();
+        let mut response = self.pull(&caller, method, uri, headers, target, connection).await;
+        // Only a client that named the upstream by `ns` expects to hear that it was understood.
+        if let Some(namespace) = namespace.and_then(|name| HeaderValue::from_str(&name).ok()) {
+            response.headers_mut().insert("oci-namespace", namespace);
+        }
+        response
+    }
+
+    async fn pull(
+        &self,
+        caller: &Caller,
+        method: &Method,
+        uri: &Uri,
+        headers: &HeaderMap,
+        target: Target,
+        connection: Connection,
+    ) -> Response<Body> {
+        let head = method == Method::HEAD;
+        match target.endpoint {
+            Endpoint::Ping => base()
+                .header(header::CONTENT_TYPE, "application/json")
+                .body(Body::from("{}"))
+                .expect("constant headers"),
+            Endpoint::Manifest(at, reference) => {
+                let found = self.content.tags.manifest(caller, &at, &reference).await;
+                self.pulls.manifest(connection.client, &at, &reference, &found);
+                match found {
+                    Ok(found) => manifest::respond(found, head),
+                    Err(error) => error_response(&error, "MANIFEST_UNKNOWN"),
+                }
+            }
+            Endpoint::List(at, query) => match self.content.tags.list(caller, &at, &query).await {
+                Ok(found) => {
+                    self.pulls.count(Kind::List, Outcome::Miss);
+                    list::respond(found, &query, &at, uri, head)
+                }
+                Err(error) => {
+                    self.pulls.count(Kind::List, Outcome::of(&error));
+                    error_response(&error, "NAME_UNKNOWN")
+                }
+            },
+            Endpoint::Blob(at, digest) if head => match self.content.blobs.stat(caller, &at, &digest).await {
+                Ok(blob_bytes) => blob::respond_head(&digest, blob_bytes),
+                Err(error) => error_response(&error, "BLOB_UNKNOWN"),
+            },
+            Endpoint::Blob(at, digest) => match self.content.blobs.open(caller, &at, &digest).await {
+                Ok(open) => {
+                    let local = matches!(open, OpenBlob::Complete(_));
+                    let way = Way {
+                        outlet: connection.outlet,
+                        budget: connection.budget,
+                        client: connection.client,
+                        suspicions: self.suspicions.clone(),
+                        pull: self.pulls.blob(connection.client, &at, local),
+                    };
+                    blob::respond(open, &digest, headers.get(header::RANGE), way)
+                }
+                Err(error) => {
+                    self.pulls.count(Kind::Blob, Outcome::of(&error));
+                    error_response(&error, "BLOB_UNKNOWN")
+                }
+            },
+        }
+    }
+}
+
+impl Admission {
+    fn node(&self, headers: &HeaderMap, method: &Method, uri: &Uri) -> Result<Option<NodeId>, RefuseClaimError> {
+        let Some(nodes) = &self.nodes else {
+            return Ok(self.own);
+        };
+        let admitted = nodes.admit(headers, method, uri)?;
+        Ok(admitted.map(|admitted| admitted.holder))
+    }
+
+    fn caller(&self, headers: &HeaderMap, node: Option<NodeId>) -> Result<Caller, PullError> {
+        let caller = Caller::of_request(headers, node);
+        let own = via(self.id);
+        if caller
+            .via
+            .as_ref()
+            .is_some_and(|path| path.split(", ").any(|host| host == own))
+        {
+            return Err(PullError::Loop(
+                "this request has come back to where it was sent from: an upstream's URL leads to this very mirror"
+                    .to_owned(),
+            ));
+        }
+        Ok(caller)
+    }
+}
+
+fn base() -> axum::http::response::Builder {
+    Response::builder().status(StatusCode::OK)
+}

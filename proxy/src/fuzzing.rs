@@ -1,0 +1,90 @@
+//! What must hold for whatever bytes come: the fuzzer's targets, and a test of everything that it has found worth keeping.
+
+use crate::front::{Asked, asked};
+use piecemeal_upstream::{Challenge, is_home};
+
+/// A `Range` header, after the body's size in 8 bytes, means what RFC 9110 says, and never bytes that are not there.
+pub fn range(input: &[u8]) {
+    let Some((size, header)) = input.split_first_chunk() else {
+        return;
+    };
+    let size = u64::from_le_bytes(*size);
+    let Ok(header) = std::str::from_utf8(header) else {
+        return;
+    };
+    let read = asked(Some(header), size);
+    assert_eq!(read, expected(header.trim(), size), "{header:?} of {size}");
+    if let Asked::Part(range) = read {
+        assert!(
+            range.start < range.end && range.end <= size,
+            "{header:?} of {size}: {range:?}"
+        );
+        let (last, length) = (range.end - 1, size - range.start);
+        let exactly = format!("bytes={}-{last}", range.start);
+        assert_eq!(asked(Some(&exactly), size), Asked::Part(range.clone()));
+        if range.end == size {
+            assert_eq!(asked(Some(&format!("bytes=-{length}")), size), Asked::Part(range));
+        }
+    }
+}
+
+/// In numbers of any length.
+fn expected(header: &str, size: u64) -> Asked {
+    let Some(spec) = header.strip_prefix("bytes=") else {
+        return Asked::Whole;
+    };
+    if spec.contains(',') {
+        return Asked::Whole;
+    }
+    let Some((first, last)) = spec.trim().split_once('-') else {
+        return Asked::Unsatisfiable;
+    };
+    if !(first.to_owned() + last).chars().all(|digit| digit.is_ascii_digit()) {
+        return Asked::Unsatisfiable;
+    }
+    // Beyond 10^30 all numbers are alike: no body is as long.
+    let number = |text: &str| -> Option<u128> {
+        let digits = text.trim_start_matches('0');
+        let number = if digits.len() > 30 {
+            Ok(10_u128.pow(30))
+        } else {
+            format!("0{digits}").parse()
+        };
+        (!text.is_empty()).then(|| number.expect("thirty digits fit"))
+    };
+    // An order that shows at any length is one even where the numbers are beyond any body.
+    let inverted = {
+        let [first, last] = [first, last].map(|text| text.trim_start_matches('0'));
+        (first.len(), first) > (last.len(), last)
+    };
+    let size_wide = u128::from(size);
+    let (start, end) = match (number(first), number(last)) {
+        (Some(_), Some(_)) if inverted => return Asked::Unsatisfiable,
+        (Some(first), Some(last)) => (first, size_wide.min(last + 1)),
+        (Some(first), None) => (first, size_wide),
+        (None, Some(suffix)) => (size_wide.saturating_sub(suffix), size_wide),
+        (None, None) => return Asked::Unsatisfiable,
+    };
+    match (u64::try_from(start), u64::try_from(end)) {
+        (Ok(start), Ok(end)) if start < end => Asked::Part(start..end),
+        _ => Asked::Unsatisfiable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    #[test]
+    fn whatever_the_fuzzer_has_kept_holds() {
+        kept("range").iter().for_each(|input| super::range(input));
+    }
+
+    fn kept(target: &str) -> Vec<Vec<u8>> {
+        let folder = format!("{}/../fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
+        let files = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder}: {error}"));
+        let kept: Vec<_> = files.map(|file| fs::read(file.unwrap().path()).unwrap()).collect();
+        assert!(!kept.is_empty(), "{folder} is empty");
+        kept
+    }
+}

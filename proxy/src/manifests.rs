@@ -1,0 +1,348 @@
+//! Manifests: those by digest are kept, tags are checked upstream once per `tag_ttl` for everybody who asks.
+//!
+//! What the source says to a caller stands for that caller: 401, 403 and 404 are passed on even when an older answer is here.
+//! Only when the source does not answer, or cannot, is the last known manifest of a tag served, with a `Warning`.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use piecemeal_proto::{Digest, Reference};
+use piecemeal_store::{Repository, Store};
+use tracing::warn;
+
+use crate::{
+    Access, BlobSizes, Item, List, ListQuery, Right, Tags,
+    callers::Standing,
+    flights::{Boarding, Flights},
+    lists::Lists,
+};
+use piecemeal_upstream::{
+    ANSWER_TIMEOUT, Caller, FetchedManifest, ListAnswer, LiveDuration, MANIFEST_TIMEOUT, ManifestAnswer, PullError,
+    Upstreams,
+};
+
+/// Whom manifests are had from.
+#[async_trait]
+pub trait ManifestSource: Send + Sync {
+    /// GETs a manifest, its digest verified.
+    async fn fetch(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, PullError>;
+    /// HEADs a manifest.
+    async fn head(&self, caller: &Caller, at: &Repository, reference: &Reference) -> Result<ManifestAnswer, PullError>;
+    /// GETs a page of a list below the repository.
+    async fn list(&self, caller: &Caller, at: &Repository, path: &str) -> Result<ListAnswer, PullError>;
+}
+
+#[async_trait]
+impl ManifestSource for Upstreams {
+    async fn fetch(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, PullError> {
+        self.get(&at.upstream)?.manifest(caller, at, reference).await
+    }
+
+    async fn head(&self, caller: &Caller, at: &Repository, reference: &Reference) -> Result<ManifestAnswer, PullError> {
+        self.get(&at.upstream)?.head_manifest(caller, at, reference).await
+    }
+
+    async fn list(&self, caller: &Caller, at: &Repository, path: &str) -> Result<ListAnswer, PullError> {
+        self.get(&at.upstream)?.list(caller, at, path).await
+    }
+}
+
+/// The manifests of a daemon.
+#[derive(Clone)]
+pub struct Manifests {
+    pub(crate) store: Store,
+    pub(crate) source: Arc<dyn ManifestSource>,
+    pub(crate) access: Arc<dyn Access>,
+    sizes: BlobSizes,
+    pub(crate) tag_ttl: LiveDuration,
+    pub(crate) lists: Lists,
+    /// By repository and reference.
+    running: Flights<(Repository, String), FetchedManifest>,
+}
+
+/// A tag as it was when it was looked up last.
+struct Older {
+    manifest: FetchedManifest,
+    age: Duration,
+}
+
+impl Manifests {
+    /// `tag_ttl`: how old the last check of a tag may be. Zero when the source itself remembers.
+    pub fn new(
+        store: Store,
+        source: Arc<dyn ManifestSource>,
+        access: Arc<dyn Access>,
+        sizes: BlobSizes,
+        tag_ttl: LiveDuration,
+    ) -> Self {
+        Self {
+            store,
+            source,
+            access,
+            sizes,
+            tag_ttl,
+            lists: Lists::default(),
+            running: Flights::default(),
+        }
+    }
+
+    async fn resolve(self, right: Right, reference: Reference) -> Result<FetchedManifest, PullError> {
+        let Right { at, caller } = right;
+        match &reference {
+            Reference::Digest(digest) => self.by_digest(&caller, &at, digest, &reference).await,
+            Reference::Tag(tag) => self.by_tag(&caller, &at, tag, &reference).await,
+        }
+    }
+
+    pub(crate) fn boarding(&self, caller: &Caller, at: &Repository) -> Boarding {
+        Boarding {
+            right: Right::new(caller, at),
+            standing: match self.access.allows(caller, at) {
+                true => Standing::Proven,
+                false => Standing::Unknown,
+            },
+            public: self.access.allows(&Caller::default(), at),
+        }
+    }
+
+    /// Looks it up together with all who ask for it now, and waits at most `patience`.
+    async fn join(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        reference: &Reference,
+        patience: Duration,
+    ) -> Result<FetchedManifest, PullError> {
+        let key = (at.clone(), reference.to_string());
+        let (manifests, of_work) = (self.clone(), reference.clone());
+        let work = move |right| manifests.clone().resolve(right, of_work.clone());
+        let prove = async || self.source.head(caller, at, reference).await.map(drop);
+        let joined = self.running.join(key, self.boarding(caller, at), work, prove);
+        let joined = tokio::time::timeout(patience, joined).await.unwrap_or_else(|_| {
+            let seconds = patience.as_secs();
+            Err(PullError::Unavailable(format!("no manifest within {seconds} s")))
+        });
+        joined.map(|landed| landed.value)
+    }
+
+    /// What a tag named when it was looked up last.
+    async fn older(&self, at: &Repository, reference: &Reference) -> Result<Option<Older>, PullError> {
+        let Reference::Tag(tag) = reference else {
+            return Ok(None);
+        };
+        let Some(known) = self.store.tag(at, tag).await? else {
+            return Ok(None);
+        };
+        let manifest = self.stored(at, &known.digest).await?;
+        Ok(manifest.map(|manifest| Older {
+            manifest,
+            age: known.age,
+        }))
+    }
+
+    /// As the source has it now; where it cannot say, as it was.
+    async fn current(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, PullError> {
+        let Some(older) = self.older(at, reference).await? else {
+            return self.join(caller, at, reference, MANIFEST_TIMEOUT).await;
+        };
+        // With something older to serve, nobody waits for a source that does not answer.
+        match self.join(caller, at, reference, ANSWER_TIMEOUT).await {
+            Err(error) if !error.is_verdict() => {
+                warn!(upstream = at.upstream, repository = at.name, %error, "serving {reference} as it was {:?} ago: {error}", older.age);
+                Ok(FetchedManifest {
+                    warning: Some(stale(&error)),
+                    ..older.manifest
+                })
+            }
+            current => current,
+        }
+    }
+
+    /// What can be answered without asking the source.
+    async fn at_hand(&self, at: &Repository, reference: &Reference) -> Result<Option<FetchedManifest>, PullError> {
+        match reference {
+            Reference::Digest(digest) => self.stored(at, digest).await,
+            Reference::Tag(tag) => match self.store.tag(at, tag).await? {
+                Some(known) if known.age < self.tag_ttl.get() => self.stored(at, &known.digest).await,
+                _ => Ok(None),
+            },
+        }
+    }
+
+    async fn by_digest(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        digest: &Digest,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, PullError> {
+        if let Some(manifest) = self.stored(at, digest).await? {
+            return Ok(manifest);
+        }
+        let manifest = self.source.fetch(caller, at, reference).await?;
+        self.keep(at, &manifest).await?;
+        Ok(manifest)
+    }
+
+    async fn by_tag(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        tag: &str,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, PullError> {
+        let known = self.store.tag(at, tag).await?;
+        let Some(known) = known else {
+            // Nothing to compare with: a GET brings digest and manifest in one round trip.
+            return self.fetch_tag(caller, at, tag, reference).await;
+        };
+        if known.age < self.tag_ttl.get()
+            && let Some(manifest) = self.stored(at, &known.digest).await?
+        {
+            return Ok(manifest);
+        }
+        // Those that wait have something older: a source that does not answer is not waited for.
+        let revalidated = tokio::time::timeout(
+            ANSWER_TIMEOUT,
+            self.revalidate(caller, at, tag, reference, &known.digest),
+        );
+        let revalidated = revalidated.await.unwrap_or_else(|_| {
+            Err(PullError::Unavailable(format!(
+                "{} does not answer in time",
+                at.upstream
+            )))
+        });
+        // Some registries say 404 to those who may not know: only who may pull can tell that a tag is gone.
+        if matches!(revalidated, Err(PullError::Unknown(_))) && self.access.allows(caller, at) {
+            self.store.forget_tag(at, tag).await?;
+        }
+        revalidated
+    }
+
+    /// HEAD costs upstream less than GET, and some count only GETs against their limits.
+    async fn revalidate(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        tag: &str,
+        reference: &Reference,
+        known: &Digest,
+    ) -> Result<FetchedManifest, PullError> {
+        let answer = self.source.head(caller, at, reference).await?;
+        if answer.digest == Some(*known)
+            && let Some(manifest) = self.stored(at, known).await?
+        {
+            if answer.warning.is_none() {
+                self.store.put_tag(at, tag, known).await?;
+            }
+            return Ok(FetchedManifest {
+                warning: answer.warning,
+                ..manifest
+            });
+        }
+        self.fetch_tag(caller, at, tag, reference).await
+    }
+
+    async fn fetch_tag(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        tag: &str,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, PullError> {
+        let manifest = self.source.fetch(caller, at, reference).await?;
+        self.keep(at, &manifest).await?;
+        // What the source itself calls old is not a check of the tag.
+        if manifest.warning.is_none() {
+            self.store.put_tag(at, tag, &manifest.digest).await?;
+        }
+        Ok(manifest)
+    }
+
+    async fn keep(&self, at: &Repository, manifest: &FetchedManifest) -> Result<(), PullError> {
+        self.sizes
+            .learn(at, &manifest.digest, &manifest.media_type, &manifest.bytes);
+        Ok(self
+            .store
+            .put_manifest(at, &manifest.digest, &manifest.media_type, manifest.bytes.clone())
+            .await?)
+    }
+
+    async fn stored(&self, at: &Repository, digest: &Digest) -> Result<Option<FetchedManifest>, PullError> {
+        let Some(manifest) = self.store.manifest(at, digest).await? else {
+            return Ok(None);
+        };
+        self.sizes.learn(at, digest, &manifest.media_type, &manifest.bytes);
+        Ok(Some(FetchedManifest {
+            digest: *digest,
+            media_type: manifest.media_type,
+            bytes: manifest.bytes,
+            warning: None,
+            fetched: false,
+        }))
+    }
+}
+
+#[async_trait]
+impl Tags for Manifests {
+    async fn manifest(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, PullError> {
+        let manifest = match self.at_hand(at, reference).await? {
+            Some(manifest) => Ok(manifest),
+            None => self.current(caller, at, reference).await,
+        };
+        if let Err(error) = &manifest {
+            self.access.refused(caller, at, error).await?;
+        }
+        let manifest = manifest?;
+        self.access
+            .require(caller, at, Item::Manifest(&manifest.digest))
+            .await?;
+        Ok(manifest)
+    }
+
+    async fn list(&self, caller: &Caller, at: &Repository, query: &ListQuery) -> Result<List, PullError> {
+        // A registry may keep its lists from those whom it serves images: a refusal takes no right.
+        match query {
+            ListQuery::Tags { n, last } => self.tags(caller, at, *n, last.as_deref()).await,
+            ListQuery::Referrers { subject, artifact_type } => {
+                self.referrers(caller, at, subject, artifact_type.as_deref()).await
+            }
+        }
+    }
+}
+
+/// The `Warning` that comes with what is old.
+pub(crate) fn stale(error: &PullError) -> String {
+    format!("299 - \"stale: {}\"", quotable(error))
+}
+
+/// A text without what would end the quoted string of a `Warning`.
+fn quotable(error: &PullError) -> String {
+    error
+        .to_string()
+        .chars()
+        .filter(|character| character.is_ascii_graphic() || *character == ' ')
+        .filter(|c| !"\"\\".contains(*c))
+        .take(200)
+        .collect()
+}

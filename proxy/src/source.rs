@@ -1,0 +1,74 @@
+//! The three traits between the front and what is behind it. A mirror and a peer differ only behind these.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use piecemeal_proto::{Digest, Reference};
+use piecemeal_store::{Filling, Repository};
+
+use crate::{List, ListQuery, OpenBlob};
+use piecemeal_upstream::{Caller, FetchedManifest, PullError};
+
+/// Where a blob's bytes come from.
+#[async_trait]
+pub trait Blobs: Send + Sync {
+    /// Opens a blob, starting its transfer when it is not here. Answers within [`piecemeal_upstream::ANSWER_TIMEOUT`] or so; the bytes may come later.
+    async fn open(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<OpenBlob, PullError>;
+
+    /// The blob's size in bytes; nothing is downloaded for it.
+    async fn stat(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<u64, PullError>;
+}
+
+/// How a name is resolved.
+#[async_trait]
+pub trait Tags: Send + Sync {
+    /// The manifest that `reference` names now.
+    async fn manifest(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, PullError>;
+
+    /// A list of what the repository has: its tags, or what refers to a manifest.
+    async fn list(&self, caller: &Caller, at: &Repository, query: &ListQuery) -> Result<List, PullError>;
+}
+
+/// What a right is asked for.
+#[derive(Clone, Copy)]
+pub enum Item<'a> {
+    Manifest(&'a Digest),
+    Blob(&'a Digest),
+    /// A blob that is on its way.
+    Filling(&'a Filling),
+}
+
+impl Item<'_> {
+    pub fn digest(&self) -> &Digest {
+        match self {
+            Self::Manifest(digest) | Self::Blob(digest) => digest,
+            Self::Filling(filling) => filling.digest(),
+        }
+    }
+}
+
+/// Whether this caller may have content that is here already. What has to be fetched first is proven by the fetch.
+#[async_trait]
+pub trait Access: Send + Sync {
+    /// # Errors
+    /// The source's own verdict, or why it cannot be had.
+    async fn require(&self, caller: &Caller, at: &Repository, item: Item<'_>) -> Result<(), PullError>;
+
+    /// The source has just refused the caller, while it was asked for something else: no right of his outlives that.
+    async fn refused(&self, caller: &Caller, at: &Repository, error: &PullError) -> Result<(), PullError>;
+
+    /// Whether it is known already, without asking anybody, that the caller may pull from the repository.
+    fn allows(&self, caller: &Caller, at: &Repository) -> bool;
+}
+
+/// What the front serves from.
+#[derive(Clone)]
+pub struct Content {
+    pub blobs: Arc<dyn Blobs>,
+    pub tags: Arc<dyn Tags>,
+}

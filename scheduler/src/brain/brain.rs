@@ -1,0 +1,232 @@
+//! The brain's tables and its two entrances; what happens behind them is in this folder's other files.
+//!
+//! Invariant: between two calls the only members left to be matched are those that a tick will try again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    num::NonZeroUsize,
+};
+
+use lru::LruCache;
+use piecemeal_proto::{Digest, NodeId};
+
+use super::{
+    Command, Conviction, Event, MemberId, Policy, Time,
+    holdings::Holdings,
+    lease::Leases,
+    member::{MemberState, Pool},
+    rng::Rng,
+    slab::Slab,
+    swarm::Swarm,
+    verdict::CONVICTED_MAX,
+};
+
+/// Decides who fetches what from whom.
+///
+/// Call [`Brain::handle`] with each event as it happens, and [`Brain::handle_timeout`] when [`Brain::poll_timeout`] has come. Time
+/// never runs backwards. Deliver the commands in their order; what cannot be delivered is lost with its member ([`Event::Left`]).
+pub struct Brain {
+    pub(super) policy: Policy,
+    pub(super) now: Time,
+    /// The brain itself was late by then: whom it has not heard since may have been waiting to be heard.
+    pub(super) awake_since: Time,
+    pub(super) dice: Rng,
+    pub(super) members: Slab<MemberState>,
+    pub(super) ids: BTreeMap<MemberId, u32>,
+    pub(super) nodes: BTreeMap<NodeId, MemberId>,
+    pub(super) pools: Slab<Pool>,
+    pub(super) pool_names: BTreeMap<String, u32>,
+    pub(super) swarms: Slab<Swarm>,
+    pub(super) digests: BTreeMap<(u32, Digest), u32>,
+    /// What is held and not wanted.
+    pub(super) holdings: Holdings,
+    pub(super) leases: Leases,
+    /// Nodes whose word was found to be wrong: it is not used again, also after they have reconnected.
+    pub(super) convicted: LruCache<(NodeId, bool), ()>,
+    /// Not yet told.
+    pub(super) convictions: Vec<Conviction>,
+    pub(super) timers: BTreeSet<(Time, Timer)>,
+    /// Sources to be matched before this event is done: member and the swarm to begin with.
+    pub(super) givers: VecDeque<(u32, u32)>,
+    /// Receivers likewise: swarm and seat.
+    pub(super) takers: VecDeque<(u32, u32)>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Timer {
+    /// A member's slot: it may have fallen silent.
+    Silence(MemberId),
+    /// A receiver may have stalled.
+    Taking(MemberId),
+    /// A swarm's slot: try again what the samples missed.
+    Tick(u32),
+}
+
+impl Brain {
+    /// `seed` decides every sample; equal seeds and events give equal commands.
+    pub fn new(policy: Policy, seed: u64) -> Self {
+        let mut dice = Rng::new(seed);
+        Self {
+            policy,
+            now: Time::ZERO,
+            awake_since: Time::ZERO,
+            leases: Leases::new(dice.next()),
+            dice,
+            members: Slab::new(),
+            ids: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            pools: Slab::new(),
+            pool_names: BTreeMap::new(),
+            swarms: Slab::new(),
+            digests: BTreeMap::new(),
+            holdings: Holdings::default(),
+            convicted: LruCache::new(NonZeroUsize::new(CONVICTED_MAX).expect("it is not 0")),
+            convictions: Vec::new(),
+            timers: BTreeSet::new(),
+            givers: VecDeque::new(),
+            takers: VecDeque::new(),
+        }
+    }
+
+    /// Takes one event and appends what follows from it. Events of unknown members, and anything that does not fit what is
+    /// known of the blob, change nothing.
+    pub fn handle(&mut self, now: Time, event: Event, out: &mut Vec<Command>) {
+        self.wake(now);
+        match event {
+            Event::Joined { member, info } => self.join(member, info, out),
+            Event::Left { member } => self.leave(member, out),
+            Event::Heard { member } => {
+                self.hear(member);
+            }
+            Event::Want {
+                member,
+                digest,
+                map,
+                fill,
+                have,
+                window,
+            } => self.want(member, digest, (map, fill), &have, window, out),
+            Event::Unwant { member, digest } => self.unwant(member, &digest, out),
+            Event::Have {
+                member,
+                digest,
+                map,
+                fill,
+                first,
+                hashes,
+            } => self.have(member, digest, (fill, map), first, &hashes, out),
+            Event::Complete { member, digest } => self.complete(member, digest, out),
+            Event::Lost { member, digest } => self.lost(member, &digest, out),
+            Event::Proven { member, digest, fill } => self.proven(member, &digest, fill, out),
+            Event::Revoke { member, digest, fill } => self.revoke(member, &digest, fill, out),
+            Event::Doubt { member, digest, fill } => self.doubt(member, &digest, fill, out),
+            Event::PieceHashes { member, list } => self.piece_hashes(member, &list, out),
+            Event::LeaseEnded { member, lease, outcome } => self.ended(member, lease, outcome, out),
+            Event::Waiting { member, digest, piece } => self.wait(member, &digest, piece),
+        }
+        self.settle(out);
+    }
+
+    /// When [`Brain::handle_timeout`] is due.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        self.timers.first().map(|&(at, _)| at)
+    }
+
+    /// Every deadline at or before `now`.
+    pub fn handle_timeout(&mut self, now: Time, out: &mut Vec<Command>) {
+        self.wake(now);
+        while let Some(&(at, timer)) = self.timers.first()
+            && at <= self.now
+        {
+            self.timers.pop_first();
+            match timer {
+                Timer::Silence(member) => self.listen(member, out),
+                Timer::Taking(member) => self.look_at_taking(member, out),
+                Timer::Tick(swarm) => self.tick(swarm, out),
+            }
+            self.settle(out);
+        }
+    }
+
+    /// A deadline long past says that the brain was not called: then the silence, and how long leases took, is its own.
+    fn wake(&mut self, now: Time) {
+        self.now = self.now.max(now);
+        let due = self.poll_timeout();
+        if due.is_some_and(|due| self.now >= due + self.policy.silent_after / 4) {
+            self.awake_since = self.now;
+        }
+    }
+
+    /// Matches the members that gained room or pieces: sources first, since they find the least complete receiver.
+    fn settle(&mut self, out: &mut Vec<Command>) {
+        loop {
+            if let Some((swarm, seat)) = self.takers.pop_front() {
+                self.supply(swarm, seat, out);
+                self.rouse(swarm);
+            } else if let Some((member, swarm)) = self.givers.pop_front() {
+                self.give(member, swarm, out);
+            } else {
+                break;
+            }
+        }
+    }
+
+    /// Makes sure that a busy swarm has a tick ahead.
+    pub(super) fn rouse(&mut self, swarm: u32) {
+        let at = self.now + self.policy.rematch_every;
+        if let Some(state) = self.swarms.get_mut(swarm)
+            && state.tick_at.is_none()
+            && state.is_busy()
+        {
+            state.tick_at = Some(at);
+            self.timers.insert((at, Timer::Tick(swarm)));
+        }
+    }
+
+    /// Tries again what samples may have missed, what has become possible by time alone, and what takes too long.
+    fn tick(&mut self, swarm: u32, out: &mut Vec<Command>) {
+        self.swarms[swarm].tick_at = None;
+        if self.swarms[swarm].is_live() {
+            self.seat_holders(swarm);
+        }
+        self.describe(swarm, out);
+        self.steal(swarm, out);
+        let (mut takers, mut unproven) = (Vec::new(), Vec::new());
+        self.sample(swarm, |state| &state.waiting, &mut takers);
+        if self.swarms[swarm].idle.is_empty() {
+            self.sample(swarm, |state| &state.hungry, &mut takers);
+        } else {
+            self.sample(swarm, |state| &state.landing, &mut takers);
+            self.sample(swarm, |state| &state.new, &mut takers);
+            self.sample(swarm, |state| &state.idle, &mut takers);
+        }
+        self.sample(swarm, |state| &state.unproven, &mut unproven);
+        for seat in unproven {
+            self.compare(swarm, seat, out);
+        }
+        self.takers.extend(takers.into_iter().map(|seat| (swarm, seat)));
+        self.rouse(swarm);
+    }
+
+    pub(super) fn seat_of(&self, member: u32, digest: &Digest) -> Option<(u32, u32)> {
+        let member = &self.members[member];
+        let &swarm = self.digests.get(&(member.pool, *digest))?;
+        Some((swarm, *member.seats.get(&swarm)?))
+    }
+
+    /// After a seat has changed: onto its rolls, and to be matched.
+    pub(super) fn touch(&mut self, swarm: u32, seat: u32) {
+        let state = &mut self.swarms[swarm];
+        state.refresh(seat, self.policy.leases_deep);
+        if state.is_live() {
+            let member = state.seats[seat].member;
+            self.members[member].live.insert(swarm);
+            if state.sources.contains(seat) {
+                self.givers.push_back((member, swarm));
+            }
+            if state.hungry.contains(seat) || state.waiting.contains(seat) {
+                self.takers.push_back((swarm, seat));
+            }
+        }
+    }
+}

@@ -1,0 +1,409 @@
+//! Matching: sources with room find receivers, receivers with room find sources.
+//!
+//! Invariant: no source ever has more leases than its uploads and queue allow, no receiver more than its depth.
+
+use super::{
+    Brain, Command, Priority, Time,
+    member::Standing,
+    run::{Pairing, Run, patience},
+    sample_set::SampleSet,
+    swarm::Swarm,
+};
+
+/// What a source may be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Choice {
+    /// What no peer has or is being sent: a mirror's first duty.
+    Inject,
+    /// The rarest; of a mirror only what the swarm has had its time to pass on.
+    Rarest,
+    /// What a client waits for.
+    Piece(u32),
+}
+
+impl Brain {
+    /// Finds receivers for a source while it has room, in `swarm` first, then in the others in which it sits, in turn.
+    pub(super) fn give(&mut self, giver: u32, swarm: u32, out: &mut Vec<Command>) {
+        let mirror = self.members.get(giver).is_some_and(|member| member.is_mirror());
+        let choices: &[Choice] = if mirror {
+            &[Choice::Inject, Choice::Rarest]
+        } else {
+            &[Choice::Rarest]
+        };
+        for &choice in choices {
+            let mut swarm = Some(swarm);
+            let mut misses = 0;
+            while let Some(tried) = swarm
+                && misses < SWARMS_SAMPLED
+                && self.has_room(giver, false)
+            {
+                if !self.give_once(giver, tried, choice, out) {
+                    misses += 1;
+                    swarm = self.next_swarm(giver);
+                }
+            }
+        }
+    }
+
+    /// The swarm whose turn it is at a source; forgets those that no member wants any more.
+    fn next_swarm(&mut self, giver: u32) -> Option<u32> {
+        for _ in 0..SWARMS_SAMPLED {
+            let member = &mut self.members[giver];
+            let next = member
+                .live
+                .range(member.turn + 1..)
+                .next()
+                .or_else(|| member.live.first());
+            let &swarm = next?;
+            member.turn = swarm;
+            if member.seats.contains_key(&swarm) && self.swarms[swarm].is_live() {
+                return Some(swarm);
+            }
+            self.members[giver].live.remove(&swarm);
+        }
+        None
+    }
+
+    fn give_once(&mut self, giver: u32, swarm: u32, choice: Choice, out: &mut Vec<Command>) -> bool {
+        let Some(&source) = self.members[giver].seats.get(&swarm) else {
+            return false;
+        };
+        let state = &self.swarms[swarm];
+        if !state.is_live() || !state.sources.contains(source) {
+            return false;
+        }
+        if self.give_waiting((swarm, source), out) {
+            return true;
+        }
+        if self.members[giver].count(Standing::Idle) == 0 {
+            return self.give_sampled(giver, (swarm, source), &[|state| &state.hungry], choice, out);
+        }
+        self.give_sampled(
+            giver,
+            (swarm, source),
+            &[|state| &state.landing, |state| &state.new],
+            choice,
+            out,
+        ) || self.give_sampled(giver, (swarm, source), &[|state| &state.idle], choice, out)
+    }
+
+    /// Gives to the first that can be served of a sample of each roll.
+    fn give_sampled(
+        &mut self,
+        giver: u32,
+        (swarm, source): (u32, u32),
+        rolls: &[fn(&Swarm) -> &SampleSet],
+        choice: Choice,
+        out: &mut Vec<Command>,
+    ) -> bool {
+        let mut sampled = Vec::new();
+        for roll in rolls {
+            self.sample(swarm, *roll, &mut sampled);
+        }
+        let state = &self.swarms[swarm];
+        let pieces = state.pieces();
+        let zone = state.seats[source].zone;
+        // Equals come as the sample has them: by their seats, the first to come would always be the first.
+        let mut ranked: Vec<(bool, bool, u32, bool, usize, u32)> = sampled
+            .into_iter()
+            .enumerate()
+            .map(|(place, receiver)| {
+                let seat = &state.seats[receiver];
+                // Every receiver waits for a piece that only a slow uplink has.
+                let slow = choice == Choice::Inject && self.members[seat.member].slow;
+                let rank = seat.rank(pieces, self.now, self.policy.aging);
+                let doubtful = self.members[seat.member].is_doubtful();
+                (doubtful, slow, rank, seat.zone != zone, place, receiver)
+            })
+            .collect();
+        while let Some((.., receiver)) = take_least(&mut ranked) {
+            if let Some(run) = self.match_pair(swarm, source, receiver, choice) {
+                self.grant((swarm, receiver), Some(giver), run, Priority::Normal, out);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// As many seats of a roll as one event looks at, from a random one on.
+    pub(super) fn sample(&mut self, swarm: u32, roll: fn(&Swarm) -> &SampleSet, into: &mut Vec<u32>) {
+        let roll = roll(&self.swarms[swarm]);
+        let start = self.dice.below(roll.len());
+        let seats = roll.as_slice().iter().cycle().skip(start);
+        into.extend(seats.take(self.policy.receivers_sampled.min(roll.len())));
+    }
+
+    /// Finds sources for a receiver while it has room.
+    pub(super) fn supply(&mut self, swarm: u32, seat: u32, out: &mut Vec<Command>) {
+        while self.supply_waiting(swarm, seat, out) || self.supply_once(swarm, seat, out) {}
+    }
+
+    fn supply_once(&mut self, swarm: u32, seat: u32, out: &mut Vec<Command>) -> bool {
+        if !self.swarms.get(swarm).is_some_and(|state| state.hungry.contains(seat)) {
+            return false;
+        }
+        let found = self
+            .pick_source(swarm, seat, Choice::Inject, true)
+            .or_else(|| self.pick_source(swarm, seat, Choice::Rarest, true))
+            .or_else(|| self.pick_source(swarm, seat, Choice::Rarest, false));
+        match found {
+            Some((source, run)) => {
+                self.grant((swarm, seat), Some(source), run, Priority::Normal, out);
+                true
+            }
+            None => self.supply_from_upstream(swarm, seat, out),
+        }
+    }
+
+    /// A mirror, or the nearest and least busy peer of a sample, that can serve the receiver.
+    pub(super) fn pick_source(
+        &mut self,
+        swarm: u32,
+        receiver: u32,
+        choice: Choice,
+        mirrors: bool,
+    ) -> Option<(u32, Run)> {
+        let state = &self.swarms[swarm];
+        let urgent = matches!(choice, Choice::Piece(_));
+        let mut sample: Vec<(bool, usize, u32)> = if mirrors {
+            state.mirrors.iter().map(|&source| (false, 0, source)).collect()
+        } else {
+            let zone = state.seats[receiver].zone;
+            let start = self.dice.below(state.sources.len());
+            let sample = state.sources.as_slice().iter().cycle().skip(start);
+            sample
+                .take(self.policy.sources_sampled.min(state.sources.len()))
+                .filter(|&&source| !state.seats[source].mirror)
+                .filter(|&&source| self.has_room(state.seats[source].member, urgent))
+                .map(|&source| {
+                    let member = &self.members[state.seats[source].member];
+                    (state.seats[source].zone != zone, member.serving.len(), source)
+                })
+                .collect()
+        };
+        while let Some((_, _, source)) = take_least(&mut sample) {
+            let giver = self.swarms[swarm].seats[source].member;
+            if self.has_room(giver, urgent)
+                && let Some(run) = self.match_pair(swarm, source, receiver, choice)
+            {
+                return Some((giver, run));
+            }
+        }
+        None
+    }
+
+    /// What the receiver should take from the source, if the two may be matched at all.
+    pub(super) fn match_pair(&mut self, swarm: u32, source: u32, receiver: u32, choice: Choice) -> Option<Run> {
+        let state = &self.swarms[swarm];
+        let (giving, taking) = (&state.seats[source], &state.seats[receiver]);
+        let urgent = usize::from(matches!(choice, Choice::Piece(_)));
+        let member = &self.members[taking.member];
+        if giving.member == taking.member
+            || !state.sources.contains(source)
+            || !self.is_usable(taking.member)
+            || member.fetching.len() >= self.policy.leases_max as usize + urgent
+            || !self.may_take(taking.member, urgent > 0)
+            || !(member.proven || urgent > 0 || self.members[giving.member].has_room_to_try(&self.policy))
+            || !self.has_room_for(giving.member, taking.member)
+            || self.members[giving.member].asides.between(member.id, self.now)
+        {
+            return None;
+        }
+        let fill = state.fill.as_ref()?;
+        let pairing = Pairing {
+            fill,
+            source: giving,
+            receiver: taking,
+            run_max: u32::try_from(self.policy.lease_bytes_max / fill.map.piece_bytes())
+                .unwrap_or(u32::MAX)
+                .max(1),
+        };
+        let patience = patience(state.usual, state.wanting);
+        let ripe = |piece, patience| {
+            !giving.mirror || fill.is_scarce(piece) || fill.out_since(piece) <= self.now.saturating_sub(patience)
+        };
+        match choice {
+            Choice::Piece(piece) => pairing
+                .at(piece)
+                .filter(|_| ripe(piece, patience.min(WAITING_PATIENCE))),
+            Choice::Inject if state.complete_peers > 0 => None,
+            Choice::Inject => pairing.scarcest(),
+            Choice::Rarest => {
+                let start = self.dice.next();
+                pairing.rarest(start, self.policy.pieces_sampled, |piece| ripe(piece, patience))
+            }
+        }
+    }
+
+    /// Whether a source's room is for this receiver: those that do nothing with their leases get what the others leave.
+    fn has_room_for(&self, giver: u32, taker: u32) -> bool {
+        let giving = &self.members[giver];
+        match self.members[taker].standing() {
+            Standing::Idle => giving.has_room_for_idle(&self.policy),
+            _ => !giving.is_full(&self.policy) || self.overtaken_by(taker, giver).is_some(),
+        }
+    }
+
+    /// Whether one more lease may name the member as its source.
+    pub(super) fn has_room(&self, slot: u32, urgent: bool) -> bool {
+        self.members
+            .get(slot)
+            .is_some_and(|member| member.has_room(&self.policy, urgent))
+            && self.is_usable(slot)
+            && !self.members[slot].asides.for_everybody(self.now)
+    }
+}
+
+/// The first is nearly always taken, so sorting all of them would be a waste.
+fn take_least<T: Ord>(sample: &mut Vec<T>) -> Option<T> {
+    let least = (0..sample.len()).min_by_key(|&index| &sample[index])?;
+    Some(sample.swap_remove(least))
+}
+
+/// Swarms that a source with room looks at in one event.
+const SWARMS_SAMPLED: usize = 8;
+
+/// How long the swarm gets at most to pass on what a client waits for: with the second before its report, well below the 5 s in
+/// which it must get something.
+const WAITING_PATIENCE: Time = Time::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeSet, VecDeque};
+
+    use super::super::{
+        Event, Outcome, Role,
+        testing::{MIRROR, Site, is_from, peer, trusting},
+    };
+
+    #[test]
+    fn a_mirror_injects_every_piece_once_in_order() {
+        let mut site = Site::new(8, 3);
+        for number in 1..=3 {
+            site.want(peer(number), []);
+        }
+        site.have(MIRROR, 0..8);
+        let mut injected = Vec::new();
+        let mut leases = VecDeque::from(site.leases());
+        while let Some((to, lease)) = leases.pop_front() {
+            if is_from(&lease, MIRROR) {
+                injected.push(lease.first);
+            }
+            site.now += super::Time::from_millis(10);
+            site.end(to, lease.id, Outcome::Done);
+            leases.extend(site.leases());
+        }
+        assert_eq!(injected.iter().collect::<BTreeSet<_>>().len(), 8);
+        assert_eq!(injected.len(), 8, "links were fast: no peer needed the mirror twice");
+    }
+
+    #[test]
+    fn the_least_complete_receiver_is_served_first() {
+        let mut site = Site::new(64, 3);
+        site.want(peer(1), 0..40);
+        site.want(peer(2), 0..10);
+        site.want(peer(3), 0..60);
+        site.have(MIRROR, 63..64);
+        let (to, lease) = site.lease();
+        assert_eq!((to, lease.first, lease.count), (peer(2), 63, 1));
+    }
+
+    #[test]
+    fn whoever_got_nothing_for_long_is_served_before_the_least_complete() {
+        let mut site = Site::new(64, 2);
+        site.want(peer(1), 0..40);
+        site.pass(site.brain.policy.aging, &[]);
+        site.want(peer(2), 0..10);
+        site.have(MIRROR, 63..64);
+        assert_eq!(site.lease().0, peer(1));
+    }
+
+    #[test]
+    fn a_member_that_landed_pieces_of_another_blob_is_no_newcomer() {
+        let mut site = Site::new(64, 2);
+        site.want(peer(2), []);
+        site.have(MIRROR, 0..1);
+        site.end(peer(2), site.lease().1.id, Outcome::Done);
+        site.digest = piecemeal_proto::Digest::of(b"another");
+        site.want(peer(1), []);
+        site.want(peer(2), []);
+        let swarm = site.brain.digests[&(site.brain.members[0].pool, site.digest)];
+        let state = &site.brain.swarms[swarm];
+        assert_eq!((state.new.len(), state.landing.len()), (1, 1));
+    }
+
+    #[test]
+    fn claims_to_have_lost_everything_gain_nothing() {
+        let mut site = Site::new(64, 2);
+        site.want(peer(1), 0..40);
+        site.want(peer(2), 0..39);
+        site.want(peer(1), []);
+        site.have(MIRROR, 63..64);
+        assert_eq!(site.lease().0, peer(2));
+    }
+
+    #[test]
+    fn the_rarest_piece_goes_first() {
+        let mut site = Site::without_mirror(4, 4);
+        for number in 1..=3 {
+            site.want(peer(number), []);
+            site.have(peer(number), 0..3);
+        }
+        site.have(peer(3), 3..4);
+        assert_eq!(site.described(), [peer(3)], "another one's turn to state hashes");
+        site.have(peer(3), 3..4);
+        let early: Vec<u32> = site.leases().iter().map(|(_, lease)| lease.first).collect();
+        assert_eq!(early, [3, 3], "the two who lack it get it at once");
+    }
+
+    #[test]
+    fn a_source_of_the_own_zone_is_preferred() {
+        for seed in 0..10 {
+            let mut site = Site::without_mirror(1, 0);
+            site.brain = super::super::Brain::new(trusting(), seed);
+            for (number, zone) in [(1, "east"), (2, "west"), (3, "west"), (4, "east")] {
+                let mut info = super::super::Member {
+                    node: piecemeal_proto::NodeId([0; 16]),
+                    signed: true,
+                    role: Role::Peer,
+                    pool: "site".into(),
+                    zone: zone.into(),
+                    may_use_upstream: true,
+                    features: super::super::Features::default(),
+                };
+                info.node.0[0] = number;
+                let member = peer(u32::from(number));
+                site.event(Event::Joined { member, info });
+            }
+            for number in [1, 2] {
+                site.complete(peer(number));
+            }
+            site.want(peer(4), []);
+            let asked = site.described()[0];
+            site.have(asked, 0..1);
+            site.want(peer(3), []);
+            let (to, lease) = site.lease();
+            assert!(to == peer(3) && is_from(&lease, peer(2)), "seed {seed}: {lease:?}");
+        }
+    }
+
+    #[test]
+    fn pools_do_not_mix() {
+        let mut site = Site::new(4, 0);
+        site.have(MIRROR, 0..4);
+        let info = super::super::Member {
+            node: piecemeal_proto::NodeId([9; 16]),
+            signed: true,
+            role: Role::Peer,
+            pool: "another site".into(),
+            zone: "rack".into(),
+            may_use_upstream: true,
+            features: super::super::Features::default(),
+        };
+        site.event(Event::Joined { member: peer(9), info });
+        site.want(peer(9), []);
+        site.pass(super::Time::from_millis(200), &[]);
+        assert!(site.leases().is_empty());
+        assert_eq!(site.brain.status().swarms.len(), 1);
+    }
+}

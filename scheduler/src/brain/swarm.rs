@@ -1,0 +1,289 @@
+//! One blob in one pool: who sits in its swarm, and which seats are hungry, waiting, or a source.
+//!
+//! Invariant: the rolls and counts follow from the seats: a function that changes a seat calls [`Swarm::refresh`] before anything is
+//! matched.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use piecemeal_proto::{Digest, FillId, PieceSet, SignedPieceHashes};
+
+use super::{LeaseId, Time, fill::Fill, sample_set::SampleSet, slab::Slab, swarm_member::SwarmMember};
+
+pub(super) struct Swarm {
+    pub(super) pool: u32,
+    pub(super) digest: Digest,
+    /// Known whenever a member wants the blob.
+    pub(super) fill: Option<Fill>,
+    pub(super) revoked: VecDeque<FillId>,
+    pub(super) seats: Slab<SwarmMember>,
+    /// Seats that lack something and have room for a lease.
+    pub(super) hungry: SampleSet,
+    /// Of the hungry: those whose members land pieces, those that did nothing with their leases, and the others.
+    pub(super) landing: SampleSet,
+    pub(super) idle: SampleSet,
+    pub(super) new: SampleSet,
+    /// Seats in which a client waits for a missing piece.
+    pub(super) waiting: SampleSet,
+    /// Seats that hold something that may be leased from them, mirrors included.
+    pub(super) sources: SampleSet,
+    /// Seats that brought along what is still to be compared with the authority's hashes.
+    pub(super) unproven: SampleSet,
+    pub(super) mirrors: Vec<u32>,
+    pub(super) wanting: u32,
+    /// Counted peers that hold the whole blob.
+    pub(super) complete_peers: u32,
+    /// Leases out to its seats.
+    pub(super) outstanding: u32,
+    /// Leases in the order of their grant, ended ones among them until they come to the front.
+    pub(super) granted: VecDeque<LeaseId>,
+    /// What a lease usually takes.
+    pub(super) usual: Option<Time>,
+    /// The one seat that fetches from upstream.
+    pub(super) upstream: Option<u32>,
+    /// The one peer whose word for hashes is used, where there is no other.
+    pub(super) stater: Option<u32>,
+    /// It was asked, and has stated nothing since.
+    pub(super) stater_owes: bool,
+    /// The authority's signed word for the hashes of all pieces.
+    pub(super) list: Option<Arc<SignedPieceHashes>>,
+    /// Since when a member wants the blob.
+    pub(super) live_since: Time,
+    /// When a mirror last brought anything new of it.
+    pub(super) progress_at: Time,
+    pub(super) described_at: Option<Time>,
+    pub(super) tick_at: Option<Time>,
+}
+
+impl Swarm {
+    pub(super) fn new(pool: u32, digest: Digest) -> Self {
+        Self {
+            pool,
+            digest,
+            fill: None,
+            revoked: VecDeque::new(),
+            seats: Slab::new(),
+            hungry: SampleSet::default(),
+            landing: SampleSet::default(),
+            idle: SampleSet::default(),
+            new: SampleSet::default(),
+            waiting: SampleSet::default(),
+            sources: SampleSet::default(),
+            unproven: SampleSet::default(),
+            mirrors: Vec::new(),
+            wanting: 0,
+            complete_peers: 0,
+            outstanding: 0,
+            granted: VecDeque::new(),
+            usual: None,
+            upstream: None,
+            stater: None,
+            stater_owes: false,
+            list: None,
+            live_since: Time::ZERO,
+            progress_at: Time::ZERO,
+            described_at: None,
+            tick_at: None,
+        }
+    }
+
+    /// Whether a member wants the blob.
+    pub(super) fn is_live(&self) -> bool {
+        self.wanting > 0
+    }
+
+    pub(super) fn pieces(&self) -> u32 {
+        self.fill.as_ref().map_or(0, |fill| fill.map.count())
+    }
+
+    /// Whether a tick could bring anything about.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.hungry.is_empty() || !self.waiting.is_empty() || self.outstanding > 0
+    }
+
+    pub(super) fn seat(&mut self, seat: SwarmMember) -> u32 {
+        let mirror = seat.mirror;
+        let index = self.seats.insert(seat);
+        if mirror {
+            self.mirrors.push(index);
+        }
+        index
+    }
+
+    /// Its leases are over and its claims forgotten already.
+    pub(super) fn unseat(&mut self, index: u32) {
+        self.seats.remove(index);
+        self.mirrors.retain(|&mirror| mirror != index);
+        self.stater = self.stater.filter(|&stater| stater != index);
+        for roll in [
+            &mut self.hungry,
+            &mut self.landing,
+            &mut self.idle,
+            &mut self.new,
+            &mut self.waiting,
+            &mut self.sources,
+            &mut self.unproven,
+        ] {
+            roll.set(index, false);
+        }
+    }
+
+    /// Puts a seat that has changed onto the rolls where it belongs.
+    pub(super) fn refresh(&mut self, index: u32, leases_deep: u32) {
+        let pieces = self.pieces();
+        let seat = &mut self.seats[index];
+        let lacking = seat.wants && seat.is_lacking(pieces);
+        seat.taken = seat.taken.max(seat.accounted());
+        seat.waiting = seat.waiting.filter(|&piece| seat.wants && !seat.have.contains(piece));
+        let waiting = lacking && seat.leases <= leases_deep && seat.waiting.is_some_and(|piece| seat.lacks(piece));
+        self.waiting.set(index, waiting);
+        self.unproven.set(index, !seat.unproven.is_empty());
+        let hungry = lacking && seat.leases < leases_deep;
+        self.hungry.set(index, hungry);
+        let lands = seat.landed || seat.is_known;
+        self.landing.set(index, hungry && !seat.idle && lands);
+        self.idle.set(index, hungry && seat.idle);
+        self.new.set(index, hungry && !seat.idle && !lands);
+        self.sources
+            .set(index, seat.is_believed() && (seat.complete || !seat.have.is_empty()));
+    }
+
+    /// Missing or leased becomes have; says whether it was news.
+    pub(super) fn gain(&mut self, index: u32, piece: u32, now: Time) -> bool {
+        let seat = &mut self.seats[index];
+        let news = seat.have.insert(piece);
+        let was_leased = news && seat.leased.remove(piece);
+        if was_leased {
+            (seat.landed, seat.idle) = (true, false);
+        }
+        if news && !was_leased && seat.counts() {
+            self.fill.as_mut().expect(FILLED).add_copy(piece, now);
+        }
+        news
+    }
+
+    /// The seat brought a piece along that it has not stated the hash of.
+    pub(super) fn note_unproven(&mut self, index: u32, piece: u32) {
+        let pieces = self.pieces();
+        let seat = &mut self.seats[index];
+        if seat.unproven.capacity() != pieces {
+            seat.unproven = PieceSet::new(pieces);
+        }
+        seat.unproven.insert(piece);
+    }
+
+    /// Have becomes missing, or leased when one of its leases covers the piece.
+    pub(super) fn lose(&mut self, index: u32, piece: u32, covered: bool) {
+        let seat = &mut self.seats[index];
+        if !seat.have.remove(piece) {
+            return;
+        }
+        seat.unproven.remove(piece);
+        if covered {
+            seat.leased.insert(piece);
+        } else if seat.counts() {
+            self.fill.as_mut().expect(FILLED).remove_copy(piece);
+        }
+    }
+
+    /// Missing becomes leased.
+    pub(super) fn lend(&mut self, index: u32, piece: u32, now: Time) {
+        let seat = &mut self.seats[index];
+        if seat.leased.insert(piece) && seat.counts() {
+            self.fill.as_mut().expect(FILLED).add_copy(piece, now);
+        }
+    }
+
+    /// Leased becomes missing; says whether it was leased.
+    pub(super) fn take_back(&mut self, index: u32, piece: u32) -> bool {
+        let seat = &mut self.seats[index];
+        let was = seat.leased.remove(piece);
+        if was && seat.counts() {
+            self.fill.as_mut().expect(FILLED).remove_copy(piece);
+        }
+        was
+    }
+
+    /// Everything that it holds is forgotten. Its leases are over already.
+    pub(super) fn forget_claims(&mut self, index: u32) {
+        self.uncount(index);
+        let pieces = self.pieces();
+        let seat = &mut self.seats[index];
+        (seat.complete, seat.disputed) = (false, false);
+        seat.have = PieceSet::new(pieces);
+        seat.unproven = PieceSet::default();
+        seat.leased = PieceSet::new(pieces);
+    }
+
+    /// It holds the whole blob. Its leases are over already.
+    pub(super) fn complete(&mut self, index: u32) {
+        self.uncount(index);
+        let seat = &mut self.seats[index];
+        seat.complete = true;
+        seat.have = PieceSet::default();
+        seat.unproven = PieceSet::default();
+        seat.leased = PieceSet::default();
+        if seat.counts() {
+            self.complete_peers += 1;
+        }
+    }
+
+    /// It does not hold the whole blob after all, but every piece of it.
+    pub(super) fn spell_out(&mut self, index: u32, now: Time) {
+        self.uncount(index);
+        let pieces = self.pieces();
+        let seat = &mut self.seats[index];
+        seat.complete = false;
+        seat.have = PieceSet::new(pieces);
+        seat.unproven = PieceSet::default();
+        seat.leased = PieceSet::new(pieces);
+        for piece in 0..pieces {
+            self.gain(index, piece, now);
+        }
+    }
+
+    pub(super) fn ban(&mut self, index: u32) {
+        self.uncount(index);
+        self.seats[index].banned = true;
+    }
+
+    /// It holds the whole blob, and a mirror's download that is not proven differs.
+    pub(super) fn dispute(&mut self, index: u32) {
+        self.uncount(index);
+        self.seats[index].disputed = true;
+    }
+
+    /// What it stated is not disputed any more. Its pieces, unless it holds them all, are forgotten already.
+    pub(super) fn acquit(&mut self, index: u32) {
+        let seat = &mut self.seats[index];
+        let was_disputed = std::mem::take(&mut seat.disputed);
+        if was_disputed && seat.complete && seat.counts() {
+            self.complete_peers += 1;
+        }
+    }
+
+    /// No peer holds any of `pieces` any more but those that hold the whole blob. Their leases are over already.
+    pub(super) fn take_from_all(&mut self, pieces: &PieceSet) {
+        for seat in self.seats.iter_mut().filter(|seat| !seat.mirror) {
+            seat.have.subtract(pieces);
+            seat.unproven.subtract(pieces);
+        }
+        self.fill.as_mut().expect(FILLED).remove_copies(pieces);
+    }
+
+    /// Takes all that a seat adds to rarity out of the count.
+    fn uncount(&mut self, index: u32) {
+        let seat = &self.seats[index];
+        if !seat.counts() {
+            return;
+        }
+        if seat.complete {
+            self.complete_peers -= 1;
+        } else if let Some(fill) = &mut self.fill {
+            for piece in seat.have.iter().chain(seat.leased.iter()) {
+                fill.remove_copy(piece);
+            }
+        }
+    }
+}
+
+const FILLED: &str = "pieces are only counted under a fill";

@@ -1,0 +1,183 @@
+//! Whom an upstream has asked to come back later, and for what.
+//!
+//! A 429 counts for the host that has answered it, be that the registry, its token server or where it leads; for those who share the
+//! limit, so for one credential or for all that show none; and for one kind of request: a registry counts manifests, blobs and lists apart. They are answered with that 429 until its time is over; then one request at a time
+//! finds out whether it is. Whether the upstream is there at all is asked elsewhere (`reach.rs`).
+
+use std::{
+    num::NonZeroUsize,
+    sync::{Mutex, MutexGuard},
+    time::{Duration, Instant},
+};
+
+use lru::LruCache;
+use url::Url;
+
+use crate::PullError;
+use crate::verdicts::Who;
+
+/// How long an upstream is left alone that does not say for how long.
+pub(crate) const BUSY_PAUSE: Duration = Duration::from_secs(5);
+/// The longest that an upstream may ask for.
+pub(crate) const PAUSE_MAX: Duration = Duration::from_secs(10 * 60);
+/// The most open breakers of one upstream: 10,000 nodes with several credentials each.
+const BREAKERS_MAX: NonZeroUsize = NonZeroUsize::new(64 * 1024).expect("it is not zero");
+
+/// What is counted apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    Manifest,
+    Blob,
+    List,
+    Token,
+}
+
+/// A host by its origin.
+type Key = (String, Who, Kind);
+
+/// The open breakers of one upstream. Times are passed in.
+pub(crate) struct Breakers(Mutex<LruCache<Key, Open>>);
+
+struct Open {
+    error: PullError,
+    until: Instant,
+    /// One request finds out.
+    trying: bool,
+}
+
+impl Default for Breakers {
+    fn default() -> Self {
+        Self(Mutex::new(LruCache::sparse(BREAKERS_MAX)))
+    }
+}
+
+/// The right to ask. Dropped without a word it says nothing about the limit.
+pub(crate) struct Pass<'a> {
+    breakers: &'a Breakers,
+    key: Key,
+    tries: bool,
+}
+
+impl Breakers {
+    /// # Errors
+    /// The 429 that opened the breaker.
+    pub(crate) fn enter(&self, host: &Url, who: Who, kind: Kind, now: Instant) -> Result<Pass<'_>, PullError> {
+        let key = (host.origin().ascii_serialization(), who, kind);
+        let tries = match self.lock().get_mut(&key) {
+            None => false,
+            Some(open) if now < open.until || open.trying => return Err(open.error.clone()),
+            Some(open) => {
+                open.trying = true;
+                true
+            }
+        };
+        Ok(Pass {
+            breakers: self,
+            key,
+            tries,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LruCache<Key, Open>> {
+        self.0.lock().expect("no holder of this lock panics")
+    }
+}
+
+impl Pass<'_> {
+    /// Upstream has answered within its limit.
+    pub(crate) fn close(mut self) {
+        if std::mem::take(&mut self.tries) {
+            self.breakers.lock().pop(&self.key);
+        }
+    }
+
+    /// No request of this kind is made with this right for so long.
+    pub(crate) fn open(mut self, error: PullError, pause: Duration, now: Instant) {
+        self.tries = false;
+        let open = Open {
+            error,
+            until: now + pause.min(PAUSE_MAX),
+            trying: false,
+        };
+        self.breakers.lock().put(self.key.clone(), open);
+    }
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        if self.tries
+            && let Some(open) = self.breakers.lock().peek_mut(&self.key)
+        {
+            open.trying = false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn busy() -> PullError {
+        PullError::TooManyRequests {
+            upstream: "a.io".to_owned(),
+            retry_after: None,
+        }
+    }
+
+    fn host(name: &str) -> Url {
+        format!("https://{name}/v2/").parse().unwrap()
+    }
+
+    #[test]
+    fn after_the_pause_one_request_at_a_time_finds_out() {
+        let (breakers, now) = (Breakers::default(), Instant::now());
+        let enter = |now| breakers.enter(&host("a.io"), Who::Anybody, Kind::Manifest, now);
+        enter(now).unwrap().open(busy(), BUSY_PAUSE, now);
+        assert!(enter(now).is_err());
+        let later = now + BUSY_PAUSE;
+        let tries = enter(later).unwrap();
+        assert!(enter(later).is_err(), "one is enough");
+        drop(tries);
+        enter(later).unwrap().close();
+        let (_one, _other) = (enter(later).unwrap(), enter(later).unwrap());
+    }
+
+    #[test]
+    fn a_limit_is_that_of_one_host_of_one_right_and_of_one_kind_of_request() {
+        let (breakers, now) = (Breakers::default(), Instant::now());
+        let enter = |who, kind| breakers.enter(&host("a.io"), who, kind, now);
+        enter(Who::Anybody, Kind::List).unwrap().open(busy(), BUSY_PAUSE, now);
+        assert!(enter(Who::Anybody, Kind::List).is_err());
+        assert!(enter(Who::Anybody, Kind::Manifest).is_ok());
+        assert!(enter(Who::Anybody, Kind::Blob).is_ok());
+        assert!(enter(Who::Holder([1; 32]), Kind::List).is_ok());
+        let elsewhere = breakers.enter(&host("cdn.io"), Who::Anybody, Kind::List, now);
+        assert!(elsewhere.is_ok(), "another host has limits of its own");
+    }
+
+    #[test]
+    fn no_upstream_can_send_us_away_for_ever() {
+        let (breakers, now) = (Breakers::default(), Instant::now());
+        let enter = |now| breakers.enter(&host("a.io"), Who::Anybody, Kind::Blob, now);
+        enter(now).unwrap().open(busy(), Duration::from_secs(1 << 40), now);
+        assert!(enter(now + PAUSE_MAX).is_ok());
+    }
+
+    #[test]
+    fn a_full_table_forgets_the_oldest_alone() {
+        let (breakers, now) = (Breakers::default(), Instant::now());
+        let holder = |number: usize| {
+            let mut fingerprint = [0; 32];
+            fingerprint[..8].copy_from_slice(&number.to_le_bytes());
+            Who::Holder(fingerprint)
+        };
+        for number in 0..=BREAKERS_MAX.get() {
+            breakers
+                .enter(&host("a.io"), holder(number), Kind::Blob, now)
+                .unwrap()
+                .open(busy(), BUSY_PAUSE, now);
+        }
+        assert!(breakers.enter(&host("a.io"), holder(0), Kind::Blob, now).is_ok());
+        assert!(breakers.enter(&host("a.io"), holder(1), Kind::Blob, now).is_err());
+    }
+}

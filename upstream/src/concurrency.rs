@@ -1,0 +1,332 @@
+//! How many connections the fills from one upstream use: one to eight each, found by measuring.
+//!
+//! Over a long way one connection is slow: each begins with a few packets and doubles them once a round trip, and each loss
+//! takes it back. Several cross that together. Over a short way one is enough, and more only cost.
+//!
+//! A connection takes seconds to grow into what another leaves behind when it ends. So the layers of an image are given
+//! connections by what they lack, which lets them end together.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard},
+    time::{Duration, Instant},
+};
+
+use piecemeal_store::Repository;
+
+/// The most connections of one fill.
+pub const WIDTH_MAX: usize = 8;
+/// The most connections for bodies from one upstream, unless there are more fills than that.
+const LANES_MAX: usize = 32;
+/// So much time to the first byte deserves one more connection, up to [`WIDTH_EXPECTED_MAX`].
+const LATENCY_PER_LANE: Duration = Duration::from_millis(16);
+/// With more than these only a measured gain goes on: what they have under way at the end all arrives at once.
+const WIDTH_EXPECTED_MAX: usize = 6;
+/// How long a number of connections is tried before it is judged.
+const TRIAL: Duration = Duration::from_secs(1);
+/// What one more connection has to bring, in percent.
+const GAIN_MIN: u64 = 8;
+/// After a trial that brought nothing, and doubling with each.
+const HOLD: Duration = Duration::from_secs(10);
+const HOLD_MAX: Duration = Duration::from_secs(600);
+/// After upstream asked us to come back later, or would not send parts.
+const CALM: Duration = Duration::from_secs(60);
+
+/// The connections of one upstream.
+pub struct Lanes(Mutex<State>);
+
+struct State {
+    width: Width,
+    latency: Option<Duration>,
+    fills: HashMap<u64, Load>,
+    next: u64,
+    window: Window,
+    received_at: Option<Instant>,
+}
+
+/// One running fill.
+struct Load {
+    image: Repository,
+    missing_bytes: u64,
+    /// Its connections now.
+    busy: usize,
+}
+
+/// What came since the last judgement.
+struct Window {
+    since: Instant,
+    bytes: u64,
+    /// Of the window before this one; 0 in the first.
+    lane_rate: u64,
+}
+
+impl Window {
+    fn begin() -> Self {
+        Self {
+            since: Instant::now(),
+            bytes: 0,
+            lane_rate: 0,
+        }
+    }
+}
+
+impl Default for Lanes {
+    fn default() -> Self {
+        Self(Mutex::new(State {
+            width: Width::default(),
+            latency: None,
+            fills: HashMap::new(),
+            next: 0,
+            window: Window::begin(),
+            received_at: None,
+        }))
+    }
+}
+
+impl Lanes {
+    /// How long an answer took to its status line. The shortest of late counts: it holds the least of upstream's own work.
+    pub fn answered_after(&self, took: Duration) {
+        let mut state = self.lock();
+        let latency = state.latency.map_or(took, |latency| took.min(latency + latency / 20));
+        state.latency = Some(latency);
+        if state.fills.is_empty() {
+            state.width.expect(latency);
+        }
+    }
+
+    /// How long an answer takes.
+    pub fn latency(&self) -> Duration {
+        self.lock().latency.unwrap_or_default()
+    }
+
+    /// Upstream asked us to come back later, or sends a whole blob when asked for a part.
+    pub fn calm_down(&self) {
+        self.lock().width.calm_down(Instant::now());
+    }
+
+    /// Bytes of a body have come.
+    pub fn received(&self, bytes: usize) {
+        let (mut state, now) = (self.lock(), Instant::now());
+        state.received_at = Some(now);
+        state.received(bytes as u64, now);
+    }
+
+    /// Whether bytes of a body have come within this time.
+    pub fn received_within(&self, time: Duration) -> bool {
+        self.lock().received_at.is_some_and(|at| at.elapsed() < time)
+    }
+
+    /// A fill begins; it ends when the seat is dropped.
+    pub fn enter(&self, image: &Repository, missing_bytes: u64) -> Seat<'_> {
+        let mut state = self.lock();
+        if state.fills.is_empty() {
+            state.window = Window::begin();
+        }
+        state.next += 1;
+        let id = state.next;
+        let load = Load {
+            image: image.clone(),
+            missing_bytes,
+            busy: 0,
+        };
+        state.fills.insert(id, load);
+        Seat { lanes: self, id }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().expect("no holder of this lock panics")
+    }
+}
+
+/// A fill's place among the others of its upstream.
+pub struct Seat<'a> {
+    lanes: &'a Lanes,
+    id: u64,
+}
+
+impl Seat<'_> {
+    /// How many connections the fill may use while it lacks `missing_bytes` and uses `busy`.
+    pub fn share(&self, missing_bytes: u64, busy: usize) -> usize {
+        let mut state = self.lanes.lock();
+        if let Some(load) = state.fills.get_mut(&self.id) {
+            (load.missing_bytes, load.busy) = (missing_bytes, busy);
+        }
+        state.share(self.id)
+    }
+
+    /// What one connection carries, in bytes a second; 0 when nobody knows yet.
+    pub fn lane_rate(&self) -> u64 {
+        self.lanes.lock().window.lane_rate
+    }
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        self.lanes.lock().fills.remove(&self.id);
+    }
+}
+
+impl State {
+    fn share(&self, id: u64) -> usize {
+        let Some(own) = self.fills.get(&id) else {
+            return 1;
+        };
+        let width = self.width.lanes.min(LANES_MAX / self.fills.len()).max(1);
+        // Slow start is crossed by numbers: all begin with all that they may have, and shrink as their segments end.
+        if self.window.lane_rate == 0 {
+            return width;
+        }
+        let largest = self
+            .fills
+            .values()
+            .filter(|fill| fill.image == own.image)
+            .map(|fill| fill.missing_bytes)
+            .max()
+            .unwrap_or_default();
+        proportion(width, own.missing_bytes, largest)
+    }
+
+    fn received(&mut self, bytes: u64, now: Instant) {
+        self.window.bytes += bytes;
+        let took = now.saturating_duration_since(self.window.since);
+        if took < TRIAL {
+            return;
+        }
+        let busy: usize = self.fills.values().map(|fill| fill.busy).sum();
+        let rate = u64::try_from(u128::from(self.window.bytes) * 1000 / took.as_millis().max(1)).unwrap_or(u64::MAX);
+        self.width.judge(rate, now);
+        self.window = Window {
+            since: now,
+            bytes: 0,
+            lane_rate: rate / busy.max(1) as u64,
+        };
+    }
+}
+
+/// `width` scaled by what a fill lacks of what the largest of its image lacks: at least 1.
+fn proportion(width: usize, missing_bytes: u64, largest: u64) -> usize {
+    let scaled = (width as u128 * u128::from(missing_bytes)).div_ceil(u128::from(largest.max(1)));
+    usize::try_from(scaled).unwrap_or(width).clamp(1, width)
+}
+
+/// The number of connections of one fill, climbing while that brings something.
+struct Width {
+    lanes: usize,
+    /// What came in a second before the last connection was added.
+    trial: Option<u64>,
+    hold: Duration,
+    hold_until: Option<Instant>,
+}
+
+impl Default for Width {
+    fn default() -> Self {
+        Self {
+            lanes: 1,
+            trial: None,
+            hold: HOLD,
+            hold_until: None,
+        }
+    }
+}
+
+impl Width {
+    /// Where to begin, before anything has been measured.
+    fn expect(&mut self, latency: Duration) {
+        if self.hold_until.is_none() {
+            let lanes = latency.as_micros().div_ceil(LATENCY_PER_LANE.as_micros());
+            self.lanes = usize::try_from(lanes)
+                .unwrap_or(WIDTH_EXPECTED_MAX)
+                .clamp(1, WIDTH_EXPECTED_MAX);
+            self.trial = None;
+        }
+    }
+
+    /// `rate`: what came in the last while, in bytes a second.
+    fn judge(&mut self, rate: u64, now: Instant) {
+        if let Some(before) = self.trial.take()
+            && u128::from(rate) * 100 < u128::from(before) * u128::from(100 + GAIN_MIN)
+        {
+            self.lanes -= 1;
+            self.hold_until = Some(now + self.hold);
+            self.hold = (self.hold * 2).min(HOLD_MAX);
+        }
+        if self.lanes < WIDTH_MAX && self.hold_until.is_none_or(|until| now >= until) {
+            self.trial = Some(rate);
+            self.lanes += 1;
+        }
+    }
+
+    fn calm_down(&mut self, now: Instant) {
+        (self.lanes, self.trial) = (1, None);
+        self.hold_until = Some(now + CALM);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Judges once a second what `carried` says of so many connections; returns how many there were.
+    fn climb(start: Duration, seconds: u64, carried: impl Fn(usize) -> u64) -> Vec<usize> {
+        let mut width = Width::default();
+        width.expect(start);
+        let begin = Instant::now();
+        (0..seconds)
+            .map(|second| {
+                let lanes = width.lanes;
+                width.judge(carried(lanes), begin + Duration::from_secs(second));
+                lanes
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_link_that_one_connection_fills_keeps_one() {
+        let lanes = climb(Duration::from_millis(1), 100, |_| 12_000_000);
+        let tried = lanes.iter().filter(|&&lanes| lanes > 1).count();
+        assert!(lanes.iter().all(|&lanes| lanes <= 2) && tried <= 5, "{lanes:?}");
+    }
+
+    #[test]
+    fn a_link_that_slows_each_connection_down_gets_all() {
+        for start in [1, 100] {
+            let lanes = climb(Duration::from_millis(start), 10, |lanes| 200_000 * lanes as u64);
+            assert_eq!(lanes.last(), Some(&WIDTH_MAX));
+        }
+    }
+
+    #[test]
+    fn a_long_way_begins_with_many() {
+        for (latency, lanes) in [
+            (0, 1),
+            (16, 1),
+            (17, 2),
+            (40, 3),
+            (100, WIDTH_EXPECTED_MAX),
+            (900, WIDTH_EXPECTED_MAX),
+        ] {
+            assert_eq!(climb(Duration::from_millis(latency), 1, |_| 1), [lanes], "{latency} ms");
+        }
+    }
+
+    #[test]
+    fn who_is_asked_to_calm_down_does() {
+        let mut width = Width::default();
+        width.expect(Duration::from_secs(1));
+        let now = Instant::now();
+        width.calm_down(now);
+        width.expect(Duration::from_secs(1));
+        width.judge(1, now + CALM / 2);
+        assert_eq!(width.lanes, 1);
+        width.judge(1, now + CALM);
+        assert_eq!(width.lanes, 2);
+    }
+
+    #[test]
+    fn layers_share_by_what_they_lack() {
+        assert_eq!([30, 20, 14].map(|lacks| proportion(8, lacks, 30)), [8, 6, 4]);
+        assert_eq!([0, 1, 30].map(|lacks| proportion(8, lacks, 30)), [1, 1, 8]);
+        assert_eq!(proportion(1, 5, 5), 1);
+        assert_eq!(proportion(8, 0, 0), 1);
+    }
+}

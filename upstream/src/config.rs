@@ -1,0 +1,59 @@
+//! What the client of a registry is told: the registry's name, its addresses, and what to show there.
+
+use std::path::PathBuf;
+
+use url::Url;
+
+use crate::CredentialSource;
+
+/// A registry that may be mirrored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamConfig {
+    /// The registry's `host` or `host:port`, as clients name it: `docker.io`. `*.example.com` stands for every registry below
+    /// that domain.
+    pub name: String,
+    /// Where it answers, in the order of preference: `https://registry-1.docker.io`. A `*` for the host's beginning stands for
+    /// what the name's stands for.
+    pub urls: Vec<Url>,
+    /// Certificates to trust there besides the usual ones, PEM.
+    pub ca_file: Option<PathBuf>,
+    /// A certificate and its key to show there, PEM.
+    pub client_certificate_file: Option<PathBuf>,
+    /// The site's own credentials there.
+    pub credentials: Option<CredentialSource>,
+    /// Hosts that tokens are asked for with those, besides the registry's own.
+    pub token_servers: Vec<String>,
+    /// Whether everybody on the LAN is served with those, and not only admitted nodes.
+    pub serves_site: bool,
+}
+
+impl UpstreamConfig {
+    /// One that needs nothing but its address.
+    pub fn new(name: String, urls: Vec<Url>) -> Self {
+        Self {
+            name,
+            urls,
+            ca_file: None,
+            client_certificate_file: None,
+            credentials: None,
+            token_servers: Vec::new(),
+            serves_site: false,
+        }
+    }
+
+    /// The registry `name` that this pattern stands for; `None` when its URL would make no sense.
+    pub fn for_name(&self, name: &str) -> Option<Self> {
+        let wild = name.strip_suffix(self.name.strip_prefix('*')?)?;
+        let url = |url: &Url| -> Option<Url> {
+            let mut url = url.clone();
+            let host = url.host_str()?.replacen('*', wild, 1);
+            url.set_host(Some(&host)).ok()?;
+            Some(url)
+        };
+        Some(Self {
+            name: name.to_owned(),
+            urls: self.urls.iter().map(url).collect::<Option<_>>()?,
+            ..self.clone()
+        })
+    }
+}

@@ -1,0 +1,83 @@
+//! What must hold for whatever bytes come: the fuzzer's targets, and a test of everything that it has found worth keeping.
+
+use url::{Host, Url};
+
+use crate::{auth::Challenge, home::is_home};
+
+/// A challenge, after the registry's URL on a line of its own, is read as it would be written, and no password goes to another site.
+pub fn challenge(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    let (registry, header) = text.split_once('\n').unwrap_or(("https://registry-1.docker.io", text));
+    let Some(challenge) = Challenge::parse(header) else {
+        return;
+    };
+    let quoted = |name: &str, value: &Option<String>| {
+        let value = value.as_ref()?.replace('\\', "\\\\").replace('"', "\\\"");
+        Some(format!("{name}=\"{value}\""))
+    };
+    let fields = [
+        quoted("realm", &Some(challenge.realm.clone())),
+        quoted("service", &challenge.service),
+        quoted("scope", &challenge.scope),
+    ];
+    let fields: Vec<String> = fields.into_iter().flatten().collect();
+    let written = format!("Bearer {}", fields.join(","));
+    assert_eq!(Challenge::parse(&written), Some(challenge), "{written}");
+
+    let challenge = Challenge::parse(header).expect("it was read before");
+    let Ok(registry) = Url::parse(registry) else { return };
+    let Some(token) = challenge.token_url(&registry, "repository:a:pull") else {
+        return;
+    };
+    assert!(matches!(token.scheme(), "http" | "https"), "{token}");
+    assert!(
+        token.scheme() == "https" || registry.scheme() == "http",
+        "{token} in the clear"
+    );
+    let scopes = token.query_pairs().filter(|(key, value)| {
+        let wanted = challenge.scope.as_deref().unwrap_or("repository:a:pull");
+        key == "scope" && value == wanted
+    });
+    assert!(scopes.count() >= 1, "{token} asks for nothing");
+    assert!(token.username().is_empty() && token.password().is_none(), "{token}");
+    assert!(
+        !is_home(&token, &registry, &[]) || is_near(&token, &registry),
+        "{registry}'s password would go to {token}"
+    );
+}
+
+/// Whether the hosts are the same, or have their last two labels in common.
+fn is_near(a: &Url, b: &Url) -> bool {
+    let labels = |url: &Url| match url.host() {
+        Some(Host::Domain(domain)) => {
+            let labels: Vec<String> = domain.trim_end_matches('.').rsplit('.').map(str::to_owned).collect();
+            Some(labels)
+        }
+        _ => None,
+    };
+    if a.host() == b.host() {
+        return a.host().is_some();
+    }
+    match (labels(a), labels(b)) {
+        (Some(a), Some(b)) => a == b || (a.len() >= 2 && b.len() >= 2 && a[..2] == b[..2]),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    #[test]
+    fn whatever_the_fuzzer_has_kept_holds() {
+        kept("challenge").iter().for_each(|input| super::challenge(input));
+    }
+
+    fn kept(target: &str) -> Vec<Vec<u8>> {
+        let folder = format!("{}/../fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
+        let files = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder}: {error}"));
+        let kept: Vec<_> = files.map(|file| fs::read(file.unwrap().path()).unwrap()).collect();
+        assert!(!kept.is_empty(), "{folder} is empty");
+        kept
+    }
+}
