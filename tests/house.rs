@@ -1,0 +1,65 @@
+//! The crates stand as docs/ARCHITECTURE.md draws them: each may know those below it, and no other.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+/// Each crate, and the crates of this workspace that it may depend on.
+const MAY_KNOW: &[(&str, &[&str])] = &[
+    ("proto", &[]),
+    ("tls", &["proto"]),
+    ("store", &["proto"]),
+    ("http", &["proto", "tls"]),
+    ("swarm", &["http", "proto", "store", "tls"]),
+    ("upstream", &["proto", "store", "swarm", "tls"]),
+    ("proxy", &["http", "proto", "store", "swarm", "upstream"]),
+    (
+        "mirror",
+        &["http", "proto", "proxy", "store", "swarm", "tls", "upstream"],
+    ),
+    ("peer", &["http", "proto", "proxy", "store", "swarm", "tls", "upstream"]),
+    ("scheduler", &["http", "proto", "tls"]),
+    ("webhook", &["http", "proto", "tls"]),
+    ("runtimes", &["proto"]),
+];
+
+#[test]
+fn no_crate_knows_one_that_it_may_not() {
+    let may_know: BTreeMap<&str, &[&str]> = MAY_KNOW.iter().copied().collect();
+    for (name, known) in &may_know {
+        for other in dependencies(&format!("{name}/Cargo.toml")) {
+            assert!(known.contains(&other.as_str()), "{name} depends on {other}");
+        }
+    }
+}
+
+#[test]
+fn every_crate_of_the_workspace_has_its_place() {
+    let manifest: toml::Table = read("Cargo.toml").parse().expect("the workspace's Cargo.toml");
+    let members = manifest["workspace"]["members"].as_array().expect("a list of members");
+    for member in members
+        .iter()
+        .filter_map(toml::Value::as_str)
+        .filter(|name| *name != "xtask")
+    {
+        assert!(
+            MAY_KNOW.iter().any(|(name, _)| *name == member),
+            "{member} has no place in {}",
+            file!()
+        );
+    }
+}
+
+/// The crates of this workspace in a manifest's `[dependencies]`.
+fn dependencies(manifest: &str) -> Vec<String> {
+    let table: toml::Table = read(manifest)
+        .parse()
+        .unwrap_or_else(|error| panic!("{manifest}: {error}"));
+    let names = table["dependencies"].as_table().expect("dependencies").keys();
+    names
+        .filter_map(|name| name.strip_prefix("piecemeal-").map(str::to_owned))
+        .collect()
+}
+
+fn read(file: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
