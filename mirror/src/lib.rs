@@ -62,7 +62,7 @@ pub use server::{Clients, bind};
 pub use sizes::BlobSizes;
 pub use source::{Access, Blobs, Content, Item, Tags};
 pub use store_metrics::register_store;
-pub use transfer::{Arrived, Joining, OpenBlob, Progress, Transfer, Transfers};
+pub use transfer::{Arrived, Joining, KnownHere, OpenBlob, Progress, Transfer, Transfers};
 pub use upstream::{
     AllowedTarget, BlobAnswer, ClientConfig, ClientError, CredentialSource, FetchedManifest, ListAnswer,
     ManifestAnswer, ProxyConfig, RewriteRule, Served, Upstream, Upstreams, mirror_http_client, mirror_unanswered,

@@ -268,7 +268,7 @@ impl Upstream {
     ///
     /// # Errors
     /// [`PullError`].
-    pub(crate) async fn has_sample(
+    pub async fn has_sample(
         &self,
         caller: &Caller,
         at: &Repository,
