@@ -341,6 +341,47 @@ fn realms_and_redirects_elsewhere_see_no_credential() {
 }
 
 #[test]
+fn what_a_registry_only_claims_is_not_served_under_its_name_once_another_has_sent_it() {
+    const CLAIMS: &str = "claims.test";
+    let (cluster, upstream, image) = faked(|options| {
+        plain(options);
+        for upstreams in [&mut options.mirror.upstreams, &mut options.peer.upstreams] {
+            upstreams.push(format!("{CLAIMS}=http://{ELSEWHERE}"));
+        }
+    });
+    upstream.require_token("secret", "http://169.254.169.254/token");
+    // It has the image's manifest, and of the layer the size only.
+    let claims = FakeUpstream::start(cluster.site.origin(), ELSEWHERE, &image);
+    let layer = &image.layers()[0];
+    let lies = Behaviour::LieFrom {
+        fraction: 0.0,
+        times: u32::MAX,
+    };
+    claims.behave(&layer.digest, lies);
+    let claimed = format!("/v2/{}/blobs/{}?ns={CLAIMS}", image.repository(), layer.digest);
+    for port in [PEER, MIRROR] {
+        let stated = send(&cluster, 0, Request::head(address(port), &claimed), None);
+        assert_eq!(stated.status, 200, "it says that it has the blob");
+        let asked = ask(&cluster, 0, port, &claimed, None);
+        assert!(!asked.complete || asked.status != 200, "{}", asked.status);
+    }
+    has_everything(&cluster, 0, PEER, &image, Some("Bearer secret"));
+    for port in [PEER, MIRROR] {
+        // A repository of its own counts as one that the caller may pull from.
+        let manifest = format!("/v2/{}/manifests/{}?ns={CLAIMS}", image.repository(), image.tag());
+        assert_eq!(ask(&cluster, 0, port, &manifest, None).status, 200);
+        let answer = ask(&cluster, 0, port, &claimed, None);
+        assert!(
+            answer.status >= 400,
+            "{port} answers {} with {} bytes",
+            answer.status,
+            answer.body.len()
+        );
+        assert!(answer.body != layer.bytes);
+    }
+}
+
+#[test]
 fn nothing_that_nobody_asked_for_reaches_the_upstream() {
     let (cluster, upstream, image) = faked(plain);
     // Some clients send an empty user with an empty password instead of nothing.

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use piecemeal_proto::{Digest, Reference};
 use piecemeal_proxy::{
-    Access, BlobSizes, Blobs, Item, Joining, Known, ManifestSource, OpenBlob, RightSource, Transfers,
+    Access, BlobSizes, Blobs, Item, Joining, Known, ManifestSource, OpenBlob, RightSource, Transfer, Transfers,
 };
 use piecemeal_store::{Holder, Repository, Shown};
 use piecemeal_upstream::{
@@ -30,7 +30,17 @@ impl Blobs for SwarmBlobs {
             return Ok(OpenBlob::Complete(blob));
         }
         let (parts, digest_of_run) = (self.parts.clone(), *digest);
-        let run = move |right, transfer| parts.clone().transfer(right, digest_of_run, transfer);
+        let run = move |right, transfer: Arc<Transfer>| {
+            let parts = parts.clone();
+            async move {
+                let arrived = parts
+                    .clone()
+                    .transfer(right, digest_of_run, Arc::clone(&transfer))
+                    .await?;
+                transfer.record_sources(&parts.store).await?;
+                Ok(arrived)
+            }
+        };
         let prove = async || self.source.head_blob(caller, at, digest).await.map(drop);
         let joining = Joining {
             caller,
@@ -50,19 +60,21 @@ impl Blobs for SwarmBlobs {
         if verdict_pending {
             return Ok(opened);
         }
-        let verdict = self.access.require(caller, at, Item::Blob(digest)).await;
+        let verdict = self
+            .access
+            .require(caller, at, opened.item(&transfer, at, digest))
+            .await;
         transfer.judged(caller, at, &verdict);
         verdict?;
         Ok(opened.proven())
     }
 
     async fn stat(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<u64, PullError> {
-        if let Some(blob_bytes) = self.transfers.blob_bytes_here(&self.parts.store, at, digest).await? {
-            self.access.require(caller, at, Item::Blob(digest)).await?;
-            return Ok(blob_bytes);
+        if let Some(known) = self.transfers.known_here(&self.parts.store, at, digest).await? {
+            self.access.require(caller, at, known.item(digest)).await?;
+            return Ok(known.blob_bytes);
         }
         let stated = self.source.head_blob(caller, at, digest).await?;
-        self.parts.store.record_source(at, digest).await?;
         stated
             .or_else(|| self.sizes.get(at, digest))
             .ok_or_else(|| PullError::BadGateway(format!("nobody states the size of {digest}")))
@@ -118,17 +130,26 @@ impl MirrorFirst {
 
 #[async_trait]
 impl RightSource for MirrorFirst {
-    /// The mirror has looked at what is `known`.
+    /// The mirror may not have what is here: where the upstream has not shown before that it has it, it has to show a sample.
     async fn prove(
         &self,
         caller: &Caller,
         at: &Repository,
         item: Item<'_>,
-        _known: Option<Known>,
+        known: Option<Known>,
     ) -> Result<(), PullError> {
-        match item {
-            Item::Manifest(digest) => drop(self.head(caller, at, &Reference::Digest(*digest)).await?),
-            Item::Blob(_) | Item::Filling(_) => drop(self.head_blob(caller, at, item.digest()).await?),
+        match (item, known.and_then(|known| known.sample)) {
+            (Item::Manifest(digest), _) => drop(self.head(caller, at, &Reference::Digest(*digest)).await?),
+            (Item::Blob(digest), Some((start, sample))) => {
+                let ask = async |registry: Arc<Upstream>| registry.has_sample(caller, at, digest, start, &sample).await;
+                if !self.ask(at, ask).await? {
+                    return Err(PullError::BadGateway(format!(
+                        "{} says that it has a blob, and does not have its bytes, of {}",
+                        at.upstream, at.name
+                    )));
+                }
+            }
+            (Item::Blob(_) | Item::Answered(_), _) => drop(self.head_blob(caller, at, item.digest()).await?),
         }
         Ok(())
     }

@@ -19,16 +19,16 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use lru::LruCache;
-use piecemeal_proto::{Digest, Reference};
-use piecemeal_store::{Holder, NodeRight, Repository, Shown, Store};
+use piecemeal_proto::Reference;
+use piecemeal_store::{Blob, Holder, NodeRight, Repository, Shown, Store};
 use prometheus_client::{
     metrics::{counter::Counter, family::Family},
     registry::Registry,
 };
 use tracing::info;
 
-use crate::{Access, Item, OpenBlob};
-use piecemeal_upstream::{ANSWER_TIMEOUT, Caller, LiveDuration, PullError, Upstreams, Who};
+use crate::{Access, Item};
+use piecemeal_upstream::{Caller, LiveDuration, PullError, Upstreams, Who};
 
 /// Whom rights are had from.
 #[async_trait]
@@ -79,7 +79,7 @@ impl RightSource for Upstreams {
                 }
             }
             (
-                Item::Blob(_) | Item::Filling(_),
+                Item::Blob(_) | Item::Answered(_),
                 Some(Known {
                     sample: Some((start, sample)),
                     ..
@@ -89,7 +89,7 @@ impl RightSource for Upstreams {
                     return Err(lied("says that it has a blob, and does not have its bytes,"));
                 }
             }
-            (Item::Blob(_) | Item::Filling(_), known) => {
+            (Item::Blob(_) | Item::Answered(_), known) => {
                 let stated = upstream.head_blob(caller, at, item.digest()).await?;
                 if let (Some(stated), Some(known)) = (stated, known)
                     && stated != known.blob_bytes
@@ -150,8 +150,6 @@ const OFFLINE: &str = "offline";
 const REFUSED: &str = "refused";
 /// How much of a blob an upstream has to show.
 const SAMPLE_BYTES: u64 = 1024;
-/// Where in one that is still on its way.
-const SAMPLE_WITHIN: u64 = 64 * 1024;
 /// How long a note in the store is fresh enough.
 const NOTED_LIFE: Duration = Duration::from_secs(60);
 /// Of 10,000 nodes, six private repositories each.
@@ -192,48 +190,33 @@ impl Rights {
         self.verdicts.get_or_create(&[("verdict", verdict)]).inc_by(count);
     }
 
-    /// Asks the source, which has to know what it says that it has.
-    async fn prove(&self, caller: &Caller, at: &Repository, item: Item<'_>) -> Result<(), PullError> {
+    /// Asks the source, which has to know what it says that it has. Says whether it was compared with what is here: until then an
+    /// answer is a word, and a source is written down for no word.
+    async fn prove(&self, caller: &Caller, at: &Repository, item: Item<'_>) -> Result<bool, PullError> {
         let known = match item {
-            Item::Manifest(_) => None,
-            Item::Blob(digest) => self.store.blob(digest).await?.map(OpenBlob::Complete),
-            Item::Filling(filling) => Some(OpenBlob::Filling {
-                filling: filling.clone(),
-                transfer: None,
-                has_read: false,
-            }),
+            Item::Manifest(_) | Item::Answered(_) => None,
+            Item::Blob(digest) => match self.store.blob(digest).await? {
+                Some(blob) => Some(self.known(at, blob).await?),
+                None => None,
+            },
         };
-        let known = match known {
-            Some(blob) => Some(self.known(at, item.digest(), blob).await?),
-            None => None,
-        };
-        self.source.prove(caller, at, item, known).await
+        let is_here = known.is_some() || matches!(item, Item::Manifest(_));
+        self.source.prove(caller, at, item, known).await?;
+        Ok(is_here)
     }
 
     /// What an upstream has to agree with.
-    async fn known(&self, at: &Repository, digest: &Digest, mut blob: OpenBlob) -> Result<Known, PullError> {
-        let blob_bytes = blob.blob_bytes();
-        if blob_bytes == 0 || self.store.has_upstream(&at.upstream, digest).await? {
+    async fn known(&self, at: &Repository, blob: Blob) -> Result<Known, PullError> {
+        let blob_bytes = blob.map().blob_bytes();
+        if blob_bytes == 0 || self.store.has_upstream(&at.upstream, blob.digest()).await? {
             return Ok(Known {
                 blob_bytes,
                 sample: None,
             });
         }
-        let start = match &blob {
-            // Its beginning comes first.
-            OpenBlob::Filling { .. } => self.store.random_u64() % blob_bytes.min(SAMPLE_WITHIN),
-            _ => self.store.random_u64() % blob_bytes,
-        };
-        let read = blob.read(start..blob_bytes.min(start + SAMPLE_BYTES));
-        let bytes = match tokio::time::timeout(ANSWER_TIMEOUT, read).await {
-            Ok(Ok(bytes)) => bytes,
-            Ok(Err(error)) => return Err(PullError::Unavailable(error.to_string())),
-            Err(_) => {
-                return Err(PullError::Unavailable(format!(
-                    "{digest} is on its way from another registry, and nothing of it is here yet; try again"
-                )));
-            }
-        };
+        let start = self.store.random_u64() % blob_bytes;
+        let bytes = blob.read(start..blob_bytes.min(start + SAMPLE_BYTES)).await;
+        let bytes = bytes.map_err(|error| PullError::Unavailable(error.to_string()))?;
         Ok(Known {
             blob_bytes,
             sample: Some((start, bytes)),
@@ -268,15 +251,20 @@ impl Rights {
         self.noted.lock().expect("no holder of this lock panics")
     }
 
+    /// Whether the source itself has answered for the item under the repository.
+    async fn has_source(&self, at: &Repository, item: Item<'_>) -> Result<bool, PullError> {
+        Ok(matches!(item, Item::Answered(_)) || self.store.has_source(at, item.digest()).await?)
+    }
+
     /// Whether the caller may have what is here although the source has answered its request with `error`, which is no verdict.
     async fn holds_unanswered(
         &self,
         caller: &Caller,
         at: &Repository,
-        digest: &Digest,
+        item: Item<'_>,
         error: &PullError,
     ) -> Result<bool, PullError> {
-        if !self.store.has_source(at, digest).await? {
+        if !self.has_source(at, item).await? {
             return Ok(false);
         }
         let public = self.store.public_right(at).await?;
@@ -308,14 +296,16 @@ fn offline_age(shown: Option<Shown>, right: &NodeRight) -> Option<Duration> {
 impl Access for Rights {
     async fn require(&self, caller: &Caller, at: &Repository, item: Item<'_>) -> Result<(), PullError> {
         let digest = item.digest();
-        if self.source.allows(caller, at) && self.store.has_source(at, digest).await? {
+        if self.source.allows(caller, at) && self.has_source(at, item).await? {
             self.verdict(REMEMBERED, 1);
             return self.note(caller, at, Verdict::Served).await;
         }
         match self.prove(caller, at, item).await {
-            Ok(()) => {
+            Ok(is_here) => {
                 self.verdict(PROVEN, 1);
-                self.store.record_source(at, digest).await?;
+                if is_here {
+                    self.store.record_source(at, digest).await?;
+                }
                 self.note(caller, at, Verdict::Served).await
             }
             Err(error) if error.is_verdict() => {
@@ -326,7 +316,7 @@ impl Access for Rights {
                 }
                 Err(error)
             }
-            Err(error) if self.holds_unanswered(caller, at, digest, &error).await? => {
+            Err(error) if self.holds_unanswered(caller, at, item, &error).await? => {
                 self.verdict(OFFLINE, 1);
                 info!(upstream = at.upstream, repository = at.name, %error, "serving what is here: {error}");
                 Ok(())

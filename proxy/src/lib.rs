@@ -50,4 +50,4 @@ pub use scrub::{Suspects, Suspicions, scrub};
 pub use sizes::BlobSizes;
 pub use source::{Access, Blobs, Content, Item, Tags};
 pub use store_metrics::register_store;
-pub use transfer::{Arrived, Joining, OpenBlob, Progress, Transfer, Transfers};
+pub use transfer::{Arrived, Joining, KnownHere, OpenBlob, Progress, Transfer, Transfers};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use piecemeal_proto::{Digest, Reference};
-use piecemeal_store::{Filling, Repository};
+use piecemeal_store::Repository;
 
 use crate::{List, ListQuery, OpenBlob};
 use piecemeal_upstream::{Caller, FetchedManifest, PullError};
@@ -39,15 +39,14 @@ pub trait Tags: Send + Sync {
 pub enum Item<'a> {
     Manifest(&'a Digest),
     Blob(&'a Digest),
-    /// A blob that is on its way.
-    Filling(&'a Filling),
+    /// A blob on its way from this upstream, which has answered for it under this very repository.
+    Answered(&'a Digest),
 }
 
 impl Item<'_> {
     pub fn digest(&self) -> &Digest {
         match self {
-            Self::Manifest(digest) | Self::Blob(digest) => digest,
-            Self::Filling(filling) => filling.digest(),
+            Self::Manifest(digest) | Self::Blob(digest) | Self::Answered(digest) => digest,
         }
     }
 }

@@ -15,7 +15,7 @@ use std::{
     num::NonZeroUsize,
     ops::Range,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -33,10 +33,10 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    Access,
+    Access, Item,
     callers::{Callers, Right, RightKey, Standing},
 };
-use piecemeal_upstream::{Caller, PullError};
+use piecemeal_upstream::{Caller, Places, PullError};
 
 /// How a transfer that went well has ended.
 pub enum Arrived {
@@ -49,6 +49,11 @@ pub enum Arrived {
 /// instead of starting the same download over. Doubles with each failure in a row.
 const COOL_DOWN: Duration = Duration::from_secs(1);
 const COOL_DOWN_MAX: Duration = Duration::from_secs(60);
+/// The most transfers that fill apart at a time, and how long one of them may keep a place from an upstream that has none.
+const DISPUTES_MAX: usize = 4;
+const DISPUTE_SLOW: Duration = Duration::from_secs(5);
+/// The most repositories of one upstream that a transfer remembers to have been answered under.
+const ANSWERED_MAX: usize = 256;
 /// How transfers end.
 const KEPT: &str = "kept";
 const PASSED: &str = "passed";
@@ -77,9 +82,13 @@ pub struct Transfer {
     callers: Callers,
     /// The right with which its source answered first.
     opener: OnceLock<Right>,
+    /// The repositories under which the upstream has answered for the digest, the latest last; at most [`ANSWERED_MAX`].
+    answered: Mutex<Vec<Repository>>,
     /// Its readers read the fill of another upstream's transfer.
     follows: AtomicBool,
     progress: watch::Sender<Progress>,
+    /// Another upstream has shown the blob first.
+    outrun: AtomicBool,
     /// Cancelled when its work is to stop at once.
     stopped: CancellationToken,
     /// Cancelled when it has left the table.
@@ -93,8 +102,10 @@ impl Transfer {
             upstream: right.at.upstream.clone(),
             callers: Callers::new(right),
             opener: OnceLock::new(),
+            answered: Mutex::default(),
             follows: AtomicBool::new(false),
             progress: watch::Sender::new(Progress::Starting { blob_bytes }),
+            outrun: AtomicBool::new(false),
             stopped: CancellationToken::new(),
             over: CancellationToken::new(),
         }
@@ -109,7 +120,10 @@ impl Transfer {
     pub fn judged(&self, caller: &Caller, at: &Repository, verdict: &Result<(), PullError>) {
         let right = Right::new(caller, at);
         match verdict {
-            Ok(()) => self.callers.proven(&right),
+            Ok(()) => {
+                self.answered_under(at);
+                self.callers.proven(&right);
+            }
             Err(error) if error.is_refusal() => self.callers.refused_while_waiting(&right, error),
             Err(_) => {}
         }
@@ -117,6 +131,7 @@ impl Transfer {
 
     /// The store's handle is there: readers may begin. `right`: what the source was asked with.
     pub fn open(&self, filling: Filling, right: Right) {
+        self.answered_under(&right.at);
         self.opener.get_or_init(|| right);
         self.follows.store(false, Ordering::Relaxed);
         self.progress.send_replace(Progress::Open(filling));
@@ -124,9 +139,45 @@ impl Transfer {
 
     /// Readers may begin with what another transfer fills, which goes on or ends without this one.
     pub fn follow(&self, filling: Filling, right: Right) {
+        self.answered_under(&right.at);
         self.opener.get_or_init(|| right);
         self.follows.store(true, Ordering::Relaxed);
         self.progress.send_replace(Progress::Open(filling));
+    }
+
+    /// The transfer that it followed has ended without the blob: its readers wait for the fill that it goes on with.
+    pub fn starts_over(&self) {
+        if let Progress::Open(filling) = self.progress() {
+            let blob_bytes = Some(filling.map().blob_bytes());
+            self.progress.send_replace(Progress::Starting { blob_bytes });
+        }
+    }
+
+    fn answered_under(&self, at: &Repository) {
+        let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        if !answered.contains(at) {
+            let surplus = (answered.len() + 1).saturating_sub(ANSWERED_MAX);
+            answered.drain(..surplus);
+            answered.push(at.clone());
+        }
+    }
+
+    /// Whether the upstream has answered for the digest under this repository.
+    pub fn has_answered(&self, at: &Repository) -> bool {
+        let answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        answered.contains(at)
+    }
+
+    /// The blob has come and is proven: what the upstream said of it was so, and is written down.
+    ///
+    /// # Errors
+    /// [`PullError::Store`].
+    pub async fn record_sources(&self, store: &Store) -> Result<(), PullError> {
+        let answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for at in answered {
+            store.record_source(&at, &self.digest).await?;
+        }
+        Ok(())
     }
 
     /// What this transfer itself fills.
@@ -142,12 +193,23 @@ impl Transfer {
         self.own_filling().filter(|filling| Some(filling.fill()) == fill)
     }
 
-    /// Ends it: another upstream has shown what the blob is. Its work has `patience` to notice that its fill has been abandoned.
-    pub(crate) async fn stop(&self, patience: Duration) {
+    /// Ends it: another upstream has shown what the blob is. Its fill is abandoned for `why`, and its work has `patience` to notice.
+    pub(crate) async fn stop(&self, filling: Option<Filling>, why: FillFailure, patience: Duration) {
+        self.outrun.store(true, Ordering::Relaxed);
+        if let Some(filling) = filling {
+            filling.abandon(why).await;
+        }
         if tokio::time::timeout(patience, self.over.cancelled()).await.is_err() {
             self.stopped.cancel();
             self.over.cancelled().await;
         }
+    }
+
+    fn outrun(&self) -> PullError {
+        PullError::Unavailable(format!(
+            "another registry has sent the blob, and {} has sent other bytes or none; try again",
+            self.upstream
+        ))
     }
 
     /// Until it has ended, well or not; how it has.
@@ -156,10 +218,30 @@ impl Transfer {
         self.progress()
     }
 
+    /// A reader of `filling` has met its end: whether the transfer goes on with another fill.
+    async fn goes_on_after(&self, filling: &Filling) -> bool {
+        if !self.follows.load(Ordering::Relaxed) && self.reads(filling) {
+            return false;
+        }
+        tokio::select! {
+            biased;
+            () = self.leaves(filling) => true,
+            () = self.over.cancelled() => false,
+        }
+    }
+
+    fn reads(&self, filling: &Filling) -> bool {
+        matches!(&*self.progress.borrow(), Progress::Open(own) if own.fill() == filling.fill())
+    }
+
     /// Until its readers have another fill to read than `filling`.
     async fn leaves(&self, filling: &Filling) {
         let mut progress = self.progress.subscribe();
-        let left = |progress: &Progress| matches!(progress, Progress::Open(other) if other.fill() != filling.fill());
+        let left = |progress: &Progress| match progress {
+            Progress::Open(other) => other.fill() != filling.fill(),
+            Progress::Starting { .. } => true,
+            Progress::Complete(_) | Progress::Failed(_) => false,
+        };
         // The sender is in `self`: this ends only so.
         drop(progress.wait_for(left).await);
     }
@@ -169,7 +251,11 @@ impl Transfer {
         matches!(*self.progress.borrow(), Progress::Open(_))
     }
 
-    pub fn upstream(&self) -> &str {
+    pub(crate) fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    pub(crate) fn upstream(&self) -> &str {
         &self.upstream
     }
 
@@ -283,8 +369,36 @@ impl Joining<'_> {
 #[derive(Clone, Default)]
 pub struct Transfers {
     table: Arc<Mutex<Table>>,
+    disputes: Disputes,
     ended: Family<[(&'static str, &'static str); 1], Counter>,
     under_way: Gauge,
+}
+
+/// Places of transfers that fill apart, shared by upstream.
+#[derive(Clone)]
+struct Disputes(Places);
+
+impl Default for Disputes {
+    fn default() -> Self {
+        Self(Places::giving_up(DISPUTES_MAX, DISPUTE_SLOW))
+    }
+}
+
+/// What is known of a blob that is here, or on its way.
+pub struct KnownHere {
+    pub blob_bytes: u64,
+    /// It is on its way, and its upstream has answered for it under the repository.
+    is_answered: bool,
+}
+
+impl KnownHere {
+    /// What a caller's right is asked for.
+    pub fn item<'a>(&self, digest: &'a Digest) -> Item<'a> {
+        match self.is_answered {
+            true => Item::Answered(digest),
+            false => Item::Blob(digest),
+        }
+    }
 }
 
 struct Table {
@@ -332,27 +446,39 @@ impl Transfers {
         registry.register("transfers_under_way", "Blobs on their way here", self.under_way.clone());
     }
 
+    /// The places of transfers that fill apart.
+    pub(crate) fn disputes(&self) -> &Places {
+        &self.disputes.0
+    }
+
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.table.lock().expect("no holder of this lock panics")
     }
 
-    /// The size in bytes of a blob that is here, whole or on its way from the same upstream; `None` when nothing is known of
-    /// it. What another upstream says of a blob that is not proven yet is not passed on.
+    /// A blob that is here, whole or on its way from the same upstream; `None` when nothing is known of it. What another upstream
+    /// says of a blob that is not proven yet is not passed on.
     ///
     /// # Errors
     /// [`PullError::Store`].
-    pub async fn blob_bytes_here(
+    pub async fn known_here(
         &self,
         store: &Store,
         at: &Repository,
         digest: &Digest,
-    ) -> Result<Option<u64>, PullError> {
+    ) -> Result<Option<KnownHere>, PullError> {
         if let Some(blob) = store.blob(digest).await? {
-            return Ok(Some(blob.map().blob_bytes()));
+            let (blob_bytes, is_answered) = (blob.map().blob_bytes(), false);
+            return Ok(Some(KnownHere {
+                blob_bytes,
+                is_answered,
+            }));
         }
         let live = self.lock().live(digest, &at.upstream).cloned();
         Ok(live.and_then(|transfer| match transfer.progress() {
-            Progress::Open(filling) => Some(filling.map().blob_bytes()),
+            Progress::Open(filling) => Some(KnownHere {
+                blob_bytes: filling.map().blob_bytes(),
+                is_answered: transfer.has_answered(at),
+            }),
             Progress::Starting { .. } | Progress::Complete(_) | Progress::Failed(_) => None,
         }))
     }
@@ -423,10 +549,12 @@ impl Transfers {
         tokio::spawn(async move {
             let result = tokio::select! {
                 result = carry_out(&running, right, run) => result,
-                () = running.stopped.cancelled() => Err(PullError::Unavailable(format!(
-                    "{} sent nothing more of the blob, or another one; try again", running.upstream
-                ))),
+                () = running.stopped.cancelled() => Err(running.outrun()),
             };
+            let result = result.map_err(|error| match running.outrun.load(Ordering::Relaxed) {
+                true => running.outrun(),
+                false => error,
+            });
             if let (Err(error), Some(filling)) = (&result, running.own_filling()) {
                 filling.abandon(FillFailure::Upstream(error.to_string())).await;
             }
@@ -495,10 +623,7 @@ where
         right = match result {
             Err(error) if error.is_refusal() => transfer.callers.refused(&right, &error)?,
             Err(error) => return Err(error),
-            Ok(arrived) => {
-                transfer.opener.get_or_init(|| right);
-                return Ok(arrived);
-            }
+            Ok(arrived) => return Ok(arrived),
         };
     }
 }
@@ -580,6 +705,14 @@ impl OpenBlob {
         }
     }
 
+    /// What a caller's right is asked for before it reads. `transfer`: whose blob it is.
+    pub fn item<'a>(&self, transfer: &Transfer, at: &Repository, digest: &'a Digest) -> Item<'a> {
+        match self {
+            Self::Filling { .. } | Self::Starting { .. } if transfer.has_answered(at) => Item::Answered(digest),
+            _ => Item::Blob(digest),
+        }
+    }
+
     /// In bytes.
     pub fn blob_bytes(&self) -> u64 {
         match self {
@@ -604,7 +737,10 @@ impl OpenBlob {
             };
             tokio::select! {
                 biased;
-                readable = readable => return readable,
+                readable = readable => match readable {
+                    Err(_) if transfer.goes_on_after(filling).await => {}
+                    readable => return readable,
+                },
                 () = transfer.leaves(filling) => {}
             }
             self.start_over()?;

@@ -35,3 +35,6 @@ CREATE TABLE credential_key (
     key BLOB    NOT NULL
 ) STRICT;
 INSERT INTO credential_key VALUES (1, randomblob(32));
+
+-- Earlier versions wrote down that an upstream has a blob before its bytes had shown it. What is true of it is found out again.
+DELETE FROM sources WHERE digest NOT IN (SELECT digest FROM manifests);

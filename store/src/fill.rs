@@ -493,6 +493,11 @@ impl Fill {
         locked(&self.state).tails.indexes()
     }
 
+    pub(crate) fn arrived_bytes(&self) -> u64 {
+        let state = locked(&self.state);
+        state.landed_bytes + state.tails.bytes()
+    }
+
     /// The tail's bytes are in the file, and its piece is claimed.
     pub(crate) fn keep_tail(&self, tail: Tail) {
         locked(&self.state).tails.keep(tail);

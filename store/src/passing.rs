@@ -26,8 +26,8 @@ use crate::{
 const WINDOW_BYTES: u64 = 32 * 1024 * 1024;
 /// The most passing fills at a time.
 pub(crate) const PASSING_MAX: usize = 4;
-/// The most fills apart at a time.
-pub(crate) const APART_MAX: usize = 4;
+/// The most fills apart at a time, those included that have ended and are still read.
+pub(crate) const APART_MAX: usize = 8;
 /// How long a reader may hold up the others.
 const LAG_MAX: Duration = Duration::from_secs(30);
 
@@ -254,7 +254,7 @@ impl Store {
     /// Begins a passing fill beside any other fill of the blob: for a source that disagrees with the source of that one, as long as
     /// neither is proven. It joins none, is found by none, and leaves what they have alone.
     ///
-    /// Waits for its turn while there are four of them. Cancel safe.
+    /// Waits for its turn while there are eight of them. Cancel safe.
     pub async fn begin_apart(&self, digest: &Digest, map: PieceMap) -> Filling {
         let place = Arc::clone(&self.shared.apart).acquire_owned().await;
         let place = place.expect("the semaphore is never closed");

@@ -53,6 +53,10 @@ impl Tails {
         self.tails.push(tail);
     }
 
+    pub(crate) fn bytes(&self) -> u64 {
+        self.tails.iter().map(|tail| tail.len).sum()
+    }
+
     /// The whole piece is here.
     pub(crate) fn forget(&mut self, index: u32) {
         let had = self.tails.len();
@@ -165,6 +169,11 @@ impl Filling {
     /// The pieces of which a beginning is here, 16 at the most.
     pub fn tailed(&self) -> Vec<u32> {
         self.fill_state().tailed()
+    }
+
+    /// The bytes that have come so far: of pieces that have landed, and of the beginnings of others.
+    pub fn arrived_bytes(&self) -> u64 {
+        self.fill_state().arrived_bytes()
     }
 
     /// What is here of a piece that is not here in full: its first bytes. `None` also when the file does not have them any

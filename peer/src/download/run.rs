@@ -143,7 +143,6 @@ impl Parts {
             info!(blob.digest = %digest, "the mirror is lost: {digest} comes from {}", at.upstream);
             return self.upstream.clone().fill(right, digest, transfer).await;
         };
-        self.store.record_source(&at, &digest).await?;
         while let Some(leader) = self.upstream.transfers.leader(&transfer) {
             // The mirror has compared what the two upstreams send, and fills the blob once for both.
             let Some(filling) = leader.filling_of(opened.fill_id()) else {
@@ -153,7 +152,7 @@ impl Parts {
             match leader.ended().await {
                 Progress::Complete(blob) => return Ok(Arrived::Kept(blob)),
                 Progress::Open(_) => return Ok(Arrived::Passed),
-                Progress::Starting { .. } | Progress::Failed(_) => {}
+                Progress::Starting { .. } | Progress::Failed(_) => transfer.starts_over(),
             }
         }
         if opened.passing && opened.content.is_none() {
@@ -161,6 +160,7 @@ impl Parts {
         }
         let filling = match self.begin(&digest, &opened).await? {
             Begun::Filling(filling) => filling,
+            // Another upstream's, just now: the caller has to show its right to it.
             Begun::Here(blob) => return Ok(Arrived::Kept(blob)),
         };
         transfer.open(filling.clone(), right);

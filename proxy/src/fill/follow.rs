@@ -1,7 +1,8 @@
 //! What a transfer does while another upstream's transfer of the same digest is under way and leads.
 //!
-//! It follows it, so that the bytes cross the WAN once, as long as they are its own upstream's too and keep coming. Otherwise one of the
-//! two upstreams lies or stalls, and until the blob is proven nothing says which: it then fills apart, in memory, and harms the
+//! It follows it, so that the bytes cross the WAN once, as long as they are public, are its own upstream's too and keep coming. (A sample
+//! shows that an upstream knows the beginning of a blob: too little for what another keeps private.) Otherwise one of the two
+//! upstreams may lie or stall, and until the blob is proven nothing says which: it then fills apart, in memory, and harms the
 //! leader in nothing. The first whose bytes have the digest has told the truth, and the other's are dropped.
 
 use std::{sync::Arc, time::Duration};
@@ -9,21 +10,30 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use piecemeal_proto::{Digest, FillId, PieceHash};
 use piecemeal_store::{FillFailure, Filling};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use super::{FillObserver, PASSING_PATIENCE, SAMPLE_BYTES, UpstreamBlobs, Whence};
 use crate::{Arrived, Progress, Transfer};
-use piecemeal_upstream::PullError;
+use piecemeal_upstream::{Caller, PullError};
 
-/// How long a leader may take for the first bytes that can be compared.
+/// How long a leader may bring nothing before this upstream is asked whether it would.
 const LEADER_PATIENCE: Duration = Duration::from_secs(1);
-/// Where those are, from the beginning on.
-const COMPARED_WITHIN: u64 = 64 * 1024;
-/// A leader that is slower, in bytes a second, is left.
-const LEADER_RATE_MIN: u64 = 64 * 1024;
-/// The least that a leader has for a piece.
-const PIECE_TIME_MIN: Duration = Duration::from_secs(5);
+/// How long that answer may take; an upstream that does not answer would bring nothing either.
+const OWN_PATIENCE: Duration = Duration::from_secs(2);
+/// How often a leader that brings nothing is waited for.
+const LEADER_WAITS_MAX: u32 = 10;
+/// How often it is looked how fast a leader is; twice as long after each comparison, up to [`LOOK_MAX`].
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+const LOOK_MAX: Duration = Duration::from_secs(60);
+/// A leader that is as fast, in bytes a second, is not compared.
+const LEADER_RATE_GOOD: u64 = 1024 * 1024;
+/// What this upstream is asked for to compare how fast it is.
+const PROBE_BYTES: u64 = 64 * 1024;
+/// A leader so many times slower than this upstream is left.
+const LEADER_SLOWER_MAX: u64 = 4;
+/// How often it is looked whether a leader's first bytes have come.
+const FIRST_BYTES_EVERY: Duration = Duration::from_millis(20);
 /// How long the work of a leader that is stopped has to notice.
 const STOP_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -32,7 +42,7 @@ enum Followed {
     Arrived(Arrived),
     /// The leader has ended without the blob.
     LeaderFailed,
-    /// Its bytes are others than this upstream's, or do not come.
+    /// Its bytes are private, are others than this upstream's, or do not come.
     Left,
 }
 
@@ -63,39 +73,113 @@ impl UpstreamBlobs {
     }
 
     async fn follow(&self, whence: Whence<'_>, leader: &Transfer, transfer: &Transfer) -> Result<Followed, PullError> {
-        let Whence { upstream, right, .. } = whence;
-        let begun = timeout(LEADER_PATIENCE, async {
-            match leader.started().await {
-                Progress::Open(filling) => Ok(self.first_sample(&filling).await.map(|sample| (filling, sample))),
-                ended => Err(ended),
-            }
-        });
-        let (filling, (start, sample)) = match begun.await {
-            Ok(Ok(Some(begun))) => begun,
-            Ok(Ok(None)) | Err(_) => return Ok(Followed::Left),
-            Ok(Err(_)) => return Ok(followed(leader.ended().await)),
-        };
-        let has_same = upstream.has_sample(&right.caller, &right.at, filling.digest(), start, &sample);
-        if !has_same.await? {
+        if !self.access.allows(&Caller::default(), &leader.callers().asked().at) {
             return Ok(Followed::Left);
         }
-        self.store.record_source(&right.at, filling.digest()).await?;
-        transfer.follow(filling.clone(), right.clone());
-        Ok(tokio::select! {
+        let filling = match self.begun(whence, leader).await? {
+            Ok(filling) => filling,
+            Err(ended) => return Ok(ended),
+        };
+        if !self.has_same(whence, &filling, SAMPLE_BYTES as u64).await? {
+            return Ok(Followed::Left);
+        }
+        transfer.follow(filling.clone(), whence.right.clone());
+        let followed = tokio::select! {
             ended = leader.ended() => followed(ended),
-            () = stalls(&filling) => Followed::Left,
-        })
+            left = self.is_to_be_left(whence, &filling) => {
+                left?;
+                Followed::Left
+            }
+        };
+        if matches!(followed, Followed::LeaderFailed) {
+            transfer.starts_over();
+        }
+        Ok(followed)
     }
 
-    /// Some of the first bytes of a fill, and their offset. `None` when they have proved to be bad.
-    async fn first_sample(&self, filling: &Filling) -> Option<(u64, Bytes)> {
-        let blob_bytes = filling.map().blob_bytes();
-        if blob_bytes == 0 {
+    /// Waits for the leader's first bytes, as long as this upstream would bring none either.
+    async fn begun(&self, whence: Whence<'_>, leader: &Transfer) -> Result<Result<Filling, Followed>, PullError> {
+        let Whence { upstream, right, .. } = whence;
+        for _ in 0..LEADER_WAITS_MAX {
+            let begun = async {
+                match leader.started().await {
+                    Progress::Open(filling) => first_bytes(&filling).await.then_some(filling),
+                    _ => None,
+                }
+            };
+            match timeout(LEADER_PATIENCE, begun).await {
+                Ok(Some(filling)) => return Ok(Ok(filling)),
+                Ok(None) => return Ok(Err(followed(leader.ended().await))),
+                Err(_) => {}
+            }
+            let own = upstream.head_blob(&right.caller, &right.at, leader.digest());
+            match timeout(OWN_PATIENCE, own).await {
+                Ok(Ok(_)) => break,
+                Ok(Err(error)) if error.is_refusal() => return Err(error),
+                Ok(Err(_)) | Err(_) => {}
+            }
+        }
+        Ok(Err(Followed::Left))
+    }
+
+    /// Whether this upstream has what has come: some of it, from anywhere in what is here.
+    async fn has_same(&self, whence: Whence<'_>, filling: &Filling, sample_bytes: u64) -> Result<bool, PullError> {
+        let Whence { upstream, right, .. } = whence;
+        let Some((start, sample)) = self.sample(filling, sample_bytes).await else {
+            return Ok(false);
+        };
+        upstream
+            .has_sample(&right.caller, &right.at, filling.digest(), start, &sample)
+            .await
+    }
+
+    /// At most so many bytes of what is here of a fill, and their offset. `None` when there is nothing.
+    async fn sample(&self, filling: &Filling, bytes_max: u64) -> Option<(u64, Bytes)> {
+        if filling.map().blob_bytes() == 0 {
             return Some((0, Bytes::new()));
         }
-        let start = self.store.random_u64() % blob_bytes.min(COMPARED_WITHIN);
-        let read = filling.read(start..blob_bytes.min(start + SAMPLE_BYTES as u64));
-        read.await.ok().map(|sample| (start, sample))
+        let landed: Vec<u32> = filling.landed().iter().collect();
+        let random = self.store.random_u64();
+        let (piece, bytes) = match landed.len() {
+            0 => (0, filling.tail(0).await?),
+            count => {
+                let piece = landed[usize::try_from(random % count as u64).ok()?];
+                (piece, filling.read_piece(piece).await.ok()??)
+            }
+        };
+        let len = (bytes.len() as u64).min(bytes_max);
+        let skip = self.store.random_u64() % (bytes.len() as u64 - len + 1);
+        let range = usize::try_from(skip).ok()?..usize::try_from(skip + len).ok()?;
+        Some((filling.map().range(piece).start + skip, bytes.slice(range)))
+    }
+
+    /// Returns when this upstream has shown to be several times faster than the leader, or to have other bytes. A leader that is slow
+    /// because the WAN is, is not left.
+    async fn is_to_be_left(&self, whence: Whence<'_>, filling: &Filling) -> Result<(), PullError> {
+        let mut every = LOOK_EVERY;
+        let mut arrived = filling.arrived_bytes();
+        loop {
+            sleep(every).await;
+            let before = std::mem::replace(&mut arrived, filling.arrived_bytes());
+            let rate = rate(arrived.saturating_sub(before), every);
+            if rate >= LEADER_RATE_GOOD || filling.landed().is_full() {
+                continue;
+            }
+            let asked = Instant::now();
+            match timeout(LOOK_EVERY, self.has_same(whence, filling, PROBE_BYTES)).await {
+                Ok(Ok(true)) => {
+                    let own = self::rate(PROBE_BYTES, asked.elapsed());
+                    if own > rate.saturating_mul(LEADER_SLOWER_MAX) {
+                        return Ok(());
+                    }
+                }
+                Ok(Ok(false)) => return Ok(()),
+                Ok(Err(error)) if error.is_refusal() => return Err(error),
+                // It does not answer either.
+                Ok(Err(_)) | Err(_) => {}
+            }
+            every = (every * 2).min(LOOK_MAX);
+        }
     }
 
     /// Fills from this upstream in memory, beside the leader. Once the bytes have the digest they are kept, if all of them are still in
@@ -108,46 +192,61 @@ impl UpstreamBlobs {
         transfer: &Transfer,
     ) -> Result<Arrived, PullError> {
         let (at, other) = (&whence.right.at, leader.upstream());
-        info!(blob.digest = %digest, upstream = at.upstream, leader = other, "{digest} comes from {} apart: what {other} sends of it differs, or does not come", at.upstream);
+        info!(blob.digest = %digest, upstream = at.upstream, leader = other, "{digest} comes from {} apart: what {other} sends of it is private, differs, or does not come", at.upstream);
         let apart = Self {
             observer: Arc::new(Unannounced(Arc::clone(&self.observer))),
             ..self.clone()
         };
-        let (map, body) = apart.first_body(whence, digest).await?;
-        let begun = timeout(PASSING_PATIENCE, self.store.begin_apart(digest, map)).await;
-        let filling = begun.map_err(|_| {
+        let too_many = || {
             PullError::Unavailable(format!(
                 "{other} and {} send {digest} at once, and too many blobs are in such a dispute; try again",
                 at.upstream
             ))
-        })?;
-        apart.pour_body(whence, &filling, body, transfer).await?;
-        let arrived = apart.publish(at, &filling).await?;
-        self.stop(leader, &filling).await;
+        };
+        let place = timeout(PASSING_PATIENCE, self.transfers.disputes().take(&at.upstream)).await;
+        let place = place.map_err(|_| too_many())?;
+        let had = leader.own_filling().map(|filling| filling.arrived_bytes());
+        let filled = async {
+            let (map, body) = apart.first_body(whence, digest).await?;
+            let begun = timeout(PASSING_PATIENCE, self.store.begin_apart(digest, map)).await;
+            let filling = begun.map_err(|_| too_many())?;
+            apart.pour_body(whence, &filling, body, transfer).await?;
+            let arrived = apart.publish(at, &filling).await?;
+            Ok::<_, PullError>((filling, arrived))
+        };
+        let (filling, arrived) = tokio::select! {
+            filled = filled => filled?,
+            () = place.given_up() => return Err(too_many()),
+        };
+        if !self.outrun(leader, had, &filling).await {
+            return Ok(arrived);
+        }
         match self.keep(whence, &filling).await {
             Some(kept) => Ok(kept),
             None => Ok(arrived),
         }
     }
 
-    /// Ends the leader of a blob that `proven` is the truth of. Its pieces stay where they are the blob's.
-    async fn stop(&self, leader: &Transfer, proven: &Filling) {
-        if let Some(filling) = leader.own_filling() {
-            let agrees = filling.map() == proven.map()
-                && filling
-                    .landed()
-                    .iter()
-                    .all(|piece| filling.hash(piece) == proven.hash(piece));
-            if agrees {
-                filling.abandon(FillFailure::Stopped).await;
-            } else {
+    /// Ends the leader of a blob that `proven` is the truth of, unless its bytes are the blob's and go on coming. Says whether it has
+    /// ended. Its pieces stay where they are the blob's.
+    async fn outrun(&self, leader: &Transfer, had: Option<u64>, proven: &Filling) -> bool {
+        let filling = leader.own_filling();
+        let mut why = FillFailure::Stopped;
+        if let Some(filling) = &filling {
+            let hashes = |piece| filling.hash(piece) == proven.hash(piece);
+            let agrees = filling.map() == proven.map() && filling.landed().iter().all(hashes);
+            if agrees && Some(filling.arrived_bytes()) > had {
+                return false;
+            }
+            if !agrees {
                 let (digest, liar) = (filling.digest(), leader.upstream());
                 warn!(blob.digest = %digest, upstream = liar, "{liar} sends other bytes for {digest} than the blob has; all of them are dropped");
                 self.observer.revoked(digest, filling.fill());
-                filling.abandon(FillFailure::Revoked).await;
+                why = FillFailure::Revoked;
             }
         }
-        leader.stop(STOP_PATIENCE).await;
+        leader.stop(filling, why, STOP_PATIENCE).await;
+        true
     }
 
     /// Keeps a blob that was filled apart. `None` when that cannot be: it has passed.
@@ -174,22 +273,21 @@ fn followed(ended: Progress) -> Followed {
     }
 }
 
-/// Until no piece has landed for longer than a leader has for one.
-async fn stalls(filling: &Filling) {
-    let piece_time = Duration::from_secs(filling.map().piece_bytes() / LEADER_RATE_MIN).max(PIECE_TIME_MIN);
-    let mut changes = filling.changes();
-    let mut landed = filling.landed().count();
-    let mut until = Instant::now() + piece_time;
-    while filling.landed().is_full() || timeout_at(until, changes.changed()).await.is_ok() {
-        if filling.landed().is_full() {
-            // What is left is to prove it.
-            return std::future::pending().await;
+/// Waits until there is something of a fill to compare; `false` when it fails before.
+async fn first_bytes(filling: &Filling) -> bool {
+    while filling.arrived_bytes() == 0 && filling.map().blob_bytes() > 0 {
+        if filling.failure().is_some() {
+            return false;
         }
-        let now_landed = filling.landed().count();
-        if now_landed > landed {
-            (landed, until) = (now_landed, Instant::now() + piece_time);
-        }
+        sleep(FIRST_BYTES_EVERY).await;
     }
+    true
+}
+
+/// In bytes a second.
+fn rate(bytes: u64, took: Duration) -> u64 {
+    let millis = took.as_millis().max(1);
+    u64::try_from(u128::from(bytes) * 1000 / millis).unwrap_or(u64::MAX)
 }
 
 /// Counts what comes from upstream, and tells of nothing else: the swarm knows of one fill of a blob, the leader's.
@@ -206,48 +304,5 @@ impl FillObserver for Unannounced {
 
     fn received(&self, bytes: usize) {
         self.0.received(bytes);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use piecemeal_proto::PieceMap;
-    use piecemeal_store::{Env, Store, StoreConfig};
-
-    use super::*;
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    #[tokio::test(start_paused = true)]
-    async fn a_leader_is_left_when_no_piece_lands_and_not_while_its_pieces_do() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let config = StoreConfig {
-            dir: dir.path().to_owned(),
-            quota_bytes: None,
-            free_bytes_min: 0,
-            ttl: SECOND,
-        };
-        let store = Store::open(config, Env::system()).expect("a store");
-        let map = PieceMap::new(4 * 4096, 4096).expect("four pieces");
-        let filling = store.begin(&Digest::of(b"any"), map, None).await.expect("a fill");
-        let begun = Instant::now();
-        let lands = async {
-            for piece in 0..2 {
-                tokio::time::sleep(SECOND * 4).await;
-                let written = filling.write_piece(piece, vec![7; 4096].into(), None).await;
-                written.expect("it is kept");
-            }
-        };
-        tokio::join!(stalls(&filling), lands);
-        let taken = begun.elapsed().as_secs();
-        assert_eq!(taken, 13, "five seconds after the last piece");
-        for piece in 2..4 {
-            let written = filling.write_piece(piece, vec![7; 4096].into(), None).await;
-            written.expect("it is kept");
-        }
-        assert!(
-            timeout(SECOND * 60, stalls(&filling)).await.is_err(),
-            "what is left is to prove it"
-        );
     }
 }

@@ -83,7 +83,14 @@ impl Blobs for UpstreamBlobs {
             return Ok(OpenBlob::Complete(blob));
         }
         let (blobs, digest_of_fill) = (self.clone(), *digest);
-        let fill = move |right, transfer| blobs.clone().fill(right, digest_of_fill, transfer);
+        let fill = move |right, transfer: Arc<Transfer>| {
+            let blobs = blobs.clone();
+            async move {
+                let arrived = blobs.clone().fill(right, digest_of_fill, Arc::clone(&transfer)).await?;
+                transfer.record_sources(&blobs.store).await?;
+                Ok(arrived)
+            }
+        };
         let prove = async || {
             self.upstreams
                 .get(&at.upstream)?
@@ -104,20 +111,19 @@ impl Blobs for UpstreamBlobs {
             self.access.refused(caller, at, error).await?;
         }
         let (transfer, opened) = opened?;
-        let item = match &opened {
-            OpenBlob::Filling { filling, .. } => Item::Filling(filling),
-            OpenBlob::Complete(_) | OpenBlob::Starting { .. } => Item::Blob(digest),
-        };
-        let verdict = self.access.require(caller, at, item).await;
+        let verdict = self
+            .access
+            .require(caller, at, opened.item(&transfer, at, digest))
+            .await;
         transfer.judged(caller, at, &verdict);
         verdict?;
         Ok(opened.proven())
     }
 
     async fn stat(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<u64, PullError> {
-        if let Some(blob_bytes) = self.transfers.blob_bytes_here(&self.store, at, digest).await? {
-            self.access.require(caller, at, Item::Blob(digest)).await?;
-            return Ok(blob_bytes);
+        if let Some(known) = self.transfers.known_here(&self.store, at, digest).await? {
+            self.access.require(caller, at, known.item(digest)).await?;
+            return Ok(known.blob_bytes);
         }
         let stated = self.upstreams.get(&at.upstream)?.head_blob(caller, at, digest).await?;
         stated
@@ -142,13 +148,7 @@ impl UpstreamBlobs {
         };
         let _room = upstream.limits().fill(&at).await?;
         let started = Instant::now();
-        let was_source = self.store.has_source(&at, &digest).await?;
-        let arrived = self.fill_or_follow(whence, &digest, &transfer).await;
-        if arrived.is_err() && !was_source {
-            // It began to answer, and has not shown that it has the blob.
-            self.store.forget_source(&at, &digest).await?;
-        }
-        let arrived = arrived?;
+        let arrived = self.fill_or_follow(whence, &digest, &transfer).await?;
         let bytes = match &arrived {
             Arrived::Kept(blob) => Some(blob.map().blob_bytes()),
             Arrived::Passed => None,
@@ -161,6 +161,12 @@ impl UpstreamBlobs {
         match self.known_map(&whence.right.at, digest).await? {
             Some(map) => {
                 let filling = self.reserve(digest, map).await?;
+                if !self.has_same_left(whence, &filling).await? {
+                    warn!(blob.digest = %digest, upstream = whence.right.at.upstream, "{} has other bytes for {digest} than came before; all of it is fetched again", whence.right.at.upstream);
+                    self.observer.revoked(digest, filling.fill());
+                    filling.abandon(FillFailure::Revoked).await;
+                    return self.pour_unknown(whence, digest, transfer).await;
+                }
                 self.pour_known(whence, &filling, transfer).await?;
                 Ok(filling)
             }
@@ -185,7 +191,6 @@ impl UpstreamBlobs {
         if had > 0 {
             info!(blob.digest = %filling.digest(), blob.bytes = map.blob_bytes(), pieces = had, "the fill of {} goes on", filling.digest());
         }
-        self.require_same(whence, filling).await?;
         let result = if had == map.count() {
             let head = upstream.head_blob(&right.caller, &right.at, filling.digest());
             head.await.map(drop)
@@ -193,13 +198,16 @@ impl UpstreamBlobs {
             let mut pour = Pour::new(self, whence, filling, &(0..map.blob_bytes()), FILL_PATIENCE);
             let answered = pour.first_answer().await;
             if answered.is_ok() {
-                self.opened(right, filling, transfer).await?;
+                self.opened(right, filling, transfer);
                 return pour.rest().await;
             }
             answered
         };
         match result {
-            Ok(()) => self.opened(right, filling, transfer).await,
+            Ok(()) => {
+                self.opened(right, filling, transfer);
+                Ok(())
+            }
             Err(error) => {
                 // Space is not kept for what upstream does not have, or not for everybody.
                 if had == 0 && filling.landed().is_empty() && !transfer.is_open() {
@@ -211,39 +219,23 @@ impl UpstreamBlobs {
     }
 
     /// What an earlier fill has left, pieces or the beginning of one, may be another registry's, and private: an upstream that has
-    /// not served the blob before has to show that it has the same. Where it shows other bytes, one of the two lies, and nothing
-    /// of it is kept.
-    ///
-    /// # Errors
-    /// [`PullError::Unavailable`] where the bytes differ; why the upstream cannot be asked.
-    async fn require_same(&self, whence: Whence<'_>, filling: &Filling) -> Result<(), PullError> {
+    /// not served the blob before has to show that it has the same.
+    async fn has_same_left(&self, whence: Whence<'_>, filling: &Filling) -> Result<bool, PullError> {
         let Whence { upstream, right, .. } = whence;
         let Some((start, sample)) = left_sample(filling).await? else {
-            return Ok(());
+            return Ok(true);
         };
         if self.store.has_upstream(&right.at.upstream, filling.digest()).await? {
-            return Ok(());
+            return Ok(true);
         }
-        if upstream
+        upstream
             .has_sample(&right.caller, &right.at, filling.digest(), start, &sample)
-            .await?
-        {
-            return Ok(());
-        }
-        self.observer.revoked(filling.digest(), filling.fill());
-        filling.abandon(FillFailure::Revoked).await;
-        Err(PullError::Unavailable(format!(
-            "{} has other bytes for {} than came before; all of it is fetched anew, try again",
-            right.at.upstream,
-            filling.digest()
-        )))
+            .await
     }
 
-    async fn opened(&self, right: &Right, filling: &Filling, transfer: &Transfer) -> Result<(), PullError> {
-        self.store.record_source(&right.at, filling.digest()).await?;
+    fn opened(&self, right: &Right, filling: &Filling, transfer: &Transfer) {
         self.observer.opened(filling);
         transfer.open(filling.clone(), right.clone());
-        Ok(())
     }
 
     /// Nobody has told the size yet: upstream's answer does, or the end of its body.
@@ -291,7 +283,7 @@ impl UpstreamBlobs {
         body: Body,
         transfer: &Transfer,
     ) -> Result<(), PullError> {
-        self.opened(whence.right, filling, transfer).await?;
+        self.opened(whence.right, filling, transfer);
         let all = 0..filling.map().blob_bytes();
         let mut pour = Pour::new(self, whence, filling, &all, FILL_PATIENCE);
         pour.begin_with(body).await;
