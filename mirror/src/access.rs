@@ -1,8 +1,8 @@
-//! Who may have what is here already: whoever the source itself would serve.
+//! Access control for content in the store: a caller gets what the source itself would serve it.
 //!
-//! Two things have to hold. The source has answered for the digest under the repository: that a manifest lists it proves
-//! nothing, since anybody can push a manifest that lists another's digest. And it has served the caller from the repository
-//! not long ago. What is not known is asked.
+//! Two conditions must hold. The source has answered for the digest under the repository: a manifest that lists the digest
+//! proves nothing, since any user can push a manifest that lists a foreign digest. And the source has recently served the
+//! caller from the repository. The source is asked about a condition that is not known to hold.
 //!
 //! When the source does not answer a caller's request, a public image that is here is still served. A private image is served only
 //! while the source is lost, which the daemon establishes by a question of its own: an error that the caller's own request ran into,
@@ -29,7 +29,7 @@ use tracing::info;
 
 use crate::{ANSWER_TIMEOUT, Access, Caller, Item, LiveDuration, OpenBlob, PullError, Upstreams, upstream::Who};
 
-/// Whom rights are had from.
+/// Where rights are proven: at the registry, or for a peer at its mirror.
 #[async_trait]
 pub trait RightSource: Send + Sync {
     /// Asks for the item with the caller's own right. `known`: what a blob that is here has to agree with.
@@ -41,7 +41,7 @@ pub trait RightSource: Send + Sync {
         known: Option<Known>,
     ) -> Result<(), PullError>;
 
-    /// Whether it has served the caller from the repository not long ago.
+    /// Whether the source has recently served the caller from the repository.
     fn allows(&self, caller: &Caller, at: &Repository) -> bool;
 
     /// In whose name the caller's right may be kept for the time when the source is lost; `None`: in no name.
@@ -54,8 +54,8 @@ pub trait RightSource: Send + Sync {
 /// A blob that is here.
 pub struct Known {
     pub blob_bytes: u64,
-    /// Some of its bytes from an offset on, for an upstream that has never served it: anybody can say of any digest that he has
-    /// it, and would be believed to have what another registry keeps private.
+    /// Some of its bytes from an offset on, for an upstream that has never served it. Without this check, a registry that
+    /// merely claims to have a digest would open what another registry keeps private.
     pub sample: Option<(u64, Bytes)>,
 }
 
@@ -106,7 +106,7 @@ impl RightSource for Upstreams {
 
     fn holder(&self, caller: &Caller, at: &Repository) -> Option<Holder> {
         match self.get(&at.upstream).ok()?.who(caller) {
-            Who::Anybody => Some(Holder::Anybody),
+            Who::Public => Some(Holder::Public),
             Who::Holder(fingerprint) => Some(Holder::Node(caller.node?, Shown::Client(fingerprint))),
             Who::Site => Some(Holder::Node(caller.node?, Shown::Site)),
         }

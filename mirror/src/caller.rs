@@ -52,7 +52,7 @@ impl Credential {
     /// nothing, and is nothing.
     pub fn from_headers(headers: &HeaderMap) -> Option<Self> {
         let mut value = headers.get(header::AUTHORIZATION)?.clone();
-        if is_nobody(value.as_bytes()) {
+        if is_empty(value.as_bytes()) {
             return None;
         }
         value.set_sensitive(true);
@@ -98,7 +98,8 @@ impl fmt::Debug for Credential {
     }
 }
 
-fn is_nobody(value: &[u8]) -> bool {
+/// Whether the header holds no user and no password.
+fn is_empty(value: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(value) else {
         return false;
     };
@@ -122,12 +123,12 @@ mod tests {
 
     #[test]
     fn an_empty_user_with_an_empty_password_is_nobody() {
-        for nobody in ["Basic Og==", "basic Og==", "Basic  Og== ", ""] {
-            assert_eq!(credential(nobody), None, "{nobody:?}");
+        for empty in ["Basic Og==", "basic Og==", "Basic  Og== ", ""] {
+            assert_eq!(credential(empty), None, "{empty:?}");
         }
         assert_eq!(Credential::from_headers(&HeaderMap::new()), None);
-        for somebody in ["Basic YTpi", "Basic OmI=", "Bearer Og==", "Basic"] {
-            assert!(credential(somebody).is_some(), "{somebody:?}");
+        for present in ["Basic YTpi", "Basic OmI=", "Bearer Og==", "Basic"] {
+            assert!(credential(present).is_some(), "{present:?}");
         }
     }
 

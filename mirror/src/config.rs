@@ -23,9 +23,9 @@ pub struct UpstreamConfig {
     pub client_certificate_file: Option<PathBuf>,
     /// The site's own credentials there.
     pub credentials: Option<CredentialSource>,
-    /// Hosts that tokens are asked for with those, besides the registry's own.
+    /// Token servers that those credentials may be sent to, besides the registry's own.
     pub token_servers: Vec<String>,
-    /// Whether everybody on the LAN is served with those, and not only admitted nodes.
+    /// Whether all clients on the LAN are served with those credentials, or admitted nodes only.
     pub serves_site: bool,
 }
 

@@ -17,7 +17,7 @@ use crate::{
     callers::{Callers, Right, Standing},
 };
 
-/// How often a caller begins anew what ended without a word for it.
+/// How often a caller starts a lookup again that ended without a result for it.
 const REJOINS_MAX: usize = 8;
 /// The same after a failure that another caller ran into.
 const RETRIES_MAX: usize = 1;
@@ -35,7 +35,7 @@ struct Flight<V> {
 pub(crate) struct Boarding {
     pub(crate) right: Right,
     pub(crate) standing: Standing,
-    /// The source serves the repository to anybody.
+    /// The source serves the repository without a credential.
     pub(crate) public: bool,
 }
 
@@ -131,7 +131,7 @@ where
         let (flights, flying, key, first) = (self.clone(), Arc::clone(&flight), key.clone(), boarding.right.clone());
         tokio::spawn(async move {
             let landed = fly(&flying.callers, first, work).await;
-            // A later caller begins anew: what was said is for those that have waited.
+            // A later caller starts its own lookup: this result is for the callers that waited for it.
             flights.lock().remove(&key);
             flying.landed.send_replace(Some(landed));
         });
@@ -403,15 +403,15 @@ mod tests {
             }
         };
         let refused = flights.join((), boarding(0, true), work, future::pending);
-        let anybody = Right {
+        let anonymous = Right {
             caller: Caller::default(),
             ..right(1)
         };
-        let anybody = Boarding {
-            right: anybody,
+        let anonymous = Boarding {
+            right: anonymous,
             ..boarding(1, true)
         };
-        let served = flights.join((), anybody, work, future::pending);
+        let served = flights.join((), anonymous, work, future::pending);
         let (refused, served) = futures_util::future::join(refused, served).await;
         assert!(refused.is_err());
         assert_eq!(served.unwrap().value, "the manifest");

@@ -27,7 +27,7 @@ const NODE_HEADER: &str = "piecemeal-node";
 const PROOF_HEADER: &str = "piecemeal-proof";
 /// The mirror's clock, in seconds since 1970: in each of its answers.
 pub(crate) const TIME_HEADER: &str = "piecemeal-time";
-/// Of an answer: the claim was right, and has to be made anew.
+/// Of an answer: the claim was right, and the node must sign a new one.
 pub(crate) const AGAIN_HEADER: &str = "piecemeal-sign-again";
 /// Five fields of a claim, in base64.
 const CLAIM_BYTES_MAX: usize = 512;

@@ -1,4 +1,4 @@
-//! Manifests: those by digest are kept, tags are checked upstream once per `tag_ttl` for everybody who asks.
+//! Manifests: those by digest are kept, tags are checked upstream once per `tag_ttl` for all callers together.
 //!
 //! What the source says to a caller stands for that caller: 401, 403 and 404 are passed on even when an older answer is here.
 //! Only when the source does not answer, or cannot, is the last known manifest of a tag served, with a `Warning`.
@@ -18,7 +18,7 @@ use crate::{
     lists::Lists,
 };
 
-/// Whom manifests are had from.
+/// Where manifests are fetched from: the registry, or for a peer its mirror.
 #[async_trait]
 pub trait ManifestSource: Send + Sync {
     /// GETs a manifest, its digest verified.
@@ -157,7 +157,7 @@ impl Manifests {
         let Some(older) = self.older(at, reference).await? else {
             return self.join(caller, at, reference, MANIFEST_TIMEOUT).await;
         };
-        // With something older to serve, nobody waits for a source that does not answer.
+        // With an older manifest to serve, the caller does not wait for a source that does not answer.
         match self.join(caller, at, reference, ANSWER_TIMEOUT).await {
             Err(error) if !error.is_verdict() => {
                 warn!(upstream = at.upstream, repository = at.name, %error, "serving {reference} as it was {:?} ago: {error}", older.age);

@@ -194,7 +194,7 @@ impl NodePort {
         Ok(NodeBlob {
             blob_bytes: map.blob_bytes(),
             piece_bytes: map.piece_bytes(),
-            // An older peer would ask for pieces that nobody will have: this it cannot use, and says so at once.
+            // An older peer would ask for pieces of a passing fill that are gone by then. It rejects an empty fill id at once.
             fill: if passing && content.is_none() {
                 String::new()
             } else {

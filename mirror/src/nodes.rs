@@ -52,7 +52,7 @@ struct Tables {
     signed: LruCache<NodeId, ()>,
 }
 
-/// The beginning of a claim's SHA-256. Not of its signature, which its node could make anew.
+/// The beginning of a claim's SHA-256, without the signature: its node could sign the same claim again, differently.
 type ClaimId = [u8; 16];
 
 /// A node that the site admits.

@@ -27,14 +27,15 @@ const LOOK_AROUND: Duration = Duration::from_secs(60);
 const BATCH: u32 = 64;
 /// The most suspects that wait.
 const SUSPECTS_MAX: usize = 64;
-/// So soon no client asks again for what it has got and kept.
+/// A client that has received and kept a blob does not ask for it again within this time.
 const AGAIN_WITHIN: Duration = Duration::from_secs(600);
 /// The most of each kind that is remembered: six blobs each of 10,000 nodes, in some 10 MB.
 const REMEMBERED_MAX: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
-/// How fast suspects are looked at, in bytes a second: soon, and nobody can keep a processor busy by asking for things.
+/// The rate at which suspects are checked, in bytes a second: fast enough to be soon, and so slow that clients cannot keep a
+/// processor busy with their requests.
 const SUSPECTS_RATE: u64 = 100_000_000;
 
-/// Who has had which blob of late, and which blobs are suspect.
+/// Which client has recently received which blob, and which blobs are suspect.
 #[derive(Clone)]
 pub struct Suspicions {
     suspects: mpsc::Sender<Digest>,
@@ -47,7 +48,7 @@ struct Table {
     suspected: LruCache<Digest, Instant>,
 }
 
-/// What a client has had of a blob, in one request or many.
+/// The bytes of a blob that a client has received, in one request or many.
 struct Had {
     bytes: u64,
     /// The last of it.
@@ -68,8 +69,8 @@ impl Suspicions {
         (Self { suspects, table }, received)
     }
 
-    /// A client asks for a blob that is complete here, or for a part of it; says whether it has had as much as the whole of it of
-    /// late, so that this one has to be looked at.
+    /// A client asks for a complete blob, or for a part of it. Returns whether it has recently received as many bytes as the whole
+    /// blob, so that the blob must be checked.
     pub(crate) fn asks(&self, client: IpAddr, digest: &Digest, blob_bytes: u64, now: Instant) -> bool {
         let again = self
             .lock()

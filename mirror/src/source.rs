@@ -1,4 +1,4 @@
-//! The three traits between the front and what is behind it. A mirror and a peer differ only behind these.
+//! The traits between the registry front and its content sources. A mirror and a peer differ only behind these.
 
 use std::sync::Arc;
 
@@ -55,13 +55,13 @@ impl Item<'_> {
 #[async_trait]
 pub trait Access: Send + Sync {
     /// # Errors
-    /// The source's own verdict, or why it cannot be had.
+    /// The source's own verdict, or why there is none.
     async fn require(&self, caller: &Caller, at: &Repository, item: Item<'_>) -> Result<(), PullError>;
 
-    /// The source has just refused the caller, while it was asked for something else: no right of his outlives that.
+    /// The source has just refused the caller a different request: every right of the caller ends.
     async fn refused(&self, caller: &Caller, at: &Repository, error: &PullError) -> Result<(), PullError>;
 
-    /// Whether it is known already, without asking anybody, that the caller may pull from the repository.
+    /// Whether it is known already, without asking the source, that the caller may pull from the repository.
     fn allows(&self, caller: &Caller, at: &Repository) -> bool;
 }
 

@@ -54,7 +54,7 @@ const PASSED: &str = "passed";
 const FAILED: &str = "failed";
 /// The most failures remembered, the oldest forgotten first.
 const FAILURES_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("it is not zero");
-/// How often a caller begins a blob anew whose transfer failed with another's right.
+/// How often a caller starts a blob again whose transfer failed with another caller's right.
 const REJOINS_MAX: usize = 3;
 
 /// How far a transfer is.

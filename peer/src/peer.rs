@@ -113,7 +113,7 @@ impl Peer {
             upstreams: upstreams.clone(),
             direct_fallback: config.direct_fallback,
         });
-        // Whether the mirror serves everybody, or this node by credentials of the site's own, is not known here.
+        // A peer does not know whether the mirror serves a repository publicly, or to this node by the site's credentials.
         let grace = LiveDuration::new(config.offline_grace);
         let rights = Rights::new(
             store.clone(),

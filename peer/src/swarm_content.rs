@@ -88,7 +88,7 @@ impl MirrorFirst {
     where
         F: Future<Output = Result<T, PullError>>,
     {
-        // An upstream that is not configured is nobody's, whatever the mirror would say.
+        // An upstream that this peer does not configure is refused, even if the mirror would serve it.
         let upstream = self.upstreams.get(&at.upstream)?;
         let Some((mirror, registries)) = &self.mirror else {
             return ask(upstream).await;
@@ -141,7 +141,7 @@ impl RightSource for MirrorFirst {
     /// What a mirror serves to a client that shows nothing may be this node's right alone.
     fn holder(&self, caller: &Caller, _at: &Repository) -> Option<Holder> {
         match &caller.credential {
-            None if self.mirror.is_none() => Some(Holder::Anybody),
+            None if self.mirror.is_none() => Some(Holder::Public),
             None => Some(Holder::Node(caller.node?, Shown::Nothing)),
             Some(credential) => Some(Holder::Node(caller.node?, credential.shown())),
         }

@@ -1,7 +1,7 @@
-//! Fetching ahead what the mirror says that this node should have, one image after the other.
+//! Prefetching: pulls the images that the mirror names for this node, one after the other.
 //!
-//! It goes the same way as a client's pull, in this node's own name and without anybody's credential. Nothing waits for it, and
-//! nothing rests on it: what there is no room for is left, with a word in the log.
+//! It goes the same way as a client's pull, in this node's own name and without a client's credential. Nothing waits for it or
+//! depends on it: an image that there is no room for is skipped and logged.
 
 use std::sync::{
     Arc,

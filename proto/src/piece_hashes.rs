@@ -2,7 +2,7 @@
 //!
 //! The signature is over: a domain, the digest's algorithm (1) and hash (32 or 64), the blob's size and the piece size (8 each,
 //! big-endian), the algorithm of the pieces' hashes (1), and the SHA-256 of the hashes in their order. It names no fill and no
-//! time: a blob that has its digest has these pieces for ever, so that whoever holds the list may repeat it.
+//! time: a blob that has its digest has these pieces for ever, so that every holder of the list may pass it on.
 
 use crate::{Algorithm, AuthorityKey, AuthorityPublic, Digest, PIECE_HASH_BYTES, PieceHash, PieceMap};
 

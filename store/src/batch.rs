@@ -78,8 +78,8 @@ impl Store {
 }
 
 impl Shared {
-    /// Writes a batch if one is due and nobody is at the index: the caller has a piece to hand on, and the next one finds
-    /// the batch still due. Call on a blocking thread, holding no lock.
+    /// Writes a batch if one is due and the index is idle: the caller has a piece to hand on, and the next call finds the
+    /// batch still due. Call on a blocking thread, holding no lock.
     pub(crate) fn batch_if_due(&self) {
         let now = self.clock.monotonic();
         let due = {
@@ -169,7 +169,7 @@ impl Shared {
         }
     }
 
-    /// Forgets the fillings that nobody holds and whose pieces are written down; they wait on disk to be resumed.
+    /// Forgets the fillings without a handle whose pieces are in the index; they wait on disk to be resumed.
     fn retire(&self) {
         locked(&self.state)
             .live

@@ -47,7 +47,7 @@ pub enum BeginFillError {
 }
 
 impl Store {
-    /// The fill of this blob that somebody holds right now.
+    /// The fill of this blob that is open right now.
     pub fn filling(&self, digest: &Digest) -> Option<Filling> {
         self.shared.held(digest).map(Filling::new)
     }
@@ -244,7 +244,7 @@ impl Shared {
 }
 
 impl Shared {
-    /// Makes the first handle of a passing fill. Nobody else sees one that offers nothing.
+    /// Makes the first handle of a passing fill. With [`Offer::Nothing`] other callers cannot find the fill by its digest.
     pub(crate) fn attach_passing(
         self: &Arc<Self>,
         fill: Arc<Fill>,

@@ -84,8 +84,8 @@ impl Store {
         Ok(opened)
     }
 
-    /// Throws a complete blob away, for one that was found damaged, or a partial that nobody fills; says whether there was
-    /// one. Handles that are open go on reading. A live fill is not touched: abandon it.
+    /// Removes a complete blob, such as a damaged one, or a partial without a live fill. Returns whether there was one.
+    /// Handles that are open go on reading. A live fill is not touched: abandon it.
     ///
     /// # Errors
     /// [`StoreError::Io`] when the file cannot be removed.
@@ -100,8 +100,8 @@ impl Store {
         .await
     }
 
-    /// Hashes one piece of a complete blob again, for somebody who got wrong bytes. A damaged blob is dropped, so that it is
-    /// fetched again; says whether it was.
+    /// Hashes one piece of a complete blob again, for a peer that got wrong bytes. A damaged blob is dropped, so that it is
+    /// fetched again. Returns whether it was damaged.
     ///
     /// # Errors
     /// As [`Store::blob`].

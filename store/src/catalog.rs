@@ -87,7 +87,7 @@ pub struct Removal {
 /// Why nothing was taken out.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoveContentError {
-    /// Try again when nobody reads or fills these.
+    /// These have readers or live fills; try again when those have ended.
     #[error("in use")]
     InUse(Vec<Digest>),
     #[error(transparent)]

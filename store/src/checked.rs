@@ -47,7 +47,7 @@ struct CheckedPiece {
     blocks: Arc<[PieceHash]>,
 }
 
-/// The pieces that were found good of late.
+/// Pieces that were recently found good.
 pub(crate) struct GoodPieces(Mutex<LruCache<(Digest, u32), (FileStamp, Duration)>>);
 
 impl Default for GoodPieces {

@@ -1,4 +1,4 @@
-//! What a store counts of itself, for whoever watches it.
+//! Counters of a store, for metrics.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,11 +17,11 @@ pub struct Counts {
     pub quota_bytes: Option<u64>,
     /// On the disk; 0 when it does not say.
     pub free_bytes: u64,
-    /// Complete blobs that went since nobody had used them for the TTL.
+    /// Complete blobs removed because they were unused for the TTL.
     pub expired_blobs: u64,
-    /// Complete blobs that went to make room.
+    /// Complete blobs removed to make room.
     pub evicted_blobs: u64,
-    /// Of complete blobs that went, for whatever reason.
+    /// The size of all complete blobs removed, for any reason.
     pub freed_bytes: u64,
     pub damaged_blobs: u64,
     /// Looked at again, and good.

@@ -1,7 +1,7 @@
-//! Making room, and sweeping out what nobody used.
+//! Eviction: making room, and removing what was unused for the TTL.
 //!
-//! What is pinned or being filled never goes. A file is removed before its row: a crash in between leaves a row without a
-//! file, which recovery drops, and never bytes that nobody accounts for.
+//! Pinned blobs and live fills are never evicted. A file is removed before its row: a crash in between leaves a row without
+//! a file, which recovery drops, and never bytes that are not accounted for.
 
 use std::{collections::HashSet, io, sync::MutexGuard, time::Duration};
 
@@ -80,7 +80,7 @@ impl Shared {
         if let Some(moment) = moment {
             let unused: Vec<Digest> = locked(&self.state).ledger.unused_since(moment).collect();
             for digest in unused {
-                // Used again in the meantime, or somebody is busy with it: not this time.
+                // Skipped if it was used again in the meantime, or if another task works on it.
                 if let Some(gate) = self.gates.try_enter(&digest)
                     && locked(&self.state).ledger.start_leaving(&digest)
                 {
@@ -210,7 +210,7 @@ impl Shared {
             partials::delete(transaction, &key)
         });
         if let Err(error) = deleted {
-            // A row without a file is dropped when somebody asks for it, and by recovery.
+            // A row without a file is dropped when its blob is next asked for, and by recovery.
             warn!(blob.digest = %digest, error = &error as &dyn std::error::Error, "failed to delete the row of {digest}");
         }
         let mut state = locked(&self.state);
@@ -226,14 +226,14 @@ impl Shared {
             if entry.kind == Kind::Blob {
                 self.counters.freed_bytes.add(entry.bytes);
                 swept.blobs.push(*digest);
-                // Nobody listening is no error.
+                // A send without receivers is no error.
                 let _ = self.evictions.send(*digest);
             }
         }
         Ok(entry.is_some())
     }
 
-    /// Whether somebody holds a filling of this digest.
+    /// Whether a filling of this digest has a handle.
     pub(crate) fn is_held(&self, digest: &Digest) -> bool {
         locked(&self.state)
             .live

@@ -128,7 +128,7 @@ fn read_through(file: &dyn OpenFile, range: Range<u64>) -> io::Result<()> {
     while at < range.end {
         let rest = usize::try_from(range.end - at).map_or(SCRATCH_BYTES, |rest| rest.min(SCRATCH_BYTES));
         match file.read_at(&mut scratch[..rest], at) {
-            // Shorter than it should be: whoever sends it finds out.
+            // The file is shorter than it should be; sending it fails on that.
             Ok(0) => return Ok(()),
             Ok(read) => at += read as u64,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

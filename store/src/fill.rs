@@ -40,7 +40,7 @@ pub enum FillFailure {
     /// What arrived is kept for a later resume.
     #[error("the disk failed: {0}")]
     Disk(String),
-    /// The owner is going away, or nobody wants the blob any more. What arrived is kept for a later resume.
+    /// The owner is going away, or no reader wants the blob any more. What arrived is kept for a later resume.
     #[error("the download was stopped")]
     Stopped,
 }
@@ -60,7 +60,7 @@ pub(crate) struct Fill {
     file: Arc<dyn OpenFile>,
     state: Mutex<FillState>,
     prefix: Mutex<Prefix>,
-    /// Held shared by each write into the file, and alone by whoever must know that none is under way.
+    /// Held shared by each write into the file, and exclusively by code that requires that no write is under way.
     writes: RwLock<()>,
     changes: watch::Sender<u64>,
 }
@@ -83,7 +83,7 @@ struct FillState {
     taken_back: Vec<u32>,
     /// Of pieces that are not in `landed`.
     tails: Tails,
-    /// Being written by somebody; and whether somebody else waits for that.
+    /// Pieces that are being written, and for each whether another writer waits for it.
     claimed: HashMap<u32, bool>,
     waits: BTreeMap<u64, Wait>,
     waits_begun: u64,
@@ -118,7 +118,7 @@ struct Wait {
 /// What a writer finds before it writes.
 pub(crate) enum Claim {
     Have(PieceHash),
-    /// Somebody else is writing that piece, or there is no room for it yet; wait for a change.
+    /// Another writer has the piece, or there is no room for it yet; wait for a change.
     Busy,
     /// There is no room for it, unless others can go: see [`Fill::make_way`]. Then as `Busy`.
     Beyond,
@@ -189,7 +189,7 @@ impl Fill {
         &self.file
     }
 
-    /// Whether it is what somebody wants who asks for this map, and for this id or any.
+    /// Whether the fill has this map, and this id where one is given.
     pub(crate) fn suits(&self, map: PieceMap, id: Option<FillId>) -> bool {
         self.map == map && id.is_none_or(|id| id == self.id)
     }
@@ -313,7 +313,7 @@ impl Fill {
         }
     }
 
-    /// Gives a claim back; the next writer waiting for it goes on. Wakes nobody when there is none: each tail ends here.
+    /// Gives a claim back; the next writer waiting for it goes on. Without one it wakes no waiter: each tail ends here.
     pub(crate) fn release(&self, index: u32) {
         let waited_for = locked(&self.state).claimed.remove(&index);
         if waited_for == Some(true) {
@@ -419,7 +419,7 @@ impl Fill {
 
     // Passing.
 
-    /// Somebody has a piece for which there is no room yet: lets go what may go. On a blocking thread.
+    /// A writer has a piece for which there is no room yet: lets go of the pieces that may go. On a blocking thread.
     pub(crate) fn make_way(&self, index: u32, now: Duration) -> io::Result<()> {
         if let Some(window) = &mut locked(&self.state).window {
             window.want(index);
@@ -457,7 +457,7 @@ impl Fill {
             window.leave(seat);
         }
         self.slide(now);
-        // Whoever minds that nobody reads any more.
+        // Wakes tasks that act on a passing fill without readers.
         self.changed();
     }
 
@@ -533,8 +533,8 @@ impl Fill {
 
     // Proving.
 
-    /// Hashes on from the end of the contiguous prefix, at most `pieces_max` pieces; does nothing when somebody else is at
-    /// it. `fresh` is a piece that need not be read back.
+    /// Hashes on from the end of the contiguous prefix, at most `pieces_max` pieces; does nothing while another thread
+    /// hashes. `fresh` is a piece that need not be read back.
     pub(crate) fn advance(&self, fresh: Option<(u32, &Bytes)>, pieces_max: u32) -> io::Result<()> {
         match self.prefix.try_lock() {
             Ok(mut prefix) => self.hash_on(&mut prefix, fresh, pieces_max),

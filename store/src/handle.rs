@@ -59,7 +59,7 @@ impl Drop for Pin {
     }
 }
 
-/// A filling that somebody holds.
+/// What all clones of a filling share; the fill is live as long as it exists.
 pub(crate) struct Handle {
     pub(crate) fill: Arc<Fill>,
     pub(crate) held: Held,

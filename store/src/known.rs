@@ -1,7 +1,7 @@
-//! Names that were used of late, kept in memory: a manifest that everybody asks for costs the index nothing.
+//! Cache of recently used names in memory: a popular manifest costs the index nothing.
 //!
-//! What is here is what the index says, or it is not here: whatever changes names there calls [`Known::changed`], and what was
-//! read before that is not kept after it.
+//! An entry always agrees with the index: every change of names there calls [`Known::changed`], and a row that was read before
+//! that call is not cached after it.
 
 use std::num::NonZeroUsize;
 

@@ -27,23 +27,23 @@ pub struct Repository {
     pub name: String,
 }
 
-/// In whose name a right to pull from a repository is kept.
+/// The holder of a right to pull from a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Holder {
-    /// Upstream serves the repository to everybody.
-    Anybody,
+    /// Every client: upstream serves the repository without a credential.
+    Public,
     /// An admitted node, by a credential that upstream took.
     Node(NodeId, Shown),
 }
 
-/// Which credential a node was served by.
+/// The credential that a node was served by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Shown {
     /// A client's, by its SHA-256. What is written down of it is a keyed hash.
     Client([u8; 32]),
     /// The site's own.
     Site,
-    /// None: to a peer its mirror does not tell whether that was for everybody, or for this node.
+    /// None. A mirror does not tell its peer whether the repository is public or open to this node only.
     Nothing,
 }
 
@@ -311,7 +311,7 @@ impl Store {
         .await
     }
 
-    /// How long ago upstream last served the repository to everybody; a restart adds an hour at the most.
+    /// How long ago upstream last served the repository without a credential; a restart adds an hour at the most.
     ///
     /// # Errors
     /// [`StoreError::Index`].

@@ -1,7 +1,7 @@
 //! The daemon's own key, beside what it keeps.
 //!
 //! It lies in the store's folder, so that the folder's lock keeps two daemons from being one node, and apart from the content:
-//! a store that is emptied, or whose index is made anew, is still the same node. The key is on the disk before anything is
+//! a store that is emptied, or whose index is rebuilt, is still the same node. The key is on the disk before anything is
 //! signed with it, and is never written over.
 
 use std::{

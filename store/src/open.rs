@@ -141,7 +141,7 @@ fn make_dir(dir: &Path) -> Result<(), OpenStoreError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(cannot_write(path, error)),
     }
-    // Blobs may be private: nobody but this user has any business in here.
+    // Blobs may be private: only this user has access.
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

@@ -1,9 +1,9 @@
-//! Fills whose blob is not kept, since there is no room for it: pieces come into memory, wait there for their readers within a
-//! window, and go.
+//! Passing fills: the blob is not kept, since there is no room for it. Pieces come into memory, wait there for their readers
+//! within a window, and go.
 //!
-//! The window moves only when somebody has a piece beyond it, and never past a reader or past what the blob's digest has not
-//! seen yet. So the source is held up by the slowest reader; one that has read nothing for [`LAG_MAX`] while another has read all
-//! that there is room for loses its seat. A fill without readers stands still.
+//! The window moves only when a writer has a piece beyond it, and never past a reader or past the first piece that is not hashed
+//! into the blob's digest. So the slowest reader holds up the source; a reader that has read nothing for [`LAG_MAX`], while
+//! another has read all that there is room for, loses its seat. A fill without readers stands still.
 //!
 //! [`Window`] is pure: it says which pieces go, and owns none of them.
 
@@ -50,7 +50,7 @@ pub(crate) enum Place {
 pub(crate) struct Window {
     first: u32,
     count: u32,
-    /// One after the highest piece that somebody has, or would have if there were room.
+    /// One after the highest piece that a writer has, or would have if there were room.
     wanted_end: u32,
     seats: BTreeMap<u64, Seat>,
     seats_taken: u64,
@@ -122,7 +122,7 @@ impl Window {
         !self.seats.is_empty()
     }
 
-    /// Somebody has `piece`.
+    /// A writer has `piece`.
     pub(crate) fn want(&mut self, piece: u32) {
         self.wanted_end = self.wanted_end.max(piece.saturating_add(1));
     }
@@ -130,7 +130,7 @@ impl Window {
     /// Moves on as far as it must and may; returns the pieces that go. `hashed`: the first piece that the digest lacks.
     pub(crate) fn slide(&mut self, hashed: u32, now: Duration) -> Range<u32> {
         let target = self.wanted_end.saturating_sub(self.count).min(hashed);
-        // Somebody has read all that there is room for, and waits for those who have not.
+        // A reader has read all that there is room for, and waits for slower ones.
         let end = self.range().end;
         if self.seats.values().any(|seat| seat.piece >= end) {
             self.seats
@@ -238,7 +238,7 @@ impl Store {
         fill: Option<FillId>,
         offer: Offer,
     ) -> Result<Filling, BeginFillError> {
-        // Whoever joins takes no place.
+        // A caller that joins a live fill takes no place.
         if let Some(filling) = self.shared.join(digest, map, fill)? {
             return Ok(filling);
         }

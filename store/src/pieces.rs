@@ -73,7 +73,7 @@ pub enum WritePieceError {
     /// The tail that is remembered is another piece's, or of another length.
     #[error("no tail of piece {index} ends at {offset}")]
     NoSuchTail { index: u32, offset: u64 },
-    /// Somebody ended the fill.
+    /// The fill was ended by another task.
     #[error("the fill was abandoned")]
     Abandoned(#[source] FillFailure),
     /// The local disk; the piece itself is good.
@@ -133,7 +133,7 @@ impl Filling {
         piece.is_some_and(|piece| self.fill_state().has_passed(piece))
     }
 
-    /// Whether anybody reads a passing fill. One that keeps everything counts as read.
+    /// Whether a passing fill has readers. A fill that keeps everything counts as read.
     pub fn has_readers(&self) -> bool {
         self.fill_state().has_readers()
     }
@@ -203,7 +203,7 @@ impl Filling {
         }
     }
 
-    /// The right to write the piece, once nobody else is at it; or its hash, when it is here.
+    /// The right to write the piece, once no other writer has it; or its hash, when it is here.
     async fn claim(&self, index: u32) -> Result<Result<Claimed, PieceHash>, WritePieceError> {
         let mut changes = self.changes();
         loop {

@@ -31,7 +31,7 @@ pub enum PublishBlobError {
         expected: Box<Digest>,
         computed: Box<Digest>,
     },
-    /// Somebody ended the fill.
+    /// The fill was ended by another task.
     #[error("the fill was abandoned")]
     Abandoned(#[source] FillFailure),
     #[error(transparent)]
@@ -197,7 +197,7 @@ impl Shared {
         }
         fill.drain_writes();
         if fill.is_passing() {
-            // There is nothing on the disk, and nobody begins anew where it stood.
+            // A passing fill has nothing on the disk that a later one could resume.
             self.forget_live(fill);
             return;
         }

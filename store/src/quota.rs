@@ -135,7 +135,7 @@ impl Ledger {
     }
 
     /// The least recently used entries that together hold at least `shortage_bytes`; `None` when all that may go would not
-    /// do. `enter` may refuse an entry, for one that somebody is busy with; what it returns stands for the victim.
+    /// do. `enter` may refuse an entry, such as one that another task works on; what it returns stands for the victim.
     pub(crate) fn victims<G>(
         &self,
         shortage_bytes: u64,

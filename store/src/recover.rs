@@ -172,7 +172,7 @@ fn make_dirs(layout: &Layout, files: &dyn Files) -> io::Result<()> {
         files.create_dir(&layout.algorithm(algorithm))?;
     }
     files.create_dir(&layout.partials())?;
-    // Also when they are there: whoever made them may have crashed before this.
+    // Also when they exist: an earlier run may have made them and crashed before this sync.
     files.sync_dir(&layout.blobs())?;
     files.sync_dir(layout.dir())
 }

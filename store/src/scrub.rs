@@ -1,6 +1,6 @@
-//! Looking whether complete blobs still are what they were: a flipped byte is found before, or when, somebody needs it.
+//! Scrubbing: verifying complete blobs, so that a flipped byte is found before, or when, the blob is read.
 //!
-//! It counts as no use, so that nothing lives longer for having been looked at.
+//! Verification does not count as use, and never prolongs a blob's life.
 
 use std::{sync::Arc, time::Duration};
 
@@ -72,7 +72,7 @@ impl Store {
         .await
     }
 
-    /// At most `count` complete blobs that nobody has looked at for `age`, those first for which it is longest ago.
+    /// At most `count` complete blobs whose last verification is older than `age`, the oldest first.
     ///
     /// # Errors
     /// [`StoreError::Index`].

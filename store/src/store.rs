@@ -1,4 +1,4 @@
-//! The store itself: the handle that everybody holds, and the state behind it.
+//! The store itself: its cloneable handle, and the state behind it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -296,7 +296,7 @@ impl Shared {
         locked(&self.random).next_u64()
     }
 
-    /// A fill id that nobody else draws. Never 0.
+    /// A new random fill id. Never 0.
     pub(crate) fn new_fill(&self) -> FillId {
         loop {
             if let id @ 1.. = self.random_u64() {
@@ -316,7 +316,7 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        // Whoever cares has called `close`; this saves the last half second of those who did not.
+        // For callers that did not call `close`: this saves their last half second.
         self.write_batch(Durability::Batched);
     }
 }

@@ -66,7 +66,7 @@ pub struct Limiter {
 struct Inner {
     rate: watch::Sender<Option<u64>>,
     started: Instant,
-    /// Whoever holds it is the next to be served: the lock is fair, which makes it the queue.
+    /// The caller that holds it is served next: the lock is fair, and so is the queue.
     turn: Mutex<Turn>,
 }
 
@@ -136,7 +136,7 @@ impl Limiter {
         }
         let mut left = bytes;
         while left > 0 {
-            // A turn is one slice: nobody waits for another's whole piece.
+            // A turn is one slice: no caller waits for the whole piece of another.
             let mut turn = self.inner.turn.lock().await;
             let Some(current) = *rate.borrow_and_update() else {
                 return;

@@ -35,7 +35,7 @@ pub enum RefuseServerError {
     NoTls(ServerRole),
 }
 
-/// Trusts servers of the site in that role, whatever their host is called, and nobody else.
+/// Trusts only servers of the site in that role, under any host name.
 pub fn client_config(authority: AuthorityPublic, role: ServerRole) -> ClientConfig {
     let provider = Arc::new(ring::default_provider());
     let roots = RootCertStore {
@@ -70,7 +70,7 @@ impl Connector {
     /// Connects to the first address of `host` that takes the connection. It has no time limit.
     ///
     /// # Errors
-    /// Nobody answers there, or whoever does is refused: [`refusal`] tells.
+    /// No server answers there, or the server that answers is not trusted: [`refusal`] tells.
     pub async fn connect(&self, host: &str, port: u16) -> io::Result<ClientStream> {
         let stream = TcpStream::connect((host, port)).await?;
         // Small messages must not wait for more to send.

@@ -197,7 +197,7 @@ impl Cache {
         }
     }
 
-    /// Runs to its end in the background, or until nobody reads it or the daemon stops.
+    /// Runs in the background until its end, until its reader goes away, or until the daemon stops.
     fn spawn(
         &self,
         permit: tokio::sync::OwnedSemaphorePermit,

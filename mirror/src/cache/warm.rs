@@ -1,7 +1,7 @@
 //! Fetching images ahead, as a client would: from the tag down to every blob of the platforms that are wanted.
 //!
-//! What is here is not fetched again, but its right is proven all the same, so that it can be served when nobody can be asked.
-//! An image that cannot be had costs the others nothing.
+//! Content that is here is not fetched again, but the right to it is proven all the same, so that it can be served while the
+//! upstream is unreachable. An image that cannot be fetched costs the others nothing.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -335,7 +335,7 @@ async fn open(cache: &Cache, at: &Repository, digest: &Digest) -> Result<OpenBlo
 /// Waits until all of a blob is here. It comes by itself: nothing is read, so that no piece goes before a client's.
 async fn follow(cache: &Cache, filling: Filling, telling: Telling<'_>) -> Result<Result<(), String>, Gone> {
     if filling.is_passing() {
-        // Nobody else reads it: its place is for those who do.
+        // A passing fill without a reader gives its place to one that has readers.
         if !filling.has_readers() {
             filling.abandon(FillFailure::Stopped).await;
         }

@@ -34,7 +34,7 @@ const FILL_PATIENCE: Duration = Duration::from_secs(30);
 const PASSING_PATIENCE: Duration = Duration::from_secs(10);
 /// How many bytes of what an earlier fill has left an upstream has to show.
 const SAMPLE_BYTES: usize = 1024;
-/// The largest blob whose size nobody states that is taken: it has to be held in memory until its end shows the size.
+/// The largest blob of unstated size that is accepted, in bytes: it is held in memory until its end shows the size.
 const UNSIZED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// The longest that one is read.
@@ -180,7 +180,7 @@ impl UpstreamBlobs {
             .transpose()
     }
 
-    /// Upstream is asked before anybody is served: its first answer opens the transfer.
+    /// Upstream is asked before a caller is served: its first answer opens the transfer.
     async fn pour_known(&self, whence: Whence<'_>, filling: &Filling, transfer: &Transfer) -> Result<(), PullError> {
         let Whence { upstream, right, .. } = whence;
         let (had, map) = (filling.landed().count(), filling.map());
@@ -203,7 +203,7 @@ impl UpstreamBlobs {
         match result {
             Ok(()) => self.opened(right, filling, transfer).await,
             Err(error) => {
-                // Space is not kept for what upstream does not have, or not for everybody.
+                // No space stays reserved for a blob that upstream does not have, or does not serve to this caller.
                 if had == 0 && filling.landed().is_empty() && !transfer.is_open() {
                     filling.abandon(FillFailure::Revoked).await;
                 }
@@ -248,7 +248,7 @@ impl UpstreamBlobs {
         Ok(())
     }
 
-    /// Nobody has told the size yet: upstream's answer does, or the end of its body.
+    /// Fills a blob of unknown size: upstream's answer states it, or the end of its body shows it.
     async fn pour_unknown(
         &self,
         whence: Whence<'_>,
@@ -269,7 +269,7 @@ impl UpstreamBlobs {
             ..
         } = whence;
         let answer = upstream.blob(caller, at, digest, 0, None, Served::NotYet).await?;
-        // A manifest may say 0; whoever lies, nothing is served that does not have the digest.
+        // A manifest may say 0. Whatever a size claims, bytes that do not have the digest are never served.
         let (blob_bytes, body) = match answer.blob_bytes.or_else(|| self.sizes.get(at, digest)) {
             Some(blob_bytes) => (blob_bytes, Body::Answer(answer)),
             None => {

@@ -31,7 +31,7 @@ const RETRY_DELAY_MAX: Duration = Duration::from_secs(3);
 const BARREN_MAX: u32 = 5;
 /// How long a blob that is not kept is waited for readers of.
 const UNREAD_MAX: Duration = Duration::from_secs(30);
-/// How often it is looked whether a client waits for something that nobody fetches yet.
+/// How often the fill checks whether a client waits for a piece that no connection fetches yet.
 const LOOK_AROUND: Duration = Duration::from_millis(100);
 
 /// A fill while it pours in.
@@ -48,7 +48,7 @@ pub(super) struct Pour<'a> {
     patience: Patience,
     /// Upstream has answered.
     began: bool,
-    /// When somebody was last seen reading.
+    /// When the fill last had a reader.
     read_at: Instant,
 }
 
@@ -177,9 +177,9 @@ impl<'a> Pour<'a> {
                 true => 1,
                 false => self.seat.share(missing_bytes(filling), busy),
             };
-            // Somebody who waits for something further on waits until it has its turn: there is no room for it before.
+            // In a passing fill a reader waits until its piece has its turn: there is no room for that piece before.
             let wanted = filling.wanted().filter(|_| !filling.is_passing());
-            // Somebody who waits does not wait for a segment to end.
+            // A waiting reader gets an extra connection at once, rather than wait for a segment to end.
             let allowed =
                 share + usize::from(self.plan.lacks(wanted) && self.receiving == self.lanes.len() && share > 1);
             if busy >= allowed || self.lanes.len() >= allowed.max(WIDTH_MAX) {

@@ -47,10 +47,10 @@ pub(super) struct Ask<'a> {
     pub(super) purpose: Purpose,
 }
 
-/// What hangs on the answer.
+/// What the request is for: it decides how long upstream may take, and what is remembered of its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// Somebody waits, and may be answered with what is here.
+    /// A caller waits, and may be answered from the store.
     Lookup,
     /// The same, for what may be there the next moment: that it does not exist is not remembered.
     List,
@@ -80,7 +80,7 @@ impl Purpose {
 
 /// With whose right a request is made.
 pub(super) enum Wallet {
-    Anybody,
+    Public,
     Holder(Credential),
     /// The site's own user and password.
     Site(Credential),
@@ -90,13 +90,13 @@ impl Wallet {
     fn holders(&self) -> Option<&Credential> {
         match self {
             Self::Holder(credential) => Some(credential),
-            Self::Anybody | Self::Site(_) => None,
+            Self::Public | Self::Site(_) => None,
         }
     }
 
     fn who(&self) -> Who {
         match self {
-            Self::Anybody => Who::Anybody,
+            Self::Public => Who::Public,
             Self::Holder(credential) => Who::Holder(credential.fingerprint()),
             Self::Site(_) => Who::Site,
         }
@@ -114,18 +114,18 @@ pub(super) enum Host<'a> {
 }
 
 impl Upstream {
-    /// Whether upstream has served the caller from the repository not long ago.
+    /// Whether upstream has recently served the caller from the repository.
     pub(crate) fn allows(&self, caller: &Caller, at: &Repository) -> bool {
         let life = self.allowed_life.get();
         self.verdicts.allow(&self.who(caller), &at.name, life, Instant::now())
     }
 
-    /// By whose right a caller is served: what is learnt of one counts for all who have the same.
+    /// By whose right a caller is served: a verdict counts for all callers with the same right.
     pub(crate) fn who(&self, caller: &Caller) -> Who {
         match &caller.credential {
             Some(credential) => Who::Holder(credential.fingerprint()),
             None if self.may_use_sites_right(caller) => Who::Site,
-            None => Who::Anybody,
+            None => Who::Public,
         }
     }
 
@@ -137,7 +137,7 @@ impl Upstream {
         Ok(match (&caller.credential, &self.held) {
             (Some(credential), _) => Wallet::Holder(credential.clone()),
             (None, Some(held)) if self.may_use_sites_right(caller) => Wallet::Site(held.credential(&self.name).await?),
-            _ => Wallet::Anybody,
+            _ => Wallet::Public,
         })
     }
 
@@ -195,7 +195,7 @@ impl Upstream {
         let (who, now) = (wallet.who(), Instant::now());
         match &result {
             Ok(_) => {
-                if ask.purpose == Purpose::Manifest && who == Who::Anybody {
+                if ask.purpose == Purpose::Manifest && who == Who::Public {
                     self.public.note(&ask.at.name, ask.path);
                 }
                 let life = self.allowed_life.get();
@@ -327,14 +327,14 @@ impl Upstream {
         self.routes.to(from, url)
     }
 
-    /// What to send along before anybody has asked for it.
+    /// The credential to send before the registry challenges for one.
     fn first_authorization(&self, url: &Url, wallet: &Wallet, scope: &str) -> Result<Option<Credential>, PullError> {
         match wallet {
             Wallet::Holder(credential) => {
                 require_cover(url, self.allow_plain_credentials, &self.name)?;
                 Ok(Some(credential.clone()))
             }
-            Wallet::Anybody | Wallet::Site(_) => {
+            Wallet::Public | Wallet::Site(_) => {
                 let token = self.tokens.get(&wallet.token_key(scope), Instant::now());
                 Ok(token.and_then(|token| Credential::bearer(&token)))
             }
@@ -362,7 +362,7 @@ impl Upstream {
             // The client answers for itself, and the mirror has asked whom it may.
             Wallet::Holder(_) => return Ok(None),
             _ if self.node.is_some() => return Ok(None),
-            Wallet::Anybody => None,
+            Wallet::Public => None,
             Wallet::Site(credential) => Some(credential),
         };
         let Some(bearer) = Challenge::parse(challenge) else {
@@ -421,7 +421,7 @@ impl Upstream {
             Err(PullError::Misled { .. }) => return Ok(None),
             client => client?,
         };
-        let who = if site.is_some() { Who::Site } else { Who::Anybody };
+        let who = if site.is_some() { Who::Site } else { Who::Public };
         let pass = self.breakers.enter(&url, who, Kind::Token, Instant::now())?;
         let mut request = client.get(url.clone());
         if let Some(credential) = site {
@@ -599,7 +599,7 @@ impl Upstream {
         let header = |name| text(response.headers(), name);
         let upstream = self.name.clone();
         match response.status() {
-            // A captive portal, or a sign-in, answers everything with 200 and a page. That is nobody's right to anything.
+            // A captive portal or a login page answers every request with 200 and a page. That proves no right.
             status if status.is_success() && is_page(response.headers()) => Err(self.bad(
                 ask.at,
                 &format!("an HTML page for {}: is there a login page in front of it?", ask.path),
@@ -677,7 +677,7 @@ impl Wallet {
     fn token_key(&self, scope: &str) -> String {
         match self {
             Self::Site(_) => format!("site {scope}"),
-            Self::Anybody | Self::Holder(_) => scope.to_owned(),
+            Self::Public | Self::Holder(_) => scope.to_owned(),
         }
     }
 }
@@ -707,7 +707,7 @@ pub fn mirror_unanswered(error: &reqwest::Error) -> PullError {
     })
 }
 
-/// Lets a credential for `whom` go to `url` only where nobody on the way can read it, or where that is `allowed`.
+/// Lets a credential for `whom` go to `url` only over TLS or to this host, or where `allowed`: others on the way could read it.
 ///
 /// # Errors
 /// [`PullError::Withheld`], which says what to do.

@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn after_the_pause_one_request_at_a_time_finds_out() {
         let (breakers, now) = (Breakers::default(), Instant::now());
-        let enter = |now| breakers.enter(&host("a.io"), Who::Anybody, Kind::Manifest, now);
+        let enter = |now| breakers.enter(&host("a.io"), Who::Public, Kind::Manifest, now);
         enter(now).unwrap().open(busy(), BUSY_PAUSE, now);
         assert!(enter(now).is_err());
         let later = now + BUSY_PAUSE;
@@ -146,19 +146,19 @@ mod tests {
     fn a_limit_is_that_of_one_host_of_one_right_and_of_one_kind_of_request() {
         let (breakers, now) = (Breakers::default(), Instant::now());
         let enter = |who, kind| breakers.enter(&host("a.io"), who, kind, now);
-        enter(Who::Anybody, Kind::List).unwrap().open(busy(), BUSY_PAUSE, now);
-        assert!(enter(Who::Anybody, Kind::List).is_err());
-        assert!(enter(Who::Anybody, Kind::Manifest).is_ok());
-        assert!(enter(Who::Anybody, Kind::Blob).is_ok());
+        enter(Who::Public, Kind::List).unwrap().open(busy(), BUSY_PAUSE, now);
+        assert!(enter(Who::Public, Kind::List).is_err());
+        assert!(enter(Who::Public, Kind::Manifest).is_ok());
+        assert!(enter(Who::Public, Kind::Blob).is_ok());
         assert!(enter(Who::Holder([1; 32]), Kind::List).is_ok());
-        let elsewhere = breakers.enter(&host("cdn.io"), Who::Anybody, Kind::List, now);
+        let elsewhere = breakers.enter(&host("cdn.io"), Who::Public, Kind::List, now);
         assert!(elsewhere.is_ok(), "another host has limits of its own");
     }
 
     #[test]
     fn no_upstream_can_send_us_away_for_ever() {
         let (breakers, now) = (Breakers::default(), Instant::now());
-        let enter = |now| breakers.enter(&host("a.io"), Who::Anybody, Kind::Blob, now);
+        let enter = |now| breakers.enter(&host("a.io"), Who::Public, Kind::Blob, now);
         enter(now).unwrap().open(busy(), Duration::from_secs(1 << 40), now);
         assert!(enter(now + PAUSE_MAX).is_ok());
     }

@@ -61,19 +61,19 @@ pub struct Upstream {
     pub(super) tokens: Tokens,
     pub(super) breakers: Breakers,
     pub(super) verdicts: Verdicts,
-    /// What it is asked for when the question is whether it is there.
+    /// Public manifests that probes ask for.
     pub(super) public: PublicManifests,
     /// How long a right counts as proven.
     pub(super) allowed_life: LiveDuration,
     /// The site's own user and password here.
     pub(super) held: Option<Held>,
-    /// Whether those are used for everybody who asks, and not only for the site's nodes.
+    /// Whether those are used for all callers, or for the site's nodes only.
     pub(super) serves_site: bool,
     pub(super) allow_plain_credentials: bool,
     pub(super) rewrites: Arc<Rewrites>,
-    /// Done once somebody has been told that its challenges are not passed on.
+    /// Logs once that this upstream's challenges are not passed on.
     pub(super) withheld: Once,
-    /// The same, for a held password that did not go to a token server elsewhere.
+    /// The same, for a held password that was not sent to a token server elsewhere.
     pub(super) kept_home: Once,
     /// This daemon, as `Via` names it.
     pub(super) via: String,
@@ -496,7 +496,7 @@ fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
     Some((start, total.parse().ok()))
 }
 
-/// Reads a body to its end, within [`BODY_TIMEOUT`] at the latest: one that drips would be waited for by everybody.
+/// Reads a body to its end, within [`BODY_TIMEOUT`] at the latest: all callers of the lookup would wait for one that drips.
 pub(super) async fn read_body(mut response: Response, bytes_max: usize) -> Result<Bytes, String> {
     let read = async {
         let mut bytes = BytesMut::new();

@@ -1,4 +1,4 @@
-//! Credentials that the mirror itself holds for an upstream, read anew while it runs.
+//! Credentials that the mirror itself holds for an upstream, re-read while it runs.
 
 use std::{
     path::{Path, PathBuf},
@@ -17,7 +17,7 @@ const HELD_LIFE: Duration = Duration::from_secs(10);
 const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Where user and password are had from.
+/// Where user and password are read from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CredentialSource {
     /// A file whose first line is `user:password`.

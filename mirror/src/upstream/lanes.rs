@@ -84,7 +84,8 @@ impl Default for Lanes {
 }
 
 impl Lanes {
-    /// How long an answer took to its status line. The shortest of late counts: it holds the least of upstream's own work.
+    /// Records how long an answer took to its status line. The shortest recent time counts: it has the least of upstream's own
+    /// work in it.
     pub(crate) fn answered_after(&self, took: Duration) {
         let mut state = self.lock();
         let latency = state.latency.map_or(took, |latency| took.min(latency + latency / 20));
@@ -154,7 +155,7 @@ impl Seat<'_> {
         state.share(self.id)
     }
 
-    /// What one connection carries, in bytes a second; 0 when nobody knows yet.
+    /// The rate of one connection, in bytes a second; 0 while it is unknown.
     pub(crate) fn lane_rate(&self) -> u64 {
         self.lanes.lock().window.lane_rate
     }

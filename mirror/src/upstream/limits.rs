@@ -15,14 +15,14 @@ use crate::{
 /// Fills that run. Each holds a piece or more.
 const FILLS_MAX: usize = 256;
 const FILL_WAIT: Duration = Duration::from_secs(600);
-/// Blobs whose size nobody tells, each held as a whole.
+/// Blobs of unstated size, each held in memory as a whole.
 const UNSIZED_MAX: usize = 2;
 const UNSIZED_WAIT: Duration = Duration::from_secs(60);
 /// Manifests and pages of lists beyond [`SMALL_BODY_BYTES`], each held as a whole.
 const LARGE_BODIES_MAX: usize = 16;
 /// Hardly any manifest is larger.
 pub(super) const SMALL_BODY_BYTES: usize = 64 * 1024;
-/// Whoever asks for one waits no longer either.
+/// As long as a caller waits for a manifest.
 const LARGE_BODY_WAIT: Duration = crate::MANIFEST_TIMEOUT;
 
 /// The room that there is. Clones share it.
@@ -47,7 +47,7 @@ impl Limits {
         Self::shared_by(Sharing::Repositories)
     }
 
-    /// Those of all registries that a pattern stands for: anybody may own one.
+    /// Those of all registries that a pattern stands for, together: an attacker may own one.
     pub(super) fn of_pattern() -> Self {
         Self::shared_by(Sharing::Registries)
     }

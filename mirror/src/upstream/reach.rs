@@ -159,7 +159,7 @@ impl Drop for Question {
     }
 }
 
-/// Manifests that upstream has served to a request without a credential, and one that nobody has.
+/// Manifests that probes ask for: those that upstream has served without a credential, and a made-up one that does not exist.
 pub(super) struct PublicManifests {
     /// The repository and the path below it, the first that came: no later caller displaces them.
     known: Mutex<Vec<(String, String)>>,
@@ -267,7 +267,7 @@ impl Upstream {
         if questioned.is_empty() {
             return self.question_root(endpoint).await;
         }
-        // One that answers is enough: what is wrong with a repository its owner may have chosen.
+        // One answer is enough: the owner of a repository may have broken that one on purpose.
         let asked = questioned
             .iter()
             .map(|(name, path)| self.question_manifest(endpoint, name, path));
@@ -315,14 +315,14 @@ impl Upstream {
         Ok(())
     }
 
-    /// A token for anybody. `None`: the challenge names no token server that may be asked, or that grants none.
+    /// An anonymous token. `None`: the challenge names no token server that may be asked, or that grants none.
     async fn question_token(
         &self,
         endpoint: &Endpoint,
         response: &Response,
         scope: &str,
     ) -> Result<Option<reqwest::header::HeaderValue>, PullError> {
-        let asked = self.answer_challenge(endpoint, response, &Wallet::Anybody, scope);
+        let asked = self.answer_challenge(endpoint, response, &Wallet::Public, scope);
         match tokio::time::timeout(ANSWER_TIMEOUT, asked).await {
             Ok(Ok(token)) => Ok(token.map(|token| token.header())),
             // A limit is an answer.

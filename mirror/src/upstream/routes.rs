@@ -83,14 +83,14 @@ struct Guard {
 /// The clients.
 pub(super) struct Routes {
     registry: reqwest::Client,
-    /// `None`: whom this daemon asks never leads elsewhere.
+    /// `None`: the registry is the site's mirror, which never redirects elsewhere.
     led: Option<Led>,
 }
 
 struct Led {
     recipe: Recipe,
     matcher: Matcher,
-    /// Made when the first place of the kind is asked. At most as many as there are zones and ports of ours.
+    /// Each is made at the first request that needs it. At most one for each zone with each of this process's ports.
     clients: Mutex<HashMap<Guard, reqwest::Client>>,
     /// The registry's host follows from a name that clients choose, so that its address is judged too.
     is_wild: bool,

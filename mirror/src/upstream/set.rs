@@ -99,8 +99,8 @@ pub enum ClientError {
     Build(String),
 }
 
-/// A node's client of its site's mirror: redirects by hand, no proxy, nothing decoded behind our back. Over TLS it trusts that
-/// mirror and nobody else.
+/// A node's HTTP client for its site's mirror: redirects by hand, no proxy, no automatic decoding. Over TLS it trusts that
+/// mirror only.
 ///
 /// # Panics
 /// Only when reqwest was built for another rustls.
@@ -139,7 +139,7 @@ struct Set {
 struct Pattern {
     config: UpstreamConfig,
     routes: Arc<Routes>,
-    /// All the names together: anybody may own one.
+    /// Of all the names together: an attacker may own one.
     limits: Limits,
 }
 

@@ -25,9 +25,9 @@ const ACCEPTED_MAX: NonZeroUsize = NonZeroUsize::new(16 * 1024).expect("it is no
 /// For whom a verdict was given.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Who {
-    /// Nobody in particular: without a credential.
-    Anybody,
-    /// Whoever shows this credential.
+    /// Requests without a credential.
+    Public,
+    /// Requests with this credential.
     Holder(Fingerprint),
     /// The site, by the credential that the mirror holds.
     Site,
@@ -175,7 +175,7 @@ mod tests {
 
         assert!(verdicts.allow(&mine, "a", ALLOWED_LIFE, now + ALLOWED_LIFE / 2));
         assert!(!verdicts.allow(&mine, "a", ALLOWED_LIFE, now + ALLOWED_LIFE));
-        for (who, repository) in [(&other, "a"), (&mine, "b"), (&Who::Anybody, "a"), (&Who::Site, "a")] {
+        for (who, repository) in [(&other, "a"), (&mine, "b"), (&Who::Public, "a"), (&Who::Site, "a")] {
             assert!(
                 !verdicts.allow(who, repository, ALLOWED_LIFE, now),
                 "{who:?} {repository}"
@@ -187,30 +187,30 @@ mod tests {
     fn a_life_that_is_changed_is_that_of_rights_given_before_too() {
         let (verdicts, now) = (Verdicts::default(), Instant::now());
         let later = now + ALLOWED_LIFE / 2;
-        verdicts.allowed(&Who::Anybody, "a", None, ALLOWED_LIFE, now);
-        assert!(!verdicts.allow(&Who::Anybody, "a", ALLOWED_LIFE / 4, later));
-        assert!(verdicts.allow(&Who::Anybody, "a", ALLOWED_LIFE, later));
+        verdicts.allowed(&Who::Public, "a", None, ALLOWED_LIFE, now);
+        assert!(!verdicts.allow(&Who::Public, "a", ALLOWED_LIFE / 4, later));
+        assert!(verdicts.allow(&Who::Public, "a", ALLOWED_LIFE, later));
     }
 
     #[test]
     fn a_denial_ends_the_right_and_is_remembered_briefly() {
         let (verdicts, now) = (Verdicts::default(), Instant::now());
-        verdicts.allowed(&Who::Anybody, "a", None, ALLOWED_LIFE, now);
-        verdicts.refused(&Who::Anybody, "a", "manifests/v1", &denied(), now);
+        verdicts.allowed(&Who::Public, "a", None, ALLOWED_LIFE, now);
+        verdicts.refused(&Who::Public, "a", "manifests/v1", &denied(), now);
 
-        assert!(!verdicts.allow(&Who::Anybody, "a", ALLOWED_LIFE, now));
+        assert!(!verdicts.allow(&Who::Public, "a", ALLOWED_LIFE, now));
         assert!(
-            verdicts.refusal(&Who::Anybody, "a", "blobs/x", now).is_some(),
+            verdicts.refusal(&Who::Public, "a", "blobs/x", now).is_some(),
             "of all of it"
         );
         assert!(verdicts.refusal(&Who::Holder([1; 32]), "a", "blobs/x", now).is_none());
         assert!(
             verdicts
-                .refusal(&Who::Anybody, "a", "blobs/x", now + REFUSED_LIFE)
+                .refusal(&Who::Public, "a", "blobs/x", now + REFUSED_LIFE)
                 .is_none()
         );
-        verdicts.allowed(&Who::Anybody, "a", None, ALLOWED_LIFE, now);
-        assert!(verdicts.refusal(&Who::Anybody, "a", "blobs/x", now).is_none());
+        verdicts.allowed(&Who::Public, "a", None, ALLOWED_LIFE, now);
+        assert!(verdicts.refusal(&Who::Public, "a", "blobs/x", now).is_none());
     }
 
     #[test]
@@ -221,9 +221,9 @@ mod tests {
             status: 403,
             challenge: None,
         };
-        verdicts.refused(&Who::Anybody, "a", "manifests/v1", &forbidden, now);
-        assert!(verdicts.refusal(&Who::Anybody, "a", "manifests/v1", now).is_some());
-        assert!(verdicts.refusal(&Who::Anybody, "a", "manifests/v2", now).is_none());
+        verdicts.refused(&Who::Public, "a", "manifests/v1", &forbidden, now);
+        assert!(verdicts.refusal(&Who::Public, "a", "manifests/v1", now).is_some());
+        assert!(verdicts.refusal(&Who::Public, "a", "manifests/v2", now).is_none());
     }
 
     #[test]
@@ -265,21 +265,21 @@ mod tests {
     #[test]
     fn what_does_not_exist_says_nothing_of_the_rest() {
         let (verdicts, now) = (Verdicts::default(), Instant::now());
-        verdicts.allowed(&Who::Anybody, "a", None, ALLOWED_LIFE, now);
+        verdicts.allowed(&Who::Public, "a", None, ALLOWED_LIFE, now);
         verdicts.refused(
-            &Who::Anybody,
+            &Who::Public,
             "a",
             "manifests/v1",
             &PullError::Unknown("no".to_owned()),
             now,
         );
 
-        assert!(verdicts.allow(&Who::Anybody, "a", ALLOWED_LIFE, now));
-        assert!(verdicts.refusal(&Who::Anybody, "a", "manifests/v1", now).is_some());
-        assert!(verdicts.refusal(&Who::Anybody, "a", "manifests/v2", now).is_none());
+        assert!(verdicts.allow(&Who::Public, "a", ALLOWED_LIFE, now));
+        assert!(verdicts.refusal(&Who::Public, "a", "manifests/v1", now).is_some());
+        assert!(verdicts.refusal(&Who::Public, "a", "manifests/v2", now).is_none());
         let passing = PullError::Unavailable("later".to_owned());
-        verdicts.refused(&Who::Anybody, "a", "manifests/v2", &passing, now);
-        assert!(verdicts.refusal(&Who::Anybody, "a", "manifests/v2", now).is_none());
+        verdicts.refused(&Who::Public, "a", "manifests/v2", &passing, now);
+        assert!(verdicts.refusal(&Who::Public, "a", "manifests/v2", now).is_none());
     }
 
     #[test]

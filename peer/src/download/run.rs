@@ -41,7 +41,7 @@ const WAITING_AFTER: Duration = Duration::from_secs(1);
 const REOPEN_DELAY: Duration = Duration::from_millis(500);
 /// How long a mirror that is there may answer with errors before a download without new pieces ends.
 const REFUSED_PATIENCE: Duration = Duration::from_secs(10);
-/// How long, beyond the mirror's grace, a download may get no piece from anybody.
+/// How long, beyond the mirror's grace, a download may go without a new piece.
 const IDLE_MAX: Duration = Duration::from_secs(30);
 /// The spread of peers that go upstream for themselves.
 const UPSTREAM_JITTER_MAX_MS: u64 = 2000;
@@ -113,7 +113,7 @@ struct Download {
     direct_after: Instant,
     /// The window that the scheduler was told of.
     told: Option<Range<u32>>,
-    /// When somebody was last seen reading.
+    /// When the download last had a reader.
     read_at: Instant,
     /// The authority's word for the hashes of all pieces.
     list: Option<Arc<SignedPieceHashes>>,

@@ -6,7 +6,7 @@
 //!
 //! Durability is chosen per transaction. [`Durability::Batched`] may lose the last seconds in a power cut, in order and as
 //! a whole; the next [`Durability::Synced`] one makes everything before it durable too. Waiting for the disk happens beside
-//! the connection: progress and readers must not wait for somebody else's sync.
+//! the connection: progress and readers must not wait for the sync of another transaction.
 
 pub(crate) mod blobs;
 pub(crate) mod catalog;
@@ -122,7 +122,7 @@ impl Index {
         Ok(result)
     }
 
-    /// Whether nobody uses the connection at this moment.
+    /// Whether the connection is unused at this moment.
     pub(crate) fn is_idle(&self) -> bool {
         !matches!(self.connection.try_lock(), Err(TryLockError::WouldBlock))
     }

@@ -27,7 +27,7 @@ pub(crate) struct NodeRightRow {
 }
 
 impl Index {
-    /// When upstream last served everybody.
+    /// When upstream last served the repository without a credential.
     pub(crate) fn public_right(&self, at: &Repository) -> Result<Option<Age>, IndexError> {
         let connection = self.read();
         let row: Option<i64> = connection
@@ -82,7 +82,7 @@ impl Index {
     /// A holder as it is written down.
     pub(crate) fn holder_row(&self, holder: Holder) -> HolderRow {
         match holder {
-            Holder::Anybody => HolderRow {
+            Holder::Public => HolderRow {
                 node: Vec::new(),
                 credential: Vec::new(),
             },
@@ -105,7 +105,7 @@ impl Index {
 
 /// A holder as it is written down.
 pub(crate) struct HolderRow {
-    /// A node's id; nothing for anybody.
+    /// A node's id; empty for the public.
     node: Vec<u8>,
     credential: Vec<u8>,
 }
@@ -186,7 +186,7 @@ pub(crate) fn expire_refusals(transaction: &Transaction<'_>, moment: Age) -> rus
 
 /// Deletes the oldest rows beyond so many in each table, of those holders that have the most.
 pub(crate) fn cap(transaction: &Transaction<'_>, rights_max: u64, refusals_max: u64) -> rusqlite::Result<()> {
-    // What everybody may have is a holder of its own in each repository.
+    // The public right counts as a separate holder in each repository.
     let (right, refusal) = (
         "upstream, repository, holder, credential",
         "upstream, holder, credential",
@@ -251,7 +251,7 @@ mod tests {
     fn where_a_table_is_full_those_with_the_most_rows_lose_their_oldest() {
         let mut connection = Connection::open_in_memory().unwrap();
         schema::prepare(&mut connection).unwrap();
-        // The quiet one's are the oldest; what everybody may have counts one by one.
+        // The quiet holder's rows are the oldest; each public right counts as a holder of its own.
         for table in ["rights", "refusals"] {
             fill(&connection, table, 1, 0..5);
             fill(&connection, table, 2, 100..200);

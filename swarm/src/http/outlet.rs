@@ -1,6 +1,6 @@
 //! Sending files without a copy, through an HTTP library that knows nothing of files.
 //!
-//! A body yields stand-ins: slices of a memory that nobody writes to, as long as what they stand for. The library counts and
+//! A body yields stand-ins: slices of memory that is never written, as long as the file's bytes that they stand for. The library counts and
 //! orders them as it does any bytes. When it writes one to the connection, the connection knows it by its address and has the
 //! kernel send the file's bytes instead. A stand-in is never read, so that its memory is never even made.
 //!

@@ -120,7 +120,7 @@ impl PieceClient {
         }
         let stall = if request.patient { PATIENT_STALL } else { STALL };
         let rate_of = |address: SocketAddr| self.limiter.for_address(address.ip()).rate();
-        // A connection that was kept may have been closed by the other side meanwhile: that is nobody's fault.
+        // The peer may have closed a kept connection in the meantime: that does not count as a failure.
         while let Some(connection) = self.pool.take(&request.addresses, rate_of) {
             if let Some(response) = ask(connection, &request, stall).await? {
                 return self.read(request, response, stall);

@@ -73,7 +73,7 @@ impl Pool {
     pub(super) fn put(&self, connection: Connection) {
         let mut idle = self.lock();
         let now = Instant::now();
-        // Nodes come and go: what nobody asked for in time goes too.
+        // Nodes come and go: connections to a node that is not asked in time are dropped too.
         idle.retain(|_, kept| {
             kept.retain(|idle| {
                 now.duration_since(idle.since) < self.idle_timeout && !idle.connection.sender.is_closed()

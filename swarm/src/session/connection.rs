@@ -52,7 +52,7 @@ pub(super) enum EndConnectionError {
     /// Try again.
     #[error("{0}")]
     Lost(String),
-    /// Nobody takes this session's events any more.
+    /// The receiver of this session's events is gone.
     #[error("nobody listens")]
     Unheeded,
 }
@@ -176,7 +176,7 @@ impl Connection {
 
     /// Runs a welcomed connection to its end.
     pub(super) async fn attend(&self, greeted: Greeted) -> EndConnectionError {
-        // Before anybody hears that it is up, and before the inventory is looked at: what comes in between is told twice.
+        // Before the session reports that it is up, and before the inventory is read: changes in between are reported twice.
         self.shared.queue.open();
         self.set_up(true).await;
         let Greeted { reports, orders } = greeted;

@@ -1,4 +1,4 @@
-//! Reading the scheduler's orders. Whoever gets a [`SessionEvent`] need not check it again.
+//! Parsing and checking of the scheduler's orders. A [`SessionEvent`] needs no further check.
 
 use std::{net::IpAddr, ops::Range};
 
@@ -98,7 +98,7 @@ fn check(lease: &wire::Lease) -> Result<(), ReadOrderError> {
     if source.addresses.is_empty() || !source.addresses.iter().all(is_usable) {
         return Err(ReadOrderError::Address);
     }
-    // Nobody can verify what a source other than upstream sends without them.
+    // Without hashes, pieces from a source other than upstream cannot be verified.
     if hashes.iter().any(Option::is_none) {
         return Err(ReadOrderError::Hashes);
     }

@@ -1,4 +1,4 @@
-//! The reports that wait to be sent: bounded in memory, closed while nobody would read them.
+//! Queue of the reports to the scheduler: bounded in memory, closed while there is no connection to send them.
 //!
 //! The order of reports is kept, but for one case: a `Have` that continues an earlier one of the same blob joins it, as long
 //! as nothing else was said about any blob in between.
@@ -15,7 +15,7 @@ use piecemeal_proto::{
 use prost::Message;
 use tokio::sync::Notify;
 
-/// Filled by whoever has something to report, emptied by the connection.
+/// The node's components fill it, the connection empties it.
 #[derive(Debug, Default)]
 pub(super) struct ReportQueue {
     inner: Mutex<Inner>,
