@@ -32,7 +32,7 @@ use crate::{ANSWER_TIMEOUT, Access, Caller, Item, LiveDuration, OpenBlob, PullEr
 /// Where rights are proven: at the registry, or for a peer at its mirror.
 #[async_trait]
 pub trait RightSource: Send + Sync {
-    /// Asks for the item with the caller's own right. `known`: what a blob that is here has to agree with.
+    /// Asks for the item with the caller's own right. `known`: what the source's blob must agree with.
     async fn prove(
         &self,
         caller: &Caller,
@@ -44,10 +44,10 @@ pub trait RightSource: Send + Sync {
     /// Whether the source has recently served the caller from the repository.
     fn allows(&self, caller: &Caller, at: &Repository) -> bool;
 
-    /// In whose name the caller's right may be kept for the time when the source is lost; `None`: in no name.
+    /// The holder under which the caller's right is kept for the time when the source is lost; `None`: it is not kept.
     fn holder(&self, caller: &Caller, at: &Repository) -> Option<Holder>;
 
-    /// Whether the source is lost, by a question with nothing of a caller's in it.
+    /// Whether the source is lost: asked by a probe that carries nothing of a caller.
     async fn is_lost(&self, at: &Repository) -> bool;
 }
 
@@ -125,15 +125,15 @@ pub struct Rights {
     store: Store,
     source: Arc<dyn RightSource>,
     offline_grace: LiveDuration,
-    /// The same for what the source served to a client that showed nothing, where that may have been this node's right alone; `None`:
-    /// it is the registry itself, and what it served so is public for as long as it is here.
+    /// The grace for repositories that the source served without a client's credential, perhaps to this node only; `None`: the
+    /// source is the registry itself, and such a repository is public for as long as its content is here.
     public_grace: Option<LiveDuration>,
-    /// What was written down lately, so that it is not written again for every blob.
+    /// Verdicts that were recently written to the store, so that not every blob writes them again.
     noted: Mutex<LruCache<(Holder, Repository), (Verdict, Instant)>>,
     verdicts: Family<[(&'static str, &'static str); 1], Counter>,
 }
 
-/// What is written down of a holder.
+/// A verdict as the store keeps it for a holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Served,
@@ -147,9 +147,9 @@ const PROVEN: &str = "proven";
 /// The source did not answer, and had granted it before.
 const OFFLINE: &str = "offline";
 const REFUSED: &str = "refused";
-/// How much of a blob an upstream has to show.
+/// The size of the sample that an upstream must match, in bytes.
 const SAMPLE_BYTES: u64 = 1024;
-/// Where in one that is still on its way.
+/// Where a sample of a live fill lies: within its first so many bytes.
 const SAMPLE_WITHIN: u64 = 64 * 1024;
 /// How long a note in the store is fresh enough.
 const NOTED_LIFE: Duration = Duration::from_secs(60);
@@ -157,8 +157,8 @@ const NOTED_LIFE: Duration = Duration::from_secs(60);
 const NOTED_MAX: NonZeroUsize = NonZeroUsize::new(64 * 1024).expect("it is not zero");
 
 impl Rights {
-    /// `offline_grace`: how long an earlier proof counts while the source is lost. `public_grace`: the same for what the source
-    /// served to a client that showed nothing; `None`: that is public, for as long as it is here.
+    /// `offline_grace`: how long an earlier proof counts while the source is lost. `public_grace`: the same for repositories that
+    /// the source served without a credential; `None`: they are public, for as long as their content is here.
     pub fn new(
         store: Store,
         source: Arc<dyn RightSource>,
@@ -175,7 +175,7 @@ impl Rights {
         }
     }
 
-    /// Adds the count of verdicts on what is here, all of them from zero on.
+    /// Registers the counters of verdicts on content that is here, all from zero on.
     pub fn register(&self, registry: &mut Registry) {
         for verdict in [REMEMBERED, PROVEN, OFFLINE, REFUSED] {
             self.verdict(verdict, 0);
@@ -191,7 +191,7 @@ impl Rights {
         self.verdicts.get_or_create(&[("verdict", verdict)]).inc_by(count);
     }
 
-    /// Asks the source, which has to know what it says that it has.
+    /// Asks the source, which must prove that it has the bytes of what it claims.
     async fn prove(&self, caller: &Caller, at: &Repository, item: Item<'_>) -> Result<(), PullError> {
         let known = match item {
             Item::Manifest(_) => None,
@@ -209,7 +209,7 @@ impl Rights {
         self.source.prove(caller, at, item, known).await
     }
 
-    /// What an upstream has to agree with.
+    /// The size and the sample that an upstream must match.
     async fn known(&self, at: &Repository, digest: &Digest, mut blob: OpenBlob) -> Result<Known, PullError> {
         let blob_bytes = blob.blob_bytes();
         if blob_bytes == 0 || self.store.has_upstream(&at.upstream, digest).await? {
@@ -239,7 +239,7 @@ impl Rights {
         })
     }
 
-    /// Writes a verdict down for the time when the source is lost. A refusal takes what this very holder had earned.
+    /// Records a verdict for the time when the source is lost. A refusal revokes the right of exactly this holder.
     async fn note(&self, caller: &Caller, at: &Repository, verdict: Verdict) -> Result<(), PullError> {
         let Some(holder) = self.source.holder(caller, at) else {
             return Ok(());
@@ -267,7 +267,7 @@ impl Rights {
         self.noted.lock().expect("no holder of this lock panics")
     }
 
-    /// Whether the caller may have what is here although the source has answered its request with `error`, which is no verdict.
+    /// Whether the caller may pull content that is here although its request to the source failed with `error`, which is no verdict.
     async fn holds_unanswered(
         &self,
         caller: &Caller,
@@ -282,7 +282,7 @@ impl Rights {
         if public.is_some() && self.public_grace.is_none() {
             return Ok(true);
         }
-        // A source that asks the caller to come back later is there.
+        // A source that answers 429 is not lost.
         let (Some(node), false) = (caller.node, matches!(error, PullError::TooManyRequests { .. })) else {
             return Ok(false);
         };
@@ -294,11 +294,11 @@ impl Rights {
     }
 }
 
-/// How old the proof is that counts for a caller of a node while the source is lost.
+/// The age of the proof that counts for a caller of a node while the source is lost.
 fn offline_age(shown: Option<Shown>, right: &NodeRight) -> Option<Duration> {
     match shown {
         Some(_) if right.is_known => right.by_this,
-        // A site that is cut off gets no new token, and a client shows nothing before it is asked.
+        // A site that is cut off gets no new token, and a client sends no credential before it is challenged.
         Some(_) | None => right.by_any,
     }
 }

@@ -1,4 +1,4 @@
-//! Who asks, and what the caller shows for it.
+//! The caller of a request, and its credential.
 
 use std::fmt;
 
@@ -11,19 +11,19 @@ use sha2::{Digest as _, Sha256};
 /// A longer path of hosts is not passed on: no honest one is.
 const VIA_BYTES_MAX: usize = 1024;
 
-/// Who asks.
+/// The caller of a request.
 #[derive(Clone, Debug, Default)]
 pub struct Caller {
-    /// The admitted node that asks, if it has proven to be one: in whose name rights are kept.
+    /// The admitted node that asks, if it has proven its identity: rights are kept under its id.
     pub node: Option<NodeId>,
-    /// The client's own `Authorization`; `None` for a client that shows nothing.
+    /// The client's own `Authorization`; `None` for a client without a credential.
     pub credential: Option<Credential>,
     /// The hosts that the request has passed already, as `Via` tells.
     pub via: Option<String>,
 }
 
 impl Caller {
-    /// Who a request is from. `node`: the node that it has proven to be of.
+    /// The caller of a request. `node`: the node that the request has proven to come from.
     pub(crate) fn of_request(headers: &HeaderMap, node: Option<NodeId>) -> Self {
         let via: Vec<&str> = headers
             .get_all(header::VIA)
@@ -82,7 +82,7 @@ impl Credential {
         self.0.clone()
     }
 
-    /// As the store is to know it again.
+    /// The credential in the form that the store keeps.
     pub fn shown(&self) -> Shown {
         Shown::Client(self.fingerprint())
     }

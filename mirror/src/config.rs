@@ -1,4 +1,4 @@
-//! What a mirror is told: typed and final, checked before any of it is used.
+//! Configuration of a mirror: typed and final, checked before any of it is used.
 
 use std::{collections::HashSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -71,7 +71,7 @@ pub struct CacheConfig {
     pub quota_bytes: Option<u64>,
     /// The bytes that are left free on the disk.
     pub free_bytes_min: u64,
-    /// How many bytes a second are looked through for damage; `None`: nothing is, but what is suspect.
+    /// The rate of scrubbing, in bytes a second; `None`: only suspects are verified.
     pub scrub_rate: Option<u64>,
 }
 
@@ -91,7 +91,7 @@ pub struct MirrorConfig {
     pub client: ClientConfig,
     /// The most bytes a second that fills may take from upstream; `None`: no limit.
     pub wan_limit: Option<u64>,
-    /// How long a right that a node's credential has proven counts while an upstream is lost.
+    /// While an upstream is lost, how long a right counts that a node's credential has proven.
     pub offline_grace: Duration,
     /// The upstream meant by a request that names none.
     pub default_upstream: Option<String>,

@@ -1,7 +1,7 @@
 //! Lookups: work that is done once for all callers that ask for it at the same time, and goes on when they leave.
 //!
-//! With whose right it is done, and who hears of a refusal, is the business of `callers`. A failure that is no refusal is told
-//! to every caller that waits, but not as the last word: a caller whose own right was not used asks once more.
+//! `callers` decides with whose right it is done, and which callers get a refusal. Every waiting caller gets a failure that is no
+//! refusal, but not as the final answer: a caller whose own right was not used asks once more.
 
 use std::{
     collections::HashMap,
@@ -42,7 +42,7 @@ pub(crate) struct Boarding {
 /// What a lookup has come to.
 pub(crate) struct Landed<V> {
     pub(crate) value: V,
-    /// The source has said it to this very caller's right.
+    /// Whether the source gave this answer to the caller's own right.
     pub(crate) own: bool,
 }
 

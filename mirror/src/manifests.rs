@@ -112,7 +112,7 @@ impl Manifests {
         }
     }
 
-    /// Looks it up together with all who ask for it now, and waits at most `patience`.
+    /// Looks it up together with all callers that ask for it now, and waits at most `patience`.
     async fn join(
         &self,
         caller: &Caller,
@@ -147,7 +147,7 @@ impl Manifests {
         }))
     }
 
-    /// As the source has it now; where it cannot say, as it was.
+    /// The manifest as the source has it now; while the source cannot say, the last known one.
     async fn current(
         &self,
         caller: &Caller,
@@ -213,7 +213,7 @@ impl Manifests {
         {
             return Ok(manifest);
         }
-        // Those that wait have something older: a source that does not answer is not waited for.
+        // The waiting callers have an older manifest: do not wait for a source that does not answer.
         let revalidated = tokio::time::timeout(
             ANSWER_TIMEOUT,
             self.revalidate(caller, at, tag, reference, &known.digest),
@@ -224,7 +224,7 @@ impl Manifests {
                 at.upstream
             )))
         });
-        // Some registries say 404 to those who may not know: only who may pull can tell that a tag is gone.
+        // Some registries hide repositories behind a 404: only for a caller that may pull does it mean that the tag is gone.
         if matches!(revalidated, Err(PullError::Unknown(_))) && self.access.allows(caller, at) {
             self.store.forget_tag(at, tag).await?;
         }
@@ -264,7 +264,7 @@ impl Manifests {
     ) -> Result<FetchedManifest, PullError> {
         let manifest = self.source.fetch(caller, at, reference).await?;
         self.keep(at, &manifest).await?;
-        // What the source itself calls old is not a check of the tag.
+        // A manifest that the source itself calls stale is no check of the tag.
         if manifest.warning.is_none() {
             self.store.put_tag(at, tag, &manifest.digest).await?;
         }
@@ -318,7 +318,7 @@ impl Tags for Manifests {
     }
 
     async fn list(&self, caller: &Caller, at: &Repository, query: &ListQuery) -> Result<List, PullError> {
-        // A registry may keep its lists from those whom it serves images: a refusal takes no right.
+        // A registry may serve images to a caller and refuse it lists: a refusal revokes no right.
         match query {
             ListQuery::Tags { n, last } => self.tags(caller, at, *n, last.as_deref()).await,
             ListQuery::Referrers { subject, artifact_type } => {
@@ -328,12 +328,12 @@ impl Tags for Manifests {
     }
 }
 
-/// The `Warning` that comes with what is old.
+/// The `Warning` header of a stale answer.
 pub(crate) fn stale(error: &PullError) -> String {
     format!("299 - \"stale: {}\"", quotable(error))
 }
 
-/// A text without what would end the quoted string of a `Warning`.
+/// The error's text without characters that would end the quoted string of a `Warning`.
 fn quotable(error: &PullError) -> String {
     error
         .to_string()

@@ -1,4 +1,4 @@
-//! What admitted nodes ask a mirror: to open a blob for their swarm.
+//! The node API of a mirror: an admitted node opens a blob for the swarm.
 //!
 //! One round trip brings the verdict, the size, the piece size, the fill and the grant, and starts the fill; a small blob
 //! comes along whole. Both sides of it are here, so that they cannot drift apart.
@@ -30,12 +30,12 @@ pub const INLINE_BYTES_MAX: u64 = 64 * 1024;
 /// The life of a grant: longer than any pull, shorter than a day.
 const GRANT_LIFE: Duration = Duration::from_secs(6 * 3600);
 
-/// What a node is told of a blob that it may have.
+/// The answer to a node that may pull a blob.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct NodeBlob {
     pub blob_bytes: u64,
     pub piece_bytes: u64,
-    /// 16 hexadecimal digits; empty when there are no pieces to be had, since the blob passes through.
+    /// 16 hexadecimal digits; empty when no pieces are served, since the blob passes through.
     pub fill: String,
     /// Opaque to the node.
     pub grant: String,
@@ -44,14 +44,14 @@ pub struct NodeBlob {
     pub passing: bool,
     /// Where the mirror serves pieces.
     pub piece_addresses: Vec<SocketAddr>,
-    /// The authority's clock, which grants are judged by.
+    /// The authority's clock, by which grants expire.
     pub unix_seconds: u64,
     /// The blob itself, base64, up to [`INLINE_BYTES_MAX`].
     pub content: Option<String>,
 }
 
 impl NodeBlob {
-    /// How the blob is cut; `None` when the mirror states nonsense.
+    /// How the blob is cut; `None` when the stated sizes are invalid.
     pub fn map(&self) -> Option<PieceMap> {
         PieceMap::new(self.blob_bytes, self.piece_bytes).ok()
     }
@@ -69,7 +69,7 @@ impl NodeBlob {
 
 /// The path and query of a node's request.
 ///
-/// `suspect`: a piece that came wrong, so that the mirror looks whether its own is.
+/// `suspect`: a piece that arrived damaged, so that the mirror verifies its own copy.
 pub fn open_path(at: &Repository, digest: &Digest, suspect: Option<u32>) -> String {
     let mut query = url::form_urlencoded::Serializer::new(String::new());
     query.append_pair("ns", &at.upstream).append_pair("name", &at.name);
@@ -85,7 +85,7 @@ pub struct NodePort {
     pub blobs: Arc<dyn Blobs>,
     pub names: UpstreamNames,
     pub authority: Arc<AuthorityKey>,
-    /// Who may ask.
+    /// The nodes that may ask.
     pub nodes: Arc<Nodes>,
     pub piece_addresses: Vec<SocketAddr>,
     /// Seconds since 1970.

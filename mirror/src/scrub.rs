@@ -1,4 +1,4 @@
-//! Looking through the store for what the disk has spoilt, slowly; and at once at what a reader gives reason to suspect.
+//! Scrubber: verifies the whole store slowly for damage by the disk, and suspect blobs at once.
 //!
 //! Blobs are hashed when they come, not when they go: a client that got a flipped byte finds out by itself, and asks again. So a
 //! client that asks again for a blob that it has just had makes it suspect, and gets it through the hashes of its pieces; a body
@@ -19,9 +19,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// How long a blob is left alone that was found to be good.
+/// How long a verification counts.
 const VERIFIED_LIFE: Duration = Duration::from_secs(24 * 3600);
-/// How often it is looked for blobs whose time has come.
+/// How often blobs that are due are looked for.
 const LOOK_AROUND: Duration = Duration::from_secs(60);
 /// How many are taken at once.
 const BATCH: u32 = 64;
@@ -44,7 +44,7 @@ pub struct Suspicions {
 
 struct Table {
     had: LruCache<(IpAddr, Digest), Had>,
-    /// When it was made suspect last.
+    /// When each blob last became suspect.
     suspected: LruCache<Digest, Instant>,
 }
 
@@ -91,7 +91,7 @@ impl Suspicions {
         table.had.put((client, *digest), Had { bytes, at: now });
     }
 
-    /// Something is wrong with a blob that is complete here. Looked at once in [`AGAIN_WITHIN`], whatever is said of it.
+    /// Marks a complete blob as suspect. It is verified once in [`AGAIN_WITHIN`], however often it is marked.
     pub(crate) fn suspect(&self, digest: &Digest, now: Instant) {
         let mut table = self.lock();
         if table.suspected.get(digest).is_some_and(|&at| is_soon(at, now)) {
@@ -125,7 +125,7 @@ pub async fn scrub(store: Store, limiter: Limiter, mut suspects: Suspects, stop:
                 Some(suspect) = suspects.recv() => look_at(&store, &suspect, &hurry).await,
                 _ = look_around.tick() => look_through(&store, &limiter, &mut suspects, &hurry).await,
             };
-            // Whatever is wrong is wrong for all of them: the next round is a minute away.
+            // The error concerns all blobs alike: the next round is a minute away.
             if let Err(error) = looked {
                 warn!(%error, "the cache cannot be looked through: {error}");
             }
@@ -134,7 +134,7 @@ pub async fn scrub(store: Store, limiter: Limiter, mut suspects: Suspects, stop:
     stop.run_until_cancelled(scrubbing).await;
 }
 
-/// Everything whose time has come.
+/// Verifies all blobs that are due.
 async fn look_through(
     store: &Store,
     limiter: &Limiter,

@@ -51,14 +51,14 @@ impl Item<'_> {
     }
 }
 
-/// Whether this caller may have content that is here already. What has to be fetched first is proven by the fetch.
+/// Whether this caller may pull content that is here already. For other content the fetch itself proves the right.
 #[async_trait]
 pub trait Access: Send + Sync {
     /// # Errors
     /// The source's own verdict, or why there is none.
     async fn require(&self, caller: &Caller, at: &Repository, item: Item<'_>) -> Result<(), PullError>;
 
-    /// The source has just refused the caller a different request: every right of the caller ends.
+    /// The source has just refused another request of the caller: its recorded right to the repository ends.
     async fn refused(&self, caller: &Caller, at: &Repository, error: &PullError) -> Result<(), PullError>;
 
     /// Whether it is known already, without asking the source, that the caller may pull from the repository.

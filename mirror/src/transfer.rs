@@ -1,9 +1,9 @@
 //! Blobs on their way here: one transfer per digest and upstream, whatever the number of its callers.
 //!
-//! Of several upstreams that send one digest at once the first leads: it fills what is kept. The others follow it while its bytes are
-//! theirs (`fill/follow`), and until a blob is proven no upstream's word or silence holds up another's callers.
+//! Of several upstreams that send one digest at once the first leads: it fills the kept blob. The others follow it while they have
+//! the same bytes (`fill/follow`). Until a blob is proven, one upstream's answer or silence never delays another's callers.
 //!
-//! A transfer is detached from every reader: it ends when the blob is complete or cannot be had, never since a client left.
+//! A transfer is detached from every reader: it ends when the blob is complete or cannot be fetched, never because a client left.
 //! It is `Starting`, then `Open`, then either `Complete` or `Failed`, and never goes back; a later request begins another.
 //!
 //! It goes on with the right of one of its callers after the other (`callers`): a refusal ends one caller's part only. What
@@ -37,7 +37,7 @@ use crate::{
     callers::{Callers, Right, RightKey, Standing},
 };
 
-/// How a transfer that went well has ended.
+/// How a successful transfer ended.
 pub enum Arrived {
     Kept(Blob),
     /// There was no room for it: its readers go on within their window.
@@ -76,7 +76,7 @@ pub struct Transfer {
     callers: Callers,
     /// The right with which its source answered first.
     opener: OnceLock<Right>,
-    /// Its readers read the fill of another upstream's transfer.
+    /// Whether its readers read the fill of another upstream's transfer.
     follows: AtomicBool,
     progress: watch::Sender<Progress>,
     /// Cancelled when its work is to stop at once.
@@ -104,7 +104,7 @@ impl Transfer {
         self.callers.asks_with(&Right::new(caller, at))
     }
 
-    /// The source was asked on the caller's own account, and answered so.
+    /// Records the source's answer to a request on the caller's own account.
     pub fn judged(&self, caller: &Caller, at: &Repository, verdict: &Result<(), PullError>) {
         let right = Right::new(caller, at);
         match verdict {
@@ -149,13 +149,13 @@ impl Transfer {
         }
     }
 
-    /// Until it has ended, well or not; how it has.
+    /// Waits until it has ended, and returns how.
     pub async fn ended(&self) -> Progress {
         self.over.cancelled().await;
         self.progress()
     }
 
-    /// Until its readers have another fill to read than `filling`.
+    /// Waits until its readers must read another fill than `filling`.
     async fn leaves(&self, filling: &Filling) {
         let mut progress = self.progress.subscribe();
         let left = |progress: &Progress| matches!(progress, Progress::Open(other) if other.fill() != filling.fill());
@@ -242,11 +242,11 @@ impl Transfer {
     }
 }
 
-/// Why a caller cannot be answered.
+/// Whose error it is that a caller cannot be answered.
 enum NotOpened {
-    /// It is this caller's own error.
+    /// This caller's own error.
     Own(PullError),
-    /// It is what another caller ran into.
+    /// The error of another caller.
     Others(PullError),
 }
 
@@ -297,7 +297,7 @@ struct Table {
 enum FailureKey {
     /// All callers of this upstream: it began to send the blob, and what came was wrong or broke off.
     Blob(String, Digest),
-    /// Callers with this right: nothing has come for it.
+    /// Callers with this right: no byte has come for it.
     Right(RightKey, Digest),
 }
 
@@ -335,8 +335,8 @@ impl Transfers {
         self.table.lock().expect("no holder of this lock panics")
     }
 
-    /// The size in bytes of a blob that is here, whole or on its way from the same upstream; `None` when nothing is known of
-    /// it. What another upstream says of a blob that is not proven yet is not passed on.
+    /// The size in bytes of a blob that is here, whole or on its way from the same upstream; `None` when it is unknown. The size
+    /// that another upstream states of an unproven blob is not passed on.
     ///
     /// # Errors
     /// [`PullError::Store`].
@@ -459,7 +459,7 @@ impl Transfers {
             }
             Err(error) => {
                 let opener = transfer.opener.get();
-                // A verdict is one caller's, and the upstream client remembers it.
+                // A verdict concerns one caller, and the upstream client remembers it.
                 if !error.is_verdict() {
                     let key = match opener.filter(|_| !error.is_refusal()) {
                         Some(opener) => FailureKey::Blob(opener.at.upstream.clone(), *digest),

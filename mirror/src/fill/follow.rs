@@ -1,8 +1,9 @@
-//! What a transfer does while another upstream's transfer of the same digest is under way and leads.
+//! Following: what a transfer does while another upstream's transfer of the same digest leads.
 //!
-//! It follows it, so that the bytes cross the WAN once, as long as they are its own upstream's too and keep coming. Otherwise one of the
-//! two upstreams lies or stalls, and until the blob is proven nothing says which: it then fills apart, in memory, and harms the
-//! leader in nothing. The first whose bytes have the digest has told the truth, and the other's are dropped.
+//! It follows the leader, so that the bytes cross the WAN once, as long as its own upstream has the same bytes and they keep
+//! coming. Otherwise one of the two upstreams lies or stalls, and until the blob is proven it is unknown which: the follower then
+//! fills apart, in memory, and does not touch the leader's fill. The first fill whose bytes have the digest is kept, and the other
+//! is dropped.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,9 +18,9 @@ use crate::{Arrived, Progress, PullError, Transfer};
 
 /// How long a leader may take for the first bytes that can be compared.
 const LEADER_PATIENCE: Duration = Duration::from_secs(1);
-/// Where those are, from the beginning on.
+/// The compared bytes lie within the first so many of the blob.
 const COMPARED_WITHIN: u64 = 64 * 1024;
-/// A leader that is slower, in bytes a second, is left.
+/// The minimum rate of a leader, in bytes a second; a follower leaves a slower one.
 const LEADER_RATE_MIN: u64 = 64 * 1024;
 /// The least that a leader has for a piece.
 const PIECE_TIME_MIN: Duration = Duration::from_secs(5);
@@ -31,7 +32,7 @@ enum Followed {
     Arrived(Arrived),
     /// The leader has ended without the blob.
     LeaderFailed,
-    /// Its bytes are others than this upstream's, or do not come.
+    /// The leader's bytes differ from this upstream's, or stopped coming.
     Left,
 }
 
@@ -53,7 +54,7 @@ impl UpstreamBlobs {
                 Followed::Left => return self.fill_apart(whence, digest, &leader, transfer).await,
             }
         }
-        // Another's, just now: the caller has to show its right to it.
+        // Another upstream's transfer has just completed it: the caller has to prove its right to it.
         if let Some(blob) = self.store.blob(digest).await? {
             return Ok(Arrived::Kept(blob));
         }
@@ -129,7 +130,7 @@ impl UpstreamBlobs {
         }
     }
 
-    /// Ends the leader of a blob that `proven` is the truth of. Its pieces stay where they are the blob's.
+    /// Ends the leader's transfer of a blob after `proven` has proven the digest. Those of its pieces that are the blob's stay.
     async fn stop(&self, leader: &Transfer, proven: &Filling) {
         if let Some(filling) = leader.own_filling() {
             let agrees = filling.map() == proven.map()
@@ -191,7 +192,7 @@ async fn stalls(filling: &Filling) {
     }
 }
 
-/// Counts what comes from upstream, and tells of nothing else: the swarm knows of one fill of a blob, the leader's.
+/// Counts the bytes from upstream, and announces nothing: the swarm knows only the leader's fill of a blob.
 struct Unannounced(Arc<dyn FillObserver>);
 
 impl FillObserver for Unannounced {

@@ -1,6 +1,6 @@
 //! The fill: one download of a blob from upstream into the store, whatever the number of its readers.
 //!
-//! It uses as many connections as the way to upstream deserves, each for one segment after the other. It resumes by Range after
+//! It uses as many connections as the path to upstream needs, each for one segment after the other. It resumes by Range after
 //! every cut and across restarts, in mid-piece if need be, gives up only when upstream has sent nothing new for
 //! [`FILL_PATIENCE`], and keeps what it has for the next try. A body that does not have the digest is revoked as a whole.
 
@@ -30,17 +30,17 @@ use crate::{
 
 /// How long upstream may send nothing new before a fill is given up.
 const FILL_PATIENCE: Duration = Duration::from_secs(30);
-/// How long a blob that there is no room for waits for others to have passed.
+/// How long a blob that there is no room for waits for a place among the passing fills.
 const PASSING_PATIENCE: Duration = Duration::from_secs(10);
-/// How many bytes of what an earlier fill has left an upstream has to show.
+/// The size of the sample of an earlier fill's bytes that an upstream must match.
 const SAMPLE_BYTES: usize = 1024;
 /// The largest blob of unstated size that is accepted, in bytes: it is held in memory until its end shows the size.
 const UNSIZED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// The longest that one is read.
+/// The time limit for reading one.
 const UNSIZED_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// What is told of a fill as it goes. All methods return at once.
+/// Observer of a fill's events. All methods return at once.
 pub trait FillObserver: Send + Sync {
     /// The fill has begun, or gone on with the pieces that it has.
     fn opened(&self, filling: &Filling);
@@ -73,7 +73,7 @@ pub struct UpstreamBlobs {
 struct Whence<'a> {
     upstream: &'a Upstream,
     right: &'a Right,
-    /// With whose it may go on.
+    /// The callers with whose rights it may go on.
     callers: Option<&'a Callers>,
 }
 

@@ -20,7 +20,7 @@ const LONE_SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
 /// The pieces of a fill that are missing and not yet assigned to a connection.
 pub(super) struct Plan {
     map: PieceMap,
-    /// Here, on their way, or none of this plan's business.
+    /// Pieces that are here, on their way, or outside this plan.
     taken: PieceSet,
 }
 
@@ -64,7 +64,7 @@ impl Plan {
         Some(self.map.range(first).start..self.map.range(end - 1).end)
     }
 
-    /// Takes everything from `start` on, for a connection that carries it whether we want or not.
+    /// Takes everything from `start` on, for a connection whose upstream ignores ranges and sends it anyway.
     pub(super) fn take_rest(&mut self, start: u64) -> Range<u64> {
         let first = self.map.piece_at(start).unwrap_or(self.map.count());
         for piece in first..self.map.count() {

@@ -29,7 +29,7 @@ const RETRY_DELAY_MAX: Duration = Duration::from_secs(3);
 /// So many bodies in a row that bring nothing new are enough: an upstream without ranges that always breaks off would send
 /// its beginning again and again.
 const BARREN_MAX: u32 = 5;
-/// How long a blob that is not kept is waited for readers of.
+/// How long a passing fill may go without readers.
 const UNREAD_MAX: Duration = Duration::from_secs(30);
 /// How often the fill checks whether a client waits for a piece that no connection fetches yet.
 const LOOK_AROUND: Duration = Duration::from_millis(100);
@@ -41,7 +41,7 @@ pub(super) struct Pour<'a> {
     plan: Plan,
     seat: Seat<'a>,
     lanes: FuturesUnordered<Pin<Box<dyn Future<Output = Step> + Send + 'a>>>,
-    /// Of `lanes`, those whose body has begun.
+    /// The number of `lanes` whose body has begun.
     receiving: usize,
     /// One of those carries all that is missing: upstream knows no ranges.
     whole: bool,
@@ -52,11 +52,11 @@ pub(super) struct Pour<'a> {
     read_at: Instant,
 }
 
-/// What a connection has come to.
+/// Progress of a connection.
 enum Step {
     Answered {
         lane: Lane,
-        /// What it was asked with.
+        /// The right that the request used.
         right: Arc<Right>,
         answer: Result<BlobAnswer, PullError>,
     },

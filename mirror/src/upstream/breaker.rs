@@ -1,4 +1,4 @@
-//! Whom an upstream has asked to come back later, and for what.
+//! Circuit breaker for the rate limits (429) of one upstream.
 //!
 //! A 429 counts for the host that has answered it, be that the registry, its token server or where it leads; for those who share the
 //! limit, so for one credential or for all that show none; and for one kind of request: a registry counts manifests, blobs and lists apart. They are answered with that 429 until its time is over; then one request at a time
@@ -16,14 +16,14 @@ use url::Url;
 use super::verdicts::Who;
 use crate::PullError;
 
-/// How long an upstream is left alone that does not say for how long.
+/// The pause after a 429 without `Retry-After`.
 pub(crate) const BUSY_PAUSE: Duration = Duration::from_secs(5);
 /// The longest that an upstream may ask for.
 pub(crate) const PAUSE_MAX: Duration = Duration::from_secs(10 * 60);
 /// The most open breakers of one upstream: 10,000 nodes with several credentials each.
 const BREAKERS_MAX: NonZeroUsize = NonZeroUsize::new(64 * 1024).expect("it is not zero");
 
-/// What is counted apart.
+/// Kinds of request, which a registry counts apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
     Manifest,
@@ -41,7 +41,7 @@ pub(crate) struct Breakers(Mutex<LruCache<Key, Open>>);
 struct Open {
     error: PullError,
     until: Instant,
-    /// One request finds out.
+    /// Whether one request is trying whether the limit is over.
     trying: bool,
 }
 
@@ -51,7 +51,7 @@ impl Default for Breakers {
     }
 }
 
-/// The right to ask. Dropped without a word it says nothing about the limit.
+/// Permission to send a request. Dropped without a call it leaves the breaker as it was.
 pub(crate) struct Pass<'a> {
     breakers: &'a Breakers,
     key: Key,
@@ -91,7 +91,7 @@ impl Pass<'_> {
         }
     }
 
-    /// No request of this kind is made with this right for so long.
+    /// Blocks requests of this kind with this right for `pause`.
     pub(crate) fn open(mut self, error: PullError, pause: Duration, now: Instant) {
         self.tries = false;
         let open = Open {
