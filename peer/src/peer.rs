@@ -192,7 +192,7 @@ impl Peer {
                 id: store.node_id(),
             },
         };
-        // Plain: clients are on this node.
+        // Without TLS: clients are on this node.
         clients.serve(listeners, &front_router(Arc::new(front)), None, config.address_share);
         let pieces = piece_router(piece_port(&config, &store, clock, &limiter, &traffic));
         for listener in piece_listeners {
@@ -292,7 +292,7 @@ impl Peer {
         self.source.set_verdict_ttl(config.client.verdict_ttl);
     }
 
-    /// Its content, for those who run it.
+    /// The cache, for administration.
     pub fn cache(&self) -> Cache {
         self.cache.clone()
     }
@@ -307,7 +307,7 @@ impl Peer {
     }
 }
 
-/// Counts what comes through the mirror's registry; none of it is offered.
+/// Counts the bytes that come through the mirror's registry; they are not offered to peers.
 struct FromMirror(Traffic);
 
 impl FillObserver for FromMirror {

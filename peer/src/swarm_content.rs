@@ -1,4 +1,4 @@
-//! What a peer serves from: the same traits as a mirror's, with the swarm behind them.
+//! Content sources of a peer: the same traits as a mirror's, with the swarm behind them.
 
 use async_trait::async_trait;
 use piecemeal_mirror::{
@@ -116,7 +116,7 @@ impl MirrorFirst {
 
 #[async_trait]
 impl RightSource for MirrorFirst {
-    /// The mirror has looked at what is `known`.
+    /// Asks the mirror, which itself compares what is `known`.
     async fn prove(
         &self,
         caller: &Caller,
@@ -138,7 +138,7 @@ impl RightSource for MirrorFirst {
             .any(|registries| registries.allows(caller, at))
     }
 
-    /// What a mirror serves to a client that shows nothing may be this node's right alone.
+    /// Without a credential, the mirror may have served this node alone: the right is kept for the node, not for the public.
     fn holder(&self, caller: &Caller, _at: &Repository) -> Option<Holder> {
         match &caller.credential {
             None if self.mirror.is_none() => Some(Holder::Public),
@@ -147,7 +147,7 @@ impl RightSource for MirrorFirst {
         }
     }
 
-    /// While the mirror is there its answers tell, also of upstream.
+    /// While the mirror is there, its answers decide, for upstream too.
     async fn is_lost(&self, at: &Repository) -> bool {
         if let Some((_, registries)) = &self.mirror {
             if !registries.is_lost(at).await {

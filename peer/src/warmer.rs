@@ -36,7 +36,7 @@ struct Waiting {
     missing: usize,
 }
 
-/// Whose work it is.
+/// The task that carries out the orders.
 struct Worker {
     store: Store,
     tags: Arc<dyn Tags>,
@@ -45,7 +45,7 @@ struct Worker {
 }
 
 impl Warmer {
-    /// Also yields the work, which never ends by itself.
+    /// Also returns the worker's future, which never ends by itself.
     pub(crate) fn new(store: Store, tags: Arc<dyn Tags>, cache: Cache) -> (Self, impl Future<Output = ()> + Send) {
         let (orders, mut received) = mpsc::channel::<Waiting>(ORDERS_MAX);
         let waiting = Arc::new(AtomicUsize::new(0));
@@ -68,7 +68,7 @@ impl Warmer {
         (Self { orders, store, waiting }, work)
     }
 
-    /// Takes an order, or leaves it when too much waits already. Never waits itself.
+    /// Takes an order, or drops it when too many wait already. Never blocks.
     pub(crate) fn order(&self, warm: wire::Warm) {
         let name = name(&warm);
         let missing = missing(&self.store, &digests(&warm.blobs)).len();
@@ -163,7 +163,7 @@ fn name(warm: &wire::Warm) -> String {
     }
 }
 
-/// They were checked when they came.
+/// Parses digests that were checked on arrival.
 fn digests(texts: &[String]) -> Vec<Digest> {
     texts.iter().filter_map(|text| text.parse().ok()).collect()
 }

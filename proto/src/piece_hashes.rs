@@ -14,7 +14,7 @@ pub const SIGNED_PIECES_MAX: u32 = (4 * 1024 * 1024 - OTHER_FIELDS_BYTES) / 32;
 /// More than a list takes besides its hashes: a digest of 135 characters, two sizes, a signature, and the tags.
 const OTHER_FIELDS_BYTES: u32 = 1024;
 
-/// The authority's word for the hashes of a blob's pieces.
+/// A list of a blob's piece hashes, signed by the authority.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SignedPieceHashes {
     digest: Digest,
@@ -132,7 +132,7 @@ fn fits(map: PieceMap, hashes: usize) -> bool {
     (1..=SIGNED_PIECES_MAX).contains(&map.count()) && hashes == map.count() as usize
 }
 
-/// What is signed.
+/// The signed bytes.
 fn claim(digest: &Digest, map: PieceMap, hashes: &[PieceHash]) -> Vec<u8> {
     let (algorithm, hash): (u8, &[u8]) = match digest {
         Digest::Sha256(hash) => (1, hash),

@@ -29,10 +29,10 @@ const REFUSED_LIFE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Manifests kept, in bytes: thousands of images.
 const MANIFESTS_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
-/// What a sweep took away.
+/// What a sweep removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// The complete blobs that went.
+    /// The complete blobs that were removed.
     pub blobs: Vec<Digest>,
     /// Bytes no longer counted, those of stale partials included.
     pub bytes: u64,
@@ -41,7 +41,7 @@ pub struct Swept {
 /// Why there is no room.
 #[derive(Debug)]
 pub(crate) enum RoomError {
-    /// Even without everything that may go.
+    /// Evicting everything that may go would not make room.
     NoSpace {
         quota_bytes: Option<u64>,
         free_bytes: u64,
@@ -50,14 +50,14 @@ pub(crate) enum RoomError {
 }
 
 impl Store {
-    /// Takes out what was not used for the TTL, and then what is over the quota or under the free-space floor, the least
-    /// recently used first. Writes down what is pending. To be called every minute or so.
+    /// Removes what was not used for the TTL, and then what is over the quota or under the free-space floor, the least recently
+    /// used first. Writes pending changes to the index. Call it every minute or so.
     ///
     /// # Errors
     /// [`StoreError::Index`] and [`StoreError::Io`]; a file that cannot be removed is logged and stays.
     pub async fn sweep(&self) -> Result<Swept, StoreError> {
         self.run(|shared| {
-            // It is told of again when it is still so.
+            // Set again if the trouble lasts.
             locked(&shared.state).trouble = None;
             shared.write_batch(Durability::Synced);
             let mut swept = Swept::default();
@@ -112,8 +112,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Evicts until `new_bytes` more may be counted and `unwritten_bytes` more be written. Takes nothing when all of it
-    /// would not do.
+    /// Evicts until `new_bytes` more may be counted and `unwritten_bytes` more be written. Evicts nothing when evicting everything
+    /// would not suffice.
     pub(crate) fn make_room(
         &self,
         _reserving: &MutexGuard<'_, ()>,
@@ -194,7 +194,7 @@ impl Shared {
         }
     }
 
-    /// Removes whatever is here of the digest: files, rows, entry; says whether there was anything. On an error, the entry
+    /// Removes everything of the digest: files, rows, entry. Returns whether there was anything. On an error, the entry
     /// stays.
     pub(crate) fn discard(&self, gate: &GateGuard, swept: &mut Swept) -> io::Result<bool> {
         let digest = gate.digest();
@@ -214,12 +214,12 @@ impl Shared {
             warn!(blob.digest = %digest, error = &error as &dyn std::error::Error, "failed to delete the row of {digest}");
         }
         let mut state = locked(&self.state);
-        // What passes through is not of what is on the disk.
+        // A passing fill is independent of what is on the disk.
         let is_passing = state.live.get(digest).is_some_and(|live| live.fill.is_passing());
         let live = (!is_passing).then(|| state.live.remove(digest)).flatten();
         let entry = state.ledger.remove(digest);
         drop(state);
-        // Dropped after the lock, for whatever its drop may lock.
+        // Dropped after the lock is released, since its drop may take locks.
         drop(live);
         if let Some(entry) = entry {
             swept.bytes += entry.bytes;

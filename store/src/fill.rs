@@ -1,8 +1,9 @@
 //! The state of one blob that is being filled.
 //!
 //! Invariant: a piece is in `landed` only after its bytes had the hash that is kept for it and were written to the file, and
-//! nothing writes them again. It is in `have` as long as it can be read, which is for ever, unless the fill is a passing one. A tail is in the file, but in nothing that a reader or peer sees. `proven` is set only when the whole blob had its digest. Nothing here waits or touches the
-//! index; whatever readers may be waiting for moves `changes`.
+//! nothing writes them again. It is in `have` as long as it can be read: for ever, unless the fill is a passing one. A tail is in
+//! the file, but never visible to a reader or peer. `proven` is set only when the whole blob had its digest. Nothing here waits or
+//! touches the index; every event that readers may wait for moves `changes`.
 
 use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry},
@@ -71,7 +72,7 @@ struct FillState {
     landed_bytes: u64,
     /// Of a passing fill.
     window: Option<Window>,
-    /// Let go, and still in the file.
+    /// Pieces that left the window and are still in the file.
     gone: Vec<u32>,
     /// The first piece that the digest lacks.
     hashed: u32,
@@ -97,7 +98,7 @@ enum End {
     Published,
     /// Proven, and not kept. Its readers go on within the window.
     Passed,
-    /// The disk would not take the finished blob. Its readers go on from the open file; nothing can follow but abandoning.
+    /// The disk would not take the finished blob. Its readers go on from the open file; the fill can only be abandoned.
     Lost,
     Failed(FillFailure),
 }
@@ -115,7 +116,7 @@ struct Wait {
     since: Duration,
 }
 
-/// What a writer finds before it writes.
+/// The state of a piece that a writer wants to write.
 pub(crate) enum Claim {
     Have(PieceHash),
     /// Another writer has the piece, or there is no room for it yet; wait for a change.
@@ -247,7 +248,7 @@ impl Fill {
         self.map.blob_bytes() - locked(&self.state).landed_bytes
     }
 
-    /// What it has still to write to the disk.
+    /// The bytes that it has still to write to the disk.
     pub(crate) fn unwritten_bytes(&self) -> u64 {
         if self.is_passing() { 0 } else { self.missing_bytes() }
     }
@@ -321,7 +322,7 @@ impl Fill {
         }
     }
 
-    /// Keeps the file from changing hands while the caller writes into it.
+    /// Keeps the file from being discarded or reused while the caller writes into it.
     pub(crate) fn enter_write(&self) -> Result<RwLockReadGuard<'_, ()>, FillFailure> {
         let guard = self.writes.read().unwrap_or_else(PoisonError::into_inner);
         match &locked(&self.state).end {
@@ -352,10 +353,10 @@ impl Fill {
         self.insert(&mut locked(&self.state), index, hash);
     }
 
-    /// Forgets pieces that turned out to be other than was believed; yields those that were here. `None`: they cannot be had again,
-    /// and the fill is to be given up.
+    /// Forgets pieces that turned out to be wrong; returns those that were here. `None`: they cannot be fetched again, and the fill
+    /// must be given up.
     pub(crate) fn take_back(&self, pieces: impl IntoIterator<Item = u32>) -> Option<Vec<u32>> {
-        // No piece is hashed meanwhile.
+        // Keeps pieces from being hashed in the meantime.
         let mut prefix = locked(&self.prefix);
         let mut state = locked(&self.state);
         let state = &mut *state;
@@ -392,7 +393,7 @@ impl Fill {
         Some(taken)
     }
 
-    /// Lots of pieces that were taken back so far.
+    /// How many times pieces were taken back so far.
     pub(crate) fn takings(&self) -> usize {
         locked(&self.state).taken_back.len()
     }
@@ -664,13 +665,13 @@ impl Fill {
     }
 }
 
-/// A fill of which lots of pieces were taken back so often is given up.
+/// The most times that a fill may lose pieces before it is given up.
 const TAKEN_BACK_MAX: usize = 64;
 
 /// The row of a fill that the index does not know.
 const NO_ROW: i64 = -1;
 
-/// Reads a range without waiting for the disk; `None` when that cannot be.
+/// Reads a range without waiting for the disk; `None` when that is not possible.
 pub(crate) fn read_now(file: &dyn OpenFile, range: &Range<u64>) -> Option<Vec<u8>> {
     let mut bytes = vec![0; usize::try_from(range.end - range.start).ok()?];
     file.read_now(&mut bytes, range.start).then_some(bytes)

@@ -69,7 +69,7 @@ struct Leave {
 impl Drop for Leave {
     fn drop(&mut self) {
         let mut gates = locked(&self.gates.gates);
-        // The table's reference and ours: new ones are only made under the lock that we hold.
+        // The table's reference and this one: new ones are only made under the lock that is held here.
         if Arc::strong_count(&self.gate) == 2 {
             gates.remove(&self.digest);
         }

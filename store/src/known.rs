@@ -10,7 +10,7 @@ use piecemeal_proto::Digest;
 
 use crate::{Manifest, Repository, index::TagRow};
 
-/// The most bytes of manifests, and the most entries of each kind. Beyond that those go that were used longest ago.
+/// The most bytes of manifests, and the most entries of each kind. Beyond that the least recently used are dropped.
 const MANIFESTS_BYTES_MAX: usize = 16 * 1024 * 1024;
 const ENTRIES_MAX: NonZeroUsize = NonZeroUsize::new(16 * 1024).unwrap();
 
@@ -58,7 +58,7 @@ impl Known {
         self.tags.pop(&(at.clone(), tag.to_owned()));
     }
 
-    /// One source was taken back in the index.
+    /// One source was removed from the index.
     pub(crate) fn changed_source(&mut self, at: &Repository, digest: &Digest) {
         self.epoch += 1;
         self.sources.pop(&(at.clone(), *digest));
@@ -76,7 +76,7 @@ impl Known {
     pub(crate) fn added_source(&mut self, before: Epoch, at: &Repository, digest: &Digest) {
         let alone = before == self.epoch();
         self.epoch += 1;
-        // Another write may have come after this one, and taken it back.
+        // A later write may have removed it again.
         if alone {
             self.keep_source(self.epoch(), at, digest);
         }

@@ -1,6 +1,6 @@
-//! Opening a store's folder: whose it is, who else uses it, and what is wrong with it.
+//! Opening a store's folder: checks that it is a store or empty, and that no other process uses it.
 //!
-//! Nothing is written into a folder before it is known to be ours or empty, and nothing in it is for other users to read.
+//! Nothing is written into a folder before it is known to be a store or empty, and other users cannot read anything in it.
 
 use std::{
     fs,
@@ -35,9 +35,9 @@ pub struct StoreConfig {
     pub dir: PathBuf,
     /// The most that blobs may take, whether complete or reserved, in bytes.
     pub quota_bytes: Option<u64>,
-    /// What is left free on the disk, in bytes.
+    /// The bytes that are left free on the disk.
     pub free_bytes_min: u64,
-    /// How long after its last use something is kept.
+    /// How long content is kept since its last use.
     pub ttl: Duration,
 }
 
@@ -100,7 +100,7 @@ pub enum OpenStoreError {
     },
 }
 
-/// A folder that is ours alone, with an index that this binary understands.
+/// A locked folder, with an index that this binary understands.
 pub(crate) struct Opened {
     pub(crate) lock: fs::File,
     pub(crate) index: Index,

@@ -159,7 +159,7 @@ impl MemoryFile {
         }
     }
 
-    /// What of `len` bytes from `offset` on lies in one piece: the piece, and where in it.
+    /// The part of `len` bytes from `offset` on that lies in one piece: the piece, and the range in it.
     fn within(&self, offset: u64, len: usize) -> Option<(u32, Range<usize>)> {
         let piece = self.map.piece_at(offset)?;
         let range = self.map.range(piece);
@@ -223,14 +223,14 @@ impl OpenFile for MemoryFile {
 }
 
 impl Store {
-    /// Begins a fill whose blob is not kept, for one that there is no room for: see [`BeginFillError::NoSpace`]. Joins the
-    /// one under way, if that is offered too. Ends with [`Filling::pass`], and is gone with its last handle.
+    /// Begins a passing fill, for a blob that there is no room for: see [`BeginFillError::NoSpace`]. Joins the live one, if that is
+    /// offered too. It ends with [`Filling::pass`], and is gone with its last handle.
     ///
     /// Waits for its turn while there are four of them, for as long as the caller has patience: each is here only
     /// as long as it is read, and a client that is refused goes elsewhere over the WAN. Cancel safe.
     ///
     /// # Errors
-    /// [`BeginFillError`], but for `NoSpace`.
+    /// [`BeginFillError`], except `NoSpace`.
     pub async fn begin_passing(
         &self,
         digest: &Digest,
@@ -252,7 +252,7 @@ impl Store {
 
 impl Store {
     /// Begins a passing fill beside any other fill of the blob: for a source that disagrees with the source of that one, as long as
-    /// neither is proven. It joins none, is found by none, and leaves what they have alone.
+    /// neither is proven. It joins no other fill, cannot be found, and does not touch theirs.
     ///
     /// Waits for its turn while there are four of them. Cancel safe.
     pub async fn begin_apart(&self, digest: &Digest, map: PieceMap) -> Filling {

@@ -15,14 +15,14 @@ use crate::{
     lock::locked,
 };
 
-/// What came of looking at a blob.
+/// Result of a verification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verified {
     /// Every piece has its hash.
     Good,
-    /// One had not, or the file was not there. The blob was dropped: the next pull fetches it again.
+    /// A piece does not have its hash, or the file was missing. The blob was dropped: the next pull fetches it again.
     Damaged,
-    /// It is not here, or left meanwhile.
+    /// The blob is not here, or left in the meantime.
     Gone,
 }
 

@@ -26,7 +26,7 @@ pub(crate) const TAILS_MAX: usize = 16;
 /// The tails of one fill.
 #[derive(Default)]
 pub(crate) struct Tails {
-    /// Of different pieces; the one that was written to last is the last.
+    /// Tails of different pieces; the one that was written to last comes last.
     tails: Vec<Tail>,
     /// Pieces whose tails the index does not know as they are.
     unsaved: BTreeSet<u32>,
@@ -37,7 +37,7 @@ impl Tails {
         self.tails.iter().find(|tail| tail.index == index)
     }
 
-    /// In place of the piece's last one. Beyond [`TAILS_MAX`] the one that has not grown for longest is forgotten.
+    /// Replaces the piece's last tail. Beyond [`TAILS_MAX`] the tail that has not grown for longest is forgotten.
     pub(crate) fn keep(&mut self, tail: Tail) {
         self.unsaved.insert(tail.index);
         self.adopt(tail);
@@ -101,7 +101,7 @@ impl Tail {
         }
     }
 
-    /// The tail that the row tells of, when its bytes are in the file.
+    /// The tail of the row, when its bytes are in the file.
     pub(crate) fn found(fill: &Fill, row: TailRow) -> Option<Self> {
         let start = fill.map().range(row.piece).start;
         let bytes = read_range(fill.file().as_ref(), start..start + row.bytes).ok()?;
@@ -167,8 +167,7 @@ impl Filling {
         self.fill_state().tailed()
     }
 
-    /// What is here of a piece that is not here in full: its first bytes. `None` also when the file does not have them any
-    /// more.
+    /// The first bytes of a piece that is not here in full. `None` also when the file no longer has them.
     pub async fn tail(&self, index: u32) -> Option<Bytes> {
         let tail = self.fill_state().tail(index)?;
         let handle = Arc::clone(&self.handle);

@@ -282,7 +282,7 @@ impl Upstream {
             if !response.status().is_redirection() || !response.headers().contains_key(LOCATION) {
                 return self.judge(endpoint, ask, response, at != url);
             }
-            // A redirect chain never gets closer than its farthest hop allows.
+            // The farthest host of a redirect chain decides where it may lead.
             from = from.min(self.routes.zone(&at, &response));
             at = redirect::target(&at, response.headers())
                 .ok_or_else(|| self.bad(ask.at, "a redirect that may not be followed"))?;

@@ -1,4 +1,4 @@
-//! What is asked of one upstream registry: manifests, blobs, and lists of names.
+//! Client of one upstream registry: manifests, blobs, and lists of names.
 
 use std::{
     error::Error,
@@ -44,17 +44,17 @@ const LIST_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// A registry that is pulled from: an upstream, or for a peer its mirror.
 pub struct Upstream {
-    /// For what goes on when the caller has left.
+    /// For tasks that go on when the caller has left.
     pub(super) me: Weak<Self>,
     pub(super) name: String,
-    /// As it is configured: a pattern, where one stands for it.
+    /// The configured name: a pattern, where one stands for it.
     pub(super) label: String,
     pub(super) asked: Asked,
     /// In the order in which they are asked.
     pub(super) endpoints: Vec<Arc<Endpoint>>,
-    /// Who asks, when the registry is the site's mirror: it is told so, and by `?ns=` which upstream is meant.
+    /// This node's identity, when the registry is the site's mirror: requests are signed with it, and `?ns=` names the upstream.
     pub(super) node: Option<NodeIdentity>,
-    /// How the registry is reached, and where it leads.
+    /// The HTTP clients for the registry and its redirects' targets.
     pub(super) routes: Arc<Routes>,
     /// Hosts whose tokens may be asked for with the held password, besides the registry's own.
     pub(super) token_servers: Vec<String>,
@@ -117,7 +117,7 @@ pub struct FetchedManifest {
     pub bytes: Bytes,
     /// The `Warning` that came along: the source is itself serving something old.
     pub warning: Option<String>,
-    /// It has just come from the source, and was not here.
+    /// Whether it has just come from the source, and was not here before.
     pub fetched: bool,
 }
 
@@ -155,7 +155,7 @@ pub struct BlobAnswer {
     pub blob_bytes: Option<u64>,
     /// The offset that the body begins at: 0 unless the upstream honoured the range.
     pub offset: u64,
-    /// It is the range that was asked for (206).
+    /// Whether it is the requested range (206).
     pub is_part: bool,
     pub body: Response,
 }
@@ -170,7 +170,7 @@ impl Upstream {
         &self.lanes
     }
 
-    /// What it may make us hold.
+    /// Limits on what this upstream may make the mirror hold.
     pub(crate) fn limits(&self) -> &Limits {
         &self.limits
     }
@@ -400,7 +400,7 @@ impl Upstream {
         bytes.map_err(|problem| self.bad(at, &problem))
     }
 
-    /// Asks whether it is a registry that answers.
+    /// Checks that a registry answers.
     ///
     /// # Errors
     /// [`PullError`]; a 401 is no error, since it is how a registry asks for a token.
@@ -420,7 +420,7 @@ impl Upstream {
         let request = self.routes.registry(&url)?.get(url);
         let response = self.await_answer(request, Host::Registry(None)).await?;
         let status = response.status();
-        // Read to its end, so that the connection can be used again.
+        // Read to its end, so that the connection can be reused.
         read_body(response, CHECK_BYTES_MAX)
             .await
             .map_err(PullError::Unavailable)?;

@@ -45,7 +45,7 @@ impl Held {
     /// User and password for `registry`.
     ///
     /// # Errors
-    /// [`PullError::Unavailable`]: what has to be set right. It never holds what was read.
+    /// [`PullError::Unavailable`]: what the administrator must fix. It never contains what was read.
     pub(super) async fn credential(&self, registry: &str) -> Result<Credential, PullError> {
         let mut read = self.read.lock().await;
         if let Some((credential, at)) = read.as_ref()
@@ -199,7 +199,7 @@ async fn ask_helper(program: &str, server: &str) -> Result<Credential, String> {
         .spawn()
         .map_err(|error| problem(&format!("cannot be run: {error}")))?;
     if let Some(mut stdin) = child.stdin.take() {
-        // One that reads nothing may have ended already.
+        // A helper that reads nothing may have ended already.
         let _ = stdin.write_all(server.as_bytes()).await;
     }
     let output = tokio::time::timeout(HELPER_TIMEOUT, child.wait_with_output())

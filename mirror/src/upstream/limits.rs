@@ -1,7 +1,7 @@
-//! What one upstream may make us hold at a time.
+//! Limits on what one upstream may make the mirror hold at a time.
 //!
-//! Each has limits of its own, so that one that is slow, or means harm, costs the others nothing. Within them no repository, and of the
-//! registries that a pattern stands for no registry, holds more than half. A wait for room ends.
+//! Each upstream has its own limits, so that a slow or hostile one costs the others nothing. Within them no repository holds more
+//! than half, and of the registries that a pattern stands for no registry. Each wait for room has a time limit.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ pub(crate) struct Limits {
     large_bodies: Places,
 }
 
-/// Who shares the room.
+/// What the room is shared between.
 #[derive(Clone, Copy)]
 enum Sharing {
     Repositories,
@@ -62,7 +62,7 @@ impl Limits {
     }
 
     /// # Errors
-    /// [`PullError::Unavailable`], as of all of these: there was no room in time.
+    /// [`PullError::Unavailable`], as for all of these: there was no room in time.
     pub(crate) async fn fill(&self, at: &Repository) -> Result<Place, PullError> {
         self.room(&self.fills, at, FILL_WAIT, "downloads").await
     }

@@ -1,5 +1,5 @@
-//! The client of an upstream registry: whose right a request is made with, which endpoint it goes to, where it is led, whether it
-//! is there at all, what came of it, and how many connections a download is worth.
+//! The client of an upstream registry: credentials, endpoints, redirects, reachability, rate limits, metrics, and the number of
+//! connections of a download.
 
 mod ask;
 mod asked;

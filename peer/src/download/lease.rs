@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 
 use super::run::Parts;
 
-/// How a fetch has ended: the scheduler's word for it, and the piece it is about.
+/// How a fetch has ended: the outcome for the scheduler, and the piece that it concerns.
 pub(super) struct Ended {
     pub(super) outcome: Outcome,
     pub(super) piece: u32,
@@ -123,7 +123,7 @@ impl Parts {
                     .iter()
                     .find(|(index, _)| *index == piece.index)
                     .map(|(_, hash)| *hash);
-                // The mirror's own word is as good as the scheduler's, which had it from there. A peer's is none.
+                // A hash from the mirror is as good as one from the scheduler, which has it from there. A peer's hash is not trusted.
                 let stated = piece.hash.filter(|_| fetch.origin == Origin::Mirror);
                 let Some(expected) = known.or(stated) else {
                     return Ended {

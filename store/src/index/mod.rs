@@ -49,7 +49,7 @@ pub enum IndexError {
 /// Digest, size in bytes and last use; or the key of a row that makes no sense, to be deleted.
 pub(crate) type ListedRow = Result<(Digest, u64, Age), String>;
 
-/// When a transaction is on the disk.
+/// When a transaction becomes durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Durability {
     /// With the next synced one, or whenever the system writes it.
@@ -63,7 +63,7 @@ pub(crate) struct Index {
     connection: Mutex<Connection>,
     /// SQLite's write-ahead log.
     log: PathBuf,
-    /// What credentials are hashed with before they are written down.
+    /// The key with which credentials are hashed before they are stored.
     credential_key: hmac::Key,
 }
 
@@ -210,7 +210,7 @@ mod tests {
         let (dir, mut index) = index();
         assert!(index.log.exists(), "where SQLite keeps it");
         index.write(Durability::Synced, stamp(0), |_| Ok(())).unwrap();
-        // What cannot be opened cannot be synced.
+        // A log that cannot be opened cannot be synced.
         index.log = dir.path().join("index.db/log");
         index.write(Durability::Batched, stamp(0), |_| Ok(())).unwrap();
         let failed = index.write(Durability::Synced, stamp(0), |_| Ok(()));

@@ -13,7 +13,7 @@ pub(crate) const SERVED_MAX: u64 = 64;
 /// The most credentials of one node that are known as refused by one upstream. With so many some may have been forgotten, and no
 /// credential counts as new.
 pub(crate) const REFUSED_MAX: u64 = 256;
-/// What stands for the site's own credential, and for none. A keyed hash is longer.
+/// The stored values of the site's own credential, and of none. A keyed hash is longer.
 const SITE: &[u8] = b"site";
 const NOTHING: &[u8] = b"nothing";
 
@@ -37,7 +37,7 @@ impl Index {
         Ok(row.map(|proven_ms| Age(from_sql(proven_ms))))
     }
 
-    /// What a node may have from the repository, by all of its credentials and by this one.
+    /// A node's rights to the repository, by all of its credentials and by this one.
     pub(crate) fn node_right(
         &self,
         at: &Repository,
@@ -60,7 +60,7 @@ impl Index {
             .query_row((&at.upstream, holder, &credential, to_sql(REFUSED_MAX)), |row| {
                 row.get(0)
             })?;
-        // Where all rights are taken, one that is missing may have made room for another credential's.
+        // In a full table, a missing right may have made room for another credential's.
         let was_served: bool = connection
             .prepare_cached(
                 "SELECT EXISTS (SELECT 1 FROM rights WHERE holder = ?2 AND credential = ?3 AND upstream = ?1)
@@ -93,7 +93,7 @@ impl Index {
         }
     }
 
-    /// Never the credential itself, nor what it could be guessed from without the store's key.
+    /// A keyed hash: never the credential itself, nor a value from which it could be guessed without the store's key.
     fn shown_to_sql(&self, shown: Shown) -> Vec<u8> {
         match shown {
             Shown::Site => SITE.to_vec(),
@@ -165,7 +165,7 @@ pub(crate) fn put_refusal(
     Ok(())
 }
 
-/// Deletes the rights of repositories of which nothing is here.
+/// Deletes the rights of repositories that have no content here.
 pub(crate) fn expire(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
     transaction
         .prepare_cached(
@@ -196,7 +196,7 @@ pub(crate) fn cap(transaction: &Transaction<'_>, rights_max: u64, refusals_max: 
     cap_shares(transaction, "refusals", refusal, "holder", "refused_ms", refusals_max)
 }
 
-/// Deletes the oldest rows of those holders that have the most, so that no node makes the rows of others go.
+/// Deletes the oldest rows of those holders that have the most, so that no node displaces the rows of others.
 fn cap_shares(
     transaction: &Transaction<'_>,
     table: &str,

@@ -1,7 +1,6 @@
 //! HTTP/1.1 as daemons of a site serve it: blobs to clients, pieces to each other.
 //!
-//! What lies in files leaves without a copy (`outlet`); how many connections there are, how long they may idle and how they
-//! end is `serve`.
+//! `outlet` sends files without a copy; `serve` limits the number of connections and their idle time, and ends them.
 
 mod outlet;
 mod serve;
