@@ -1,6 +1,6 @@
-//! Fills that many callers share, from a registry on loopback: with whose right they go on, and which answer each caller gets.
+//! Fills that many callers share, from a registry on loopback: with whose right they go on, and what each caller hears.
 //!
-//! The seed decides which callers are bad and how, when a token ends, and the order of the callers.
+//! The seed decides who is bad, how, when a token ends, and who comes in which order.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -155,9 +155,9 @@ impl FakeRegistry {
     }
 }
 
-struct NoObserver;
+struct Nobody;
 
-impl FillObserver for NoObserver {
+impl FillObserver for Nobody {
     fn opened(&self, _: &Filling) {}
     fn landed(&self, _: &Filling, _: u32, _: PieceHash) {}
     fn proven(&self, _: &Digest, _: FillId) {}
@@ -193,7 +193,7 @@ fn blobs(dir: &Folder, upstreams: &[(&str, SocketAddr)]) -> UpstreamBlobs {
         access: Arc::new(rights),
         sizes: BlobSizes::default(),
         transfers: Transfers::default(),
-        observer: Arc::new(NoObserver),
+        observer: Arc::new(Nobody),
         limiter: Limiter::new(None),
     }
 }

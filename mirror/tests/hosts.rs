@@ -1,4 +1,4 @@
-//! A registry on loopback that leads elsewhere: answers of its token server and of its redirects' targets concern those hosts alone.
+//! A registry on loopback that leads elsewhere: what its token server and the targets of its redirects say is said of them alone.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

@@ -1,4 +1,4 @@
-//! The catalogue, and removal of parts of it.
+//! Looking at everything, and taking parts of it out.
 
 #![expect(clippy::unwrap_used, reason = "a story that cannot go on fails")]
 

@@ -1,4 +1,4 @@
-//! Rights by node and credential: which credentials are remembered, what a refusal revokes, and what the disk holds of it.
+//! Rights by node and credential: who is remembered, what a refusal takes, and what is on the disk of it.
 
 #![expect(clippy::unwrap_used, reason = "a story that cannot go on fails")]
 

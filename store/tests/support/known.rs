@@ -1,4 +1,4 @@
-//! Lines in which a process reports its work, and the properties that its folder must have from then on.
+//! What a process says of its work, line by line, and what must hold of its folder from then on.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
