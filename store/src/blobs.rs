@@ -50,7 +50,7 @@ pub enum ReadBlobError {
     /// A piece no longer matches its hash, or cannot be read. The blob was dropped; ask for it again.
     #[error("piece {piece} of {digest} is damaged on disk")]
     Damaged { digest: Digest, piece: u32 },
-    /// There was no room to keep the blob, and the reader was too far behind the others: the bytes that it wants are gone.
+    /// There was no room to keep the blob, and the reader was too far behind the others: what it wants is gone.
     #[error("the blob is not kept here, and what is asked for has passed")]
     Passed,
     /// The fill ended without the blob; what was read before is still good.
