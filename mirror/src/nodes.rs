@@ -4,9 +4,9 @@
 //! overheard wins nothing. A node of the last release shows only an id, which others can copy: its rights are kept apart from
 //! those of signed nodes, and an id that has signed is not accepted unsigned.
 //!
-//! Both tables forget their oldest when they are full. A claim that is forgotten within its two minutes could be shown once more
-//! by an eavesdropper, who had the answer before his eyes already; an unsigned id that is forgotten gets nothing that the signed
-//! one has.
+//! Both tables forget their oldest when they are full. An eavesdropper could repeat a claim that is forgotten within its two
+//! minutes, and would get an answer that it has seen already; an unsigned id that is forgotten gets nothing that the signed one
+//! has.
 
 use std::{
     collections::HashSet,

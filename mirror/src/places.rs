@@ -113,7 +113,7 @@ impl Drop for Place {
 
 impl Table {
     /// # Errors
-    /// No place for this name now; when to ask again, unless a place is freed before.
+    /// Takes a place. `Err`: there is none for this name now, and when to ask again, unless a place is freed before.
     fn take(&mut self, name: &str, now: Instant) -> Result<(u64, CancellationToken), Option<Instant>> {
         if self.held(name) >= self.places_max - self.taken.len() {
             return Err(self.give_up(name, now));

@@ -24,8 +24,8 @@ use crate::{
     private::close_to_others,
 };
 
-/// Names that may lie in a folder that holds no index: our own lock and key after a crash, or when the store was emptied by
-/// hand, and what mkfs makes.
+/// Names that may lie in a folder that holds no index: a store's lock and key after a crash, or when the store was emptied by
+/// hand, and the folder that mkfs makes.
 const INNOCENT_NAMES: [&str; 4] = ["lock", NODE_KEY, NEW_NODE_KEY, "lost+found"];
 
 /// How a store is set up. All but the folder can be changed later by [`crate::Store::set_limits`].

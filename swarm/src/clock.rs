@@ -55,7 +55,7 @@ impl AuthorityClock {
     pub fn assume(&self, unix_seconds: u64) {
         let now = i64::try_from(unix_seconds).unwrap_or(i64::MAX);
         let origin = now - self.elapsed();
-        // Fails if the time is already learnt.
+        // Leaves a time that is already learnt.
         let _ = self
             .origin
             .compare_exchange(UNKNOWN, origin, Ordering::Relaxed, Ordering::Relaxed);

@@ -64,7 +64,7 @@ impl Plan {
         Some(self.map.range(first).start..self.map.range(end - 1).end)
     }
 
-    /// Takes everything from `start` on, for a connection whose upstream ignores ranges and sends it anyway.
+    /// Takes everything from `start` on, for a connection that carries all of it in any case.
     pub(super) fn take_rest(&mut self, start: u64) -> Range<u64> {
         let first = self.map.piece_at(start).unwrap_or(self.map.count());
         for piece in first..self.map.count() {

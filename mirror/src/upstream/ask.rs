@@ -359,7 +359,7 @@ impl Upstream {
         let key = wallet.token_key(scope);
         self.tokens.drop(&key);
         let site = match wallet {
-            // The client answers for itself, and the mirror has asked all that it may.
+            // A client answers challenges itself, and a peer's mirror has already asked every token server that it may.
             Wallet::Holder(_) => return Ok(None),
             _ if self.node.is_some() => return Ok(None),
             Wallet::Public => None,

@@ -80,8 +80,8 @@ impl Parts {
             patient: false,
         };
         let ended = self.fetch_pieces(&filling, fetch).await;
-        // Pieces that were on their way already are left out above. Only what is here may be called done: the scheduler
-        // offers it to others.
+        // Pieces that were on their way already are left out above. Only pieces that are here may be reported as done: the
+        // scheduler offers them to others.
         let have = filling.have();
         let all_here = (lease.first..lease.first.saturating_add(lease.count)).all(|piece| have.contains(piece));
         if ended.outcome == Outcome::Done && !all_here {

@@ -1,7 +1,7 @@
 //! Where a download gets its pieces: by lease, from the mirror, or from upstream. Pure: facts in, the mode out.
 //!
-//! The scheduler's leases come first. A peer helps itself only where the scheduler cannot: at the mirror while the scheduler
-//! is silent, at upstream while both are lost. Whatever the mode, a client that is connected is not left without a byte.
+//! The scheduler's leases come first. Without a lease a peer asks the mirror while the scheduler is silent, and upstream while mirror
+//! and scheduler are lost. In every mode, a connected client is never left without a byte.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ pub(crate) struct Facts {
 /// What a download does now, besides its leases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Mode {
-    /// The most requests in flight at the mirror on our own account.
+    /// The most requests in flight at the mirror without a lease.
     pub(crate) direct_window: usize,
     /// Ask the mirror again for the blob.
     pub(crate) reopen: bool,
