@@ -267,7 +267,8 @@ impl Rights {
         self.noted.lock().expect("no holder of this lock panics")
     }
 
-    /// Whether the caller may pull content that is here although its request to the source failed with `error`, which is no verdict.
+    /// Whether the caller may pull content that is here although its request to the source failed with `error`, which is no
+    /// verdict.
     async fn holds_unanswered(
         &self,
         caller: &Caller,

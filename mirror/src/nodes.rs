@@ -1,8 +1,8 @@
 //! Admission of the site's nodes at the mirror: which node sends a request.
 //!
-//! Only the holder of a node's key is accepted as that node. A claim counts for two minutes around its time and once, so that a request that was
-//! overheard wins nothing. A node of the last release shows only an id, which others can copy: its rights are kept apart from
-//! those of signed nodes, and an id that has signed is not accepted unsigned.
+//! Only the holder of a node's key is accepted as that node. A claim counts for two minutes around its time and once, so that
+//! a request that was overheard wins nothing. A node of the last release shows only an id, which others can copy: its rights
+//! are kept apart from those of signed nodes, and an id that has signed is not accepted unsigned.
 //!
 //! Both tables forget their oldest when they are full. An eavesdropper could repeat a claim that is forgotten within its two
 //! minutes, and would get an answer that it has seen already; an unsigned id that is forgotten gets nothing that the signed one

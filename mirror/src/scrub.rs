@@ -69,8 +69,8 @@ impl Suspicions {
         (Self { suspects, table }, received)
     }
 
-    /// A client asks for a complete blob, or for a part of it. Returns whether it has recently received as many bytes as the whole
-    /// blob, so that the blob must be checked.
+    /// A client asks for a complete blob, or for a part of it. Returns whether it has recently received as many bytes as the
+    /// whole blob, so that the blob must be checked.
     pub(crate) fn asks(&self, client: IpAddr, digest: &Digest, blob_bytes: u64, now: Instant) -> bool {
         let again = self
             .lock()

@@ -1,7 +1,8 @@
 //! Blobs on their way here: one transfer per digest and upstream, whatever the number of its callers.
 //!
-//! Of several upstreams that send one digest at once the first leads: it fills the kept blob. The others follow it while they have
-//! the same bytes (`fill/follow`). Until a blob is proven, one upstream's answer or silence never delays another's callers.
+//! Of several upstreams that send one digest at once the first leads: it fills the kept blob. The others follow it while they
+//! have the same bytes (`fill/follow`). Until a blob is proven, one upstream's answer or silence never delays another's
+//! callers.
 //!
 //! A transfer is detached from every reader: it ends when the blob is complete or cannot be fetched, never because a client left.
 //! It is `Starting`, then `Open`, then either `Complete` or `Failed`, and never goes back; a later request begins another.

@@ -5,8 +5,8 @@
 //! with it a peer can check the authority's signatures, but not make them. `join.key` has generations: a new one locks out a
 //! stolen one, once the grace of the old one is over.
 //!
-//! `node.key` is a daemon's own (`node_key.rs`): it proves the node's identity, while `join.key` proves only that the node belongs
-//! to the site.
+//! `node.key` is a daemon's own (`node_key.rs`): it proves the node's identity, while `join.key` proves only that the node
+//! belongs to the site.
 
 use std::{fmt, str::FromStr};
 

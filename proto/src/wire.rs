@@ -18,8 +18,8 @@ mod generated {
 
 /// The only version of the protocol so far.
 pub const VERSION: u32 = 1;
-/// Features: additions to version 1. Each side states those that it has (`Challenge.features`, `Hello.features`), and the messages
-/// and fields of a feature are sent only to a side that has stated it.
+/// Features: additions to version 1. Each side states those that it has (`Challenge.features`, `Hello.features`), and the
+/// messages and fields of a feature are sent only to a side that has stated it.
 pub mod feature {
     /// [`Hello::public_key`](super::Hello): the daemon's id is its key's, and its hello is signed.
     pub const SIGNED_IDENTITY: &str = "signed-identity";

@@ -23,8 +23,8 @@ use crate::{
     store::Shared,
 };
 
-/// The progress that a crash may lose and that is downloaded again: at 100 Mbit/s some 60 KB. A commit that need not reach the disk
-/// costs some 100 µs, so that two hundred a second cost little.
+/// The progress that a crash may lose and that is downloaded again: at 100 Mbit/s some 60 KB. A commit that need not reach
+/// the disk costs some 100 µs, so that two hundred a second cost little.
 const BATCH_INTERVAL: Duration = Duration::from_millis(5);
 /// The same for last uses, which may lose a second: a node that only serves complete blobs hardly writes to its disk.
 const TOUCHED_INTERVAL: Duration = Duration::from_secs(1);

@@ -172,7 +172,8 @@ impl Shared {
         }))
     }
 
-    /// Drops the blob of that generation, if it is still the one that is here. Its good pieces stay, and the next fill adds the rest.
+    /// Drops the blob of that generation, if it is still the one that is here. Its good pieces stay, and the next fill adds
+    /// the rest.
     fn discard_damaged(&self, gate: &GateGuard, generation: Generation) -> io::Result<()> {
         let digest = gate.digest();
         let same = locked(&self.state)

@@ -1,9 +1,9 @@
 //! Reading a complete blob through the hashes of its pieces.
 //!
-//! Only bytes of a piece that matches its hash go out, and exactly those that were verified: a piece is hashed as a whole, and so
-//! is each of its blocks, and bytes that are read again to be sent are compared with the hash of their block. So a reader holds one
-//! small buffer, however large its pieces are, and notices a file that changes in between. A piece that was found good, in a file
-//! that was not written to since, is not verified again for a while.
+//! Only bytes of a piece that matches its hash go out, and exactly those that were verified: a piece is hashed as a whole,
+//! and so is each of its blocks, and bytes that are read again to be sent are compared with the hash of their block. So a
+//! reader holds one small buffer, however large its pieces are, and notices a file that changes in between. A piece that was
+//! found good, in a file that was not written to since, is not verified again for a while.
 
 use std::{
     io,

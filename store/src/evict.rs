@@ -112,8 +112,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Evicts until `new_bytes` more may be counted and `unwritten_bytes` more be written. Evicts nothing when evicting everything
-    /// would not suffice.
+    /// Evicts until `new_bytes` more may be counted and `unwritten_bytes` more be written. Evicts nothing when evicting
+    /// everything would not suffice.
     pub(crate) fn make_room(
         &self,
         _reserving: &MutexGuard<'_, ()>,

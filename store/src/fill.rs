@@ -1,9 +1,9 @@
 //! The state of one blob that is being filled.
 //!
 //! Invariant: a piece is in `landed` only after its bytes had the hash that is kept for it and were written to the file, and
-//! nothing writes them again. It is in `have` as long as it can be read: for ever, unless the fill is a passing one. A tail is in
-//! the file, but never visible to a reader or peer. `proven` is set only when the whole blob had its digest. Nothing here waits or
-//! touches the index; every event that readers may wait for moves `changes`.
+//! nothing writes them again. It is in `have` as long as it can be read: for ever, unless the fill is a passing one. A tail
+//! is in the file, but never visible to a reader or peer. `proven` is set only when the whole blob had its digest. Nothing
+//! here waits or touches the index; every event that readers may wait for moves `changes`.
 
 use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry},
@@ -353,8 +353,8 @@ impl Fill {
         self.insert(&mut locked(&self.state), index, hash);
     }
 
-    /// Forgets pieces that turned out to be wrong; returns those that were here. `None`: they cannot be fetched again, and the fill
-    /// must be given up.
+    /// Forgets pieces that turned out to be wrong; returns those that were here. `None`: they cannot be fetched again, and
+    /// the fill must be given up.
     pub(crate) fn take_back(&self, pieces: impl IntoIterator<Item = u32>) -> Option<Vec<u32>> {
         // Keeps pieces from being hashed in the meantime.
         let mut prefix = locked(&self.prefix);

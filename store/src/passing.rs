@@ -223,8 +223,8 @@ impl OpenFile for MemoryFile {
 }
 
 impl Store {
-    /// Begins a passing fill, for a blob that there is no room for: see [`BeginFillError::NoSpace`]. Joins the live one, if that is
-    /// offered too. It ends with [`Filling::pass`], and is gone with its last handle.
+    /// Begins a passing fill, for a blob that there is no room for: see [`BeginFillError::NoSpace`]. Joins the live one, if
+    /// that is offered too. It ends with [`Filling::pass`], and is gone with its last handle.
     ///
     /// Waits for its turn while there are four of them, for as long as the caller has patience: each is here only
     /// as long as it is read, and a client that is refused goes elsewhere over the WAN. Cancel safe.

@@ -234,8 +234,9 @@ impl Filling {
         }
     }
 
-    /// Takes back pieces that turned out to be wrong. They are missing again. A reader (a clone) that may have read one of them gets an
-    /// error: it has read bytes that are not the blob's. A fill whose pieces cannot be fetched again is abandoned.
+    /// Takes back pieces that turned out to be wrong. They are missing again. A reader (a clone) that may have read one of
+    /// them gets an error: it has read bytes that are not the blob's. A fill whose pieces cannot be fetched again is
+    /// abandoned.
     ///
     /// # Errors
     /// [`StoreError::Index`].

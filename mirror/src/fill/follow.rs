@@ -1,9 +1,9 @@
 //! Following: what a transfer does while another upstream's transfer of the same digest leads.
 //!
 //! It follows the leader, so that the bytes cross the WAN once, as long as its own upstream has the same bytes and they keep
-//! coming. Otherwise one of the two upstreams lies or stalls, and until the blob is proven it is unknown which: the follower then
-//! fills apart, in memory, and does not touch the leader's fill. The first fill whose bytes have the digest is kept, and the other
-//! is dropped.
+//! coming. Otherwise one of the two upstreams lies or stalls, and until the blob is proven it is unknown which: the follower
+//! then fills apart, in memory, and does not touch the leader's fill. The first fill whose bytes have the digest is kept, and
+//! the other is dropped.
 
 use std::{sync::Arc, time::Duration};
 

@@ -106,8 +106,8 @@ impl Wallet {
 /// The host that a request goes to: it decides what a missing answer means.
 #[derive(Clone, Copy)]
 pub(super) enum Host<'a> {
-    /// The registry. With an endpoint, the daemon probes that endpoint when this request gets no answer in time: a caller's request
-    /// never shows by itself that the endpoint is lost.
+    /// The registry. With an endpoint, the daemon probes that endpoint when this request gets no answer in time: a caller's
+    /// request never shows by itself that the endpoint is lost.
     Registry(Option<&'a Arc<Endpoint>>),
     /// A redirect's target, or the token server: its silence says nothing about the registry.
     Led(&'a Url),
@@ -408,8 +408,8 @@ impl Upstream {
         });
     }
 
-    /// `key`: the key that the token is cached under, if it is. `Ok(None)`: the token server grants nothing, or the registry may not
-    /// lead to it; the registry's 401 is the answer.
+    /// `key`: the key that the token is cached under, if it is. `Ok(None)`: the token server grants nothing, or the registry
+    /// may not lead to it; the registry's 401 is the answer.
     async fn fetch_token(
         &self,
         url: Url,

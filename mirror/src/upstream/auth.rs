@@ -134,8 +134,8 @@ impl Tokens {
             .map(|(token, _)| token.clone())
     }
 
-    /// Keeps a token server's answer, and returns the token. `scope`: the scope it is valid for; `None` when it is not the requested
-    /// one: the token is not kept.
+    /// Keeps a token server's answer, and returns the token. `scope`: the scope it is valid for; `None` when it is not the
+    /// requested one: the token is not kept.
     pub(super) fn put(&self, scope: Option<&str>, answer: TokenAnswer, now: Instant) -> Option<String> {
         let token = answer.token.or(answer.access_token)?;
         let Some(scope) = scope.filter(|_| token.len() <= TOKEN_KEPT_BYTES_MAX) else {

@@ -1,9 +1,9 @@
 //! Circuit breaker for the rate limits (429) of one upstream.
 //!
-//! A 429 counts for the host that answered it: the registry, its token server or a redirect's target. It counts for the callers
-//! that share the limit: one credential, or all requests without one. And it counts for one kind of request, since a registry counts
-//! manifests, blobs and lists apart. Such requests get that 429 until its time is over; then one request at a time tries whether it
-//! is. `reach.rs` decides whether the upstream is there at all.
+//! A 429 counts for the host that answered it: the registry, its token server or a redirect's target. It counts for the
+//! callers that share the limit: one credential, or all requests without one. And it counts for one kind of request, since a
+//! registry counts manifests, blobs and lists apart. Such requests get that 429 until its time is over; then one request at a
+//! time tries whether it is. `reach.rs` decides whether the upstream is there at all.
 
 use std::{
     num::NonZeroUsize,

@@ -1,9 +1,9 @@
 //! Reachability of an upstream, decided by probes of the daemon's own.
 //!
-//! A failed request of a caller proves nothing about the host: the caller chose the credential, the path and the item. So the daemon
-//! probes the host itself (its *question*): a HEAD of manifests that are known to be public and of one whose name the daemon has
-//! made up, or `/v2/` as long as no manifest is known to be public; and the token server where the registry names one. No answer or
-//! a 5xx means that the host is lost; a 4xx is an answer. A peer asks its mirror `/v2/`.
+//! A failed request of a caller proves nothing about the host: the caller chose the credential, the path and the item. So the
+//! daemon probes the host itself (its *question*): a HEAD of manifests that are known to be public and of one whose name the
+//! daemon has made up, or `/v2/` as long as no manifest is known to be public; and the token server where the registry names
+//! one. No answer or a 5xx means that the host is lost; a 4xx is an answer. A peer asks its mirror `/v2/`.
 //!
 //! Callers choose which manifests are known to be public, and a caller may choose one that hangs. So a host is lost only when the
 //! made-up manifest gets no answer either: no caller knows its name, and a registry answers it with 404 or 401 as long as its
@@ -89,8 +89,8 @@ impl Reach {
         }
     }
 
-    /// The answer that counts now: why the endpoint is lost, if it is. `None`: no answer counts. `there_max`: the greatest age of an
-    /// answer that it is there.
+    /// The answer that counts now: why the endpoint is lost, if it is. `None`: no answer counts. `there_max`: the greatest
+    /// age of an answer that it is there.
     fn answer(&self, there_max: Duration, now: Instant) -> Option<Option<PullError>> {
         let answer = self.answer.as_ref()?;
         let life = if answer.lost.is_some() { ANSWER_LIFE } else { there_max };

@@ -1,10 +1,10 @@
 //! The HTTP clients of one upstream: one for the registry itself, which the administrator named, and one for each kind of target
 //! that the registry leads to.
 //!
-//! A client of the second kind resolves every name by itself, judges each address (`reachable.rs`), and connects only to those that
-//! pass: no second lookup comes between check and use. Its connections are kept apart by the zone of the host that named the
-//! target, so that a host in a farther zone never uses a connection that one in a nearer zone has opened. Addresses in a URL are
-//! judged before any client is used.
+//! A client of the second kind resolves every name by itself, judges each address (`reachable.rs`), and connects only to
+//! those that pass: no second lookup comes between check and use. Its connections are kept apart by the zone of the host that
+//! named the target, so that a host in a farther zone never uses a connection that one in a nearer zone has opened. Addresses
+//! in a URL are judged before any client is used.
 
 use std::{
     collections::HashMap,

@@ -119,8 +119,8 @@ impl Verdicts {
     }
 }
 
-/// Bounded table of values that count for a while; the least recently used goes first. The reader states how long they count: that
-/// setting may have changed since they were put in.
+/// Bounded table of values that count for a while; the least recently used goes first. The reader states how long they count:
+/// that setting may have changed since they were put in.
 struct Timed<K: Eq + Hash, V> {
     /// Each with when it was put in.
     values: LruCache<K, (V, Instant)>,

@@ -123,7 +123,8 @@ impl Parts {
                     .iter()
                     .find(|(index, _)| *index == piece.index)
                     .map(|(_, hash)| *hash);
-                // A hash from the mirror is as good as one from the scheduler, which has it from there. A peer's hash is not trusted.
+                // A hash from the mirror is as good as one from the scheduler, which has it from there. A peer's hash is not
+                // trusted.
                 let stated = piece.hash.filter(|_| fetch.origin == Origin::Mirror);
                 let Some(expected) = known.or(stated) else {
                     return Ended {

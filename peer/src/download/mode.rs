@@ -1,7 +1,7 @@
 //! Where a download gets its pieces: by lease, from the mirror, or from upstream. Pure: facts in, the mode out.
 //!
-//! The scheduler's leases come first. Without a lease a peer asks the mirror while the scheduler is silent, and upstream while mirror
-//! and scheduler are lost. In every mode, a connected client is never left without a byte.
+//! The scheduler's leases come first. Without a lease a peer asks the mirror while the scheduler is silent, and upstream
+//! while mirror and scheduler are lost. In every mode, a connected client is never left without a byte.
 
 use std::time::Duration;
 

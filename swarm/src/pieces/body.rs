@@ -1,7 +1,7 @@
 //! The body of an answer: pieces in order, slice by slice through the limiter.
 //!
-//! Bytes in a file are sent from there. Other bytes are read only once the receiver has taken those that were read before, so that
-//! a slow or vanished receiver costs one piece of memory and no further reads.
+//! Bytes in a file are sent from there. Other bytes are read only once the receiver has taken those that were read before, so
+//! that a slow or vanished receiver costs one piece of memory and no further reads.
 
 use std::{ops::Range, sync::Arc};
 

@@ -53,8 +53,8 @@ impl Content {
         }
     }
 
-    /// The bytes of `piece` from byte `position` of the blob, at most to the piece's end. Empty when the piece is not here. With an
-    /// outlet, bytes stay in their file where that is possible.
+    /// The bytes of `piece` from byte `position` of the blob, at most to the piece's end. Empty when the piece is not here.
+    /// With an outlet, bytes stay in their file where that is possible.
     pub(super) async fn read(&self, piece: u32, position: u64, outlet: Option<&Outlet>) -> Result<Part, ReadBlobError> {
         let range = self.map().range(piece);
         if outlet.is_some_and(|outlet| outlet.takes(range.end - position))

@@ -81,7 +81,8 @@ impl Session {
         (session, received)
     }
 
-    /// Reports to the scheduler, within 5 ms. Never blocks. Reports without a connection are dropped: the inventory makes up for them.
+    /// Reports to the scheduler, within 5 ms. Never blocks. Reports without a connection are dropped: the inventory makes up
+    /// for them.
     pub fn report(&self, report: wire::report::Report) {
         self.shared.queue.push(report);
     }
