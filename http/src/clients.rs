@@ -45,7 +45,7 @@ pub async fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, (SocketA
     Ok(listeners)
 }
 
-/// The OCI clients of a daemon. They are the first that are told when it stops.
+/// The OCI clients of a daemon. They are drained first when it stops.
 #[derive(Default)]
 pub struct Clients {
     stop: CancellationToken,

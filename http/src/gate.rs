@@ -1,4 +1,4 @@
-//! Carries out what the table decides: closes the connections that have lost their slot, and looks for late ones.
+//! Connection gate of a port: closes the connections that lost their slot in the table, and those that are late.
 
 use std::{
     collections::HashMap,
@@ -32,11 +32,11 @@ struct Inner {
 struct Table {
     slots: Slots,
     held: HashMap<SlotId, Held>,
-    /// When the log last heard that the port is full.
+    /// When a full port was last logged.
     told: Option<Instant>,
 }
 
-/// What closes a connection, and what it was like when it was last looked at.
+/// A connection's closing handle, and its state at the last check.
 struct Held {
     closed: CancellationToken,
     pulse: Arc<Pulse>,
@@ -56,7 +56,7 @@ struct Place {
     pulse: Arc<Pulse>,
 }
 
-/// What the stream says of itself without asking the table.
+/// What the stream reports without taking the table's lock.
 struct Pulse {
     /// Whether the table waits for a first byte.
     listening: AtomicBool,
@@ -94,7 +94,7 @@ impl Gate {
         }))
     }
 
-    /// A slot for a newcomer, perhaps another's, whose connection is closed; `None`: the newcomer is to be closed.
+    /// A slot for a newcomer, if need be that of another connection, which is then closed; `None`: close the newcomer.
     pub fn admit(&self, remote: IpAddr) -> Option<Slot> {
         let now = self.now();
         let mut table = self.lock();
@@ -130,7 +130,7 @@ impl Gate {
         })))
     }
 
-    /// Closes what is late. Never ends.
+    /// Closes late connections. Never ends.
     pub async fn sweep(&self) {
         let mut sweep = interval(SWEEP_EVERY);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -208,7 +208,7 @@ impl Table {
 }
 
 impl Slot {
-    /// Resolves when the slot is another's, or its connection is late: it has to be closed then.
+    /// Resolves when the slot goes to another connection, or this one is late: close the connection then.
     pub fn closed(&self) -> &CancellationToken {
         &self.0.closed
     }
@@ -327,8 +327,8 @@ impl Pulse {
     }
 }
 
-/// Whether a receiver let nearly nothing pass although there was something for it nearly all the time. A receiver that waits for
-/// what this daemon does not have itself is not blamed.
+/// Whether a receiver took nearly nothing although bytes were ready for it nearly all the time. A receiver that waits for bytes
+/// that this daemon does not have yet is not stuck.
 fn is_stuck(before: Meter, after: Meter, window: Duration) -> bool {
     let blocked = after.blocked.saturating_sub(before.blocked);
     blocked >= window * 3 / 4 && after.moved - before.moved < MOVED_BYTES_MIN
@@ -349,9 +349,9 @@ pub fn descriptors_max() -> usize {
 const NOT_BLOCKED: u64 = u64::MAX;
 /// What a receiver has to take in `take_max` in order to be served on: less than a modem's worth.
 const MOVED_BYTES_MIN: u64 = 16 * 1024;
-/// How late one that is late may be closed.
+/// How long after its deadline a connection may be closed.
 const SWEEP_EVERY: Duration = Duration::from_millis(500);
-/// How often the log hears that a port is full.
+/// How often a full port is logged.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
 #[cfg(test)]

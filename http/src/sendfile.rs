@@ -1,8 +1,8 @@
 //! Sending files without a copy, through an HTTP library that knows nothing of files.
 //!
-//! A body yields stand-ins: slices of a memory that nobody writes to, as long as what they stand for. The library counts and
-//! orders them as it does any bytes. When it writes one to the connection, the connection knows it by its address and has the
-//! kernel send the file's bytes instead. A stand-in is never read, so that its memory is never even made.
+//! A body yields stand-ins: slices of memory that is never written, as long as the file's bytes that they stand for. The library
+//! counts and orders them as it does any bytes. When it writes one to the connection, the connection recognises it by its address
+//! and has the kernel send the file's bytes instead. A stand-in is never read, so that its memory is never even allocated.
 //!
 //! It works because the library hands on the slices that it was given, which is what vectored writes are for; they are
 //! switched on where connections are served, and a test compares what arrives.
@@ -28,7 +28,7 @@ pub const EXTENT_BYTES_MAX: usize = 1024 * 1024;
 /// Shorter parts are read: then their headers and they are one system call, and one packet.
 const EXTENT_BYTES_MIN: u64 = 32 * 1024;
 
-/// What stand-ins are slices of.
+/// The memory that stand-ins are slices of.
 static BLANK: [u8; EXTENT_BYTES_MAX] = [0; EXTENT_BYTES_MAX];
 
 /// The way out of one connection. Bodies put in what the connection sends, in the same order. Cheap to clone.
@@ -46,13 +46,12 @@ struct Extent {
 type SendFile = Box<dyn FnMut(BorrowedFd<'_>, usize) -> io::Result<usize> + Send>;
 
 impl Outlet {
-    /// Whether `bytes` are worth being sent from where they lie.
+    /// Whether so many bytes are worth sending from their file.
     pub fn takes(&self, bytes: u64) -> bool {
         bytes >= EXTENT_BYTES_MIN
     }
 
-    /// What a body has to yield for the next `bytes` of a file, at once and nothing before it. `send`: sends at most so many of them to
-    /// the socket, and says how many it has.
+    /// The frame that a body must yield for a part, at once and before any other.
     ///
     /// # Panics
     /// When they are more than [`EXTENT_BYTES_MAX`].

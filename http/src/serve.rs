@@ -1,4 +1,4 @@
-//! The connections of one listener: how many, how long they may idle, and how they end.
+//! HTTP server of one listener: bounds its connections, their idle time and their end.
 //!
 //! A client that holds a connection without using it, or asks without taking the answer, loses it: in time anyway, and at once
 //! when another needs its slot. A new connection is never left waiting to be accepted.
@@ -46,15 +46,15 @@ pub struct Limits {
     pub busy_give_way: bool,
     /// How long a connection may be without a request.
     pub idle_max: Duration,
-    /// How long a receiver may take nothing, or next to nothing, of what there is for it.
+    /// How long a receiver may take nothing, or next to nothing, of the bytes that are ready for it.
     pub take_max: Duration,
     /// How long answers may take to end once the listener is told to stop.
     pub drain_max: Duration,
 }
 
-/// What happens on a connection before HTTP is spoken over it.
+/// Preparation of a connection before HTTP, such as a TLS handshake.
 pub trait Greet: Clone + Send + Sync + 'static {
-    /// The connection, ready for HTTP; `None`: it was told that it will not be.
+    /// The connection, ready for HTTP; `None`: the client was told why it is not served.
     fn greet(&self, stream: TcpStream) -> impl Future<Output = io::Result<Option<SiteStream>>> + Send;
 }
 
@@ -122,7 +122,7 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
         match listener.accept().await {
             Ok(accepted) => return accepted,
             Err(error) => {
-                // Out of file descriptors, most likely: they do not come back by asking.
+                // Most likely out of file descriptors: trying again at once does not help.
                 warn!(%error, "a connection could not be accepted: {error}");
                 sleep(ACCEPT_PAUSE).await;
             }
@@ -163,7 +163,7 @@ async fn take<G: Greet>(
         return Ok(());
     };
     slot.greeted();
-    // Apart, so that a connection that says nothing costs little memory.
+    // Kept apart, so that a silent connection costs little memory.
     let ended = match greeted {
         SiteStream::Plain(stream) => {
             let Some(readable) = stop.run_until_cancelled(stream.readable()).await else {
@@ -209,7 +209,7 @@ async fn speak(
         }
     });
     let connection = http1::Builder::new()
-        // The gate sees to what is late.
+        // The gate closes late connections.
         .header_read_timeout(None)
         .max_buf_size(buffer_bytes)
         // Slices are handed on, never put together: an outlet depends on it.
@@ -256,10 +256,10 @@ impl HttpBody for Answer {
     }
 }
 
-/// What waits for the socket of one connection, on top of the slice that is being sent.
+/// The bytes that wait for the socket of one connection, on top of the slice that is being sent.
 const WRITE_BUFFER_BYTES: usize = 128 * 1024;
-/// The same where all that waits is memory: it is that of every client that reads slowly. Also the longest head of a request,
-/// with a token in it.
+/// The same where all waiting bytes are in memory: every client that reads slowly holds so much. Also the longest head of a
+/// request, with a token in it.
 const COPY_BUFFER_BYTES: usize = 32 * 1024;
 /// A listener has at most one in so many of the process's file descriptors: the others, files and upstreams need some too.
 const LISTENERS: usize = 4;

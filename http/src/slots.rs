@@ -36,7 +36,7 @@ pub struct Policy {
     pub head_max: Duration,
     /// How long a connection may be without a request.
     pub idle_max: Duration,
-    /// How often it is looked whether the receiver of an answer still takes it.
+    /// How often the gate checks whether the receiver of an answer still takes bytes.
     pub take_max: Duration,
     /// Whether a newcomer gets a slot even if only busy connections are left. For a port whose answers are short.
     pub busy_give_way: bool,
@@ -311,7 +311,7 @@ impl Slots {
         });
     }
 
-    /// Nothing, for one that has been evicted and does not know it yet.
+    /// Does nothing for a connection that was evicted and is not closed yet.
     fn change(&mut self, id: SlotId, change: impl FnOnce(&mut Connection)) {
         if let Some(mut connection) = self.take(id) {
             change(&mut connection);

@@ -1,4 +1,4 @@
-//! What a mirror is told: typed and final, checked before any of it is used.
+//! Configuration of a mirror: typed and final, checked before any of it is used.
 
 use std::{collections::HashSet, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -25,7 +25,7 @@ pub struct MirrorConfig {
     pub client: ClientConfig,
     /// The most bytes a second that fills may take from upstream; `None`: no limit.
     pub wan_limit: Option<u64>,
-    /// How long a right that a node's credential has proven counts while an upstream is lost.
+    /// While an upstream is lost, how long a right counts that a node's credential has proven.
     pub offline_grace: Duration,
     /// The upstream meant by a request that names none.
     pub default_upstream: Option<String>,

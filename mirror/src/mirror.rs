@@ -275,7 +275,7 @@ impl Mirror {
         }
     }
 
-    /// Its content, for those who run it.
+    /// The cache, for administration.
     pub fn cache(&self) -> Cache {
         self.cache.clone()
     }
@@ -290,7 +290,7 @@ impl Mirror {
     }
 }
 
-/// What is wrong with an upstream is told at the start, not at the first pull; and how far away it is gets known.
+/// Logs a broken upstream at the start rather than at the first pull, and measures its latency.
 async fn check(upstream: Arc<Upstream>) {
     let name = upstream.name();
     match upstream.check().await {
@@ -377,7 +377,7 @@ async fn answer_scheduler(
             Some(SessionEvent::Describe(digest)) => announcer.describe(&store, &digest).await,
             Some(SessionEvent::Up) => info!("connected to the scheduler"),
             Some(SessionEvent::Down) => warn!("the scheduler is lost; peers take their pieces from here"),
-            // A mirror wants nothing, so that it is leased nothing.
+            // A mirror requests no blob, so that it is leased nothing.
             Some(
                 SessionEvent::Lease(_)
                 | SessionEvent::Cancel(_)
@@ -392,7 +392,7 @@ async fn answer_scheduler(
     }
 }
 
-/// States the mirror's time in an answer, by which nodes sign.
+/// Adds the mirror's time to an answer: nodes sign by it.
 async fn state_time(mut response: Response<Body>) -> Response<Body> {
     let time = HeaderName::from_static(TIME_HEADER);
     response.headers_mut().insert(time, HeaderValue::from(unix_seconds()));

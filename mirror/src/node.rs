@@ -1,4 +1,4 @@
-//! What admitted nodes ask a mirror: to open a blob for their swarm.
+//! The node API of a mirror: an admitted node opens a blob for the swarm.
 //!
 //! One round trip brings the verdict, the size, the piece size, the fill and the grant, and starts the fill; a small blob
 //! comes along whole. The words of it are in `piecemeal_proxy`, which the peer knows too.
@@ -32,7 +32,7 @@ pub(crate) struct NodePort {
     pub blobs: Arc<dyn Blobs>,
     pub names: UpstreamNames,
     pub authority: Arc<AuthorityKey>,
-    /// Who may ask.
+    /// The nodes that may ask.
     pub nodes: Arc<Nodes>,
     pub piece_addresses: Vec<SocketAddr>,
     /// Seconds since 1970.
@@ -141,7 +141,7 @@ impl NodePort {
         Ok(NodeBlob {
             blob_bytes: map.blob_bytes(),
             piece_bytes: map.piece_bytes(),
-            // An older peer would ask for pieces that nobody will have: this it cannot use, and says so at once.
+            // An older peer would ask for pieces of a passing fill that are gone by then. It rejects an empty fill id at once.
             fill: if passing && content.is_none() {
                 String::new()
             } else {

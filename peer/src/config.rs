@@ -1,4 +1,4 @@
-//! What a peer is told: typed and final, checked before any of it is used.
+//! Configuration of a peer: typed and final, checked before any of it is used.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -11,7 +11,7 @@ use url::Url;
 /// Where a peer's pieces come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DownloadPattern {
-    /// From other peers and the mirror, as the scheduler says.
+    /// From other peers and the mirror, by the scheduler's leases.
     P2p,
     /// From the mirror, or from upstream when there is none. No scheduler exists.
     Source,
@@ -51,6 +51,6 @@ pub struct PeerConfig {
     /// How long streams wait for a lost mirror before they go upstream.
     pub mirror_grace: Duration,
     pub client: ClientConfig,
-    /// How long a right that this node's credentials have proven counts while an upstream is lost.
+    /// While an upstream is lost, how long a right counts that this node's credentials have proven.
     pub offline_grace: Duration,
 }

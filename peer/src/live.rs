@@ -1,4 +1,4 @@
-//! The downloads under way: where the scheduler's orders go, and what it is told after a reconnection.
+//! The downloads under way: dispatch of the scheduler's orders, and the inventory after a reconnection.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -26,7 +26,7 @@ pub(crate) struct LiveDownloads(Arc<Mutex<Table>>);
 #[derive(Default)]
 struct Table {
     downloads: BTreeMap<Digest, Live>,
-    /// Which download carries out a lease.
+    /// The download that carries out each lease.
     leases: HashMap<u64, Digest>,
 }
 
@@ -136,7 +136,7 @@ impl LiveDownloads {
         }
     }
 
-    /// A list goes to the blob's download, or beside the blob if that is here.
+    /// Passes a list to the blob's download, or keeps it beside the blob if that is here.
     async fn keep_list(&self, store: &Store, list: SignedPieceHashes) {
         let (digest, list) = (*list.digest(), Arc::new(list));
         if self.order(&digest, Order::PieceHashes(Arc::clone(&list))).await {
@@ -186,7 +186,7 @@ pub(crate) async fn keep_beside(store: &Store, blob: &Blob, list: &SignedPieceHa
     }
 }
 
-/// What a peer tells the scheduler at each connection.
+/// The inventory that a peer reports to the scheduler at each connection.
 pub(crate) struct PeerInventory {
     pub(crate) store: Store,
     pub(crate) downloads: LiveDownloads,
@@ -211,7 +211,7 @@ impl Inventory for PeerInventory {
     }
 }
 
-/// A want that tells of the pieces that are here now.
+/// A want that states the pieces that are here now.
 fn with_pieces(want: &Report, have: &PieceSet) -> Report {
     let mut want = want.clone();
     if let Report::Want(want) = &mut want {

@@ -57,7 +57,7 @@ impl MirrorClient {
         }
     }
 
-    /// How long the mirror has not answered; `None` while it does.
+    /// For how long the mirror has not answered; `None` while it does.
     pub(crate) fn lost_for(&self) -> Option<Duration> {
         self.lost().as_ref().map(|lost| lost.since.elapsed())
     }
@@ -82,8 +82,8 @@ impl MirrorClient {
         self.lost.lock().expect("no holder of this lock panics")
     }
 
-    /// Says at the start, not at the first pull, when this is not the mirror of this node's site. Only that: a mirror that is
-    /// not there yet may come before it is needed.
+    /// Logs at the start, not at the first pull, when this is not the mirror of this node's site. It logs nothing else: a mirror
+    /// that is not there yet may come before it is needed.
     pub(crate) async fn check(self) {
         let Ok(url) = self.url.join("/v2/") else { return };
         if url.scheme() != "https" {
@@ -96,13 +96,13 @@ impl MirrorClient {
         }
     }
 
-    /// Whether the mirror answers a request that has nothing of a caller's in it.
+    /// Whether the mirror answers a probe that carries nothing of a caller.
     async fn answers(&self) -> bool {
         let Ok(url) = self.url.join("/v2/") else { return false };
         self.http.get(url).timeout(ANSWER_TIMEOUT).send().await.is_ok()
     }
 
-    /// Notes that the mirror did not answer. One that is refused is an operator's business, and logged once.
+    /// Notes that the mirror did not answer. A server that is not trusted needs the operator, and is logged once.
     fn note(&self, error: &reqwest::Error) -> PullError {
         let unanswered = mirror_unanswered(error);
         let why = unanswered.to_string();
@@ -153,7 +153,7 @@ impl MirrorClient {
         }
         let blob: NodeBlob = serde_json::from_slice(&body)
             .map_err(|error| PullError::BadGateway(format!("the mirror's answer cannot be read: {error}")))?;
-        // Tickets are the scheduler's, whose clock may differ.
+        // The scheduler signs tickets, and its clock may differ.
         self.clock.assume(blob.unix_seconds);
         Ok(NodeBlob {
             piece_addresses: self.reachable(&blob.piece_addresses).await,
@@ -175,7 +175,7 @@ impl MirrorClient {
                 self.saw(Ok(()));
                 Ok(response)
             }
-            // One blob may take long for what it is. Whether the mirror is there is asked without it.
+            // The blob itself may be what takes long. A probe without it shows whether the mirror is there.
             Err(error) if error.is_timeout() && !error.is_connect() && self.answers().await => {
                 self.saw(Ok(()));
                 let seconds = OPEN_TIMEOUT.as_secs();
@@ -187,7 +187,7 @@ impl MirrorClient {
         }
     }
 
-    /// A mirror that listens everywhere does not know its address: it is where its registry is.
+    /// The addresses to reach the piece port. A mirror that listens on all addresses does not know its own: it is its registry's.
     async fn reachable(&self, addresses: &[SocketAddr]) -> Vec<SocketAddr> {
         if addresses.iter().all(|address| !address.ip().is_unspecified()) {
             return addresses.to_vec();

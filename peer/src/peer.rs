@@ -114,7 +114,7 @@ impl Peer {
             upstreams: upstreams.clone(),
             direct_fallback: config.direct_fallback,
         });
-        // Whether the mirror serves everybody, or this node by credentials of the site's own, is not known here.
+        // A peer does not know whether the mirror serves a repository publicly, or to this node by the site's credentials.
         let grace = LiveDuration::new(config.offline_grace);
         let rights = Rights::new(
             store.clone(),
@@ -193,7 +193,7 @@ impl Peer {
                 id: store.node_id(),
             },
         };
-        // Plain: clients are on this node.
+        // Without TLS: clients are on this node.
         clients.serve(listeners, &front_router(Arc::new(front)), None, config.address_share);
         let pieces = piece_router(piece_port(&config, &store, clock, &limiter, &traffic));
         for listener in piece_listeners {
@@ -293,7 +293,7 @@ impl Peer {
         self.source.set_verdict_ttl(config.client.verdict_ttl);
     }
 
-    /// Its content, for those who run it.
+    /// The cache, for administration.
     pub fn cache(&self) -> Cache {
         self.cache.clone()
     }
@@ -308,7 +308,7 @@ impl Peer {
     }
 }
 
-/// Counts what comes through the mirror's registry; none of it is offered.
+/// Counts the bytes that come through the mirror's registry; they are not offered to peers.
 struct FromMirror(Traffic);
 
 impl FillObserver for FromMirror {

@@ -1,4 +1,4 @@
-//! What a peer serves from: the same traits as a mirror's, with the swarm behind them.
+//! Content sources of a peer: the same traits as a mirror's, with the swarm behind them.
 
 use async_trait::async_trait;
 use piecemeal_proto::{Digest, Reference};
@@ -102,7 +102,7 @@ impl MirrorFirst {
     where
         F: Future<Output = Result<T, PullError>>,
     {
-        // An upstream that is not configured is nobody's, whatever the mirror would say.
+        // An upstream that this peer does not configure is refused, even if the mirror would serve it.
         let upstream = self.upstreams.get(&at.upstream)?;
         let Some((mirror, registries)) = &self.mirror else {
             return ask(upstream).await;
@@ -130,7 +130,7 @@ impl MirrorFirst {
 
 #[async_trait]
 impl RightSource for MirrorFirst {
-    /// The mirror may not have what is here: where the upstream has not shown before that it has it, it has to show a sample.
+    /// Asks the mirror, which itself compares what is `known`.
     async fn prove(
         &self,
         caller: &Caller,
@@ -161,16 +161,16 @@ impl RightSource for MirrorFirst {
             .any(|registries| registries.allows(caller, at))
     }
 
-    /// What a mirror serves to a client that shows nothing may be this node's right alone.
+    /// Without a credential, the mirror may have served this node alone: the right is kept for the node, not for the public.
     fn holder(&self, caller: &Caller, _at: &Repository) -> Option<Holder> {
         match &caller.credential {
-            None if self.mirror.is_none() => Some(Holder::Anybody),
+            None if self.mirror.is_none() => Some(Holder::Public),
             None => Some(Holder::Node(caller.node?, Shown::Nothing)),
             Some(credential) => Some(Holder::Node(caller.node?, credential.shown())),
         }
     }
 
-    /// While the mirror is there its answers tell, also of upstream.
+    /// While the mirror is there, its answers decide, for upstream too.
     async fn is_lost(&self, at: &Repository) -> bool {
         if let Some((_, registries)) = &self.mirror {
             if !registries.is_lost(at).await {

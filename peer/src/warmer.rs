@@ -1,7 +1,7 @@
-//! Fetching ahead what the mirror says that this node should have, one image after the other.
+//! Prefetching: pulls the images that the mirror names for this node, one after the other.
 //!
-//! It goes the same way as a client's pull, in this node's own name and without anybody's credential. Nothing waits for it, and
-//! nothing rests on it: what there is no room for is left, with a word in the log.
+//! It goes the same way as a client's pull, in this node's own name and without a client's credential. Nothing waits for it or
+//! depends on it: an image that there is no room for is skipped and logged.
 
 use std::sync::{
     Arc,
@@ -37,7 +37,7 @@ struct Waiting {
     missing: usize,
 }
 
-/// Whose work it is.
+/// The task that carries out the orders.
 struct Worker {
     store: Store,
     tags: Arc<dyn Tags>,
@@ -46,7 +46,7 @@ struct Worker {
 }
 
 impl Warmer {
-    /// Also yields the work, which never ends by itself.
+    /// Also returns the worker's future, which never ends by itself.
     pub(crate) fn new(store: Store, tags: Arc<dyn Tags>, cache: Cache) -> (Self, impl Future<Output = ()> + Send) {
         let (orders, mut received) = mpsc::channel::<Waiting>(ORDERS_MAX);
         let waiting = Arc::new(AtomicUsize::new(0));
@@ -69,7 +69,7 @@ impl Warmer {
         (Self { orders, store, waiting }, work)
     }
 
-    /// Takes an order, or leaves it when too much waits already. Never waits itself.
+    /// Takes an order, or drops it when too many wait already. Never blocks.
     pub(crate) fn order(&self, warm: wire::Warm) {
         let name = name(&warm);
         let missing = missing(&self.store, &digests(&warm.blobs)).len();
@@ -164,7 +164,7 @@ fn name(warm: &wire::Warm) -> String {
     }
 }
 
-/// They were checked when they came.
+/// Parses digests that were checked on arrival.
 fn digests(texts: &[String]) -> Vec<Digest> {
     texts.iter().filter_map(|text| text.parse().ok()).collect()
 }

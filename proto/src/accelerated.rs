@@ -1,8 +1,9 @@
 //! Accelerated names: what an image's registry is called when its pods are to pull through the node's own port.
 //!
 //! A registry at `*.cr.aliyuncs.com` gets the name that its owner keeps for this purpose: `distributed` after the first label.
-//! Any other would then be a stranger's domain (`docker.distributed.io`), to which a node without our configuration would send
-//! the pod's credentials; it gets a name under `.internal`, which nobody owns. The port is the node's.
+//! For any other registry that name would be a stranger's domain (`docker.distributed.io`), to which a node without our
+//! configuration would send the pod's credentials; it gets a name under `.internal`, a domain without an owner. The port is
+//! the node's.
 //!
 //! | registry | accelerated |
 //! |---|---|

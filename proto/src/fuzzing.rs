@@ -1,4 +1,4 @@
-//! What must hold for whatever bytes come: the fuzzer's targets, and a test of everything that it has found worth keeping.
+//! Fuzz targets: properties that hold for any input, and a test of the kept corpus.
 
 use std::collections::BTreeSet;
 
@@ -43,7 +43,7 @@ pub fn manifest(input: &[u8]) {
     for digest in digests {
         assert_eq!(digest.to_string().parse(), Ok(digest));
     }
-    // What is ignored may be more than can be read.
+    // The ignored part may not be readable as a `Value`.
     if let Ok(value) = serde_json::from_slice::<serde_json::Value>(body) {
         assert_eq!(Manifest::read(&media_type, value.to_string().as_bytes()), manifest);
     }

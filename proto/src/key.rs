@@ -2,10 +2,11 @@
 //!
 //! `authority.key` (mirror, scheduler) is one secret seed; everything else derives from it, so that the two files that
 //! `keygen` writes are all there is to distribute. `join.key` (peers) admits a node and carries the authority's public key:
-//! with it a peer can check the authority's word, but not give it. `join.key` has generations: a new one shuts a stolen one
-//! out, once the time of the old is over.
+//! with it a peer can check the authority's signatures, but not make them. `join.key` has generations: a new one locks out a
+//! stolen one, once the grace of the old one is over.
 //!
-//! `node.key` is a daemon's own (`node_key.rs`): who it is, while `join.key` says only that it belongs to the site.
+//! `node.key` is a daemon's own (`node_key.rs`): it proves the node's identity, while `join.key` proves only that the node
+//! belongs to the site.
 
 use std::{fmt, str::FromStr};
 
@@ -21,7 +22,7 @@ const JOIN_HEADER: &str = "piecemeal-join-v1:";
 const GENERATION_FIELD: &str = "join-generation:";
 const PREVIOUS_FIELD: &str = "previous-join-until:";
 
-/// What proves that a daemon belongs to the site: an HMAC-SHA256 over what it claims.
+/// The proof that a daemon belongs to the site: an HMAC-SHA256 over its claim.
 pub type Proof = [u8; 32];
 
 /// A secret that daemons of one role share with the authority.

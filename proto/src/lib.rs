@@ -1,4 +1,4 @@
-//! Piecemeal's vocabulary and wire messages: what every component means by a digest, a reference, a piece, a ticket.
+//! Piecemeal's vocabulary and wire messages: digests, references, pieces, tickets, as every component uses them.
 //!
 //! Pure: no I/O, no clock, no randomness of its own.
 

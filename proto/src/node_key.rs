@@ -1,7 +1,7 @@
-//! `node.key`: who a daemon is.
+//! `node.key`: the identity of a daemon.
 //!
 //! A daemon makes the key at its first start and never shows it. Its id is the hash of the public half, so that an id cannot be
-//! claimed: a hello and a request are signed with the key. The key admits to no site; that is what `join.key` does.
+//! claimed: a hello and a request are signed with the key. The key admits to no site; `join.key` does.
 
 use std::{fmt, str::FromStr};
 
@@ -36,7 +36,7 @@ impl NodeKey {
         NodePublic(public_bytes(&self.pair))
     }
 
-    /// Whose key it is.
+    /// The id of the node that holds the key.
     pub fn id(&self) -> NodeId {
         self.public().id()
     }

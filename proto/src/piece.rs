@@ -18,7 +18,8 @@ const PIECE_COUNT_GOAL: u64 = 1024;
 /// Divides a blob into pieces.
 ///
 /// Yields `ceil(blob_bytes / piece_bytes)` pieces, indexed from 0; only the last may be shorter. A blob of 0 bytes has no piece.
-/// The piece size is chosen once, by whoever starts the swarm ([`PieceMap::for_blob`]), and stated to everybody else ([`PieceMap::new`]).
+/// The node that starts the swarm chooses the piece size once ([`PieceMap::for_blob`]), and states it to all others
+/// ([`PieceMap::new`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PieceMap {
     blob_bytes: u64,
@@ -39,7 +40,7 @@ impl PieceMap {
         )
     }
 
-    /// The map that somebody else stated: `piece_bytes` is any non-zero size.
+    /// A map as another node stated it: `piece_bytes` is any non-zero size.
     ///
     /// # Errors
     /// [`PieceMapError`] for a piece size of zero, and above [`PIECE_COUNT_MAX`] pieces.
@@ -76,7 +77,7 @@ impl PieceMap {
 
     /// The bytes of piece `index`: empty when the blob has no such piece.
     pub fn range(&self, index: u32) -> Range<u64> {
-        // Somebody else may have stated pieces far larger than the blob, and any index.
+        // Another node may have stated pieces far larger than the blob, and any index.
         let start = u64::from(index).saturating_mul(self.piece_bytes).min(self.blob_bytes);
         start..start.saturating_add(self.piece_bytes).min(self.blob_bytes)
     }

@@ -2,7 +2,7 @@
 //!
 //! The signature is over: a domain, the digest's algorithm (1) and hash (32 or 64), the blob's size and the piece size (8 each,
 //! big-endian), the algorithm of the pieces' hashes (1), and the SHA-256 of the hashes in their order. It names no fill and no
-//! time: a blob that has its digest has these pieces for ever, so that whoever holds the list may repeat it.
+//! time: a blob that has its digest has these pieces for ever, so that every holder of the list may pass it on.
 
 use crate::{Algorithm, AuthorityKey, AuthorityPublic, Digest, PIECE_HASH_BYTES, PieceHash, PieceMap};
 
@@ -14,7 +14,7 @@ pub const SIGNED_PIECES_MAX: u32 = (4 * 1024 * 1024 - OTHER_FIELDS_BYTES) / 32;
 /// More than a list takes besides its hashes: a digest of 135 characters, two sizes, a signature, and the tags.
 const OTHER_FIELDS_BYTES: u32 = 1024;
 
-/// The authority's word for the hashes of a blob's pieces.
+/// A list of a blob's piece hashes, signed by the authority.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SignedPieceHashes {
     digest: Digest,
@@ -132,7 +132,7 @@ fn fits(map: PieceMap, hashes: usize) -> bool {
     (1..=SIGNED_PIECES_MAX).contains(&map.count()) && hashes == map.count() as usize
 }
 
-/// What is signed.
+/// The signed bytes.
 fn claim(digest: &Digest, map: PieceMap, hashes: &[PieceHash]) -> Vec<u8> {
     let (algorithm, hash): (u8, &[u8]) = match digest {
         Digest::Sha256(hash) => (1, hash),

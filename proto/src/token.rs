@@ -1,4 +1,4 @@
-//! Grants and tickets: the authority's signed word that a node may have a blob.
+//! Grants and tickets: tokens signed by the authority that allow a node to fetch a blob.
 //!
 //! Both bind one node to one blob and expire. A *grant* is signed by the mirror once the node has proven its right to the
 //! blob; the scheduler, and the mirror's piece port, take it. A *ticket* is signed by the scheduler for the piece ports of
@@ -17,10 +17,10 @@ const VERSION: u8 = 1;
 const KIND_GRANT: u8 = 1;
 const KIND_TICKET: u8 = 2;
 const SIGNATURE_BYTES: usize = 64;
-/// The longest text that is looked at at all.
+/// The longest text that is parsed, in bytes.
 const TEXT_BYTES_MAX: usize = 512;
 
-/// The mirror's word: this node proved its right to this blob, which is cut so.
+/// A token of the mirror: the node has proven its right to the blob, which is cut as stated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grant {
     pub node: NodeId,
@@ -31,7 +31,7 @@ pub struct Grant {
     pub expires: u64,
 }
 
-/// The scheduler's word: this node may take this blob's pieces.
+/// A token of the scheduler: the node may fetch the blob's pieces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket {
     pub node: NodeId,

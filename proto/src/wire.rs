@@ -1,4 +1,4 @@
-//! The messages of `piecemeal.proto`, and what reads their fields into Piecemeal's own types.
+//! The messages of `piecemeal.proto`, and conversions of their fields into Piecemeal's own types.
 
 use crate::{Digest, NodeId, NodeKey, NodePublic, PIECE_HASH_BYTES, PieceHash, Reference, RepositoryName, is_registry};
 
@@ -18,8 +18,8 @@ mod generated {
 
 /// The only version of the protocol so far.
 pub const VERSION: u32 = 1;
-/// What a side may add to version 1. Each side states those that it has (`Challenge.features`, `Hello.features`), and what belongs
-/// to one is sent only to a side that has stated it.
+/// Features: additions to version 1. Each side states those that it has (`Challenge.features`, `Hello.features`), and the
+/// messages and fields of a feature are sent only to a side that has stated it.
 pub mod feature {
     /// [`Hello::public_key`](super::Hello): the daemon's id is its key's, and its hello is signed.
     pub const SIGNED_IDENTITY: &str = "signed-identity";
@@ -81,7 +81,7 @@ impl Hello {
 }
 
 impl Warm {
-    /// Whether its names are names and its digests digests, no more of them than a peer takes at once.
+    /// Whether its names and digests are well formed, and no more than a peer takes at once.
     pub fn is_sound(&self) -> bool {
         let are_digests = |texts: &[String]| texts.iter().all(|text| text.parse::<Digest>().is_ok());
         let is_tag = || matches!(self.tag.parse(), Ok(Reference::Tag(_)));

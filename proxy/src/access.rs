@@ -1,8 +1,8 @@
-//! Who may have what is here already: whoever the source itself would serve.
+//! Access control for content in the store: a caller gets what the source itself would serve it.
 //!
-//! Two things have to hold. The source has answered for the digest under the repository: that a manifest lists it proves
-//! nothing, since anybody can push a manifest that lists another's digest. And it has served the caller from the repository
-//! not long ago. What is not known is asked.
+//! Two conditions must hold. The source has answered for the digest under the repository: a manifest that lists the digest
+//! proves nothing, since any user can push a manifest that lists a foreign digest. And the source has recently served the
+//! caller from the repository. The source is asked about a condition that is not known to hold.
 //!
 //! When the source does not answer a caller's request, a public image that is here is still served. A private image is served only
 //! while the source is lost, which the daemon establishes by a question of its own: an error that the caller's own request ran into,
@@ -30,10 +30,10 @@ use tracing::info;
 use crate::{Access, Item};
 use piecemeal_upstream::{Caller, LiveDuration, PullError, Upstreams, Who};
 
-/// Whom rights are had from.
+/// Where rights are proven: at the registry, or for a peer at its mirror.
 #[async_trait]
 pub trait RightSource: Send + Sync {
-    /// Asks for the item with the caller's own right. `known`: what a blob that is here has to agree with.
+    /// Asks for the item with the caller's own right. `known`: what the source's blob must agree with.
     async fn prove(
         &self,
         caller: &Caller,
@@ -42,21 +42,21 @@ pub trait RightSource: Send + Sync {
         known: Option<Known>,
     ) -> Result<(), PullError>;
 
-    /// Whether it has served the caller from the repository not long ago.
+    /// Whether the source has recently served the caller from the repository.
     fn allows(&self, caller: &Caller, at: &Repository) -> bool;
 
-    /// In whose name the caller's right may be kept for the time when the source is lost; `None`: in no name.
+    /// The holder under which the caller's right is kept for the time when the source is lost; `None`: it is not kept.
     fn holder(&self, caller: &Caller, at: &Repository) -> Option<Holder>;
 
-    /// Whether the source is lost, by a question with nothing of a caller's in it.
+    /// Whether the source is lost: asked by a probe that carries nothing of a caller.
     async fn is_lost(&self, at: &Repository) -> bool;
 }
 
 /// A blob that is here.
 pub struct Known {
     pub blob_bytes: u64,
-    /// Some of its bytes from an offset on, for an upstream that has never served it: anybody can say of any digest that he has
-    /// it, and would be believed to have what another registry keeps private.
+    /// Some of its bytes from an offset on, for an upstream that has never served it. Without this check, a registry that
+    /// merely claims to have a digest would open what another registry keeps private.
     pub sample: Option<(u64, Bytes)>,
 }
 
@@ -107,7 +107,7 @@ impl RightSource for Upstreams {
 
     fn holder(&self, caller: &Caller, at: &Repository) -> Option<Holder> {
         match self.get(&at.upstream).ok()?.who(caller) {
-            Who::Anybody => Some(Holder::Anybody),
+            Who::Public => Some(Holder::Public),
             Who::Holder(fingerprint) => Some(Holder::Node(caller.node?, Shown::Client(fingerprint))),
             Who::Site => Some(Holder::Node(caller.node?, Shown::Site)),
         }
@@ -126,15 +126,15 @@ pub struct Rights {
     store: Store,
     source: Arc<dyn RightSource>,
     offline_grace: LiveDuration,
-    /// The same for what the source served to a client that showed nothing, where that may have been this node's right alone; `None`:
-    /// it is the registry itself, and what it served so is public for as long as it is here.
+    /// The grace for repositories that the source served without a client's credential, perhaps to this node only; `None`: the
+    /// source is the registry itself, and such a repository is public for as long as its content is here.
     public_grace: Option<LiveDuration>,
-    /// What was written down lately, so that it is not written again for every blob.
+    /// Verdicts that were recently written to the store, so that not every blob writes them again.
     noted: Mutex<LruCache<(Holder, Repository), (Verdict, Instant)>>,
     verdicts: Family<[(&'static str, &'static str); 1], Counter>,
 }
 
-/// What is written down of a holder.
+/// A verdict as the store keeps it for a holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Served,
@@ -148,7 +148,7 @@ const PROVEN: &str = "proven";
 /// The source did not answer, and had granted it before.
 const OFFLINE: &str = "offline";
 const REFUSED: &str = "refused";
-/// How much of a blob an upstream has to show.
+/// The size of the sample that an upstream must match, in bytes.
 const SAMPLE_BYTES: u64 = 1024;
 /// How long a note in the store is fresh enough.
 const NOTED_LIFE: Duration = Duration::from_secs(60);
@@ -156,8 +156,8 @@ const NOTED_LIFE: Duration = Duration::from_secs(60);
 const NOTED_MAX: NonZeroUsize = NonZeroUsize::new(64 * 1024).expect("it is not zero");
 
 impl Rights {
-    /// `offline_grace`: how long an earlier proof counts while the source is lost. `public_grace`: the same for what the source
-    /// served to a client that showed nothing; `None`: that is public, for as long as it is here.
+    /// `offline_grace`: how long an earlier proof counts while the source is lost. `public_grace`: the same for repositories that
+    /// the source served without a credential; `None`: they are public, for as long as their content is here.
     pub fn new(
         store: Store,
         source: Arc<dyn RightSource>,
@@ -174,7 +174,7 @@ impl Rights {
         }
     }
 
-    /// Adds the count of verdicts on what is here, all of them from zero on.
+    /// Registers the counters of verdicts on content that is here, all from zero on.
     pub fn register(&self, registry: &mut Registry) {
         for verdict in [REMEMBERED, PROVEN, OFFLINE, REFUSED] {
             self.verdict(verdict, 0);
@@ -223,7 +223,7 @@ impl Rights {
         })
     }
 
-    /// Writes a verdict down for the time when the source is lost. A refusal takes what this very holder had earned.
+    /// Records a verdict for the time when the source is lost. A refusal revokes the right of exactly this holder.
     async fn note(&self, caller: &Caller, at: &Repository, verdict: Verdict) -> Result<(), PullError> {
         let Some(holder) = self.source.holder(caller, at) else {
             return Ok(());
@@ -271,7 +271,7 @@ impl Rights {
         if public.is_some() && self.public_grace.is_none() {
             return Ok(true);
         }
-        // A source that asks the caller to come back later is there.
+        // A source that answers 429 is not lost.
         let (Some(node), false) = (caller.node, matches!(error, PullError::TooManyRequests { .. })) else {
             return Ok(false);
         };
@@ -283,11 +283,11 @@ impl Rights {
     }
 }
 
-/// How old the proof is that counts for a caller of a node while the source is lost.
+/// The age of the proof that counts for a caller of a node while the source is lost.
 fn offline_age(shown: Option<Shown>, right: &NodeRight) -> Option<Duration> {
     match shown {
         Some(_) if right.is_known => right.by_this,
-        // A site that is cut off gets no new token, and a client shows nothing before it is asked.
+        // A site that is cut off gets no new token, and a client sends no credential before it is challenged.
         Some(_) | None => right.by_any,
     }
 }

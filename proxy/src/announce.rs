@@ -1,4 +1,4 @@
-//! Telling the scheduler what is here, as it lands.
+//! Announcements to the scheduler: which pieces and blobs are here, as they land.
 
 use std::{ops::Range, sync::Arc};
 
@@ -17,7 +17,7 @@ use crate::{Destination, FillObserver, Origin, Traffic};
 pub struct Announcer {
     session: Option<Session>,
     traffic: Traffic,
-    /// A mirror's: it signs the piece hashes of what it has proven.
+    /// A mirror's key, which signs the piece hashes of proven blobs.
     authority: Option<Arc<AuthorityKey>>,
 }
 
@@ -30,7 +30,7 @@ impl Announcer {
         }
     }
 
-    /// Of a mirror, whose word for a blob's piece hashes outlives its session.
+    /// For a mirror: its signed lists of piece hashes stay valid after its session.
     pub fn signing(self, authority: Option<Arc<AuthorityKey>>) -> Self {
         Self { authority, ..self }
     }
@@ -42,7 +42,7 @@ impl Announcer {
         }
     }
 
-    /// Answers the scheduler's question what is here of a blob, with hashes.
+    /// Reports to the scheduler, which asked for it, the pieces of a blob that are here, with hashes.
     pub async fn describe(&self, store: &Store, digest: &Digest) {
         let reports = match store.blob(digest).await {
             Ok(Some(blob)) => {
@@ -63,7 +63,7 @@ impl Announcer {
         }
     }
 
-    /// The authority's word for a blob's piece hashes, of a scheduler that takes it: made here, or kept beside the blob.
+    /// The signed list of a blob's piece hashes, made here or kept beside the blob, for a scheduler that supports such lists.
     async fn list(&self, store: &Store, blob: &Blob) -> Option<Report> {
         if let Some(list) = self.sign(blob) {
             return Some(list);
@@ -137,7 +137,7 @@ impl FillObserver for Announcer {
     }
 }
 
-/// What is here of a blob that is still on its way.
+/// Reports of the pieces that a live fill has.
 pub fn filling_reports(filling: &Filling) -> Vec<Report> {
     let have_pieces = filling.have();
     let mut reports = Vec::new();
@@ -192,7 +192,7 @@ pub fn complete(digest: &Digest) -> Report {
     })
 }
 
-/// The blob is here no more.
+/// The blob was removed.
 pub fn lost(digest: &Digest) -> Report {
     Report::Lost(wire::Lost {
         digest: digest.to_string(),

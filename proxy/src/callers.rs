@@ -1,11 +1,11 @@
 //! The callers of one piece of shared work (a fill, a lookup, a list), and with whose right it goes on.
 //!
-//! A refusal is one right's. It ends the part of the callers that have that right, no other caller hears of it, and the work
-//! goes on with the right of another caller that joined: one that the source is known to accept, else the one that has waited
-//! longest. When none is left the work ends, without a word for anyone who comes later.
+//! A refusal counts for one right. Only the callers with that right get it, and the work goes on with the right of another
+//! caller that joined: one that the source is known to accept, else the one that has waited longest. When no right is left the
+//! work ends, and its result is not kept for later callers.
 //!
-//! Nobody is asked without need: until the first refusal only the first caller's right is used. After it every other right
-//! that waits proves itself, all at the same time, so that a crowd of bad ones costs the good ones two round trips and no more.
+//! The source is asked no more than necessary: until the first refusal only the first caller's right is used. After it all other
+//! waiting rights are proven at the same time, so that many bad rights delay the good ones by two round trips at most.
 
 use std::{
     future::Future,
@@ -19,8 +19,8 @@ use tokio::sync::watch;
 
 use piecemeal_upstream::{Caller, Fingerprint, PullError};
 
-/// The most rights that wait in one piece of work, and the most refusals that it remembers. The oldest goes first; its callers
-/// join anew when the work ends.
+/// The most rights that wait in one piece of work, and the most refusals that it remembers. The oldest is dropped first; its
+/// callers join again when the work ends.
 const RIGHTS_MAX: usize = 256;
 /// A longer credential is used for its own caller's request only. No token that a registry hands out is as long.
 const CREDENTIAL_BYTES_MAX: usize = 16 * 1024;
@@ -139,7 +139,7 @@ impl Callers {
         }
     }
 
-    /// A caller joins. `public`: the source serves the repository to anybody, so that the work may go on with no credential.
+    /// A caller joins. `public`: the source serves the repository without a credential, so that the work may go on without one.
     pub(crate) fn join(&self, right: &Right, standing: Standing, public: bool) {
         let mut queue = self.lock();
         queue.refused.pop(right);

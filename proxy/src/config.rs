@@ -13,6 +13,6 @@ pub struct CacheConfig {
     pub quota_bytes: Option<u64>,
     /// The bytes that are left free on the disk.
     pub free_bytes_min: u64,
-    /// How many bytes a second are looked through for damage; `None`: nothing is, but what is suspect.
+    /// The rate of scrubbing, in bytes a second; `None`: only suspects are verified.
     pub scrub_rate: Option<u64>,
 }

@@ -13,9 +13,9 @@ use tracing::{info, warn};
 
 use crate::{Announcer, CacheConfig, Destination, Origin, Pulls, Traffic, announce};
 
-/// How often content past its time is looked for.
+/// How often expired content is looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
-/// How often it is looked whether a pull has ended.
+/// How often ended pulls are looked for.
 const TELL_INTERVAL: Duration = Duration::from_secs(1);
 /// Opens a daemon's store, off the runtime: recovery reads the disk.
 ///

@@ -1,7 +1,7 @@
 //! Lookups: work that is done once for all callers that ask for it at the same time, and goes on when they leave.
 //!
-//! With whose right it is done, and who hears of a refusal, is the business of `callers`. A failure that is no refusal is told
-//! to every caller that waits, but not as the last word: a caller whose own right was not used asks once more.
+//! `callers` decides with whose right it is done, and which callers get a refusal. Every waiting caller gets a failure that is no
+//! refusal, but not as the final answer: a caller whose own right was not used asks once more.
 
 use std::{
     collections::HashMap,
@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use crate::callers::{Callers, Right, Standing};
 use piecemeal_upstream::PullError;
 
-/// How often a caller begins anew what ended without a word for it.
+/// How often a caller starts a lookup again that ended without a result for it.
 const REJOINS_MAX: usize = 8;
 /// The same after a failure that another caller ran into.
 const RETRIES_MAX: usize = 1;
@@ -33,14 +33,14 @@ struct Flight<V> {
 pub(crate) struct Boarding {
     pub(crate) right: Right,
     pub(crate) standing: Standing,
-    /// The source serves the repository to anybody.
+    /// The source serves the repository without a credential.
     pub(crate) public: bool,
 }
 
 /// What a lookup has come to.
 pub(crate) struct Landed<V> {
     pub(crate) value: V,
-    /// The source has said it to this very caller's right.
+    /// Whether the source gave this answer to the caller's own right.
     pub(crate) own: bool,
 }
 
@@ -129,7 +129,7 @@ where
         let (flights, flying, key, first) = (self.clone(), Arc::clone(&flight), key.clone(), boarding.right.clone());
         tokio::spawn(async move {
             let landed = fly(&flying.callers, first, work).await;
-            // A later caller begins anew: what was said is for those that have waited.
+            // A later caller starts its own lookup: this result is for the callers that waited for it.
             flights.lock().remove(&key);
             flying.landed.send_replace(Some(landed));
         });
@@ -401,15 +401,15 @@ mod tests {
             }
         };
         let refused = flights.join((), boarding(0, true), work, future::pending);
-        let anybody = Right {
+        let anonymous = Right {
             caller: Caller::default(),
             ..right(1)
         };
-        let anybody = Boarding {
-            right: anybody,
+        let anonymous = Boarding {
+            right: anonymous,
             ..boarding(1, true)
         };
-        let served = flights.join((), anybody, work, future::pending);
+        let served = flights.join((), anonymous, work, future::pending);
         let (refused, served) = futures_util::future::join(refused, served).await;
         assert!(refused.is_err());
         assert_eq!(served.unwrap().value, "the manifest");

@@ -1,4 +1,4 @@
-//! What must hold for whatever bytes come: the fuzzer's targets, and a test of everything that it has found worth keeping.
+//! Fuzz targets: properties that hold for any input, and a test of the kept corpus.
 
 use crate::front::{Asked, asked};
 use piecemeal_upstream::{Challenge, is_home};

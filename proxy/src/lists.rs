@@ -1,7 +1,7 @@
 //! Lists of a repository: its tags, and what refers to a manifest.
 //!
-//! Registries differ in how much of the specification they know, so that both are made here from what they have: tags are
-//! sorted and cut into pages, referrers are filtered, and had from the fallback tag where there is no list of them.
+//! Registries differ in how much of the specification they implement, so the mirror makes both lists from what a registry has:
+//! tags are sorted and cut into pages, referrers are filtered, and come from the fallback tag where there is no list of them.
 //!
 //! Source: OCI distribution-spec, "Listing Tags" and "Listing Referrers".
 
@@ -23,7 +23,7 @@ use url::Url;
 use crate::{Item, Right, flights::Flights, manifests::Manifests};
 use piecemeal_upstream::{Caller, FILTERS_APPLIED, ListAnswer, Places, PullError};
 
-/// What upstream is asked for at a time: some refuse more.
+/// Page size of requests to upstream, in tags: some registries refuse more.
 const PAGE_TAGS: usize = 1000;
 /// The same when only the caller's right is in question.
 const PROOF_TAGS: usize = 1;
@@ -31,7 +31,7 @@ const PROOF_TAGS: usize = 1;
 const PAGES_MAX: usize = 1000;
 /// The most bytes of all its pages together.
 const LIST_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// The longest that one is put together.
+/// The time limit for one list.
 const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 /// The most lists of one upstream that are put together at a time, and how long others wait. One that takes longer than
 /// [`LIST_SLOW`] is given up when a repository without a place waits.
@@ -282,7 +282,7 @@ impl Manifests {
         Ok((tags, warning))
     }
 
-    /// The tags that are known here, for a caller who may have one of them.
+    /// The tags that are known here, for a caller that may pull one of them.
     async fn tags_here(&self, caller: &Caller, at: &Repository, error: PullError) -> Result<Tagged, PullError> {
         let tags = self.store.tags(at).await?;
         let Some(first) = tags.first() else {
@@ -452,7 +452,7 @@ mod tests {
         }
     }
 
-    /// One whose upstream never answers.
+    /// A list whose upstream never answers.
     fn hang(lists: &Lists, name: &str) -> tokio::task::JoinHandle<Result<(), PullError>> {
         let (lists, at) = (lists.clone(), at(name));
         tokio::spawn(async move { lists.bounded(&at, std::future::pending()).await })

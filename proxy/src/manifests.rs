@@ -1,4 +1,4 @@
-//! Manifests: those by digest are kept, tags are checked upstream once per `tag_ttl` for everybody who asks.
+//! Manifests: those by digest are kept, tags are checked upstream once per `tag_ttl` for all callers together.
 //!
 //! What the source says to a caller stands for that caller: 401, 403 and 404 are passed on even when an older answer is here.
 //! Only when the source does not answer, or cannot, is the last known manifest of a tag served, with a `Warning`.
@@ -21,7 +21,7 @@ use piecemeal_upstream::{
     Upstreams,
 };
 
-/// Whom manifests are had from.
+/// Where manifests are fetched from: the registry, or for a peer its mirror.
 #[async_trait]
 pub trait ManifestSource: Send + Sync {
     /// GETs a manifest, its digest verified.
@@ -115,7 +115,7 @@ impl Manifests {
         }
     }
 
-    /// Looks it up together with all who ask for it now, and waits at most `patience`.
+    /// Looks it up together with all callers that ask for it now, and waits at most `patience`.
     async fn join(
         &self,
         caller: &Caller,
@@ -150,7 +150,7 @@ impl Manifests {
         }))
     }
 
-    /// As the source has it now; where it cannot say, as it was.
+    /// The manifest as the source has it now; while the source cannot say, the last known one.
     async fn current(
         &self,
         caller: &Caller,
@@ -160,7 +160,7 @@ impl Manifests {
         let Some(older) = self.older(at, reference).await? else {
             return self.join(caller, at, reference, MANIFEST_TIMEOUT).await;
         };
-        // With something older to serve, nobody waits for a source that does not answer.
+        // With an older manifest to serve, the caller does not wait for a source that does not answer.
         match self.join(caller, at, reference, ANSWER_TIMEOUT).await {
             Err(error) if !error.is_verdict() => {
                 warn!(upstream = at.upstream, repository = at.name, %error, "serving {reference} as it was {:?} ago: {error}", older.age);
@@ -216,7 +216,7 @@ impl Manifests {
         {
             return Ok(manifest);
         }
-        // Those that wait have something older: a source that does not answer is not waited for.
+        // The waiting callers have an older manifest: do not wait for a source that does not answer.
         let revalidated = tokio::time::timeout(
             ANSWER_TIMEOUT,
             self.revalidate(caller, at, tag, reference, &known.digest),
@@ -227,7 +227,7 @@ impl Manifests {
                 at.upstream
             )))
         });
-        // Some registries say 404 to those who may not know: only who may pull can tell that a tag is gone.
+        // Some registries hide repositories behind a 404: only for a caller that may pull does it mean that the tag is gone.
         if matches!(revalidated, Err(PullError::Unknown(_))) && self.access.allows(caller, at) {
             self.store.forget_tag(at, tag).await?;
         }
@@ -267,7 +267,7 @@ impl Manifests {
     ) -> Result<FetchedManifest, PullError> {
         let manifest = self.source.fetch(caller, at, reference).await?;
         self.keep(at, &manifest).await?;
-        // What the source itself calls old is not a check of the tag.
+        // A manifest that the source itself calls stale is no check of the tag.
         if manifest.warning.is_none() {
             self.store.put_tag(at, tag, &manifest.digest).await?;
         }
@@ -321,7 +321,7 @@ impl Tags for Manifests {
     }
 
     async fn list(&self, caller: &Caller, at: &Repository, query: &ListQuery) -> Result<List, PullError> {
-        // A registry may keep its lists from those whom it serves images: a refusal takes no right.
+        // A registry may serve images to a caller and refuse it lists: a refusal revokes no right.
         match query {
             ListQuery::Tags { n, last } => self.tags(caller, at, *n, last.as_deref()).await,
             ListQuery::Referrers { subject, artifact_type } => {
@@ -331,12 +331,12 @@ impl Tags for Manifests {
     }
 }
 
-/// The `Warning` that comes with what is old.
+/// The `Warning` header of a stale answer.
 pub(crate) fn stale(error: &PullError) -> String {
     format!("299 - \"stale: {}\"", quotable(error))
 }
 
-/// A text without what would end the quoted string of a `Warning`.
+/// The error's text without characters that would end the quoted string of a `Warning`.
 fn quotable(error: &PullError) -> String {
     error
         .to_string()

@@ -1,4 +1,4 @@
-//! What a mirror or peer counts. Every name is listed in `docs/metrics.md`.
+//! Metrics of a mirror or peer. Every name is listed in `docs/metrics.md`.
 
 use prometheus_client::{
     metrics::{counter::Counter, family::Family},
@@ -60,7 +60,7 @@ fn way(from: Origin, to: Destination) -> Way {
 pub struct Traffic(Family<Way, Counter>);
 
 impl Traffic {
-    /// Adds the counters, all of them from zero on, so that a rate can be told from the first byte.
+    /// Registers the counters, all from zero on, so that a rate includes the first byte.
     pub fn register(&self, registry: &mut Registry) {
         for (from, to) in [
             (Origin::Upstream, Destination::Store),

@@ -13,12 +13,12 @@ use serde::{Deserialize, Serialize};
 
 /// Blobs up to this size come along in the answer, without a swarm.
 pub const INLINE_BYTES_MAX: u64 = 64 * 1024;
-/// What a node is told of a blob that it may have.
+/// The answer to a node that may pull a blob.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct NodeBlob {
     pub blob_bytes: u64,
     pub piece_bytes: u64,
-    /// 16 hexadecimal digits; empty when there are no pieces to be had, since the blob passes through.
+    /// 16 hexadecimal digits; empty when no pieces are served, since the blob passes through.
     pub fill: String,
     /// Opaque to the node.
     pub grant: String,
@@ -27,14 +27,14 @@ pub struct NodeBlob {
     pub passing: bool,
     /// Where the mirror serves pieces.
     pub piece_addresses: Vec<SocketAddr>,
-    /// The authority's clock, which grants are judged by.
+    /// The authority's clock, by which grants expire.
     pub unix_seconds: u64,
     /// The blob itself, base64, up to [`INLINE_BYTES_MAX`].
     pub content: Option<String>,
 }
 
 impl NodeBlob {
-    /// How the blob is cut; `None` when the mirror states nonsense.
+    /// How the blob is cut; `None` when the stated sizes are invalid.
     pub fn map(&self) -> Option<PieceMap> {
         PieceMap::new(self.blob_bytes, self.piece_bytes).ok()
     }
@@ -52,7 +52,7 @@ impl NodeBlob {
 
 /// The path and query of a node's request.
 ///
-/// `suspect`: a piece that came wrong, so that the mirror looks whether its own is.
+/// `suspect`: a piece that arrived damaged, so that the mirror verifies its own copy.
 pub fn open_path(at: &Repository, digest: &Digest, suspect: Option<u32>) -> String {
     let mut query = url::form_urlencoded::Serializer::new(String::new());
     query.append_pair("ns", &at.upstream).append_pair("name", &at.name);

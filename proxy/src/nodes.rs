@@ -1,12 +1,12 @@
-//! The nodes of the site, as the mirror knows them: whose request it is.
+//! Admission of the site's nodes at the mirror: which node sends a request.
 //!
-//! Only who holds a node's key is that node. A claim counts for two minutes around its time and once, so that a request that was
-//! overheard wins nothing. A node of the last release shows only an id that others can say too: what it earns is kept apart from
-//! what any signed node earned, and an id that has signed is not taken unsigned.
+//! Only the holder of a node's key is accepted as that node. A claim counts for two minutes around its time and once, so that
+//! a request that was overheard wins nothing. A node of the last release shows only an id, which others can copy: its rights
+//! are kept apart from those of signed nodes, and an id that has signed is not accepted unsigned.
 //!
-//! Both tables forget their oldest when they are full. A claim that is forgotten within its two minutes could be shown once more
-//! by an eavesdropper, who had the answer before his eyes already; an unsigned id that is forgotten gets nothing that the signed
-//! one has.
+//! Both tables forget their oldest when they are full. An eavesdropper could repeat a claim that is forgotten within its two
+//! minutes, and would get an answer that it has seen already; an unsigned id that is forgotten gets nothing that the signed one
+//! has.
 
 use std::{
     collections::HashSet,
@@ -31,7 +31,7 @@ const CLAIMS_MAX: usize = 262_144;
 /// Several times the nodes of the largest site.
 const SIGNED_MAX: usize = 65_536;
 
-/// Who is a node of this site.
+/// The admitted nodes of this site.
 pub struct Nodes {
     site: AuthorityPublic,
     settings: RwLock<Settings>,
@@ -52,15 +52,15 @@ struct Tables {
     signed: LruCache<NodeId, ()>,
 }
 
-/// The beginning of a claim's SHA-256. Not of its signature, which its node could make anew.
+/// The beginning of a claim's SHA-256, without the signature: its node could sign the same claim again, differently.
 type ClaimId = [u8; 16];
 
 /// A node that the site admits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Admitted {
-    /// Whom a grant is for.
+    /// The node that a grant is for.
     pub id: NodeId,
-    /// In whose name rights are kept. Of a node that has not signed, an id that no key has.
+    /// The id under which rights are kept: of a node that has not signed, an id that no key has.
     pub holder: NodeId,
 }
 
@@ -96,7 +96,7 @@ impl Nodes {
         }
     }
 
-    /// Takes over the generations of `join.key` and who is shut out. Those of another site's key are not taken.
+    /// Takes over the generations of `join.key` and the revoked nodes. Another site's key is ignored.
     pub fn apply(&self, authority: &AuthorityKey, revoked: HashSet<NodeId>) {
         let mut settings = self.settings.write().expect("no holder of this lock panics");
         if settings.revoked != revoked {
@@ -149,7 +149,7 @@ impl Nodes {
     }
 
     fn admit_signed(&self, shown: &Shown, now: u64) -> Result<Option<Admitted>, RefuseClaimError> {
-        // In the order of what each costs; only who holds a join.key learns anything.
+        // The cheapest check first; only a holder of a join.key learns anything from the answer.
         if !self.is_proven(&shown.text, &shown.proof, now) {
             return Ok(None);
         }
@@ -204,7 +204,7 @@ impl Nodes {
     }
 }
 
-/// What a caller is answered whose claim is refused.
+/// The answer to a caller whose claim is refused.
 pub fn respond(refusal: RefuseClaimError) -> Response<Body> {
     let status = match refusal {
         RefuseClaimError::Stale | RefuseClaimError::Repeated => StatusCode::UNAUTHORIZED,
@@ -272,7 +272,7 @@ mod tests {
             .collect()
     }
 
-    /// As a node of the last release shows itself, which an eavesdropper can say again.
+    /// The headers of a node of the last release, which an eavesdropper can replay.
     fn unsigned(identity: &NodeIdentity, path: &str) -> HeaderMap {
         // No time is stated: the mirror is of the last release.
         identity.must_sign_again(StatusCode::OK, &HeaderMap::new());
@@ -441,7 +441,7 @@ mod tests {
         assert_eq!(shown["piecemeal-node"], own.node().to_string());
         assert_eq!(shown["piecemeal-proof"], proof);
         assert!(!own.must_sign_again(StatusCode::UNAUTHORIZED, &nothing), "only once");
-        // It is upgraded: nothing is shown any more that could be said again.
+        // It is upgraded: it shows nothing any more that could be replayed.
         let stated = HeaderMap::from_iter([(TIME_HEADER.parse().unwrap(), NOW.into())]);
         assert!(!own.must_sign_again(StatusCode::OK, &stated));
         assert!(!headers(&own, &Method::GET, PATH).contains_key("piecemeal-proof"));

@@ -1,6 +1,6 @@
-//! The pulls of OCI clients: what is counted of them, and one line in the log for each.
+//! Pulls of OCI clients: their metrics, and one log line for each.
 //!
-//! A client speaks of manifests and blobs, not of pulls. What one client takes from one repository without a pause is one.
+//! A client requests manifests and blobs, not pulls. One client's requests to one repository without a pause are one pull.
 //! The table is pure: time comes in as an argument.
 
 use std::{
@@ -24,8 +24,8 @@ use piecemeal_upstream::{FetchedManifest, PullError};
 
 /// Without a request for so long, a pull is over.
 const QUIET: Duration = Duration::from_secs(3);
-/// The most pulls that are followed at a time: one of each of 10,000 nodes, and then some. Beyond that the one has no line of
-/// which nothing was heard for longest.
+/// The most pulls that are followed at a time: one of each of 10,000 nodes, and then some. Beyond that the pull that was quiet
+/// for longest gets no log line.
 const PULLS_MAX: NonZeroUsize = NonZeroUsize::new(16 * 1024).unwrap();
 
 /// Counts and tells what clients pull. Cheap to clone.
@@ -47,12 +47,12 @@ pub(crate) enum Kind {
     List,
 }
 
-/// What became of a request.
+/// Outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// It was here.
     Hit,
-    /// It had to be had from elsewhere.
+    /// It had to be fetched from the source.
     Miss,
     /// The client may not have it, or it does not exist.
     Refused,
@@ -210,7 +210,7 @@ impl Default for PullTable {
 }
 
 struct Pull {
-    /// By what it was asked for: the tag, if there was one.
+    /// The reference that the client asked for: the tag, if there was one.
     reference: String,
     is_tag: bool,
     began: Instant,

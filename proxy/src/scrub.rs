@@ -1,4 +1,4 @@
-//! Looking through the store for what the disk has spoilt, slowly; and at once at what a reader gives reason to suspect.
+//! Scrubber: verifies the whole store slowly for damage by the disk, and suspect blobs at once.
 //!
 //! Blobs are hashed when they come, not when they go: a client that got a flipped byte finds out by itself, and asks again. So a
 //! client that asks again for a blob that it has just had makes it suspect, and gets it through the hashes of its pieces; a body
@@ -19,22 +19,23 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// How long a blob is left alone that was found to be good.
+/// How long a verification counts.
 const VERIFIED_LIFE: Duration = Duration::from_secs(24 * 3600);
-/// How often it is looked for blobs whose time has come.
+/// How often blobs that are due are looked for.
 const LOOK_AROUND: Duration = Duration::from_secs(60);
 /// How many are taken at once.
 const BATCH: u32 = 64;
 /// The most suspects that wait.
 const SUSPECTS_MAX: usize = 64;
-/// So soon no client asks again for what it has got and kept.
+/// A client that has received and kept a blob does not ask for it again within this time.
 const AGAIN_WITHIN: Duration = Duration::from_secs(600);
 /// The most of each kind that is remembered: six blobs each of 10,000 nodes, in some 10 MB.
 const REMEMBERED_MAX: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
-/// How fast suspects are looked at, in bytes a second: soon, and nobody can keep a processor busy by asking for things.
+/// The rate at which suspects are checked, in bytes a second: fast enough to be soon, and so slow that clients cannot keep a
+/// processor busy with their requests.
 const SUSPECTS_RATE: u64 = 100_000_000;
 
-/// Who has had which blob of late, and which blobs are suspect.
+/// Which client has recently received which blob, and which blobs are suspect.
 #[derive(Clone)]
 pub struct Suspicions {
     suspects: mpsc::Sender<Digest>,
@@ -43,11 +44,11 @@ pub struct Suspicions {
 
 struct Table {
     had: LruCache<(IpAddr, Digest), Had>,
-    /// When it was made suspect last.
+    /// When each blob last became suspect.
     suspected: LruCache<Digest, Instant>,
 }
 
-/// What a client has had of a blob, in one request or many.
+/// The bytes of a blob that a client has received, in one request or many.
 struct Had {
     bytes: u64,
     /// The last of it.
@@ -68,8 +69,8 @@ impl Suspicions {
         (Self { suspects, table }, received)
     }
 
-    /// A client asks for a blob that is complete here, or for a part of it; says whether it has had as much as the whole of it of
-    /// late, so that this one has to be looked at.
+    /// A client asks for a complete blob, or for a part of it. Returns whether it has recently received as many bytes as the
+    /// whole blob, so that the blob must be checked.
     pub(crate) fn asks(&self, client: IpAddr, digest: &Digest, blob_bytes: u64, now: Instant) -> bool {
         let again = self
             .lock()
@@ -90,7 +91,7 @@ impl Suspicions {
         table.had.put((client, *digest), Had { bytes, at: now });
     }
 
-    /// Something is wrong with a blob that is complete here. Looked at once in [`AGAIN_WITHIN`], whatever is said of it.
+    /// Marks a complete blob as suspect. It is verified once in [`AGAIN_WITHIN`], however often it is marked.
     pub(crate) fn suspect(&self, digest: &Digest, now: Instant) {
         let mut table = self.lock();
         if table.suspected.get(digest).is_some_and(|&at| is_soon(at, now)) {
@@ -124,7 +125,7 @@ pub async fn scrub(store: Store, limiter: Limiter, mut suspects: Suspects, stop:
                 Some(suspect) = suspects.recv() => look_at(&store, &suspect, &hurry).await,
                 _ = look_around.tick() => look_through(&store, &limiter, &mut suspects, &hurry).await,
             };
-            // Whatever is wrong is wrong for all of them: the next round is a minute away.
+            // The error concerns all blobs alike: the next round is a minute away.
             if let Err(error) = looked {
                 warn!(%error, "the cache cannot be looked through: {error}");
             }
@@ -133,7 +134,7 @@ pub async fn scrub(store: Store, limiter: Limiter, mut suspects: Suspects, stop:
     stop.run_until_cancelled(scrubbing).await;
 }
 
-/// Everything whose time has come.
+/// Verifies all blobs that are due.
 async fn look_through(
     store: &Store,
     limiter: &Limiter,

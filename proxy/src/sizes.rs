@@ -17,13 +17,13 @@ use piecemeal_store::Repository;
 /// The most blobs remembered, and the most manifests: the layers of a thousand images.
 const SIZES_MAX: NonZeroUsize = NonZeroUsize::new(32 * 1024).unwrap();
 
-/// Sizes in bytes by repository and digest. Of too many, those go that were told longest ago.
+/// Sizes in bytes by repository and digest. A full table drops those that were stated longest ago.
 #[derive(Clone, Default)]
 pub struct BlobSizes(Arc<Mutex<Table>>);
 
 struct Table {
     sizes: LruCache<(Repository, Digest), Told>,
-    /// Manifests that were read, and when: to read one again would tell nothing.
+    /// Manifests that were read, and when: reading one again would add nothing.
     read: LruCache<(Repository, Digest), Turn>,
     turn: Turn,
     /// The last turn of which a size was forgotten: a manifest that was read then or before may lack some.
@@ -35,7 +35,7 @@ type Turn = u64;
 
 struct Told {
     blob_bytes: u64,
-    /// When it was told last.
+    /// When the size was last stated.
     turn: Turn,
 }
 

@@ -1,4 +1,4 @@
-//! The three traits between the front and what is behind it. A mirror and a peer differ only behind these.
+//! The traits between the registry front and its content sources. A mirror and a peer differ only behind these.
 
 use std::sync::Arc;
 
@@ -51,17 +51,17 @@ impl Item<'_> {
     }
 }
 
-/// Whether this caller may have content that is here already. What has to be fetched first is proven by the fetch.
+/// Whether this caller may pull content that is here already. For other content the fetch itself proves the right.
 #[async_trait]
 pub trait Access: Send + Sync {
     /// # Errors
-    /// The source's own verdict, or why it cannot be had.
+    /// The source's own verdict, or why there is none.
     async fn require(&self, caller: &Caller, at: &Repository, item: Item<'_>) -> Result<(), PullError>;
 
-    /// The source has just refused the caller, while it was asked for something else: no right of his outlives that.
+    /// The source has just refused another request of the caller: its recorded right to the repository ends.
     async fn refused(&self, caller: &Caller, at: &Repository, error: &PullError) -> Result<(), PullError>;
 
-    /// Whether it is known already, without asking anybody, that the caller may pull from the repository.
+    /// Whether it is known already, without asking the source, that the caller may pull from the repository.
     fn allows(&self, caller: &Caller, at: &Repository) -> bool;
 }
 

@@ -1,4 +1,4 @@
-//! What a store counts, read when somebody asks.
+//! Metrics of a store, read at each scrape.
 
 use std::fmt;
 

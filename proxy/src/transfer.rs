@@ -1,9 +1,10 @@
 //! Blobs on their way here: one transfer per digest and upstream, whatever the number of its callers.
 //!
-//! Of several upstreams that send one digest at once the first leads: it fills what is kept. The others follow it while its bytes are
-//! theirs (`fill/follow`), and until a blob is proven no upstream's word or silence holds up another's callers.
+//! Of several upstreams that send one digest at once the first leads: it fills the kept blob. The others follow it while they
+//! have the same bytes (`fill/follow`). Until a blob is proven, one upstream's answer or silence never delays another's
+//! callers.
 //!
-//! A transfer is detached from every reader: it ends when the blob is complete or cannot be had, never since a client left.
+//! A transfer is detached from every reader: it ends when the blob is complete or cannot be fetched, never because a client left.
 //! It is `Starting`, then `Open`, then either `Complete` or `Failed`, and never goes back; a later request begins another.
 //!
 //! It goes on with the right of one of its callers after the other (`callers`): a refusal ends one caller's part only. What
@@ -38,7 +39,7 @@ use crate::{
 };
 use piecemeal_upstream::{Caller, Places, PullError};
 
-/// How a transfer that went well has ended.
+/// How a successful transfer ended.
 pub enum Arrived {
     Kept(Blob),
     /// There was no room for it: its readers go on within their window.
@@ -60,7 +61,7 @@ const PASSED: &str = "passed";
 const FAILED: &str = "failed";
 /// The most failures remembered, the oldest forgotten first.
 const FAILURES_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("it is not zero");
-/// How often a caller begins a blob anew whose transfer failed with another's right.
+/// How often a caller starts a blob again whose transfer failed with another caller's right.
 const REJOINS_MAX: usize = 3;
 
 /// How far a transfer is.
@@ -116,7 +117,7 @@ impl Transfer {
         self.callers.asks_with(&Right::new(caller, at))
     }
 
-    /// The source was asked on the caller's own account, and answered so.
+    /// Records the source's answer to a request on the caller's own account.
     pub fn judged(&self, caller: &Caller, at: &Repository, verdict: &Result<(), PullError>) {
         let right = Right::new(caller, at);
         match verdict {
@@ -329,11 +330,11 @@ impl Transfer {
     }
 }
 
-/// Why a caller cannot be answered.
+/// Whose error it is that a caller cannot be answered.
 enum NotOpened {
-    /// It is this caller's own error.
+    /// This caller's own error.
     Own(PullError),
-    /// It is what another caller ran into.
+    /// The error of another caller.
     Others(PullError),
 }
 
@@ -412,7 +413,7 @@ struct Table {
 enum FailureKey {
     /// All callers of this upstream: it began to send the blob, and what came was wrong or broke off.
     Blob(String, Digest),
-    /// Callers with this right: nothing has come for it.
+    /// Callers with this right: no byte has come for it.
     Right(RightKey, Digest),
 }
 
@@ -455,8 +456,8 @@ impl Transfers {
         self.table.lock().expect("no holder of this lock panics")
     }
 
-    /// A blob that is here, whole or on its way from the same upstream; `None` when nothing is known of it. What another upstream
-    /// says of a blob that is not proven yet is not passed on.
+    /// The size in bytes of a blob that is here, whole or on its way from the same upstream; `None` when it is unknown. The size
+    /// that another upstream states of an unproven blob is not passed on.
     ///
     /// # Errors
     /// [`PullError::Store`].
@@ -588,7 +589,7 @@ impl Transfers {
             }
             Err(error) => {
                 let opener = transfer.opener.get();
-                // A verdict is one caller's, and the upstream client remembers it.
+                // A verdict concerns one caller, and the upstream client remembers it.
                 if !error.is_verdict() {
                     let key = match opener.filter(|_| !error.is_refusal()) {
                         Some(opener) => FailureKey::Blob(opener.at.upstream.clone(), *digest),

@@ -493,7 +493,7 @@ mod tests {
     use tokio::sync::{Semaphore, mpsc::error::TryRecvError};
 
     use super::*;
-    use crate::{admission::AdmittedBy, swarm::Member};
+    use crate::{admission::AdmittedBy, brain::Member};
 
     const BLOB: Digest = Digest::Sha256([7; 32]);
 

@@ -1,9 +1,9 @@
 -- The authority's Ed25519 signature over the list of piece hashes, 64 bytes; none where it has not been signed yet.
 ALTER TABLE blobs ADD COLUMN signature BLOB;
 
--- Rights are kept by node and credential. An empty holder is anybody, and then the credential is empty too; otherwise the holder is a
--- node's id, and the credential is a keyed hash of what the node showed, `site` for the site's own, `nothing` where it
--- showed none, or empty where an earlier version did not say which it was.
+-- Rights are kept by node and credential. An empty holder is the public, and then the credential is empty too; otherwise the
+-- holder is a node's id, and the credential is a keyed hash of what the node showed, `site` for the site's own, `nothing`
+-- where it showed none, or empty where an earlier version did not say which it was.
 ALTER TABLE rights RENAME TO rights_by_node;
 CREATE TABLE rights (
     upstream   TEXT    NOT NULL,

@@ -1,4 +1,4 @@
-//! What is written down in batches: pieces that landed, tails of those that have not, and last uses.
+//! Batched writes to the index: pieces that landed, tails of those that have not, and last uses.
 //!
 //! A commit per piece would cost more than the piece. All are hints, so losing the last batch in a crash costs a few pieces
 //! again and makes a blob look a little older. The batch is written by the first operation that finds the last one
@@ -23,15 +23,15 @@ use crate::{
     store::Shared,
 };
 
-/// How much progress a crash may lose: on a WAN what is lost is downloaded again, at 100 Mbit/s some 60 KB. A
-/// commit that need not reach the disk costs some 100 µs, so that two hundred a second cost little.
+/// The progress that a crash may lose and that is downloaded again: at 100 Mbit/s some 60 KB. A commit that need not reach
+/// the disk costs some 100 µs, so that two hundred a second cost little.
 const BATCH_INTERVAL: Duration = Duration::from_millis(5);
-/// The same for last uses, of which nothing hangs on the last second: a node that only serves what it has leaves its disk alone.
+/// The same for last uses, which may lose a second: a node that only serves complete blobs hardly writes to its disk.
 const TOUCHED_INTERVAL: Duration = Duration::from_secs(1);
 /// Last uses remembered before a batch is due early.
 const TOUCHED_MAX: usize = 10_000;
 
-/// What was used since the last batch. The last uses of blobs themselves are in the ledger.
+/// Uses since the last batch. The last uses of blobs themselves are in the ledger.
 #[derive(Default)]
 pub(crate) struct Touched {
     pub(crate) blobs: HashSet<Digest>,
@@ -55,13 +55,13 @@ struct Batch {
 }
 
 impl Store {
-    /// Writes down what is pending. A failure is logged; what is pending stays pending.
+    /// Writes pending changes to the index. A failure is logged, and the changes stay pending.
     pub async fn flush(&self) {
         let shared = Arc::clone(&self.shared);
         let _ = blocking(move || shared.write_batch(Durability::Synced)).await;
     }
 
-    /// Writes down what is pending and tidies the index. The folder stays locked until the last handle is gone.
+    /// Writes pending changes to the index and tidies it. The folder stays locked until the last handle is gone.
     pub async fn close(&self) {
         let shared = Arc::clone(&self.shared);
         let _ = blocking(move || {
@@ -78,8 +78,8 @@ impl Store {
 }
 
 impl Shared {
-    /// Writes a batch if one is due and nobody is at the index: the caller has a piece to hand on, and the next one finds
-    /// the batch still due. Call on a blocking thread, holding no lock.
+    /// Writes a batch if one is due and the index is idle: the caller has a piece to hand on, and the next call finds the
+    /// batch still due. Call on a blocking thread, holding no lock.
     pub(crate) fn batch_if_due(&self) {
         let now = self.clock.monotonic();
         let due = {
@@ -169,7 +169,7 @@ impl Shared {
         }
     }
 
-    /// Forgets the fillings that nobody holds and whose pieces are written down; they wait on disk to be resumed.
+    /// Forgets the fillings without a handle whose pieces are in the index; they wait on disk to be resumed.
     fn retire(&self) {
         locked(&self.state)
             .live

@@ -1,6 +1,6 @@
-//! Beginning a fill: joining the one under way, resuming what a former one left, or starting afresh.
+//! Beginning a fill: joining a live fill, resuming a partial, or starting from nothing.
 //!
-//! A partial found on disk is not believed: each piece that the index claims is hashed again before it counts. The whole
+//! A partial found on disk is not trusted: each piece that the index claims is hashed again before it counts. The whole
 //! blob's space is reserved first, so that a fill that began never fails halfway for lack of it.
 
 use std::{io, sync::Arc};
@@ -32,7 +32,7 @@ pub enum BeginFillError {
     /// Another fill of the blob is under way, with another id or other pieces. Abandon that one first.
     #[error("the blob is being filled as {fill} in pieces of {piece_bytes} bytes", piece_bytes = map.piece_bytes())]
     Conflict { fill: FillId, map: PieceMap },
-    /// What is not in use would not make room for it. Pass the blob on without keeping it.
+    /// Evicting everything that is not in use would not make room for it. Pass the blob on without keeping it.
     #[error("no space for {needed} bytes (quota {quota}, {free_bytes} bytes free on disk)", quota = quota_text(*quota_bytes))]
     NoSpace {
         needed: u64,
@@ -47,7 +47,7 @@ pub enum BeginFillError {
 }
 
 impl Store {
-    /// The fill of this blob that somebody holds right now.
+    /// The fill of this blob that is open right now.
     pub fn filling(&self, digest: &Digest) -> Option<Filling> {
         self.shared.held(digest).map(Filling::new)
     }
@@ -134,7 +134,7 @@ impl Shared {
         self.start(gate, map, id.unwrap_or_else(|| self.new_fill()))
     }
 
-    /// `None` when there is nothing on disk that suits.
+    /// `None` when no partial on disk fits.
     fn resume(
         self: &Arc<Self>,
         gate: &GateGuard,
@@ -188,7 +188,7 @@ impl Shared {
 
     fn start(self: &Arc<Self>, gate: &GateGuard, map: PieceMap, id: FillId) -> Result<Filling, BeginFillError> {
         let digest = gate.digest();
-        // Until the fill is attached, what it has still to write is promised to it by nothing else.
+        // Until the fill is attached, only this lock reserves the space that it has still to write.
         let reserving = locked(&self.reserving);
         self.make_room(&reserving, map.blob_bytes(), map.blob_bytes(), &mut Swept::default())
             .map_err(|error| no_room(error, map.blob_bytes()))?;
@@ -244,7 +244,7 @@ impl Shared {
 }
 
 impl Shared {
-    /// Makes the first handle of a passing fill. Nobody else sees one that offers nothing.
+    /// Makes the first handle of a passing fill. With [`Offer::Nothing`] other callers cannot find the fill by its digest.
     pub(crate) fn attach_passing(
         self: &Arc<Self>,
         fill: Arc<Fill>,
@@ -270,7 +270,7 @@ impl Shared {
     }
 }
 
-/// A quota as people read it.
+/// A quota as text for people.
 fn quota_text(quota_bytes: Option<u64>) -> String {
     quota_bytes.map_or_else(|| "none".to_owned(), |bytes| format!("{bytes} bytes"))
 }

@@ -1,7 +1,7 @@
 //! Complete blobs.
 //!
 //! A handle reads from a file that stays open, so neither eviction nor removal can pull the bytes away under it; eviction
-//! does not even try. A file that is not what its row says is a miss: the row goes, and the next pull brings the blob back.
+//! does not even try. A file that does not match its row is a miss: the row is deleted, and the next pull fetches the blob again.
 
 use std::{io, ops::Range, sync::Arc};
 
@@ -47,7 +47,7 @@ pub enum ReadBlobError {
     /// The file is shorter than its blob. The blob was dropped; ask for it again from elsewhere.
     #[error("the file of {digest} is shorter than the blob")]
     Truncated { digest: Digest },
-    /// A piece has not its hash any more, or cannot be read. The blob was dropped; ask for it again.
+    /// A piece no longer matches its hash, or cannot be read. The blob was dropped; ask for it again.
     #[error("piece {piece} of {digest} is damaged on disk")]
     Damaged { digest: Digest, piece: u32 },
     /// There was no room to keep the blob, and the reader was too far behind the others: what it wants is gone.
@@ -84,8 +84,8 @@ impl Store {
         Ok(opened)
     }
 
-    /// Throws a complete blob away, for one that was found damaged, or a partial that nobody fills; says whether there was
-    /// one. Handles that are open go on reading. A live fill is not touched: abandon it.
+    /// Removes a complete blob, such as a damaged one, or a partial without a live fill. Returns whether there was one.
+    /// Handles that are open go on reading. A live fill is not touched: abandon it.
     ///
     /// # Errors
     /// [`StoreError::Io`] when the file cannot be removed.
@@ -100,8 +100,8 @@ impl Store {
         .await
     }
 
-    /// Hashes one piece of a complete blob again, for somebody who got wrong bytes. A damaged blob is dropped, so that it is
-    /// fetched again; says whether it was.
+    /// Hashes one piece of a complete blob again, for a peer that got wrong bytes. A damaged blob is dropped, so that it is
+    /// fetched again. Returns whether it was damaged.
     ///
     /// # Errors
     /// As [`Store::blob`].
@@ -172,7 +172,8 @@ impl Shared {
         }))
     }
 
-    /// Drops the blob of that generation, if it is still the one that is here. What is good of it stays to be filled up.
+    /// Drops the blob of that generation, if it is still the one that is here. Its good pieces stay, and the next fill adds
+    /// the rest.
     fn discard_damaged(&self, gate: &GateGuard, generation: Generation) -> io::Result<()> {
         let digest = gate.digest();
         let same = locked(&self.state)
@@ -207,7 +208,7 @@ impl Shared {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(error.into()),
         }
-        // To be found damaged is no use.
+        // Finding it damaged does not count as a use.
         let used = locked(&self.state)
             .ledger
             .get(digest)
@@ -226,7 +227,7 @@ impl Shared {
         locked(&self.state)
             .ledger
             .insert(*digest, Kind::Partial, row.map.blob_bytes(), used);
-        // No listener is no error.
+        // A send without receivers is no error.
         let _ = self.evictions.send(*digest);
         Ok(true)
     }
@@ -260,7 +261,7 @@ impl Blob {
         self.inner.row.map
     }
 
-    /// The fill that brought it.
+    /// The id of the fill that brought it.
     pub fn fill(&self) -> FillId {
         self.inner.row.fill
     }

@@ -1,6 +1,6 @@
-//! The whole of what is kept, for people to look at; and taking parts of it out at their word.
+//! Catalogue of the whole store for administrators, and removal of parts of it.
 //!
-//! To look counts as no use. What is being read or filled is never taken out.
+//! Listing does not count as use. A blob that is being read or filled is never removed.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -16,7 +16,7 @@ use crate::{
     store::Shared,
 };
 
-/// Everything that is kept, at one moment. Times are how long ago.
+/// Everything in the store, at one moment. Times are ages.
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
     pub manifests: Vec<KnownManifest>,
@@ -73,21 +73,21 @@ pub enum Presence {
     Absent,
 }
 
-/// What is to be taken out.
+/// What to remove.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Removal {
     pub tags: Vec<(Repository, String)>,
-    /// Manifests that a repository is to have no more; one that no other has is deleted.
+    /// Manifests to remove from a repository; one that no other repository has is deleted.
     pub manifests: Vec<(Repository, Digest)>,
-    /// Blobs that are kept, and that a repository is to have no more.
+    /// Blobs that stay in the store, and are removed from a repository.
     pub shared: Vec<(Repository, Digest)>,
     pub blobs: Vec<Digest>,
 }
 
-/// Why nothing was taken out.
+/// Why nothing was removed.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoveContentError {
-    /// Try again when nobody reads or fills these.
+    /// These have readers or live fills; try again when those have ended.
     #[error("in use")]
     InUse(Vec<Digest>),
     #[error(transparent)]
@@ -107,13 +107,13 @@ impl From<IndexError> for RemoveContentError {
 }
 
 impl Store {
-    /// Everything that is kept.
+    /// Everything in the store.
     ///
     /// # Errors
     /// [`StoreError::Index`].
     pub async fn catalog(&self) -> Result<Catalog, StoreError> {
         self.run(|shared| {
-            // Last uses and pieces that have landed are otherwise known to the memory alone.
+            // Recent last uses and landed pieces are otherwise in memory only.
             shared.write_batch(Durability::Batched);
             Ok(shared.read_catalog()?)
         })
@@ -134,7 +134,7 @@ impl Store {
         }
     }
 
-    /// Takes out all of `removal`, or nothing when any of its blobs is in use.
+    /// Removes all of `removal`, or nothing when any of its blobs is in use.
     ///
     /// # Errors
     /// [`RemoveContentError`]. When a file cannot be removed, some of it may be gone.
@@ -191,7 +191,7 @@ impl Shared {
     fn take_out(&self, removal: &Removal) -> Result<Swept, RemoveContentError> {
         let (mut leaving, mut in_use) = (Vec::new(), Vec::new());
         for digest in &removal.blobs {
-            // Waiting for a gate while holding others could deadlock; who stands in one is busy with the blob.
+            // Waiting for a gate while holding others could deadlock; a held gate means that the blob is in use.
             let Some(gate) = self.gates.try_enter(digest) else {
                 in_use.push(*digest);
                 continue;
@@ -242,7 +242,7 @@ impl Shared {
             }
             Ok(())
         });
-        // Also when the disk has not taken it: it may be gone all the same.
+        // Also after an error: the rows may be gone all the same.
         locked(&self.known).changed();
         written
     }

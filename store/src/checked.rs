@@ -1,9 +1,9 @@
 //! Reading a complete blob through the hashes of its pieces.
 //!
-//! Only bytes that belong to a piece with its hash go out, and exactly those that were looked at: a piece is hashed as a whole,
-//! and each of its blocks beside it, and what is read again to be sent is compared with its block. So a reader holds one small
-//! buffer, however large its pieces are, and a file that changes in between is noticed. A piece that is found good, in a file that
-//! was not written to since, is not looked at again for a while.
+//! Only bytes of a piece that matches its hash go out, and exactly those that were verified: a piece is hashed as a whole,
+//! and so is each of its blocks, and bytes that are read again to be sent are compared with the hash of their block. So a
+//! reader holds one small buffer, however large its pieces are, and notices a file that changes in between. A piece that was
+//! found good, in a file that was not written to since, is not verified again for a while.
 
 use std::{
     io,
@@ -27,9 +27,9 @@ use crate::{
     lock::locked,
 };
 
-/// What is compared at once, in bytes.
+/// The size of a block, in bytes.
 const BLOCK_BYTES: u64 = 16 * 1024;
-/// How long a piece that was found good is taken for good: it has just been read, and lies in memory.
+/// How long a verification of a piece counts: it has just been read, and lies in memory.
 const GOOD_FOR: Duration = Duration::from_secs(60);
 /// Pieces that are remembered as good: 64 GiB of the largest.
 const GOOD_MAX: NonZeroUsize = NonZeroUsize::new(16 * 1024).unwrap();
@@ -47,7 +47,7 @@ struct CheckedPiece {
     blocks: Arc<[PieceHash]>,
 }
 
-/// The pieces that were found good of late.
+/// Pieces that were recently found good.
 pub(crate) struct GoodPieces(Mutex<LruCache<(Digest, u32), (FileStamp, Duration)>>);
 
 impl Default for GoodPieces {
@@ -101,7 +101,7 @@ impl CheckedBlob {
     }
 
     /// Reads the beginning of `range`, at most [`READ_BYTES_MAX`] bytes of one piece. A piece without its hash, or that cannot be
-    /// read, makes the blob damaged: it is dropped, and what is good of it is kept to be filled up. Cancel safe.
+    /// read, makes the blob damaged: it is dropped, and its good pieces are kept for the next fill. Cancel safe.
     ///
     /// # Errors
     /// [`ReadBlobError::Damaged`] and [`ReadBlobError::OutOfRange`].
@@ -140,7 +140,7 @@ impl CheckedBlob {
         let range = self.blob.map().range(piece);
         let expected = self.blob.piece_hashes()[piece as usize];
         let (file, of) = (Arc::clone(self.blob.file()), range.clone());
-        // From before: what is written meanwhile makes it another.
+        // Taken before the read: a write in the meantime changes the stamp.
         let stamp = file.stamp();
         let hashed = blocking(move || hash(file.as_ref(), of)).await?;
         match hashed {
@@ -176,7 +176,7 @@ impl CheckedBlob {
 }
 
 impl CheckedPiece {
-    /// The beginning of `wanted`, which lies in the piece; `None` when it is not what it was.
+    /// The beginning of `wanted`, which lies in the piece; `None` when the bytes have changed.
     async fn read(&self, file: Arc<dyn OpenFile>, wanted: Range<u64>) -> io::Result<Option<Bytes>> {
         let start = self.range.start;
         let first = (wanted.start - start) / BLOCK_BYTES;

@@ -1,10 +1,10 @@
-//! What a store counts of itself, for whoever watches it.
+//! Counters of a store, for metrics.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{Store, lock::locked};
 
-/// Everything at one moment. Those of what has happened count from the start of the process.
+/// All counters at one moment. Counters of events start with the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Complete blobs.
@@ -15,16 +15,16 @@ pub struct Counts {
     /// The whole size of every blob that is not complete.
     pub reserved_bytes: u64,
     pub quota_bytes: Option<u64>,
-    /// On the disk; 0 when it does not say.
+    /// Free bytes on the disk; 0 when the disk does not say.
     pub free_bytes: u64,
-    /// Complete blobs that went since nobody had used them for the TTL.
+    /// Complete blobs removed because they were unused for the TTL.
     pub expired_blobs: u64,
-    /// Complete blobs that went to make room.
+    /// Complete blobs removed to make room.
     pub evicted_blobs: u64,
-    /// Of complete blobs that went, for whatever reason.
+    /// The size of all complete blobs removed, for any reason.
     pub freed_bytes: u64,
     pub damaged_blobs: u64,
-    /// Looked at again, and good.
+    /// Bytes that were verified again and found good.
     pub verified_bytes: u64,
 }
 
@@ -51,7 +51,7 @@ impl Counter {
 }
 
 impl Store {
-    /// What is here and what has happened. Asks neither the index nor a file.
+    /// The counters now. Reads neither the index nor a file.
     pub fn counts(&self) -> Counts {
         let (shared, counters) = (&self.shared, &self.shared.counters);
         let free_bytes = shared.files.free_bytes(shared.layout.dir()).unwrap_or(0);

@@ -1,7 +1,7 @@
-//! Making room, and sweeping out what nobody used.
+//! Eviction: making room, and removing what was unused for the TTL.
 //!
-//! What is pinned or being filled never goes. A file is removed before its row: a crash in between leaves a row without a
-//! file, which recovery drops, and never bytes that nobody accounts for.
+//! Pinned blobs and live fills are never evicted. A file is removed before its row: a crash in between leaves a row without
+//! a file, which recovery drops, and never bytes that are not accounted for.
 
 use std::{collections::HashSet, io, sync::MutexGuard, time::Duration};
 
@@ -29,10 +29,10 @@ const REFUSED_LIFE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Manifests kept, in bytes: thousands of images.
 const MANIFESTS_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
-/// What a sweep took away.
+/// What a sweep removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// The complete blobs that went.
+    /// The complete blobs that were removed.
     pub blobs: Vec<Digest>,
     /// Bytes no longer counted, those of stale partials included.
     pub bytes: u64,
@@ -41,7 +41,7 @@ pub struct Swept {
 /// Why there is no room.
 #[derive(Debug)]
 pub(crate) enum RoomError {
-    /// Even without everything that may go.
+    /// Evicting everything that may go would not make room.
     NoSpace {
         quota_bytes: Option<u64>,
         free_bytes: u64,
@@ -50,14 +50,14 @@ pub(crate) enum RoomError {
 }
 
 impl Store {
-    /// Takes out what was not used for the TTL, and then what is over the quota or under the free-space floor, the least
-    /// recently used first. Writes down what is pending. To be called every minute or so.
+    /// Removes what was not used for the TTL, and then what is over the quota or under the free-space floor, the least recently
+    /// used first. Writes pending changes to the index. Call it every minute or so.
     ///
     /// # Errors
     /// [`StoreError::Index`] and [`StoreError::Io`]; a file that cannot be removed is logged and stays.
     pub async fn sweep(&self) -> Result<Swept, StoreError> {
         self.run(|shared| {
-            // It is told of again when it is still so.
+            // Set again if the trouble lasts.
             locked(&shared.state).trouble = None;
             shared.write_batch(Durability::Synced);
             let mut swept = Swept::default();
@@ -80,7 +80,7 @@ impl Shared {
         if let Some(moment) = moment {
             let unused: Vec<Digest> = locked(&self.state).ledger.unused_since(moment).collect();
             for digest in unused {
-                // Used again in the meantime, or somebody is busy with it: not this time.
+                // Skipped if it was used again in the meantime, or if another task works on it.
                 if let Some(gate) = self.gates.try_enter(&digest)
                     && locked(&self.state).ledger.start_leaving(&digest)
                 {
@@ -112,8 +112,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Evicts until `new_bytes` more may be counted and `unwritten_bytes` more be written. Takes nothing when all of it
-    /// would not do.
+    /// Evicts until `new_bytes` more may be counted and `unwritten_bytes` more be written. Evicts nothing when evicting
+    /// everything would not suffice.
     pub(crate) fn make_room(
         &self,
         _reserving: &MutexGuard<'_, ()>,
@@ -194,7 +194,7 @@ impl Shared {
         }
     }
 
-    /// Removes whatever is here of the digest: files, rows, entry; says whether there was anything. On an error, the entry
+    /// Removes everything of the digest: files, rows, entry. Returns whether there was anything. On an error, the entry
     /// stays.
     pub(crate) fn discard(&self, gate: &GateGuard, swept: &mut Swept) -> io::Result<bool> {
         let digest = gate.digest();
@@ -210,30 +210,30 @@ impl Shared {
             partials::delete(transaction, &key)
         });
         if let Err(error) = deleted {
-            // A row without a file is dropped when somebody asks for it, and by recovery.
+            // A row without a file is dropped when its blob is next asked for, and by recovery.
             warn!(blob.digest = %digest, error = &error as &dyn std::error::Error, "failed to delete the row of {digest}");
         }
         let mut state = locked(&self.state);
-        // What passes through is not of what is on the disk.
+        // A passing fill is independent of what is on the disk.
         let is_passing = state.live.get(digest).is_some_and(|live| live.fill.is_passing());
         let live = (!is_passing).then(|| state.live.remove(digest)).flatten();
         let entry = state.ledger.remove(digest);
         drop(state);
-        // Dropped after the lock, for whatever its drop may lock.
+        // Dropped after the lock is released, since its drop may take locks.
         drop(live);
         if let Some(entry) = entry {
             swept.bytes += entry.bytes;
             if entry.kind == Kind::Blob {
                 self.counters.freed_bytes.add(entry.bytes);
                 swept.blobs.push(*digest);
-                // Nobody listening is no error.
+                // A send without receivers is no error.
                 let _ = self.evictions.send(*digest);
             }
         }
         Ok(entry.is_some())
     }
 
-    /// Whether somebody holds a filling of this digest.
+    /// Whether a filling of this digest has a handle.
     pub(crate) fn is_held(&self, digest: &Digest) -> bool {
         locked(&self.state)
             .live

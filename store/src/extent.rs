@@ -11,11 +11,11 @@ use rustix::{
 
 use crate::{blocking::blocking, files::OpenFile};
 
-/// What is looked at to tell whether a file is in memory: the kernel reads ahead by half of this or more.
+/// The stride of probes for whether a file is in memory: the kernel reads ahead by half of this or more.
 const PROBE_STRIDE: u64 = 256 * 1024;
-/// What is copied at once where nothing can be sent without.
+/// The size of a copy, where the file cannot be sent without one.
 const COPIED_BYTES: usize = 16 * 1024;
-/// What is read at once to bring a file into memory.
+/// The size of a read that brings a file into memory.
 const SCRATCH_BYTES: usize = 128 * 1024;
 
 /// A part of a blob's file. While it lives the blob stays.
@@ -27,7 +27,7 @@ pub struct Extent {
 }
 
 impl Extent {
-    /// `None` for a file that is none of the operating system's.
+    /// `None` for a file that the operating system does not have, such as one in memory.
     pub(crate) fn new(file: &Arc<dyn OpenFile>, range: Range<u64>, hold: Arc<dyn Send + Sync>) -> Option<Self> {
         file.descriptor()?;
         Some(Self {
@@ -46,10 +46,10 @@ impl Extent {
         self.range.is_empty()
     }
 
-    /// Brings what is not in memory there, on a blocking thread; returns at once when all of it is. Cancel safe.
+    /// Brings the bytes that are not in memory there, on a blocking thread; returns at once when all are. Cancel safe.
     ///
     /// # Errors
-    /// Whatever the disk says.
+    /// The disk's error.
     pub async fn make_resident(&self) -> io::Result<()> {
         if self.is_resident() {
             return Ok(());
@@ -80,7 +80,7 @@ impl Extent {
     /// Sends at most `bytes_max` bytes from the front, and takes them off. 0: the file ends here, short of its blob.
     ///
     /// # Errors
-    /// `WouldBlock` when the socket takes nothing now; whatever else it or the disk says.
+    /// `WouldBlock` when the socket takes nothing now; else the error of socket or disk.
     pub fn send_to(&mut self, socket: BorrowedFd<'_>, bytes_max: usize) -> io::Result<usize> {
         let file = self
             .file
@@ -88,7 +88,7 @@ impl Extent {
             .ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
         let bytes = usize::try_from(self.len()).map_or(bytes_max, |len| len.min(bytes_max));
         match sendfile(socket, file, Some(&mut self.range.start), bytes) {
-            // A file system, or a sandbox, that has no such thing.
+            // A file system or a sandbox without this system call.
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM) => self.copy_to(socket, bytes),
             sent => Ok(sent?),
         }
@@ -128,7 +128,7 @@ fn read_through(file: &dyn OpenFile, range: Range<u64>) -> io::Result<()> {
     while at < range.end {
         let rest = usize::try_from(range.end - at).map_or(SCRATCH_BYTES, |rest| rest.min(SCRATCH_BYTES));
         match file.read_at(&mut scratch[..rest], at) {
-            // Shorter than it should be: whoever sends it finds out.
+            // The file is shorter than it should be; sending it fails on that.
             Ok(0) => return Ok(()),
             Ok(read) => at += read as u64,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -55,7 +55,7 @@ pub trait Files: Send + Sync {
     /// Whatever the disk says.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
-    /// Takes a file's name away; handles that are open go on reading.
+    /// Removes a file's name; open handles go on reading.
     ///
     /// # Errors
     /// Of kind `NotFound` when there is none, else whatever the disk says.
@@ -111,7 +111,7 @@ pub trait OpenFile: Send + Sync {
         false
     }
 
-    /// The bytes in that range are not wanted any more. Only files in memory care.
+    /// Frees the bytes in that range, where the file is in memory. Other files ignore it.
     fn forget(&self, _range: Range<u64>) {}
 
     /// The operating system's own file, where there is one: it can be sent without being read.
@@ -119,13 +119,13 @@ pub trait OpenFile: Send + Sync {
         None
     }
 
-    /// By which one tells whether the file was written to. `None` where the disk does not say.
+    /// A stamp that changes with each write to the file. `None` where the disk does not say.
     fn stamp(&self) -> Option<FileStamp> {
         None
     }
 }
 
-/// Which file it is, how long, and when it was changed last.
+/// Identity, length and last change of a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FileStamp {
     pub device: u64,
@@ -186,7 +186,7 @@ impl Files for DiskFiles {
 
     fn list(&self, path: &Path) -> io::Result<Vec<FileEntry>> {
         let (mut files, folders) = list_folder(path)?;
-        // A file's length is a wait for the disk when it is not in memory, and a disk serves several at once.
+        // Reading a file's length may wait for the disk, and a disk serves several requests at once.
         let next = AtomicUsize::new(0);
         let list_some = || {
             let mut found = Vec::new();

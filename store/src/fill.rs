@@ -1,8 +1,9 @@
 //! The state of one blob that is being filled.
 //!
 //! Invariant: a piece is in `landed` only after its bytes had the hash that is kept for it and were written to the file, and
-//! nothing writes them again. It is in `have` as long as it can be read, which is for ever, unless the fill is a passing one. A tail is in the file, but in nothing that a reader or peer sees. `proven` is set only when the whole blob had its digest. Nothing here waits or touches the
-//! index; whatever readers may be waiting for moves `changes`.
+//! nothing writes them again. It is in `have` as long as it can be read: for ever, unless the fill is a passing one. A tail
+//! is in the file, but never visible to a reader or peer. `proven` is set only when the whole blob had its digest. Nothing
+//! here waits or touches the index; every event that readers may wait for moves `changes`.
 
 use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry},
@@ -40,7 +41,7 @@ pub enum FillFailure {
     /// What arrived is kept for a later resume.
     #[error("the disk failed: {0}")]
     Disk(String),
-    /// The owner is going away, or nobody wants the blob any more. What arrived is kept for a later resume.
+    /// The owner is going away, or no reader wants the blob any more. What arrived is kept for a later resume.
     #[error("the download was stopped")]
     Stopped,
 }
@@ -60,7 +61,7 @@ pub(crate) struct Fill {
     file: Arc<dyn OpenFile>,
     state: Mutex<FillState>,
     prefix: Mutex<Prefix>,
-    /// Held shared by each write into the file, and alone by whoever must know that none is under way.
+    /// Held shared by each write into the file, and exclusively by code that requires that no write is under way.
     writes: RwLock<()>,
     changes: watch::Sender<u64>,
 }
@@ -71,7 +72,7 @@ struct FillState {
     landed_bytes: u64,
     /// Of a passing fill.
     window: Option<Window>,
-    /// Let go, and still in the file.
+    /// Pieces that left the window and are still in the file.
     gone: Vec<u32>,
     /// The first piece that the digest lacks.
     hashed: u32,
@@ -83,7 +84,7 @@ struct FillState {
     taken_back: Vec<u32>,
     /// Of pieces that are not in `landed`.
     tails: Tails,
-    /// Being written by somebody; and whether somebody else waits for that.
+    /// Pieces that are being written, and for each whether another writer waits for it.
     claimed: HashMap<u32, bool>,
     waits: BTreeMap<u64, Wait>,
     waits_begun: u64,
@@ -97,7 +98,7 @@ enum End {
     Published,
     /// Proven, and not kept. Its readers go on within the window.
     Passed,
-    /// The disk would not take the finished blob. Its readers go on from the open file; nothing can follow but abandoning.
+    /// The disk would not take the finished blob. Its readers go on from the open file; the fill can only be abandoned.
     Lost,
     Failed(FillFailure),
 }
@@ -115,10 +116,10 @@ struct Wait {
     since: Duration,
 }
 
-/// What a writer finds before it writes.
+/// The state of a piece that a writer wants to write.
 pub(crate) enum Claim {
     Have(PieceHash),
-    /// Somebody else is writing that piece, or there is no room for it yet; wait for a change.
+    /// Another writer has the piece, or there is no room for it yet; wait for a change.
     Busy,
     /// There is no room for it, unless others can go: see [`Fill::make_way`]. Then as `Busy`.
     Beyond,
@@ -189,7 +190,7 @@ impl Fill {
         &self.file
     }
 
-    /// Whether it is what somebody wants who asks for this map, and for this id or any.
+    /// Whether the fill has this map, and this id where one is given.
     pub(crate) fn suits(&self, map: PieceMap, id: Option<FillId>) -> bool {
         self.map == map && id.is_none_or(|id| id == self.id)
     }
@@ -247,7 +248,7 @@ impl Fill {
         self.map.blob_bytes() - locked(&self.state).landed_bytes
     }
 
-    /// What it has still to write to the disk.
+    /// The bytes that it has still to write to the disk.
     pub(crate) fn unwritten_bytes(&self) -> u64 {
         if self.is_passing() { 0 } else { self.missing_bytes() }
     }
@@ -313,7 +314,7 @@ impl Fill {
         }
     }
 
-    /// Gives a claim back; the next writer waiting for it goes on. Wakes nobody when there is none: each tail ends here.
+    /// Gives a claim back; the next writer waiting for it goes on. Without one it wakes no waiter: each tail ends here.
     pub(crate) fn release(&self, index: u32) {
         let waited_for = locked(&self.state).claimed.remove(&index);
         if waited_for == Some(true) {
@@ -321,7 +322,7 @@ impl Fill {
         }
     }
 
-    /// Keeps the file from changing hands while the caller writes into it.
+    /// Keeps the file from being discarded or reused while the caller writes into it.
     pub(crate) fn enter_write(&self) -> Result<RwLockReadGuard<'_, ()>, FillFailure> {
         let guard = self.writes.read().unwrap_or_else(PoisonError::into_inner);
         match &locked(&self.state).end {
@@ -352,10 +353,10 @@ impl Fill {
         self.insert(&mut locked(&self.state), index, hash);
     }
 
-    /// Forgets pieces that turned out to be other than was believed; yields those that were here. `None`: they cannot be had again,
-    /// and the fill is to be given up.
+    /// Forgets pieces that turned out to be wrong; returns those that were here. `None`: they cannot be fetched again, and
+    /// the fill must be given up.
     pub(crate) fn take_back(&self, pieces: impl IntoIterator<Item = u32>) -> Option<Vec<u32>> {
-        // No piece is hashed meanwhile.
+        // Keeps pieces from being hashed in the meantime.
         let mut prefix = locked(&self.prefix);
         let mut state = locked(&self.state);
         let state = &mut *state;
@@ -392,7 +393,7 @@ impl Fill {
         Some(taken)
     }
 
-    /// Lots of pieces that were taken back so far.
+    /// How many times pieces were taken back so far.
     pub(crate) fn takings(&self) -> usize {
         locked(&self.state).taken_back.len()
     }
@@ -419,7 +420,7 @@ impl Fill {
 
     // Passing.
 
-    /// Somebody has a piece for which there is no room yet: lets go what may go. On a blocking thread.
+    /// A writer has a piece for which there is no room yet: lets go of the pieces that may go. On a blocking thread.
     pub(crate) fn make_way(&self, index: u32, now: Duration) -> io::Result<()> {
         if let Some(window) = &mut locked(&self.state).window {
             window.want(index);
@@ -457,7 +458,7 @@ impl Fill {
             window.leave(seat);
         }
         self.slide(now);
-        // Whoever minds that nobody reads any more.
+        // Wakes tasks that act on a passing fill without readers.
         self.changed();
     }
 
@@ -538,8 +539,8 @@ impl Fill {
 
     // Proving.
 
-    /// Hashes on from the end of the contiguous prefix, at most `pieces_max` pieces; does nothing when somebody else is at
-    /// it. `fresh` is a piece that need not be read back.
+    /// Hashes on from the end of the contiguous prefix, at most `pieces_max` pieces; does nothing while another thread
+    /// hashes. `fresh` is a piece that need not be read back.
     pub(crate) fn advance(&self, fresh: Option<(u32, &Bytes)>, pieces_max: u32) -> io::Result<()> {
         match self.prefix.try_lock() {
             Ok(mut prefix) => self.hash_on(&mut prefix, fresh, pieces_max),
@@ -669,13 +670,13 @@ impl Fill {
     }
 }
 
-/// A fill of which lots of pieces were taken back so often is given up.
+/// The most times that a fill may lose pieces before it is given up.
 const TAKEN_BACK_MAX: usize = 64;
 
 /// The row of a fill that the index does not know.
 const NO_ROW: i64 = -1;
 
-/// Reads a range without waiting for the disk; `None` when that cannot be.
+/// Reads a range without waiting for the disk; `None` when that is not possible.
 pub(crate) fn read_now(file: &dyn OpenFile, range: &Range<u64>) -> Option<Vec<u8>> {
     let mut bytes = vec![0; usize::try_from(range.end - range.start).ok()?];
     file.read_now(&mut bytes, range.start).then_some(bytes)

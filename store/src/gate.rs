@@ -1,4 +1,4 @@
-//! One gate a digest: whoever changes what the disk holds for a digest stands in its gate.
+//! A lock per digest, its gate: a task holds it while it changes what the disk holds for the digest.
 //!
 //! Beginning, publishing, abandoning, removing and evicting one blob therefore never interleave, while different blobs do
 //! not wait for each other. The guard is owned, so that it travels into the blocking task and outlives a caller that gave
@@ -16,21 +16,21 @@ use crate::lock::locked;
 
 type Gate = Arc<tokio::sync::Mutex<()>>;
 
-/// The gates that somebody stands in or waits at.
+/// The gates that are held or waited for.
 #[derive(Clone, Default)]
 pub(crate) struct Gates {
     gates: Arc<Mutex<HashMap<Digest, Gate>>>,
 }
 
 impl Gates {
-    /// Waits until nobody else changes `digest`. Cancel safe.
+    /// Waits until no other task changes `digest`. Cancel safe.
     pub(crate) async fn enter(&self, digest: &Digest) -> GateGuard {
         let leave = self.approach(digest);
         let held = Arc::clone(&leave.gate).lock_owned().await;
         GateGuard { held, leave }
     }
 
-    /// Enters unless somebody else is inside.
+    /// Enters unless the gate is held.
     pub(crate) fn try_enter(&self, digest: &Digest) -> Option<GateGuard> {
         let leave = self.approach(digest);
         let held = Arc::clone(&leave.gate).try_lock_owned().ok()?;
@@ -46,7 +46,7 @@ impl Gates {
     }
 }
 
-/// Nobody else changes this digest on disk while the guard lives.
+/// A held gate. No other task changes this digest on disk while the guard lives.
 pub(crate) struct GateGuard {
     #[expect(dead_code, reason = "held for its drop, which must come before that of `leave`")]
     held: OwnedMutexGuard<()>,
@@ -69,7 +69,7 @@ struct Leave {
 impl Drop for Leave {
     fn drop(&mut self) {
         let mut gates = locked(&self.gates.gates);
-        // The table's reference and ours: new ones are only made under the lock that we hold.
+        // The table's reference and this one: new ones are only made under the lock that is held here.
         if Arc::strong_count(&self.gate) == 2 {
             gates.remove(&self.digest);
         }

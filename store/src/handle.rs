@@ -27,7 +27,7 @@ impl Pin {
         }
     }
 
-    /// One that leaves the last use as it is.
+    /// A pin that leaves the last use as it is.
     pub(crate) fn unused(shared: &Arc<Shared>, digest: Digest, generation: Generation) -> Self {
         let mut pin = Self::new(shared, digest, generation);
         pin.is_use = false;
@@ -59,17 +59,17 @@ impl Drop for Pin {
     }
 }
 
-/// A filling that somebody holds.
+/// What all clones of a filling share; the fill is live as long as it exists.
 pub(crate) struct Handle {
     pub(crate) fill: Arc<Fill>,
     pub(crate) held: Held,
 }
 
-/// What a filling holds of its store.
+/// What a filling holds in its store.
 pub(crate) enum Held {
     /// Its space on the disk.
     Space(Pin),
-    /// Nothing: it is a passing one, and has a place among the few of those.
+    /// No space: a passing fill, which has one of the few places for those.
     Nothing {
         shared: Arc<Shared>,
         #[expect(dead_code, reason = "the place is given back when this is dropped")]

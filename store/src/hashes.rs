@@ -1,7 +1,7 @@
 //! The list of a complete blob's piece hashes, and the authority's signature over it where there is one.
 //!
-//! The list is written in the same transaction that makes a blob one of the store's, and leaves with it. The store checks no
-//! signature: its caller has.
+//! The list is written in the same transaction that publishes a blob, and is deleted with it. The store checks no signature: its
+//! caller has.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ pub struct PieceHashes {
 }
 
 impl Store {
-    /// The hashes of a blob's pieces, if it is here and complete. No use of it.
+    /// The hashes of a blob's pieces, if it is here and complete. Does not count as a use.
     ///
     /// # Errors
     /// [`StoreError::Index`].

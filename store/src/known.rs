@@ -1,7 +1,7 @@
-//! Names that were used of late, kept in memory: a manifest that everybody asks for costs the index nothing.
+//! Cache of recently used names in memory: a popular manifest costs the index nothing.
 //!
-//! What is here is what the index says, or it is not here: whatever changes names there calls [`Known::changed`], and what was
-//! read before that is not kept after it.
+//! An entry always agrees with the index: every change of names there calls [`Known::changed`], and a row that was read before
+//! that call is not cached after it.
 
 use std::num::NonZeroUsize;
 
@@ -10,7 +10,7 @@ use piecemeal_proto::Digest;
 
 use crate::{Manifest, Repository, index::TagRow};
 
-/// The most bytes of manifests, and the most entries of each kind. Beyond that those go that were used longest ago.
+/// The most bytes of manifests, and the most entries of each kind. Beyond that the least recently used are dropped.
 const MANIFESTS_BYTES_MAX: usize = 16 * 1024 * 1024;
 const ENTRIES_MAX: NonZeroUsize = NonZeroUsize::new(16 * 1024).unwrap();
 
@@ -58,7 +58,7 @@ impl Known {
         self.tags.pop(&(at.clone(), tag.to_owned()));
     }
 
-    /// One source was taken back in the index.
+    /// One source was removed from the index.
     pub(crate) fn changed_source(&mut self, at: &Repository, digest: &Digest) {
         self.epoch += 1;
         self.sources.pop(&(at.clone(), *digest));
@@ -76,7 +76,7 @@ impl Known {
     pub(crate) fn added_source(&mut self, before: Epoch, at: &Repository, digest: &Digest) {
         let alone = before == self.epoch();
         self.epoch += 1;
-        // Another write may have come after this one, and taken it back.
+        // A later write may have removed it again.
         if alone {
             self.keep_source(self.epoch(), at, digest);
         }

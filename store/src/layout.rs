@@ -1,4 +1,4 @@
-//! Where things lie in the store's folder.
+//! Paths in the store's folder.
 //!
 //! A digest is always well formed, so its text may stand in a path.
 

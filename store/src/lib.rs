@@ -4,13 +4,13 @@
 //! - A [`Blob`] is complete and was proven against its digest; while a handle lives, nothing evicts it.
 //! - A [`Filling`] shows clients only bytes of verified pieces, and the blob's final piece only once the whole blob is
 //!   proven. Every reader waits for its own piece and for nothing else.
-//! - Space for a whole blob is reserved before its first byte is written. What must go for it goes by last use.
+//! - Space for a whole blob is reserved before its first byte is written. Eviction makes room by last use.
 //! - After a crash the disk holds what the rows say: files without a row are removed, rows without a file are dropped, and
 //!   a partial is offered again only in the pieces, and in the tails of a few more, whose bytes still have their hash.
 //! - A file that is missing or damaged is a miss that heals itself; disk content never panics.
 //!
 //! # What it leaves to others
-//! Who may read what: a digest is no permission. [`Store::has_source`] says only that an upstream answered for a blob.
+//! Access control: a digest is no permission. [`Store::has_source`] says only that an upstream answered for a blob.
 //! There is no thread and no timer in here either: pieces and last uses are written in batches by the operation that finds
 //! the last batch 5 ms old, and the owner calls [`Store::sweep`] every minute or so.
 //!

@@ -1,4 +1,4 @@
-//! Mutexes that outlive a panic.
+//! Mutexes that survive a panic.
 //!
 //! The critical sections of this crate are short and leave their data whole at every step, so a panic elsewhere in a thread
 //! that held one is no reason to bring down every other user of the store.

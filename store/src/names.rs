@@ -1,4 +1,4 @@
-//! What is known by name: manifests, tags, and which upstream answered for what.
+//! Names: manifests, tags, and sources (which upstream answered for which digest).
 //!
 //! A source row says that the upstream itself answered for a digest under a repository; it is the only thing that makes a
 //! manifest visible there. Content is stored once, however many repositories have it.
@@ -27,42 +27,43 @@ pub struct Repository {
     pub name: String,
 }
 
-/// In whose name a right to pull from a repository is kept.
+/// The holder of a right to pull from a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Holder {
-    /// Upstream serves the repository to everybody.
-    Anybody,
+    /// Every client: upstream serves the repository without a credential.
+    Public,
     /// An admitted node, by a credential that upstream took.
     Node(NodeId, Shown),
 }
 
-/// Which credential a node was served by.
+/// The credential that a node was served by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Shown {
-    /// A client's, by its SHA-256. What is written down of it is a keyed hash.
+    /// A client's, by its SHA-256. The store keeps a keyed hash of it.
     Client([u8; 32]),
     /// The site's own.
     Site,
-    /// None: to a peer its mirror does not tell whether that was for everybody, or for this node.
+    /// None. A mirror does not tell its peer whether the repository is public or open to this node only.
     Nothing,
 }
 
 /// How long ago upstream last served a node from a repository; a restart adds an hour at the most.
 ///
-/// A credential that upstream has answered is no new one, and has what it has earned itself, repository by repository: one that
-/// was served in one repository has thereby nothing in another. Only a new one may stand on what its node has earned by others.
+/// A credential that upstream has answered is known, and has only the rights that it has earned itself, repository by
+/// repository: a credential that was served in one repository has no right in another. Only a new one may use the rights that
+/// its node has earned by others.
 ///
 /// Tables are bounded, and what is forgotten gives no right: a node of which as many refused credentials are known at an upstream as
 /// are kept has no new credentials there. A right that made room for other credentials' of the node falls back on the node's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NodeRight {
-    /// By any of the node's credentials, or by one of those that nothing but the node is known of. What upstream has refused
-    /// since does not count.
+    /// By any of the node's credentials, or by one of which only the node was stored. A right that upstream has refused since
+    /// does not count.
     pub by_any: Option<Duration>,
     /// By this very credential.
     pub by_this: Option<Duration>,
-    /// The credential is no new one: upstream has served it or refused it, in this repository or another, or may have done so as
-    /// far as is remembered.
+    /// Whether the credential is known: upstream has served it or refused it, in this repository or another, or may have done
+    /// so and been forgotten.
     pub is_known: bool,
 }
 
@@ -78,7 +79,7 @@ pub struct Manifest {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tag {
     pub digest: Digest,
-    /// Since upstream was asked; a restart adds an hour at the most.
+    /// The time since upstream was asked; a restart adds an hour at the most.
     pub age: Duration,
 }
 
@@ -154,7 +155,7 @@ impl Store {
         .await
     }
 
-    /// Notes that upstream just said what the tag stands for.
+    /// Records what the tag stands for, as upstream has just answered.
     ///
     /// # Errors
     /// [`StoreError::Index`].
@@ -194,7 +195,7 @@ impl Store {
         .await
     }
 
-    /// Forgets a tag, for one that upstream no longer has.
+    /// Forgets a tag that upstream no longer has.
     ///
     /// # Errors
     /// [`StoreError::Index`].
@@ -252,7 +253,7 @@ impl Store {
         .await
     }
 
-    /// Takes back what [`Store::record_source`] noted: the answer was a lie.
+    /// Removes what [`Store::record_source`] recorded: the upstream's answer was wrong.
     ///
     /// # Errors
     /// [`StoreError::Index`].
@@ -295,7 +296,7 @@ impl Store {
         .await
     }
 
-    /// Notes that upstream just refused the holder at `at`, which takes the right that this very holder had.
+    /// Records that upstream has just refused the holder at `at`, which revokes the right of exactly this holder.
     ///
     /// # Errors
     /// [`StoreError::Index`].
@@ -311,7 +312,7 @@ impl Store {
         .await
     }
 
-    /// How long ago upstream last served the repository to everybody; a restart adds an hour at the most.
+    /// How long ago upstream last served the repository without a credential; a restart adds an hour at the most.
     ///
     /// # Errors
     /// [`StoreError::Index`].

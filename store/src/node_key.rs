@@ -1,7 +1,7 @@
-//! The daemon's own key, beside what it keeps.
+//! The daemon's own key, beside its content.
 //!
 //! It lies in the store's folder, so that the folder's lock keeps two daemons from being one node, and apart from the content:
-//! a store that is emptied, or whose index is made anew, is still the same node. The key is on the disk before anything is
+//! a store that is emptied, or whose index is rebuilt, is still the same node. The key is on the disk before anything is
 //! signed with it, and is never written over.
 
 use std::{
@@ -84,7 +84,7 @@ fn make(layout: &Layout) -> Result<NodeKey, MakeError> {
     SystemRandom::new().fill(&mut seed).map_err(|_| MakeError::Random)?;
     let key = NodeKey::from_seed(seed);
     let new = layout.new_node_key();
-    // What a crash has left of an earlier try may have another mode.
+    // A file that a crash has left may have another mode.
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
         _ => {}

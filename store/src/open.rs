@@ -1,6 +1,6 @@
-//! Opening a store's folder: whose it is, who else uses it, and what is wrong with it.
+//! Opening a store's folder: checks that it is a store or empty, and that no other process uses it.
 //!
-//! Nothing is written into a folder before it is known to be ours or empty, and nothing in it is for other users to read.
+//! Nothing is written into a folder before it is known to be a store or empty, and other users cannot read anything in it.
 
 use std::{
     fs,
@@ -24,8 +24,8 @@ use crate::{
     private::close_to_others,
 };
 
-/// Names that may lie in a folder that holds no index: our own lock and key after a crash, or when the store was emptied by
-/// hand, and what mkfs makes.
+/// Names that may lie in a folder that holds no index: a store's lock and key after a crash, or when the store was emptied by
+/// hand, and the folder that mkfs makes.
 const INNOCENT_NAMES: [&str; 4] = ["lock", NODE_KEY, NEW_NODE_KEY, "lost+found"];
 
 /// How a store is set up. All but the folder can be changed later by [`crate::Store::set_limits`].
@@ -35,9 +35,9 @@ pub struct StoreConfig {
     pub dir: PathBuf,
     /// The most that blobs may take, whether complete or reserved, in bytes.
     pub quota_bytes: Option<u64>,
-    /// What is left free on the disk, in bytes.
+    /// The bytes that are left free on the disk.
     pub free_bytes_min: u64,
-    /// How long after its last use something is kept.
+    /// How long content is kept since its last use.
     pub ttl: Duration,
 }
 
@@ -100,7 +100,7 @@ pub enum OpenStoreError {
     },
 }
 
-/// A folder that is ours alone, with an index that this binary understands.
+/// A locked folder, with an index that this binary understands.
 pub(crate) struct Opened {
     pub(crate) lock: fs::File,
     pub(crate) index: Index,
@@ -141,7 +141,7 @@ fn make_dir(dir: &Path) -> Result<(), OpenStoreError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(cannot_write(path, error)),
     }
-    // Blobs may be private: nobody but this user has any business in here.
+    // Blobs may be private: only this user has access.
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

@@ -1,9 +1,9 @@
-//! Fills whose blob is not kept, since there is no room for it: pieces come into memory, wait there for their readers within a
-//! window, and go.
+//! Passing fills: the blob is not kept, since there is no room for it. Pieces come into memory, wait there for their readers
+//! within a window, and go.
 //!
-//! The window moves only when somebody has a piece beyond it, and never past a reader or past what the blob's digest has not
-//! seen yet. So the source is held up by the slowest reader; one that has read nothing for [`LAG_MAX`] while another has read all
-//! that there is room for loses its seat. A fill without readers stands still.
+//! The window moves only when a writer has a piece beyond it, and never past a reader or past the first piece that is not hashed
+//! into the blob's digest. So the slowest reader holds up the source; a reader that has read nothing for [`LAG_MAX`], while
+//! another has read all that there is room for, loses its seat. A fill without readers stands still.
 //!
 //! [`Window`] is pure: it says which pieces go, and owns none of them.
 
@@ -50,7 +50,7 @@ pub(crate) enum Place {
 pub(crate) struct Window {
     first: u32,
     count: u32,
-    /// One after the highest piece that somebody has, or would have if there were room.
+    /// One after the highest piece that a writer has, or would have if there were room.
     wanted_end: u32,
     seats: BTreeMap<u64, Seat>,
     seats_taken: u64,
@@ -122,7 +122,7 @@ impl Window {
         !self.seats.is_empty()
     }
 
-    /// Somebody has `piece`.
+    /// A writer has `piece`.
     pub(crate) fn want(&mut self, piece: u32) {
         self.wanted_end = self.wanted_end.max(piece.saturating_add(1));
     }
@@ -130,7 +130,7 @@ impl Window {
     /// Moves on as far as it must and may; returns the pieces that go. `hashed`: the first piece that the digest lacks.
     pub(crate) fn slide(&mut self, hashed: u32, now: Duration) -> Range<u32> {
         let target = self.wanted_end.saturating_sub(self.count).min(hashed);
-        // Somebody has read all that there is room for, and waits for those who have not.
+        // A reader has read all that there is room for, and waits for slower ones.
         let end = self.range().end;
         if self.seats.values().any(|seat| seat.piece >= end) {
             self.seats
@@ -159,7 +159,7 @@ impl MemoryFile {
         }
     }
 
-    /// What of `len` bytes from `offset` on lies in one piece: the piece, and where in it.
+    /// The part of `len` bytes from `offset` on that lies in one piece: the piece, and the range in it.
     fn within(&self, offset: u64, len: usize) -> Option<(u32, Range<usize>)> {
         let piece = self.map.piece_at(offset)?;
         let range = self.map.range(piece);
@@ -223,14 +223,14 @@ impl OpenFile for MemoryFile {
 }
 
 impl Store {
-    /// Begins a fill whose blob is not kept, for one that there is no room for: see [`BeginFillError::NoSpace`]. Joins the
-    /// one under way, if that is offered too. Ends with [`Filling::pass`], and is gone with its last handle.
+    /// Begins a passing fill, for a blob that there is no room for: see [`BeginFillError::NoSpace`]. Joins the live one, if
+    /// that is offered too. It ends with [`Filling::pass`], and is gone with its last handle.
     ///
     /// Waits for its turn while there are four of them, for as long as the caller has patience: each is here only
     /// as long as it is read, and a client that is refused goes elsewhere over the WAN. Cancel safe.
     ///
     /// # Errors
-    /// [`BeginFillError`], but for `NoSpace`.
+    /// [`BeginFillError`], except `NoSpace`.
     pub async fn begin_passing(
         &self,
         digest: &Digest,
@@ -238,7 +238,7 @@ impl Store {
         fill: Option<FillId>,
         offer: Offer,
     ) -> Result<Filling, BeginFillError> {
-        // Whoever joins takes no place.
+        // A caller that joins a live fill takes no place.
         if let Some(filling) = self.shared.join(digest, map, fill)? {
             return Ok(filling);
         }
@@ -252,7 +252,7 @@ impl Store {
 
 impl Store {
     /// Begins a passing fill beside any other fill of the blob: for a source that disagrees with the source of that one, as long as
-    /// neither is proven. It joins none, is found by none, and leaves what they have alone.
+    /// neither is proven. It joins no other fill, cannot be found, and does not touch theirs.
     ///
     /// Waits for its turn while there are eight of them. Cancel safe.
     pub async fn begin_apart(&self, digest: &Digest, map: PieceMap) -> Filling {

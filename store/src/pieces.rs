@@ -1,4 +1,4 @@
-//! A blob that is being filled, as its writers and readers hold it.
+//! `Filling`: the handle of writers and readers to a blob that is being filled.
 //!
 //! Clients see it through [`Filling::read`], which withholds the blob's final piece until the whole is proven: a client that
 //! got everything but the end cannot mistake a bad blob for a good one. Other peers see it through [`Filling::read_piece`]:
@@ -37,7 +37,7 @@ const ADVANCE_PIECES_MAX: u32 = 4;
 pub struct Filling {
     pub(crate) handle: Arc<Handle>,
     seat: Mutex<Option<Seat>>,
-    /// Lots of pieces that had been taken back when this clone first read.
+    /// How many times pieces had been taken back when this clone first read.
     seen: OnceLock<usize>,
 }
 
@@ -73,7 +73,7 @@ pub enum WritePieceError {
     /// The tail that is remembered is another piece's, or of another length.
     #[error("no tail of piece {index} ends at {offset}")]
     NoSuchTail { index: u32, offset: u64 },
-    /// Somebody ended the fill.
+    /// The fill was ended by another task.
     #[error("the fill was abandoned")]
     Abandoned(#[source] FillFailure),
     /// The local disk; the piece itself is good.
@@ -133,7 +133,7 @@ impl Filling {
         piece.is_some_and(|piece| self.fill_state().has_passed(piece))
     }
 
-    /// Whether anybody reads a passing fill. One that keeps everything counts as read.
+    /// Whether a passing fill has readers. A fill that keeps everything counts as read.
     pub fn has_readers(&self) -> bool {
         self.fill_state().has_readers()
     }
@@ -203,7 +203,7 @@ impl Filling {
         }
     }
 
-    /// The right to write the piece, once nobody else is at it; or its hash, when it is here.
+    /// The right to write the piece, once no other writer has it; or its hash, when it is here.
     async fn claim(&self, index: u32) -> Result<Result<Claimed, PieceHash>, WritePieceError> {
         let mut changes = self.changes();
         loop {
@@ -226,7 +226,7 @@ impl Filling {
         }
     }
 
-    /// Until the window may have moved. A reader that stands still is noticed by looking again.
+    /// Waits until the window may have moved. It wakes now and then, since a reader that stands still causes no change.
     async fn wait_for_way(&self, changes: &mut watch::Receiver<u64>) {
         let changed = tokio::time::timeout(LOOK_AGAIN, changes.changed()).await;
         if let Ok(changed) = changed {
@@ -234,8 +234,9 @@ impl Filling {
         }
     }
 
-    /// Takes back pieces that turned out to be other than was believed. They are missing again. A reader (a clone) that may have read
-    /// one of them gets an error: it has read what the blob does not have. A fill whose pieces cannot be had again is abandoned.
+    /// Takes back pieces that turned out to be wrong. They are missing again. A reader (a clone) that may have read one of
+    /// them gets an error: it has read bytes that are not the blob's. A fill whose pieces cannot be fetched again is
+    /// abandoned.
     ///
     /// # Errors
     /// [`StoreError::Index`].
@@ -260,12 +261,12 @@ impl Filling {
         Ok(())
     }
 
-    /// What a client may see: waits until the range's first byte is here, and returns what is here from there without a
+    /// Reads as a client may: waits until the range's first byte is here, and returns the bytes from there without a
     /// gap: at least one byte, at most [`crate::READ_BYTES_MAX`]. The blob's final piece counts as here once the blob is
     /// proven. An empty range is an empty answer. Cancel safe.
     ///
     /// # Errors
-    /// [`ReadBlobError`]: `Abandoned` when the fill fails, whatever is here.
+    /// [`ReadBlobError`]: `Abandoned` when the fill fails, even for bytes that are here.
     pub async fn read(&self, range: Range<u64>) -> Result<Bytes, ReadBlobError> {
         let range = self.readable(range).await?;
         if range.is_empty() {
@@ -304,14 +305,14 @@ impl Filling {
     }
 
     fn extent_of(&self, range: Range<u64>) -> Option<Extent> {
-        // What is not kept may go before it is sent.
+        // A piece that is not kept may go before it is sent.
         if self.is_passing() {
             return None;
         }
         Extent::new(self.fill_state().file(), range, Arc::clone(&self.handle) as _)
     }
 
-    /// Waits for the first byte of `range`; what of it a client may see without a gap.
+    /// Waits for the first byte of `range`; returns the part of it that a client may see without a gap.
     async fn readable(&self, range: Range<u64>) -> Result<Range<u64>, ReadBlobError> {
         let range = check_range(range, self.map().blob_bytes())?;
         let Some(piece) = self.map().piece_at(range.start).filter(|_| !range.is_empty()) else {
@@ -364,7 +365,7 @@ impl Filling {
         }
     }
 
-    /// What other peers may have: a whole piece, the final one too, or `None` when it is not here. Does not wait.
+    /// A whole piece, as peers get it, the final one too; `None` when it is not here. Does not wait.
     ///
     /// # Errors
     /// [`ReadBlobError`].
@@ -463,7 +464,7 @@ impl Claimed {
             fill.land(self.index, computed);
         }
         let hashed = match fill.is_passing() {
-            // What is not hashed cannot go, and there may be no other write that would see to it.
+            // A piece that is not hashed cannot go, and there may be no later write that hashes it.
             true => fill.catch_up(Some((self.index, bytes)), self.handle.shared().clock.monotonic()),
             false => fill.advance(Some((self.index, bytes)), ADVANCE_PIECES_MAX),
         };

@@ -1,6 +1,6 @@
-//! The store's folder is for its own user: names and manifests of private images lie in it, and their layers.
+//! File modes: only the store's own user may read its folder, which holds names, manifests and layers of private images.
 //!
-//! Another program may have made the folder, and a copy of it may have lost its modes. What other users may read is closed
+//! Another program may have made the folder, and a copy of it may have lost its modes. Files that other users may read are closed
 //! before the index is opened: the folder first, so that no other user can reach what is in it meanwhile, and the index last, so that
 //! a process that dies in between looks once more. A folder and an index that are closed already stand for all the rest, which
 //! the store itself has made, and nothing is walked through.
@@ -19,13 +19,13 @@ use tracing::{info, warn};
 
 use crate::layout::Layout;
 
-/// What other users than the owner may do.
+/// The mode bits of users other than the owner.
 const OTHERS: u32 = 0o077;
 /// Folders in folders: `blobs/sha256/00`.
 const DEPTH_MAX: u32 = 3;
 
-/// Closes to other users what they may read of the store, and makes the index when there is none, so that SQLite, which gives
-/// its log the index's mode, finds it closed. What cannot be closed is told in the log, and stays as it is.
+/// Closes the store to other users, and makes the index when there is none, so that SQLite, which gives its log the index's mode,
+/// finds it closed. A file that cannot be closed is logged, and stays as it is.
 ///
 /// # Errors
 /// The index cannot be made.
@@ -59,7 +59,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     text.into()
 }
 
-/// Whether other users may do anything with it. What is missing is closed, and a link stands for nothing.
+/// Whether other users may do anything with it. A missing file counts as closed, and so does a link.
 fn is_open(path: &Path) -> bool {
     fs::symlink_metadata(path)
         .is_ok_and(|metadata| !metadata.is_symlink() && metadata.permissions().mode() & OTHERS != 0)
@@ -69,7 +69,7 @@ fn is_open(path: &Path) -> bool {
 struct Closed {
     count: u64,
     failed: u64,
-    /// Of those that failed, the first.
+    /// The first failure.
     failure: Option<(PathBuf, io::Error)>,
 }
 
@@ -132,7 +132,7 @@ impl Closed {
     }
 }
 
-/// Takes the rights of others away from the file itself, never from what a link leads to.
+/// Removes the rights of others from the file itself, never from a link's target.
 fn close(path: &Path) -> Result<(), Errno> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = rustix::fs::open(path, flags, Mode::empty())?;

@@ -25,13 +25,13 @@ use crate::{
 pub enum PublishBlobError {
     #[error("{missing} pieces are missing")]
     Incomplete { missing: u32 },
-    /// The whole is not the blob. The fill has ended, its readers know, and nothing of it is kept.
+    /// The bytes do not have the blob's digest. The fill has ended, its readers get an error, and nothing of it is kept.
     #[error("digest mismatch: expected {expected}, computed {computed}")]
     DigestMismatch {
         expected: Box<Digest>,
         computed: Box<Digest>,
     },
-    /// Somebody ended the fill.
+    /// The fill was ended by another task.
     #[error("the fill was abandoned")]
     Abandoned(#[source] FillFailure),
     #[error(transparent)]
@@ -69,7 +69,7 @@ impl Filling {
     pub async fn abandon(&self, why: FillFailure) {
         let gate = self.handle.shared().gates.enter(self.digest()).await;
         let handle = Arc::clone(&self.handle);
-        // An error is a runtime that is going down, and everything with it.
+        // An error means that the runtime is shutting down.
         let _ = blocking(move || handle.shared().abandon(&gate, &handle.fill, why)).await;
     }
 }
@@ -137,7 +137,7 @@ impl Shared {
         })
     }
 
-    /// Everything that the disk has to do.
+    /// The disk's part of publishing.
     fn keep(&self, fill: &Fill, row: &BlobRow) -> Result<(), PublishBlobError> {
         let digest = fill.digest();
         fill.file().sync()?;
@@ -154,7 +154,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Makes the folder durable once in each run: that it exists does not say that it would survive.
+    /// Makes the folder durable once in each run: an existing folder may still be lost in a power cut.
     fn make_blob_dir(&self, digest: &Digest, dir: &Path) -> io::Result<()> {
         if locked(&self.durable_dirs).contains(dir) {
             return Ok(());
@@ -197,7 +197,7 @@ impl Shared {
         }
         fill.drain_writes();
         if fill.is_passing() {
-            // There is nothing on the disk, and nobody begins anew where it stood.
+            // A passing fill has nothing on the disk that a later one could resume.
             self.forget_live(fill);
             return;
         }
@@ -217,7 +217,7 @@ impl Shared {
             .is_some_and(|live| Arc::ptr_eq(&live.fill, fill));
         let live = ours.then(|| state.live.remove(fill.digest())).flatten();
         drop(state);
-        // Dropped after the lock, for whatever its drop may lock.
+        // Dropped after the lock is released, since its drop may take locks.
         drop(live);
     }
 
@@ -234,7 +234,7 @@ impl Shared {
     }
 
     /// Neither a file whose sync failed nor one between two names can be trusted again: it reads well from the system's memory,
-    /// and a second sync may succeed without having written anything. Should it not go away, nothing may lead back to it.
+    /// and a second sync may succeed without having written anything. If it cannot be removed, no row may refer to it.
     fn discard_for_good(&self, gate: &GateGuard) {
         let digest = gate.digest();
         let key = digest.to_string();

@@ -1,4 +1,4 @@
-//! Who takes how much space, and who goes first: the catalogue behind quota, free-space floor and TTL.
+//! Space ledger: the size and last use of every blob and partial, for quota, free-space floor and TTL.
 //!
 //! Pure: no disk, no clock. Every blob and partial on disk has one entry here, a partial with the size of its whole blob,
 //! so that a fill that was admitted can always finish. Invariant: the sums equal the entries, and `by_use` holds exactly
@@ -10,7 +10,7 @@ use piecemeal_proto::Digest;
 
 use crate::clock::Age;
 
-/// What an entry's bytes are.
+/// The kind of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Complete and proven.
@@ -75,7 +75,7 @@ impl Ledger {
         self.entries.get(digest).filter(|entry| !entry.leaving)
     }
 
-    /// What there is of the digest, leaving or not.
+    /// The kind of the digest's entry, leaving or not.
     pub(crate) fn kind(&self, digest: &Digest) -> Option<Kind> {
         self.entries.get(digest).map(|entry| entry.kind)
     }
@@ -135,7 +135,7 @@ impl Ledger {
     }
 
     /// The least recently used entries that together hold at least `shortage_bytes`; `None` when all that may go would not
-    /// do. `enter` may refuse an entry, for one that somebody is busy with; what it returns stands for the victim.
+    /// suffice. `enter` may refuse an entry, such as one that another task works on; what it returns stands for the victim.
     pub(crate) fn victims<G>(
         &self,
         shortage_bytes: u64,
@@ -242,15 +242,15 @@ impl Sum {
     }
 }
 
-/// What stands between a demand and its space.
+/// The figures that decide whether a demand has space.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Space {
     pub(crate) quota_bytes: Option<u64>,
-    /// What the ledger counts already.
+    /// The bytes that the ledger counts already.
     pub(crate) used_bytes: u64,
     pub(crate) free_bytes_min: u64,
     pub(crate) free_bytes: u64,
-    /// What admitted fills have still to write: free now, but promised.
+    /// The bytes that admitted fills have still to write: free now, but promised.
     pub(crate) promised_bytes: u64,
 }
 

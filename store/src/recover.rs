@@ -1,9 +1,9 @@
-//! Bringing disk and rows together when a store is opened.
+//! Recovery: reconciles disk and rows when a store is opened.
 //!
 //! Afterwards every row has its file, of the right length if the blob is complete, and every file has its row: what the disk
 //! holds is what the rows add up to. A complete blob's bytes are not hashed again: its row was written after its file was
-//! synced. A partial's are, when it is resumed; a crash while it was published leaves its file under the blob's name, and it is
-//! taken back, so that no more than the last moment is lost of a long download.
+//! synced. A partial's are, when it is resumed; a crash while it was published leaves its file under the blob's name, and
+//! recovery renames it back, so that a long download loses no more than its last moment.
 
 use std::{collections::HashMap, ffi::OsString, io, path::PathBuf};
 
@@ -131,7 +131,7 @@ impl Recovery<'_> {
         Ok(is_found)
     }
 
-    /// Whether there is such a file; no stray then.
+    /// Whether there is such a file; it is no stray then.
     fn claim(&mut self, path: PathBuf, suits: impl FnOnce(u64) -> bool) -> bool {
         let path = path.into_os_string();
         let is_ours = self.found.get(&path).is_some_and(|bytes| suits(*bytes));
@@ -172,7 +172,7 @@ fn make_dirs(layout: &Layout, files: &dyn Files) -> io::Result<()> {
         files.create_dir(&layout.algorithm(algorithm))?;
     }
     files.create_dir(&layout.partials())?;
-    // Also when they are there: whoever made them may have crashed before this.
+    // Also when they exist: an earlier run may have made them and crashed before this sync.
     files.sync_dir(&layout.blobs())?;
     files.sync_dir(layout.dir())
 }

@@ -1,6 +1,6 @@
-//! Looking whether complete blobs still are what they were: a flipped byte is found before, or when, somebody needs it.
+//! Scrubbing: verifying complete blobs, so that a flipped byte is found before, or when, the blob is read.
 //!
-//! It counts as no use, so that nothing lives longer for having been looked at.
+//! Verification does not count as use, and never prolongs a blob's life.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,14 +15,14 @@ use crate::{
     lock::locked,
 };
 
-/// What came of looking at a blob.
+/// Result of a verification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verified {
     /// Every piece has its hash.
     Good,
-    /// One had not, or the file was not there. The blob was dropped: the next pull fetches it again.
+    /// A piece does not have its hash, or the file was missing. The blob was dropped: the next pull fetches it again.
     Damaged,
-    /// It is not here, or left meanwhile.
+    /// The blob is not here, or left in the meantime.
     Gone,
 }
 
@@ -72,7 +72,7 @@ impl Store {
         .await
     }
 
-    /// At most `count` complete blobs that nobody has looked at for `age`, those first for which it is longest ago.
+    /// At most `count` complete blobs whose last verification is older than `age`, the oldest first.
     ///
     /// # Errors
     /// [`StoreError::Index`].

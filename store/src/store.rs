@@ -1,4 +1,4 @@
-//! The store itself: the handle that everybody holds, and the state behind it.
+//! The store itself: its cloneable handle, and the state behind it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -55,11 +55,11 @@ pub(crate) struct Shared {
     pub(crate) passing: Arc<Semaphore>,
     /// Places for fills apart.
     pub(crate) apart: Arc<Semaphore>,
-    /// Folders of blobs that a power cut would not take: 512 at the most.
+    /// Folders of blobs that are durable: 512 at the most.
     pub(crate) durable_dirs: Mutex<HashSet<PathBuf>>,
     pub(crate) evictions: broadcast::Sender<Digest>,
     pub(crate) counters: Counters,
-    /// Of the index, which is asked for the rest.
+    /// Cached names; the index has the rest.
     pub(crate) known: Mutex<Known>,
     pub(crate) good: GoodPieces,
     node_key: Arc<NodeKey>,
@@ -69,19 +69,19 @@ pub(crate) struct Shared {
     lock: fs::File,
 }
 
-/// What is known without asking the disk.
+/// The state in memory.
 pub(crate) struct State {
     pub(crate) ledger: Ledger,
     pub(crate) live: HashMap<Digest, Live>,
     pub(crate) touched: Touched,
     pub(crate) limits: Limits,
-    /// Why the last fill that should have had room had none.
+    /// Why the last fill found no room.
     pub(crate) trouble: Option<String>,
     /// When the last batch was written, by the monotonic clock.
     pub(crate) batched_at: Duration,
 }
 
-/// A filling in memory. Without a handle it only waits for its last pieces to be written down.
+/// A filling in memory. Without a handle it only waits until its last pieces are in the index.
 pub(crate) struct Live {
     pub(crate) fill: Arc<Fill>,
     pub(crate) handle: Weak<Handle>,
@@ -128,7 +128,7 @@ pub enum StoreError {
 
 impl Store {
     /// Opens the store in `config.dir`, makes it when there is none, and brings disk and rows together after a crash.
-    /// Blocks: a large store takes one look at each of its files.
+    /// Blocks: opening a store looks at each of its files.
     ///
     /// # Errors
     /// [`OpenStoreError`], each with the path and what to do.
@@ -144,7 +144,7 @@ impl Store {
         let last = opened.index.identity().map_err(index_error)?;
         let start = last.map_or(Age(0), |(_, stamp)| stamp.resumed(wall));
         let stamp = Stamp::new(start, wall);
-        // A store of the last release has a random id until here.
+        // A store of the last release has had a random id until now.
         opened
             .index
             .set_identity(opened.node_key.id(), stamp)
@@ -244,7 +244,7 @@ impl Store {
             .await
     }
 
-    /// What keeps new blobs from being kept, if anything does. That one is larger than the quota is no such thing.
+    /// Why new blobs cannot be kept, if they cannot. A blob larger than the quota does not count.
     pub fn trouble(&self) -> Option<String> {
         locked(&self.shared.state).trouble.clone()
     }
@@ -296,7 +296,7 @@ impl Shared {
         locked(&self.random).next_u64()
     }
 
-    /// A fill id that nobody else draws. Never 0.
+    /// A new random fill id. Never 0.
     pub(crate) fn new_fill(&self) -> FillId {
         loop {
             if let id @ 1.. = self.random_u64() {
@@ -316,7 +316,7 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        // Whoever cares has called `close`; this saves the last half second of those who did not.
+        // For callers that did not call `close`: this saves their last half second.
         self.write_batch(Durability::Batched);
     }
 }

@@ -1,7 +1,7 @@
 //! The tail of a fill: the first bytes of a piece that has not arrived in full.
 //!
-//! A piece is up to 4 MiB. What has come of it survives a cut and a crash in the place where the piece will be, and nobody
-//! but the fill's owner ever sees it. A fill remembers a tail for each of the few pieces that are on their way at once. It is
+//! A piece is up to 4 MiB. Its first bytes survive a cut and a crash in the place where the piece will be, and only the
+//! fill's owner ever sees them. A fill remembers a tail for each of the few pieces that are on their way at once. It is
 //! a hint: it counts only while the file has bytes with the hash that is kept for it, and the whole piece is written and
 //! hashed again in the end.
 
@@ -26,7 +26,7 @@ pub(crate) const TAILS_MAX: usize = 16;
 /// The tails of one fill.
 #[derive(Default)]
 pub(crate) struct Tails {
-    /// Of different pieces; the one that was written to last is the last.
+    /// Tails of different pieces; the one that was written to last comes last.
     tails: Vec<Tail>,
     /// Pieces whose tails the index does not know as they are.
     unsaved: BTreeSet<u32>,
@@ -37,7 +37,7 @@ impl Tails {
         self.tails.iter().find(|tail| tail.index == index)
     }
 
-    /// In place of the piece's last one. Beyond [`TAILS_MAX`] the one that has not grown for longest is forgotten.
+    /// Replaces the piece's last tail. Beyond [`TAILS_MAX`] the tail that has not grown for longest is forgotten.
     pub(crate) fn keep(&mut self, tail: Tail) {
         self.unsaved.insert(tail.index);
         self.adopt(tail);
@@ -105,7 +105,7 @@ impl Tail {
         }
     }
 
-    /// The tail that the row tells of, when its bytes are in the file.
+    /// The tail of the row, when its bytes are in the file.
     pub(crate) fn found(fill: &Fill, row: TailRow) -> Option<Self> {
         let start = fill.map().range(row.piece).start;
         let bytes = read_range(fill.file().as_ref(), start..start + row.bytes).ok()?;
@@ -148,8 +148,8 @@ impl Tail {
 impl Filling {
     /// Keeps bytes of a piece that is still on its way, to go on from after a cut or a crash: see [`Filling::tail`]. They
     /// follow those that were kept before; at `offset` 0 they begin a tail in place of the piece's last one. Of more than eight
-    /// pieces, the tail that has not grown for longest is forgotten. Does nothing for a piece
-    /// that is here or that somebody else is writing. Cancel safe: a write that has begun runs to its end.
+    /// pieces, the tail that has not grown for longest is forgotten. Does nothing for a piece that is here or that another
+    /// writer has. Cancel safe: a write that has begun runs to its end.
     ///
     /// # Errors
     /// [`WritePieceError`]: `WrongLength` for the whole piece or more, which only [`Filling::write_piece`] takes.

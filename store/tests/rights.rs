@@ -86,12 +86,12 @@ async fn what_everybody_may_have_is_a_right_of_its_own() {
     let dir = tempfile::tempdir().unwrap();
     let (clock, at) = (FakeClock::new(), repository("app"));
     let store = open(dir.path(), &clock);
-    store.record_right(&at, Holder::Anybody).await.unwrap();
+    store.record_right(&at, Holder::Public).await.unwrap();
     clock.advance(HOUR);
     assert_eq!(store.public_right(&at).await.unwrap(), Some(HOUR));
     refused(&store, "app", ALICE).await;
     assert!(store.public_right(&at).await.unwrap().is_some());
-    store.record_refusal(&at, Holder::Anybody).await.unwrap();
+    store.record_refusal(&at, Holder::Public).await.unwrap();
     assert_eq!(store.public_right(&at).await.unwrap(), None);
 }
 

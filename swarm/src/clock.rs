@@ -1,4 +1,4 @@
-//! The clock that grants and tickets are judged by: the scheduler's.
+//! The authority's clock, by which grants and tickets expire.
 //!
 //! Edge boards boot in 1970 and are set right, or wrong, while they run. Once the scheduler's time is known, only what has
 //! passed since is added to it, so that no step of the local clock changes what is valid.
@@ -26,7 +26,7 @@ impl Default for AuthorityClock {
 }
 
 impl AuthorityClock {
-    /// Goes by this host's clock until the authority's is learnt.
+    /// A clock that follows this host's until the authority's is learnt.
     pub fn new() -> Self {
         Self {
             started: Instant::now(),
@@ -51,11 +51,11 @@ impl AuthorityClock {
         self.origin.store(now - self.elapsed(), Ordering::Relaxed);
     }
 
-    /// Another daemon's word for the authority's time. It counts until the authority's own is learnt.
+    /// The authority's time as another daemon states it. It counts until the authority's own is learnt.
     pub fn assume(&self, unix_seconds: u64) {
         let now = i64::try_from(unix_seconds).unwrap_or(i64::MAX);
         let origin = now - self.elapsed();
-        // Not UNKNOWN: it is learnt.
+        // Leaves a time that is already learnt.
         let _ = self
             .origin
             .compare_exchange(UNKNOWN, origin, Ordering::Relaxed, Ordering::Relaxed);

@@ -1,7 +1,8 @@
-//! What every member of a swarm does: the stream to the scheduler, the piece port and its client, the rate limiter.
+//! Parts that every member of a swarm needs: the stream to the scheduler, the piece port and its client, the HTTP
+//! server, the rate limiter.
 //!
-//! A member is a peer or the mirror; nothing in here asks which. What a blob is wanted for, and from whom, is decided
-//! elsewhere: by the scheduler, and by the download that a lease belongs to.
+//! A member is a peer or the mirror; nothing in here asks which. The scheduler, and the
+//! download that a lease belongs to, decide why a blob is fetched and from which source.
 
 mod clock;
 mod limiter;

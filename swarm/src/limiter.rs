@@ -1,4 +1,4 @@
-//! How many bytes a second a peer may move, up and down summed.
+//! Rate limiter of a peer's transfers, up and down summed.
 //!
 //! Bytes are paid for before they move, first come first served. In any second no more than the rate and one slice pass:
 //! at most 1 % above a rate of 1 MB/s or more. Callers that are up to 5 ms late lose nothing of the rate.
@@ -16,7 +16,7 @@ use tokio::{
 #[derive(Clone, Debug)]
 pub struct TokenBucket {
     rate_bytes_per_second: u64,
-    /// The time in which the whole burst is earned.
+    /// The time that it takes to earn the whole burst.
     burst: Duration,
     /// When everything that was taken is paid for.
     paid: Duration,
@@ -66,7 +66,7 @@ pub struct Limiter {
 struct Inner {
     rate: watch::Sender<Option<u64>>,
     started: Instant,
-    /// Whoever holds it is the next to be served: the lock is fair, which makes it the queue.
+    /// The caller that holds it is served next: the lock is fair, and so is the queue.
     turn: Mutex<Turn>,
 }
 
@@ -97,7 +97,7 @@ impl Limiter {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Changes the rate at once, also for those who wait.
+    /// Changes the rate at once, also for waiting callers.
     pub fn set_rate(&self, rate: Option<u64>) {
         self.inner
             .rate
@@ -136,7 +136,7 @@ impl Limiter {
         }
         let mut left = bytes;
         while left > 0 {
-            // A turn is one slice: nobody waits for another's whole piece.
+            // A turn is one slice: no caller waits for the whole piece of another.
             let mut turn = self.inner.turn.lock().await;
             let Some(current) = *rate.borrow_and_update() else {
                 return;
@@ -153,18 +153,18 @@ impl Limiter {
             }
             tokio::select! {
                 () = sleep(wait) => left -= slice,
-                // The next look replaces the bucket, and with it what was taken.
+                // The next round replaces the bucket, and with it what was taken.
                 _ = rate.changed() => {}
             }
         }
     }
 }
 
-/// With the wake-ups' jitter, what keeps a second within 1 %.
+/// So many that, with the wake-ups' jitter, each second stays within 1 % of the rate.
 const SLICES_PER_SECOND: u64 = 200;
 /// Below it a system call costs more than the smoothness is worth. It matters to rates under 200 kB/s only.
 const SLICE_BYTES_MIN: usize = 1024;
-/// What a socket takes in one call without an effort.
+/// The bytes that a socket easily takes in one call.
 const SLICE_BYTES_MAX: usize = 64 * 1024;
 
 #[cfg(test)]

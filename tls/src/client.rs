@@ -1,4 +1,4 @@
-//! The client's side: what answers is a server of this site, in the role that it is asked for in.
+//! TLS client: verifies that the server belongs to this site and has the expected role.
 
 use std::{error::Error, io, sync::Arc};
 
@@ -22,7 +22,7 @@ use crate::{ServerRole, authority};
 /// A connection to a server of the site.
 pub type ClientStream = tokio_rustls::client::TlsStream<TcpStream>;
 
-/// Why what answers is not talked to. The text reaches logs: it says what to do.
+/// Why a server is not trusted. The text reaches logs: it says what to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RefuseServerError {
     #[error(
@@ -35,7 +35,7 @@ pub enum RefuseServerError {
     NoTls(ServerRole),
 }
 
-/// Trusts servers of the site in that role, whatever their host is called, and nobody else.
+/// Trusts only servers of the site in that role, under any host name.
 pub fn client_config(authority: AuthorityPublic, role: ServerRole) -> ClientConfig {
     let provider = Arc::new(ring::default_provider());
     let roots = RootCertStore {
@@ -70,7 +70,7 @@ impl Connector {
     /// Connects to the first address of `host` that takes the connection. It has no time limit.
     ///
     /// # Errors
-    /// Nobody answers there, or whoever does is refused: [`refusal`] tells.
+    /// No server answers there, or the server that answers is not trusted: [`refusal`] tells.
     pub async fn connect(&self, host: &str, port: u16) -> io::Result<ClientStream> {
         let stream = TcpStream::connect((host, port)).await?;
         // Small messages must not wait for more to send.
@@ -83,7 +83,7 @@ impl Connector {
     }
 }
 
-/// That what answered was not the server in that role, when this is what is behind an error.
+/// The reason why the server was not trusted, when that is the cause of `error`.
 pub fn refusal(error: &(dyn Error + 'static), role: ServerRole) -> Option<RefuseServerError> {
     std::iter::successors(Some(error), |&error| cause(error))
         .filter_map(|cause| cause.downcast_ref::<rustls::Error>())
@@ -91,7 +91,7 @@ pub fn refusal(error: &(dyn Error + 'static), role: ServerRole) -> Option<Refuse
             rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(error))) => {
                 error.downcast_ref::<RefuseServerError>().copied()
             }
-            // By ALPN the two servers find out before any certificate is shown.
+            // ALPN shows a server of the other role before any certificate is sent.
             rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol) => {
                 Some(RefuseServerError::OtherRole(role))
             }
@@ -108,7 +108,7 @@ fn cause<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'stati
     }
 }
 
-/// Looks for the role's name in a certificate, and not for the one by which the server was found.
+/// Verifies the role's name in a certificate, instead of the host name in the URL.
 #[derive(Debug)]
 struct RoleVerifier {
     chain: Arc<WebPkiServerVerifier>,
@@ -188,7 +188,7 @@ mod tests {
         (client, listener.accept().await.unwrap().0)
     }
 
-    /// What a node of the site `node` says to the server of site 1 in that role; and how the server fares.
+    /// Connects a node of the site `node` to the server of site 1 in that role; returns both sides' results.
     async fn meet(node: u8, wanted: ServerRole, is: ServerRole) -> (io::Result<Vec<u8>>, io::Result<SiteStream>) {
         let (client, server) = connected().await;
         let acceptor = Acceptor::new(&site(1), is).unwrap();

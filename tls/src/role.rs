@@ -1,4 +1,4 @@
-//! Who a certificate can be of.
+//! The roles that a certificate can name.
 
 use std::fmt;
 
@@ -24,7 +24,7 @@ impl ServerRole {
         ServerName::DnsName(DnsName::try_from(self.name()).expect("a role's name is a DNS name"))
     }
 
-    /// What it speaks above TLS, as ALPN names it.
+    /// The protocol above TLS, as ALPN names it.
     pub(crate) fn alpn(self) -> Vec<Vec<u8>> {
         let protocol: &[u8] = match self {
             Self::Mirror => b"http/1.1",

@@ -1,4 +1,4 @@
-//! The server's side: one port for both kinds of connection.
+//! TLS server: one port for connections with TLS and without.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::{ServerRole, SiteStream, authority};
 const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How much of what was encrypted waits for the socket: two records. Every client that reads slowly has it filled.
+/// The most encrypted bytes that wait for the socket: two records. A client that reads slowly fills it.
 const BUFFER_BYTES: usize = 32 * 1024;
 /// The first byte of a TLS record that begins a handshake. No HTTP, of any version, begins with it.
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -55,7 +55,7 @@ impl Acceptor {
     pub fn new(authority: &AuthorityKey, role: ServerRole) -> Result<Self, MakeCertificateError> {
         let (certificate, key) =
             authority::issue(authority, role).map_err(|error| MakeCertificateError(error.to_string()))?;
-        // Both ends are ours: there is nothing older to talk to.
+        // Both ends are Piecemeal's: no older TLS version is needed.
         let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(&[&TLS13])
             .expect("ring has what TLS 1.3 needs")
@@ -83,7 +83,7 @@ impl Acceptor {
     /// The client trusts another site, is no client, or takes too long.
     pub async fn shake(&self, stream: TcpStream) -> io::Result<SiteStream> {
         let limit = |session: &mut ServerConnection| session.set_buffer_limit(Some(BUFFER_BYTES));
-        // Apart: a connection that only waits to begin one must not be as large.
+        // In a box: a connection that only waits for a handshake must not be as large.
         let shaking = Box::pin(self.0.accept_with(stream, limit));
         let stream = timeout(HANDSHAKE_TIMEOUT, shaking).await??;
         Ok(SiteStream::Tls(Box::new(stream)))

@@ -59,7 +59,7 @@ impl Challenge {
             })
     }
 
-    /// Where the token is to be had: over TLS, unless the registry itself has none.
+    /// The URL of the token: over TLS, unless the registry itself has none.
     pub(crate) fn token_url(&self, registry: &Url, scope: &str) -> Option<Url> {
         let mut realm = Url::parse(&self.realm).ok()?;
         if realm.scheme() != "https" && !(realm.scheme() == "http" && registry.scheme() == "http") {
@@ -115,7 +115,7 @@ pub(crate) struct TokenAnswer {
     expires_in: Option<u64>,
 }
 
-/// Tokens by whose they are and their scope.
+/// Tokens by holder and scope.
 pub(crate) struct Tokens(Mutex<LruCache<String, (String, Instant)>>);
 
 impl Default for Tokens {
@@ -134,8 +134,8 @@ impl Tokens {
             .map(|(token, _)| token.clone())
     }
 
-    /// Keeps a token server's answer; gives the token. `scope`: what it is good for; `None` when that is not what was wanted: it is not
-    /// kept.
+    /// Keeps a token server's answer, and returns the token. `scope`: the scope it is valid for; `None` when it is not the
+    /// requested one: the token is not kept.
     pub(crate) fn put(&self, scope: Option<&str>, answer: TokenAnswer, now: Instant) -> Option<String> {
         let token = answer.token.or(answer.access_token)?;
         let Some(scope) = scope.filter(|_| token.len() <= TOKEN_KEPT_BYTES_MAX) else {

@@ -1,8 +1,9 @@
-//! Whom an upstream has asked to come back later, and for what.
+//! Circuit breaker for the rate limits (429) of one upstream.
 //!
-//! A 429 counts for the host that has answered it, be that the registry, its token server or where it leads; for those who share the
-//! limit, so for one credential or for all that show none; and for one kind of request: a registry counts manifests, blobs and lists apart. They are answered with that 429 until its time is over; then one request at a time
-//! finds out whether it is. Whether the upstream is there at all is asked elsewhere (`reach.rs`).
+//! A 429 counts for the host that answered it: the registry, its token server or a redirect's target. It counts for the
+//! callers that share the limit: one credential, or all requests without one. And it counts for one kind of request, since a
+//! registry counts manifests, blobs and lists apart. Such requests get that 429 until its time is over; then one request at a
+//! time tries whether it is. `reach.rs` decides whether the upstream is there at all.
 
 use std::{
     num::NonZeroUsize,
@@ -16,14 +17,14 @@ use url::Url;
 use crate::PullError;
 use crate::verdicts::Who;
 
-/// How long an upstream is left alone that does not say for how long.
+/// The pause after a 429 without `Retry-After`.
 pub(crate) const BUSY_PAUSE: Duration = Duration::from_secs(5);
 /// The longest that an upstream may ask for.
 pub(crate) const PAUSE_MAX: Duration = Duration::from_secs(10 * 60);
 /// The most open breakers of one upstream: 10,000 nodes with several credentials each.
 const BREAKERS_MAX: NonZeroUsize = NonZeroUsize::new(64 * 1024).expect("it is not zero");
 
-/// What is counted apart.
+/// Kinds of request, which a registry counts apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
     Manifest,
@@ -41,7 +42,7 @@ pub(crate) struct Breakers(Mutex<LruCache<Key, Open>>);
 struct Open {
     error: PullError,
     until: Instant,
-    /// One request finds out.
+    /// Whether one request is trying whether the limit is over.
     trying: bool,
 }
 
@@ -51,7 +52,7 @@ impl Default for Breakers {
     }
 }
 
-/// The right to ask. Dropped without a word it says nothing about the limit.
+/// Permission to send a request. Dropped without a call it leaves the breaker as it was.
 pub(crate) struct Pass<'a> {
     breakers: &'a Breakers,
     key: Key,
@@ -91,7 +92,7 @@ impl Pass<'_> {
         }
     }
 
-    /// No request of this kind is made with this right for so long.
+    /// Blocks requests of this kind with this right for `pause`.
     pub(crate) fn open(mut self, error: PullError, pause: Duration, now: Instant) {
         self.tries = false;
         let open = Open {
@@ -131,7 +132,7 @@ mod tests {
     #[test]
     fn after_the_pause_one_request_at_a_time_finds_out() {
         let (breakers, now) = (Breakers::default(), Instant::now());
-        let enter = |now| breakers.enter(&host("a.io"), Who::Anybody, Kind::Manifest, now);
+        let enter = |now| breakers.enter(&host("a.io"), Who::Public, Kind::Manifest, now);
         enter(now).unwrap().open(busy(), BUSY_PAUSE, now);
         assert!(enter(now).is_err());
         let later = now + BUSY_PAUSE;
@@ -146,19 +147,19 @@ mod tests {
     fn a_limit_is_that_of_one_host_of_one_right_and_of_one_kind_of_request() {
         let (breakers, now) = (Breakers::default(), Instant::now());
         let enter = |who, kind| breakers.enter(&host("a.io"), who, kind, now);
-        enter(Who::Anybody, Kind::List).unwrap().open(busy(), BUSY_PAUSE, now);
-        assert!(enter(Who::Anybody, Kind::List).is_err());
-        assert!(enter(Who::Anybody, Kind::Manifest).is_ok());
-        assert!(enter(Who::Anybody, Kind::Blob).is_ok());
+        enter(Who::Public, Kind::List).unwrap().open(busy(), BUSY_PAUSE, now);
+        assert!(enter(Who::Public, Kind::List).is_err());
+        assert!(enter(Who::Public, Kind::Manifest).is_ok());
+        assert!(enter(Who::Public, Kind::Blob).is_ok());
         assert!(enter(Who::Holder([1; 32]), Kind::List).is_ok());
-        let elsewhere = breakers.enter(&host("cdn.io"), Who::Anybody, Kind::List, now);
+        let elsewhere = breakers.enter(&host("cdn.io"), Who::Public, Kind::List, now);
         assert!(elsewhere.is_ok(), "another host has limits of its own");
     }
 
     #[test]
     fn no_upstream_can_send_us_away_for_ever() {
         let (breakers, now) = (Breakers::default(), Instant::now());
-        let enter = |now| breakers.enter(&host("a.io"), Who::Anybody, Kind::Blob, now);
+        let enter = |now| breakers.enter(&host("a.io"), Who::Public, Kind::Blob, now);
         enter(now).unwrap().open(busy(), Duration::from_secs(1 << 40), now);
         assert!(enter(now + PAUSE_MAX).is_ok());
     }

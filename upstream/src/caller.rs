@@ -1,4 +1,4 @@
-//! Who asks, and what the caller shows for it.
+//! The caller of a request, and its credential.
 
 use std::fmt;
 
@@ -11,19 +11,19 @@ use sha2::{Digest as _, Sha256};
 /// A longer path of hosts is not passed on: no honest one is.
 const VIA_BYTES_MAX: usize = 1024;
 
-/// Who asks.
+/// The caller of a request.
 #[derive(Clone, Debug, Default)]
 pub struct Caller {
-    /// The admitted node that asks, if it has proven to be one: in whose name rights are kept.
+    /// The admitted node that asks, if it has proven its identity: rights are kept under its id.
     pub node: Option<NodeId>,
-    /// The client's own `Authorization`; `None` for a client that shows nothing.
+    /// The client's own `Authorization`; `None` for a client without a credential.
     pub credential: Option<Credential>,
     /// The hosts that the request has passed already, as `Via` tells.
     pub via: Option<String>,
 }
 
 impl Caller {
-    /// Who a request is from. `node`: the node that it has proven to be of.
+    /// The caller of a request. `node`: the node that the request has proven to come from.
     pub fn of_request(headers: &HeaderMap, node: Option<NodeId>) -> Self {
         let via: Vec<&str> = headers
             .get_all(header::VIA)
@@ -52,7 +52,7 @@ impl Credential {
     /// nothing, and is nothing.
     pub fn from_headers(headers: &HeaderMap) -> Option<Self> {
         let mut value = headers.get(header::AUTHORIZATION)?.clone();
-        if is_nobody(value.as_bytes()) {
+        if is_empty(value.as_bytes()) {
             return None;
         }
         value.set_sensitive(true);
@@ -82,7 +82,7 @@ impl Credential {
         self.0.clone()
     }
 
-    /// As the store is to know it again.
+    /// The credential in the form that the store keeps.
     pub fn shown(&self) -> Shown {
         Shown::Client(self.fingerprint())
     }
@@ -98,7 +98,8 @@ impl fmt::Debug for Credential {
     }
 }
 
-fn is_nobody(value: &[u8]) -> bool {
+/// Whether the header holds no user and no password.
+fn is_empty(value: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(value) else {
         return false;
     };
@@ -121,13 +122,13 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_user_with_an_empty_password_is_nobody() {
-        for nobody in ["Basic Og==", "basic Og==", "Basic  Og== ", ""] {
-            assert_eq!(credential(nobody), None, "{nobody:?}");
+    fn an_empty_user_with_an_empty_password_is_no_credential() {
+        for empty in ["Basic Og==", "basic Og==", "Basic  Og== ", ""] {
+            assert_eq!(credential(empty), None, "{empty:?}");
         }
         assert_eq!(Credential::from_headers(&HeaderMap::new()), None);
-        for somebody in ["Basic YTpi", "Basic OmI=", "Bearer Og==", "Basic"] {
-            assert!(credential(somebody).is_some(), "{somebody:?}");
+        for present in ["Basic YTpi", "Basic OmI=", "Bearer Og==", "Basic"] {
+            assert!(credential(present).is_some(), "{present:?}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! What is asked of one upstream registry: manifests, blobs, and lists of names.
+//! Client of one upstream registry: manifests, blobs, and lists of names.
 
 use std::{
     error::Error,
@@ -44,36 +44,36 @@ const LIST_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// A registry that is pulled from: an upstream, or for a peer its mirror.
 pub struct Upstream {
-    /// For what goes on when the caller has left.
+    /// For tasks that go on when the caller has left.
     pub(crate) me: Weak<Self>,
     pub(crate) name: String,
-    /// As it is configured: a pattern, where one stands for it.
+    /// The configured name: a pattern, where one stands for it.
     pub(crate) label: String,
     pub(crate) asked: Asked,
     /// In the order in which they are asked.
     pub(crate) endpoints: Vec<Arc<Endpoint>>,
-    /// Who asks, when the registry is the site's mirror: it is told so, and by `?ns=` which upstream is meant.
+    /// This node's identity, when the registry is the site's mirror: requests are signed with it, and `?ns=` names the upstream.
     pub(crate) node: Option<NodeIdentity>,
-    /// How the registry is reached, and where it leads.
+    /// The HTTP clients for the registry and its redirects' targets.
     pub(crate) routes: Arc<Routes>,
     /// Hosts whose tokens may be asked for with the held password, besides the registry's own.
     pub(crate) token_servers: Vec<String>,
     pub(crate) tokens: Tokens,
     pub(crate) breakers: Breakers,
     pub(crate) verdicts: Verdicts,
-    /// What it is asked for when the question is whether it is there.
+    /// Public manifests that probes ask for.
     pub(crate) public: PublicManifests,
     /// How long a right counts as proven.
     pub(crate) allowed_life: LiveDuration,
     /// The site's own user and password here.
     pub(crate) held: Option<Held>,
-    /// Whether those are used for everybody who asks, and not only for the site's nodes.
+    /// Whether those are used for all callers, or for the site's nodes only.
     pub(crate) serves_site: bool,
     pub(crate) allow_plain_credentials: bool,
     pub(crate) rewrites: Arc<Rewrites>,
-    /// Done once somebody has been told that its challenges are not passed on.
+    /// Logs once that this upstream's challenges are not passed on.
     pub(crate) withheld: Once,
-    /// The same, for a held password that did not go to a token server elsewhere.
+    /// The same, for a held password that was not sent to a token server elsewhere.
     pub(crate) kept_home: Once,
     /// This daemon, as `Via` names it.
     pub(crate) via: String,
@@ -117,7 +117,7 @@ pub struct FetchedManifest {
     pub bytes: Bytes,
     /// The `Warning` that came along: the source is itself serving something old.
     pub warning: Option<String>,
-    /// It has just come from the source, and was not here.
+    /// Whether it has just come from the source, and was not here before.
     pub fetched: bool,
 }
 
@@ -155,7 +155,7 @@ pub struct BlobAnswer {
     pub blob_bytes: Option<u64>,
     /// The offset that the body begins at: 0 unless the upstream honoured the range.
     pub offset: u64,
-    /// It is the range that was asked for (206).
+    /// Whether it is the requested range (206).
     pub is_part: bool,
     pub body: Response,
 }
@@ -170,7 +170,7 @@ impl Upstream {
         &self.lanes
     }
 
-    /// What it may make us hold.
+    /// Limits on what this upstream may make the mirror hold.
     pub fn limits(&self) -> &Limits {
         &self.limits
     }
@@ -400,7 +400,7 @@ impl Upstream {
         bytes.map_err(|problem| self.bad(at, &problem))
     }
 
-    /// Asks whether it is a registry that answers.
+    /// Checks that a registry answers.
     ///
     /// # Errors
     /// [`PullError`]; a 401 is no error, since it is how a registry asks for a token.
@@ -420,7 +420,7 @@ impl Upstream {
         let request = self.routes.registry(&url)?.get(url);
         let response = self.await_answer(request, Host::Registry(None)).await?;
         let status = response.status();
-        // Read to its end, so that the connection can be used again.
+        // Read to its end, so that the connection can be reused.
         read_body(response, CHECK_BYTES_MAX)
             .await
             .map_err(PullError::Unavailable)?;
@@ -496,7 +496,7 @@ fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
     Some((start, total.parse().ok()))
 }
 
-/// Reads a body to its end, within [`BODY_TIMEOUT`] at the latest: one that drips would be waited for by everybody.
+/// Reads a body to its end, within [`BODY_TIMEOUT`] at the latest: all callers of the lookup would wait for one that drips.
 pub(crate) async fn read_body(mut response: Response, bytes_max: usize) -> Result<Bytes, String> {
     let read = async {
         let mut bytes = BytesMut::new();

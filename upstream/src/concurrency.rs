@@ -1,10 +1,10 @@
 //! How many connections the fills from one upstream use: one to eight each, found by measuring.
 //!
-//! Over a long way one connection is slow: each begins with a few packets and doubles them once a round trip, and each loss
-//! takes it back. Several cross that together. Over a short way one is enough, and more only cost.
+//! Over a long path one connection is slow: it begins with a few packets and doubles them once a round trip, and each loss
+//! sets it back. Several in parallel make up for that. Over a short path one is enough, and more only cost.
 //!
-//! A connection takes seconds to grow into what another leaves behind when it ends. So the layers of an image are given
-//! connections by what they lack, which lets them end together.
+//! A connection takes seconds to grow into the bandwidth that another leaves when it ends. So each layer of an image gets
+//! connections in proportion to its missing bytes, which lets the layers end together.
 
 use std::{
     collections::HashMap,
@@ -18,18 +18,18 @@ use piecemeal_store::Repository;
 pub const WIDTH_MAX: usize = 8;
 /// The most connections for bodies from one upstream, unless there are more fills than that.
 const LANES_MAX: usize = 32;
-/// So much time to the first byte deserves one more connection, up to [`WIDTH_EXPECTED_MAX`].
+/// One more connection for each such time to the first byte, up to [`WIDTH_EXPECTED_MAX`].
 const LATENCY_PER_LANE: Duration = Duration::from_millis(16);
-/// With more than these only a measured gain goes on: what they have under way at the end all arrives at once.
+/// Beyond this number only a measured gain adds connections: all that they have under way at the end arrives at once.
 const WIDTH_EXPECTED_MAX: usize = 6;
 /// How long a number of connections is tried before it is judged.
 const TRIAL: Duration = Duration::from_secs(1);
-/// What one more connection has to bring, in percent.
+/// The minimum gain of one more connection, in percent.
 const GAIN_MIN: u64 = 8;
-/// After a trial that brought nothing, and doubling with each.
+/// The pause after a trial without a gain; it doubles with each.
 const HOLD: Duration = Duration::from_secs(10);
 const HOLD_MAX: Duration = Duration::from_secs(600);
-/// After upstream asked us to come back later, or would not send parts.
+/// The pause after upstream answered 429, or would not send ranges.
 const CALM: Duration = Duration::from_secs(60);
 
 /// The connections of one upstream.
@@ -52,7 +52,7 @@ struct Load {
     busy: usize,
 }
 
-/// What came since the last judgement.
+/// The bytes received since the last judgement.
 struct Window {
     since: Instant,
     bytes: u64,
@@ -84,7 +84,8 @@ impl Default for Lanes {
 }
 
 impl Lanes {
-    /// How long an answer took to its status line. The shortest of late counts: it holds the least of upstream's own work.
+    /// Records how long an answer took to its status line. The shortest recent time counts: it has the least of upstream's own
+    /// work in it.
     pub fn answered_after(&self, took: Duration) {
         let mut state = self.lock();
         let latency = state.latency.map_or(took, |latency| took.min(latency + latency / 20));
@@ -99,7 +100,7 @@ impl Lanes {
         self.lock().latency.unwrap_or_default()
     }
 
-    /// Upstream asked us to come back later, or sends a whole blob when asked for a part.
+    /// Upstream answered 429, or sends a whole blob when asked for a range.
     pub fn calm_down(&self) {
         self.lock().width.calm_down(Instant::now());
     }
@@ -154,7 +155,7 @@ impl Seat<'_> {
         state.share(self.id)
     }
 
-    /// What one connection carries, in bytes a second; 0 when nobody knows yet.
+    /// The rate of one connection, in bytes a second; 0 while it is unknown.
     pub fn lane_rate(&self) -> u64 {
         self.lanes.lock().window.lane_rate
     }
@@ -230,7 +231,7 @@ impl Default for Width {
 }
 
 impl Width {
-    /// Where to begin, before anything has been measured.
+    /// The starting width, before anything has been measured.
     fn expect(&mut self, latency: Duration) {
         if self.hold_until.is_none() {
             let lanes = latency.as_micros().div_ceil(LATENCY_PER_LANE.as_micros());
@@ -241,7 +242,7 @@ impl Width {
         }
     }
 
-    /// `rate`: what came in the last while, in bytes a second.
+    /// `rate`: the rate of the last window, in bytes a second.
     fn judge(&mut self, rate: u64, now: Instant) {
         if let Some(before) = self.trial.take()
             && u128::from(rate) * 100 < u128::from(before) * u128::from(100 + GAIN_MIN)

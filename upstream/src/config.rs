@@ -21,9 +21,9 @@ pub struct UpstreamConfig {
     pub client_certificate_file: Option<PathBuf>,
     /// The site's own credentials there.
     pub credentials: Option<CredentialSource>,
-    /// Hosts that tokens are asked for with those, besides the registry's own.
+    /// Token servers that those credentials may be sent to, besides the registry's own.
     pub token_servers: Vec<String>,
-    /// Whether everybody on the LAN is served with those, and not only admitted nodes.
+    /// Whether all clients on the LAN are served with those credentials, or admitted nodes only.
     pub serves_site: bool,
 }
 
@@ -42,7 +42,7 @@ impl UpstreamConfig {
     }
 
     /// The registry `name` that this pattern stands for; `None` when its URL would make no sense.
-    pub fn for_name(&self, name: &str) -> Option<Self> {
+    pub(crate) fn for_name(&self, name: &str) -> Option<Self> {
         let wild = name.strip_suffix(self.name.strip_prefix('*')?)?;
         let url = |url: &Url| -> Option<Url> {
             let mut url = url.clone();

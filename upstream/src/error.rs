@@ -1,4 +1,4 @@
-//! Why a pull fails, in the terms that a client acts on.
+//! Errors of a pull, by what a client does about them.
 
 use std::time::Duration;
 
@@ -55,7 +55,7 @@ pub enum PullError {
     /// The source answers that it cannot now, or does not answer this request. 503.
     #[error("{0}")]
     Unavailable(String),
-    /// The source is lost: it does not answer a question of our own either. 503.
+    /// The source is lost: it does not answer a probe of this daemon either. 503.
     #[error("{0}")]
     Unreachable(String),
     /// This node's disk. 500; the client goes elsewhere.
@@ -79,8 +79,8 @@ impl PullError {
         )
     }
 
-    /// Whether it is said of the caller and its right alone: another caller may be answered otherwise. That something does not
-    /// exist is: registries hide so what a caller may not see.
+    /// Whether it concerns the caller and its right alone: another caller may get another answer. A 404 does as well: registries
+    /// use it to hide what a caller may not see.
     pub fn is_refusal(&self) -> bool {
         self.is_verdict() || matches!(self, Self::TooManyRequests { .. })
     }

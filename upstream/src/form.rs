@@ -1,5 +1,5 @@
-//! Whether a body has the form of a manifest, whatever its type says: a filter's page, an error or a cloud's secrets that come
-//! with 200 under a tag are not kept as one.
+//! Check that a body has the form of a manifest, whatever its type says: a filter's page, an error or a cloud's secrets that come
+//! with 200 under a tag are not kept as a manifest.
 //!
 //! Source: OCI image-spec, manifest and image index; Docker's image manifest, schema 2 and schema 1.
 
@@ -27,7 +27,7 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error>
     IgnoredAny::deserialize(deserializer).map(|_| true)
 }
 
-/// The media type that a manifest has by what it says of itself; `None` when the bytes are no manifest.
+/// The media type of a manifest by its own fields; `None` when the bytes are no manifest.
 pub(crate) fn manifest_type(bytes: &[u8]) -> Option<String> {
     let form: Form = serde_json::from_slice(bytes).ok()?;
     let usual = match form.schema_version {

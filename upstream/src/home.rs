@@ -1,8 +1,8 @@
 //! Which token servers a registry's held password may go to.
 //!
 //! A registry names its token server itself, in the realm of a challenge, and one that is taken over can name any. The
-//! password that the site holds goes only to a server that belongs to the registry's owner: that is a question of who owns
-//! which domain, which the public suffix list answers, and a short list of registries whose token servers are elsewhere.
+//! password that the site holds goes only to a server that belongs to the registry's owner: the public suffix list tells the
+//! owners of domains apart, and a short list has the registries whose token servers are elsewhere.
 //!
 //! Source: publicsuffix.org, its private part included; the vendors' documentation.
 

@@ -1,4 +1,4 @@
-//! How a node shows its mirror who it is: a claim in a header of each request, signed with the node's own key.
+//! Authentication of a node to its mirror: a claim in a header of each request, signed with the node's own key.
 //!
 //! The claim is good for one request (method, path, query), at one site, at one time, once: it carries a time by the mirror's
 //! clock, and a number that no other claim of the node has. The node's `join.key` proves besides that the site admits it. The
@@ -27,7 +27,7 @@ const NODE_HEADER: &str = "piecemeal-node";
 const PROOF_HEADER: &str = "piecemeal-proof";
 /// The mirror's clock, in seconds since 1970: in each of its answers.
 pub const TIME_HEADER: &str = "piecemeal-time";
-/// Of an answer: the claim was right, and has to be made anew.
+/// Of an answer: the claim was right, and the node must sign a new one.
 pub const AGAIN_HEADER: &str = "piecemeal-sign-again";
 /// Five fields of a claim, in base64.
 const CLAIM_BYTES_MAX: usize = 512;
@@ -38,7 +38,7 @@ pub struct NodeIdentity {
     key: Arc<NodeKey>,
     role: Arc<RoleKey>,
     site: AuthorityPublic,
-    /// The mirror's, once it has answered.
+    /// The mirror's clock, known once the mirror has answered.
     clock: AuthorityClock,
     numbers: Arc<Numbers>,
     /// Whether the last answer was one of a mirror of the last release.
@@ -101,7 +101,7 @@ impl NodeIdentity {
             .and_then(|time| time.to_str().ok()?.parse().ok());
         let Some(time) = time else {
             let was_old = self.mirror_is_old.swap(true, Ordering::Relaxed);
-            // It took this node for a client without rights: what it has refused, it may give to a node.
+            // The mirror took this node for a client without rights: it may grant to a node what it has refused.
             let is_refusal = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN, StatusCode::NOT_FOUND].contains(&status);
             return is_refusal && !was_old;
         };
@@ -133,7 +133,7 @@ pub struct Shown {
     pub signature: Vec<u8>,
 }
 
-/// What a request shows of the node that sends it.
+/// The identity that a request claims for its node.
 pub enum Showing {
     Nothing,
     Claim(Shown),

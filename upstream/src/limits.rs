@@ -1,7 +1,7 @@
-//! What one upstream may make us hold at a time.
+//! Limits on what one upstream may make the mirror hold at a time.
 //!
-//! Each has limits of its own, so that one that is slow, or means harm, costs the others nothing. Within them no repository, and of the
-//! registries that a pattern stands for no registry, holds more than half. A wait for room ends.
+//! Each upstream has its own limits, so that a slow or hostile one costs the others nothing. Within them no repository holds more
+//! than half, and of the registries that a pattern stands for no registry. Each wait for room has a time limit.
 
 use std::time::Duration;
 
@@ -15,14 +15,14 @@ use crate::{
 /// Fills that run. Each holds a piece or more.
 const FILLS_MAX: usize = 256;
 const FILL_WAIT: Duration = Duration::from_secs(600);
-/// Blobs whose size nobody tells, each held as a whole.
+/// Blobs of unstated size, each held in memory as a whole.
 const UNSIZED_MAX: usize = 2;
 const UNSIZED_WAIT: Duration = Duration::from_secs(60);
 /// Manifests and pages of lists beyond [`SMALL_BODY_BYTES`], each held as a whole.
 const LARGE_BODIES_MAX: usize = 16;
 /// Hardly any manifest is larger.
 pub(crate) const SMALL_BODY_BYTES: usize = 64 * 1024;
-/// Whoever asks for one waits no longer either.
+/// As long as a caller waits for a manifest.
 const LARGE_BODY_WAIT: Duration = crate::MANIFEST_TIMEOUT;
 
 /// The room that there is. Clones share it.
@@ -34,7 +34,7 @@ pub struct Limits {
     large_bodies: Places,
 }
 
-/// Who shares the room.
+/// What the room is shared between.
 #[derive(Clone, Copy)]
 enum Sharing {
     Repositories,
@@ -47,7 +47,7 @@ impl Limits {
         Self::shared_by(Sharing::Repositories)
     }
 
-    /// Those of all registries that a pattern stands for: anybody may own one.
+    /// Those of all registries that a pattern stands for, together: an attacker may own one.
     pub(crate) fn of_pattern() -> Self {
         Self::shared_by(Sharing::Registries)
     }
@@ -62,7 +62,7 @@ impl Limits {
     }
 
     /// # Errors
-    /// [`PullError::Unavailable`], as of all of these: there was no room in time.
+    /// [`PullError::Unavailable`], as for all of these: there was no room in time.
     pub async fn fill(&self, at: &Repository) -> Result<Place, PullError> {
         self.room(&self.fills, at, FILL_WAIT, "downloads").await
     }

@@ -8,8 +8,8 @@ use std::{
     time::Duration,
 };
 
-/// A duration that all holders of a clone see changed at once. Whoever uses it asks each time and keeps no copy, so
-/// that what was begun under the old value goes on under the new one.
+/// A duration whose clones all change at once. Users read it each time and keep no copy, so that work begun under the
+/// old value goes on under the new one.
 #[derive(Clone, Debug)]
 pub struct LiveDuration(Arc<AtomicU64>);
 

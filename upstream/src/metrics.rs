@@ -1,4 +1,4 @@
-//! What upstreams answer, and how fast.
+//! Metrics of upstream requests: answers and latency.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use prometheus_client::{
 
 use crate::PullError;
 
-/// What became of requests to upstreams. Cheap to clone.
+/// Counters of upstream requests by result. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Asked {
     answers: Family<Labels, Counter>,

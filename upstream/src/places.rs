@@ -21,7 +21,7 @@ struct Shared {
     freed: Notify,
 }
 
-/// Who holds which place. Times are passed in.
+/// The table of places and their holders. Times are passed in.
 struct Table {
     places_max: usize,
     /// From this age on a holder has to give way to a name that holds no place. `None`: it never has to.
@@ -98,7 +98,7 @@ impl Places {
 }
 
 impl Place {
-    /// Returns when another has to have the place.
+    /// Returns when the holder must give the place to another name.
     pub async fn given_up(&self) {
         self.given_up.cancelled().await;
     }
@@ -113,7 +113,7 @@ impl Drop for Place {
 
 impl Table {
     /// # Errors
-    /// There is none for this name now; when to ask again, unless a place is freed before.
+    /// Takes a place. `Err`: there is none for this name now, and when to ask again, unless a place is freed before.
     fn take(&mut self, name: &str, now: Instant) -> Result<(u64, CancellationToken), Option<Instant>> {
         if self.held(name) >= self.places_max - self.taken.len() {
             return Err(self.give_up(name, now));

@@ -1,16 +1,16 @@
-//! Whether an upstream can be reached: the one place that knows.
+//! Reachability of an upstream, decided by probes of the daemon's own.
 //!
-//! What a caller's request runs into says nothing of the host: the caller chose the credential, the path and the item. So the host is
-//! judged by a question of the daemon's own: a HEAD of manifests that are known to be public and of one whose name the daemon has
-//! made up, or `/v2/` as long as no manifest is known to be public; and the token server where the registry names one. No answer or a 5xx
-//! means that it is lost; a 4xx is an answer. A peer asks its mirror `/v2/`.
+//! A failed request of a caller proves nothing about the host: the caller chose the credential, the path and the item. So the
+//! daemon probes the host itself (its *question*): a HEAD of manifests that are known to be public and of one whose name the
+//! daemon has made up, or `/v2/` as long as no manifest is known to be public; and the token server where the registry names
+//! one. No answer or a 5xx means that the host is lost; a 4xx is an answer. A peer asks its mirror `/v2/`.
 //!
-//! Callers choose which manifests are known to be public, and a caller may choose such as hang. So a host is lost only when the made-up
-//! manifest goes without an answer too: that is a name that no caller knows, and a registry says 404 or 401 of it as long as there
-//! is something behind its front door.
+//! Callers choose which manifests are known to be public, and a caller may choose one that hangs. So a host is lost only when the
+//! made-up manifest gets no answer either: no caller knows its name, and a registry answers it with 404 or 401 as long as its
+//! backend works.
 //!
-//! An endpoint is asked one question at a time, whose answer counts for [`ANSWER_LIFE`]. A healthy upstream is asked none: the question
-//! follows a request that failed or stays without an answer for [`SILENCE`].
+//! An endpoint is asked one question at a time, whose answer counts for [`ANSWER_LIFE`]. A healthy upstream is asked none: the
+//! question follows a request that failed or that got no answer within [`SILENCE`].
 
 use std::{
     sync::{Arc, Mutex},
@@ -38,7 +38,7 @@ pub(crate) const SILENCE: Duration = Duration::from_secs(1);
 const ANSWER_LIFE: Duration = Duration::from_secs(5);
 /// From this age on the answer that an endpoint is lost is renewed while it still counts, so that no caller has to wait for it.
 const RENEWAL: Duration = Duration::from_millis(2500);
-/// How long an answer that an endpoint is there counts when a connection to it has failed since: that no caller has chosen.
+/// How long the answer that an endpoint is there counts once a connection to it has failed: no caller can cause such a failure.
 const DOUBT: Duration = Duration::from_secs(1);
 /// How often a question looks whether downloads still bring bytes.
 const LOOK_AROUND: Duration = Duration::from_millis(250);
@@ -56,7 +56,7 @@ pub(crate) struct Reach {
 struct Answer {
     /// Why it is lost.
     lost: Option<PullError>,
-    /// It kept the question waiting: so it would every request.
+    /// The question got no answer in time: other requests would not either.
     silent: bool,
     at: Instant,
 }
@@ -66,9 +66,9 @@ struct Answer {
 pub(crate) enum Standing {
     /// Go there.
     Open,
-    /// It would wait for nothing. `renew`: the question is due again.
+    /// Do not go there: the request would get no answer. `renew`: the question is due again.
     Silent { error: PullError, renew: bool },
-    /// It was so when it was last asked, too long ago.
+    /// Ask first: the last answer is too old.
     Unsure,
 }
 
@@ -89,8 +89,8 @@ impl Reach {
         }
     }
 
-    /// The answer that counts now: why it is lost, if it is. `None`: there is no such answer. `there_max`: how old one may be that it
-    /// is there.
+    /// The answer that counts now: why the endpoint is lost, if it is. `None`: no answer counts. `there_max`: the greatest
+    /// age of an answer that it is there.
     fn answer(&self, there_max: Duration, now: Instant) -> Option<Option<PullError>> {
         let answer = self.answer.as_ref()?;
         let life = if answer.lost.is_some() { ANSWER_LIFE } else { there_max };
@@ -159,7 +159,7 @@ impl Drop for Question {
     }
 }
 
-/// Manifests that upstream has served to a request without a credential, and one that nobody has.
+/// Manifests that probes ask for: those that upstream has served without a credential, and a made-up one that does not exist.
 pub(crate) struct PublicManifests {
     /// The repository and the path below it, the first that came: no later caller displaces them.
     known: Mutex<Vec<(String, String)>>,
@@ -200,7 +200,7 @@ impl Upstream {
         lost.iter().all(Option::is_some)
     }
 
-    /// Lets a request go to the endpoint, unless it would wait there for nothing.
+    /// Lets a request go to the endpoint, unless it would get no answer there.
     pub(crate) async fn require_reach(&self, endpoint: &Arc<Endpoint>) -> Result<(), PullError> {
         let standing = endpoint.reach.borrow().standing(Instant::now());
         match standing {
@@ -258,7 +258,7 @@ impl Upstream {
         }
     }
 
-    /// Whether the endpoint answers. A peer's mirror knows by itself whether the WAN is there.
+    /// Whether the endpoint answers. A peer need not probe beyond its mirror, which itself knows whether the WAN is there.
     async fn ask_itself(&self, endpoint: &Endpoint) -> Result<(), PullError> {
         let questioned = match self.node {
             None => self.public.questioned(),
@@ -267,7 +267,7 @@ impl Upstream {
         if questioned.is_empty() {
             return self.question_root(endpoint).await;
         }
-        // One that answers is enough: what is wrong with a repository its owner may have chosen.
+        // One answer is enough: the owner of a repository may have broken that one on purpose.
         let asked = questioned
             .iter()
             .map(|(name, path)| self.question_manifest(endpoint, name, path));
@@ -296,7 +296,7 @@ impl Upstream {
             };
             response = self.status_line(head()?.header(AUTHORIZATION, token)).await?;
         }
-        // A redirect is an answer too: where it leads is the repository's.
+        // A redirect is an answer too: its target concerns the repository alone.
         match response.status().is_success() && is_page(response.headers()) {
             true => Err(PullError::BadGateway(format!(
                 "{} answers with an HTML page: is there a login page in front of it?",
@@ -315,17 +315,17 @@ impl Upstream {
         Ok(())
     }
 
-    /// A token for anybody. `None`: the challenge names no token server that may be asked, or that grants none.
+    /// An anonymous token. `None`: the challenge names no token server that may be asked, or that grants none.
     async fn question_token(
         &self,
         endpoint: &Endpoint,
         response: &Response,
         scope: &str,
     ) -> Result<Option<reqwest::header::HeaderValue>, PullError> {
-        let asked = self.answer_challenge(endpoint, response, &Wallet::Anybody, scope);
+        let asked = self.answer_challenge(endpoint, response, &Wallet::Public, scope);
         match tokio::time::timeout(ANSWER_TIMEOUT, asked).await {
             Ok(Ok(token)) => Ok(token.map(|token| token.header())),
-            // A limit is an answer.
+            // A 429 is an answer.
             Ok(Err(PullError::TooManyRequests { .. })) => Ok(None),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(self.silent("token server", ANSWER_TIMEOUT)),

@@ -1,8 +1,8 @@
 //! Which addresses an upstream may lead this daemon to, by a redirect or by the realm of a challenge.
 //!
-//! Pure: the caller says from which zone the word comes, which name led to which address, and what the administrator allows.
-//! What is judged is the address that is then connected to, never the name alone. An IPv6 address that holds an IPv4 one
-//! counts as the stricter of the two.
+//! Pure: the caller passes the zone of the host that sent the URL, the name and its address, and what the administrator allows.
+//! The address that is then connected to is judged, never the name alone. An IPv6 address that holds an IPv4 one counts as the
+//! stricter of the two.
 //!
 //! Source: the IANA registries of special-purpose addresses; RFC 6052 (NAT64), 3056 (6to4), 4380 (Teredo), 5214 (ISATAP).
 
@@ -14,7 +14,7 @@ use std::{
 
 use crate::rewrite::matches_labels;
 
-/// How near to this daemon an address is. One that speaks from a nearer zone may lead to all that are farther away.
+/// How near to this daemon an address is. A host in a nearer zone may lead to all zones farther away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Zone {
     Outside,
@@ -24,7 +24,7 @@ pub(crate) enum Zone {
 }
 
 impl Zone {
-    /// The zone of a host that has answered from `address`. What is in no zone speaks as from outside.
+    /// The zone of a host that has answered from `address`. An address in no zone counts as outside.
     pub(crate) fn of(address: IpAddr) -> Self {
         match Place::of(address) {
             Place::In(zone) => zone,
@@ -33,7 +33,7 @@ impl Zone {
     }
 }
 
-/// What an address is, the strictest last.
+/// The kind of an address, the strictest last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
     In(Zone),
@@ -115,7 +115,7 @@ pub(crate) fn plain(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Where an upstream leads.
+/// The target of a redirect or a realm.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Target<'a> {
     /// The host as the upstream wrote it.
@@ -125,10 +125,10 @@ pub(crate) struct Target<'a> {
     pub(crate) is_own: bool,
 }
 
-/// Whether an upstream that speaks from `from` may lead to `target`.
+/// Whether an upstream in the zone `from` may lead to `target`.
 ///
 /// # Errors
-/// [`Refused`], which says what is there.
+/// [`Refused`], which names the kind of the target.
 pub(crate) fn judge(from: Zone, target: Target<'_>, allowed: &[AllowedTarget]) -> Result<(), Refused> {
     let names = |how: fn(&AllowedTarget) -> bool| {
         let mut fitting = allowed
@@ -139,7 +139,7 @@ pub(crate) fn judge(from: Zone, target: Target<'_>, allowed: &[AllowedTarget]) -
     let (named, named_alone) = (names(|_| true), names(AllowedTarget::is_single));
     let place = Place::of(target.address);
     let may = match place {
-        // A network or a pattern that holds these by chance does not mean them.
+        // A network or a pattern that merely contains these does not allow them.
         _ if target.is_own => named_alone,
         Place::Metadata => named_alone,
         Place::In(Zone::Inside) => named || from >= Zone::Inside || is_known_inside(target.host),
@@ -161,8 +161,8 @@ pub(crate) fn judge(from: Zone, target: Target<'_>, allowed: &[AllowedTarget]) -
     })
 }
 
-/// Whether an upstream that speaks from `from` may lead to the host `name`, where a proxy connects to it and its address is
-/// not known here.
+/// Whether an upstream in the zone `from` may lead to the host `name`, where a proxy connects to it and its address is not
+/// known here.
 ///
 /// # Errors
 /// [`Refused`].
@@ -201,7 +201,7 @@ pub(crate) struct Refused {
     reason: &'static str,
 }
 
-/// What the administrator lets upstreams lead to, whatever it is.
+/// A target that the administrator lets upstreams lead to, whatever its address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AllowedTarget {
     /// A host, in which `*` stands for any text within a label.

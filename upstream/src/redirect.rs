@@ -1,4 +1,4 @@
-//! Where a redirect leads, as it is written. Whether the address may be connected to is said in `reachable.rs`.
+//! The target of a redirect, by its URL alone. `reachable.rs` decides whether its address may be connected to.
 
 use reqwest::header::{HeaderMap, LOCATION};
 use url::Url;

@@ -27,14 +27,14 @@ use crate::{
 };
 
 const TOKEN_BYTES_MAX: usize = 64 * 1024;
-/// A mirror's text that a claim has to be signed again.
+/// The size limit of a mirror's answer that asks for a new claim.
 const AGAIN_BYTES_MAX: usize = 64 * 1024;
 /// The longest challenge that is kept and passed on.
 const CHALLENGE_BYTES_MAX: usize = 4 * 1024;
 /// As long as a date.
 const RETRY_AFTER_BYTES_MAX: usize = 64;
 
-/// What is asked.
+/// A request to upstream.
 #[derive(Clone, Copy)]
 pub(crate) struct Ask<'a> {
     pub(crate) method: &'a Method,
@@ -47,12 +47,12 @@ pub(crate) struct Ask<'a> {
     pub(crate) purpose: Purpose,
 }
 
-/// What hangs on the answer.
+/// What the request is for: it decides how long upstream may take, and what is remembered of its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// Somebody waits, and may be answered with what is here.
+    /// A caller waits, and may be answered from the store.
     Lookup,
-    /// The same, for what may be there the next moment: that it does not exist is not remembered.
+    /// The same, for lists, which may appear at any moment: a 404 is not remembered.
     List,
     /// The same, and upstream may count it against a limit.
     Manifest,
@@ -67,7 +67,7 @@ impl Purpose {
         self.kind().is_none()
     }
 
-    /// By which an upstream counts it against a limit. A download has its own way to go slower.
+    /// The kind that an upstream counts the request as. `None` for a download, which slows down in its own way.
     fn kind(self) -> Option<Kind> {
         match self {
             Self::Lookup => Some(Kind::Blob),
@@ -80,7 +80,7 @@ impl Purpose {
 
 /// With whose right a request is made.
 pub(crate) enum Wallet {
-    Anybody,
+    Public,
     Holder(Credential),
     /// The site's own user and password.
     Site(Credential),
@@ -90,42 +90,42 @@ impl Wallet {
     fn holders(&self) -> Option<&Credential> {
         match self {
             Self::Holder(credential) => Some(credential),
-            Self::Anybody | Self::Site(_) => None,
+            Self::Public | Self::Site(_) => None,
         }
     }
 
     fn who(&self) -> Who {
         match self {
-            Self::Anybody => Who::Anybody,
+            Self::Public => Who::Public,
             Self::Holder(credential) => Who::Holder(credential.fingerprint()),
             Self::Site(_) => Who::Site,
         }
     }
 }
 
-/// Which host a request goes to: what its silence says depends on that.
+/// The host that a request goes to: it decides what a missing answer means.
 #[derive(Clone, Copy)]
 pub(crate) enum Host<'a> {
-    /// The registry. With an endpoint, that one is asked for its own answer when this request gets none in time: whether it is lost is
-    /// never concluded from what a caller asked for.
+    /// The registry. With an endpoint, the daemon probes that endpoint when this request gets no answer in time: a caller's
+    /// request never shows by itself that the endpoint is lost.
     Registry(Option<&'a Arc<Endpoint>>),
-    /// Where the registry has led, or its token server: its silence says nothing of the registry.
+    /// A redirect's target, or the token server: its silence says nothing about the registry.
     Led(&'a Url),
 }
 
 impl Upstream {
-    /// Whether upstream has served the caller from the repository not long ago.
+    /// Whether upstream has recently served the caller from the repository.
     pub fn allows(&self, caller: &Caller, at: &Repository) -> bool {
         let life = self.allowed_life.get();
         self.verdicts.allow(&self.who(caller), &at.name, life, Instant::now())
     }
 
-    /// By whose right a caller is served: what is learnt of one counts for all who have the same.
+    /// By whose right a caller is served: a verdict counts for all callers with the same right.
     pub fn who(&self, caller: &Caller) -> Who {
         match &caller.credential {
             Some(credential) => Who::Holder(credential.fingerprint()),
             None if self.may_use_sites_right(caller) => Who::Site,
-            None => Who::Anybody,
+            None => Who::Public,
         }
     }
 
@@ -137,7 +137,7 @@ impl Upstream {
         Ok(match (&caller.credential, &self.held) {
             (Some(credential), _) => Wallet::Holder(credential.clone()),
             (None, Some(held)) if self.may_use_sites_right(caller) => Wallet::Site(held.credential(&self.name).await?),
-            _ => Wallet::Anybody,
+            _ => Wallet::Public,
         })
     }
 
@@ -181,7 +181,7 @@ impl Upstream {
         accepted.filter(|accepted| accepted != own)
     }
 
-    /// Endpoint after endpoint, until one gives an answer that stands; what comes of it is remembered.
+    /// Asks one endpoint after the other until one gives a final answer, and remembers the result.
     async fn ask_as(&self, ask: Ask<'_>, wallet: Wallet) -> Result<Response, PullError> {
         let mut result = Err(PullError::Unreachable(format!("{} has no endpoint", self.name)));
         for endpoint in &self.endpoints {
@@ -195,7 +195,7 @@ impl Upstream {
         let (who, now) = (wallet.who(), Instant::now());
         match &result {
             Ok(_) => {
-                if ask.purpose == Purpose::Manifest && who == Who::Anybody {
+                if ask.purpose == Purpose::Manifest && who == Who::Public {
                     self.public.note(&ask.at.name, ask.path);
                 }
                 let life = self.allowed_life.get();
@@ -221,13 +221,13 @@ impl Upstream {
         result
     }
 
-    /// One who has used up a host's limit is not all the others, and has not used up another kind's, nor another host's.
+    /// A credential that has used up a host's limit for one kind blocks no other credential, kind or host.
     fn enter(&self, host: &Url, wallet: &Wallet, purpose: Purpose) -> Result<Option<Pass<'_>>, PullError> {
         let pass = |kind| self.breakers.enter(host, wallet.who(), kind, Instant::now());
         purpose.kind().map(pass).transpose()
     }
 
-    /// What a host's answer says of its limit.
+    /// Updates the breaker by a host's answer.
     fn settle(&self, pass: Pass<'_>, response: &Response) {
         match response.status() {
             StatusCode::TOO_MANY_REQUESTS => {
@@ -235,7 +235,7 @@ impl Upstream {
                 let pause = retry_after.as_deref().and_then(seconds).unwrap_or(BUSY_PAUSE);
                 pass.open(self.limited(response), pause, Instant::now());
             }
-            // What the host itself says of a request that it has counted.
+            // Answers by the host itself to a request that it has counted.
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => pass.close(),
             status if status.is_success() || status.is_redirection() => pass.close(),
             _ => {}
@@ -250,7 +250,7 @@ impl Upstream {
         }
     }
 
-    /// Through tokens and redirects to an answer.
+    /// Follows token challenges and redirects to an answer.
     async fn follow(
         &self,
         endpoint: &Arc<Endpoint>,
@@ -267,7 +267,7 @@ impl Upstream {
             if authorization.is_some() {
                 let challenge = response.headers().get(WWW_AUTHENTICATE).cloned();
                 response = self.send(endpoint, ask, &url, authorization.as_ref()).await?;
-                // What the client is to be told is how it gets a right of its own, not what was wrong with ours.
+                // The client needs the challenge by which it gets a right of its own, not the error of the site's credential.
                 if let (StatusCode::UNAUTHORIZED, Some(challenge)) = (response.status(), challenge) {
                     response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
                 }
@@ -282,7 +282,7 @@ impl Upstream {
             if !response.status().is_redirection() || !response.headers().contains_key(LOCATION) {
                 return self.judge(endpoint, ask, response, at != url);
             }
-            // No host on the way lends another what it may lead to.
+            // The farthest host of a redirect chain decides where it may lead.
             from = from.min(self.routes.zone(&at, &response));
             at = redirect::target(&at, response.headers())
                 .ok_or_else(|| self.bad(ask.at, "a redirect that may not be followed"))?;
@@ -295,7 +295,7 @@ impl Upstream {
         Err(self.bad(ask.at, "too many redirects"))
     }
 
-    /// What a redirect leads to: storage, or another registry that gives anonymous tokens. No credential of the caller's or
+    /// Fetches a redirect's target: storage, or another registry that gives anonymous tokens. No credential of the caller's or
     /// of the site's goes there: storage hosts refuse a foreign `Authorization`, and strangers must not see it.
     async fn fetch_led(&self, ask: Ask<'_>, from: Zone, url: &Url, scope: &str) -> Result<Response, PullError> {
         let key = format!("{} {scope}", url.origin().ascii_serialization());
@@ -318,7 +318,7 @@ impl Upstream {
         }
     }
 
-    /// The client for a place that an answer has led to. The registry itself is the administrator's word.
+    /// The HTTP client for a redirect's target. The registry itself is named by the administrator, and needs no check.
     fn client_for(&self, from: Zone, url: &Url) -> Result<reqwest::Client, PullError> {
         let is_registry = |endpoint: &Arc<Endpoint>| endpoint.url.origin() == url.origin();
         if self.endpoints.iter().any(is_registry) {
@@ -327,21 +327,21 @@ impl Upstream {
         self.routes.to(from, url)
     }
 
-    /// What to send along before anybody has asked for it.
+    /// The credential to send before the registry challenges for one.
     fn first_authorization(&self, url: &Url, wallet: &Wallet, scope: &str) -> Result<Option<Credential>, PullError> {
         match wallet {
             Wallet::Holder(credential) => {
                 require_cover(url, self.allow_plain_credentials, &self.name)?;
                 Ok(Some(credential.clone()))
             }
-            Wallet::Anybody | Wallet::Site(_) => {
+            Wallet::Public | Wallet::Site(_) => {
                 let token = self.tokens.get(&wallet.token_key(scope), Instant::now());
                 Ok(token.and_then(|token| Credential::bearer(&token)))
             }
         }
     }
 
-    /// What a challenge asks for, as far as it is ours to give. `None`: the challenge itself is the answer.
+    /// The credential that answers a challenge, where the mirror may give one. `None`: the challenge itself is the answer.
     pub(crate) async fn answer_challenge(
         &self,
         endpoint: &Endpoint,
@@ -359,10 +359,10 @@ impl Upstream {
         let key = wallet.token_key(scope);
         self.tokens.drop(&key);
         let site = match wallet {
-            // The client answers for itself, and the mirror has asked whom it may.
+            // A client answers challenges itself, and a peer's mirror has already asked every token server that it may.
             Wallet::Holder(_) => return Ok(None),
             _ if self.node.is_some() => return Ok(None),
-            Wallet::Anybody => None,
+            Wallet::Public => None,
             Wallet::Site(credential) => Some(credential),
         };
         let Some(bearer) = Challenge::parse(challenge) else {
@@ -408,8 +408,8 @@ impl Upstream {
         });
     }
 
-    /// `key`: what the token is kept under, if it is. `Ok(None)`: the token server grants nothing, or may not be led to; the registry's
-    /// 401 is the answer.
+    /// `key`: the key that the token is cached under, if it is. `Ok(None)`: the token server grants nothing, or the registry
+    /// may not lead to it; the registry's 401 is the answer.
     async fn fetch_token(
         &self,
         url: Url,
@@ -421,7 +421,7 @@ impl Upstream {
             Err(PullError::Misled { .. }) => return Ok(None),
             client => client?,
         };
-        let who = if site.is_some() { Who::Site } else { Who::Anybody };
+        let who = if site.is_some() { Who::Site } else { Who::Public };
         let pass = self.breakers.enter(&url, who, Kind::Token, Instant::now())?;
         let mut request = client.get(url.clone());
         if let Some(credential) = site {
@@ -588,7 +588,7 @@ impl Upstream {
         }
     }
 
-    /// `led_on`: it is not the registry itself that answers, but where it has sent us.
+    /// `led_on`: the answer comes from a redirect's target, not from the registry itself.
     fn judge(
         &self,
         endpoint: &Endpoint,
@@ -599,7 +599,7 @@ impl Upstream {
         let header = |name| text(response.headers(), name);
         let upstream = self.name.clone();
         match response.status() {
-            // A captive portal, or a sign-in, answers everything with 200 and a page. That is nobody's right to anything.
+            // A captive portal or a login page answers every request with 200 and a page. That proves no right.
             status if status.is_success() && is_page(response.headers()) => Err(self.bad(
                 ask.at,
                 &format!("an HTML page for {}: is there a login page in front of it?", ask.path),
@@ -628,7 +628,7 @@ impl Upstream {
                 "{upstream} answered {status} for {}/{}",
                 ask.at.name, ask.path
             ))),
-            // How a download goes on is this mirror's to ask, not its caller's.
+            // The mirror chose the range of a resumed download, not its caller.
             StatusCode::RANGE_NOT_SATISFIABLE if ask.purpose == Purpose::Resume => {
                 Err(self.bad(ask.at, &format!("status 416 for the rest of {}", ask.path)))
             }
@@ -647,8 +647,8 @@ impl Upstream {
         }
     }
 
-    /// A client answers a challenge with its secrets, as it would without us: over TLS at any token server that the registry
-    /// names, and in the clear at the registry's own.
+    /// Whether a client may get the challenge. It answers with its secrets, as it would without the mirror: over TLS at any token
+    /// server that the registry names, and in the clear at the registry's own.
     fn may_be_replayed(&self, endpoint: &Endpoint, challenge: &str) -> bool {
         // A mirror has looked at it already, with the registry's own URL before it.
         let may = self.node.is_some()
@@ -677,7 +677,7 @@ impl Wallet {
     fn token_key(&self, scope: &str) -> String {
         match self {
             Self::Site(_) => format!("site {scope}"),
-            Self::Anybody | Self::Holder(_) => scope.to_owned(),
+            Self::Public | Self::Holder(_) => scope.to_owned(),
         }
     }
 }
@@ -699,7 +699,7 @@ fn dressed(request: RequestBuilder, ask: Ask<'_>) -> RequestBuilder {
         .fold(request, |request, (name, value)| request.header(name, value))
 }
 
-/// What a request to the mirror came to that got no answer, or none of the mirror.
+/// The error of a request to the mirror that got no answer, or an answer from another server.
 pub fn mirror_unanswered(error: &reqwest::Error) -> PullError {
     PullError::Unreachable(match piecemeal_tls::refusal(error, ServerRole::Mirror) {
         Some(refused) => refused.to_string(),
@@ -707,7 +707,7 @@ pub fn mirror_unanswered(error: &reqwest::Error) -> PullError {
     })
 }
 
-/// Lets a credential for `whom` go to `url` only where nobody on the way can read it, or where that is `allowed`.
+/// Lets a credential for `whom` go to `url` only over TLS or to this host, or where `allowed`: others on the way could read it.
 ///
 /// # Errors
 /// [`PullError::Withheld`], which says what to do.

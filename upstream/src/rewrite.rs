@@ -1,8 +1,8 @@
 //! Redirects to object storage, led through an accelerated host.
 //!
 //! Registries answer a blob with a redirect to a signed URL. Where the signature does not cover the host, the same path and
-//! query are good at the storage's accelerated host too, which may be much nearer. Whether a bucket has acceleration only
-//! its owner knows: a bucket where it fails is left alone for [`FAILED_LIFE`].
+//! query are good at the storage's accelerated host too, which may be much nearer. Only its
+//! owner knows whether a bucket has acceleration: a bucket where it fails is not tried again for [`FAILED_LIFE`].
 //!
 //! Source: Alibaba Cloud OSS, "Transfer acceleration" and its SDK's signers; AWS Signature V4 for query strings.
 
@@ -42,7 +42,7 @@ impl RewriteRule {
         }
     }
 
-    /// What the rule itself leads to, as a target that the administrator has named. The preset's is public.
+    /// The rule's own target, as one that the administrator has allowed. The preset's target is public.
     pub(crate) fn target(&self) -> Option<AllowedTarget> {
         self.to.parse().ok()
     }
@@ -111,7 +111,7 @@ fn matches_label(pattern: &str, label: &str) -> bool {
     }
 }
 
-/// The rules of a daemon, and what came of them.
+/// The rules of a daemon, and the counters of their results.
 pub(crate) struct Rewrites {
     rules: Vec<RewriteRule>,
     failed: Mutex<LruCache<String, Instant>>,
@@ -149,7 +149,7 @@ impl Rewrites {
         Some(faster)
     }
 
-    /// The accelerated URL was of no use.
+    /// The accelerated URL failed.
     pub(crate) fn failed(&self, url: &Url, now: Instant) {
         self.failures.inc();
         let Some(host) = url.host_str() else { return };

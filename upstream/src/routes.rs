@@ -1,9 +1,10 @@
-//! The HTTP clients of one upstream: one for the registry itself, which the administrator named, and one for each kind of place
+//! The HTTP clients of one upstream: one for the registry itself, which the administrator named, and one for each kind of target
 //! that the registry leads to.
 //!
-//! A client of the second kind looks every name up by itself, judges each address (`reachable.rs`), and connects to those that
-//! pass and to no other: no second lookup comes between check and use. Its connections are kept apart by the zone that the word
-//! came from, so that no upstream uses what another one's word has opened. Addresses in a URL are judged before any client is asked.
+//! A client of the second kind resolves every name by itself, judges each address (`reachable.rs`), and connects only to
+//! those that pass: no second lookup comes between check and use. Its connections are kept apart by the zone of the host that
+//! named the target, so that a host in a farther zone never uses a connection that one in a nearer zone has opened. Addresses
+//! in a URL are judged before any client is used.
 
 use std::{
     collections::HashMap,
@@ -27,7 +28,7 @@ use crate::{
     set::ProxyConfig,
 };
 
-/// What a client of this daemon is made of.
+/// How clients of this daemon are built.
 pub(crate) struct Recipe {
     pub(crate) base: fn() -> ClientBuilder,
     pub(crate) certificates: Vec<Certificate>,
@@ -72,7 +73,7 @@ fn is_of_this_machine(address: IpAddr) -> bool {
     UdpSocket::bind((address, 0)).is_ok()
 }
 
-/// What a client may connect to.
+/// The rule that a client judges addresses by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Guard {
     from: Zone,
@@ -83,21 +84,21 @@ struct Guard {
 /// The clients.
 pub(crate) struct Routes {
     registry: reqwest::Client,
-    /// `None`: whom this daemon asks never leads elsewhere.
+    /// `None`: the registry is the site's mirror, which never redirects elsewhere.
     led: Option<Led>,
 }
 
 struct Led {
     recipe: Recipe,
     matcher: Matcher,
-    /// Made when the first place of the kind is asked. At most as many as there are zones and ports of ours.
+    /// Each is made at the first request that needs it. At most one for each zone with each of this process's ports.
     clients: Mutex<HashMap<Guard, reqwest::Client>>,
     /// The registry's host follows from a name that clients choose, so that its address is judged too.
     is_wild: bool,
 }
 
 impl Routes {
-    /// To the site's mirror and nowhere else.
+    /// A client of the site's mirror, without redirects' targets.
     pub(crate) fn to_mirror(client: reqwest::Client) -> Self {
         Self {
             registry: client,
@@ -177,11 +178,11 @@ impl Routes {
         None
     }
 
-    /// From where the host of `url` has spoken by `response`.
+    /// The zone from which the host of `url` has sent `response`.
     pub(crate) fn zone(&self, url: &Url, response: &Response) -> Zone {
         let is_proxied = self.led.as_ref().is_some_and(|led| led.proxy_for(url));
         match (url.host(), response.remote_addr()) {
-            // The connection is the proxy's.
+            // The proxy makes the connection.
             (Some(Host::Ipv4(ip)), _) if is_proxied => Zone::of(ip.into()),
             (Some(Host::Ipv6(ip)), _) if is_proxied => Zone::of(ip.into()),
             (_, Some(address)) if !is_proxied => Zone::of(address.ip()),
@@ -226,7 +227,7 @@ impl Led {
             guard,
             rules: Arc::clone(&self.recipe.rules),
         };
-        // What is proxied does not come here; the proxy's own name would be judged.
+        // Proxied requests use no such client; it would judge the proxy's own name.
         let builder = self.recipe.builder().no_proxy().dns_resolver(Arc::new(resolver));
         let client = builder
             .build()
@@ -236,7 +237,7 @@ impl Led {
     }
 }
 
-/// Looks a name up; gives those of its addresses that may be connected to.
+/// Resolves a name to those of its addresses that may be connected to.
 struct Resolver {
     guard: Guard,
     rules: Arc<Rules>,
@@ -333,7 +334,7 @@ mod tests {
 
     fn routes(proxy: ProxyConfig, is_wild: bool) -> Routes {
         let recipe = Recipe {
-            // No certificates of the machine are looked for.
+            // Without the machine's certificates.
             base: || {
                 let authority = AuthorityKey::from_seed([1; 32]).public();
                 reqwest::Client::builder().tls_backend_preconfigured(client_config(authority, ServerRole::Mirror))

@@ -39,12 +39,12 @@ use crate::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a body may pause before it is given up; it is resumed by Range.
 const STALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// A peer asks its mirror more often than that asks upstream, so that both together remember little longer than one.
+/// A peer asks its mirror more often than the mirror asks upstream, so that both together remember little longer than one alone.
 const AT_MIRROR_DIVISOR: u32 = 30;
 /// The most registries that the names with a `*` stand for at one time.
 const WILD_MAX: NonZeroUsize = NonZeroUsize::new(256).expect("more than none");
 
-/// What all clients of a daemon have in common.
+/// Settings that all clients of a daemon share.
 #[derive(Clone, Debug)]
 pub struct ClientConfig {
     /// How long a right counts that an upstream has granted.
@@ -53,9 +53,9 @@ pub struct ClientConfig {
     pub allow_plain_credentials: bool,
     /// How upstreams are reached.
     pub proxy: ProxyConfig,
-    /// Redirects to storage that is nearer by another name.
+    /// Rewrites of redirects to a nearer host of the same storage.
     pub rewrites: Vec<RewriteRule>,
-    /// Where upstreams may lead although the address says otherwise.
+    /// Targets that upstreams may lead to although their address is refused otherwise.
     pub allowed_targets: Vec<AllowedTarget>,
     /// Where this process itself listens: no upstream leads there.
     pub listeners: Vec<SocketAddr>,
@@ -99,8 +99,8 @@ pub enum ClientError {
     Build(String),
 }
 
-/// A node's client of its site's mirror: redirects by hand, no proxy, nothing decoded behind our back. Over TLS it trusts that
-/// mirror and nobody else.
+/// A node's HTTP client for its site's mirror: redirects by hand, no proxy, no automatic decoding. Over TLS it trusts that
+/// mirror only.
 ///
 /// # Panics
 /// Only when reqwest was built for another rustls.
@@ -130,7 +130,7 @@ pub struct Upstreams(Arc<Set>);
 struct Set {
     named: BTreeMap<String, Arc<Upstream>>,
     patterns: Vec<Pattern>,
-    /// Those that a pattern stood for when they were asked for.
+    /// Upstreams made from a pattern, when they were first asked for.
     wild: Mutex<LruCache<String, Arc<Upstream>>>,
     maker: Maker,
 }
@@ -139,11 +139,11 @@ struct Set {
 struct Pattern {
     config: UpstreamConfig,
     routes: Arc<Routes>,
-    /// All the names together: anybody may own one.
+    /// Of all the names together: an attacker may own one.
     limits: Limits,
 }
 
-/// What one upstream has in common with the others.
+/// What all upstreams share.
 struct Maker {
     node: Option<NodeIdentity>,
     via: String,
@@ -246,7 +246,7 @@ impl Upstreams {
             Arc::clone(&pattern.routes),
             pattern.limits.clone(),
         );
-        // What is busy with the one that goes keeps it alive.
+        // Requests that still use the evicted upstream keep it alive.
         wild.put(name.to_owned(), Arc::clone(&upstream));
         Ok(upstream)
     }
@@ -263,7 +263,7 @@ impl Upstreams {
         maker.allowed_life.set(verdict_ttl / divisor);
     }
 
-    /// Adds what the clients count.
+    /// Registers the clients' metrics.
     pub fn register(&self, registry: &mut Registry) {
         self.0.maker.rewrites.register(registry);
         self.0.maker.asked.register(registry);
@@ -325,7 +325,7 @@ fn routes(config: &UpstreamConfig, common: &ClientConfig) -> Result<Routes, Clie
         Some(path) => Some(Identity::from_pem(&read(path)?).map_err(content(path))?),
         None => None,
     };
-    // What other settings name is the administrator's word too.
+    // Hosts in other settings are allowed by the administrator too.
     let token_servers = config.token_servers.iter().filter_map(|host| host.parse().ok());
     let rewritten = common.rewrites.iter().filter_map(RewriteRule::target);
     let rules = Rules {

@@ -1,4 +1,4 @@
-//! Credentials that the mirror itself holds for an upstream, read anew while it runs.
+//! Credentials that the mirror itself holds for an upstream, re-read while it runs.
 
 use std::{
     path::{Path, PathBuf},
@@ -17,7 +17,7 @@ const HELD_LIFE: Duration = Duration::from_secs(10);
 const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Where user and password are had from.
+/// Where user and password are read from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CredentialSource {
     /// A file whose first line is `user:password`.
@@ -45,7 +45,7 @@ impl Held {
     /// User and password for `registry`.
     ///
     /// # Errors
-    /// [`PullError::Unavailable`]: what has to be set right. It never holds what was read.
+    /// [`PullError::Unavailable`]: what the administrator must fix. It never contains what was read.
     pub(crate) async fn credential(&self, registry: &str) -> Result<Credential, PullError> {
         let mut read = self.read.lock().await;
         if let Some((credential, at)) = read.as_ref()
@@ -199,7 +199,7 @@ async fn ask_helper(program: &str, server: &str) -> Result<Credential, String> {
         .spawn()
         .map_err(|error| problem(&format!("cannot be run: {error}")))?;
     if let Some(mut stdin) = child.stdin.take() {
-        // One that reads nothing may have ended already.
+        // A helper that reads nothing may have ended already.
         let _ = stdin.write_all(server.as_bytes()).await;
     }
     let output = tokio::time::timeout(HELPER_TIMEOUT, child.wait_with_output())

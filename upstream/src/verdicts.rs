@@ -1,7 +1,7 @@
-//! What an upstream has said of whom, for as long as it counts.
+//! Cache of an upstream's verdicts by credential, each for as long as it counts.
 //!
-//! "Allowed" is said of a repository: who was once served anything of it may have the rest of it for a while.
-//! A refusal is remembered briefly, so that many who ask at once cost upstream one request.
+//! "Allowed" concerns a repository: a caller that was served anything of it may pull the rest of it for a while. A refusal is
+//! remembered briefly, so that many callers at once cost upstream one request.
 
 use std::{
     hash::Hash,
@@ -22,12 +22,12 @@ const ALLOWED_MAX: NonZeroUsize = NonZeroUsize::new(64 * 1024).expect("it is not
 const REFUSED_MAX: NonZeroUsize = NonZeroUsize::new(16 * 1024).expect("it is not zero");
 const ACCEPTED_MAX: NonZeroUsize = NonZeroUsize::new(16 * 1024).expect("it is not zero");
 
-/// For whom a verdict was given.
+/// The holder of a right, for whom a verdict was given.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Who {
-    /// Nobody in particular: without a credential.
-    Anybody,
-    /// Whoever shows this credential.
+    /// Requests without a credential.
+    Public,
+    /// Requests with this credential.
     Holder(Fingerprint),
     /// The site, by the credential that the mirror holds.
     Site,
@@ -40,7 +40,7 @@ pub(crate) struct Verdicts(Mutex<Table>);
 struct Table {
     allowed: Timed<(Who, String), ()>,
     refused: Timed<(Who, String, Option<String>), PullError>,
-    /// The credential that was accepted last, by repository: with it a download goes on whose own has expired.
+    /// The credential that was accepted last, by repository: a download whose own credential has expired goes on with it.
     accepted: Timed<String, Credential>,
 }
 
@@ -63,7 +63,7 @@ impl Verdicts {
             .is_some()
     }
 
-    /// What upstream has just refused: the repository, or this path of it.
+    /// The recent refusal of the repository, or of this path of it.
     pub(crate) fn refusal(&self, who: &Who, repository: &str, path: &str, now: Instant) -> Option<PullError> {
         let mut table = self.lock();
         [None, Some(path)].into_iter().find_map(|path| {
@@ -94,17 +94,17 @@ impl Verdicts {
         }
     }
 
-    /// Upstream has answered with an error. Only what stands is remembered.
+    /// Upstream has answered with an error. Only final verdicts are remembered.
     pub(crate) fn refused(&self, who: &Who, repository: &str, path: &str, error: &PullError, now: Instant) {
         let mut table = self.lock();
         let of = |path: Option<&str>| (who.clone(), repository.to_owned(), path.map(str::to_owned));
         match error {
-            // Who is unknown there is unknown in all of the repository.
+            // A 401 concerns the whole repository.
             PullError::Denied { status: 401, .. } => {
                 table.allowed.forget(&(who.clone(), repository.to_owned()));
                 table.refused.put(of(None), error.clone(), REFUSED_LIFE, now);
             }
-            // What is forbidden may be this alone; whether the rest is, upstream has to say again.
+            // A 403 may concern this path alone; upstream must be asked about the rest.
             PullError::Denied { .. } => {
                 table.allowed.forget(&(who.clone(), repository.to_owned()));
                 table.refused.put(of(Some(path)), error.clone(), REFUSED_LIFE, now);
@@ -119,8 +119,8 @@ impl Verdicts {
     }
 }
 
-/// Values that count for a while, so many at the most: the least recently used goes first. How long they count is said by who asks:
-/// it may be another time than when they were put in.
+/// Bounded table of values that count for a while; the least recently used goes first. The reader states how long they count:
+/// that setting may have changed since they were put in.
 struct Timed<K: Eq + Hash, V> {
     /// Each with when it was put in.
     values: LruCache<K, (V, Instant)>,
@@ -175,7 +175,7 @@ mod tests {
 
         assert!(verdicts.allow(&mine, "a", ALLOWED_LIFE, now + ALLOWED_LIFE / 2));
         assert!(!verdicts.allow(&mine, "a", ALLOWED_LIFE, now + ALLOWED_LIFE));
-        for (who, repository) in [(&other, "a"), (&mine, "b"), (&Who::Anybody, "a"), (&Who::Site, "a")] {
+        for (who, repository) in [(&other, "a"), (&mine, "b"), (&Who::Public, "a"), (&Who::Site, "a")] {
             assert!(
                 !verdicts.allow(who, repository, ALLOWED_LIFE, now),
                 "{who:?} {repository}"
@@ -187,30 +187,30 @@ mod tests {
     fn a_life_that_is_changed_is_that_of_rights_given_before_too() {
         let (verdicts, now) = (Verdicts::default(), Instant::now());
         let later = now + ALLOWED_LIFE / 2;
-        verdicts.allowed(&Who::Anybody, "a", None, ALLOWED_LIFE, now);
-        assert!(!verdicts.allow(&Who::Anybody, "a", ALLOWED_LIFE / 4, later));
-        assert!(verdicts.allow(&Who::Anybody, "a", ALLOWED_LIFE, later));
+        verdicts.allowed(&Who::Public, "a", None, ALLOWED_LIFE, now);
+        assert!(!verdicts.allow(&Who::Public, "a", ALLOWED_LIFE / 4, later));
+        assert!(verdicts.allow(&Who::Public, "a", ALLOWED_LIFE, later));
     }
 
     #[test]
     fn a_denial_ends_the_right_and_is_remembered_briefly() {
         let (verdicts, now) = (Verdicts::default(), Instant::now());
-        verdicts.allowed(&Who::Anybody, "a", None, ALLOWED_LIFE, now);
-        verdicts.refused(&Who::Anybody, "a", "manifests/v1", &denied(), now);
+        verdicts.allowed(&Who::Public, "a", None, ALLOWED_LIFE, now);
+        verdicts.refused(&Who::Public, "a", "manifests/v1", &denied(), now);
 
-        assert!(!verdicts.allow(&Who::Anybody, "a", ALLOWED_LIFE, now));
+        assert!(!verdicts.allow(&Who::Public, "a", ALLOWED_LIFE, now));
         assert!(
-            verdicts.refusal(&Who::Anybody, "a", "blobs/x", now).is_some(),
+            verdicts.refusal(&Who::Public, "a", "blobs/x", now).is_some(),
             "of all of it"
         );
         assert!(verdicts.refusal(&Who::Holder([1; 32]), "a", "blobs/x", now).is_none());
         assert!(
             verdicts
-                .refusal(&Who::Anybody, "a", "blobs/x", now + REFUSED_LIFE)
+                .refusal(&Who::Public, "a", "blobs/x", now + REFUSED_LIFE)
                 .is_none()
         );
-        verdicts.allowed(&Who::Anybody, "a", None, ALLOWED_LIFE, now);
-        assert!(verdicts.refusal(&Who::Anybody, "a", "blobs/x", now).is_none());
+        verdicts.allowed(&Who::Public, "a", None, ALLOWED_LIFE, now);
+        assert!(verdicts.refusal(&Who::Public, "a", "blobs/x", now).is_none());
     }
 
     #[test]
@@ -221,9 +221,9 @@ mod tests {
             status: 403,
             challenge: None,
         };
-        verdicts.refused(&Who::Anybody, "a", "manifests/v1", &forbidden, now);
-        assert!(verdicts.refusal(&Who::Anybody, "a", "manifests/v1", now).is_some());
-        assert!(verdicts.refusal(&Who::Anybody, "a", "manifests/v2", now).is_none());
+        verdicts.refused(&Who::Public, "a", "manifests/v1", &forbidden, now);
+        assert!(verdicts.refusal(&Who::Public, "a", "manifests/v1", now).is_some());
+        assert!(verdicts.refusal(&Who::Public, "a", "manifests/v2", now).is_none());
     }
 
     #[test]
@@ -256,7 +256,7 @@ mod tests {
         assert!((0..10_000).all(allowed));
         for node in 10_000..2 * ALLOWED_MAX.get() {
             verdicts.allowed(&holder(node), "a", None, ALLOWED_LIFE, now);
-            // Who goes on pulling is not forgotten, however many others come.
+            // A holder that goes on pulling is not forgotten, however many others come.
             assert!(verdicts.allow(&holder(0), &names[0], ALLOWED_LIFE, now));
         }
         assert_eq!(verdicts.lock().allowed.values.len(), ALLOWED_MAX.get());
@@ -265,21 +265,21 @@ mod tests {
     #[test]
     fn what_does_not_exist_says_nothing_of_the_rest() {
         let (verdicts, now) = (Verdicts::default(), Instant::now());
-        verdicts.allowed(&Who::Anybody, "a", None, ALLOWED_LIFE, now);
+        verdicts.allowed(&Who::Public, "a", None, ALLOWED_LIFE, now);
         verdicts.refused(
-            &Who::Anybody,
+            &Who::Public,
             "a",
             "manifests/v1",
             &PullError::Unknown("no".to_owned()),
             now,
         );
 
-        assert!(verdicts.allow(&Who::Anybody, "a", ALLOWED_LIFE, now));
-        assert!(verdicts.refusal(&Who::Anybody, "a", "manifests/v1", now).is_some());
-        assert!(verdicts.refusal(&Who::Anybody, "a", "manifests/v2", now).is_none());
+        assert!(verdicts.allow(&Who::Public, "a", ALLOWED_LIFE, now));
+        assert!(verdicts.refusal(&Who::Public, "a", "manifests/v1", now).is_some());
+        assert!(verdicts.refusal(&Who::Public, "a", "manifests/v2", now).is_none());
         let passing = PullError::Unavailable("later".to_owned());
-        verdicts.refused(&Who::Anybody, "a", "manifests/v2", &passing, now);
-        assert!(verdicts.refusal(&Who::Anybody, "a", "manifests/v2", now).is_none());
+        verdicts.refused(&Who::Public, "a", "manifests/v2", &passing, now);
+        assert!(verdicts.refusal(&Who::Public, "a", "manifests/v2", now).is_none());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tracing::{debug, warn};
 
 use super::run::Parts;
 
-/// How a fetch has ended: the scheduler's word for it, and the piece it is about.
+/// How a fetch has ended: the outcome for the scheduler, and the piece that it concerns.
 pub(super) struct Ended {
     pub(super) outcome: Outcome,
     pub(super) piece: u32,
@@ -81,8 +81,8 @@ impl Parts {
             patient: false,
         };
         let ended = self.fetch_pieces(&filling, fetch).await;
-        // Pieces that were on their way already are left out above. Only what is here may be called done: the scheduler
-        // offers it to others.
+        // Pieces that were on their way already are left out above. Only pieces that are here may be reported as done: the
+        // scheduler offers them to others.
         let have = filling.have();
         let all_here = (lease.first..lease.first.saturating_add(lease.count)).all(|piece| have.contains(piece));
         if ended.outcome == Outcome::Done && !all_here {
@@ -124,7 +124,8 @@ impl Parts {
                     .iter()
                     .find(|(index, _)| *index == piece.index)
                     .map(|(_, hash)| *hash);
-                // The mirror's own word is as good as the scheduler's, which had it from there. A peer's is none.
+                // A hash from the mirror is as good as one from the scheduler, which has it from there. A peer's hash is not
+                // trusted.
                 let stated = piece.hash.filter(|_| fetch.origin == Origin::Mirror);
                 let Some(expected) = known.or(stated) else {
                     return Ended {

@@ -1,7 +1,7 @@
-//! Whom a download turns to. Pure: facts in, the mode out.
+//! Where a download gets its pieces: by lease, from the mirror, or from upstream. Pure: facts in, the mode out.
 //!
-//! The scheduler's leases come first. A peer helps itself only where the scheduler cannot: at the mirror while the scheduler
-//! is silent, at upstream while both are lost. Whatever the mode, a client that is connected is not left without a byte.
+//! The scheduler's leases come first. Without a lease a peer asks the mirror while the scheduler is silent, and upstream
+//! while mirror and scheduler are lost. In every mode, a connected client is never left without a byte.
 
 use std::time::Duration;
 
@@ -13,17 +13,17 @@ const REOPEN_AFTER: Duration = Duration::from_secs(2);
 /// Requests in flight at the mirror: enough to hide the round trip, few enough that order still means something.
 const DIRECT_WINDOW: usize = 4;
 
-/// What a download knows of the world.
+/// The facts that decide a download's mode.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Facts {
     /// The scheduler is connected and not silent.
     pub(crate) scheduler_up: bool,
-    /// How long the mirror has not answered; `None` while it does.
+    /// For how long the mirror has not answered; `None` while it does.
     pub(crate) mirror_lost: Option<Duration>,
     pub(crate) mirror_configured: bool,
-    /// How long the client that waits longest has had no byte.
+    /// For how long the client that waits longest has received no byte.
     pub(crate) starved: Option<Duration>,
-    /// How long no piece has landed.
+    /// The time since the last piece landed.
     pub(crate) idle: Duration,
     pub(crate) may_use_upstream: bool,
     pub(crate) mirror_grace: Duration,
@@ -31,10 +31,10 @@ pub(crate) struct Facts {
     pub(crate) jitter: Duration,
 }
 
-/// What a download does now, besides what it is leased.
+/// What a download does now, besides its leases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Mode {
-    /// The most requests in flight at the mirror on our own account.
+    /// The most requests in flight at the mirror without a lease.
     pub(crate) direct_window: usize,
     /// Ask the mirror again for the blob.
     pub(crate) reopen: bool,

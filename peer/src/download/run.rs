@@ -33,7 +33,7 @@ use crate::{
     mirror_client::MirrorClient,
 };
 
-/// How often the facts are looked at when nothing happens.
+/// How often the facts are checked when nothing happens.
 const TICK: Duration = Duration::from_millis(250);
 /// A client without a byte for this long is reported, so that its piece comes before rarer ones.
 const WAITING_AFTER: Duration = Duration::from_secs(1);
@@ -41,22 +41,22 @@ const WAITING_AFTER: Duration = Duration::from_secs(1);
 const REOPEN_DELAY: Duration = Duration::from_millis(500);
 /// How long a mirror that is there may answer with errors before a download without new pieces ends.
 const REFUSED_PATIENCE: Duration = Duration::from_secs(10);
-/// How long, beyond the mirror's grace, a download may get no piece from anybody.
+/// How long, beyond the mirror's grace, a download may go without a new piece.
 const IDLE_MAX: Duration = Duration::from_secs(30);
-/// The spread of peers that go upstream for themselves.
+/// The spread in time of peers that go upstream for themselves, in milliseconds.
 const UPSTREAM_JITTER_MAX_MS: u64 = 2000;
 /// How often the scheduler is told that a window has moved while it moves by its own length.
 const WINDOW_STEPS: u32 = 16;
 /// The most orders that wait for one download.
 pub(crate) const ORDERS_MAX: usize = 256;
 
-/// What the scheduler says about one blob.
+/// An order from the scheduler about one blob.
 #[derive(Debug)]
 pub(crate) enum Order {
     Lease(Lease),
     Cancel(u64),
     Revoked(u64),
-    /// These pieces of the fill are not what their hash said.
+    /// These pieces of the fill do not match their hash.
     Drop {
         fill: u64,
         pieces: Vec<Range<u32>>,
@@ -78,7 +78,7 @@ pub(crate) struct Parts {
     pub(crate) announcer: Announcer,
     pub(crate) pieces: PieceClient,
     pub(crate) upstream: UpstreamBlobs,
-    /// The mirror's registry in upstream's place, for what only passes through it.
+    /// The mirror's registry in upstream's place, for blobs that only pass through the mirror.
     pub(crate) through_mirror: Option<UpstreamBlobs>,
     pub(crate) traffic: Traffic,
     pub(crate) live: LiveDownloads,
@@ -104,16 +104,16 @@ struct Download {
     /// The mirror is being asked again, or is to be at the next look around.
     reopening: bool,
     reopen_now: bool,
-    /// A piece that came wrong: the mirror is to look at its own.
+    /// A piece that arrived damaged: the mirror is asked to verify its own copy.
     suspect: Option<u32>,
     upstream_running: bool,
-    /// Since when the mirror, being there, has answered with errors only.
+    /// Since when the mirror answers, but with errors only.
     refused_since: Option<Instant>,
-    /// No request of our own before then: the last one failed.
+    /// No request on this peer's own account before then: the last one failed.
     direct_after: Instant,
     /// The window that the scheduler was told of.
     told: Option<Range<u32>>,
-    /// When somebody was last seen reading.
+    /// When the download last had a reader.
     read_at: Instant,
     /// The authority's word for the hashes of all pieces.
     list: Option<Arc<SignedPieceHashes>>,
@@ -131,7 +131,7 @@ impl Parts {
     /// Carries out a transfer.
     ///
     /// # Errors
-    /// Why the blob cannot be had now; what has landed is kept for the next try.
+    /// Why the blob cannot be fetched now; what has landed is kept for the next try.
     pub(crate) async fn transfer(
         self,
         right: Right,
@@ -178,7 +178,7 @@ impl Parts {
         Download::new(self, caller, at, filling, opened).run().await
     }
 
-    /// Reads the mirror as a registry: what only passes through it, and what it says differs from another upstream's.
+    /// Reads the mirror as a registry: blobs that only pass through it, and those that it says differ from another upstream's.
     async fn through_mirror(self, right: Right, digest: Digest, transfer: Arc<Transfer>) -> Result<Arrived, PullError> {
         let no_mirror = || PullError::Unavailable("there is no mirror".to_owned());
         let registry = self.through_mirror.ok_or_else(no_mirror)?;
@@ -206,7 +206,7 @@ impl Parts {
                     return if may_use_upstream { Ok(None) } else { Err(error) };
                 }
                 (PullError::Unreachable(_), _) => {}
-                // It is there, and upstream has not answered it yet.
+                // The mirror is there, and upstream has not answered it yet.
                 (PullError::Unavailable(_), _) if asked_since.elapsed() < REFUSED_PATIENCE => {}
                 _ => return Err(error),
             }
@@ -268,7 +268,7 @@ impl Download {
         }
     }
 
-    /// Until the blob is here and proven, or cannot be had.
+    /// Runs until the blob is here and proven, or cannot be fetched.
     async fn run(mut self) -> Result<Arrived, PullError> {
         let (orders, mut inbox) = mpsc::channel(ORDERS_MAX);
         let digest = *self.filling.digest();
@@ -308,7 +308,7 @@ impl Download {
             tokio::select! {
                 Some(order) = inbox.recv() => self.obey(order).await?,
                 Some(ran) = self.tasks.join_next(), if !self.tasks.is_empty() => {
-                    // A task that was cancelled has been accounted for by who cancelled it.
+                    // The code that cancelled a task has accounted for it.
                     if let Ok(ran) = ran {
                         self.ran(ran)?;
                     }
@@ -326,7 +326,7 @@ impl Download {
         }
     }
 
-    /// Of what passes through, the scheduler is told which pieces there is room for.
+    /// Tells the scheduler which pieces of a passing fill there is room for.
     fn follow_window(&mut self) {
         let Some(window) = self.filling.window() else {
             return;
@@ -336,7 +336,7 @@ impl Download {
         };
         let step = (window.end - window.start).div_ceil(WINDOW_STEPS);
         let landed = self.filling.landed();
-        // Of what it was told of nothing is missing: it has no lease to give.
+        // No piece of the reported window is missing: the scheduler has no lease to give.
         let is_done = || told.clone().all(|piece| landed.contains(piece));
         if window.start >= told.start + step || (window.start > told.start && is_done()) {
             self.tell_window(window);
@@ -399,7 +399,7 @@ impl Download {
         Ok(())
     }
 
-    /// Compares the pieces that are here with the authority's word and drops those that differ; says whether none did.
+    /// Compares the pieces that are here with the signed list and drops those that differ; returns whether none did.
     async fn drop_what_differs(&mut self) -> Result<bool, PullError> {
         let wrong = match &self.list {
             Some(list) if list.map() == self.filling.map() => {
@@ -414,7 +414,7 @@ impl Download {
         Ok(none)
     }
 
-    /// Drops pieces, and says again what is here: what was reported before may have crossed the order.
+    /// Drops pieces, and reports again what is here: an earlier report may have crossed the order.
     async fn take_back(&mut self, pieces: Vec<u32>) -> Result<(), PullError> {
         let digest = self.filling.digest();
         warn!(blob.digest = %digest, pieces = pieces.len(), "{} pieces of {digest} are not the mirror's; those that are here are dropped and fetched again", pieces.len());
@@ -483,11 +483,11 @@ impl Download {
         {
             mirror.saw(Err("the mirror's piece port cannot be reached".to_owned()));
         }
-        // It may have restarted, or begun another fill: it fills what it is asked for.
+        // The mirror may have restarted, or begun another fill: asked again, it fills the blob.
         self.reopen_now = true;
     }
 
-    /// Once a tick: tells the scheduler who waits, asks the mirror again, goes upstream, gives up.
+    /// Once a tick: reports a waiting client to the scheduler, asks the mirror again, goes upstream, gives up.
     fn look_around(&mut self) -> Result<(), PullError> {
         self.report_waiting();
         if self.filling.has_readers() {
@@ -546,7 +546,7 @@ impl Download {
         }
     }
 
-    /// Asks the mirror for pieces on our own account, as far as the mode allows.
+    /// Asks the mirror for pieces without a lease, as far as the mode allows.
     fn help_itself(&mut self) {
         if Instant::now() < self.direct_after {
             return;
@@ -593,9 +593,9 @@ impl Download {
             }
             Ok(_) => Err(PullError::Unavailable("the mirror has begun another fill".to_owned())),
             Err(error) if error.is_refusal() => Err(error),
-            // Lost: it may come back, and the swarm may have the pieces meanwhile.
+            // The mirror is lost: it may come back, and meanwhile the swarm may have the pieces.
             Err(PullError::Unreachable(_)) => Ok(()),
-            // There, but its own fill fails. While pieces still land from elsewhere that is no reason to stop.
+            // The mirror is there, but its own fill fails. While pieces still land from elsewhere that is no reason to stop.
             Err(error) => {
                 let refused = self.refused_since.get_or_insert_with(Instant::now).elapsed();
                 let idle = self.last_landed.elapsed();
@@ -630,7 +630,7 @@ impl Download {
     }
 }
 
-/// The pieces that are here with another hash than the authority's.
+/// The pieces that are here with another hash than in the signed list.
 fn differing(stated: &[PieceHash], here: impl Fn(u32) -> Option<PieceHash>) -> Vec<u32> {
     let stated = (0..).zip(stated);
     let differs = stated.filter(|(piece, stated)| here(*piece).is_some_and(|here| here != **stated));

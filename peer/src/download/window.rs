@@ -1,4 +1,4 @@
-//! Which pieces a download asks the mirror for on its own account. Pure.
+//! Which pieces a download asks the mirror for without a lease. Pure.
 //!
 //! A piece is here, in flight or neither, never two of them; what a client waits for is asked for first, then the rest in order.
 
@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use piecemeal_proto::PieceSet;
 
-/// The pieces in flight, by whatever way, and how many of them are our own requests.
+/// The pieces in flight, leased or not, and the number of requests without a lease.
 #[derive(Debug)]
 pub(crate) struct Window {
     in_flight: PieceSet,
@@ -40,7 +40,7 @@ impl Window {
         }
     }
 
-    /// The next piece to ask the mirror for, while fewer than `size` of our own requests are in flight.
+    /// The next piece to ask the mirror for, while fewer than `size` requests without a lease are in flight.
     pub(crate) fn poll_request(&mut self, size: usize, have: &PieceSet, wanted: Option<u32>) -> Option<u32> {
         if self.direct.count() as usize >= size {
             return None;
@@ -52,7 +52,7 @@ impl Window {
         Some(piece)
     }
 
-    /// A request of our own has ended, whatever it has brought.
+    /// A request without a lease has ended, whatever it has brought.
     pub(crate) fn request_ended(&mut self, piece: u32) {
         self.direct.remove(piece);
         self.in_flight.remove(piece);

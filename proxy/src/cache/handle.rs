@@ -25,11 +25,11 @@ pub struct CacheParts {
     pub store: Store,
     pub content: Content,
     pub names: UpstreamNames,
-    /// In whose name content is fetched: this node's, without a client's credential.
+    /// The caller for which content is fetched: this node, without a client's credential.
     pub caller: Caller,
-    /// How peers are told of what they should have; `None` where there are none to tell.
+    /// Passes on to peers what they should have; `None` where there are no peers.
     pub session: Option<Session>,
-    /// Ends what is under way.
+    /// Stops the work that is under way.
     pub stop: CancellationToken,
 }
 
@@ -73,10 +73,10 @@ impl Cache {
             .ok_or_else(|| not_here(name))
     }
 
-    /// Takes out an image with what no other needs, or a blob.
+    /// Removes a blob, or an image with the blobs that no other image needs.
     ///
     /// # Errors
-    /// [`CacheError`]: it is not here, or in use; then nothing has been taken out.
+    /// [`CacheError`]: it is not here, or in use; then nothing has been removed.
     pub async fn remove(&self, name: &str) -> Result<Removed, CacheError> {
         let read = self.read_name(name)?;
         let plan = self.look(move |view| view.removal(&read)).await??;
@@ -99,7 +99,7 @@ impl Cache {
         Ok(removed)
     }
 
-    /// Hashes complete blobs again. What is found is said line by line; who does not read on ends it.
+    /// Hashes complete blobs again. Findings come line by line; the work ends when its reader goes away.
     ///
     /// # Errors
     /// [`CacheError`]: a name that is not here, another verification under way.
@@ -145,8 +145,8 @@ impl Cache {
         })
     }
 
-    /// Fetches images that are not here yet. What comes is said line by line; who does not read on ends it, but for the blobs
-    /// that are on their way.
+    /// Fetches images that are not here yet. Progress comes line by line; the work ends when its reader goes away, except for the
+    /// blobs that are on their way.
     ///
     /// # Errors
     /// [`CacheError`]: nothing that can be tried, another one under way.
@@ -166,7 +166,7 @@ impl Cache {
     /// Waits until a blob is here, fetching it when it is not.
     ///
     /// # Errors
-    /// Why it cannot be had or kept, for people.
+    /// Why it cannot be fetched or kept, as text for people.
     pub async fn hold(&self, at: &Repository, digest: &Digest) -> Result<(), String> {
         let held = warm::fetch(self, at, digest, None).await;
         held.unwrap_or_else(|Gone| Err("nobody waits for it".to_owned()))
@@ -174,7 +174,7 @@ impl Cache {
 
     /// The images that need a blob.
     pub(super) async fn images_with(&self, digest: Digest) -> Vec<String> {
-        // Only what is said beside a digest.
+        // Only shown beside a digest.
         self.look(move |view| view.images_with(&digest))
             .await
             .unwrap_or_default()
@@ -198,7 +198,7 @@ impl Cache {
         }
     }
 
-    /// Runs to its end in the background, or until nobody reads it or the daemon stops.
+    /// Runs in the background until its end, until its reader goes away, or until the daemon stops.
     fn spawn(
         &self,
         permit: tokio::sync::OwnedSemaphorePermit,
@@ -208,7 +208,7 @@ impl Cache {
         let stop = self.parts.stop.clone();
         tokio::spawn(async move {
             tokio::select! {
-                // Who is gone needs no word of it.
+                // The reader is gone: there is nothing to report.
                 _ = work => {}
                 () = out.closed() => {}
                 () = stop.cancelled() => {}
@@ -221,7 +221,7 @@ impl Cache {
         CacheName::read(name, &self.parts.names)
     }
 
-    /// Looks at everything, off the runtime: a full index takes a while to be put in order.
+    /// Reads the whole catalogue, off the runtime: sorting a full index takes a while.
     async fn look<T: Send + 'static>(&self, look: impl FnOnce(&View) -> T + Send + 'static) -> Result<T, CacheError> {
         let looking = async {
             let catalog = self.parts.store.catalog().await?;

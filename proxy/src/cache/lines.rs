@@ -38,7 +38,7 @@ pub(super) fn lines() -> (Out, CacheLines) {
     (Out(sender), CacheLines(receiver))
 }
 
-/// Nobody reads any more: what was to be said is said to nobody, and the work can end.
+/// The reader has gone away: further lines are dropped, and the work can end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Gone;
 

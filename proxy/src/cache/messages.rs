@@ -1,4 +1,4 @@
-//! What the cache is asked and what it says, as JSON. Both sides of it are here, so that they cannot drift apart.
+//! JSON messages of the cache API. Both sides use these types, so that they cannot drift apart.
 //!
 //! Fields are only ever added. An answer that takes long is one object a line.
 
@@ -11,7 +11,7 @@ pub struct CacheList {
     pub images: Vec<CachedImage>,
     /// Blobs that no known manifest lists.
     pub unlisted: Vec<CachedBlob>,
-    /// Of every blob, each counted once.
+    /// The bytes of all blobs, each counted once.
     pub total_bytes: u64,
 }
 
@@ -21,14 +21,14 @@ pub struct CachedImage {
     /// `docker.io/library/alpine:3.20`, or `…@sha256:…` for what no tag names.
     pub name: String,
     pub digest: Digest,
-    /// Of its blobs, as far as they are here; what it shares with others is counted with each.
+    /// The bytes of its blobs that are here; a shared blob counts for each of its images.
     pub here_bytes: u64,
-    /// Every blob of every manifest that was asked for is here. Of an index, other platforms' are not missed.
+    /// Every blob of every manifest that was asked for is here. Other platforms of an index do not count.
     pub is_complete: bool,
-    /// Of an index: those whose manifest is here.
+    /// Of an index: the platforms whose manifest is here.
     pub platforms: Vec<String>,
     pub used_seconds_ago: u64,
-    /// Since upstream was last asked what the tag stands for.
+    /// Seconds since the tag was last checked upstream.
     pub checked_seconds_ago: Option<u64>,
 }
 
@@ -48,9 +48,9 @@ pub struct CachedBlob {
     pub here_bytes: u64,
     pub state: BlobState,
     pub used_seconds_ago: Option<u64>,
-    /// Since its bytes were last found to be good, after it had come.
+    /// Seconds since its bytes were last verified, after the download.
     pub verified_seconds_ago: Option<u64>,
-    /// Those with a known manifest that lists it; or else, those that it was asked for in.
+    /// Repositories with a known manifest that lists it; or else those in which it was asked for.
     pub repositories: Vec<String>,
 }
 
@@ -59,9 +59,9 @@ pub struct CachedManifest {
     pub digest: Digest,
     pub media_type: String,
     pub manifest_bytes: u64,
-    /// What the index says that it is for.
+    /// The platform that the index states.
     pub platform: Option<String>,
-    /// A manifest that an index lists need not be.
+    /// False for a manifest that an index lists but that was not fetched.
     pub is_here: bool,
 }
 
@@ -71,7 +71,7 @@ pub struct CachedManifest {
 pub enum CacheItem {
     Image {
         image: CachedImage,
-        /// From what the name stands for downwards.
+        /// The manifest that the name stands for, and those below it.
         manifests: Vec<CachedManifest>,
         blobs: Vec<CachedBlob>,
     },
@@ -81,12 +81,12 @@ pub enum CacheItem {
 /// The answer to `DELETE /cache/item`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Removed {
-    /// Names that are gone.
+    /// Names that were removed.
     pub names: Vec<String>,
     pub manifests: u64,
     pub blobs: u64,
     pub freed_bytes: u64,
-    /// Blobs that others need too, and that stay.
+    /// Blobs that stay since other images need them.
     pub shared_blobs: u64,
 }
 
@@ -113,7 +113,7 @@ pub enum VerifyEvent {
         blobs: u64,
         bytes: u64,
     },
-    /// It was dropped, and is fetched again when it is asked for.
+    /// The blob was dropped, and is fetched again when it is asked for.
     Damaged {
         digest: Digest,
         names: Vec<String>,
@@ -127,7 +127,7 @@ pub enum VerifyEvent {
         good: u64,
         damaged: u64,
         failed: u64,
-        /// Left the cache meanwhile.
+        /// Blobs that left the cache in the meantime.
         gone: u64,
         bytes: u64,
     },
@@ -177,7 +177,7 @@ pub enum WarmEvent {
         digest: Digest,
         error: String,
     },
-    /// The scheduler was told to let the peers of the pool have it. Whether they get it is for them to say.
+    /// The scheduler was told to let the peers of the pool have it. Whether they fetch it is not reported here.
     PeersTold {
         image: String,
     },
@@ -205,7 +205,7 @@ pub enum CacheError {
     /// 404.
     #[error("{0}")]
     Unknown(String),
-    /// 409: it is in use, or another is at work.
+    /// 409: it is in use, or another verification or prefetch is under way.
     #[error("{0}")]
     Conflict(String),
     /// 500.

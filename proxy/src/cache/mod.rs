@@ -1,7 +1,7 @@
-//! What people do with a daemon's content by hand: look at it, take it out, look whether it is whole, fetch it ahead.
+//! Cache administration: listing, removing, verifying and prefetching a daemon's content.
 //!
-//! All of it goes through the store and the same traits that clients are served by, so that it keeps what they keep: nothing that
-//! is in use goes, and nothing comes that the source would not serve. Who may ask is for the admin port to know.
+//! All of it goes through the store and the same traits that serve clients, so that the same invariants hold: content in use is
+//! never removed, and content that the source would not serve is never fetched. The admin port decides who may ask.
 
 mod handle;
 mod lines;

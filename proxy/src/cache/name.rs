@@ -1,4 +1,4 @@
-//! What people call the things in a cache.
+//! Names of images and blobs, as an administrator writes them.
 
 use piecemeal_proto::{Digest, ImageReference, Reference, RepositoryName};
 use piecemeal_store::Repository;
@@ -17,7 +17,7 @@ impl CacheName {
     /// Reads an image as a container runtime does (`alpine` is `docker.io/library/alpine:latest`), or a bare digest. The name of
     /// a peer or mirror before that of the registry, as in `localhost:65001/docker.io/library/alpine`, is left out.
     pub(super) fn read(text: &str, names: &UpstreamNames) -> Result<Self, CacheError> {
-        // No registry has an image `sha256`: that is a digest with a slip in it.
+        // No registry has an image `sha256`: that is a mistyped digest.
         if text.starts_with("sha256:") || text.starts_with("sha512:") {
             let digest = text.parse::<Digest>();
             return digest

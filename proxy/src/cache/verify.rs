@@ -1,4 +1,4 @@
-//! Looking now, and at once, for what the disk has spoilt.
+//! Verification on demand: hashes blobs again, to find those that the disk has damaged.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -15,13 +15,13 @@ use super::{
     lines::{Gone, Out},
 };
 
-/// What is to be looked at.
+/// The blobs to verify.
 pub(super) struct Plan {
     pub(super) digests: Vec<Digest>,
     pub(super) bytes_per_second: Option<u64>,
 }
 
-/// How often progress is told.
+/// How often progress is reported.
 const TELL_EVERY: Duration = Duration::from_millis(250);
 
 pub(super) async fn run(cache: &Cache, plan: Plan, out: &Out) -> Result<(), Gone> {

@@ -1,4 +1,4 @@
-//! A catalogue as people see it: images, what they are made of, and what goes when one of them goes.
+//! View of a catalogue by image: the images, their blobs, and what a removal takes with it.
 //!
 //! Pure. What a repository's tags stand for, and what else it was asked for by digest, are its images; a manifest that one of its
 //! indexes lists is a part. A blob is needed by every manifest that some repository knows.
@@ -39,7 +39,7 @@ impl Root<'_> {
     }
 }
 
-/// A plan to take something out, and what to say of it.
+/// A planned removal, and its answer.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct PlannedRemoval {
     pub(super) removal: Removal,
@@ -113,7 +113,7 @@ impl View {
         names
     }
 
-    /// What goes when that goes.
+    /// What the removal of `name` takes with it.
     pub(super) fn removal(&self, name: &CacheName) -> Result<PlannedRemoval, CacheError> {
         match name {
             CacheName::Image(at, reference) => self.image_removal(at, reference),
@@ -158,7 +158,7 @@ impl View {
             .into_iter()
             .filter(|digest| !kept.contains(digest))
             .collect();
-        // Of the manifests that are left anywhere.
+        // Of the manifests that are left in any repository.
         let mut needed_by: HashMap<Digest, BTreeSet<&Repository>> = HashMap::new();
         for (known_at, manifest) in self.known() {
             if known_at != at || !forgotten.contains(&manifest) {

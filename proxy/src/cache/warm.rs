@@ -1,7 +1,7 @@
-//! Fetching images ahead, as a client would: from the tag down to every blob of the platforms that are wanted.
+//! Prefetching of images, as a client would pull them: from the tag down to every blob of the wanted platforms.
 //!
-//! What is here is not fetched again, but its right is proven all the same, so that it can be served when nobody can be asked.
-//! An image that cannot be had costs the others nothing.
+//! Content that is here is not fetched again, but the right to it is proven all the same, so that it can be served while the
+//! upstream is unreachable. An image that cannot be fetched costs the others nothing.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -33,11 +33,11 @@ const BLOBS_MAX: usize = 10_000;
 const INDEX_DEPTH_MAX: usize = 4;
 /// Blobs on their way at once.
 const BLOBS_AT_ONCE: usize = 4;
-/// How long the source may not answer at all.
+/// How long the source may take to answer at all.
 const OPEN_PATIENCE: Duration = Duration::from_secs(30);
 const OPEN_AGAIN: Duration = Duration::from_millis(500);
-/// How long a blob may come no further by a whole piece: four at once, of 4 MiB, over half a megabit. What really stands still
-/// ends by itself before.
+/// How long a blob may go without another whole piece: four at once, of 4 MiB, over half a megabit. A transfer that really
+/// stands still ends by itself before.
 const STALL_MAX: Duration = Duration::from_secs(300);
 const TELL_EVERY: Duration = Duration::from_millis(250);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -57,7 +57,7 @@ struct Wanted {
 }
 
 impl Plan {
-    /// A name that is none fails alone, as an image that is not there does.
+    /// A malformed name fails alone, as an image that does not exist does.
     pub(super) fn read(request: &WarmRequest, names: &UpstreamNames) -> Result<Self, CacheError> {
         let malformed = |text: String| Err(CacheError::Malformed(text));
         if request.images.is_empty() {
@@ -99,18 +99,18 @@ impl Plan {
     }
 }
 
-/// What of an index is wanted.
+/// The manifests of an index that are wanted.
 #[derive(Debug, PartialEq, Eq)]
 struct Selected<'a> {
     manifests: Vec<&'a Descriptor>,
     blobs: Vec<&'a Descriptor>,
 }
 
-/// Chooses from an index. What has no platform is for all of them.
+/// Chooses from an index. A manifest without a platform is for all platforms.
 fn select<'a>(listed: &'a [Descriptor], platforms: Option<&[Platform]>) -> Result<Selected<'a>, String> {
     let chosen: Option<HashSet<Digest>> = match platforms {
         None => None,
-        // An index without any platform is no image's.
+        // An index without any platform is not an image index.
         Some(_) if listed.iter().all(|part| part.platform.is_none()) => None,
         Some(platforms) => {
             let choose = |platform: &Platform| {
@@ -208,7 +208,7 @@ async fn warm(cache: &Cache, plan: &Plan, image: Named<'_>, out: &Out) -> Result
     Ok(Ok(fetched_bytes))
 }
 
-/// What peers are told of an image, in parts that are not too large.
+/// The orders to peers for an image, in messages of bounded size.
 fn orders(at: &Repository, reference: &Reference, resolved: &Resolved) -> Vec<wire::Warm> {
     let blobs: Vec<String> = resolved.blobs.iter().map(|blob| blob.digest.to_string()).collect();
     let order = |blobs: &[String]| wire::Warm {
@@ -227,7 +227,7 @@ fn orders(at: &Repository, reference: &Reference, resolved: &Resolved) -> Vec<wi
     blobs.chunks(wire::WARM_BLOBS_MAX).map(order).collect()
 }
 
-/// Follows indexes down to what is wanted of them.
+/// Follows indexes down to the wanted manifests.
 async fn resolve(cache: &Cache, plan: &Plan, at: &Repository, reference: &Reference) -> Result<Resolved, String> {
     let (tags, caller) = (&cache.parts.content.tags, &cache.parts.caller);
     let mut ahead = VecDeque::from([(reference.clone(), 0)]);
@@ -271,7 +271,7 @@ async fn resolve(cache: &Cache, plan: &Plan, at: &Repository, reference: &Refere
     })
 }
 
-/// The bytes that came of a blob; none when it was here, `None` when it cannot be had.
+/// The bytes of a blob that were fetched: 0 when it was here, `None` when it cannot be fetched.
 async fn fetch_and_tell(cache: &Cache, image: Named<'_>, blob: &Descriptor, out: &Out) -> Result<Option<u64>, Gone> {
     let (name, at, _) = image;
     let (image, digest) = (name.to_owned(), blob.digest);
@@ -333,10 +333,10 @@ async fn open(cache: &Cache, at: &Repository, digest: &Digest) -> Result<OpenBlo
     }
 }
 
-/// Waits until all of a blob is here. It comes by itself: nothing is read, so that no piece goes before a client's.
+/// Waits until all of a blob is here. The transfer runs by itself: nothing is read, so that clients' pieces keep their priority.
 async fn follow(cache: &Cache, filling: Filling, telling: Telling<'_>) -> Result<Result<(), String>, Gone> {
     if filling.is_passing() {
-        // Nobody else reads it: its place is for those who do.
+        // A passing fill without a reader gives its place to one that has readers.
         if !filling.has_readers() {
             filling.abandon(FillFailure::Stopped).await;
         }
@@ -370,7 +370,7 @@ async fn follow(cache: &Cache, filling: Filling, telling: Telling<'_>) -> Result
         if moved.elapsed() > STALL_MAX {
             return Ok(Err(format!("nothing more has come for {} s", STALL_MAX.as_secs())));
         }
-        // Its end is no change of its pieces: looked for, too.
+        // The end of a fill does not change its pieces, so it is polled as well.
         let _ = timeout(LOOK_EVERY, changes.changed()).await;
     }
 }

@@ -21,11 +21,11 @@ use piecemeal_upstream::{BlobAnswer, PullError, Served, Upstream, innermost};
 
 /// How much of a piece a cut or a crash may cost.
 const TAIL_BYTES: usize = 64 * 1024;
-/// An upstream that is faster than 100 Mbit/s loses so much time instead: a write for each 64 KiB would slow it down.
+/// The same in time, for an upstream faster than 100 Mbit/s: a write for each 64 KiB would slow it down.
 const TAIL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// A connection that brings less than this in so long would hold its place for ever. A hundred of them at once on a link of
-/// 1 Mbit/s bring more each.
+/// The minimum flow of a connection, in bytes: one that brings less would hold its place for ever. Each of a hundred connections
+/// at once on a link of 1 Mbit/s brings more.
 const FLOW_BYTES_MIN: usize = 32 * 1024;
 const FLOW_WINDOW: Duration = Duration::from_secs(60);
 
@@ -77,7 +77,7 @@ impl Lane {
         Self { bytes, head }
     }
 
-    /// The first byte that is not here.
+    /// The offset of the first byte that is not here.
     pub(super) fn wanted_from(&self) -> u64 {
         self.bytes.start + self.head.len() as u64
     }
@@ -164,7 +164,7 @@ impl Lane {
 
 /// Why a body ended early.
 enum Cut {
-    /// It comes so slowly that it might as well have stopped. The upstream's name.
+    /// The body comes so slowly that it counts as stopped. Holds the upstream's name.
     Drips(String),
     Other(PullError),
 }

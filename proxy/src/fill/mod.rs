@@ -1,6 +1,6 @@
 //! The fill: one download of a blob from upstream into the store, whatever the number of its readers.
 //!
-//! It uses as many connections as the way to upstream deserves, each for one segment after the other. It resumes by Range after
+//! It uses as many connections as the path to upstream needs, each for one segment after the other. It resumes by Range after
 //! every cut and across restarts, in mid-piece if need be, gives up only when upstream has sent nothing new for
 //! [`FILL_PATIENCE`], and keeps what it has for the next try. A body that does not have the digest is revoked as a whole.
 
@@ -28,17 +28,17 @@ use piecemeal_upstream::{ANSWER_TIMEOUT, BlobAnswer, Caller, PullError, Served, 
 
 /// How long upstream may send nothing new before a fill is given up.
 const FILL_PATIENCE: Duration = Duration::from_secs(30);
-/// How long a blob that there is no room for waits for others to have passed.
+/// How long a blob that there is no room for waits for a place among the passing fills.
 const PASSING_PATIENCE: Duration = Duration::from_secs(10);
-/// How many bytes of what an earlier fill has left an upstream has to show.
+/// The size of the sample of an earlier fill's bytes that an upstream must match.
 const SAMPLE_BYTES: usize = 1024;
-/// The largest blob whose size nobody states that is taken: it has to be held in memory until its end shows the size.
+/// The largest blob of unstated size that is accepted, in bytes: it is held in memory until its end shows the size.
 const UNSIZED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// The longest that one is read.
+/// The time limit for reading one.
 const UNSIZED_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// What is told of a fill as it goes. All methods return at once.
+/// Observer of a fill's events. All methods return at once.
 pub trait FillObserver: Send + Sync {
     /// The fill has begun, or gone on with the pieces that it has.
     fn opened(&self, filling: &Filling);
@@ -71,7 +71,7 @@ pub struct UpstreamBlobs {
 struct Whence<'a> {
     upstream: &'a Upstream,
     right: &'a Right,
-    /// With whose it may go on.
+    /// The callers with whose rights it may go on.
     callers: Option<&'a Callers>,
 }
 
@@ -184,7 +184,7 @@ impl UpstreamBlobs {
             .transpose()
     }
 
-    /// Upstream is asked before anybody is served: its first answer opens the transfer.
+    /// Upstream is asked before a caller is served: its first answer opens the transfer.
     async fn pour_known(&self, whence: Whence<'_>, filling: &Filling, transfer: &Transfer) -> Result<(), PullError> {
         let Whence { upstream, right, .. } = whence;
         let (had, map) = (filling.landed().count(), filling.map());
@@ -209,7 +209,7 @@ impl UpstreamBlobs {
                 Ok(())
             }
             Err(error) => {
-                // Space is not kept for what upstream does not have, or not for everybody.
+                // No space stays reserved for a blob that upstream does not have, or does not serve to this caller.
                 if had == 0 && filling.landed().is_empty() && !transfer.is_open() {
                     filling.abandon(FillFailure::Revoked).await;
                 }
@@ -238,7 +238,7 @@ impl UpstreamBlobs {
         transfer.open(filling.clone(), right.clone());
     }
 
-    /// Nobody has told the size yet: upstream's answer does, or the end of its body.
+    /// Fills a blob of unknown size: upstream's answer states it, or the end of its body shows it.
     async fn pour_unknown(
         &self,
         whence: Whence<'_>,
@@ -259,7 +259,7 @@ impl UpstreamBlobs {
             ..
         } = whence;
         let answer = upstream.blob(caller, at, digest, 0, None, Served::NotYet).await?;
-        // A manifest may say 0; whoever lies, nothing is served that does not have the digest.
+        // A manifest may say 0. Whatever a size claims, bytes that do not have the digest are never served.
         let (blob_bytes, body) = match answer.blob_bytes.or_else(|| self.sizes.get(at, digest)) {
             Some(blob_bytes) => (blob_bytes, Body::Answer(answer)),
             None => {

@@ -17,10 +17,10 @@ const FIRST_SEGMENT_BYTES: u64 = 256 * 1024;
 /// With one connection there is nothing to share out: a segment ends only so that others may join in.
 const LONE_SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
 
-/// The pieces of a fill that nobody has, or has been told to fetch.
+/// The pieces of a fill that are missing and not yet assigned to a connection.
 pub(super) struct Plan {
     map: PieceMap,
-    /// Here, on their way, or none of this plan's business.
+    /// Pieces that are here, on their way, or outside this plan.
     taken: PieceSet,
 }
 
@@ -31,7 +31,7 @@ pub(super) struct Pace {
     pub(super) lanes: usize,
     /// Those that are in use.
     pub(super) busy: usize,
-    /// What one connection carries, in bytes a second; 0 when nobody knows yet.
+    /// The rate of one connection, in bytes a second; 0 while it is unknown.
     pub(super) lane_rate: u64,
 }
 
@@ -64,7 +64,7 @@ impl Plan {
         Some(self.map.range(first).start..self.map.range(end - 1).end)
     }
 
-    /// Takes everything from `start` on, for a connection that carries it whether we want or not.
+    /// Takes everything from `start` on, for a connection that carries all of it in any case.
     pub(super) fn take_rest(&mut self, start: u64) -> Range<u64> {
         let first = self.map.piece_at(start).unwrap_or(self.map.count());
         for piece in first..self.map.count() {
@@ -87,12 +87,12 @@ impl Plan {
         }
     }
 
-    /// Whether a client waits for a piece that nobody has been told to fetch.
+    /// Whether a client waits for a piece that is not yet assigned to a connection.
     pub(super) fn lacks(&self, wanted: Option<u32>) -> bool {
         wanted.is_some_and(|piece| !self.taken.contains(piece))
     }
 
-    /// What nobody has been told to fetch, to the piece.
+    /// The size of the unassigned pieces, in bytes, each counted as a whole piece.
     fn missing_bytes(&self) -> u64 {
         u64::from(self.taken.capacity() - self.taken.count()) * self.map.piece_bytes()
     }

@@ -26,9 +26,9 @@ const RETRY_DELAY_MAX: Duration = Duration::from_secs(3);
 /// So many bodies in a row that bring nothing new are enough: an upstream without ranges that always breaks off would send
 /// its beginning again and again.
 const BARREN_MAX: u32 = 5;
-/// How long a blob that is not kept is waited for readers of.
+/// How long a passing fill may go without readers.
 const UNREAD_MAX: Duration = Duration::from_secs(30);
-/// How often it is looked whether a client waits for something that nobody fetches yet.
+/// How often the fill checks whether a client waits for a piece that no connection fetches yet.
 const LOOK_AROUND: Duration = Duration::from_millis(100);
 
 /// A fill while it pours in.
@@ -38,22 +38,22 @@ pub(super) struct Pour<'a> {
     plan: Plan,
     seat: Seat<'a>,
     lanes: FuturesUnordered<Pin<Box<dyn Future<Output = Step> + Send + 'a>>>,
-    /// Of `lanes`, those whose body has begun.
+    /// The number of `lanes` whose body has begun.
     receiving: usize,
     /// One of those carries all that is missing: upstream knows no ranges.
     whole: bool,
     patience: Patience,
     /// Upstream has answered.
     began: bool,
-    /// When somebody was last seen reading.
+    /// When the fill last had a reader.
     read_at: Instant,
 }
 
-/// What a connection has come to.
+/// Progress of a connection.
 enum Step {
     Answered {
         lane: Lane,
-        /// What it was asked with.
+        /// The right that the request used.
         right: Arc<Right>,
         answer: Result<BlobAnswer, PullError>,
     },
@@ -174,9 +174,9 @@ impl<'a> Pour<'a> {
                 true => 1,
                 false => self.seat.share(missing_bytes(filling), busy),
             };
-            // Somebody who waits for something further on waits until it has its turn: there is no room for it before.
+            // In a passing fill a reader waits until its piece has its turn: there is no room for that piece before.
             let wanted = filling.wanted().filter(|_| !filling.is_passing());
-            // Somebody who waits does not wait for a segment to end.
+            // A waiting reader gets an extra connection at once, rather than wait for a segment to end.
             let allowed =
                 share + usize::from(self.plan.lacks(wanted) && self.receiving == self.lanes.len() && share > 1);
             if busy >= allowed || self.lanes.len() >= allowed.max(WIDTH_MAX) {

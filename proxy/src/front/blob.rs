@@ -24,9 +24,9 @@ use crate::{OpenBlob, Suspicions, pulls::BlobPull};
 
 /// What a body is read from.
 enum Source {
-    /// What is still on its way is hashed as it comes.
+    /// A blob that is read as it is; a live fill is hashed as it comes.
     Open(OpenBlob),
-    /// One that the client has had before.
+    /// A complete blob that the client has received before.
     Suspect(CheckedBlob),
 }
 
@@ -34,11 +34,11 @@ enum Source {
 pub(super) struct Way {
     /// The connection's, unless it has TLS.
     pub(super) outlet: Option<Outlet>,
-    /// Of whatever has to be read.
+    /// The budget of bytes that are read into memory.
     pub(super) budget: Budget,
     pub(super) client: Option<IpAddr>,
     pub(super) suspicions: Suspicions,
-    /// Told of what goes out.
+    /// Records what goes out.
     pub(super) pull: BlobPull,
 }
 
@@ -201,7 +201,7 @@ impl Way {
             extent.make_resident().await?;
             return Ok(stand_in(outlet, extent));
         }
-        // Room is taken for what is there: who waits for bytes holds none.
+        // Room is taken for bytes that are there: a stream that waits for bytes holds none.
         source.ready(range.start).await?;
         let room = self.budget.take();
         let end = range.end.min(range.start + room.bytes());

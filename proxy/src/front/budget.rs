@@ -1,7 +1,7 @@
-//! The memory of all streams that have to be read into buffers: with TLS, or from what is no file of the system's.
+//! Memory budget of all streams that are read into buffers: those over TLS, and those that do not come from a file of the system.
 //!
-//! A stream that finds the budget spent goes on in small steps, so that a client that does not read what it asked for holds
-//! up nobody. All of it is at most the budget and one small buffer for each stream.
+//! A stream that finds the budget spent goes on in small steps, so that a client that does not read what it asked for never
+//! blocks another stream. The total is at most the budget and one small buffer for each stream.
 
 use std::sync::{
     Arc,

@@ -46,7 +46,7 @@ pub(super) fn respond(list: List, query: &ListQuery, at: &Repository, uri: &Uri,
     response
 }
 
-/// The next page by the path that the client itself used, and with its `ns`: relative, so that it comes back to us.
+/// The next page by the path that the client itself used, and with its `ns`: relative, so that the client asks this daemon again.
 fn link(uri: &Uri, n: Option<usize>, last: &str) -> String {
     let mut query = url::form_urlencoded::Serializer::new(String::new());
     let kept = url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());

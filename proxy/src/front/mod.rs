@@ -52,12 +52,12 @@ pub struct Front {
     pub names: UpstreamNames,
     /// Counts and tells what clients pull.
     pub pulls: Pulls,
-    /// Told who asks for what is complete here, and gets it.
+    /// Records which client asks for a complete blob, and gets it.
     pub suspicions: Suspicions,
     pub admission: Admission,
 }
 
-/// How the front knows whom it speaks with.
+/// How the front identifies its callers.
 pub struct Admission {
     /// The site's nodes; `None` where there are none.
     pub nodes: Option<Arc<Nodes>>,
@@ -123,7 +123,7 @@ impl Front {
             Ok(caller) => caller,
             Err(error) => return error_response(&error, "UNSUPPORTED"),
         };
-        // Where all clients are this node's own, none has proven anything.
+        // Where all clients are local, none has proven an identity.
         if let (Some(_), Some(node), Some(slot)) = (&self.admission.nodes, caller.node, &connection.slot) {
             slot.belongs_to(node);
         }

@@ -156,7 +156,7 @@ impl UpstreamNames {
                 return Err(PullError::UnknownUpstream(named));
             }
         }
-        // Only an accelerated name says that the client means a registry by it, and not just us.
+        // Only an accelerated name shows that the client means a registry by the Host header, and not just this daemon.
         let by_host = host.and_then(|host| accelerated::original(host).find(|original| self.knows(original)));
         by_host
             .or_else(|| self.default.clone())

@@ -41,7 +41,7 @@ fn part(first: &str, last: &str, size: u64) -> Option<Range<u64>> {
     }
 }
 
-/// Digits only: no sign, no space. A number too large for us is beyond any end.
+/// Digits only: no sign, no space. A number too large for `u64` is beyond any end.
 fn number(text: &str) -> Option<u64> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     digits.then(|| text.parse().unwrap_or(u64::MAX))

@@ -1,4 +1,4 @@
-//! All rows at once, for whoever looks at the whole; and deleting names that somebody takes out by hand.
+//! The catalogue: reading all rows at once, and deleting names that an administrator removes.
 
 use piecemeal_proto::Digest;
 use rusqlite::{Connection, Transaction};
@@ -6,7 +6,7 @@ use rusqlite::{Connection, Transaction};
 use super::{Index, IndexError, digest_from_sql, from_sql, map_from_sql};
 use crate::{Repository, clock::Age};
 
-/// Manifests read while nobody else can use the connection.
+/// The most manifests read in one go; the connection is blocked for others in the meantime.
 const MANIFESTS_AT_ONCE: u32 = 64;
 
 /// A manifest's row.

@@ -6,7 +6,7 @@
 //!
 //! Durability is chosen per transaction. [`Durability::Batched`] may lose the last seconds in a power cut, in order and as
 //! a whole; the next [`Durability::Synced`] one makes everything before it durable too. Waiting for the disk happens beside
-//! the connection: progress and readers must not wait for somebody else's sync.
+//! the connection: progress and readers must not wait for the sync of another transaction.
 
 pub(crate) mod blobs;
 pub(crate) mod catalog;
@@ -49,7 +49,7 @@ pub enum IndexError {
 /// Digest, size in bytes and last use; or the key of a row that makes no sense, to be deleted.
 pub(crate) type ListedRow = Result<(Digest, u64, Age), String>;
 
-/// When a transaction is on the disk.
+/// When a transaction becomes durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Durability {
     /// With the next synced one, or whenever the system writes it.
@@ -63,7 +63,7 @@ pub(crate) struct Index {
     connection: Mutex<Connection>,
     /// SQLite's write-ahead log.
     log: PathBuf,
-    /// What credentials are hashed with before they are written down.
+    /// The key with which credentials are hashed before they are stored.
     credential_key: hmac::Key,
 }
 
@@ -122,7 +122,7 @@ impl Index {
         Ok(result)
     }
 
-    /// Whether nobody uses the connection at this moment.
+    /// Whether the connection is unused at this moment.
     pub(crate) fn is_idle(&self) -> bool {
         !matches!(self.connection.try_lock(), Err(TryLockError::WouldBlock))
     }
@@ -210,7 +210,7 @@ mod tests {
         let (dir, mut index) = index();
         assert!(index.log.exists(), "where SQLite keeps it");
         index.write(Durability::Synced, stamp(0), |_| Ok(())).unwrap();
-        // What cannot be opened cannot be synced.
+        // A log that cannot be opened cannot be synced.
         index.log = dir.path().join("index.db/log");
         index.write(Durability::Batched, stamp(0), |_| Ok(())).unwrap();
         let failed = index.write(Durability::Synced, stamp(0), |_| Ok(()));

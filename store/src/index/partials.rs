@@ -36,7 +36,7 @@ pub(crate) struct TailChange {
     pub(crate) now: Option<TailRow>,
 }
 
-/// What has changed of a partial since it was last written down.
+/// Changes of a partial since it was last stored.
 #[derive(Debug)]
 pub(crate) struct Progress {
     /// Those that landed.
@@ -170,7 +170,7 @@ fn set_tail(transaction: &Transaction<'_>, id: i64, tail: &TailChange) -> rusqli
     Ok(())
 }
 
-/// Takes pieces back that turned out not to be on the disk.
+/// Deletes pieces that turned out not to be on the disk.
 pub(crate) fn drop_pieces(transaction: &Transaction<'_>, id: i64, pieces: &[u32]) -> rusqlite::Result<()> {
     let mut statement = transaction.prepare_cached("DELETE FROM partial_pieces WHERE partial = ?1 AND piece = ?2")?;
     for piece in pieces {

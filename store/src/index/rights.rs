@@ -13,7 +13,7 @@ pub(crate) const SERVED_MAX: u64 = 64;
 /// The most credentials of one node that are known as refused by one upstream. With so many some may have been forgotten, and no
 /// credential counts as new.
 pub(crate) const REFUSED_MAX: u64 = 256;
-/// What stands for the site's own credential, and for none. A keyed hash is longer.
+/// The stored values of the site's own credential, and of none. A keyed hash is longer.
 const SITE: &[u8] = b"site";
 const NOTHING: &[u8] = b"nothing";
 
@@ -27,7 +27,7 @@ pub(crate) struct NodeRightRow {
 }
 
 impl Index {
-    /// When upstream last served everybody.
+    /// When upstream last served the repository without a credential.
     pub(crate) fn public_right(&self, at: &Repository) -> Result<Option<Age>, IndexError> {
         let connection = self.read();
         let row: Option<i64> = connection
@@ -37,7 +37,7 @@ impl Index {
         Ok(row.map(|proven_ms| Age(from_sql(proven_ms))))
     }
 
-    /// What a node may have from the repository, by all of its credentials and by this one.
+    /// A node's rights to the repository, by all of its credentials and by this one.
     pub(crate) fn node_right(
         &self,
         at: &Repository,
@@ -60,7 +60,7 @@ impl Index {
             .query_row((&at.upstream, holder, &credential, to_sql(REFUSED_MAX)), |row| {
                 row.get(0)
             })?;
-        // Where all rights are taken, one that is missing may have made room for another credential's.
+        // In a full table, a missing right may have made room for another credential's.
         let was_served: bool = connection
             .prepare_cached(
                 "SELECT EXISTS (SELECT 1 FROM rights WHERE holder = ?2 AND credential = ?3 AND upstream = ?1)
@@ -82,7 +82,7 @@ impl Index {
     /// A holder as it is written down.
     pub(crate) fn holder_row(&self, holder: Holder) -> HolderRow {
         match holder {
-            Holder::Anybody => HolderRow {
+            Holder::Public => HolderRow {
                 node: Vec::new(),
                 credential: Vec::new(),
             },
@@ -93,7 +93,7 @@ impl Index {
         }
     }
 
-    /// Never the credential itself, nor what it could be guessed from without the store's key.
+    /// A keyed hash: never the credential itself, nor a value from which it could be guessed without the store's key.
     fn shown_to_sql(&self, shown: Shown) -> Vec<u8> {
         match shown {
             Shown::Site => SITE.to_vec(),
@@ -105,7 +105,7 @@ impl Index {
 
 /// A holder as it is written down.
 pub(crate) struct HolderRow {
-    /// A node's id; nothing for anybody.
+    /// A node's id; empty for the public.
     node: Vec<u8>,
     credential: Vec<u8>,
 }
@@ -165,7 +165,7 @@ pub(crate) fn put_refusal(
     Ok(())
 }
 
-/// Deletes the rights of repositories of which nothing is here.
+/// Deletes the rights of repositories that have no content here.
 pub(crate) fn expire(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
     transaction
         .prepare_cached(
@@ -186,7 +186,7 @@ pub(crate) fn expire_refusals(transaction: &Transaction<'_>, moment: Age) -> rus
 
 /// Deletes the oldest rows beyond so many in each table, of those holders that have the most.
 pub(crate) fn cap(transaction: &Transaction<'_>, rights_max: u64, refusals_max: u64) -> rusqlite::Result<()> {
-    // What everybody may have is a holder of its own in each repository.
+    // The public right counts as a separate holder in each repository.
     let (right, refusal) = (
         "upstream, repository, holder, credential",
         "upstream, holder, credential",
@@ -196,7 +196,7 @@ pub(crate) fn cap(transaction: &Transaction<'_>, rights_max: u64, refusals_max: 
     cap_shares(transaction, "refusals", refusal, "holder", "refused_ms", refusals_max)
 }
 
-/// Deletes the oldest rows of those holders that have the most, so that no node makes the rows of others go.
+/// Deletes the oldest rows of those holders that have the most, so that no node displaces the rows of others.
 fn cap_shares(
     transaction: &Transaction<'_>,
     table: &str,
@@ -251,7 +251,7 @@ mod tests {
     fn where_a_table_is_full_those_with_the_most_rows_lose_their_oldest() {
         let mut connection = Connection::open_in_memory().unwrap();
         schema::prepare(&mut connection).unwrap();
-        // The quiet one's are the oldest; what everybody may have counts one by one.
+        // The quiet holder's rows are the oldest; each public right counts as a holder of its own.
         for table in ["rights", "refusals"] {
             fill(&connection, table, 1, 0..5);
             fill(&connection, table, 2, 100..200);

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use rusqlite::{Connection, TransactionBehavior};
 
-/// Marks an SQLite file as ours: "PMst".
+/// Marks an SQLite file as Piecemeal's: "PMst".
 const APPLICATION_ID: i64 = 0x504d_7374;
 /// The log is carried over into the database when it has this many pages of 4 KiB.
 const WAL_PAGES_MAX: u32 = 16 * 1024;
 /// The log is cut back to this after a checkpoint; one manifest may have blown it up to 8 MiB.
 const WAL_BYTES_MAX: i64 = 16 * 1024 * 1024;
-/// Nobody else writes; a person with the sqlite3 shell may read.
+/// How long a statement waits for a lock. The daemon is the only writer; an administrator with the sqlite3 shell may read.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// In order; never edited once released.
@@ -47,7 +47,7 @@ pub(super) fn prepare(connection: &mut Connection) -> Result<(), OpenIndexError>
     connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
-    // A checkpoint waits for the disk, and progress waits for it: seldom, then.
+    // A checkpoint waits for the disk, and progress waits for the checkpoint: it should be rare.
     connection.pragma_update(None, "wal_autocheckpoint", WAL_PAGES_MAX)?;
     connection.query_row(&format!("PRAGMA journal_size_limit = {WAL_BYTES_MAX}"), [], |_| Ok(()))?;
     for (version, migration) in (1_i64..).zip(MIGRATIONS) {
@@ -58,7 +58,7 @@ pub(super) fn prepare(connection: &mut Connection) -> Result<(), OpenIndexError>
     Ok(())
 }
 
-/// Whether the file holds tables that we did not make. An empty file is ours: we crashed while making it.
+/// Whether the file holds tables of another program. An empty file is Piecemeal's: a crash interrupted its creation.
 fn is_foreign(connection: &Connection) -> rusqlite::Result<bool> {
     let id: i64 = connection.query_row("PRAGMA application_id", [], |row| row.get(0))?;
     let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;

@@ -1,7 +1,7 @@
 //! The body of an answer: pieces in order, slice by slice through the limiter.
 //!
-//! What lies in a file leaves from there. What has to be read is not read before the receiver has taken what was read
-//! before, so that one that is slow or gone costs one piece of memory and no more reads.
+//! Bytes in a file are sent from there. Other bytes are read only once the receiver has taken those that were read before, so
+//! that a slow or vanished receiver costs one piece of memory and no further reads.
 
 use std::{ops::Range, sync::Arc};
 
@@ -17,13 +17,13 @@ use crate::Limiter;
 
 pub(super) struct PieceBody {
     pub(super) content: Content,
-    /// Still to be read.
+    /// The pieces still to be read.
     pub(super) pieces: Range<u32>,
     /// How long to wait for each piece that is not here.
     pub(super) patience: Option<Duration>,
     pub(super) limiter: Limiter,
     pub(super) served: Arc<dyn Fn(u64) + Send + Sync>,
-    /// Found and not yet sent.
+    /// Bytes found and not yet sent.
     pub(super) ready: Part,
     /// The connection's, where it has one.
     pub(super) outlet: Option<Outlet>,

@@ -1,7 +1,7 @@
 //! Fetching pieces from one source.
 //!
-//! The limiter is asked before anything is read, so that a receiver that may not receive lets TCP hold the sender. What
-//! comes is not verified here: the store does that before it keeps a piece.
+//! The limiter is asked before anything is read, so that TCP holds back the sender while the rate is spent. Pieces are not
+//! verified here: the store does that before it keeps one.
 
 use std::net::SocketAddr;
 
@@ -47,7 +47,7 @@ pub struct PieceRequest {
 pub struct FetchedPiece {
     pub index: u32,
     pub bytes: Bytes,
-    /// The hash that the source states. Believe it as far as the source.
+    /// The hash that the source states, as trustworthy as the source.
     pub hash: Option<PieceHash>,
 }
 
@@ -57,19 +57,19 @@ pub enum FetchPiecesError {
     /// No address could be connected to within a second.
     #[error("the source cannot be connected to")]
     Unreachable,
-    /// It is connected, and sends nothing.
+    /// The source is connected, and sends nothing.
     #[error("the source sends nothing")]
     Stalled,
-    /// It does not have a piece, or not of this fill.
+    /// The source does not have a piece, or not of this fill.
     #[error("the source does not have the pieces")]
     Missing,
-    /// It does not accept the token. Ask for a new one.
+    /// The source does not accept the token. Ask for a new one.
     #[error("the source does not accept the ticket")]
     Refused,
     /// Ask again in a moment, or elsewhere.
     #[error("the source is busy")]
     Busy,
-    /// It breaks off, or does not speak the protocol.
+    /// The source breaks off, or does not speak the protocol.
     #[error("the source broke off: {0}")]
     Broken(String),
 }
@@ -82,7 +82,7 @@ pub struct PieceClient {
 }
 
 impl PieceClient {
-    /// What comes from other hosts goes through `limiter`.
+    /// A client whose transfers from other hosts go through `limiter`.
     pub fn new(limiter: Limiter) -> Self {
         Self {
             limiter,
@@ -120,7 +120,7 @@ impl PieceClient {
         }
         let stall = if request.patient { PATIENT_STALL } else { STALL };
         let rate_of = |address: SocketAddr| self.limiter.for_address(address.ip()).rate();
-        // A connection that was kept may have been closed by the other side meanwhile: that is nobody's fault.
+        // The peer may have closed a kept connection in the meantime: that does not count as a failure.
         while let Some(connection) = self.pool.take(&request.addresses, rate_of) {
             if let Some(response) = ask(connection, &request, stall).await? {
                 return self.read(request, response, stall);
@@ -151,7 +151,7 @@ impl PieceClient {
         let headers = response.headers();
         let (map, end) = (request.map, request.first.saturating_add(request.count));
         if number(headers, PIECE_BYTES).is_some_and(|bytes| bytes != map.piece_bytes()) {
-            // Its blob came by another fill, with other pieces.
+            // The source's blob came by another fill, with other pieces.
             return Err(FetchPiecesError::Missing);
         }
         let left = map.range(end.saturating_sub(1)).end - map.range(request.first).start;
@@ -280,7 +280,7 @@ impl Answer {
             self.paid = slice;
         }
         let bytes = self.next_frame().await?.ok_or_else(|| broken("it ended early"))?;
-        // What came along beyond that is paid for before anything else is read.
+        // Bytes beyond the paid ones are paid for before anything else is read.
         self.limiter.take(bytes.len().saturating_sub(self.paid)).await;
         self.paid = self.paid.saturating_sub(bytes.len());
         let len = u64::try_from(bytes.len()).expect("a frame is small");

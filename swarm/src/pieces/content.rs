@@ -1,4 +1,4 @@
-//! What the piece port serves from: a complete blob, under whatever fill it is asked for, or a fill under its own id.
+//! Content of the piece port: a complete blob, under any requested fill id, or a live fill under its own id.
 
 use piecemeal_http::{EXTENT_BYTES_MAX, Outlet};
 use piecemeal_proto::{Digest, FillId, PieceHash, PieceMap};
@@ -54,8 +54,8 @@ impl Content {
         }
     }
 
-    /// What is here of `piece` from byte `position` of the blob, at most to the piece's end. Empty when the piece is not here.
-    /// Where there is an outlet, what can be is left where it lies.
+    /// The bytes of `piece` from byte `position` of the blob, at most to the piece's end. Empty when the piece is not here.
+    /// With an outlet, bytes stay in their file where that is possible.
     pub(super) async fn read(&self, piece: u32, position: u64, outlet: Option<&Outlet>) -> Result<Part, ReadBlobError> {
         let range = self.map().range(piece);
         if outlet.is_some_and(|outlet| outlet.takes(range.end - position))

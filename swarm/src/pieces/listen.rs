@@ -15,7 +15,7 @@ const LIMITS: Limits = Limits {
     busy_give_way: false,
     // Longer than the client keeps its idle connections, so that the client is the one who closes them.
     idle_max: Duration::from_secs(60),
-    // A receiver that takes nothing for so long has been given up by everybody else too.
+    // The other components have given up a receiver that takes nothing for so long.
     take_max: Duration::from_secs(30),
     // A lease takes less, and what it misses is leased elsewhere at once.
     drain_max: Duration::from_secs(10),

@@ -1,4 +1,4 @@
-//! Handing each other pieces: the piece port of peers and mirror alike, and what fetches from it.
+//! Exchange of pieces: the piece port of peers and mirror, and its client.
 //!
 //! HTTP/1.1 with keep-alive: `GET /piece/v1/{digest}/{fill}/{first}-{last}`, with a ticket. Neither side verifies pieces:
 //! the sender's store has, and the receiver's store will.

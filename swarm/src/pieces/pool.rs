@@ -73,7 +73,7 @@ impl Pool {
     pub(super) fn put(&self, connection: Connection) {
         let mut idle = self.lock();
         let now = Instant::now();
-        // Nodes come and go: what nobody asked for in time goes too.
+        // Nodes come and go: connections to a node that is not asked in time are dropped too.
         idle.retain(|_, kept| {
             kept.retain(|idle| {
                 now.duration_since(idle.since) < self.idle_timeout && !idle.connection.sender.is_closed()
@@ -126,7 +126,7 @@ async fn connect_to(address: SocketAddr, rate: Option<u64>) -> io::Result<Connec
     let stream = dial(address, rate).await?;
     let mut builder = http1::Builder::new();
     match rate {
-        // What the kernel has is received already, and so is what a large read brings: so neither may be large.
+        // Bytes in the kernel's buffer and in a large read are received before they are paid for: neither may be large.
         Some(_) => builder.read_buf_exact_size(Some(READ_BYTES_LIMITED)),
         None => builder.max_buf_size(READ_BYTES_UNLIMITED),
     };

@@ -1,6 +1,6 @@
-//! The piece port: who may have which pieces.
+//! The piece port: authorization, and answers with pieces.
 //!
-//! A digest is no permission: every request carries the authority's word for its blob, a ticket or, where it is accepted, a
+//! A digest is no permission: every request carries a token of the authority for its blob, a ticket or, where it is accepted, a
 //! grant. Only with a grant does an answer wait for pieces that are not here yet.
 
 use std::{net::SocketAddr, ops::Range, str::FromStr, sync::Arc};
@@ -30,21 +30,21 @@ use super::{
 };
 use crate::{AuthorityClock, Limiter};
 
-/// What a piece port serves, and to whom.
+/// A piece port's content, authorization and limits.
 #[derive(Clone)]
 pub struct PiecePort {
     pub store: Store,
-    /// Whose tickets are accepted.
+    /// The authority whose tickets are accepted.
     pub authority: AuthorityPublic,
-    /// What their expiry is judged by.
+    /// The clock by which they expire.
     pub clock: AuthorityClock,
-    /// What is sent to other hosts goes through it.
+    /// The limiter of all bytes that are sent to other hosts.
     pub limiter: Limiter,
     /// Whether a grant is as good as a ticket, and better: with it, the answer waits for pieces. True at the mirror.
     pub accept_grants: bool,
-    /// Whether a node is shut out, whatever its tickets and grants say. Only the mirror is told.
+    /// Whether a node is revoked, whatever its tickets and grants say. Only the mirror knows.
     pub is_revoked: Arc<dyn Fn(&NodeId) -> bool + Send + Sync>,
-    /// Told of all bytes that are sent.
+    /// Called with the number of bytes that are sent.
     pub served: Arc<dyn Fn(u64) + Send + Sync>,
     /// The most requests that are answered at once.
     pub requests_max: usize,
@@ -94,7 +94,7 @@ async fn serve(
         .await
 }
 
-/// What a request's token says.
+/// The content of a request's token.
 struct Admitted {
     node: NodeId,
     /// Whether the answer may wait for pieces.
@@ -146,7 +146,7 @@ impl PiecePort {
         }
         let now = self.clock.now();
         let ticket = Ticket::check(token, &self.authority, now).map(|ticket| (ticket.digest, ticket.node, false));
-        // A grant is malformed as a ticket.
+        // A grant does not parse as a ticket.
         let checked = match ticket {
             Err(CheckTokenError::Malformed) if self.accept_grants => {
                 Grant::check(token, &self.authority, now).map(|grant| (grant.digest, grant.node, true))
@@ -198,9 +198,9 @@ impl PiecePort {
             position: start,
             upload,
         };
-        // What cannot be had is said while it can still be said.
+        // A missing piece must be reported before the answer's head goes out.
         body.fill().await?;
-        // A piece that had to be waited for has a hash only now.
+        // A piece that the answer waited for has a hash only now.
         let hashes = body.content.hashes(asked.pieces.clone());
         let mut response = Response::builder()
             .header(header::CONTENT_TYPE, "application/octet-stream")
@@ -226,7 +226,7 @@ enum ServePiecesError {
     Busy,
     #[error("{0}")]
     Missing(&'static str),
-    /// The local disk: for the asker as good as missing.
+    /// The local disk: for the receiver the same as missing.
     #[error("the store failed")]
     Store(#[from] StoreError),
     #[error("a piece is not here, or cannot be read")]

@@ -1,4 +1,4 @@
-//! How many requests a piece port answers at once: in all, for each receiver, and once it has nearly as many as it can, from
+//! Limits on the requests that a piece port answers at once: in all, for each receiver, and, once the port is nearly full, from
 //! each address.
 //!
 //! A receiver is the node that its ticket or grant names. Since a site's key lets a host be many nodes, the address counts too.
@@ -48,7 +48,7 @@ impl Uploads {
         })))
     }
 
-    /// A place for a request of `node`; `None`: it has to ask again later, or elsewhere.
+    /// A place for a request of `node`; `None`: the node must ask again later, or elsewhere.
     pub(super) fn take(&self, node: NodeId, address: Option<IpAddr>) -> Option<Upload> {
         let address = address.map(Block::of);
         self.lock().take(node, address).then(|| Upload {

@@ -1,4 +1,4 @@
-//! What a session is given, and what it gives.
+//! Configuration and events of a session.
 
 use std::{net::SocketAddr, ops::Range, sync::Arc};
 
@@ -7,17 +7,17 @@ use piecemeal_proto::{AuthorityPublic, Digest, FillId, NodeKey, RoleKey, SignedP
 
 use crate::Limiter;
 
-/// Who this daemon is, and where its scheduler.
+/// Identity of this daemon, and address of its scheduler.
 #[derive(Clone, Debug)]
 pub struct SessionConfig {
     /// The scheduler's URL, `http://host:65012` or `https://host:65012`.
     pub scheduler: String,
-    /// Whose scheduler it must be, when that is `https`.
+    /// The authority that the scheduler must belong to, when the URL is `https`.
     pub authority: AuthorityPublic,
     pub role: wire::Role,
     /// The secret of the role: proves that the daemon belongs to the site.
     pub role_key: RoleKey,
-    /// Who the daemon is.
+    /// The daemon's own key.
     pub node_key: Arc<NodeKey>,
     /// The node's name as its administrator knows it; may be empty.
     pub host_name: String,
@@ -27,18 +27,18 @@ pub struct SessionConfig {
     pub addresses: Vec<SocketAddr>,
     pub piece_port: u16,
     pub may_use_upstream: bool,
-    /// What its pieces go through. Each hello states its rate.
+    /// The limiter of its pieces. Each hello states its rate.
     pub limiter: Limiter,
     /// Higher than at any earlier start; each connection adds one.
     pub incarnation: u64,
 }
 
-/// What the scheduler says, checked.
+/// An event from the scheduler, checked.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SessionEvent {
     /// The scheduler has welcomed this daemon, or speaks again after a silence. After a welcome the inventory follows.
     Up,
-    /// Nothing was heard for a second, or the connection is gone: leases may be lost, and wants are not heard.
+    /// The scheduler was silent for a second, or the connection is gone: leases may be lost, and wants do not arrive.
     Down,
     /// The digest, the source and its addresses, the range and the number of hashes are well formed, and the ticket is text.
     Lease(wire::Lease),
@@ -55,7 +55,7 @@ pub enum SessionEvent {
     },
     /// The hashes of all pieces of a blob. The authority has signed them.
     PieceHashes(SignedPieceHashes),
-    /// Asks for `Have`, with hashes, of all that is here of a blob.
+    /// Asks for `Have`, with hashes, of all pieces of a blob that are here.
     Describe(Digest),
     WantRefused {
         digest: Digest,
@@ -65,11 +65,11 @@ pub enum SessionEvent {
     Warm(wire::Warm),
 }
 
-/// What is here, asked at each connection.
+/// The local content, read at each connection.
 #[async_trait]
 pub trait Inventory: Send + Sync {
-    /// The blobs that are complete.
+    /// The complete blobs.
     async fn complete(&self) -> Vec<Digest>;
-    /// `Want` and `Have` for what is in flight.
+    /// `Want` and `Have` for blobs in flight.
     async fn live(&self) -> Vec<wire::report::Report>;
 }

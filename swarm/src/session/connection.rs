@@ -46,13 +46,13 @@ pub(super) enum EndConnectionError {
     /// Trying again soon will not help.
     #[error("{0}")]
     Refused(String),
-    /// What answers is not this site's scheduler: trying again soon will not help either.
+    /// The server that answers is not this site's scheduler: trying again soon will not help either.
     #[error(transparent)]
     Untrusted(#[from] RefuseServerError),
     /// Try again.
     #[error("{0}")]
     Lost(String),
-    /// Nobody takes this session's events any more.
+    /// The receiver of this session's events is gone.
     #[error("nobody listens")]
     Unheeded,
 }
@@ -110,7 +110,7 @@ impl Connection {
             _ => endpoint.connect().await,
         };
         let channel = channel.map_err(lost)?;
-        // What waits in here has left the queue, and can no longer be merged: so little.
+        // Reports in this channel have left the queue and can no longer be merged, so it is short.
         let (reports, outgoing) = mpsc::channel(1);
         let stream = SchedulerClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -122,8 +122,8 @@ impl Connection {
         Ok((reports, Orders { stream, read }))
     }
 
-    /// Connects to the scheduler that a URL names, and to no other site's. Not tonic's own TLS: that cannot tell a server of
-    /// another site from any other failure.
+    /// Connects to the scheduler that a URL names, and to no other site's. It does not use tonic's own TLS, which cannot tell a
+    /// server of another site from any other failure.
     fn tls(&self) -> impl Fn(Uri) -> BoxFuture<'static, io::Result<TokioIo<ClientStream>>> + use<> {
         let connector = Connector::new(self.config.authority, ServerRole::Scheduler);
         move |uri| {
@@ -176,7 +176,7 @@ impl Connection {
 
     /// Runs a welcomed connection to its end.
     pub(super) async fn attend(&self, greeted: Greeted) -> EndConnectionError {
-        // Before anybody hears that it is up, and before the inventory is looked at: what comes in between is told twice.
+        // Before the session reports that it is up, and before the inventory is read: changes in between are reported twice.
         self.shared.queue.open();
         self.set_up(true).await;
         let Greeted { reports, orders } = greeted;
@@ -196,7 +196,7 @@ impl Connection {
             return;
         }
         let event = if up { SessionEvent::Up } else { SessionEvent::Down };
-        // An error is a listener that is gone, which the next order finds out.
+        // An error means that the listener is gone; the next order fails on that.
         let _ = self.events.send(event).await;
     }
 
@@ -242,7 +242,7 @@ impl Connection {
                 send(reports, wire::Reports::default()).await?;
                 continue;
             }
-            // What comes after a pause goes at once; what follows within the delay goes together.
+            // A report after a pause goes at once; those that follow within the delay go together.
             sleep_until(next_batch).await;
             while let Some(message) = queue.poll_message() {
                 send(reports, message).await?;
@@ -276,13 +276,13 @@ impl Connection {
     }
 }
 
-/// What reading and writing never come to.
+/// The result of loops that end only with an error.
 enum Never {}
 
 /// The scheduler's orders.
 struct Orders {
     stream: Streaming<wire::Orders>,
-    /// Received and not looked at.
+    /// Orders received and not yet handled.
     read: VecDeque<wire::Order>,
 }
 
@@ -311,7 +311,7 @@ impl Orders {
     }
 }
 
-/// Does `work`, and is heard meanwhile.
+/// Does `work`, and sends heartbeats in the meantime.
 async fn beating<T>(
     reports: &mpsc::Sender<wire::Reports>,
     work: impl Future<Output = T>,
@@ -330,13 +330,13 @@ async fn send(reports: &mpsc::Sender<wire::Reports>, message: wire::Reports) -> 
     reports.send(message).await.map_err(ended)
 }
 
-/// An error with what is behind it: tonic's own text is only "transport error".
+/// An error with its causes: tonic's own text is only "transport error".
 fn causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-/// What this daemon has of what the protocol may add.
+/// The protocol's features that this daemon has.
 const FEATURES: [&str; 3] = [feature::SIGNED_IDENTITY, feature::PIECE_HASHES, feature::DROP];
 /// Of an `https` URL without a port.
 const HTTPS_PORT: u16 = 443;

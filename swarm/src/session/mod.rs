@@ -1,8 +1,8 @@
 //! A daemon's stream to its site's scheduler.
 //!
-//! The scheduler's state is soft, and so is ours: whenever the stream is new, everything that is here is told again, from
-//! the [`Inventory`]. What is reported while there is no stream is therefore dropped, and what does not fit the queue costs
-//! the connection, never memory.
+//! The scheduler's state is soft, and so is the session's: each new stream begins with a report of everything that is here,
+//! from the [`Inventory`]. Reports without a stream are therefore dropped, and reports that overflow the queue cost the
+//! connection, never memory.
 
 mod config;
 mod connection;

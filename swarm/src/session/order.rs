@@ -1,4 +1,4 @@
-//! Reading the scheduler's orders. Whoever gets a [`SessionEvent`] need not check it again.
+//! Parsing and checking of the scheduler's orders. A [`SessionEvent`] needs no further check.
 
 use std::{net::IpAddr, ops::Range};
 
@@ -9,7 +9,7 @@ use piecemeal_proto::{
 
 use super::SessionEvent;
 
-/// What is wrong with an order. It is ignored; the scheduler will find out by what does not happen.
+/// Why an order is malformed. It is ignored; the scheduler notices that its effect does not come.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ReadOrderError {
     #[error("the digest is malformed")]
@@ -58,7 +58,7 @@ pub(super) fn read(order: wire::Order, authority: &AuthorityPublic) -> Result<Op
             let list = SignedPieceHashes::from_wire(&list, authority);
             SessionEvent::PieceHashes(list.map_err(ReadOrderError::PieceHashes)?)
         }
-        // Of a feature that this daemon does not state.
+        // It belongs to a feature that this daemon does not state.
         Some(Order::WantAccepted(_)) => return Ok(None),
         Some(Order::Challenge(_) | Order::Welcome(_) | Order::Refused(_)) | None => return Ok(None),
     };
@@ -98,7 +98,7 @@ fn check(lease: &wire::Lease) -> Result<(), ReadOrderError> {
     if source.addresses.is_empty() || !source.addresses.iter().all(is_usable) {
         return Err(ReadOrderError::Address);
     }
-    // Nobody can verify what a source other than upstream sends without them.
+    // Without hashes, pieces from a source other than upstream cannot be verified.
     if hashes.iter().any(Option::is_none) {
         return Err(ReadOrderError::Hashes);
     }

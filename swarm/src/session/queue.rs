@@ -1,4 +1,4 @@
-//! The reports that wait to be sent: bounded in memory, closed while nobody would read them.
+//! Queue of the reports to the scheduler: bounded in memory, closed while there is no connection to send them.
 //!
 //! The order of reports is kept, but for one case: a `Have` that continues an earlier one of the same blob joins it, as long
 //! as nothing else was said about any blob in between.
@@ -15,7 +15,7 @@ use piecemeal_proto::{
 use prost::Message;
 use tokio::sync::Notify;
 
-/// Filled by whoever has something to report, emptied by the connection.
+/// The node's components fill it, the connection empties it.
 #[derive(Debug, Default)]
 pub(super) struct ReportQueue {
     inner: Mutex<Inner>,
@@ -35,7 +35,7 @@ struct Inner {
 }
 
 impl ReportQueue {
-    /// From now on reports are kept. What was there belonged to an earlier connection.
+    /// From now on reports are kept. Earlier ones belonged to an earlier connection, and are dropped.
     pub(super) fn open(&self) {
         *self.lock() = Inner {
             open: true,
@@ -48,7 +48,7 @@ impl ReportQueue {
         *self.lock() = Inner::default();
     }
 
-    /// Never blocks. What does not fit closes the queue, and [`ReportQueue::overflowed`] tells the connection.
+    /// Never blocks. A report that does not fit closes the queue, and [`ReportQueue::overflowed`] tells the connection.
     pub(super) fn push(&self, report: Report) {
         let mut inner = self.lock();
         if !inner.open {
@@ -78,7 +78,7 @@ impl ReportQueue {
     /// As many reports, oldest first, as fit one message.
     pub(super) fn poll_message(&self) -> Option<wire::Reports> {
         let mut inner = self.lock();
-        // What is being sent can no longer be added to.
+        // Reports that are being sent can no longer be extended.
         inner.continued.clear();
         let queued = &mut inner.reports;
         let count = message_len(queued.iter());
@@ -110,7 +110,7 @@ impl Inner {
     fn push(&mut self, report: Report) {
         match report {
             Report::Have(have) => self.push_have(have),
-            // A lease's end is about no piece.
+            // A lease's end concerns no piece.
             report @ Report::LeaseEnded(_) => self.append(report),
             report => {
                 self.continued.clear();
@@ -187,12 +187,12 @@ fn message_len<'a>(reports: impl Iterator<Item = &'a wire::Report>) -> usize {
     fitting.count()
 }
 
-/// What a report takes in memory, more or less.
+/// A report's approximate size in memory, in bytes.
 fn cost(report: &wire::Report) -> usize {
     size_of::<wire::Report>() + report.encoded_len()
 }
 
-/// What a scheduler takes in one message, with room to spare for other versions' limits.
+/// The most reports in one message: fewer than a scheduler takes, with room to spare for other versions' limits.
 const MESSAGE_REPORTS_MAX: usize = 1024;
 /// Tag and length of a report within its message.
 const FRAMING_BYTES: usize = 8;

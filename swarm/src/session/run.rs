@@ -27,14 +27,14 @@ pub struct Session {
     shared: Arc<Shared>,
 }
 
-/// What the session's handles share with its task.
+/// The state that the session's handles share with its task.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) queue: ReportQueue,
     pub(super) up: watch::Sender<bool>,
     /// Why the last connection ended; `None` once a later one was welcomed.
     ended: Mutex<Option<String>>,
-    /// What the scheduler has stated that it adds to version 1.
+    /// The features that the scheduler has stated.
     features: Mutex<Vec<String>>,
 }
 
@@ -49,7 +49,7 @@ impl Shared {
 }
 
 impl Session {
-    /// Connects, and reconnects, until `shutdown`. Events come until then; who stops reading them is disconnected.
+    /// Connects, and reconnects, until `shutdown`. Events come until then; a receiver that stops reading them is disconnected.
     pub fn spawn(
         config: SessionConfig,
         inventory: Arc<dyn Inventory>,
@@ -81,7 +81,8 @@ impl Session {
         (session, received)
     }
 
-    /// Tells the scheduler, within 5 ms. Never blocks. Dropped while there is no connection: the inventory makes up for it.
+    /// Reports to the scheduler, within 5 ms. Never blocks. Reports without a connection are dropped: the inventory makes up
+    /// for them.
     pub fn report(&self, report: wire::report::Report) {
         self.shared.queue.push(report);
     }
@@ -91,7 +92,7 @@ impl Session {
         *self.shared.up.borrow()
     }
 
-    /// What is wrong while [`Session::is_up`] is not so.
+    /// The problem while [`Session::is_up`] is false.
     pub fn problem(&self) -> Option<String> {
         if self.is_up() {
             return None;
@@ -103,7 +104,7 @@ impl Session {
         })
     }
 
-    /// Whether the scheduler that was last met has stated `feature`.
+    /// Whether the scheduler of the last connection has stated `feature`.
     pub fn has_feature(&self, feature: &str) -> bool {
         let features = self.shared.features.lock().expect("no holder of this lock panics");
         features.iter().any(|stated| stated == feature)
