@@ -668,7 +668,7 @@ fn get(address: SocketAddr, path: &str) -> Option<String> {
 }
 
 #[test]
-fn status_with_nobody_there_says_so() {
+fn status_without_a_daemon_says_so() {
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let outcome = run(&mut piecemeal(&["status", "--admin", &format!("http://{nobody}")]));
     assert_eq!(outcome.code, Some(1));
@@ -964,7 +964,7 @@ fn every_cache_command_says_what_it_takes() {
 }
 
 #[test]
-fn wrong_arguments_of_cache_commands_are_usage_errors_and_ask_nobody() {
+fn wrong_arguments_of_cache_commands_are_usage_errors_and_send_no_request() {
     let nobody = ["--admin", "http://127.0.0.1:1"];
     let cases: [(&[&str], &str); 10] = [
         (&["rm", "alpine"], "--yes"),

@@ -426,7 +426,7 @@ fn no_client_is_made_to_show_its_passwords_for_other_registries() {
 
 /// A client answers a challenge with its password, so that there must be none but the registry's own.
 #[test]
-fn our_ports_ask_nobody_for_a_password() {
+fn no_port_asks_a_client_for_a_password() {
     let image = Image::new("library/app", "v1").layer_bytes(&[MIB, 70_000]);
     let (upstream, cluster) = watched(&image);
     let [denied, layer] = [0, 1].map(|index| &*image.layers()[index].digest);

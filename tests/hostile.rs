@@ -98,7 +98,7 @@ impl Story {
 }
 
 #[test]
-fn an_upstream_that_lies_at_the_end_and_then_tells_the_truth_serves_everybody() {
+fn an_upstream_that_lies_at_the_end_and_then_tells_the_truth_serves_all_nodes() {
     let story = story(3);
     story.upstream.behave(
         story.layer(),
@@ -230,7 +230,7 @@ fn an_upstream_that_always_breaks_off_and_knows_no_ranges_is_given_up() {
 }
 
 #[test]
-fn a_size_that_another_repository_states_harms_nobody_else() {
+fn a_wrong_size_that_one_repository_states_does_not_affect_another() {
     let story = story(2);
     let liar = Image::new("library/liar", "v1")
         .seed(7)

@@ -143,7 +143,7 @@ fn a_deployment_makes_pods_of_its_template() {
 }
 
 #[test]
-fn without_controllers_nothing_happens_that_nobody_did() {
+fn without_controllers_the_api_server_creates_no_objects_of_its_own() {
     let api = KubeApi::start(&KubeOptions {
         controllers: false,
         ..KubeOptions::default()

@@ -336,7 +336,7 @@ fn a_registry_on_this_machine_may_lead_to_storage_on_this_machine_and_not_to_us(
 }
 
 #[test]
-fn a_manifest_is_had_from_the_registry_that_its_own_one_leads_to_without_a_password() {
+fn a_manifest_is_fetched_without_a_password_from_the_registry_that_its_own_one_redirects_to() {
     let flags = [
         "--credentials",
         "origin.test=file:PASSWORD",

@@ -249,7 +249,7 @@ fn token(cluster: &Cluster, node: usize, challenge: &str, authorization: &str) -
 }
 
 #[test]
-fn who_proved_its_right_pulls_by_tag_while_the_wan_is_down_and_nobody_else_does() {
+fn only_an_authorised_node_pulls_by_tag_while_the_wan_is_down() {
     let (cluster, image) = guarded(2, |options| {
         plain(options);
         options
@@ -341,7 +341,7 @@ fn realms_and_redirects_elsewhere_see_no_credential() {
 }
 
 #[test]
-fn nothing_that_nobody_asked_for_reaches_the_upstream() {
+fn an_anonymous_pull_sends_the_upstream_no_credential_and_no_internal_header() {
     let (cluster, upstream, image) = faked(plain);
     // Some clients send an empty user with an empty password instead of nothing.
     has_everything(&cluster, 0, PEER, &image, Some("Basic Og=="));
@@ -391,7 +391,7 @@ fn the_sites_own_credentials_serve_its_nodes_and_not_the_lan() {
 }
 
 #[test]
-fn the_sites_own_credentials_serve_everybody_when_that_is_said() {
+fn serve_site_serves_the_whole_lan_with_the_sites_own_credentials() {
     let (cluster, image) = guarded(1, |options| {
         plain(options);
         let file = options.mirror.authority_key.with_file_name("config.json");

@@ -520,7 +520,7 @@ fn the_pull_secrets_of_a_service_account_count_as_the_pod_s_own() {
 }
 
 #[test]
-fn where_nobody_copies_a_service_account_s_secrets_into_pods_the_webhook_does() {
+fn without_the_service_account_plugin_the_webhook_adds_the_account_s_pull_secrets() {
     let options = support::KubeOptions {
         apiserver_flags: vec!["--disable-admission-plugins=ServiceAccount".to_owned()],
         controllers: false,

@@ -69,7 +69,7 @@ fn garbage_in_the_secret_of_the_ca_is_replaced_and_every_pod_is_accelerated() {
 }
 
 #[test]
-fn a_registration_that_was_written_anew_gets_the_ca_again() {
+fn a_registration_that_was_overwritten_gets_the_ca_again() {
     let webhook = Webhook::start(KubeApi::shared(), &REGISTRIES);
     let client = KubeApi::shared().client();
     let mut registration = client
@@ -92,7 +92,7 @@ fn a_registration_that_was_written_anew_gets_the_ca_again() {
 }
 
 #[test]
-fn certificates_of_somebody_else_are_read_again_when_they_change() {
+fn certificates_from_files_are_read_again_when_they_change() {
     let api = KubeApi::shared();
     let dir = api.folder("certificates");
     let ca = TestCa::new();

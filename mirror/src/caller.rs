@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_user_with_an_empty_password_is_nobody() {
+    fn an_empty_user_with_an_empty_password_is_no_credential() {
         for nobody in ["Basic Og==", "basic Og==", "Basic  Og== ", ""] {
             assert_eq!(credential(nobody), None, "{nobody:?}");
         }

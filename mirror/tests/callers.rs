@@ -293,13 +293,13 @@ async fn good_callers_are_served_and_each_refused_one_hears_its_own_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_ends_in_mid_fill_costs_nobody_a_byte() {
+async fn every_caller_is_served_although_tokens_expire_during_the_fill() {
     let ends = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN, StatusCode::NOT_FOUND];
     all_are_served_although_tokens_end(ends).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_limit_that_a_caller_reaches_in_mid_fill_costs_no_other_a_byte() {
+async fn every_caller_is_served_although_some_reach_a_rate_limit_during_the_fill() {
     all_are_served_although_tokens_end([StatusCode::TOO_MANY_REQUESTS; 3]).await;
 }
 

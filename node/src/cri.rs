@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_at_the_socket_is_no_answer() {
+    fn a_socket_without_a_listener_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         assert!(wait(&dir.path().join("none.sock"), Duration::ZERO).is_err());
     }

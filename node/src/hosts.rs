@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_ours_names_the_registry_and_the_peer_and_always_has_a_host_table() {
+    fn a_written_file_names_the_registry_and_the_peer_and_always_has_a_host_table() {
         let docker = registry("docker.io", "https://registry-1.docker.io");
         let with_peer = written(accelerated(&docker, Some(65001)).edit(None));
         assert!(

@@ -617,7 +617,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_brain_that_fails_ends_every_session_and_begins_anew() {
+    async fn a_brain_that_fails_ends_every_session_and_restarts() {
         let (inputs, metrics) = start();
         let mut before = join(&inputs, 1, Role::Peer, 1).await;
         inputs.send(Input::Fail).await.ok().unwrap();

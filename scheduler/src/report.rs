@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_counts_by_its_signature_whoever_repeats_it() {
+    fn a_signed_piece_list_is_accepted_from_any_member() {
         let (blob, map) = (Digest::of(b"blob"), PieceMap::new(1000, 100).unwrap());
         let signed = SignedPieceHashes::sign(&key(), blob, map, vec![[4; 32]; 10]).unwrap();
         for role in [Role::Peer, Role::Mirror] {

@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_of_somebody_elses_making_is_refused() {
+    fn a_host_header_that_does_not_name_this_machine_is_refused() {
         let at = |host| asked("::1", "/cache", &[MEANT, ("host", host)]);
         for ours in [
             "127.0.0.1",

@@ -454,7 +454,7 @@ async fn each_of_sixteen_pieces_has_a_tail_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_piece_that_was_taken_back_is_had_again_and_the_blob_is_proven() {
+async fn a_piece_that_was_taken_back_is_written_again_and_the_blob_is_proven() {
     let dir = tempfile::tempdir().unwrap();
     let clock = FakeClock::new();
     let store = open(dir.path(), &clock);

@@ -194,7 +194,7 @@ async fn a_reader_that_lost_its_seat_is_told_so_and_does_not_wait_for_ever() {
 }
 
 #[tokio::test]
-async fn a_piece_that_comes_last_of_its_window_holds_up_nobody_after_it() {
+async fn a_piece_that_lands_last_in_its_window_holds_up_no_later_piece() {
     let story = Story::new();
     let filling = story.begin().await;
     let reader = filling.clone();

@@ -82,7 +82,7 @@ async fn a_refusal_is_known_although_it_came_before_any_right() {
 }
 
 #[tokio::test]
-async fn what_everybody_may_have_is_a_right_of_its_own() {
+async fn public_access_is_a_right_of_its_own() {
     let dir = tempfile::tempdir().unwrap();
     let (clock, at) = (FakeClock::new(), repository("app"));
     let store = open(dir.path(), &clock);

@@ -239,7 +239,7 @@ async fn a_fill_is_served_under_its_own_id_and_in_whole_ranges_only() {
 }
 
 #[tokio::test]
-async fn nobody_gets_pieces_without_a_good_ticket_for_this_blob() {
+async fn pieces_are_served_only_for_a_valid_ticket_of_this_blob() {
     let world = World::new(Options::default()).await;
     world.publish().await;
     let path = world.path("0-0");

@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn three_distinct_receivers_in_a_row_set_a_source_aside_for_everybody() {
+    fn three_distinct_receivers_in_a_row_set_a_source_aside_for_all_receivers() {
         let policy = Policy::default();
         let mut asides = Asides::default();
         let now = Time::from_secs(1);

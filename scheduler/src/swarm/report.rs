@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn a_revoked_fill_is_forgotten_and_everybody_told() {
+    fn a_revoked_fill_is_forgotten_and_every_member_of_the_swarm_is_told() {
         let mut site = Site::new(8, 3);
         site.complete(peer(3));
         site.have(MIRROR, 0..8);
@@ -540,7 +540,7 @@ mod tests {
     }
 
     #[test]
-    fn a_swarm_that_nobody_wants_keeps_its_holders_only() {
+    fn a_swarm_without_a_receiver_keeps_only_its_holders() {
         let mut site = Site::new(8, 2);
         site.complete(MIRROR);
         site.want(peer(1), 0..3);

@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leaf_is_trusted_by_whoever_has_the_bundle_and_for_its_own_time() {
+    fn a_leaf_is_trusted_by_every_holder_of_the_bundle_for_its_own_lifetime() {
         let authority = Authority::new(start(), LIVES).unwrap();
         let leaf = authority.issue(&name(), start(), LIVES).unwrap();
         assert!(is_trusted(&leaf, &authority.bundle(), later(start(), DAY)));
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ca_that_nobody_has_been_told_of_never_signs() {
+    fn a_ca_that_was_never_published_never_signs() {
         let authority = Authority::new(start(), LIVES).unwrap().renew(start(), LIVES).unwrap();
         assert_eq!(
             authority.step(later(start(), 10 * DAY), Duration::ZERO, LIVES).unwrap(),
@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ca_that_somebody_has_put_there_is_told_before_it_signs() {
+    fn an_adopted_ca_is_published_before_it_signs() {
         let (known, foreign) = (
             Authority::new(start(), LIVES).unwrap(),
             Authority::new(start(), LIVES).unwrap(),

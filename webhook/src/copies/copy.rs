@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn somebody_else_s_secret_is_no_copy() {
+    fn a_foreign_secret_is_no_copy() {
         let object = json!({"metadata": {"labels": {COPY_LABEL: "true"}, "annotations": {SOURCE: "x"}}});
         assert_eq!(source_of(&object), None);
         let labels = json!({COPY_LABEL: "true", MANAGED_BY.0: MANAGED_BY.1});
