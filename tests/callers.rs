@@ -73,7 +73,7 @@ fn is_bad(caller: usize) -> bool {
     caller.is_multiple_of(10)
 }
 
-/// What a bad caller shows: a token of nobody's, or a credential that is too long for many a front door.
+/// A bad caller's credential: a token that was never issued, or a credential that is too long for many a front door.
 fn spoilt(caller: usize) -> String {
     match caller % 20 {
         0 => format!("Bearer nonsense{caller}"),
@@ -209,7 +209,7 @@ fn whatever_a_front_door_says_to_a_bad_caller_and_however_long_credentials_are_t
 fn a_tag_that_is_looked_up_for_a_crowd_is_refused_to_its_bad_callers_only() {
     let (cluster, image, bearers) = crowd();
     let target = format!("/v2/{}/manifests/{}?ns={HOST}", image.repository(), image.tag());
-    // First it is not known here, and then looked up anew each time.
+    // At first it is not known here, and then it is looked up again each time.
     for port in [MIRROR, PEER, MIRROR] {
         for (caller, answer) in ask_all(&cluster, port, &target, &bearers).iter().enumerate() {
             let expected = if is_bad(caller) { 401 } else { 200 };

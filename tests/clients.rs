@@ -16,7 +16,7 @@ use support::{
 };
 
 const MIB: usize = 1 << 20;
-/// The ports of ours that clients speak to, as a node reaches them: its mirror, and its own peer.
+/// The ports that clients speak to, as a node reaches them: its mirror's, and its own peer's.
 const ROUTES: [Route; 2] = [
     Route {
         name: "mirror",
@@ -29,8 +29,8 @@ const ROUTES: [Route; 2] = [
 ];
 /// Beside the cluster's own registry.
 const FAKE: SocketAddrV4 = SocketAddrV4::new(ORIGIN_IP, 5001);
-const USER_AND_PASSWORD: &str = "somebody:hunter2";
-const BASE64_OF_THAT: &str = "c29tZWJvZHk6aHVudGVyMg==";
+const USER_AND_PASSWORD: &str = "someuser:hunter2";
+const BASE64_OF_THAT: &str = "c29tZXVzZXI6aHVudGVyMg==";
 
 #[derive(Clone, Copy)]
 struct Route {

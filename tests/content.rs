@@ -16,7 +16,7 @@ const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
 
-/// The ports of ours that clients speak to, as a node reaches them.
+/// The ports that clients speak to, as a node reaches them.
 const ROUTES: [(&str, &str); 2] = [("mirror", "10.88.0.2:65011"), ("peer", "127.0.0.1:65001")];
 
 fn site() -> support::SiteBuilder {
@@ -39,7 +39,7 @@ impl Kind {
     }
 }
 
-/// A manifest in a form that no program writes, so that whoever writes it anew is found out.
+/// A manifest in a form that no program writes: a daemon that serializes it again changes its bytes.
 fn manifest(media_type: &'static str, mut content: Value) -> Blob {
     content["schemaVersion"] = json!(2);
     content["mediaType"] = json!(media_type);
@@ -117,7 +117,7 @@ fn push_kinds(registry: &DockerRegistry, repository: &str, kinds: &[Kind], image
     }
 }
 
-/// A second tag for the same thing, which nobody has asked for yet.
+/// A second tag for the same content, which no client has asked for yet.
 fn again(tag: &str) -> String {
     format!("{tag}-again")
 }

@@ -255,7 +255,7 @@ fn damaged_content_of_one_peer_reaches_no_other_node() {
         .any(|peer| peer.log_text().contains("corrupt piece"));
     assert!(
         noticed,
-        "nobody was even offered a damaged piece: the test shows nothing"
+        "no peer was even offered a damaged piece: the test shows nothing"
     );
     assert_eq!(copies(&cluster, &image), 1.0);
 }

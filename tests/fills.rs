@@ -364,7 +364,7 @@ fn a_shared_layer_lives_on_while_any_repository_uses_it() {
         );
     };
     pull(&one);
-    // Longer than the life of content that nobody uses; one of the two is never asked for again.
+    // Longer than the life of unused content; one of the two is never asked for again.
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(8) {
         thread::scope(|scope| {

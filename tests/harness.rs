@@ -236,7 +236,7 @@ fn nothing_is_left_behind_even_by_a_failed_test() {
             *traces.lock().unwrap() = Some(Traces::of(&site));
             let _containerd = start_containerd(&site, 0);
             let _registry = DockerRegistry::start(site.origin(), REGISTRY);
-            // Nobody keeps this one: only its namespace knows it.
+            // The test keeps no handle of this process: only its namespace knows it.
             let orphaned = site.node(0).command("sh").args(["-c", "sleep 1000 &"]).status();
             assert!(orphaned.expect("running a shell").success());
             assert!(!fails, "on purpose, to see what is cleaned up");

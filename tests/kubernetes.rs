@@ -152,7 +152,7 @@ fn without_controllers_the_api_server_creates_no_objects_of_its_own() {
     api.client().create(&pod(&namespace, "app")).unwrap();
     assert!(
         api.client().list("ConfigMap", &namespace).is_empty(),
-        "somebody published the CA"
+        "the CA was published, which a controller does"
     );
 }
 

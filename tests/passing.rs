@@ -109,7 +109,7 @@ fn a_mirror_without_room_passes_on_what_it_cannot_keep() {
     assert!(copies < 2.1, "at worst a copy each: {copies}");
     let ready = cluster.mirror.admin("/readyz");
     assert!(ready.text().contains("store: no space"), "{}", ready.text());
-    // The nodes have room, and the next pull needs nobody.
+    // The nodes have room, and the next pull needs no upstream.
     cluster.site.block_wan();
     pull_everywhere(&cluster, &image);
 }

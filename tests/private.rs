@@ -224,12 +224,12 @@ fn a_node_costs_one_token_and_one_head_of_its_own_and_no_more() {
             );
         }
     }
-    assert_eq!(tokens.granted(None), 0, "nobody in particular may have it");
+    assert_eq!(tokens.granted(None), 0, "no anonymous token was granted");
     assert_eq!(log("GET", "/manifests/v1"), 1);
     for layer in image.layers() {
         assert_eq!(cluster.registry.blob_bytes_served(&layer.digest), layer.size);
     }
-    // What is anybody's needs no token of the client's.
+    // Public content needs no token from the client.
     let public = Image::new("library/public", "v1").layer_bytes(&[5000]);
     cluster.registry.push(&public);
     has_everything(&cluster, 0, PEER, &public, None);

@@ -1,4 +1,4 @@
-//! Bad requests get a clear answer, and whoever lacks the site's key gets nothing.
+//! Bad requests get a clear answer, and a client without the site's key gets nothing.
 
 mod support;
 

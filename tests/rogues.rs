@@ -172,7 +172,7 @@ impl Story {
             )
         });
         self.rogue.harms_by(round.registry.unwrap_or(RegistryHarm::Refuses));
-        // A registry harms by what it answers: somebody has to ask it.
+        // A registry harms by what it answers: a client has to ask it.
         let enticing = round.registry.map(|_| ClientHarm::EnticesToRogue);
         let clients = round.client.into_iter().chain(enticing);
         let clients = clients

@@ -1,4 +1,5 @@
-//! Copies of pull secrets at a real API server: they are there when the pod is, follow their sources, and go when nobody needs them.
+//! Copies of pull secrets at a real API server: they are there when the pod is, follow their sources, and go when no pod needs
+//! them.
 
 mod support;
 
@@ -234,9 +235,9 @@ fn a_copy_that_no_pod_names_goes_after_its_time_and_not_before() {
     assert!(api.client().get("Secret", &used, COPY).is_some(), "a pod names it");
     assert!(
         api.client().get("Secret", &unused, "team").is_some(),
-        "the source is nobody's to delete"
+        "the webhook deletes no source"
     );
-    // Somebody needs it again.
+    // A pod needs it again.
     let stored = api.client().create(&pod(&unused, &[&image()], &["team"])).unwrap();
     assert!(is_accelerated(&stored));
     assert!(api.client().get("Secret", &unused, COPY).is_some());

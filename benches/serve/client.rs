@@ -1,4 +1,4 @@
-//! A client that throws away what it gets: the same one for everybody, so that what differs is the servers.
+//! A client that discards what it receives. All servers get the same one, so that only the servers differ.
 
 use std::{
     io::{Read, Write},

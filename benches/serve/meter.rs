@@ -161,5 +161,5 @@ fn read(path: &str) -> String {
 const TICKS_PER_SECOND: f64 = 100.0;
 /// Of those after the name: proc(5) calls it the 14th.
 const UTIME_FIELD: usize = 11;
-/// Above this the figures say more of the machine's other work than of ours.
+/// Above this share the figures reflect the machine's other work more than the measured one.
 const BUSY_MAX: f64 = 0.1;

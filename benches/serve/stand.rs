@@ -127,7 +127,7 @@ impl Stand {
         self.scheduler.restart();
     }
 
-    /// Until [`Stand::restart_peer`] nobody has anything from it.
+    /// It serves nothing until [`Stand::restart_peer`].
     pub(crate) fn kill_peer(&mut self) {
         self.peer.kill();
     }
@@ -145,17 +145,17 @@ impl Stand {
         Peer::start(&self.site, node, options)
     }
 
-    /// An image of one layer of 1 GiB and one of 64 MiB, which everybody serves from what he keeps.
+    /// An image of one layer of 1 GiB and one of 64 MiB, which every server has stored.
     pub(crate) fn big(&self) -> &Stored {
         self.big.get_or_init(|| {
-            eprintln!("making 1 GiB and handing it to everybody");
+            eprintln!("making 1 GiB and storing it on every server");
             let image = Image::new("library/big", "v1").layer_bytes(&[1 << 30, 64 << 20]);
-            self.everybody_has(&image)
+            self.keep_everywhere(&image)
         })
     }
 
-    /// Puts an image where everybody serves it from what he keeps.
-    pub(crate) fn everybody_has(&self, image: &Image) -> Stored {
+    /// Stores an image on every server.
+    pub(crate) fn keep_everywhere(&self, image: &Image) -> Stored {
         let stored = self.push(image);
         for manifest in image.manifests() {
             self.nginx.put(&stored.by_digest(), &manifest.bytes);

@@ -122,12 +122,12 @@ mod tests {
 
     #[test]
     fn an_empty_user_with_an_empty_password_is_no_credential() {
-        for nobody in ["Basic Og==", "basic Og==", "Basic  Og== ", ""] {
-            assert_eq!(credential(nobody), None, "{nobody:?}");
+        for empty in ["Basic Og==", "basic Og==", "Basic  Og== ", ""] {
+            assert_eq!(credential(empty), None, "{empty:?}");
         }
         assert_eq!(Credential::from_headers(&HeaderMap::new()), None);
-        for somebody in ["Basic YTpi", "Basic OmI=", "Bearer Og==", "Basic"] {
-            assert!(credential(somebody).is_some(), "{somebody:?}");
+        for given in ["Basic YTpi", "Basic OmI=", "Bearer Og==", "Basic"] {
+            assert!(credential(given).is_some(), "{given:?}");
         }
     }
 

@@ -403,15 +403,15 @@ mod tests {
             }
         };
         let refused = flights.join((), boarding(0, true), work, future::pending);
-        let anybody = Right {
+        let anonymous = Right {
             caller: Caller::default(),
             ..right(1)
         };
-        let anybody = Boarding {
-            right: anybody,
+        let anonymous = Boarding {
+            right: anonymous,
             ..boarding(1, true)
         };
-        let served = flights.join((), anybody, work, future::pending);
+        let served = flights.join((), anonymous, work, future::pending);
         let (refused, served) = futures_util::future::join(refused, served).await;
         assert!(refused.is_err());
         assert_eq!(served.unwrap().value, "the manifest");

@@ -155,9 +155,9 @@ impl FakeRegistry {
     }
 }
 
-struct Nobody;
+struct NoObserver;
 
-impl FillObserver for Nobody {
+impl FillObserver for NoObserver {
     fn opened(&self, _: &Filling) {}
     fn landed(&self, _: &Filling, _: u32, _: PieceHash) {}
     fn proven(&self, _: &Digest, _: FillId) {}
@@ -193,7 +193,7 @@ fn blobs(dir: &Folder, upstreams: &[(&str, SocketAddr)]) -> UpstreamBlobs {
         access: Arc::new(rights),
         sizes: BlobSizes::default(),
         transfers: Transfers::default(),
-        observer: Arc::new(Nobody),
+        observer: Arc::new(NoObserver),
         limiter: Limiter::new(None),
     }
 }

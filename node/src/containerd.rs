@@ -26,7 +26,7 @@ pub(crate) struct Verdict {
     pub is_known: bool,
     /// Why they are not read there, and what to do about it; none: they are read.
     pub problem: Option<Problem>,
-    /// Why this containerd is nobody's to wire.
+    /// Why this containerd is not to be wired.
     pub aside: Option<String>,
     /// What is good to know and stops nothing.
     pub notes: Vec<String>,
@@ -270,7 +270,7 @@ pub(crate) fn with_remedy(current: Option<&str>, remedy: &Remedy) -> Result<Stri
     candidates.into_iter().flatten().find(good).ok_or_else(by_hand)
 }
 
-/// The text of config.toml as it was; none when nothing of ours is in it.
+/// The text of config.toml as it was before Piecemeal's edit; none when it has no such edit.
 pub(crate) fn without_remedy(text: &str) -> Option<String> {
     if !text.contains(REMEDY_MARK) {
         return None;

@@ -7,7 +7,7 @@ pub(crate) enum Edit {
     Nothing,
     Write(String),
     Delete,
-    /// It is somebody else's, and why nothing can be added to it or what has to be done by hand.
+    /// It is not ours. The text says why nothing can be added to it, or what has to be done by hand.
     Leave(String),
 }
 

@@ -183,5 +183,5 @@ fn os_id(os_release: &str) -> String {
     id.unwrap_or_default().trim_matches(['"', '\'']).to_owned()
 }
 
-/// Of a configuration's files: nobody has more, and files that import each other come to an end.
+/// The most files of one configuration. No real one has more, and the limit ends a cycle of imports.
 const FILES_MAX: usize = 64;

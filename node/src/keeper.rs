@@ -56,7 +56,7 @@ impl KeeperConfig {
         Ok(self.settings_for(Some(&self.hosts()?)))
     }
 
-    /// `met`: the hosts that are met; none when nobody has written them down yet.
+    /// `met`: the hosts that the webhook has recorded; none while there is no record.
     fn settings_for(&self, met: Option<&str>) -> Settings {
         Settings {
             registries: registries(&self.upstreams, met.unwrap_or_default().lines()),
@@ -278,7 +278,7 @@ impl Metrics {
         for runtime in &report.runtimes {
             let labels = [("runtime", runtime.runtime.name())];
             if runtime.aside.is_some() {
-                // Nobody is to be alarmed by it.
+                // A runtime that is left out on purpose must raise no alert.
                 self.ready.remove(&labels);
             } else {
                 self.ready.get_or_create(&labels).set(runtime.ready.into());

@@ -1,4 +1,4 @@
-//! The node's file system, seen from its root, which may be a folder of ours when we run in a container.
+//! The node's file system, seen from its root, which is a mounted folder where the program runs in a container.
 //!
 //! Paths are the node's own (`/etc/containerd/config.toml`). Symbolic links are followed as the node itself would follow them:
 //! an absolute one begins at the root, and none leads out of it. A text is replaced as a whole and is on disk before its name
@@ -213,11 +213,11 @@ impl Root {
             let new = fs::openat(&folder, scratch, flags, Mode::from_raw_mode(0o644))?;
             let mut owner = None;
             if let Some(old) = old {
-                // Who is not root, or has not the capability, cannot give a file away: better so than not at all.
+                // Without root or the capability the file keeps our owner: better than not being written.
                 owner = give_away(&new, &old).err();
                 fs::fchmod(&new, Mode::from_raw_mode(old.st_mode & 0o7777))?;
             } else {
-                // Whatever the umask: a runtime may read as somebody else.
+                // Whatever the umask: the runtime may run as another user.
                 fs::fchmod(&new, Mode::from_raw_mode(0o644))?;
             }
             let mut new = File::from(new);
@@ -389,7 +389,7 @@ fn give_away(new: &OwnedFd, old: &Stat) -> Result<(), String> {
     })
 }
 
-/// What a crash has left. Nobody else is writing: whoever writes has the lock.
+/// Removes what a crash has left. The caller has the lock, without which no other process writes.
 fn remove_leftovers(folder: &OwnedFd) -> io::Result<()> {
     let readable = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     for entry in fs::Dir::new(fs::openat(folder, ".", readable, Mode::empty())?)? {
@@ -443,7 +443,7 @@ fn sync_folder(folder: &OwnedFd) -> io::Result<()> {
     Ok(fs::fsync(readable)?)
 }
 
-/// To look things up in; whoever may not list a folder can still do that.
+/// For looking up names in a folder, which needs no right to list it.
 const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 /// As many as the kernel follows.
 const LINKS_MAX: usize = 40;
@@ -560,7 +560,7 @@ mod tests {
     fn an_owner_that_cannot_be_kept_is_told() {
         let (dir, _root) = root();
         let path = dir.path().join("outside");
-        // Through such a descriptor nobody may change anything, whoever runs this.
+        // Such a descriptor allows no change, not even to root.
         let new = rustix::fs::open(&path, OFlags::PATH, Mode::empty()).unwrap();
         let mut old = rustix::fs::fstat(&new).unwrap();
         assert_eq!(give_away(&new, &old), Ok(()));

@@ -51,7 +51,7 @@ pub(crate) enum SessionEnd {
     Replaced,
     /// The node was shut out, or the `join.key` that admitted it was.
     Revoked,
-    /// The clock that tickets are judged by was set; the daemon learns it anew.
+    /// The clock that tickets are judged by was set; the daemon learns the new time when it reconnects.
     ClockSet,
     /// It breaks the protocol's bounds.
     Excessive,

@@ -48,7 +48,7 @@ pub(super) fn run<D: Daemon, R: Raw + Clone>(
     validate: Validate<R, DaemonSettings<D::Config>>,
 ) -> anyhow::Result<()> {
     make_files_private();
-    // First of all: a reload that is asked for before anybody listens would end the process.
+    // First of all: SIGHUP ends a process that has no handler for it yet.
     let runtime = runtime()?;
     let mut signals = Signals::listen(&runtime)?;
     let (mut running, mut process, warnings) = read_settings(&args.layers(), validate)?;

@@ -223,7 +223,7 @@ impl Machine {
                 let content = self.contents.choose(&mut self.random).unwrap().clone();
                 match store.begin(&content.digest, content.map, None).await {
                     Ok(filling) => fillings.push((content, filling)),
-                    Err(BeginFillError::Conflict { .. }) => panic!("nobody asks for another map"),
+                    Err(BeginFillError::Conflict { .. }) => panic!("the test asks for no other map"),
                     Err(_) => {}
                 }
                 return During::Fill;
@@ -416,7 +416,7 @@ impl Machine {
             }
             match filling.publish().await {
                 Ok(blob) => assert!(read_all(&blob).await == content.bytes),
-                // A bad piece that came without its hash was believed before the crash: found out now, fetched anew.
+                // A bad piece that came without its hash was accepted before the crash. It is found now, and fetched again.
                 Err(PublishBlobError::DigestMismatch { .. }) => {
                     drop(filling);
                     assert!(read_all(&content.publish(&store).await).await == content.bytes);

@@ -143,8 +143,8 @@ impl Start {
     }
 }
 
-/// Taken while a child is made: for a moment it has a copy of every open file of ours, and would keep a folder locked that
-/// another thread has just closed and opens again.
+/// Held while a child is spawned: for a moment the child has a copy of each of this process's open files, and would keep a
+/// folder locked that another thread has just closed and opens again.
 static SPAWNING: Mutex<()> = Mutex::new(());
 
 /// The store's life, told in one process or by turns in several. Every part begins with whatever a former one left.
@@ -598,7 +598,7 @@ fn run_child(dir: &Path, first: Phase, plan: Option<Plan>, seed: u64) -> Told {
     let spawning = SPAWNING.lock();
     let mut child = Reaped(command.spawn().unwrap());
     let mut said = BufReader::new(child.0.stdout.take().unwrap()).lines();
-    // The first word is the test harness's: by now it has nothing of ours.
+    // The first line is the test harness's: by now the child has none of this process's files.
     said.next().unwrap().unwrap();
     drop(spawning);
     let mut lines: Vec<Line> = Vec::new();
@@ -638,7 +638,7 @@ fn run_child(dir: &Path, first: Phase, plan: Option<Plan>, seed: u64) -> Told {
     Told { status, lines }
 }
 
-/// How far each phase goes when nobody is killed.
+/// How far each phase goes when no process is killed.
 type Extents = BTreeMap<(Start, Phase), BTreeMap<How, u64>>;
 
 fn measure(starts: &[Start]) -> Extents {

@@ -1,4 +1,5 @@
-//! The Kubernetes API in raw JSON: what is read and written again keeps the fields that nobody here knows.
+//! Client of the Kubernetes API in raw JSON: an object that is read and written again keeps the fields that this version does
+//! not know.
 
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ pub struct Cluster(Client);
 /// Why the API has not done what was asked. No variant carries an object's content.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ClusterError {
-    /// Somebody else was first: the object exists already, or has changed since it was read.
+    /// Another client was first: the object exists already, or has changed since it was read.
     #[error("{0}")]
     Conflict(String),
     #[error("{0}; the service account lacks a right that the chart's RBAC gives")]

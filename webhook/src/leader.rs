@@ -23,7 +23,7 @@ const LEASE: Duration = Duration::from_secs(15);
 const RENEW_EVERY: Duration = Duration::from_secs(4);
 /// Reading and writing together, so that a leader learns in time that it cannot renew.
 const ROUND_TIME_MAX: Duration = Duration::from_secs(3);
-/// When a leader that cannot renew stops, well before somebody else may begin.
+/// When a leader that cannot renew stops, well before another replica may begin.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
 
 /// A place to be leader of.
@@ -118,7 +118,7 @@ async fn round(cluster: &Cluster, candidacy: &Candidacy, seen: &mut Option<Seen>
     };
     match written {
         Ok(_) => Ok(true),
-        // Somebody else was faster.
+        // Another replica was faster.
         Err(ClusterError::Conflict(_)) => Ok(false),
         Err(error) => Err(error),
     }
@@ -222,7 +222,7 @@ mod tests {
         assert_eq!(taken["spec"]["leaseTransitions"], 1);
         let bare = json!({"metadata": {"name": "l"}});
         let Act::Take(taken) = act(Some(&bare), "b", Duration::ZERO) else {
-            panic!("nobody holds it");
+            panic!("a lease without a holder is taken");
         };
         assert_eq!(taken["spec"]["holderIdentity"], "b");
         let mut free = lease;

@@ -31,7 +31,7 @@ pub(crate) enum Written {
     Created,
     Updated,
     Deleted,
-    /// The usual name was somebody else's.
+    /// A foreign Secret had the usual name.
     Conflict,
     Failed,
 }

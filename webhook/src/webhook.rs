@@ -144,7 +144,7 @@ impl Webhook {
         json!({"leader": leads, "certificate_problem": *self.problem.borrow(), "configuration": self.config.configuration})
     }
 
-    /// Hands over the lead, goes on answering until whoever asks has found another replica, and lets the last answers end.
+    /// Hands over the lead, goes on answering until the API servers have found another replica, and lets the last answers end.
     pub async fn shutdown(mut self) {
         self.stop_lead.cancel();
         sleep(FAREWELL).await;

@@ -24,7 +24,7 @@ impl Backoff {
     }
 }
 
-/// Who leaves one source alone.
+/// The receivers that do not use one source for a while.
 #[derive(Default)]
 pub(super) struct Asides {
     everybody: Backoff,

@@ -280,7 +280,7 @@ impl Brain {
         stated.is_some()
     }
 
-    /// Begins a fill anew (`None`: one that no member knows yet): every piece of another is forgotten, whole blobs are not.
+    /// Begins another fill (`None`: one that no member knows yet): every piece of the former one is forgotten, whole blobs are not.
     fn replace_fill(&mut self, swarm: u32, fill: Option<FillId>, map: PieceMap, out: &mut Vec<Command>) {
         let leases: Vec<_> = self.swarms[swarm].granted.iter().copied().collect();
         for lease in leases {

@@ -1,4 +1,4 @@
-//! Somebody who talks to the API server, in raw JSON: nothing that the server says is lost to a type that is older.
+//! Client of the API server, in raw JSON: no field of an answer is lost to an older type.
 
 use std::{
     fmt,
@@ -57,7 +57,7 @@ impl KubeClient {
         }
     }
 
-    /// The same client as somebody else.
+    /// The same client as another user.
     pub(super) fn with_token(&self, token: &str) -> Self {
         Self {
             token: token.to_owned(),
@@ -117,7 +117,7 @@ impl KubeClient {
         self.request(Method::POST, &path, Some(object))
     }
 
-    /// Server-side apply: makes the object have these fields, whoever had them before.
+    /// Server-side apply with force: makes the object have these fields, even those that another manager owned.
     pub fn apply(&self, object: &Value) -> Result<Value, ApiError> {
         let name = object["metadata"]["name"].as_str().expect("an object's name");
         let path = format!("{}/{name}?fieldManager=tests&force=true", self.kinds.path_of(object));

@@ -122,7 +122,7 @@ impl KubeApi {
         &self.ca_pem
     }
 
-    /// Somebody who may do everything.
+    /// A user who may do everything.
     pub fn admin(&self) -> &Identity {
         &self.admin
     }
@@ -363,7 +363,7 @@ fn controllers(files: &Files, kubeconfig: &Path) -> Command {
         .arg(format!("--kubeconfig={}", kubeconfig.display()))
         .arg(files.flag("service-account-private-key-file", ACCOUNTS_KEY))
         .arg(files.flag("root-ca-file", CA))
-        // It serves nobody, and there is no other that could lead.
+        // It has no clients, and no other instance could lead.
         .args(["--secure-port=0", "--leader-elect=false"]);
     command
 }
@@ -379,7 +379,7 @@ fn wait_until_ready(client: &KubeClient, apiserver: &mut Process) {
     }
 }
 
-/// Loopback addresses that nobody listened on just now.
+/// Loopback addresses that were free just now.
 fn free_addresses<const COUNT: usize>() -> [SocketAddr; COUNT] {
     // All are held until the last is found: none is found twice.
     let listeners = [(); COUNT].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listening on loopback"));

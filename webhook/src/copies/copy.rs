@@ -77,7 +77,7 @@ impl CopyName {
         }
     }
 
-    /// Its name where somebody else has the usual one.
+    /// Its name where a foreign Secret has the usual one.
     pub(crate) fn other(&self, source: &str) -> String {
         let name = self.0.replace(PLACE, source);
         let hash = &hex(&Sha256::digest(name.as_bytes()))[..8];

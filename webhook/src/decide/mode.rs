@@ -1,4 +1,4 @@
-//! Whether somebody has asked for acceleration: the label on the pod, or else on its namespace.
+//! Whether a pod asks for acceleration: by its own label, or else by its namespace's.
 
 use serde_json::{Map, Value};
 
@@ -22,7 +22,7 @@ pub(crate) struct Asked {
 pub(crate) enum Mode {
     Accelerate(Asked),
     Disabled,
-    /// A value that somebody else gives a meaning to, such as the vendor's `on-demand`.
+    /// A value that only other software gives a meaning to, such as the vendor's `on-demand`.
     Unknown(String),
     Unlabelled,
 }

@@ -351,7 +351,7 @@ impl Wish {
     }
 }
 
-/// Pods that are better left alone, whoever asks.
+/// Pods that are left alone even when their labels ask for acceleration.
 fn unsuited(pod: &Value) -> Option<Skip> {
     let metadata = &pod["metadata"];
     let operator = OPERATORS.iter().find(|label| metadata["labels"].get(**label).is_some());
@@ -374,7 +374,7 @@ impl Place {
 
 /// On what the kubelet tells the API server of its static pods.
 const MIRROR_POD: &str = "kubernetes.io/config.mirror";
-/// Labels of pods whose operators compare images with what they asked for, and create the pod anew again and again: CloudNativePG.
+/// Labels of pods whose operators compare images with what they asked for, and would recreate the pod without end: CloudNativePG.
 const OPERATORS: [&str; 1] = ["cnpg.io/podRole"];
 
 fn usable(secrets: &[PullSecret]) -> impl Iterator<Item = (usize, &str, &Value, &Keyring)> {

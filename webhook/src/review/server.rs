@@ -26,8 +26,8 @@ use super::{desk::Desk, message::Question};
 use crate::decide::mode::LABELS;
 
 /// Where the API server asks about pods that carry the label themselves. Pods of a labelled namespace are asked about at
-/// [`NAMESPACE_PATH`] and the label's name: the API server has matched the namespace's labels already, so that nobody has to read
-/// namespaces to decide.
+/// [`NAMESPACE_PATH`] and the label's name: the API server has matched the namespace's labels already, so that the webhook
+/// decides without reading namespaces.
 pub const POD_PATH: &str = "/mutate/pod";
 /// See [`POD_PATH`].
 pub const NAMESPACE_PATH: &str = "/mutate/namespace/";
@@ -46,7 +46,7 @@ const LIMITS: Limits = Limits {
     connections_max: 1024,
     share: API_SERVER_SHARE,
     busy_give_way: false,
-    // The API server keeps connections for 90 s; whoever ends them first loses a question now and then.
+    // The API server keeps idle connections for 90 s; a server that closes them earlier loses a question now and then.
     idle_max: Duration::from_secs(120),
     take_max: Duration::from_secs(30),
     drain_max: Duration::from_secs(10),
@@ -83,7 +83,7 @@ async fn about_namespace(State(counter): State<Counter>, Path(label): Path<Strin
     }
 }
 
-/// Where questions are handed in: anybody may, so that what waits to be read is bounded.
+/// Where questions are handed in. Any client may connect, so that the bodies that wait to be read are bounded.
 #[derive(Clone)]
 struct Counter {
     desk: Desk,
