@@ -1,4 +1,4 @@
-//! What becomes of one file.
+//! The edit of one file: write, delete or leave.
 
 /// Made of what a file has now and what it should have; carried out elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! What is on the node, as far as a decision is made of it.
+//! Facts about the node that decisions depend on, read from disk and /proc.
 
 use std::{
     collections::BTreeSet,
@@ -32,7 +32,7 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
-    /// What cannot be read is a fact, too: it concerns one runtime, and no other.
+    /// A file that cannot be read is a fact, too: it concerns its own runtime and no other.
     pub(crate) fn gather(root: &Root) -> Self {
         let os = root.read("/etc/os-release").ok().flatten();
         let os = os

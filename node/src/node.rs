@@ -1,4 +1,4 @@
-//! Carries out what is decided: reads the node's files, writes those that should be otherwise, and takes them back.
+//! Installer of a node's files: reads them, writes those that differ from the decision, and takes them back.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -459,7 +459,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// A system that is meant to be as it is has not failed.
+    /// A read-only file system is no failure: the system is meant to be so.
     fn failed(&self, path: &str, error: &io::Error) -> Told {
         if error.kind() != ErrorKind::ReadOnlyFilesystem {
             return (Outcome::Failed, Some(format!("cannot be written: {error}")));
@@ -486,7 +486,7 @@ impl<'a> Work<'a> {
         });
     }
 
-    /// A runtime whose files cannot be written is not ready, whatever it reads.
+    /// A runtime whose files cannot be written is not ready, even if it reads the right folder.
     fn note_unwritten(&self, runtime: &mut Runtime) {
         let unwritten = |file: &&FileReport| {
             file.runtime == runtime.kind
@@ -559,7 +559,7 @@ impl<'a> Work<'a> {
                     "{failed}, and could not be restored: take out what is marked there and restart {runtime}"
                 );
             }
-            // It may be down, or up without its CRI: with the file as it was, it is as it was.
+            // It may be down, or up without its CRI. With the former file it runs as before.
             match restart(runtime) {
                 Ok(()) => format!("{failed}, was restored, and {runtime} was restarted with that"),
                 Err(why) => {

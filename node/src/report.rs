@@ -1,4 +1,4 @@
-//! What was done and what is: for people, and as JSON for programs.
+//! Reports of `install`, `remove` and `status`: as text for people, and as JSON for programs.
 
 use std::fmt::{self, Write};
 

@@ -31,7 +31,7 @@ pub(crate) struct Root {
     top: OwnedFd,
 }
 
-/// By which one tells that a file is still the one that was read: device, number, time of change, size.
+/// Identity of a file's state: device, inode, time of change, size. Equal while the file is still the one that was read.
 pub(crate) type Stamp = (u64, u64, i64, i64, i64);
 
 /// A file as it was when it was read.
@@ -187,8 +187,9 @@ impl Root {
         self.replace(path, text, current, made).map(|_| ())
     }
 
-    /// Replaces a file's text, or makes the file, if it still is what was seen. Who may read it stays, and who owns it unless we
-    /// may not say so, which is what is returned. Folders that are made on the way are added to `made`, the outermost first.
+    /// Replaces a file's text, or makes the file, if it still is what was seen. Its mode stays, and so does its owner unless this
+    /// process may not set it; the text then returned says so. Folders that are made on the way are added to `made`, the outermost
+    /// first.
     ///
     /// # Errors
     /// It cannot be written, or was changed meanwhile ([`ErrorKind::ResourceBusy`]); what was there is still there then.
@@ -248,7 +249,7 @@ impl Root {
         is_read_only_by_mount(&table, &path)
     }
 
-    /// By which one tells whether the file is still the one that was read.
+    /// The file's stamp now; none where it is absent.
     pub(crate) fn stamp(&self, path: &str) -> Option<Stamp> {
         let stat = self.with(path, |folder, name| fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW));
         stat.ok().as_ref().map(stamp)

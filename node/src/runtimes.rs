@@ -1,4 +1,4 @@
-//! The runtimes that can be wired, where each keeps what, and what each has to say for itself.
+//! The container runtimes that can be wired: where each keeps its files, and whether it is ready.
 
 use std::{collections::BTreeSet, fmt, str::FromStr};
 

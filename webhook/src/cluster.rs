@@ -88,8 +88,8 @@ impl Cluster {
         self.ask(Method::GET, path, None, "").await
     }
 
-    /// Like [`Cluster::get`], from the API server's memory, which may be a moment behind. What it does not have there is asked for
-    /// properly: it may be new.
+    /// Like [`Cluster::get`], from the API server's cache, which may be a moment behind. An object that the cache does not have may
+    /// be new, so that it is then read from etcd.
     ///
     /// # Errors
     /// [`ClusterError`].

@@ -1,6 +1,6 @@
-//! Which replica tends what there is only one of: a Lease, as other controllers keep it.
+//! Leader election over a Kubernetes Lease, as other controllers do it: only the leader renews the CA and tends the copies.
 //!
-//! Whether a lease has run out is judged by how long it has not changed here, never by comparing clocks.
+//! A replica judges by its own clock how long the Lease has not changed, and never compares clocks with another.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ const ROUND_TIME_MAX: Duration = Duration::from_secs(3);
 /// When a leader that cannot renew stops, well before another replica may begin.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
 
-/// A place to be leader of.
+/// This replica's candidacy for one Lease.
 #[derive(Clone, Debug)]
 pub(crate) struct Candidacy {
     pub namespace: String,

@@ -1,4 +1,4 @@
-//! What the webhook counts, as `piecemeal_webhook_…`.
+//! Metrics of the webhook, as `piecemeal_webhook_…`.
 
 use std::time::Duration;
 

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use x509_parser::{parse_x509_certificate, pem::parse_x509_pem};
 
-/// How long things last.
+/// The lifetimes of CAs and certificates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lives {
     pub ca: Duration,
@@ -87,7 +87,7 @@ impl Authority {
     ) -> Result<Option<Self>, CertificateError> {
         let mut stepped = self.clone();
         match &self.next {
-            // Too late for caution.
+            // The CA has expired: no certificate of it is trusted any more, so that a new one may sign at once.
             _ if self.signing.ends <= now => return Self::new(now, lives).map(Some),
             Some(next) if announced >= lives.announce => {
                 stepped.retired.push(self.signing.certificate.clone());

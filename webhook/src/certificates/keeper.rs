@@ -1,4 +1,4 @@
-//! Keeps a certificate to show, and API servers knowing its CA.
+//! Keeper of the webhook's certificate: renews it in time, and publishes its CA to the API servers.
 
 use std::{
     path::{Path, PathBuf},
@@ -43,7 +43,7 @@ pub enum CertificateSource {
     Files(PathBuf),
 }
 
-/// What is kept, and for whom.
+/// Keeper of the certificate of one webhook.
 #[derive(Clone)]
 pub(crate) struct Keeper {
     pub cluster: Cluster,
@@ -60,7 +60,7 @@ pub(crate) struct Keeper {
     pub metrics: Metrics,
 }
 
-/// What new connections are shown, and what is still wrong with it.
+/// The certificate that new connections are shown, and its problem if it has one.
 pub(crate) struct Shown {
     pub tls: watch::Sender<Option<Arc<ServerConfig>>>,
     pub problem: watch::Sender<Option<String>>,

@@ -1,4 +1,4 @@
-//! A copy is there, and is right, when this returns.
+//! Writer of copies: when [`Copier::ensure`] returns without an error, the copy exists and is right.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -133,7 +133,7 @@ impl Copier {
         let _turn = queue.turn.lock().await;
         for attempt in 0..TRIES_MAX {
             sleep(PAUSE * attempt).await;
-            // Whatever those want who wait for their turns is written too, and nothing is left to them.
+            // The registries of the writers that wait are written too, so that nothing is left for them to write.
             let (copy, existing) = match self.look(&path, wanted, &queue.wanted()).await? {
                 Look::Taken => return Ok(Outcome::Taken),
                 Look::Right => return Ok(Outcome::There),

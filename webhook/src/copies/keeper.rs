@@ -1,4 +1,4 @@
-//! Tends the copies that there are: they follow their sources, come back when a pod still needs them, and go when none has named
+//! Keeper of the existing copies: they follow their sources, come back while a pod still needs them, and go when no pod has named
 //! them for long.
 //!
 //! Events only say where to look. The objects themselves are read again each time, so that a missed event costs time and

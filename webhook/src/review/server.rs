@@ -1,4 +1,4 @@
-//! The port that the API server asks at: HTTPS, with whatever certificate is current.
+//! HTTPS server for the API server's reviews. Each new connection is shown the current certificate.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -32,9 +32,9 @@ pub const POD_PATH: &str = "/mutate/pod";
 /// See [`POD_PATH`].
 pub const NAMESPACE_PATH: &str = "/mutate/namespace/";
 
-/// An API server's objects end at 3 MiB or so.
+/// The most bytes of one review. An API server's objects have at most about 3 MiB.
 const BODY_BYTES_MAX: u64 = 4 * 1024 * 1024;
-/// What bodies may take in memory together.
+/// The most memory that the bodies take together, in KiB.
 const ROOM_KIB: usize = 32 * 1024;
 /// The API server does not wait longer.
 const BODY_TIME_MAX: Duration = Duration::from_secs(5);
@@ -100,7 +100,7 @@ impl Counter {
             .upper()
             .filter(|bytes| *bytes <= BODY_BYTES_MAX);
         let Some(kib) = size.and_then(|bytes| u32::try_from(bytes.div_ceil(1024)).ok()) else {
-            // Taken and dropped: who still writes does not read.
+            // Read and dropped: a client that is still writing does not read the answer.
             let _ = timeout(
                 BODY_TIME_MAX,
                 request.into_body().into_data_stream().for_each(|_| ready(())),

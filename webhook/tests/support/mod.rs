@@ -62,7 +62,7 @@ impl Stand {
     }
 
     async fn start_at(api: FakeApi, client: Client) -> Self {
-        // Whichever test comes first does it for all.
+        // Once for the process: later calls fail and change nothing.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let entries = ["pod.piecemeal.dev", "namespace.piecemeal.dev"];
         let entries = entries.map(|name| json!({"name": name, "clientConfig": {"url": "https://127.0.0.1"}}));
