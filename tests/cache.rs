@@ -1,4 +1,4 @@
-//! `piecemeal cache`: what is kept is shown as it is, goes and comes as asked, and only for who is on the machine.
+//! `piecemeal cache`: lists, removes, verifies and prefetches content as asked, and only for clients on the same machine.
 
 mod support;
 

@@ -1,4 +1,4 @@
-//! What the binary itself does: settings, keys, exit codes, and pulling from a registry that errs.
+//! The binary's command line: settings, keys, exit codes, and pulls from a registry that errs.
 
 use std::{
     collections::HashMap,

@@ -1,6 +1,6 @@
-//! Clients as people use them pull through a cold mirror and through a node's peer, and the WAN carries one copy.
+//! Real registry clients pull through a cold mirror and through a node's peer, and the WAN carries one copy.
 //!
-//! Those of Go are built by `cargo xtask test`, since Debian has none or older ones.
+//! Clients written in Go are built by `cargo xtask test`, since Debian has none or older ones.
 
 mod support;
 

@@ -1,4 +1,4 @@
-//! Content of every kind comes as the upstream has it, byte for byte and under its digest: through the mirror, through a
+//! Content of every kind arrives as the upstream has it, byte for byte and under its digest: through the mirror, through a
 //! peer, from two registries that use the same names, and through a mirror behind a mirror.
 
 mod support;

@@ -1,4 +1,4 @@
-//! What becomes of content on a disk that spoils it, and of a folder that others may read.
+//! Content on a disk that damages it, and in a folder that others may read.
 
 mod support;
 

@@ -1,4 +1,4 @@
-//! Who is who at a site: a node is its key, `join.key` only admits, and an administrator shuts out either.
+//! Identities at a site: a node is identified by its key, `join.key` only admits it, and an administrator can shut out either.
 
 mod support;
 

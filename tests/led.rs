@@ -1,7 +1,7 @@
-//! Where an upstream may lead the mirror, by redirects, realms and names, and to whom the site's password goes.
+//! Where an upstream may lead the mirror, by redirects, token realms and DNS names, and which servers get the site's password.
 //!
-//! Registries, storage, token servers and what must not be reached are all in the mirror's own namespace, at addresses of
-//! their kinds; a name server of the test says which name leads where.
+//! Registries, storage, token servers and forbidden targets are all in the mirror's own namespace, at addresses of their kinds; the
+//! test's own name server resolves the names.
 
 mod support;
 

@@ -1,4 +1,4 @@
-//! The main job: the nodes of a site pull an image through their peers, and the WAN carries it once.
+//! The main use: the nodes of a site pull an image through their peers, and the WAN carries it once.
 
 mod support;
 

@@ -1,4 +1,5 @@
-//! What one caller's request runs into decides over no right, and what one credential comes to over no other's.
+//! Rights are independent: an error that one caller's request causes opens no image, and the fate of one credential changes no other's
+//! rights.
 
 mod support;
 

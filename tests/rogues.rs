@@ -1,5 +1,5 @@
-//! Members, registries and clients that mean harm, in every combination, beside honest pulls: no private byte reaches them, no
-//! wrong byte is kept, and no honest pull fails.
+//! Malicious members, registries and clients, in every combination, beside honest pulls: no private byte reaches them, no wrong byte
+//! is stored, and no honest pull fails.
 
 mod support;
 

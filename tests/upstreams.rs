@@ -1,4 +1,5 @@
-//! What an upstream may be: limited, several, a whole domain, behind a proxy, behind TLS of its own, ourselves by mistake.
+//! Kinds of upstreams: rate-limited, with several endpoints, a whole domain, behind a proxy, with a CA of its own, and the site itself
+//! by mistake.
 
 mod support;
 

@@ -1,4 +1,4 @@
-//! What passing through us adds: tiny objects through a peer, and the first byte of what a mirror does not have.
+//! Latency that Piecemeal adds: tiny objects through a peer, and the first byte of a blob that a mirror does not have.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Manifests that are here: how many a second one core answers.
+//! Cached manifests: how many a second one core answers.
 
 use crate::{
     meter::{Pinned, cores, cpu_seconds, median},

@@ -1,4 +1,4 @@
-//! What the bench reads off processes and the machine, and how it sums samples up.
+//! Measurements of processes and of the machine, and how samples are summarised.
 
 use std::{fs, thread, time::Duration};
 

@@ -1,4 +1,4 @@
-//! What is done to the daemons: at random intervals one is killed, stopped or told to reload, and started again soon.
+//! Faults of the soak test: at random intervals one daemon is killed, stopped or told to reload, and started again soon.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! When which daemon was ended, so that a client can tell what a trouble came from.
+//! Record of the times at which daemons were ended, so that a client can attribute its errors.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},

@@ -1,4 +1,4 @@
-//! What the clients saw, added up.
+//! Sums of the clients' results.
 
 use std::{
     collections::BTreeMap,

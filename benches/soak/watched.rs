@@ -1,4 +1,4 @@
-//! A daemon under observation: what it uses, what it counts, and what it leaves behind.
+//! A daemon under observation: its resources, its metrics, and the files that it leaves behind.
 
 use std::{
     collections::BTreeMap,

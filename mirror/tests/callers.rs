@@ -1,6 +1,7 @@
-//! Fills that many callers share, from a registry on loopback: with whose right they go on, and what each caller hears.
+//! Fills that many callers share, from a registry on loopback: whose credential a fill goes on with, and which answer each caller
+//! gets.
 //!
-//! The seed decides who is bad, how, when a token ends, and who comes in which order.
+//! The seed decides which callers are bad and how, when a token expires, and the order in which callers come.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

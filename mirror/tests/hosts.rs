@@ -1,4 +1,4 @@
-//! A registry on loopback that leads elsewhere: what its token server and the targets of its redirects say is said of them alone.
+//! A registry on loopback that leads elsewhere: an error of its token server or of a redirect's target counts against that host alone.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

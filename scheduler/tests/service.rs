@@ -1,4 +1,4 @@
-//! The scheduler over real connections: who is let in, what each daemon is told, and what becomes of those who misbehave.
+//! The scheduler over real connections: which daemons are admitted, what each is told, and how misbehaving ones are treated.
 
 #![expect(clippy::unwrap_used, reason = "a test panics where it fails")]
 

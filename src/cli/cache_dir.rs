@@ -1,4 +1,4 @@
-//! The folder that content is kept in: the one that was chosen, or a private one that goes with the process.
+//! The folder that content is stored in: the one that was chosen, or a private temporary one.
 //!
 //! A temporary folder is removed in whatever way its [`CacheDir`] is dropped: after a drain, after a start that failed, when
 //! told to stop twice. After SIGKILL or a power cut it stays, until the system's cleanup of temporary files removes it by its
@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tracing::warn;
 
-/// Dropped after whatever writes into it.
+/// Must be dropped after everything that writes into it.
 #[derive(Debug)]
 pub(super) struct CacheDir {
     path: PathBuf,

@@ -1,4 +1,4 @@
-//! Puts the places of settings on top of each other.
+//! Layers of settings: merges defaults, file, environment and flags.
 
 use std::{ffi::OsString, marker::PhantomData, path::PathBuf};
 

@@ -1,4 +1,4 @@
-//! Everything that is wrong with the settings, collected so that one run names it all.
+//! Problems of the settings, collected so that one run names them all.
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 

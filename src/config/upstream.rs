@@ -1,4 +1,4 @@
-//! Reads what is set about upstreams: where they answer, what is shown to them, how they are reached.
+//! Settings of upstreams: their endpoints, the credentials and certificates for them, and how they are reached.
 
 use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 

@@ -1,4 +1,4 @@
-//! TTL, quota, the free-space floor, and what they must never touch.
+//! Eviction by TTL, quota and the free-space floor, and the content that eviction must never touch.
 
 #![expect(clippy::unwrap_used, reason = "a story that cannot go on fails")]
 

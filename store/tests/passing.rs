@@ -1,4 +1,4 @@
-//! Blobs that there is no room for: their pieces pass through memory.
+//! Blobs that the disk has no room for: their pieces pass through memory.
 
 #![expect(clippy::unwrap_used, reason = "a story that cannot go on fails")]
 

@@ -1,4 +1,4 @@
-//! Rights by node and credential: who is remembered, what a refusal takes, and what is on the disk of it.
+//! Rights by node and credential: which are recorded, which a refusal removes, and what the disk holds of them.
 
 #![expect(clippy::unwrap_used, reason = "a story that cannot go on fails")]
 

@@ -1,4 +1,4 @@
-//! Finding what the disk has spoilt.
+//! Scrubbing: finding content that the disk has damaged.
 
 #![expect(clippy::unwrap_used, reason = "a story that cannot go on fails")]
 

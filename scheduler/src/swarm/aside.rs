@@ -2,7 +2,7 @@
 
 use super::{MemberId, Policy, Time};
 
-/// Left alone until a time that moves further with every strike in a row.
+/// A back-off: active until a time that moves further with every strike in a row.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Backoff {
     until: Time,

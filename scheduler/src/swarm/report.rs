@@ -1,4 +1,4 @@
-//! What members say of a blob: what they want, hold, and have lost, and which fill is in force.
+//! Members' reports about a blob: what they want, hold, and have lost, and which fill is in force.
 //!
 //! Invariant: pieces are only ever counted under the fill in force. A mirror's word sets it; a peer's want, whose grant a mirror
 //! signed, only while no mirror has spoken and no peer has a piece of another.

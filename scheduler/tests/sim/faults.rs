@@ -1,4 +1,4 @@
-//! What goes wrong at a site, and that the site gets over it.
+//! Faults at a simulated site, each of which the site recovers from.
 
 use crate::{
     link::{Chance, MILLISECOND, SECOND},

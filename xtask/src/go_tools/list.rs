@@ -1,4 +1,4 @@
-//! What is built, and what each program asks of its build.
+//! The Go programs to build, and the requirements of each one's build.
 
 use super::versions;
 
