@@ -194,7 +194,7 @@ fn an_image_goes_with_what_no_other_needs() {
     for image in [&one, &two] {
         cluster.registry.push(image);
         pull_everywhere(&cluster, image);
-        // Or the runtime would not ask for the shared layer under the other's name.
+        // Otherwise the runtime would not ask for the shared layer under the other image's name.
         cluster.containerds[0].remove_all_content();
     }
     let name = one.reference(HOST);
@@ -221,7 +221,7 @@ fn an_image_goes_with_what_no_other_needs() {
         (vec![&*two.reference(HOST)], &json!([]))
     );
     assert_eq!(list["images"][0]["is_complete"], json!(true));
-    // What is left is served without the WAN, and what went comes again over it.
+    // The images that are left are served without the WAN, and the removed one comes again over it.
     at_peer(&cluster, 0, &["rm", "--yes", &two.reference(HOST), &name]).expect(0);
     cluster.containerds[0].remove_all_content();
     cluster.site.block_wan();
@@ -267,7 +267,7 @@ fn what_is_read_or_on_its_way_does_not_go() {
     });
     refused(&layer.digest);
     assert!(reading.join().expect("the reader ends").body == layer.bytes);
-    // Again, from the disk, by one who takes its time.
+    // Again, from the disk, by a slow reader.
     pull_everywhere(&cluster, &image);
     cluster.site.node(0).enter(|| {
         use std::io::{Read, Write};

@@ -1054,7 +1054,7 @@ fn node_says_in_words_and_in_json_what_it_did_and_what_remains() {
         })
     );
 
-    // What is there already needs no upstream to be told of or taken back.
+    // Files that exist already can be reported and taken back without an upstream.
     let status: Value = serde_json::from_str(&node(&root, &["status", "--output", "json"]).stdout).expect("JSON");
     assert_eq!(status["files"], json!([{ "path": file, "standing": "ours" }]));
     assert!(node(&root, &["status"]).stdout.contains(&format!("{file}: ours\n")));

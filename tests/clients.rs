@@ -464,6 +464,6 @@ fn no_port_asks_a_client_for_a_password() {
             }
         }
     }
-    // What was shown all the same goes nowhere over a network in the clear.
+    // A credential that was sent all the same is not passed on over a network in the clear.
     assert_eq!(secrets_seen(&upstream), [""; 0]);
 }

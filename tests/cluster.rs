@@ -94,7 +94,7 @@ fn cgroups_of(mark: &str) -> Vec<String> {
     listed.lines().map(str::to_owned).collect()
 }
 
-/// A title, and what happens.
+/// A title, and the steps.
 type Chapter<Story> = (&'static str, fn(&Story));
 
 struct Story<'a> {

@@ -268,7 +268,7 @@ fn two_registries_may_use_the_same_name_for_different_images() {
             let copied = fs::read(home.join(&folder).join("blobs").join(layer.digest.replace(':', "/")));
             assert!(copied.expect("crane writes a layout") == layer.bytes, "{host}");
         }
-        // What only the one registry has is not served as the other's.
+        // A blob of the one registry is not served as the other's.
         let foreign = format!("/v2/library/x/blobs/{}?ns={HOST}", images[1].2.layers()[0].digest);
         let request = Request::get(address.parse().expect("an address"), &foreign);
         let answer = request.send_from(cluster.site.node(0)).expect("an answer");

@@ -315,7 +315,7 @@ fn a_download_that_a_kill_interrupted_goes_on_after_the_restart() {
     let whole = story.get(MIRROR, &digest);
     assert!(whole.complete && whole.body == story.layer(0).bytes, "{}", whole.status);
     let sent = story.upstream.body_bytes(&digest);
-    // What its kernel and ours had buffered is lost with the connection.
+    // Bytes in the buffers of both kernels are lost with the connection.
     assert!(sent < size + (4 << 20), "{sent} bytes for a blob of {size}");
     let missing = story.get(MIRROR, &sha256(b"nowhere"));
     assert_eq!(missing.status, 404);

@@ -270,7 +270,7 @@ fn what_a_killed_test_left_is_removed() {
     assert!(!Path::new("/run/netns").join(name).exists());
 }
 
-/// By what one would notice that a site is still there.
+/// What a site leaves on the machine while it exists.
 struct Traces {
     paths: Vec<PathBuf>,
     /// Held open, so that the kernel gives their inode numbers to no other test's namespaces.
@@ -308,7 +308,7 @@ impl Traces {
     }
 }
 
-/// Asserts a rate in Mbit/s of what measures bytes per second. A busy machine slows a transfer down and never speeds one
+/// Asserts a rate in Mbit/s; `measure` returns bytes per second. A busy machine slows a transfer down and never speeds one
 /// up, so a slow one is measured again.
 fn assert_rate_is_about(expected: f64, measure: impl Fn() -> f64) {
     let mut measured = Vec::new();

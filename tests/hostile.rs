@@ -245,7 +245,7 @@ fn a_wrong_size_that_one_repository_states_does_not_affect_another() {
     };
 
     thread::scope(|scope| {
-        // Its own pull fails, or not; that is its own affair.
+        // The liar's own pull may fail or succeed: the test does not depend on it.
         let lied_to = scope.spawn(|| first.fetch(&liar.reference(HOST)));
         let told_the_truth = scope.spawn(|| second.fetch(&honest.reference(HOST)));
         let outcome = told_the_truth.join().expect("the pull ends");

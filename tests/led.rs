@@ -16,7 +16,7 @@ use support::{
 };
 
 const MIRROR: &str = "10.88.0.2:65011";
-/// What has to stay unread, and where a registry or storage may be.
+/// Forbidden targets, and addresses at which a registry or storage may be.
 const ADDRESSES: [&str; 10] = [
     "169.254.169.254",
     "100.100.100.200",
@@ -96,14 +96,14 @@ impl Story {
         request.send_from(self.site.node(0)).expect("an answer")
     }
 
-    /// What comes of a redirect of the manifest to `location`.
+    /// The answer to a pull whose manifest is redirected to `location`.
     fn led_to(&self, location: &str) -> Response {
         let redirect = Behaviour::Redirect(location.to_owned());
         self.registry.behave(self.image.digest(), redirect);
         self.get("manifests/v1")
     }
 
-    /// What comes of a redirect of the blob to storage at `host`.
+    /// The answer to a pull whose blob is redirected to storage at `host`.
     fn stored_at(&self, blob: usize, host: &str) -> Response {
         let digest = &self.image.layers()[blob].digest;
         let stored = format!("http://{host}/stored/{digest}?sig=1");
@@ -250,7 +250,7 @@ fn private_storage_is_reached_from_a_registry_inside_or_where_it_is_named() {
     assert_eq!(inside.stored_at(0, "10.77.0.2").status, 200);
     assert_eq!(inside.stored_at(1, "minio.example").status, 200);
 
-    // A host outside does not lead on with the word of the registry that led to it.
+    // A host outside may not redirect on with the rights of the registry that redirected to it.
     let public = inside.server("203.0.113.9:80");
     let digest = &inside.image.layers()[2].digest;
     let detour = format!("http://storage.example/v2/library/app/blobs/{digest}");

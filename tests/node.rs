@@ -52,7 +52,7 @@ fn install(node: &CriNode, more: &[&str]) -> CommandOutcome {
     node.piecemeal(&[&["install", "--runtime", "containerd", "--upstream", &upstream()], more].concat())
 }
 
-/// Bytes of the image's blobs that the registry has sent, to whomever.
+/// Bytes of the image's blobs that the registry has sent, to any client.
 fn served(cluster: &Cluster, image: &Image) -> u64 {
     image
         .blobs()
@@ -497,7 +497,7 @@ fn a_containerd_with_mirrors_of_the_old_kind_is_never_given_the_line() {
     }
 }
 
-/// What stands in for systemd ends the process; the harness starts it again, as systemd would.
+/// The stand-in for systemd ends the process; the harness starts it again, as systemd would.
 #[test]
 fn where_it_is_allowed_containerd_gets_its_line_and_is_restarted_once() {
     let cluster = Cluster::cold(site());

@@ -14,7 +14,7 @@ use support::{DockerRegistry, Image, Netns, ScratchDir};
 
 const PIECEMEAL: &str = env!("CARGO_BIN_EXE_piecemeal");
 const REGISTRY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 5000);
-/// What units are to systemd, and no more.
+/// A stand-in for systemctl: start, stop, restart and reload of the mirror's unit.
 const SYSTEMCTL: &str = r#"#!/bin/sh
 set -eu
 pid="$HERE/pid"

@@ -34,7 +34,7 @@ fn flags(options: &mut ClusterOptions, flags: &[&str]) {
     }
 }
 
-/// The test networks have no TLS; what is tested is who gets what.
+/// The test networks have no TLS; these tests are about rights only.
 fn plain(options: &mut ClusterOptions) {
     flags(options, &["--allow-plain-credentials", "true"]);
 }
@@ -47,7 +47,7 @@ fn guarded(nodes: usize, change: impl FnOnce(&mut ClusterOptions)) -> (Cluster, 
     (cluster, image)
 }
 
-/// A site whose upstream is ours to misbehave.
+/// A site whose upstream misbehaves as the test says.
 fn faked(change: impl FnOnce(&mut ClusterOptions)) -> (Cluster, FakeUpstream, Image) {
     let cluster = Cluster::cold_with(site(1), |options| {
         let upstream = vec![format!("{HOST}=http://{FAKE}")];

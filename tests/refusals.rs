@@ -83,7 +83,7 @@ fn malformed_and_unknown_names_get_oci_errors() {
         ),
         ("/v2/evil.test/library/app/manifests/v1".to_owned(), 404, "NAME_UNKNOWN"),
     ];
-    // The layer is known here, under its own repository only.
+    // The layer is stored here, under its own repository only.
     cluster.containerds[0].fetch(&image.reference(HOST)).expect_ok();
     for registry in registries() {
         for (target, status, expected) in &cases {

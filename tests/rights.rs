@@ -25,10 +25,10 @@ const LATE: Duration = Duration::from_secs(6);
 /// Longer than a refusal is remembered, and the answer to whether upstream is there.
 const REMEMBERED: Duration = Duration::from_secs(11);
 
-/// What the registry does now.
+/// The registry's behaviour at the moment.
 #[derive(Default)]
 struct Mood {
-    /// Those that may pull what is below `private/`.
+    /// The credentials that may pull repositories below `private/`.
     accepted: BTreeSet<String>,
     /// Requests that show no credential get 429; or all of them do.
     limits_anonymous: bool,
@@ -283,7 +283,7 @@ fn no_choice_of_repositories_makes_a_registry_lost() {
         if !comes_first {
             pull_strangers();
         }
-        // What the request of a caller without a right runs into.
+        // The error that the request of a caller without a right causes.
         story.mood().too_large = 503;
         for (attack, strangers) in [Strangers::Hang, Strangers::Fail].into_iter().enumerate() {
             story.mood().strangers = Some(strangers);

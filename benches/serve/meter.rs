@@ -157,7 +157,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("reading {path}: {error}"))
 }
 
-/// What programs are told, whatever the kernel itself counts in.
+/// The unit of /proc for programs, whatever the kernel itself counts in.
 const TICKS_PER_SECOND: f64 = 100.0;
 /// Of those after the name: proc(5) calls it the 14th.
 const UTIME_FIELD: usize = 11;

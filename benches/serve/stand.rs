@@ -25,11 +25,11 @@ pub(crate) struct Stand {
     started: Instant,
 }
 
-/// Who is compared.
+/// A server that is compared.
 #[derive(Clone)]
 pub(crate) struct Server {
     pub(crate) name: &'static str,
-    /// Where it is asked from.
+    /// The namespace that its client runs in.
     pub(crate) netns: Netns,
     pub(crate) address: SocketAddr,
     pub(crate) pids: Vec<u32>,
@@ -118,7 +118,7 @@ impl Stand {
         self.scheduler.pid()
     }
 
-    /// The mirror with what it has cached, and nothing of what it has been through.
+    /// Restarts the mirror: it keeps its cache and loses the rest of its state.
     pub(crate) fn restart_mirror(&mut self) {
         self.mirror.restart();
     }
@@ -167,7 +167,7 @@ impl Stand {
         for server in [self.mirror(), self.peer()] {
             server.pull(&stored);
         }
-        // What waits to be written would be written while something is measured.
+        // Dirty pages would otherwise be written back during a measurement.
         rustix::fs::sync();
         stored
     }
@@ -265,7 +265,7 @@ pub(crate) fn peer_server(site: &Site, node: usize, peer: &Peer) -> Server {
     }
 }
 
-/// What the programs call themselves.
+/// The versions that the programs state.
 pub(crate) fn versions() -> String {
     let said = |program: &str, argument: &str| {
         let output = Command::new(program)

@@ -39,10 +39,10 @@ pub(crate) struct Target {
     pub(crate) address: SocketAddr,
 }
 
-/// What is told to all clients.
+/// Orders to all clients.
 #[derive(Default)]
 pub(crate) struct Told {
-    /// Finish what you are at, without dawdling.
+    /// Finish the pull that is under way, without pauses.
     pub(crate) finish: AtomicBool,
     /// Drop everything.
     pub(crate) abandon: AtomicBool,

@@ -36,13 +36,13 @@ const SEEDS: u64 = 12;
 const CALLERS: usize = 20;
 const BLOB_BYTES: usize = 3_000_000;
 
-/// A registry with one blob. It knows each token by the requests that it is good for, and counts the bytes of bodies.
+/// A registry with one blob. It limits each token to a number of requests, and counts the bytes of bodies.
 #[derive(Clone)]
 struct FakeRegistry(Arc<Mutex<Shelf>>);
 
 struct Shelf {
     blob: Bytes,
-    /// What is said to a token, and after how many of its GETs.
+    /// The status that each token gets, and after how many of its GETs.
     tokens: HashMap<String, (StatusCode, usize)>,
     sent: u64,
     gets: usize,
@@ -102,7 +102,7 @@ impl FakeRegistry {
         method: Method,
         headers: HeaderMap,
     ) -> Response<Body> {
-        // A way of some length, so that a fill uses several connections and callers meet.
+        // A long way, so that a fill uses several connections and callers overlap.
         sleep(Duration::from_millis(40)).await;
         if let Some(status) = registry.refusal(&method, &headers) {
             return Response::builder().status(status).body(Body::empty()).unwrap();
@@ -304,7 +304,7 @@ async fn every_caller_is_served_although_some_reach_a_rate_limit_during_the_fill
     all_are_served_although_tokens_end([StatusCode::TOO_MANY_REQUESTS; 3]).await;
 }
 
-/// `ends`: what the registry says to a token in mid-fill.
+/// `ends`: the statuses with which the registry refuses a token in mid-fill.
 async fn all_are_served_although_tokens_end(ends: [StatusCode; 3]) {
     for seed in 0..SEEDS {
         let mut dice = StdRng::seed_from_u64(seed);
@@ -319,12 +319,12 @@ async fn all_are_served_although_tokens_end(ends: [StatusCode; 3]) {
             .sizes
             .learn(&at("a.test"), &manifest_digest, media_type, manifest.as_bytes());
         registry.pace(16 * 1024, Duration::from_millis(3));
-        // All but the last end, each after some requests of its own; the first when all connections have begun.
+        // All tokens but the last expire, each after some requests of its own; the first once all connections have begun.
         for number in 0..4 {
             let good_for = dice.random_range(1..4) + if number == 0 { 4 } else { 0 };
             registry.refuse(&format!("token{number}"), ends[number % 3], good_for);
         }
-        // Tells how long the way is.
+        // The fill measures the latency by this request.
         blobs.stat(&caller("token4"), &at("a.test"), &digest).await.unwrap();
         let pulls = (0..5_u64).map(|number| {
             let (blobs, digest) = (&blobs, &digest);

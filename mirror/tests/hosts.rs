@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 const UPSTREAM: &str = "a.test";
 const MANIFEST: &str = r#"{"schemaVersion":2,"config":{},"layers":[]}"#;
 
-/// What a host was asked: the path with its query, and the credential.
+/// The requests to a host: the path with its query, and the credential.
 type Asked = Arc<Mutex<Vec<(String, Option<String>)>>>;
 
 #[derive(Clone)]

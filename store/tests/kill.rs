@@ -115,7 +115,7 @@ impl Start {
         let saved: BTreeSet<_> = old::PIECES.into_iter().map(|piece| (2, piece)).collect();
         let tails = BTreeMap::from([((2, 1), old::TAIL_BYTES)]);
         Known {
-            // Its id was only said; from now on it is its key's.
+            // The old store's id was a mere claim; from now on the id is derived from the key.
             node: None,
             published: BTreeSet::from([0, 1]),
             wrote: saved.clone(),
@@ -548,7 +548,7 @@ fn block_on(future: impl Future<Output = ()>) {
 
 /// The life of a child. Never returns.
 fn be_a_child() -> ! {
-    // When the parent goes, so do we; and also when the story does not end.
+    // The child dies with its parent, and also when the story does not end.
     set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
     thread::spawn(|| {
         thread::park_timeout(CHILD_MAX);

@@ -63,7 +63,7 @@ async fn a_refusal_takes_what_that_credential_of_that_node_had_earned_there() {
     let elsewhere = right(&store, NODE, "other", Some(ALICE)).await;
     assert_eq!((elsewhere.by_any, elsewhere.is_known), (None, true));
 
-    // What is served again has a right again; with nothing left, the node has none.
+    // A credential that is accepted again has its right again; once all are refused, the node has no right.
     served(&store, "app", BOB).await;
     assert_eq!(right(&store, NODE, "app", Some(BOB)).await.by_this, now);
     for shown in [ALICE, BOB] {

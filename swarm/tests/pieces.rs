@@ -401,7 +401,7 @@ async fn more_requests_than_the_port_takes_are_told_to_come_again() {
     }
 }
 
-/// With a grant or a ticket for one blob a node could have taken every place there is, by reading slowly.
+/// Regression: with a grant or a ticket for one blob a node could take every place of the piece port, by reading slowly.
 #[tokio::test]
 async fn one_receiver_that_reads_nothing_leaves_places_to_others() {
     // More than sockets hold.

@@ -27,7 +27,7 @@ pub struct CriNode {
     dir: PathBuf,
 }
 
-/// Whose containerd it is.
+/// The build of containerd.
 #[derive(Clone, Copy, Debug)]
 pub enum CriVersion {
     /// 1.6 of Debian.

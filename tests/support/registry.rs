@@ -31,7 +31,7 @@ pub struct DockerRegistry {
     scratch: ScratchDir,
 }
 
-/// What a registry asks of its clients.
+/// The authentication that a registry requires.
 #[derive(Debug)]
 pub enum RegistryAuth<'a> {
     Nothing,

@@ -22,7 +22,7 @@ pub struct KubeClient {
     kinds: Arc<Kinds>,
 }
 
-/// The API server's own words for why not.
+/// The API server's reason for a refusal.
 #[derive(Clone, Debug)]
 pub struct ApiError {
     pub code: u16,
@@ -40,7 +40,7 @@ impl fmt::Display for ApiError {
 impl KubeClient {
     /// One that knows no kinds yet; see [`Self::discover`].
     pub(super) fn new(url: &str, ca_pem: &str, token: &str) -> Self {
-        // Whichever test comes first does it for all.
+        // Once for the process: later calls fail and change nothing.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let ca = Certificate::from_pem(ca_pem.as_bytes()).expect("the CA's certificate");
         let http = reqwest::Client::builder()
@@ -225,7 +225,7 @@ fn content(kind: &str) -> (header::HeaderName, &str) {
     (header::CONTENT_TYPE, kind)
 }
 
-/// Where tests wait for what is asynchronous.
+/// The runtime on which tests wait for asynchronous calls.
 pub fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| Runtime::new().expect("starting a runtime"))

@@ -117,7 +117,7 @@ impl KubeApi {
         &self.url
     }
 
-    /// Whom clients have to trust.
+    /// The CA that clients have to trust.
     pub fn ca_pem(&self) -> &str {
         &self.ca_pem
     }
@@ -341,7 +341,7 @@ fn sign(mut params: CertificateParams, usage: ExtendedKeyUsagePurpose, issuer: &
     [certificate.pem(), key.serialize_pem()]
 }
 
-/// Who may talk to the API server by a token that stays: token, user, an id, and the user's groups.
+/// The users with static tokens at the API server: token, user, an id, and the user's groups.
 fn tokens() -> String {
     let mut lines = format!("{ADMIN_TOKEN},admin,admin,system:masters\n");
     for name in ["scheduler", "proxy"] {

@@ -1,4 +1,4 @@
-//! What the chart gives the webhook: its rights, and its registration.
+//! The webhook's rights and its registration, as the chart creates them.
 
 use std::net::SocketAddr;
 
