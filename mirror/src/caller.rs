@@ -126,8 +126,8 @@ mod tests {
             assert_eq!(credential(empty), None, "{empty:?}");
         }
         assert_eq!(Credential::from_headers(&HeaderMap::new()), None);
-        for given in ["Basic YTpi", "Basic OmI=", "Bearer Og==", "Basic"] {
-            assert!(credential(given).is_some(), "{given:?}");
+        for present in ["Basic YTpi", "Basic OmI=", "Bearer Og==", "Basic"] {
+            assert!(credential(present).is_some(), "{present:?}");
         }
     }
 

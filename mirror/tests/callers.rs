@@ -1,7 +1,6 @@
-//! Fills that many callers share, from a registry on loopback: whose credential a fill goes on with, and which answer each caller
-//! gets.
+//! Fills that many callers share, from a registry on loopback: with whose right they go on, and which answer each caller gets.
 //!
-//! The seed decides which callers are bad and how, when a token expires, and the order in which callers come.
+//! The seed decides which callers are bad and how, when a token ends, and the order of the callers.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

@@ -1,4 +1,4 @@
-//! A registry on loopback that leads elsewhere: an error of its token server or of a redirect's target counts against that host alone.
+//! A registry on loopback that leads elsewhere: answers of its token server and of its redirects' targets concern those hosts alone.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

@@ -1,4 +1,4 @@
-//! The store's catalogue: listing everything, and removing parts of it.
+//! The catalogue, and removal of parts of it.
 
 #![expect(clippy::unwrap_used, reason = "a story that cannot go on fails")]
 

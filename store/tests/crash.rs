@@ -416,7 +416,7 @@ impl Machine {
             }
             match filling.publish().await {
                 Ok(blob) => assert!(read_all(&blob).await == content.bytes),
-                // A bad piece that came without its hash was accepted before the crash. It is found now, and fetched again.
+                // A bad piece that came without its hash was accepted before the crash. It is found now and fetched again.
                 Err(PublishBlobError::DigestMismatch { .. }) => {
                     drop(filling);
                     assert!(read_all(&content.publish(&store).await).await == content.bytes);

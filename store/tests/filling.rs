@@ -198,7 +198,7 @@ async fn writers_of_the_same_piece_race_safely() {
     for seed in 0..20 {
         let content = Content::pieces(seed, 2);
         let filling = content.begin(&store).await;
-        // Without an expected hash the first writer decides; what counts is that hash and bytes agree.
+        // Without an expected hash the first writer decides; hash and bytes must agree.
         let writers: Vec<_> = (0..8_u8)
             .map(|writer| {
                 let filling = filling.clone();

@@ -143,8 +143,8 @@ impl Start {
     }
 }
 
-/// Held while a child is spawned: for a moment the child has a copy of each of this process's open files, and would keep a
-/// folder locked that another thread has just closed and opens again.
+/// Taken while a child process is spawned: for a moment it has a copy of every open file of the parent, and would keep a folder
+/// locked that another thread has just closed and opens again.
 static SPAWNING: Mutex<()> = Mutex::new(());
 
 /// The store's life, told in one process or by turns in several. Every part begins with whatever a former one left.
@@ -598,7 +598,7 @@ fn run_child(dir: &Path, first: Phase, plan: Option<Plan>, seed: u64) -> Told {
     let spawning = SPAWNING.lock();
     let mut child = Reaped(command.spawn().unwrap());
     let mut said = BufReader::new(child.0.stdout.take().unwrap()).lines();
-    // The first line is the test harness's: by now the child has none of this process's files.
+    // The first line is the test harness's: by now the child holds no file of the parent.
     said.next().unwrap().unwrap();
     drop(spawning);
     let mut lines: Vec<Line> = Vec::new();
@@ -638,7 +638,7 @@ fn run_child(dir: &Path, first: Phase, plan: Option<Plan>, seed: u64) -> Told {
     Told { status, lines }
 }
 
-/// How far each phase goes when no process is killed.
+/// How far each phase goes without a kill.
 type Extents = BTreeMap<(Start, Phase), BTreeMap<How, u64>>;
 
 fn measure(starts: &[Start]) -> Extents {

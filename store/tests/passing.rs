@@ -199,7 +199,7 @@ async fn a_piece_that_lands_last_in_its_window_holds_up_no_later_piece() {
     let filling = story.begin().await;
     let reader = filling.clone();
     let reading = tokio::spawn(async move { read_from(&reader, 0).await });
-    // All of the window but its first piece, then that, and no more writes until there is room.
+    // All of the window but its first piece, then that, and no further write until there is room.
     for index in (1..WINDOW_PIECES).chain([0]) {
         filling.write_piece(index, story.piece(index), None).await.unwrap();
     }

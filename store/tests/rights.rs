@@ -1,4 +1,4 @@
-//! Rights by node and credential: which are recorded, which a refusal removes, and what the disk holds of them.
+//! Rights by node and credential: which credentials are remembered, what a refusal revokes, and what the disk holds of it.
 
 #![expect(clippy::unwrap_used, reason = "a story that cannot go on fails")]
 

@@ -393,7 +393,7 @@ async fn more_requests_than_the_port_takes_are_told_to_come_again() {
         let busy = fetch(&client, world.request(0, 1, world.ticket())).await;
         assert_eq!(busy.unwrap_err(), FetchPiecesError::Busy);
     }
-    // A client that leaves makes room.
+    // A client that goes away makes room.
     let start = Instant::now();
     while fetch(&client, world.request(0, 1, world.ticket())).await.is_err() {
         assert!(start.elapsed() < Duration::from_secs(5));
@@ -581,7 +581,7 @@ async fn the_limiter_holds_what_is_sent_to_other_hosts() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut request = world.request(0, 16, world.ticket());
     request.addresses = vec![listener.local_addr().unwrap()];
-    // Served without the client's address, every client counts as another host.
+    // Served without the sender's address, every client counts as another host.
     tokio::spawn(async move { axum::serve(listener, router).await });
     assert_takes_two_seconds(&client(), request).await;
 }
