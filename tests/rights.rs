@@ -1,5 +1,5 @@
-//! Rights are independent: an error that one caller's request causes opens no image, and the fate of one credential changes no other's
-//! rights.
+//! Rights are independent: an error that one caller's request causes opens no image, and the fate of one credential changes no
+//! other credential's rights.
 
 mod support;
 

@@ -1,5 +1,5 @@
-//! Kinds of upstreams: rate-limited, with several endpoints, a whole domain, behind a proxy, with a CA of its own, and the site itself
-//! by mistake.
+//! Kinds of upstreams: rate-limited, with several endpoints, a whole domain, behind a proxy, with a CA of its own, and by mistake
+//! the site itself.
 
 mod support;
 
