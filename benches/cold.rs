@@ -4,9 +4,9 @@
 //! the same run. Prints; asserts only that every pull succeeded.
 //!
 //! The flash crowds run with two clients: `piecemeal pull`, which verifies every blob and keeps nothing, and containerd. On a
-//! machine of two cores eight containerds alone use most of the processor; a run above 70 % says more of the machine than
-//! of us and is marked. `cold -- WORD` runs only the parts whose name has the word. `cold -- --beside=FILE` runs the daemons of another
-//! binary in turn with this tree's, so that the two meet the same machine.
+//! machine of two cores eight containerds alone use most of the processor; a run above 70 % reflects the machine more than
+//! Piecemeal, and is marked. `cold -- WORD` runs only the parts whose name has the word. `cold -- --beside=FILE` runs the daemons
+//! of another binary in turn with this tree's, so that the two meet the same machine.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -25,10 +25,10 @@ use support::{
 
 const MIB: usize = 1 << 20;
 const RUNS: u64 = 5;
-/// Of layers of this size; what filling the pipeline costs is this much per doubling of the nodes.
+/// The size of a piece of these layers. Filling the pipeline costs the time of one piece per doubling of the nodes.
 const PIECE_BYTES: f64 = 256.0 * 1024.0;
 
-/// Of a WAN that is delayed by 50 ms each way, in seconds.
+/// The round trip of a WAN that is delayed by 50 ms each way, in seconds.
 const ROUND_TRIP: f64 = 0.1;
 
 /// Above this the processor, not the links, decides.
@@ -272,7 +272,7 @@ fn fetch(containerd: &Containerd, image: &Image) -> f64 {
     started.elapsed().as_secs_f64()
 }
 
-/// The machine's processor time, from /proc/stat: above 70 % busy a run says more of the machine than of us.
+/// The machine's processor time, from /proc/stat: above 70 % busy the result reflects the machine more than Piecemeal.
 #[derive(Clone, Copy)]
 struct Cpu {
     busy: u64,

@@ -1,4 +1,4 @@
-//! Guards what the webhook costs whoever creates pods: its latency under a steady load, its processor time and its memory.
+//! Benchmark of what the webhook adds to the creation of pods: its latency under a steady load, its processor time and its memory.
 //!
 //! `mock`: the webhook on a core of its own, beside a Kubernetes API that is made up and answers at once; the time is its own.
 //! `real`: beside a real API server and its etcd, where each pod needs a new copy of a pull secret; the time is what users wait.

@@ -1,7 +1,7 @@
 //! The admin port of a daemon: `/metrics`, `/livez`, `/readyz`, `/status`, and for this machine alone `/cache`.
 //!
-//! It answers from before the daemon starts until after the daemon has drained, so that an orchestrator sees a slow start or
-//! a long drain as what it is.
+//! It answers from before the daemon starts until after the daemon has drained, so that an orchestrator can tell a slow start or
+//! a long drain from a failure.
 
 mod cache;
 mod guard;
@@ -169,7 +169,7 @@ const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset
 const NO_ANSWER: &str = "no answer from the daemon";
 /// Below the 10 s after which Prometheus gives up by default.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
-/// Few ask at all, and not all of them at once.
+/// One address's share of the connections: few clients use the port, and seldom at once.
 const ADMIN_SHARE: Share = Share::new(10).expect("a percentage");
 const STOP_TIME_MAX: Duration = Duration::from_secs(2);
 /// Any host on the LAN may ask, and none may take what clients need. A new connection always gets in: an orchestrator that has no

@@ -1,4 +1,4 @@
-//! What the daemons have in common, seen from the process that runs them.
+//! The interface of a daemon to the process that runs it.
 
 use std::{future::Future, net::SocketAddr};
 
@@ -26,7 +26,7 @@ pub(crate) trait Daemon: Sized + Send + Sync + 'static {
     fn apply(&self, config: &Self::Config);
     /// What it keeps; `None` for one that keeps nothing.
     fn cache(&self) -> Option<Cache>;
-    /// Lets what is in progress end.
+    /// Drains: lets requests that are in progress end.
     fn shutdown(self) -> impl Future<Output = ()> + Send;
     /// Where it keeps content, if it does.
     fn cache_config(config: &mut Self::Config) -> Option<&mut CacheConfig>;

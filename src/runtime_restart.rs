@@ -1,4 +1,4 @@
-//! Restarts a container runtime of the node, which only happens where somebody has allowed it.
+//! Restarts a container runtime of the node, which only happens where the administrator has allowed it.
 
 use std::{os::unix::process::CommandExt, path::Path, process::Command};
 

@@ -1,4 +1,4 @@
-//! `piecemeal cache`: what is kept is shown as it is, goes and comes as asked, and only for who is on the machine.
+//! `piecemeal cache`: lists, removes, verifies and prefetches content as asked, and only for clients on the same machine.
 
 mod support;
 
@@ -178,7 +178,11 @@ fn what_is_kept_is_listed_and_shown_as_it_is() {
         unknown.stderr
     );
     fs::remove_file(cached(&cluster, &image.layers()[0])).expect("removing a file");
-    assert_eq!(get(&cluster, &image, &image.layers()[0]).status, 200, "it is had again");
+    assert_eq!(
+        get(&cluster, &image, &image.layers()[0]).status,
+        200,
+        "it is fetched again"
+    );
 }
 
 #[test]
@@ -190,7 +194,7 @@ fn an_image_goes_with_what_no_other_needs() {
     for image in [&one, &two] {
         cluster.registry.push(image);
         pull_everywhere(&cluster, image);
-        // Or the runtime would not ask for the shared layer under the other's name.
+        // Otherwise the runtime would not ask for the shared layer under the other image's name.
         cluster.containerds[0].remove_all_content();
     }
     let name = one.reference(HOST);
@@ -217,7 +221,7 @@ fn an_image_goes_with_what_no_other_needs() {
         (vec![&*two.reference(HOST)], &json!([]))
     );
     assert_eq!(list["images"][0]["is_complete"], json!(true));
-    // What is left is served without the WAN, and what went comes again over it.
+    // The images that are left are served without the WAN, and the removed one comes again over it.
     at_peer(&cluster, 0, &["rm", "--yes", &two.reference(HOST), &name]).expect(0);
     cluster.containerds[0].remove_all_content();
     cluster.site.block_wan();
@@ -263,7 +267,7 @@ fn what_is_read_or_on_its_way_does_not_go() {
     });
     refused(&layer.digest);
     assert!(reading.join().expect("the reader ends").body == layer.bytes);
-    // Again, from the disk, by one who takes its time.
+    // Again, from the disk, by a slow reader.
     pull_everywhere(&cluster, &image);
     cluster.site.node(0).enter(|| {
         use std::io::{Read, Write};
@@ -283,7 +287,7 @@ fn what_is_read_or_on_its_way_does_not_go() {
         1,
         "nothing of it went"
     );
-    until("it goes when nobody reads it", || {
+    until("it is removed once no client reads it", || {
         at_mirror(&cluster, &["rm", "--yes", &image.reference(HOST)]).code == Some(0)
     });
     assert!(!cached(&cluster, layer).exists());
@@ -331,7 +335,7 @@ fn what_was_warmed_is_pulled_by_tag_without_the_wan() {
     cluster.registry.push(&image);
     let file = cluster.site.dir().join("images");
     fs::write(&file, "# of the shop\norigin.test/library/app:v1 # the till\n").expect("writing a file");
-    let file = file.to_str().expect("a path of ours");
+    let file = file.to_str().expect("a path in UTF-8");
     let warmed = at_mirror(&cluster, &["warm", "--file", file, "origin.test/library/nothing:1"]).expect(1);
     for part in [
         "origin.test/library/nothing:1: failed: ",

@@ -73,7 +73,7 @@ fn is_bad(caller: usize) -> bool {
     caller.is_multiple_of(10)
 }
 
-/// What a bad caller shows: a token of nobody's, or a credential that is too long for many a front door.
+/// A bad caller's credential: a token that was never issued, or a credential that is too long for many a front door.
 fn spoilt(caller: usize) -> String {
     match caller % 20 {
         0 => format!("Bearer nonsense{caller}"),
@@ -126,7 +126,7 @@ fn a_hundred_callers_with_a_hundred_tokens_take_one_copy_although_every_tenth_is
     }
 }
 
-/// What a registry, or what stands before it, may say to a caller's credential.
+/// The statuses with which a registry, or a proxy before it, may refuse a caller's credential.
 const REFUSALS: [u16; 6] = [400, 401, 403, 413, 429, 431];
 
 /// Each caller's credential, those of every second ten 9 KB long; and what the front door says to it, if it is bad.
@@ -140,7 +140,7 @@ fn credentials() -> Vec<(String, Option<u16>)> {
     (0..CALLERS).map(credential).collect()
 }
 
-/// A front door that knows its callers by what their tokens say of themselves.
+/// A front door that answers each token with the status that is encoded in it.
 fn front_door(request: &RecordedRequest) -> Option<Reply> {
     let token = request
         .headers
@@ -170,7 +170,7 @@ fn whatever_a_front_door_says_to_a_bad_caller_and_however_long_credentials_are_t
     });
     let image = Image::new("library/app", "v1").layer_bytes(&[3_000_000, 500_000]);
     let registry = FakeUpstream::start(cluster.site.origin(), FRONT_DOOR, &image);
-    // A way of some length, so that callers meet.
+    // A long way, so that callers overlap.
     registry.move_away(Duration::from_millis(20));
     registry.rule(front_door);
     let (shown, refusals): (Vec<String>, Vec<Option<u16>>) = credentials().into_iter().unzip();
@@ -209,7 +209,7 @@ fn whatever_a_front_door_says_to_a_bad_caller_and_however_long_credentials_are_t
 fn a_tag_that_is_looked_up_for_a_crowd_is_refused_to_its_bad_callers_only() {
     let (cluster, image, bearers) = crowd();
     let target = format!("/v2/{}/manifests/{}?ns={HOST}", image.repository(), image.tag());
-    // First it is not known here, and then looked up anew each time.
+    // At first it is not known here, and then it is looked up again each time.
     for port in [MIRROR, PEER, MIRROR] {
         for (caller, answer) in ask_all(&cluster, port, &target, &bearers).iter().enumerate() {
             let expected = if is_bad(caller) { 401 } else { 200 };

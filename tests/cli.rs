@@ -1,4 +1,4 @@
-//! What the binary itself does: settings, keys, exit codes, and pulling from a registry that errs.
+//! The binary's command line: settings, keys, exit codes, and pulls from a registry that errs.
 
 use std::{
     collections::HashMap,
@@ -668,12 +668,12 @@ fn get(address: SocketAddr, path: &str) -> Option<String> {
 }
 
 #[test]
-fn status_with_nobody_there_says_so() {
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let outcome = run(&mut piecemeal(&["status", "--admin", &format!("http://{nobody}")]));
+fn status_without_a_daemon_says_so() {
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let outcome = run(&mut piecemeal(&["status", "--admin", &format!("http://{closed}")]));
     assert_eq!(outcome.code, Some(1));
     assert!(
-        outcome.stderr.contains(&format!("no answer from http://{nobody}")),
+        outcome.stderr.contains(&format!("no answer from http://{closed}")),
         "{}",
         outcome.stderr
     );
@@ -719,7 +719,7 @@ impl Registry {
     }
 
     fn pull(&self, more: &[&str]) -> Outcome {
-        // The admin port of nobody: the peer that may run on this machine is none of ours.
+        // An admin port without a listener: a peer that happens to run on this machine is not part of the test.
         let image = format!("127.0.0.1:{}/team/app:1", self.address.port());
         run(piecemeal(&["pull", &image, "--admin", "http://127.0.0.1:1"]).args(more))
     }
@@ -964,8 +964,8 @@ fn every_cache_command_says_what_it_takes() {
 }
 
 #[test]
-fn wrong_arguments_of_cache_commands_are_usage_errors_and_ask_nobody() {
-    let nobody = ["--admin", "http://127.0.0.1:1"];
+fn wrong_arguments_of_cache_commands_are_usage_errors_and_send_no_request() {
+    let closed = ["--admin", "http://127.0.0.1:1"];
     let cases: [(&[&str], &str); 10] = [
         (&["rm", "alpine"], "--yes"),
         (&["rm"], "NAME"),
@@ -988,7 +988,7 @@ fn wrong_arguments_of_cache_commands_are_usage_errors_and_ask_nobody() {
         let admin = if arguments.contains(&"--admin") {
             &[][..]
         } else {
-            &nobody
+            &closed
         };
         let outcome = run(piecemeal(&["cache"]).args(arguments).args(admin));
         assert_eq!(outcome.code, Some(64), "{arguments:?}: {}", outcome.stderr);
@@ -1054,7 +1054,7 @@ fn node_says_in_words_and_in_json_what_it_did_and_what_remains() {
         })
     );
 
-    // What is there already needs no upstream to be told of or taken back.
+    // Files that exist already can be reported and taken back without an upstream.
     let status: Value = serde_json::from_str(&node(&root, &["status", "--output", "json"]).stdout).expect("JSON");
     assert_eq!(status["files"], json!([{ "path": file, "standing": "ours" }]));
     assert!(node(&root, &["status"]).stdout.contains(&format!("{file}: ours\n")));
@@ -1203,7 +1203,7 @@ fn reach_tells_name_line_certificate_and_registry_apart() {
         let address = listener.local_addr().unwrap();
         std::thread::spawn(move || {
             use std::io::{Read, Write};
-            // The first one only sees whether somebody is there.
+            // The first connection only checks that the port answers.
             for stream in listener.incoming().take(2) {
                 let mut stream = stream.unwrap();
                 let _ = stream.read(&mut [0; 1024]);

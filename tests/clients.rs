@@ -1,6 +1,6 @@
-//! Clients as people use them pull through a cold mirror and through a node's peer, and the WAN carries one copy.
+//! Real registry clients pull through a cold mirror and through a node's peer, and the WAN carries one copy.
 //!
-//! Those of Go are built by `cargo xtask test`, since Debian has none or older ones.
+//! Clients written in Go are built by `cargo xtask test`, since Debian has none or older ones.
 
 mod support;
 
@@ -16,7 +16,7 @@ use support::{
 };
 
 const MIB: usize = 1 << 20;
-/// The ports of ours that clients speak to, as a node reaches them: its mirror, and its own peer.
+/// The ports that clients speak to, as a node reaches them: its mirror's, and its own peer's.
 const ROUTES: [Route; 2] = [
     Route {
         name: "mirror",
@@ -29,8 +29,8 @@ const ROUTES: [Route; 2] = [
 ];
 /// Beside the cluster's own registry.
 const FAKE: SocketAddrV4 = SocketAddrV4::new(ORIGIN_IP, 5001);
-const USER_AND_PASSWORD: &str = "somebody:hunter2";
-const BASE64_OF_THAT: &str = "c29tZWJvZHk6aHVudGVyMg==";
+const USER_AND_PASSWORD: &str = "someuser:hunter2";
+const BASE64_OF_THAT: &str = "c29tZXVzZXI6aHVudGVyMg==";
 
 #[derive(Clone, Copy)]
 struct Route {
@@ -426,7 +426,7 @@ fn no_client_is_made_to_show_its_passwords_for_other_registries() {
 
 /// A client answers a challenge with its password, so that there must be none but the registry's own.
 #[test]
-fn our_ports_ask_nobody_for_a_password() {
+fn no_port_asks_a_client_for_a_password() {
     let image = Image::new("library/app", "v1").layer_bytes(&[MIB, 70_000]);
     let (upstream, cluster) = watched(&image);
     let [denied, layer] = [0, 1].map(|index| &*image.layers()[index].digest);
@@ -464,6 +464,6 @@ fn our_ports_ask_nobody_for_a_password() {
             }
         }
     }
-    // What was shown all the same goes nowhere over a network in the clear.
+    // A credential that was sent all the same is not passed on over a network in the clear.
     assert_eq!(secrets_seen(&upstream), [""; 0]);
 }

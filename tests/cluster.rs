@@ -94,7 +94,7 @@ fn cgroups_of(mark: &str) -> Vec<String> {
     listed.lines().map(str::to_owned).collect()
 }
 
-/// A title, and what happens.
+/// A title, and the steps.
 type Chapter<Story> = (&'static str, fn(&Story));
 
 struct Story<'a> {
@@ -409,7 +409,7 @@ impl Story<'_> {
             (!left.iter().any(|object| object.starts_with("Pod "))).then_some(left)
         });
         let kept = ["Secret piecemeal-authority-key", "Secret piecemeal-join-key"];
-        assert_eq!(left, kept, "the site's keys are for whoever comes back");
+        assert_eq!(left, kept, "the site's keys are kept for nodes that come back");
     }
 
     fn install(&self, more: &[&str]) {
@@ -521,7 +521,7 @@ impl Story<'_> {
         kinds.iter().flatten().map(of).collect()
     }
 
-    /// Whatever bears the name of the release, or a label of ours: kind and name.
+    /// The objects that bear the name of the release or one of the chart's labels: kind and name.
     fn objects_of_release(&self) -> Vec<String> {
         let kinds = [
             "Pod",

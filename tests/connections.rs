@@ -1,5 +1,5 @@
-//! One host of the LAN that holds all the connections it can get harms no other: nodes pull, join and are told that the daemons
-//! live.
+//! One host of the LAN that holds all the connections it can get harms no other: nodes still pull and join, and health checks still
+//! get answers.
 
 mod support;
 
@@ -12,8 +12,8 @@ use std::{
 use rustix::process::{Resource, Rlimit, setrlimit};
 use support::{Cluster, HOST, Image, MIRROR_IP, Request, Site};
 
-/// What each process may open here, so that a few hundred connections fill a port of the mirror's, and a thousand the
-/// scheduler's.
+/// The limit of file descriptors for each process, so that a few hundred connections fill a port of the mirror's, and a thousand
+/// the scheduler's.
 const DESCRIPTORS: u64 = 1200;
 /// Longer than a pull and a probe take on a busy machine, shorter than a connection may wait for its first byte.
 const SOON: Duration = Duration::from_secs(4);

@@ -1,4 +1,4 @@
-//! Content of every kind comes as the upstream has it, byte for byte and under its digest: through the mirror, through a
+//! Content of every kind arrives as the upstream has it, byte for byte and under its digest: through the mirror, through a
 //! peer, from two registries that use the same names, and through a mirror behind a mirror.
 
 mod support;
@@ -16,7 +16,7 @@ const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
 
-/// The ports of ours that clients speak to, as a node reaches them.
+/// The ports that clients speak to, as a node reaches them.
 const ROUTES: [(&str, &str); 2] = [("mirror", "10.88.0.2:65011"), ("peer", "127.0.0.1:65001")];
 
 fn site() -> support::SiteBuilder {
@@ -39,7 +39,7 @@ impl Kind {
     }
 }
 
-/// A manifest in a form that no program writes, so that whoever writes it anew is found out.
+/// A manifest in a form that no program writes: a daemon that serializes it again changes its bytes.
 fn manifest(media_type: &'static str, mut content: Value) -> Blob {
     content["schemaVersion"] = json!(2);
     content["mediaType"] = json!(media_type);
@@ -117,7 +117,7 @@ fn push_kinds(registry: &DockerRegistry, repository: &str, kinds: &[Kind], image
     }
 }
 
-/// A second tag for the same thing, which nobody has asked for yet.
+/// A second tag for the same content, which no client has asked for yet.
 fn again(tag: &str) -> String {
     format!("{tag}-again")
 }
@@ -268,7 +268,7 @@ fn two_registries_may_use_the_same_name_for_different_images() {
             let copied = fs::read(home.join(&folder).join("blobs").join(layer.digest.replace(':', "/")));
             assert!(copied.expect("crane writes a layout") == layer.bytes, "{host}");
         }
-        // What only the one registry has is not served as the other's.
+        // A blob of the one registry is not served as the other's.
         let foreign = format!("/v2/library/x/blobs/{}?ns={HOST}", images[1].2.layers()[0].digest);
         let request = Request::get(address.parse().expect("an address"), &foreign);
         let answer = request.send_from(cluster.site.node(0)).expect("an answer");

@@ -1,4 +1,4 @@
-//! What becomes of content on a disk that spoils it, and of a folder that others may read.
+//! Content on a disk that damages it, and in a folder that others may read.
 
 mod support;
 
@@ -19,7 +19,7 @@ const PEER: &str = "127.0.0.1:65001";
 const PIECE_BYTES: usize = 256 * 1024;
 const LAYER_BYTES: usize = 1_500_000;
 
-/// What is done to a blob's file. The layers of the image are for one each.
+/// The damage to a blob's file. Each layer of the image gets one kind.
 #[derive(Clone, Copy, Debug)]
 enum Damage {
     FirstPiece,

@@ -1,4 +1,4 @@
-//! What the documents say of tests is so.
+//! Checks of the documents: their links lead somewhere, and the tests that they name exist.
 
 use std::{
     fs,

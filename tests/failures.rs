@@ -220,7 +220,7 @@ fn with_mirror_and_scheduler_gone_the_pull_still_ends() {
 }
 
 #[test]
-fn a_peer_with_damaged_content_poisons_nobody() {
+fn damaged_content_of_one_peer_reaches_no_other_node() {
     let cluster = Cluster::cold(site());
     let image = image();
     cluster.registry.push(&image);
@@ -255,7 +255,7 @@ fn a_peer_with_damaged_content_poisons_nobody() {
         .any(|peer| peer.log_text().contains("corrupt piece"));
     assert!(
         noticed,
-        "nobody was even offered a damaged piece: the test shows nothing"
+        "no peer was even offered a damaged piece: the test shows nothing"
     );
     assert_eq!(copies(&cluster, &image), 1.0);
 }

@@ -315,7 +315,7 @@ fn a_download_that_a_kill_interrupted_goes_on_after_the_restart() {
     let whole = story.get(MIRROR, &digest);
     assert!(whole.complete && whole.body == story.layer(0).bytes, "{}", whole.status);
     let sent = story.upstream.body_bytes(&digest);
-    // What its kernel and ours had buffered is lost with the connection.
+    // Bytes in the buffers of both kernels are lost with the connection.
     assert!(sent < size + (4 << 20), "{sent} bytes for a blob of {size}");
     let missing = story.get(MIRROR, &sha256(b"nowhere"));
     assert_eq!(missing.status, 404);
@@ -364,7 +364,7 @@ fn a_shared_layer_lives_on_while_any_repository_uses_it() {
         );
     };
     pull(&one);
-    // Longer than the life of content that nobody uses; one of the two is never asked for again.
+    // Longer than the life of unused content; one of the two is never asked for again.
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(8) {
         thread::scope(|scope| {

@@ -236,7 +236,7 @@ fn nothing_is_left_behind_even_by_a_failed_test() {
             *traces.lock().unwrap() = Some(Traces::of(&site));
             let _containerd = start_containerd(&site, 0);
             let _registry = DockerRegistry::start(site.origin(), REGISTRY);
-            // Nobody keeps this one: only its namespace knows it.
+            // The test keeps no handle of this process: only its namespace knows it.
             let orphaned = site.node(0).command("sh").args(["-c", "sleep 1000 &"]).status();
             assert!(orphaned.expect("running a shell").success());
             assert!(!fails, "on purpose, to see what is cleaned up");
@@ -270,7 +270,7 @@ fn what_a_killed_test_left_is_removed() {
     assert!(!Path::new("/run/netns").join(name).exists());
 }
 
-/// By what one would notice that a site is still there.
+/// What a site leaves on the machine while it exists.
 struct Traces {
     paths: Vec<PathBuf>,
     /// Held open, so that the kernel gives their inode numbers to no other test's namespaces.
@@ -308,7 +308,7 @@ impl Traces {
     }
 }
 
-/// Asserts a rate in Mbit/s of what measures bytes per second. A busy machine slows a transfer down and never speeds one
+/// Asserts a rate in Mbit/s; `measure` returns bytes per second. A busy machine slows a transfer down and never speeds one
 /// up, so a slow one is measured again.
 fn assert_rate_is_about(expected: f64, measure: impl Fn() -> f64) {
     let mut measured = Vec::new();

@@ -1,5 +1,5 @@
-//! Upstreams that lie, break off, say nothing of lengths, or are a login page. Nothing bad is ever kept; once the upstream
-//! tells the truth, everybody gets it.
+//! Upstreams that lie, break off, state no lengths, or are a login page. Nothing bad is ever stored; once the upstream tells the
+//! truth, every node gets the content.
 
 mod support;
 
@@ -98,7 +98,7 @@ impl Story {
 }
 
 #[test]
-fn an_upstream_that_lies_at_the_end_and_then_tells_the_truth_serves_everybody() {
+fn an_upstream_that_lies_at_the_end_and_then_tells_the_truth_serves_all_nodes() {
     let story = story(3);
     story.upstream.behave(
         story.layer(),
@@ -179,7 +179,7 @@ fn a_range_that_is_ignored_costs_time_but_no_harm() {
         let pull = scope.spawn(|| story.pull_everywhere());
         let started = Instant::now();
         while story.upstream.requests(story.layer()) == 0 {
-            assert!(started.elapsed() < Duration::from_secs(20), "nobody asked");
+            assert!(started.elapsed() < Duration::from_secs(20), "no node asked");
             thread::sleep(Duration::from_millis(5));
         }
         // The first answer is under way, and will be short; what is asked for then is a range.
@@ -230,7 +230,7 @@ fn an_upstream_that_always_breaks_off_and_knows_no_ranges_is_given_up() {
 }
 
 #[test]
-fn a_size_that_another_repository_states_harms_nobody_else() {
+fn a_wrong_size_that_one_repository_states_does_not_affect_another() {
     let story = story(2);
     let liar = Image::new("library/liar", "v1")
         .seed(7)
@@ -245,7 +245,7 @@ fn a_size_that_another_repository_states_harms_nobody_else() {
     };
 
     thread::scope(|scope| {
-        // Its own pull fails, or not; that is its own affair.
+        // The liar's own pull may fail or succeed: the test does not depend on it.
         let lied_to = scope.spawn(|| first.fetch(&liar.reference(HOST)));
         let told_the_truth = scope.spawn(|| second.fetch(&honest.reference(HOST)));
         let outcome = told_the_truth.join().expect("the pull ends");
@@ -275,7 +275,7 @@ fn a_late_status_line_is_not_waited_for_longer_than_a_client_can_wait() {
             .expect("an answer");
         (answer.status, started.elapsed())
     };
-    // Nobody knows the blob's size yet, so nothing can be promised.
+    // The blob's size is not known yet, so nothing can be promised.
     let (status, waited) = ask();
     assert_eq!(status, 503);
     assert!(waited < Duration::from_secs(4), "it took {waited:?}");
@@ -319,7 +319,7 @@ fn connections_to_a_far_upstream_that_break_off_are_resumed_where_they_did() {
         let pull = scope.spawn(|| story.pull_everywhere());
         let started = Instant::now();
         while story.upstream.body_bytes(story.layer()) == 0 {
-            assert!(started.elapsed() < Duration::from_secs(20), "nobody asked");
+            assert!(started.elapsed() < Duration::from_secs(20), "no node asked");
             thread::sleep(Duration::from_millis(5));
         }
         let cut = Behaviour::ShortBody { at: 100_000, times: 10 };

@@ -1,4 +1,4 @@
-//! Who is who at a site: a node is its key, `join.key` only admits, and an administrator shuts out either.
+//! Identities at a site: a node is identified by its key, `join.key` only admits it, and an administrator can shut out either.
 
 mod support;
 
@@ -281,7 +281,7 @@ fn a_node_whose_clock_stands_in_1970_pulls_in_both_patterns() {
         pull(&cluster, 0, &image, Some(&basic(USER, PASSWORD)));
         let log = fs::read_to_string(cluster.site.dir().join("peer1.log")).expect("a log");
         assert!(log.contains("1970-01-02T"), "its clock is right:\n{log}");
-        // It came by way of the mirror as a node: what it earned holds while the WAN is down.
+        // Its requests reached the mirror as a node's: the right that it earned holds while the WAN is down.
         cluster.site.block_wan();
         thread::sleep(Duration::from_secs(2));
         let own = RogueNode::of_daemon(&cluster.keys, &cluster.peers[0].cache_dir());

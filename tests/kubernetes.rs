@@ -143,7 +143,7 @@ fn a_deployment_makes_pods_of_its_template() {
 }
 
 #[test]
-fn without_controllers_nothing_happens_that_nobody_did() {
+fn without_controllers_the_api_server_creates_no_objects_of_its_own() {
     let api = KubeApi::start(&KubeOptions {
         controllers: false,
         ..KubeOptions::default()
@@ -152,7 +152,7 @@ fn without_controllers_nothing_happens_that_nobody_did() {
     api.client().create(&pod(&namespace, "app")).unwrap();
     assert!(
         api.client().list("ConfigMap", &namespace).is_empty(),
-        "somebody published the CA"
+        "the CA was published, which a controller does"
     );
 }
 

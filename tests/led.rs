@@ -1,7 +1,7 @@
-//! Where an upstream may lead the mirror, by redirects, realms and names, and to whom the site's password goes.
+//! Where an upstream may lead the mirror, by redirects, token realms and DNS names, and which servers get the site's password.
 //!
-//! Registries, storage, token servers and what must not be reached are all in the mirror's own namespace, at addresses of
-//! their kinds; a name server of the test says which name leads where.
+//! Registries, storage, token servers and forbidden targets are all in the mirror's own namespace, at addresses of their kinds; the
+//! test's own name server resolves the names.
 
 mod support;
 
@@ -16,7 +16,7 @@ use support::{
 };
 
 const MIRROR: &str = "10.88.0.2:65011";
-/// What has to stay unread, and where a registry or storage may be.
+/// Forbidden targets, and addresses at which a registry or storage may be.
 const ADDRESSES: [&str; 10] = [
     "169.254.169.254",
     "100.100.100.200",
@@ -96,14 +96,14 @@ impl Story {
         request.send_from(self.site.node(0)).expect("an answer")
     }
 
-    /// What comes of a redirect of the manifest to `location`.
+    /// The answer to a pull whose manifest is redirected to `location`.
     fn led_to(&self, location: &str) -> Response {
         let redirect = Behaviour::Redirect(location.to_owned());
         self.registry.behave(self.image.digest(), redirect);
         self.get("manifests/v1")
     }
 
-    /// What comes of a redirect of the blob to storage at `host`.
+    /// The answer to a pull whose blob is redirected to storage at `host`.
     fn stored_at(&self, blob: usize, host: &str) -> Response {
         let digest = &self.image.layers()[blob].digest;
         let stored = format!("http://{host}/stored/{digest}?sig=1");
@@ -250,7 +250,7 @@ fn private_storage_is_reached_from_a_registry_inside_or_where_it_is_named() {
     assert_eq!(inside.stored_at(0, "10.77.0.2").status, 200);
     assert_eq!(inside.stored_at(1, "minio.example").status, 200);
 
-    // A host outside does not lead on with the word of the registry that led to it.
+    // A host outside may not redirect on with the rights of the registry that redirected to it.
     let public = inside.server("203.0.113.9:80");
     let digest = &inside.image.layers()[2].digest;
     let detour = format!("http://storage.example/v2/library/app/blobs/{digest}");
@@ -336,7 +336,7 @@ fn a_registry_on_this_machine_may_lead_to_storage_on_this_machine_and_not_to_us(
 }
 
 #[test]
-fn a_manifest_is_had_from_the_registry_that_its_own_one_leads_to_without_a_password() {
+fn a_manifest_is_fetched_without_a_password_from_the_registry_that_its_own_one_redirects_to() {
     let flags = [
         "--credentials",
         "origin.test=file:PASSWORD",

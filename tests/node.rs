@@ -52,7 +52,7 @@ fn install(node: &CriNode, more: &[&str]) -> CommandOutcome {
     node.piecemeal(&[&["install", "--runtime", "containerd", "--upstream", &upstream()], more].concat())
 }
 
-/// Bytes of the image's blobs that the registry has sent, to whomever.
+/// Bytes of the image's blobs that the registry has sent, to any client.
 fn served(cluster: &Cluster, image: &Image) -> u64 {
     image
         .blobs()
@@ -81,7 +81,7 @@ fn an_accelerated_name_is_installed_and_removed_without_a_restart() {
         let image = image(&format!("app-{version:?}").to_lowercase());
         cluster.registry.push(&image);
         let (name, pid) = (image.reference(ACCELERATED), node.pid());
-        assert!(!node.pull(&name).ok, "{version:?}: nobody knows the name yet");
+        assert!(!node.pull(&name).ok, "{version:?}: the name is not known yet");
 
         let said = install(&node, &[]).expect_ok().output;
         assert!(
@@ -126,7 +126,7 @@ fn an_accelerated_name_is_installed_and_removed_without_a_restart() {
         node.pull(&name).expect_ok();
         node.remove_image(&name);
         node.piecemeal(&["remove", "--purge"]).expect_ok();
-        assert!(!node.pull(&name).ok, "{version:?}: nobody knows the name any more");
+        assert!(!node.pull(&name).ok, "{version:?}: the name is not known any more");
         for gone in ["/etc/containerd/certs.d", "/etc/piecemeal"] {
             assert!(!node.file(gone).exists(), "{version:?}: {gone}");
         }
@@ -243,7 +243,7 @@ fn the_administrators_own_hosts_file_works_on_beside_ours_and_is_given_back() {
         let node = start(&cluster, version, true);
         let image = image(&format!("own-{version:?}").to_lowercase());
         cluster.registry.push(&image);
-        // The server is nobody: only the administrator's host has the image.
+        // No server listens at `server`: only the administrator's host has the image.
         let theirs = format!(
             "# by hand\r\nserver = \"http://10.99.0.2:9\"\n\n[host.\"http://{REGISTRY}\"]\n  capabilities = [\"pull\", \"resolve\"] # mine"
         );
@@ -497,7 +497,7 @@ fn a_containerd_with_mirrors_of_the_old_kind_is_never_given_the_line() {
     }
 }
 
-/// What stands in for systemd ends the process; the harness starts it again, as systemd would.
+/// The stand-in for systemd ends the process; the harness starts it again, as systemd would.
 #[test]
 fn where_it_is_allowed_containerd_gets_its_line_and_is_restarted_once() {
     let cluster = Cluster::cold(site());

@@ -64,7 +64,7 @@ fn a_layer_larger_than_the_nodes_quota_passes_through_them_and_they_share_it_all
 
 /// As containerd resumes, and as it fetches in parallel.
 #[test]
-fn whoever_reads_from_far_inside_a_blob_that_is_not_kept_gets_it_when_its_turn_comes() {
+fn a_range_far_inside_a_blob_that_is_not_kept_is_served_when_its_turn_comes() {
     let site = Site::builder().nodes(1).wan_mbit(400).lan_mbit(1000);
     let cluster = Cluster::cold_with(site, |options| {
         let floor = ["--cache-min-free", "4000000G"].map(str::to_owned);
@@ -109,7 +109,7 @@ fn a_mirror_without_room_passes_on_what_it_cannot_keep() {
     assert!(copies < 2.1, "at worst a copy each: {copies}");
     let ready = cluster.mirror.admin("/readyz");
     assert!(ready.text().contains("store: no space"), "{}", ready.text());
-    // The nodes have room, and the next pull needs nobody.
+    // The nodes have room, and the next pull needs no upstream.
     cluster.site.block_wan();
     pull_everywhere(&cluster, &image);
 }

@@ -34,7 +34,7 @@ fn flags(options: &mut ClusterOptions, flags: &[&str]) {
     }
 }
 
-/// The test networks have no TLS; what is tested is who gets what.
+/// The test networks have no TLS; these tests are about rights only.
 fn plain(options: &mut ClusterOptions) {
     flags(options, &["--allow-plain-credentials", "true"]);
 }
@@ -47,7 +47,7 @@ fn guarded(nodes: usize, change: impl FnOnce(&mut ClusterOptions)) -> (Cluster, 
     (cluster, image)
 }
 
-/// A site whose upstream is ours to misbehave.
+/// A site whose upstream misbehaves as the test says.
 fn faked(change: impl FnOnce(&mut ClusterOptions)) -> (Cluster, FakeUpstream, Image) {
     let cluster = Cluster::cold_with(site(1), |options| {
         let upstream = vec![format!("{HOST}=http://{FAKE}")];
@@ -224,12 +224,12 @@ fn a_node_costs_one_token_and_one_head_of_its_own_and_no_more() {
             );
         }
     }
-    assert_eq!(tokens.granted(None), 0, "nobody in particular may have it");
+    assert_eq!(tokens.granted(None), 0, "no anonymous token was granted");
     assert_eq!(log("GET", "/manifests/v1"), 1);
     for layer in image.layers() {
         assert_eq!(cluster.registry.blob_bytes_served(&layer.digest), layer.size);
     }
-    // What is anybody's needs no token of the client's.
+    // Public content needs no token from the client.
     let public = Image::new("library/public", "v1").layer_bytes(&[5000]);
     cluster.registry.push(&public);
     has_everything(&cluster, 0, PEER, &public, None);
@@ -249,7 +249,7 @@ fn token(cluster: &Cluster, node: usize, challenge: &str, authorization: &str) -
 }
 
 #[test]
-fn who_proved_its_right_pulls_by_tag_while_the_wan_is_down_and_nobody_else_does() {
+fn only_an_authorised_node_pulls_by_tag_while_the_wan_is_down() {
     let (cluster, image) = guarded(2, |options| {
         plain(options);
         options
@@ -382,7 +382,7 @@ fn what_a_registry_only_claims_is_not_served_under_its_name_once_another_has_sen
 }
 
 #[test]
-fn nothing_that_nobody_asked_for_reaches_the_upstream() {
+fn an_anonymous_pull_sends_the_upstream_no_credential_and_no_internal_header() {
     let (cluster, upstream, image) = faked(plain);
     // Some clients send an empty user with an empty password instead of nothing.
     has_everything(&cluster, 0, PEER, &image, Some("Basic Og=="));
@@ -432,7 +432,7 @@ fn the_sites_own_credentials_serve_its_nodes_and_not_the_lan() {
 }
 
 #[test]
-fn the_sites_own_credentials_serve_everybody_when_that_is_said() {
+fn serve_site_serves_the_whole_lan_with_the_sites_own_credentials() {
     let (cluster, image) = guarded(1, |options| {
         plain(options);
         let file = options.mirror.authority_key.with_file_name("config.json");

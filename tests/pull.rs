@@ -1,4 +1,4 @@
-//! The main job: the nodes of a site pull an image through their peers, and the WAN carries it once.
+//! The main use: the nodes of a site pull an image through their peers, and the WAN carries it once.
 
 mod support;
 
@@ -12,7 +12,7 @@ fn image() -> Image {
 }
 
 /// Every node has every blob of the image, as containerd verified it.
-fn assert_everybody_has(cluster: &Cluster, image: &Image) {
+fn assert_every_node_has(cluster: &Cluster, image: &Image) {
     for (node, containerd) in cluster.containerds.iter().enumerate() {
         for blob in image.blobs() {
             assert!(
@@ -47,7 +47,7 @@ fn pull_everywhere(cluster: &Cluster, image: &Image) {
             cluster.peers[fetch.node].log_tail()
         );
     }
-    assert_everybody_has(cluster, image);
+    assert_every_node_has(cluster, image);
 }
 
 #[test]

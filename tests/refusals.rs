@@ -1,4 +1,4 @@
-//! Bad requests get a clear answer, and whoever lacks the site's key gets nothing.
+//! Bad requests get a clear answer, and a client without the site's key gets nothing.
 
 mod support;
 
@@ -83,7 +83,7 @@ fn malformed_and_unknown_names_get_oci_errors() {
         ),
         ("/v2/evil.test/library/app/manifests/v1".to_owned(), 404, "NAME_UNKNOWN"),
     ];
-    // The layer is known here, under its own repository only.
+    // The layer is stored here, under its own repository only.
     cluster.containerds[0].fetch(&image.reference(HOST)).expect_ok();
     for registry in registries() {
         for (target, status, expected) in &cases {
@@ -103,7 +103,7 @@ fn malformed_and_unknown_names_get_oci_errors() {
 }
 
 #[test]
-fn asking_the_wrong_repository_takes_a_blob_from_nobody() {
+fn asking_the_wrong_repository_does_not_hide_a_blob_from_the_right_one() {
     let (cluster, image) = cluster();
     let layer = &image.layers()[0];
     for registry in registries() {
@@ -274,7 +274,7 @@ fn ranges_are_exact_and_impossible_ones_are_refused() {
 }
 
 #[test]
-fn piece_ports_and_the_nodes_door_refuse_whoever_lacks_the_sites_key() {
+fn piece_ports_and_the_nodes_door_refuse_clients_without_the_sites_key() {
     let (cluster, image) = cluster();
     cluster.containerds[0].fetch(&image.reference(HOST)).expect_ok();
     let layer = &image.layers()[0].digest;

@@ -28,9 +28,9 @@ const MIRROR: SocketAddrV4 = SocketAddrV4::new(IP, 65011);
 const SCHEDULER: SocketAddrV4 = SocketAddrV4::new(IP, 65012);
 const PEER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 65001);
 const WAIT_MAX: Duration = Duration::from_secs(10);
-/// In which a slow transfer is looked at.
+/// The time for which a slow transfer is observed.
 const SPAN: Duration = Duration::from_millis(1500);
-/// In which a reader has surely gone and a line surely been written.
+/// The time after which a reader has certainly gone and a log line is certainly written.
 const SETTLED: Duration = Duration::from_secs(1);
 const MB: usize = 1_000_000;
 
@@ -473,7 +473,7 @@ fn a_mirrors_offline_grace_for_a_private_image_ends_and_begins_again() {
     upstream.require_token("secret", &format!("http://{UPSTREAM}/token"));
     let flags = ["--verdict-ttl", "10ms", "--allow-plain-credentials", "true"];
     let mirror = machine.mirror("offline_grace = '24h'", &flags);
-    // The peer itself has no grace: it serves what the mirror says that it may.
+    // The peer has no grace of its own: it serves what the mirror permits.
     let url = format!("http://{MIRROR}");
     let more = ["--mirror", &url, "--direct-fallback", "never", "--offline-grace", "0s"];
     let peer = machine.peer("", &[&flags[..], &more].concat());
@@ -545,7 +545,7 @@ fn a_ratelimit_is_lifted_and_set_under_a_pull_of_pieces() {
     a_limit_holds_for_what_is_under_way(&peer, "ratelimit");
 }
 
-// --- who is shut out
+// --- revoked nodes
 
 #[test]
 fn a_node_is_shut_out_and_let_in_again() {
@@ -652,7 +652,7 @@ fn what_needs_a_restart_is_named_until_there_is_one_and_the_rest_applied_once() 
     mirror.reload_and_wait(settings, "restart to apply what else has changed: zone");
     assert_eq!(mirror.said("applied: "), 1);
     mirror.reload_and_wait("zone = 'a'\ntag_ttl = '0s'", "nothing to reload");
-    assert_eq!(mirror.said("secret-b"), 0, "a value that may be nobody's business");
+    assert_eq!(mirror.said("secret-b"), 0, "a value that may be private is not logged");
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! What one caller's request runs into decides over no right, and what one credential comes to over no other's.
+//! Rights are independent: an error that one caller's request causes opens no image, and the fate of one credential changes no
+//! other credential's rights.
 
 mod support;
 
@@ -24,14 +25,14 @@ const LATE: Duration = Duration::from_secs(6);
 /// Longer than a refusal is remembered, and the answer to whether upstream is there.
 const REMEMBERED: Duration = Duration::from_secs(11);
 
-/// What the registry does now.
+/// The registry's behaviour at the moment.
 #[derive(Default)]
 struct Mood {
-    /// Those that may pull what is below `private/`.
+    /// The credentials that may pull repositories below `private/`.
     accepted: BTreeSet<String>,
     /// Requests that show no credential get 429; or all of them do.
-    limits_anybody: bool,
-    limits_everybody: bool,
+    limits_anonymous: bool,
+    limits_all: bool,
     /// What the front door says to a large credential.
     too_large: u16,
     /// All but `/v2/` is answered with this.
@@ -70,7 +71,7 @@ fn answer(mood: &Mood, request: &RecordedRequest) -> Option<Reply> {
     if path.len() > 500 {
         return told(414);
     }
-    if mood.limits_everybody || (mood.limits_anybody && credential.is_none()) {
+    if mood.limits_all || (mood.limits_anonymous && credential.is_none()) {
         return told(429).map(|reply| reply.header("Retry-After", "1".to_owned()));
     }
     if path.starts_with("/v2/private/") && !credential.is_some_and(|shown| mood.accepted.contains(shown)) {
@@ -207,8 +208,8 @@ fn oversized() -> String {
     basic("mallory", &"x".repeat(LARGE))
 }
 
-/// Each of them made a private image anybody's for `offline_grace`. Each attack has a credential of its own: one that was refused before
-/// would prove nothing.
+/// Each of these requests once opened a private image to every client for `offline_grace`. Each attack has a credential of its own:
+/// one that was refused before would prove nothing.
 #[test]
 fn no_request_of_a_callers_brings_about_the_outage_that_would_excuse_it() {
     let story = Story::new(&["--verdict-ttl", "1s"]);
@@ -230,10 +231,10 @@ fn no_request_of_a_callers_brings_about_the_outage_that_would_excuse_it() {
             story.mood().accepted.clear();
             thread::sleep(REMEMBERED);
         }
-        story.mood().limits_anybody = true;
+        story.mood().limits_anonymous = true;
         assert_eq!(story.ask(PEER, "library/other/manifests/v1", None).status, 429);
         story.has_nothing(PEER, None, "an anonymous limit is used up");
-        story.mood().limits_anybody = false;
+        story.mood().limits_anonymous = false;
         for status in [400, 413, 431, 500, 503] {
             earn();
             story.mood().too_large = status;
@@ -282,7 +283,7 @@ fn no_choice_of_repositories_makes_a_registry_lost() {
         if !comes_first {
             pull_strangers();
         }
-        // What the request of a caller without a right runs into.
+        // The error that the request of a caller without a right causes.
         story.mood().too_large = 503;
         for (attack, strangers) in [Strangers::Hang, Strangers::Fail].into_iter().enumerate() {
             story.mood().strangers = Some(strangers);
@@ -403,7 +404,7 @@ fn what_a_node_was_served_while_upstream_was_lost_is_not_public_afterwards() {
     thread::sleep(Duration::from_millis(1100));
     story.has_all(PEER, &story.private, None, "the WAN is cut");
     story.cluster.site.unblock_wan();
-    story.mood().limits_everybody = true;
+    story.mood().limits_all = true;
     thread::sleep(REMEMBERED);
     for credential in [None, Some(mallory()), Some(alice())] {
         story.has_nothing(PEER, credential.as_deref(), "the WAN is back, and the registry limits");
@@ -415,7 +416,7 @@ fn under_a_limit_what_is_public_or_covered_by_a_live_right_is_served_and_others_
     let story = Story::new(&[]);
     story.has_all(PEER, &story.public, None, "cold");
     story.has_all(PEER, &story.private, Some(&alice()), "cold");
-    story.mood().limits_everybody = true;
+    story.mood().limits_all = true;
     for port in [PEER, MIRROR] {
         for (image, credential) in [(&story.public, None), (&story.private, Some(alice()))] {
             let path = format!("{}/manifests/v1", image.repository());

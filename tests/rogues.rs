@@ -1,5 +1,5 @@
-//! Members, registries and clients that mean harm, in every combination, beside honest pulls: no private byte reaches them, no
-//! wrong byte is kept, and no honest pull fails.
+//! Malicious members, registries and clients, in every combination, beside honest pulls: no private byte reaches them, no wrong byte
+//! is stored, and no honest pull fails.
 
 mod support;
 
@@ -33,7 +33,7 @@ const TRIES: usize = 2;
 /// By when all honest nodes have an image that takes them two seconds alone, also beside the hoarder of leases, and after a lie that
 /// cost a try: only a pull that stands still takes longer.
 const PULL_MAX: Duration = Duration::from_secs(20);
-/// What the honest registry may be asked for beside its one copy: a KiB each time that it is compared with one that claims the same.
+/// The most bytes of the honest registry beside its one copy: a KiB for each comparison with a registry that claims the same blob.
 const SAMPLES_BYTES_MAX: u64 = 16 * 1024;
 /// Where a registry may not lead the mirror.
 const INSIDE: &[&str] = &[
@@ -95,7 +95,7 @@ fn story() -> Story {
     story
 }
 
-/// What the scheduler calls the peer of a node.
+/// The id under which the scheduler knows the peer of a node.
 fn node_id(cluster: &Cluster, node: usize) -> NodeId {
     let status = cluster.scheduler.as_ref().expect("there is one").admin("/status");
     let status: serde_json::Value = serde_json::from_slice(&status.body).expect("JSON");
@@ -118,7 +118,7 @@ fn paths(image: &Image, host: &str) -> Vec<String> {
     paths
 }
 
-/// Who takes part in a round.
+/// The rogues of a round.
 #[derive(Debug)]
 struct Round {
     number: u64,
@@ -145,7 +145,7 @@ fn rounds(times: u64) -> Vec<Round> {
         .collect()
 }
 
-/// Those who are at it now.
+/// The rogues that are running.
 struct Rogues {
     peer: Option<RoguePeer>,
     clients: Vec<RogueClient>,
@@ -172,7 +172,7 @@ impl Story {
             )
         });
         self.rogue.harms_by(round.registry.unwrap_or(RegistryHarm::Refuses));
-        // A registry harms by what it answers: somebody has to ask it.
+        // A registry harms by what it answers: a client has to ask it.
         let enticing = round.registry.map(|_| ClientHarm::EnticesToRogue);
         let clients = round.client.into_iter().chain(enticing);
         let clients = clients
@@ -355,7 +355,7 @@ fn no_combination_of_rogues_leaks_a_private_byte_spoils_a_store_or_fails_a_pull(
             .layer_bytes(&[8 << 20, 1 << 20]);
         story.honest.add_image(&image);
         let rogues = story.unleash(&round, &image);
-        // They are at it when the pull begins.
+        // The rogues are already active when the pull begins.
         thread::sleep(Duration::from_millis(500));
         let started = Instant::now();
         story.pull(&round, &image);
@@ -416,7 +416,7 @@ fn a_piece_that_was_taken_on_a_rogues_word_is_dropped_once_the_mirror_states_ano
         until("the fill has begun", || {
             rogue.welcomes() > 0 && !rogue.loot().is_empty() && !files(&cache.join("partial")).is_empty()
         });
-        // While the mirror brings nothing, the only word for the piece is the rogue's.
+        // While the mirror brings nothing, only the rogue has stated a hash for the piece.
         cluster.mirror.stop();
         until("the rogue's piece is here", || has_rogues_piece(&cache));
         cluster.mirror.cont();

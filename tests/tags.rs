@@ -1,4 +1,4 @@
-//! What a tag means now, and what is served when nobody can say.
+//! Resolution of tags: what a tag means now, and what is served while the upstream cannot be asked.
 
 mod support;
 

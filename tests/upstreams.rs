@@ -1,4 +1,5 @@
-//! What an upstream may be: limited, several, a whole domain, behind a proxy, behind TLS of its own, ourselves by mistake.
+//! Kinds of upstreams: rate-limited, with several endpoints, a whole domain, behind a proxy, with a CA of its own, and by mistake
+//! the site itself.
 
 mod support;
 
@@ -160,9 +161,9 @@ fn tags_are_checked_by_head_which_costs_no_pull() {
 
 #[test]
 fn the_next_endpoint_is_asked_when_one_gives_no_answer_that_stands() {
-    let nobody = format!("{HOST}=http://{ORIGIN_IP}:5999");
+    let closed = format!("{HOST}=http://{ORIGIN_IP}:5999");
     let failing = format!("{HOST}=http://{OTHER}");
-    let story = story(&[&nobody, &failing, &fake()], |_| {});
+    let story = story(&[&closed, &failing, &fake()], |_| {});
     let broken = FakeUpstream::start(story.cluster.site.origin(), OTHER, &story.image);
     for content in story.image.blobs().chain(story.image.manifests()) {
         broken.behave(&content.digest, Behaviour::Status(503));

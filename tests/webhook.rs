@@ -107,7 +107,7 @@ fn the_label_on_the_pod_decides_and_else_the_one_on_its_namespace() {
             assert_eq!(*annotation == "p2p", expected == Some(label), "{case}: {label}");
         }
     }
-    // What nobody here gives a meaning to is told, and what declines is not even asked about.
+    // A value without a meaning is counted, and the API server does not even ask about pods that decline.
     let unknown = "piecemeal_webhook_skips_total{reason=\"UnknownMode\"}";
     assert!(Webhook::shared().metric(unknown) > 0.0);
 }
@@ -280,7 +280,7 @@ fn nothing_is_injected_when_there_is_no_reason_to() {
     create(&pull_secret(&namespace, "port", &[&format!("{VENDOR}:443")]));
     let cases: [(&str, &[&str], &[&str], &str); 13] = [
         (
-            "no registry of ours",
+            "no configured registry",
             &["quay.io/a/b", "ghcr.io/c"],
             &["other"],
             "NoAcceleratedImage",
@@ -520,7 +520,7 @@ fn the_pull_secrets_of_a_service_account_count_as_the_pod_s_own() {
 }
 
 #[test]
-fn where_nobody_copies_a_service_account_s_secrets_into_pods_the_webhook_does() {
+fn without_the_service_account_plugin_the_webhook_adds_the_account_s_pull_secrets() {
     let options = support::KubeOptions {
         apiserver_flags: vec!["--disable-admission-plugins=ServiceAccount".to_owned()],
         controllers: false,
@@ -698,7 +698,7 @@ fn what_is_no_question_is_refused_and_the_next_one_is_answered() {
     ];
     for (case, path, body, expected) in cases {
         let (status, text) = webhook.post(path, body);
-        // Whoever still sends when the answer is there may not hear it.
+        // A client that still sends when the answer is there may not hear it.
         assert!(
             status == expected || (status, expected) == (0, 413),
             "{case}: {status} {text}"

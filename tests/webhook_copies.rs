@@ -1,4 +1,5 @@
-//! Copies of pull secrets at a real API server: they are there when the pod is, follow their sources, and go when nobody needs them.
+//! Copies of pull secrets at a real API server: they are there when the pod is, follow their sources, and go when no pod needs
+//! them.
 
 mod support;
 
@@ -18,7 +19,7 @@ use support::{
 const COPY: &str = "acr-credential-team-p2p";
 
 #[test]
-fn somebody_else_s_secret_of_the_copy_s_name_stays_and_the_copy_gets_another() {
+fn a_foreign_secret_of_the_copy_s_name_stays_and_the_copy_gets_another_name() {
     let (api, namespace) = (KubeApi::shared(), Webhook::shared().namespace(&[]));
     create(&pull_secret(&namespace, "team", &[VENDOR]));
     let foreign = create(&pull_secret(&namespace, COPY, &["quay.io"]));
@@ -90,7 +91,7 @@ fn of_many_pods_at_once_no_registry_is_lost_whichever_replica_answers() {
 }
 
 #[test]
-fn a_copy_follows_its_source_and_is_restored_when_somebody_edits_or_deletes_it() {
+fn a_copy_follows_its_source_and_is_restored_after_an_edit_or_a_deletion() {
     let (api, namespace) = (KubeApi::shared(), Webhook::shared().namespace(&[]));
     create(&pull_secret(&namespace, "team", &[VENDOR]));
     create(&pod(&namespace, &[&image()], &["team"]));
@@ -130,7 +131,7 @@ fn a_copy_follows_its_source_and_is_restored_when_somebody_edits_or_deletes_it()
 }
 
 #[test]
-fn a_copy_that_somebody_made_immutable_is_replaced() {
+fn a_copy_that_was_made_immutable_is_replaced() {
     let (api, namespace) = (KubeApi::shared(), Webhook::shared().namespace(&[]));
     create(&pull_secret(&namespace, "team", &[VENDOR]));
     create(&pod(&namespace, &[&image()], &["team"]));
@@ -177,7 +178,7 @@ fn a_copy_whose_source_is_for_no_accelerated_registry_any_more_goes() {
 }
 
 #[test]
-fn what_happened_while_nobody_led_is_made_up_for() {
+fn a_new_leader_catches_up_with_changes_that_no_leader_saw() {
     // Its own API server: at the shared one the others tend these copies too.
     let api = KubeApi::start(&support::KubeOptions::default());
     let mut webhook = Webhook::start(&api, &REGISTRIES);
@@ -234,16 +235,16 @@ fn a_copy_that_no_pod_names_goes_after_its_time_and_not_before() {
     assert!(api.client().get("Secret", &used, COPY).is_some(), "a pod names it");
     assert!(
         api.client().get("Secret", &unused, "team").is_some(),
-        "the source is nobody's to delete"
+        "the webhook deletes no source"
     );
-    // Somebody needs it again.
+    // A pod needs it again.
     let stored = api.client().create(&pod(&unused, &[&image()], &["team"])).unwrap();
     assert!(is_accelerated(&stored));
     assert!(api.client().get("Secret", &unused, COPY).is_some());
 }
 
 #[test]
-fn nobody_gets_another_namespace_s_credentials_by_what_they_write_into_their_own() {
+fn forged_objects_in_one_namespace_reveal_no_credentials_of_another() {
     let (api, webhook) = (KubeApi::shared(), Webhook::shared());
     let (own, victim) = (webhook.namespace(&[]), webhook.namespace(&[]));
     create(&pull_secret(&victim, "team", &[VENDOR]));

@@ -37,7 +37,7 @@ fn while_the_ca_changes_every_pod_is_accelerated() {
     });
     // What the old one has signed may still be shown for a while.
     assert!(after.ends_with(&before) && certificates(&after) == 2, "{after}");
-    // Whoever is late has got its certificate by now.
+    // A late replica has its certificate by now.
     thread::sleep(Duration::from_secs(6));
 
     assert_all_accelerated(load);
@@ -69,7 +69,7 @@ fn garbage_in_the_secret_of_the_ca_is_replaced_and_every_pod_is_accelerated() {
 }
 
 #[test]
-fn a_registration_that_was_written_anew_gets_the_ca_again() {
+fn a_registration_that_was_overwritten_gets_the_ca_again() {
     let webhook = Webhook::start(KubeApi::shared(), &REGISTRIES);
     let client = KubeApi::shared().client();
     let mut registration = client
@@ -92,7 +92,7 @@ fn a_registration_that_was_written_anew_gets_the_ca_again() {
 }
 
 #[test]
-fn certificates_of_somebody_else_are_read_again_when_they_change() {
+fn certificates_from_files_are_read_again_when_they_change() {
     let api = KubeApi::shared();
     let dir = api.folder("certificates");
     let ca = TestCa::new();
@@ -149,7 +149,7 @@ fn another_replica_leads_soon_after_a_leader_was_killed_and_at_once_after_one_ha
     let killed = Instant::now();
     webhook.replicas[first].process.kill();
     wait_until("the other one leads", || webhook.replicas[second].leads().then_some(()));
-    // Its lease has to run out: 15 s, and up to 4 s until somebody looks.
+    // Its lease has to run out: 15 s, and up to 4 s until the other replica looks.
     assert!(
         killed.elapsed() < Duration::from_secs(20) + SLACK,
         "{:?}",
@@ -181,7 +181,7 @@ fn without_the_webhook_pods_are_created_as_they_are_and_at_once() {
     webhook.replicas[0].process.kill();
     for _ in 0..5 {
         let (sent, began) = (pod(&namespace, &["nginx"], &[]), Instant::now());
-        assert_untouched(&sent, &create(&sent), "nobody listens");
+        assert_untouched(&sent, &create(&sent), "no webhook listens");
         assert!(began.elapsed() < SLACK, "{:?}", began.elapsed());
     }
     webhook.replicas[0].process.start_again();
@@ -200,7 +200,7 @@ fn a_webhook_that_hangs_holds_a_pod_up_for_five_seconds_and_no_longer() {
     let stored = create(&sent);
     let took = began.elapsed();
     webhook.replicas[0].process.cont();
-    assert_untouched(&sent, &stored, "nobody answers");
+    assert_untouched(&sent, &stored, "no webhook answers");
     assert!(
         took > Duration::from_secs(4) && took < Duration::from_secs(5) + SLACK,
         "{took:?}"
@@ -282,7 +282,7 @@ fn certificates(bundle: &str) -> usize {
     bundle.matches("BEGIN CERTIFICATE").count()
 }
 
-/// Somebody else's CA, as cert-manager has one.
+/// A CA outside the webhook, as cert-manager has one.
 struct TestCa {
     pem: String,
     issuer: Issuer<'static, KeyPair>,

@@ -1,4 +1,4 @@
-//! Blobs to clients on the same machine: those that are here, and one that is on its way.
+//! Blobs to clients on the same machine: stored ones, and one that is still being filled.
 
 use std::{sync::Barrier, thread, time::Instant};
 

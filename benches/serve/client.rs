@@ -1,4 +1,4 @@
-//! A client that throws away what it gets: the same one for everybody, so that what differs is the servers.
+//! A client that discards what it receives. All servers get the same one, so that only the servers differ.
 
 use std::{
     io::{Read, Write},
@@ -10,7 +10,7 @@ use rustix::net::{RecvFlags, recv};
 
 use crate::support::{MANIFEST, Netns};
 
-/// What becomes of a body.
+/// The treatment of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Disposal {
     /// It is read into a buffer, as every client does.
@@ -27,7 +27,7 @@ pub(crate) struct Connection {
     buffer: Vec<u8>,
 }
 
-/// How a GET went.
+/// The times of one GET.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Got {
     /// From the request to the first byte of the body.

@@ -1,4 +1,4 @@
-//! What passing through us adds: tiny objects through a peer, and the first byte of what a mirror does not have.
+//! Latency that Piecemeal adds: tiny objects through a peer, and the first byte of a blob that a mirror does not have.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ pub(crate) fn tiny(stand: &mut Stand) {
         let name = format!("library/tiny-{kib}");
         let image = stand.push(&Image::new(&name, "v1").layer_bytes(&vec![kib << 10; SAMPLES]));
         let peer = stand.peer();
-        // A node reaches the registry, and the registry alone, without any of us.
+        // Without Piecemeal in between a node reaches the registry, and only that.
         let direct = Server {
             netns: peer.netns.clone(),
             ..stand.registry()

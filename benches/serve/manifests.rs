@@ -1,4 +1,4 @@
-//! Manifests that are here: how many a second one core answers.
+//! Cached manifests: how many a second one core answers.
 
 use crate::{
     meter::{Pinned, cores, cpu_seconds, median},
@@ -16,7 +16,7 @@ struct Sample {
 /// As many as a registry has to answer when a whole site looks for an update of everything.
 pub(crate) fn cached(stand: &mut Stand) {
     let stand = &*stand;
-    let image = stand.everybody_has(&Image::new("library/small", "v1").layer_bytes(&[700; 5]));
+    let image = stand.keep_everywhere(&Image::new("library/small", "v1").layer_bytes(&[700; 5]));
     println!("### Cached manifests\n");
     println!(
         "`wrk -t1 -c16` for {SECONDS} s, {RUNS} runs in turn, medians; a manifest of {} bytes. The server may use one core, wrk \

@@ -1,4 +1,4 @@
-//! Memory: of a mirror with many slow clients, and of daemons that have nothing to do.
+//! Memory of a mirror with many slow clients, and of idle daemons.
 
 use std::{
     fs,

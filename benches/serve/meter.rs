@@ -1,4 +1,4 @@
-//! What the bench reads off processes and the machine, and how it sums samples up.
+//! Measurements of processes and of the machine, and how samples are summarised.
 
 use std::{fs, thread, time::Duration};
 
@@ -157,9 +157,9 @@ fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("reading {path}: {error}"))
 }
 
-/// What programs are told, whatever the kernel itself counts in.
+/// The unit of /proc for programs, whatever the kernel itself counts in.
 const TICKS_PER_SECOND: f64 = 100.0;
 /// Of those after the name: proc(5) calls it the 14th.
 const UTIME_FIELD: usize = 11;
-/// Above this the figures say more of the machine's other work than of ours.
+/// Above this share the figures reflect the machine's other work more than the measured one.
 const BUSY_MAX: f64 = 0.1;

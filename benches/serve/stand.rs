@@ -25,11 +25,11 @@ pub(crate) struct Stand {
     started: Instant,
 }
 
-/// Who is compared.
+/// A server that is compared.
 #[derive(Clone)]
 pub(crate) struct Server {
     pub(crate) name: &'static str,
-    /// Where it is asked from.
+    /// The namespace that its client runs in.
     pub(crate) netns: Netns,
     pub(crate) address: SocketAddr,
     pub(crate) pids: Vec<u32>,
@@ -118,7 +118,7 @@ impl Stand {
         self.scheduler.pid()
     }
 
-    /// The mirror with what it has cached, and nothing of what it has been through.
+    /// Restarts the mirror: it keeps its cache and loses the rest of its state.
     pub(crate) fn restart_mirror(&mut self) {
         self.mirror.restart();
     }
@@ -127,7 +127,7 @@ impl Stand {
         self.scheduler.restart();
     }
 
-    /// Until [`Stand::restart_peer`] nobody has anything from it.
+    /// It serves nothing until [`Stand::restart_peer`].
     pub(crate) fn kill_peer(&mut self) {
         self.peer.kill();
     }
@@ -145,17 +145,17 @@ impl Stand {
         Peer::start(&self.site, node, options)
     }
 
-    /// An image of one layer of 1 GiB and one of 64 MiB, which everybody serves from what he keeps.
+    /// An image of one layer of 1 GiB and one of 64 MiB, which every server has stored.
     pub(crate) fn big(&self) -> &Stored {
         self.big.get_or_init(|| {
-            eprintln!("making 1 GiB and handing it to everybody");
+            eprintln!("making 1 GiB and storing it on every server");
             let image = Image::new("library/big", "v1").layer_bytes(&[1 << 30, 64 << 20]);
-            self.everybody_has(&image)
+            self.keep_everywhere(&image)
         })
     }
 
-    /// Puts an image where everybody serves it from what he keeps.
-    pub(crate) fn everybody_has(&self, image: &Image) -> Stored {
+    /// Stores an image on every server.
+    pub(crate) fn keep_everywhere(&self, image: &Image) -> Stored {
         let stored = self.push(image);
         for manifest in image.manifests() {
             self.nginx.put(&stored.by_digest(), &manifest.bytes);
@@ -167,7 +167,7 @@ impl Stand {
         for server in [self.mirror(), self.peer()] {
             server.pull(&stored);
         }
-        // What waits to be written would be written while something is measured.
+        // Dirty pages would otherwise be written back during a measurement.
         rustix::fs::sync();
         stored
     }
@@ -265,7 +265,7 @@ pub(crate) fn peer_server(site: &Site, node: usize, peer: &Peer) -> Server {
     }
 }
 
-/// What the programs call themselves.
+/// The versions that the programs state.
 pub(crate) fn versions() -> String {
     let said = |program: &str, argument: &str| {
         let output = Command::new(program)

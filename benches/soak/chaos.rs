@@ -1,4 +1,4 @@
-//! What is done to the daemons: at random intervals one is killed, stopped or told to reload, and started again soon.
+//! Faults of the soak test: at random intervals one daemon is killed, stopped or told to reload, and started again soon.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ const DOWN_MAX: Duration = Duration::from_secs(3);
 /// Clients may be slow to let go of a daemon that drains; none is that slow.
 const DRAIN_MAX: Duration = Duration::from_secs(60);
 
-/// Who may be ended, and until when.
+/// A daemon that may be ended, and until when.
 pub(crate) struct Victim {
     /// An index of the daemons.
     pub(crate) daemon: usize,

@@ -1,4 +1,4 @@
-//! A client that pulls images until it is told to stop, and believes no byte.
+//! A client that pulls images until it is told to stop, and checks every byte.
 //!
 //! It resumes with `Range` as containerd does, but has no other host to turn to, so that what goes wrong shows. It knows the
 //! content: what comes is compared byte by byte, which is stricter than a digest, and costs less on a machine of two cores.
@@ -39,10 +39,10 @@ pub(crate) struct Target {
     pub(crate) address: SocketAddr,
 }
 
-/// What is told to all clients.
+/// Orders to all clients.
 #[derive(Default)]
 pub(crate) struct Told {
-    /// Finish what you are at, without dawdling.
+    /// Finish the pull that is under way, without pauses.
     pub(crate) finish: AtomicBool,
     /// Drop everything.
     pub(crate) abandon: AtomicBool,

@@ -1,11 +1,11 @@
-//! When which daemon was ended, so that a client can tell what a trouble came from.
+//! Record of the times at which daemons were ended, so that a client can attribute its errors.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-/// Later troubles are not put down to an end: leases, grace periods and retries are over by then.
+/// How long after a daemon's end an error is attributed to it: leases, grace periods and retries are over by then.
 const EFFECT_MAX: Duration = Duration::from_secs(15);
 
 /// Every end so far, each entered just before it comes.
@@ -29,7 +29,7 @@ impl Ended {
         self.list().iter().filter(|end| end.daemon == daemon).count()
     }
 
-    /// What a trouble with this daemon may come from: its own end if that was lately, or else another's.
+    /// The likely cause of an error with this daemon: its own recent end, or else another daemon's.
     pub(crate) fn cause(&self, daemon: &str) -> String {
         let list = self.list();
         let lately = || list.iter().rev().filter(|end| end.at.elapsed() < EFFECT_MAX);

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use crate::watched::{DAMAGED, EVICTED, FAILED, KEPT, PASSED, Sample, UPSTREAM_BYTES, Watched};
 
-/// Caches fill and pools grow until then.
+/// The first minutes of a daemon's life, in which caches fill and pools grow.
 const WARM_UP: Duration = Duration::from_secs(180);
-/// A slope over less says nothing.
+/// The shortest life over which a slope is meaningful.
 const LIFE_MIN: Duration = Duration::from_secs(120);
 /// A minute.
 const RSS_KIB_NOTICEABLE: f64 = 64.0;
@@ -53,7 +53,7 @@ fn figures(samples: &[Sample], of: impl Fn(&Sample) -> f64, decimals: usize) -> 
     all.map(|value| format!("{value:.decimals$}")).join(" / ")
 }
 
-/// Slopes over the present life of each daemon, without its first minutes; returns who grew.
+/// Slopes over the present life of each daemon, without its first minutes; returns those that grew.
 pub(crate) fn print_slopes(daemons: &[Watched], never_ended: &[&str], end: Duration) -> Vec<&'static str> {
     let mut grew = Vec::new();
     println!(

@@ -1,4 +1,4 @@
-//! What the clients saw, added up.
+//! Sums of the clients' results.
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +25,7 @@ pub(crate) struct Tally {
     pub(crate) resumed: AtomicU64,
     pub(crate) failed: AtomicU64,
     pub(crate) wrong: AtomicU64,
-    /// The longest that anyone waited for one next byte, over all tries, in ms.
+    /// The longest that a client waited for its next byte, over all tries, in ms.
     fruitless_ms_max: AtomicU64,
     head_ms_max: AtomicU64,
     heads_late: AtomicU64,

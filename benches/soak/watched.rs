@@ -1,4 +1,4 @@
-//! A daemon under observation: what it uses, what it counts, and what it leaves behind.
+//! A daemon under observation: its resources, its metrics, and the files that it leaves behind.
 
 use std::{
     collections::BTreeMap,
@@ -296,7 +296,7 @@ fn files_below(dir: &Path) -> Vec<fs::Metadata> {
         .collect()
 }
 
-/// What a store that was closed has no business leaving.
+/// Files that a closed store must not leave.
 fn strays(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries

@@ -1,4 +1,4 @@
-//! Arrivals at fixed times, and what is said of their latencies.
+//! Open load: arrivals at fixed times, and the report of their latencies.
 
 use std::{
     thread,

@@ -41,7 +41,7 @@ pub(crate) fn run() {
         println!("Not measured: it needs two cores.\n");
         return;
     }
-    // Whoever asks and the API have the other core; threads that are started from here on too.
+    // The client and the API have the other core, and so have threads that are started from here on.
     let _elsewhere = Pinned::new(&[process::id()], LOAD_CORE);
     let stand = Arc::new(Stand::start());
     eprintln!("a copy for each of the pull secrets in use");
@@ -147,7 +147,7 @@ struct Stand {
 
 impl Stand {
     fn start() -> Self {
-        // Whoever comes first does it for all.
+        // Once for the process: later calls fail and change nothing.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let api = FakeApi::new();
         let entries =
@@ -230,7 +230,7 @@ impl Stand {
         taken.clone()
     }
 
-    /// When the answer was there. The pod is created then, as far as anybody looks at it: as metadata.
+    /// When the answer was there. The fake API then has the pod's metadata, which is all of it that the webhook reads.
     async fn ask(&self, question: &Question) -> Instant {
         let request = self.http.post(&self.url).body(question.body.clone());
         let answer = request.send().await.expect("an answer");

@@ -1,4 +1,4 @@
-//! What users wait: pods at a real API server, each with a pull secret of its own that has no copy yet.
+//! The time that users wait: pods at a real API server, each with a pull secret of its own that has no copy yet.
 
 use std::{sync::Mutex, thread, time::Instant};
 

@@ -1,4 +1,4 @@
-//! What leaves by an outlet is what lies in the file, whatever else goes out over the same connection.
+//! HTTP outlets: the bytes that leave by one are those of its file, whatever else goes out over the same connection.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

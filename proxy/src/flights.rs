@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_is_asked_twice_where_nothing_is_refused() {
+    async fn callers_that_are_all_accepted_share_one_lookup() {
         let source = FakeSource::new(1, HashSet::new());
         let flights = Flights::default();
         let all = (0..CALLERS).map(|token| ask(&flights, &source, token));
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_work_goes_on_with_no_credential_where_anybody_is_served() {
+    async fn a_fetch_from_a_public_repository_goes_on_without_a_credential() {
         let flights: Flights<(), &'static str> = Flights::default();
         let boarding = |token, public| Boarding {
             right: right(token),

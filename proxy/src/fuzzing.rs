@@ -1,7 +1,6 @@
 //! Fuzz targets: properties that hold for any input, and a test of the kept corpus.
 
 use crate::front::{Asked, asked};
-use piecemeal_upstream::{Challenge, is_home};
 
 /// A `Range` header, after the body's size in 8 bytes, means what RFC 9110 says, and never bytes that are not there.
 pub fn range(input: &[u8]) {

@@ -1,6 +1,6 @@
-//! Fills that many callers share, from a registry on loopback: with whose right they go on, and what each caller hears.
+//! Fills that many callers share, from a registry on loopback: with whose right they go on, and which answer each caller gets.
 //!
-//! The seed decides who is bad, how, when a token ends, and who comes in which order.
+//! The seed decides which callers are bad and how, when a token ends, and the order of the callers.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -35,13 +35,13 @@ const SEEDS: u64 = 12;
 const CALLERS: usize = 20;
 const BLOB_BYTES: usize = 3_000_000;
 
-/// A registry with one blob. It knows each token by the requests that it is good for, and counts the bytes of bodies.
+/// A registry with one blob. It limits each token to a number of requests, and counts the bytes of bodies.
 #[derive(Clone)]
 struct FakeRegistry(Arc<Mutex<Shelf>>);
 
 struct Shelf {
     blob: Bytes,
-    /// What is said to a token, and after how many of its GETs.
+    /// The status that each token gets, and after how many of its GETs.
     tokens: HashMap<String, (StatusCode, usize)>,
     sent: u64,
     gets: usize,
@@ -101,7 +101,7 @@ impl FakeRegistry {
         method: Method,
         headers: HeaderMap,
     ) -> Response<Body> {
-        // A way of some length, so that a fill uses several connections and callers meet.
+        // A long way, so that a fill uses several connections and callers overlap.
         sleep(Duration::from_millis(40)).await;
         if let Some(status) = registry.refusal(&method, &headers) {
             return Response::builder().status(status).body(Body::empty()).unwrap();
@@ -155,9 +155,9 @@ impl FakeRegistry {
     }
 }
 
-struct Nobody;
+struct NoObserver;
 
-impl FillObserver for Nobody {
+impl FillObserver for NoObserver {
     fn opened(&self, _: &Filling) {}
     fn landed(&self, _: &Filling, _: u32, _: PieceHash) {}
     fn proven(&self, _: &Digest, _: FillId) {}
@@ -193,7 +193,7 @@ fn blobs(dir: &Folder, upstreams: &[(&str, SocketAddr)]) -> UpstreamBlobs {
         access: Arc::new(rights),
         sizes: BlobSizes::default(),
         transfers: Transfers::default(),
-        observer: Arc::new(Nobody),
+        observer: Arc::new(NoObserver),
         limiter: Limiter::new(None),
     }
 }
@@ -293,17 +293,17 @@ async fn good_callers_are_served_and_each_refused_one_hears_its_own_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_ends_in_mid_fill_costs_nobody_a_byte() {
+async fn every_caller_is_served_although_tokens_expire_during_the_fill() {
     let ends = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN, StatusCode::NOT_FOUND];
     all_are_served_although_tokens_end(ends).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_limit_that_a_caller_reaches_in_mid_fill_costs_no_other_a_byte() {
+async fn every_caller_is_served_although_some_reach_a_rate_limit_during_the_fill() {
     all_are_served_although_tokens_end([StatusCode::TOO_MANY_REQUESTS; 3]).await;
 }
 
-/// `ends`: what the registry says to a token in mid-fill.
+/// `ends`: the statuses with which the registry refuses a token in mid-fill.
 async fn all_are_served_although_tokens_end(ends: [StatusCode; 3]) {
     for seed in 0..SEEDS {
         let mut dice = StdRng::seed_from_u64(seed);
@@ -318,12 +318,12 @@ async fn all_are_served_although_tokens_end(ends: [StatusCode; 3]) {
             .sizes
             .learn(&at("a.test"), &manifest_digest, media_type, manifest.as_bytes());
         registry.pace(16 * 1024, Duration::from_millis(3));
-        // All but the last end, each after some requests of its own; the first when all connections have begun.
+        // All tokens but the last expire, each after some requests of its own; the first once all connections have begun.
         for number in 0..4 {
             let good_for = dice.random_range(1..4) + if number == 0 { 4 } else { 0 };
             registry.refuse(&format!("token{number}"), ends[number % 3], good_for);
         }
-        // Tells how long the way is.
+        // The fill measures the latency by this request.
         blobs.stat(&caller("token4"), &at("a.test"), &digest).await.unwrap();
         let pulls = (0..5_u64).map(|number| {
             let (blobs, digest) = (&blobs, &digest);

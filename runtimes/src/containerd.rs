@@ -1,7 +1,7 @@
-//! containerd's config.toml: whether hosts.toml files are read at all, and from where.
+//! Reader and editor of containerd's config.toml: whether containerd reads hosts.toml files at all, and from which folder.
 //!
-//! That is the CRI plugin's `config_path`. Once it is set, hosts.toml is read at every pull; setting it takes one restart,
-//! which is the administrator's to make. Sources: containerd's docs/cri/registry.md, docs/hosts.md and the code that they
+//! The CRI plugin's `config_path` decides that. Once it is set, containerd reads hosts.toml at every pull; setting it takes one
+//! restart, which is the administrator's to make. Sources: containerd's docs/cri/registry.md, docs/hosts.md and the code that they
 //! describe (cmd/containerd/server/config, plugins/cri/images, core/transfer/local).
 
 use toml::{Table, Value};
@@ -11,7 +11,7 @@ use toml::{Table, Value};
 pub(crate) struct Config {
     /// Path and text each; the first is the main one. Empty: there is no file, and containerd has its own defaults.
     pub files: Vec<(String, String)>,
-    /// One of them is there and cannot be read, and why.
+    /// Why a file that exists cannot be read.
     pub unreadable: Option<String>,
     /// The file that was changed last, and when, in seconds since 1970.
     pub newest: Option<(String, i64)>,
@@ -22,13 +22,13 @@ pub(crate) struct Config {
 pub(crate) struct Verdict {
     /// The folder that they belong in.
     pub dir: String,
-    /// Whether that can be told at all: nothing is written by a guess.
+    /// Whether the folder is certain. Nothing is written into a guessed one.
     pub is_known: bool,
     /// Why they are not read there, and what to do about it; none: they are read.
     pub problem: Option<Problem>,
-    /// Why this containerd is nobody's to wire.
+    /// Why this containerd is not to be wired.
     pub aside: Option<String>,
-    /// What is good to know and stops nothing.
+    /// Hints for the administrator, none of which stops the wiring.
     pub notes: Vec<String>,
 }
 
@@ -111,7 +111,7 @@ impl Config {
             .unwrap_or_else(|| SOCKET.to_owned())
     }
 
-    /// Why nothing can be said of it.
+    /// Why the configuration cannot be read or parsed.
     pub(crate) fn broken(&self) -> Option<String> {
         self.tables().err()
     }
@@ -270,7 +270,7 @@ pub(crate) fn with_remedy(current: Option<&str>, remedy: &Remedy) -> Result<Stri
     candidates.into_iter().flatten().find(good).ok_or_else(by_hand)
 }
 
-/// The text of config.toml as it was; none when nothing of ours is in it.
+/// The text of config.toml as it was before Piecemeal's edit; none when it has no such edit.
 pub(crate) fn without_remedy(text: &str) -> Option<String> {
     if !text.contains(REMEDY_MARK) {
         return None;

@@ -1,7 +1,8 @@
-//! Whether a runtime answers the kubelet: one call of the CRI's `Version`, by the least of HTTP/2 that it takes.
+//! Health check of a runtime's CRI: one call of `Version`, over a minimal HTTP/2 client.
 //!
-//! systemd takes containerd for started when its CRI plugin has not loaded: what tells is an answer. gRPC sends a message only
-//! where there is one, so that a frame of data is a yes and an end without any is a no; nothing has to be decoded.
+//! systemd counts containerd as started even when its CRI plugin has not loaded, so that only an answer proves it. gRPC sends a
+//! DATA frame only with a message: a DATA frame means success and an end of the stream without one means failure, so that nothing
+//! has to be decoded.
 //! Sources: RFC 9113, RFC 7541 appendix A, gRPC's PROTOCOL-HTTP2.
 
 use std::{
@@ -111,7 +112,7 @@ const ACKNOWLEDGED: u8 = 1;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const STREAM: u32 = 1;
-/// Of an answer that has some ten.
+/// The most frames that are read of an answer, which has about ten.
 const FRAMES_MAX: usize = 100;
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 const INTERVAL: Duration = Duration::from_millis(250);
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_at_the_socket_is_no_answer() {
+    fn a_socket_without_a_listener_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         assert!(wait(&dir.path().join("none.sock"), Duration::ZERO).is_err());
     }

@@ -1,7 +1,7 @@
 //! Docker's daemon.json, whose `registry-mirrors` are for Docker Hub alone. Source: Docker's documentation of dockerd.
 //!
-//! JSON has no comments: what is ours there is the address of the node's peer as the first mirror. It is put into the text and
-//! taken out of it, so that every other byte stays as the administrator wrote it.
+//! JSON has no comments: our only mark there is the address of the node's peer as the first mirror. It is inserted into the text
+//! and taken out of it, so that every other byte stays as the administrator wrote it.
 
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};

@@ -1,4 +1,4 @@
-//! What becomes of one file.
+//! The edit of one file: write, delete or leave.
 
 /// Made of what a file has now and what it should have; carried out elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -7,7 +7,7 @@ pub(crate) enum Edit {
     Nothing,
     Write(String),
     Delete,
-    /// It is somebody else's, and why nothing can be added to it or what has to be done by hand.
+    /// It is not ours. The text says why nothing can be added to it, or what has to be done by hand.
     Leave(String),
 }
 

@@ -1,4 +1,4 @@
-//! What is on the node, as far as a decision is made of it.
+//! Facts about the node that decisions depend on, read from disk and /proc.
 
 use std::{
     collections::BTreeSet,
@@ -32,7 +32,7 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
-    /// What cannot be read is a fact, too: it concerns one runtime, and no other.
+    /// A file that cannot be read is a fact, too: it concerns its own runtime and no other.
     pub(crate) fn gather(root: &Root) -> Self {
         let os = root.read("/etc/os-release").ok().flatten();
         let os = os
@@ -183,5 +183,5 @@ fn os_id(os_release: &str) -> String {
     id.unwrap_or_default().trim_matches(['"', '\'']).to_owned()
 }
 
-/// Of a configuration's files: nobody has more, and files that import each other come to an end.
+/// The most files of one configuration. No real one has more, and the limit ends a cycle of imports.
 const FILES_MAX: usize = 64;

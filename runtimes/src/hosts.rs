@@ -86,7 +86,7 @@ pub(crate) fn take_back(current: &str, purge: bool) -> Edit {
     }
 }
 
-/// A file of ours with the peer taken out; none when it no longer says where the registry is.
+/// One of our files with the peer taken out; none when it no longer says where the registry is.
 fn fallback(current: &str) -> Option<String> {
     let mut table: Table = current.parse().ok()?;
     table.get("server")?;
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_ours_names_the_registry_and_the_peer_and_always_has_a_host_table() {
+    fn a_written_file_names_the_registry_and_the_peer_and_always_has_a_host_table() {
         let docker = registry("docker.io", "https://registry-1.docker.io");
         let with_peer = written(accelerated(&docker, Some(65001)).edit(None));
         assert!(
@@ -472,7 +472,7 @@ mod tests {
         assert!(matches!(take_back(&damaged, true), Edit::Leave(_)));
     }
 
-    /// Files as administrators write them, and some that nobody would.
+    /// Files as administrators write them, and malformed ones.
     fn theirs() -> impl Strategy<Value = String> {
         let line = prop_oneof![
             Just("server = \"https://s\"".to_owned()),

@@ -1,6 +1,6 @@
-//! Keeps a node as it should be: installs, looks again at every interval and when there are other hosts, until it is stopped.
+//! Control loop of `piecemeal node run`: installs the files, and checks them at every interval and when the recorded hosts change.
 //!
-//! Ending leaves the files: pods go on pulling, and what takes the files back is `remove`.
+//! Its end leaves the files: pods go on pulling. Only `remove` takes the files back.
 
 use std::{
     fs, io,
@@ -56,7 +56,7 @@ impl KeeperConfig {
         Ok(self.settings_for(Some(&self.hosts()?)))
     }
 
-    /// `met`: the hosts that are met; none when nobody has written them down yet.
+    /// `met`: the hosts that the webhook has recorded; none while there is no record.
     fn settings_for(&self, met: Option<&str>) -> Settings {
         Settings {
             registries: registries(&self.upstreams, met.unwrap_or_default().lines()),
@@ -202,7 +202,7 @@ impl Keeper {
     /// Ends a look that is under way, and leaves the files.
     pub async fn shutdown(self) {
         self.stop.cancel();
-        // A file that is being written is written: that is not what is cancelled.
+        // A write that is under way is not cancelled.
         let _ = self.task.await;
     }
 }
@@ -249,7 +249,7 @@ impl Watch {
                 let settings = self.config.settings_for(hosts.as_deref());
                 self.config.install(&settings).map_err(|error| describe(&error))
             }
-            // Not taken for an empty one: files of hosts that are known would be taken back.
+            // Not treated as empty: the files of recorded hosts would be taken back.
             Err(error) => Err(format!("cannot read the file of hosts: {error}")),
         };
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -278,7 +278,7 @@ impl Metrics {
         for runtime in &report.runtimes {
             let labels = [("runtime", runtime.runtime.name())];
             if runtime.aside.is_some() {
-                // Nobody is to be alarmed by it.
+                // A runtime that is left out on purpose must raise no alert.
                 self.ready.remove(&labels);
             } else {
                 self.ready.get_or_create(&labels).set(runtime.ready.into());

@@ -1,4 +1,4 @@
-//! Who listens on a port, by what the kernel tells in /proc. Source: proc_pid_net(5).
+//! The processes that listen on a port, from /proc. Source: proc_pid_net(5).
 
 use std::{
     collections::BTreeMap,
@@ -27,7 +27,7 @@ impl fmt::Display for Listener {
     }
 }
 
-/// Who listens on `port`, in the network that this process is in.
+/// The listeners on `port` in this process's network namespace.
 pub(crate) fn listeners(port: u16) -> Vec<Listener> {
     let read = |name: &str| fs::read_to_string(format!("/proc/net/{name}")).unwrap_or_default();
     let sockets: Vec<(SocketAddr, u64)> = ["tcp", "tcp6"].iter().flat_map(|name| parse(&read(name))).collect();

@@ -1,6 +1,6 @@
-//! How a file says that it is ours. Nothing is changed or deleted that does not.
+//! The first line by which a file says that Piecemeal wrote it. A file without that mark is neither changed nor deleted.
 
-/// What a file of ours is for; its first line tells.
+/// The purpose of one of our files, as its first line states it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mark {
     /// An accelerated name, to the peer and then to the registry.
@@ -9,7 +9,7 @@ pub(crate) enum Mark {
     Fallback,
     /// A registry's own name, to the peer and then to the registry.
     Original,
-    /// The administrator's file, with a part of ours in it.
+    /// The administrator's file, with a block that Piecemeal added.
     Shared,
 }
 
@@ -38,7 +38,7 @@ impl Mark {
         format!("{}{words}\n", self.tag())
     }
 
-    /// What the text says that it is; none: somebody else's.
+    /// The mark that the text bears; none: the file is not ours.
     pub(crate) fn of(text: &str) -> Option<Self> {
         let (_, text) = split_head(text);
         Self::ALL.into_iter().find(|mark| text.starts_with(mark.tag()))

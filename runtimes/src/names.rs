@@ -1,4 +1,4 @@
-//! Which registries get files, and by which names.
+//! The registries that get files, and the names that the files are for.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use url::Url;
 pub struct Upstream {
     /// `docker.io`, or `*.example.com` for every registry below that domain.
     pub name: String,
-    /// A `*` stands for what that of the name stands for.
+    /// A `*` stands for the same text as the name's `*`.
     pub url: Url,
 }
 

@@ -1,4 +1,4 @@
-//! Carries out what is decided: reads the node's files, writes those that should be otherwise, and takes them back.
+//! Installer of a node's files: reads them, writes those that differ from the decision, and takes them back.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -45,7 +45,7 @@ impl Settings {
     }
 }
 
-/// Restarts a runtime, when somebody has allowed it, and waits until it answers; an error says that it does not.
+/// Restarts a runtime, where the administrator has allowed it, and waits until it answers; an error says that it does not.
 pub type Restart<'a> = &'a dyn Fn(RuntimeKind) -> Result<(), String>;
 
 /// A node, by its file system.
@@ -151,7 +151,7 @@ impl Node {
         if purge {
             work.take_back_remedies();
         }
-        // What somebody has removed already needs no way back.
+        // A file that is gone already needs no way back.
         work.state.files.retain(|path, _| self.root.exists(path));
         work.finish()
     }
@@ -265,7 +265,7 @@ impl Node {
     }
 }
 
-/// Where hosts.toml files of ours may be: where the runtimes read them, and where they did when they were written.
+/// Where our hosts.toml files may be: where the runtimes read them now, and where they did when the files were written.
 fn certs_dirs(facts: &Facts, state: &State) -> BTreeMap<String, RuntimeKind> {
     let mut dirs = BTreeMap::new();
     for runtime in runtimes(facts, &RuntimeKind::ALL) {
@@ -394,8 +394,8 @@ impl<'a> Work<'a> {
         self.tell(path, runtime, None, outcome, why);
     }
 
-    /// Brings a file to what is decided of its text, anew where somebody changes it at the same time: what it said, what was
-    /// decided, and what has become of it.
+    /// Decides on a file's text and carries the decision out, and does both again where the file changes in between. Returns
+    /// what the file said, what was decided, and the outcome.
     fn change(
         &mut self,
         path: &str,
@@ -459,7 +459,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// A system that is meant to be as it is has not failed.
+    /// A read-only file system is no failure: the system is meant to be so.
     fn failed(&self, path: &str, error: &io::Error) -> Told {
         if error.kind() != ErrorKind::ReadOnlyFilesystem {
             return (Outcome::Failed, Some(format!("cannot be written: {error}")));
@@ -486,7 +486,7 @@ impl<'a> Work<'a> {
         });
     }
 
-    /// A runtime whose files cannot be written is not ready, whatever it reads.
+    /// A runtime whose files cannot be written is not ready, even if it reads the right folder.
     fn note_unwritten(&self, runtime: &mut Runtime) {
         let unwritten = |file: &&FileReport| {
             file.runtime == runtime.kind
@@ -559,7 +559,7 @@ impl<'a> Work<'a> {
                     "{failed}, and could not be restored: take out what is marked there and restart {runtime}"
                 );
             }
-            // It may be down, or up without its CRI: with the file as it was, it is as it was.
+            // It may be down, or up without its CRI. With the former file it runs as before.
             match restart(runtime) {
                 Ok(()) => format!("{failed}, was restored, and {runtime} was restarted with that"),
                 Err(why) => {
@@ -590,7 +590,8 @@ impl<'a> Work<'a> {
         self.state.restarted.clear();
     }
 
-    /// Whoever took the mirror out of Docker's configuration: it is no longer ours to take out.
+    /// Forgets the port once Docker's configuration no longer has our mirror: an administrator took it out, and one that comes
+    /// back is not ours to take out.
     fn forget_docker_port(&mut self) {
         if let (Some(port), Ok(text)) = (self.state.docker_port, self.root.read(docker::FILE))
             && !text.is_some_and(|text| docker::has_peer(&[port], &text))
@@ -635,7 +636,7 @@ impl Changed {
 }
 
 const LINK: &str = "is a symbolic link, and what it leads to is not ours";
-/// How often a file is read anew when somebody changes it at the same time.
+/// How often a file is read again because it changed while it was written.
 const TRIES: usize = 3;
 /// How long another run is waited for: it may be one that restarts a runtime.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -978,7 +979,7 @@ mod tests {
         );
         machine.node.remove(&settings(Names::Both), true).unwrap();
         assert!(!machine.path("/opt/certs").exists() && !machine.path(ORIGINAL).exists());
-        // Without the state nobody can tell, which is told.
+        // Without the state it cannot know of other folders, and says so.
         let said = machine.node.remove(&settings(Names::Both), true).unwrap().render();
         assert!(said.contains("a folder other than /etc/containerd/certs.d"), "{said}");
     }

@@ -1,4 +1,4 @@
-//! What was done and what is: for people, and as JSON for programs.
+//! Reports of `install`, `remove` and `status`: as text for people, and as JSON for programs.
 
 use std::fmt::{self, Write};
 
@@ -11,11 +11,11 @@ use crate::{containerd::Remedy, listeners::Listener, runtimes::Runtime, runtimes
 pub struct Report {
     pub runtimes: Vec<RuntimeReport>,
     pub files: Vec<FileReport>,
-    /// How many of the files had been changed or removed by somebody else since.
+    /// How many of our files had been changed or removed by others since.
     pub repairs: u64,
     /// What was done besides, in words.
     pub done: Vec<String>,
-    /// What somebody still has to do by hand, in words.
+    /// What the administrator still has to do by hand, in words.
     pub remains: Vec<String>,
 }
 
@@ -40,7 +40,7 @@ pub struct RuntimeReport {
     pub dir: Option<String>,
     /// Why it is not ready.
     pub why: Option<String>,
-    /// Why it is left out and nobody misses it: it is not ready, and need not be.
+    /// Why it is left out although it is not ready: it need not be.
     pub aside: Option<String>,
     /// The one line that makes it ready, if that is all.
     pub add: Option<Line>,
@@ -75,7 +75,7 @@ pub enum Outcome {
     /// What is ours was taken out of it; the rest is as it was, or leads to the registry alone.
     Restored,
     Deleted,
-    /// It is somebody else's, and stays so.
+    /// It is not ours, and stays as it is.
     Left,
     /// It could not be written.
     Failed,
@@ -98,7 +98,7 @@ pub enum Standing {
     Drifted,
     /// It was written, and is gone.
     Missing,
-    /// It stands where one of ours would, without being ours.
+    /// It is not ours, but has the path of one that would be.
     Foreign,
 }
 

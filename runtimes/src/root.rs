@@ -1,4 +1,4 @@
-//! The node's file system, seen from its root, which may be a folder of ours when we run in a container.
+//! The node's file system, seen from its root, which is a mounted folder where the program runs in a container.
 //!
 //! Paths are the node's own (`/etc/containerd/config.toml`). Symbolic links are followed as the node itself would follow them:
 //! an absolute one begins at the root, and none leads out of it. A text is replaced as a whole and is on disk before its name
@@ -31,7 +31,7 @@ pub(crate) struct Root {
     top: OwnedFd,
 }
 
-/// By which one tells that a file is still the one that was read: device, number, time of change, size.
+/// Identity of a file's state: device, inode, time of change, size. Equal while the file is still the one that was read.
 pub(crate) type Stamp = (u64, u64, i64, i64, i64);
 
 /// A file as it was when it was read.
@@ -187,8 +187,9 @@ impl Root {
         self.replace(path, text, current, made).map(|_| ())
     }
 
-    /// Replaces a file's text, or makes the file, if it still is what was seen. Who may read it stays, and who owns it unless we
-    /// may not say so, which is what is returned. Folders that are made on the way are added to `made`, the outermost first.
+    /// Replaces a file's text, or makes the file, if it still is what was seen. Its mode stays, and so does its owner unless this
+    /// process may not set it; the text then returned says so. Folders that are made on the way are added to `made`, the outermost
+    /// first.
     ///
     /// # Errors
     /// It cannot be written, or was changed meanwhile ([`ErrorKind::ResourceBusy`]); what was there is still there then.
@@ -213,11 +214,11 @@ impl Root {
             let new = fs::openat(&folder, scratch, flags, Mode::from_raw_mode(0o644))?;
             let mut owner = None;
             if let Some(old) = old {
-                // Who is not root, or has not the capability, cannot give a file away: better so than not at all.
+                // Without root or the capability the file keeps our owner: better than not being written.
                 owner = give_away(&new, &old).err();
                 fs::fchmod(&new, Mode::from_raw_mode(old.st_mode & 0o7777))?;
             } else {
-                // Whatever the umask: a runtime may read as somebody else.
+                // Whatever the umask: the runtime may run as another user.
                 fs::fchmod(&new, Mode::from_raw_mode(0o644))?;
             }
             let mut new = File::from(new);
@@ -248,7 +249,7 @@ impl Root {
         is_read_only_by_mount(&table, &path)
     }
 
-    /// By which one tells whether the file is still the one that was read.
+    /// The file's stamp now; none where it is absent.
     pub(crate) fn stamp(&self, path: &str) -> Option<Stamp> {
         let stat = self.with(path, |folder, name| fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW));
         stat.ok().as_ref().map(stamp)
@@ -389,7 +390,7 @@ fn give_away(new: &OwnedFd, old: &Stat) -> Result<(), String> {
     })
 }
 
-/// What a crash has left. Nobody else is writing: whoever writes has the lock.
+/// Removes what a crash has left. The caller has the lock, without which no other process writes.
 fn remove_leftovers(folder: &OwnedFd) -> io::Result<()> {
     let readable = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     for entry in fs::Dir::new(fs::openat(folder, ".", readable, Mode::empty())?)? {
@@ -443,7 +444,7 @@ fn sync_folder(folder: &OwnedFd) -> io::Result<()> {
     Ok(fs::fsync(readable)?)
 }
 
-/// To look things up in; whoever may not list a folder can still do that.
+/// For looking up names in a folder, which needs no right to list it.
 const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 /// As many as the kernel follows.
 const LINKS_MAX: usize = 40;
@@ -560,7 +561,7 @@ mod tests {
     fn an_owner_that_cannot_be_kept_is_told() {
         let (dir, _root) = root();
         let path = dir.path().join("outside");
-        // Through such a descriptor nobody may change anything, whoever runs this.
+        // Such a descriptor allows no change, not even to root.
         let new = rustix::fs::open(&path, OFlags::PATH, Mode::empty()).unwrap();
         let mut old = rustix::fs::fstat(&new).unwrap();
         assert_eq!(give_away(&new, &old), Ok(()));

@@ -1,4 +1,4 @@
-//! The runtimes that can be wired, where each keeps what, and what each has to say for itself.
+//! The container runtimes that can be wired: where each keeps its files, and whether it is ready.
 
 use std::{collections::BTreeSet, fmt, str::FromStr};
 
@@ -138,7 +138,7 @@ pub(crate) struct Runtime {
     pub certs_dir: Option<String>,
     /// Why it does not read what is written, or why nothing is.
     pub problem: Option<Problem>,
-    /// Why it is left out and nobody misses it.
+    /// Why it is left out although it is not ready: it need not be.
     pub aside: Option<String>,
     /// Whether it was found and not asked for, and another that Kubernetes can use was, too.
     pub is_beside: bool,
@@ -236,7 +236,7 @@ fn of_containerd(facts: &Facts, runtime: &mut Runtime) {
     }
 }
 
-/// K3s and RKE2 write the file anew at every start of theirs: nothing is to be added to it.
+/// K3s and RKE2 overwrite the file at each of their starts: nothing is to be added to it.
 fn of_generated(problem: &mut Problem, kind: RuntimeKind, main: &str, config: &Config) {
     problem.why = match problem.remedy.take() {
         Some(_) if config.files.is_empty() => {

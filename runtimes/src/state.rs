@@ -1,7 +1,7 @@
-//! What was written on this node: `/etc/piecemeal/node-state.json`.
+//! State file of what was written on this node: `/etc/piecemeal/node-state.json`.
 //!
-//! It tells drift from a change of settings and knows the folders that were made. Whether a file is ours, the file says itself:
-//! without this one, or with one that cannot be read, everything can still be taken back.
+//! It tells drift from a change of settings and records the folders that were made. Each of our files bears its own mark: without
+//! the state file, or with one that cannot be read, the files can still be taken back.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

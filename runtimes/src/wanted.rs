@@ -202,7 +202,7 @@ fn of_docker(runtime: &mut Runtime, settings: &Settings, look: &dyn Look) -> Vec
     }]
 }
 
-/// Where another runtime is Kubernetes' own, nobody misses Docker.
+/// Docker with accelerated names alone, which it cannot pull: left out beside a runtime that Kubernetes can use, else a problem.
 fn without_names(runtime: &mut Runtime) -> Vec<Wanted> {
     let why =
         "it can pull no accelerated name, and only docker.io through the peer: --names original or both".to_owned();
@@ -214,7 +214,7 @@ fn without_names(runtime: &mut Runtime) -> Vec<Wanted> {
     Vec::new()
 }
 
-/// The way back for a file of ours, by where it is.
+/// The edit that undoes one of our files, by its path.
 ///
 /// `docker_ports`: of the mirrors that are ours in Docker's configuration.
 pub(crate) fn take_back(path: &str, current: &str, docker_ports: &[u16], purge: bool) -> Edit {

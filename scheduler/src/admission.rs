@@ -1,8 +1,8 @@
-//! Who is let in: what a daemon's hello must say, prove and sign.
+//! Admission of daemons: what a hello must state, prove and sign.
 //!
-//! The proof says that the daemon belongs to the site, the signature which node it is. Both are over a nonce that was made for
-//! this connection alone, so that a hello that was overheard is worth nothing. A daemon of the last release does not sign: its id
-//! is its word alone.
+//! The proof shows that the daemon belongs to the site, the signature shows which node it is. Both cover a nonce that was made for
+//! this connection alone, so that an overheard hello is refused elsewhere. A daemon of the last release does not sign: its node id
+//! is a mere claim.
 
 use std::{
     collections::HashSet,
@@ -28,7 +28,7 @@ struct Settings {
     revoked: HashSet<NodeId>,
 }
 
-/// By what a daemon was let in, which may cease to let it in.
+/// The key that admitted a daemon. It may lose that right while the daemon is connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AdmittedBy {
     /// A generation of `join.key`.
@@ -251,7 +251,7 @@ fn addresses(hello: &wire::Hello, observed: IpAddr) -> Vec<wire::Address> {
     addresses.into_iter().map(to_wire).collect()
 }
 
-/// What a stranger says of itself, fit for a log and a terminal.
+/// Text from a daemon that is not admitted yet, made safe for a log and a terminal.
 fn readable(text: &str) -> String {
     let shown = text.chars().filter(|character| !character.is_control());
     shown.take(SHOWN_CHARS_MAX).collect()

@@ -1,4 +1,4 @@
-//! What the scheduler takes from its surroundings, in one place: the wall clock and randomness.
+//! The scheduler's impure inputs, in one place: the wall clock and randomness.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 

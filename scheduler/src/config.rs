@@ -1,4 +1,4 @@
-//! What a scheduler is told: typed and final, checked before any of it is used.
+//! Configuration of the scheduler: typed and final, checked before any of it is used.
 
 use std::{collections::HashSet, net::SocketAddr, sync::Arc};
 

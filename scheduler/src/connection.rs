@@ -1,5 +1,5 @@
-//! A daemon's connection, as the HTTP/2 server sees it: it breaks when its slot is another's, or when too much comes over it
-//! without a session.
+//! A daemon's connection, as the HTTP/2 server sees it: it is closed when its slot is given to another, or when too many bytes come
+//! over it without a session.
 
 use std::{
     io::{self, IoSlice},
@@ -51,7 +51,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Frames that ask for nothing cost time all the same: a stranger has few of them.
+    /// Frames without a request cost time, too: a connection without a session may send only few of them.
     fn count(&mut self, bytes: usize) -> io::Result<()> {
         if self.origin.slot.is_busy() {
             self.idle_bytes = 0;

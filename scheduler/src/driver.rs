@@ -45,13 +45,13 @@ pub(crate) enum Input {
     Leave {
         member: MemberId,
     },
-    /// A mirror wants the peers of its pool to have something ahead.
+    /// A mirror asks the peers of its pool to prefetch content.
     Warm {
         mirror: MemberId,
         warm: Arc<wire::Warm>,
         room: OwnedSemaphorePermit,
     },
-    /// Who is let in has changed.
+    /// The rules of admission have changed.
     Admission,
     Status {
         reply: oneshot::Sender<Snapshot>,
@@ -111,7 +111,7 @@ struct Driver {
     admission: Arc<Admission>,
     /// Filled by the brain and emptied by [`Driver::dispatch`].
     commands: Vec<Command>,
-    /// Shared with the drivers before this one: a late word of their sessions must meet no other's.
+    /// Shared with earlier drivers: a late input of one of their sessions must not reach a new session under the same number.
     last_member: Arc<AtomicU32>,
     upstream: Arc<wire::Source>,
     metrics: Metrics,
@@ -306,8 +306,8 @@ impl Driver {
         }
     }
 
-    /// Placement hears of it by what the peers want then. A peer that has no room for the word goes without: it is no order that
-    /// anything rests on.
+    /// Placement learns of it by the wants that follow. A peer whose queue is full does not get the request, since nothing depends
+    /// on it.
     fn pass_on(&self, mirror: MemberId, warm: &Arc<wire::Warm>) {
         let Some(pool) = self.members.get(mirror).map(|entry| &entry.pool) else {
             return;
@@ -617,7 +617,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_brain_that_fails_ends_every_session_and_begins_anew() {
+    async fn a_brain_that_fails_ends_every_session_and_restarts() {
         let (inputs, metrics) = start();
         let mut before = join(&inputs, 1, Role::Peer, 1).await;
         inputs.send(Input::Fail).await.ok().unwrap();

@@ -1,4 +1,4 @@
-//! How many connections and sessions there are, and how long each may take to become one.
+//! Limits of connections and sessions: their numbers, and how long a connection may take to become a session.
 //!
 //! A connection without a session is idle. A node that has been admitted counts by its identity among the connections; sessions
 //! count by address, since a site's key lets one host be many nodes.
@@ -11,7 +11,7 @@ use crate::session::HELLO_WAIT;
 
 /// Twice the peers that one scheduler is built for.
 const SESSIONS_MAX: usize = 20_000;
-/// For each that has a session, a quarter of one that has none: it comes, or comes back.
+/// For every four sessions there is room for one more connection without a session: a daemon that connects or reconnects.
 const IDLE_PART: usize = 4;
 /// As long as the first byte and a TLS handshake may take.
 const GREET_MAX: Duration = Duration::from_secs(15);

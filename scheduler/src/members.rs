@@ -1,4 +1,4 @@
-//! Who is connected: where each member's orders go, and where its piece port answers.
+//! Table of the connected members: where each member's orders go, and where its piece port answers.
 
 use std::{collections::HashMap, sync::Arc};
 

@@ -1,4 +1,4 @@
-//! What the scheduler counts, as `piecemeal_scheduler_…`.
+//! Metrics of the scheduler, as `piecemeal_scheduler_…`.
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
-//! The way from placement to one daemon: a bounded queue, and the writer that empties it into the stream.
+//! Outbox of one daemon: a bounded queue of orders, and the writer that empties it into the stream.
 //!
-//! Orders are never dropped one by one: a daemon that does not take them is cut off, and resyncs when it reconnects.
+//! Single orders are never dropped: a daemon that does not read them is cut off, and resyncs when it reconnects.
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
-//! What daemons report, checked and turned into the brain's events.
+//! Reader of daemons' reports: checks them and turns them into the brain's events.
 //!
-//! Everything in a report is a stranger's word until it is checked here: digests, bitmaps, counts and lengths fit each other,
-//! a peer wants only what it was granted, and only a mirror speaks about fills as a whole.
+//! Nothing in a report is trusted until it is checked here: digests, bitmaps, counts and lengths fit each other, a peer wants only
+//! what it was granted, and only a mirror makes statements about whole fills.
 
 use std::{ops::Range, sync::Arc};
 
@@ -96,7 +96,7 @@ impl ReportReader {
                 let (digest, fill) = (digest(&revoke.digest)?, fill(revoke.fill)?);
                 match self.role {
                     Role::Mirror => Event::Revoke { member, digest, fill },
-                    // It speaks for its own copy alone.
+                    // A peer's statement concerns its own copy only.
                     Role::Peer => Event::Doubt { member, digest, fill },
                 }
             }
@@ -105,7 +105,7 @@ impl ReportReader {
         Ok(())
     }
 
-    /// A peer's grant says how the blob is cut and which fill is meant; a mirror, which gives grants, says it itself.
+    /// The piece map and the fill come from the peer's grant; a mirror, which issues grants, states them itself.
     fn want(&self, want: &wire::Want, now: u64) -> Result<Event, ReadReportError> {
         let digest = digest(&want.digest)?;
         let refused = |reason: String| ReadReportError::Want { digest, reason };
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_counts_by_its_signature_whoever_repeats_it() {
+    fn a_signed_piece_list_is_accepted_from_any_member() {
         let (blob, map) = (Digest::of(b"blob"), PieceMap::new(1000, 100).unwrap());
         let signed = SignedPieceHashes::sign(&key(), blob, map, vec![[4; 32]; 10]).unwrap();
         for role in [Role::Peer, Role::Mirror] {

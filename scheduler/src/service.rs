@@ -152,7 +152,7 @@ impl Scheduler {
         ]
     }
 
-    /// Who is connected, and how far each swarm is; an object with `error` when placement does not answer.
+    /// The connected members and the progress of each swarm; an object with `error` when placement does not answer.
     pub async fn status(&self) -> serde_json::Value {
         match self.ask(|reply| Input::Status { reply }).await {
             Some(snapshot) => snapshot.to_json(),
@@ -190,7 +190,7 @@ impl Scheduler {
     }
 }
 
-/// Takes streams in and gives each its task.
+/// The gRPC service: spawns a task for each stream.
 struct Door {
     sessions: Arc<Sessions>,
     gates: Gates,

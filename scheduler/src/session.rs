@@ -51,7 +51,7 @@ pub(crate) enum SessionEnd {
     Replaced,
     /// The node was shut out, or the `join.key` that admitted it was.
     Revoked,
-    /// The clock that tickets are judged by was set; the daemon learns it anew.
+    /// The clock that tickets are judged by was set; the daemon learns the new time when it reconnects.
     ClockSet,
     /// It breaks the protocol's bounds.
     Excessive,
@@ -339,7 +339,7 @@ impl Sessions {
             digest: digest.to_string(),
             reason,
         };
-        // Waits for room: who does not read its refusals is not read either, and soon cut off.
+        // Waits for room: a daemon that does not read its refusals is not read from either, and is soon cut off.
         let order = Outgoing::Order(Kind::WantRefused(refused));
         outbox.send(order).await.map_err(|_| SessionEnd::Stopping)
     }
@@ -405,9 +405,9 @@ async fn send(orders: &OrderSender, order: Kind) -> Result<(), GreetError> {
     orders.send(Ok(message)).await.map_err(|_| GreetError::Gone)
 }
 
-/// What this scheduler has of what the protocol may add.
+/// The protocol's optional features that this scheduler supports.
 const FEATURES: [&str; 3] = [feature::SIGNED_IDENTITY, feature::PIECE_HASHES, feature::DROP];
-/// How long a stranger may take to say who it is.
+/// How long a connection may take until its hello.
 pub(crate) const HELLO_WAIT: Duration = Duration::from_secs(5);
 /// Ten heartbeats. Placement does not use a member that is silent for far less; this is when it is forgotten.
 const SILENCE_MAX: Duration = Duration::from_secs(5);

@@ -1,4 +1,4 @@
-//! What `piecemeal status` shows of a scheduler, as JSON.
+//! Status of a scheduler for `piecemeal status`, as JSON.
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 

@@ -1,4 +1,4 @@
-//! The scheduler over real connections: who is let in, what each daemon is told, and what becomes of those who misbehave.
+//! The scheduler over real connections: which daemons are admitted, what each is told, and how misbehaving ones are treated.
 
 #![expect(clippy::unwrap_used, reason = "a test panics where it fails")]
 
@@ -57,7 +57,7 @@ async fn a_mirrors_role_cannot_be_taken_with_a_join_key() {
 }
 
 #[tokio::test]
-async fn a_proof_that_was_overheard_admits_nobody() {
+async fn an_overheard_proof_is_refused_on_another_connection() {
     let site = Site::start().await;
     let (first, mut second) = (site.dial().await, site.dial().await);
     assert_ne!(first.nonce, second.nonce);
@@ -81,7 +81,7 @@ async fn a_version_that_is_not_spoken_is_refused() {
 }
 
 #[tokio::test]
-async fn whoever_does_not_say_hello_is_refused() {
+async fn a_connection_that_does_not_begin_with_a_hello_is_refused() {
     let site = Site::start().await;
     let mut line = site.dial().await;
     line.tell(Report::Unwant(wire::Unwant::default())).await;

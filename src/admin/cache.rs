@@ -1,6 +1,6 @@
-//! `/cache` on the admin port: what is kept, and doing something about it.
+//! `/cache` on the admin port: lists the stored content, and removes, verifies and prefetches it.
 //!
-//! It answers as soon as the daemon runs, and until it drains. What takes long is one JSON object a line.
+//! It answers as soon as the daemon runs, and until it drains. A long operation answers with one JSON object a line.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -21,7 +21,7 @@ use tokio::time::timeout;
 use super::{Desk, Phase, guard};
 use crate::daemon::Daemon;
 
-/// A thousand images with long names.
+/// The most bytes of a request: a thousand images with long names.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 const BODY_TIME_MAX: Duration = Duration::from_secs(10);
 

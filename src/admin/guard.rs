@@ -1,8 +1,8 @@
-//! Who may ask the admin port for more than how things are: whoever is on this machine, and means it.
+//! Access check of the admin port: only a program on this machine that sends the required header gets more than the status.
 //!
-//! The port may listen on every address. A web page in a browser on this machine comes from loopback too: it cannot set a header
-//! of its own without asking first, which nothing here answers, and its own host's name, which may have been made to mean this
-//! machine, is in `Host`.
+//! The port may listen on every address. A web page in a browser on this machine comes from loopback too: it cannot set the header
+//! without a preflight request, which nothing here answers, and `Host` bears the page's own host name, even where DNS resolves
+//! that name to this machine.
 
 use std::net::IpAddr;
 
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_of_somebody_elses_making_is_refused() {
+    fn a_host_that_is_neither_an_address_nor_localhost_is_refused() {
         let at = |host| asked("::1", "/cache", &[MEANT, ("host", host)]);
         for ours in [
             "127.0.0.1",

@@ -1,8 +1,8 @@
-//! The folder that content is kept in: the one that was chosen, or a private one that goes with the process.
+//! The folder that content is stored in: the one that was chosen, or a private temporary one.
 //!
 //! A temporary folder is removed in whatever way its [`CacheDir`] is dropped: after a drain, after a start that failed, when
-//! told to stop twice. Nobody removes it after SIGKILL or a power cut; it is left to what cleans up the system's temporary
-//! files, which knows it by its prefix and its age.
+//! told to stop twice. After SIGKILL or a power cut it stays, until the system's cleanup of temporary files removes it by its
+//! prefix and its age.
 
 use std::{
     fs, io,
@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tracing::warn;
 
-/// Dropped after whatever writes into it.
+/// Must be dropped after everything that writes into it.
 #[derive(Debug)]
 pub(super) struct CacheDir {
     path: PathBuf,
@@ -57,8 +57,8 @@ impl CacheDir {
         &self.path
     }
 
-    /// Ends what still runs, which is told to nobody and must not keep the process, and then removes what is temporary. A store
-    /// that is just being opened would make its folder once more, so that only that is waited for a little.
+    /// Shuts the runtime down without waiting for the tasks that still run, and then removes what is temporary. Only a store that
+    /// is just being opened is waited for a little, since it would create its folder again.
     pub(super) fn close_after(self, runtime: Runtime) {
         match self.temporary {
             Some(_) => runtime.shutdown_timeout(WRITERS_TIME_MAX),

@@ -48,7 +48,7 @@ pub(super) fn run<D: Daemon, R: Raw + Clone>(
     validate: Validate<R, DaemonSettings<D::Config>>,
 ) -> anyhow::Result<()> {
     make_files_private();
-    // First of all: a reload that is asked for before anybody listens would end the process.
+    // First of all: SIGHUP ends a process that has no handler for it yet.
     let runtime = runtime()?;
     let mut signals = Signals::listen(&runtime)?;
     let (mut running, mut process, warnings) = read_settings(&args.layers(), validate)?;
@@ -148,8 +148,8 @@ fn name_flags<D: Daemon>(error: anyhow::Error, process: &DaemonSettings<D::Confi
     }
 }
 
-/// What SIGHUP does: all that is live is applied, or with any problem nothing at all. Files that settings name are read again,
-/// whether the settings have changed or not. `running` is then what runs, so that the next time tells again of what still needs a
+/// Handles SIGHUP: applies all live settings, or none if there is any problem. Files that settings name are read again, whether the
+/// settings have changed or not. `running` then holds the settings in force, so that the next reload names again what still needs a
 /// restart.
 pub(super) async fn reload<R: Raw, T>(
     running: &mut Settings<R>,
@@ -218,7 +218,7 @@ fn warn_all(warnings: &[String]) {
     }
 }
 
-/// What a signal asks for.
+/// The request of a signal.
 pub(super) enum Told {
     Stop,
     Reload,
@@ -231,7 +231,7 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// From now on signals are ours to answer. Comes before anything is made that has to be taken back.
+    /// Installs the signal handlers. Must come before anything is created that has to be removed at the end.
     pub(super) fn listen(runtime: &Runtime) -> anyhow::Result<Self> {
         let _inside = runtime.enter();
         let listen = |kind| signal(kind).context("cannot listen for signals");

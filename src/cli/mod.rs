@@ -2,7 +2,7 @@
 //!
 //! Exit codes: 0, done; 1, it could not be done; 64, the arguments or settings are wrong and nothing was tried.
 
-/// Like `println`, for whoever is still there: a reader that has gone, as `head` goes, ends the program and is no fault.
+/// Like `println`, but a reader that has gone, as `head` goes, ends the program without an error.
 macro_rules! say {
     ($($text:tt)*) => { $crate::cli::say_line(format_args!($($text)*)) };
 }
@@ -38,7 +38,7 @@ pub(crate) fn main() -> ExitCode {
     let command = match parse() {
         Ok(command) => command,
         Err(error) => {
-            // Help and version are errors to clap, but not to the shell. A closed terminal is nobody's problem.
+            // Help and version are errors to clap, but not to the shell. A closed terminal is no error.
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
         }
@@ -193,7 +193,7 @@ fn runtime() -> anyhow::Result<Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
 }
 
-/// An HTTP client. On a machine without CA certificates, such as an empty container, it trusts nobody but still speaks
+/// An HTTP client. On a machine without CA certificates, such as an empty container, it trusts no server but still speaks
 /// plain HTTP.
 fn http_client(settings: impl Fn(ClientBuilder) -> ClientBuilder) -> anyhow::Result<Client> {
     let build = |builder| settings(builder).build();

@@ -1,4 +1,4 @@
-//! `piecemeal node`: wires this machine's container runtimes to its peer, keeps them so, and takes that back.
+//! `piecemeal node`: wires this machine's container runtimes to its peer, keeps them wired, and undoes it.
 
 use std::path::PathBuf;
 

@@ -1,5 +1,5 @@
-//! `piecemeal reach`: whether registries can be reached from here, and if not, what is in the way. Each cause has its own words, since
-//! each is somebody else's to mend.
+//! `piecemeal reach`: whether registries can be reached from here, and if not, what is in the way. Each cause has a message of its
+//! own, since another person has to mend it.
 
 use std::{error::Error, path::PathBuf, time::Duration};
 
@@ -122,7 +122,7 @@ async fn ask(client: &Client, url: &Url) -> Found {
     }
 }
 
-/// What a registry says to `GET /v2/` of somebody whom it does not know.
+/// What a registry's answer to an anonymous `GET /v2/` means.
 fn judge(status: StatusCode) -> Found {
     match status.as_u16() {
         200 => Found::Good("it answers"),

@@ -1,7 +1,7 @@
-//! `piecemeal status`: what the daemons say of themselves, for people.
+//! `piecemeal status`: the daemons' status, as text for people.
 //!
-//! Daemons describe themselves as JSON, each release with what it knows; whatever is there is shown: lists of objects as
-//! tables, the rest as lines.
+//! Daemons report their status as JSON, whose fields differ between releases. Every field is shown: lists of objects as tables, the
+//! rest as lines.
 
 use std::time::Duration;
 

@@ -94,7 +94,7 @@ pub(super) fn limit(problems: &mut Problems, key: &str, text: Text) -> Option<Op
     Some((bytes != 0).then_some(bytes))
 }
 
-/// The URL of a service of ours; the outer `None` is a problem.
+/// The URL of a Piecemeal service; the outer `None` is a problem.
 #[expect(clippy::option_option, reason = "a problem is not the same as an absent service")]
 pub(super) fn service(problems: &mut Problems, key: &str, text: Text) -> Option<Option<Url>> {
     text.map(|text| problems.check(key, parse_origin(&text)))

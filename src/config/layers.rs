@@ -1,4 +1,4 @@
-//! Puts the places of settings on top of each other.
+//! Layers of settings: merges defaults, file, environment and flags.
 
 use std::{ffi::OsString, marker::PhantomData, path::PathBuf};
 
@@ -88,7 +88,7 @@ impl<R: Raw> Settings<R> {
 pub(crate) struct Changes {
     /// Each with its old and its new value. None of these is a secret.
     pub live: Vec<String>,
-    /// Only names: there may be a URL or a path that is nobody's business.
+    /// Only names: a value may be a private URL or path.
     pub restart: Vec<String>,
 }
 

@@ -1,4 +1,4 @@
-//! Settings: read as text from every place they may stand in, checked all at once, then typed and final.
+//! Configuration: settings are read as text from every layer, checked all at once, then typed and final.
 //!
 //! ```text
 //! defaults/*.toml ─ file ─ environment ─ flags ──merge──> Raw… (text) ──validate──> …Config (typed)

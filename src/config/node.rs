@@ -1,4 +1,4 @@
-//! Reads what a node should be like.
+//! Settings of `piecemeal node`.
 
 use std::path::PathBuf;
 

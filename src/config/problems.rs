@@ -1,4 +1,4 @@
-//! Everything that is wrong with the settings, collected so that one run names it all.
+//! Problems of the settings, collected so that one run names them all.
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
@@ -25,7 +25,7 @@ impl Problems {
         self.origins.insert(key.to_owned(), origin);
     }
 
-    /// Whether somebody chose the value of `key`.
+    /// Whether the value of `key` was set: it is not the default.
     pub(crate) fn is_chosen(&self, key: &str) -> bool {
         !matches!(self.origins.get(key), None | Some(Origin::Default))
     }
@@ -112,5 +112,5 @@ fn list(problems: &[String]) -> String {
     format!("{count} with the configuration:{lines}")
 }
 
-/// What every environment variable of ours starts with.
+/// The prefix of every environment variable of Piecemeal.
 pub(crate) const ENV_PREFIX: &str = "PIECEMEAL_";

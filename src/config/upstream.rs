@@ -1,4 +1,4 @@
-//! Reads what is set about upstreams: where they answer, what is shown to them, how they are reached.
+//! Settings of upstreams: their endpoints, the credentials and certificates for them, and how they are reached.
 
 use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
@@ -246,7 +246,7 @@ fn credential_source(text: &str) -> Result<CredentialSource, String> {
         Some(("file", path)) if !path.is_empty() => Ok(CredentialSource::File(path.into())),
         Some(("docker-config", path)) if !path.is_empty() => Ok(CredentialSource::DockerConfig(path.into())),
         Some(("helper", program)) if !program.is_empty() => Ok(CredentialSource::Helper(program.to_owned())),
-        // Not repeated in the message: somebody may have written the password itself.
+        // Not repeated in the message: the text may be the password itself.
         _ => Err(
             "credentials are file:PATH (its first line is user:password), docker-config:PATH or helper:PROGRAM"
                 .to_owned(),

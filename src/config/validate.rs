@@ -1,4 +1,4 @@
-//! Turns texts into what the daemons take, and finds what contradicts what.
+//! Validation of settings: turns texts into the daemons' configurations, and finds contradictions.
 
 use std::{
     collections::HashSet,
@@ -270,7 +270,7 @@ fn listeners(
     lists.chain(single.into_iter().flatten()).chain(services).collect()
 }
 
-/// Where a peer gets pieces must be one story.
+/// Notes contradictions between the settings of where a peer gets pieces.
 fn contradictions(
     problems: &mut Problems,
     pattern: DownloadPattern,
@@ -301,7 +301,7 @@ fn contradictions(
     }
 }
 
-/// What `piecemeal up` was told.
+/// Settings of `piecemeal up`.
 #[derive(Clone, Debug)]
 pub(crate) struct UpSettings {
     pub listen: Vec<SocketAddr>,
@@ -471,8 +471,8 @@ fn cache(problems: &mut Problems, [dir, ttl, quota, min_free, scrub]: [Text; 5])
     })
 }
 
-/// The addresses that containerd pulls from. `[::1]` of the defaults is left out on a machine that has none: only who asked for it is owed
-/// an error.
+/// The addresses that containerd pulls from. `[::1]` of the defaults is left out on a machine without IPv6: it is an error
+/// only where the setting names it.
 fn loopback_listen(problems: &mut Problems, texts: Option<Vec<String>>) -> Option<Vec<SocketAddr>> {
     let mut listen = field::addresses(problems, "listen", texts)?;
     if !problems.is_chosen("listen") && !has_ipv6_loopback() {

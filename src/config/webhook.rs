@@ -1,4 +1,4 @@
-//! Reads what the webhook is told.
+//! Settings of the webhook.
 
 use std::{collections::BTreeSet, path::PathBuf, time::SystemTime};
 

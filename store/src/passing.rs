@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_stands_still_holds_up_the_others_for_a_while_and_then_nobody() {
+    fn a_reader_that_stands_still_holds_up_the_others_only_for_a_while() {
         let mut window = window(4);
         let slow = window.sit(0, SECOND).unwrap();
         let fast = window.sit(0, SECOND).unwrap();

@@ -1,4 +1,4 @@
-//! Looking at everything, and taking parts of it out.
+//! The catalogue, and removal of parts of it.
 
 #![expect(clippy::unwrap_used, reason = "a story that cannot go on fails")]
 

@@ -1,4 +1,4 @@
-//! Reading a blob through the hashes of its pieces, and what becomes of one that is damaged.
+//! Reads of a blob that are checked by its piece hashes, and the treatment of a damaged one.
 
 #![expect(clippy::unwrap_used, reason = "a story that cannot go on fails")]
 

@@ -40,7 +40,7 @@ const THREADS: u64 = 4;
 const ROUNDS: u32 = 3;
 const QUOTA_BYTES: u64 = 100_000;
 
-/// In what the power was cut.
+/// The operation during which the power was cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum During {
     Migrate,
@@ -53,7 +53,7 @@ enum During {
     Other,
 }
 
-/// How often, by [`During`]: a story that stopped cutting in one of them would pass for nothing.
+/// How often the power was cut, by [`During`]: a test that no longer cut in one of them would prove nothing about it.
 #[derive(Default)]
 struct Cuts([AtomicU64; 7]);
 
@@ -223,7 +223,7 @@ impl Machine {
                 let content = self.contents.choose(&mut self.random).unwrap().clone();
                 match store.begin(&content.digest, content.map, None).await {
                     Ok(filling) => fillings.push((content, filling)),
-                    Err(BeginFillError::Conflict { .. }) => panic!("nobody asks for another map"),
+                    Err(BeginFillError::Conflict { .. }) => panic!("the test asks for no other map"),
                     Err(_) => {}
                 }
                 return During::Fill;
@@ -270,7 +270,7 @@ impl Machine {
         During::Other
     }
 
-    /// A file becomes longer than its blob, and is found out.
+    /// A file becomes longer than its blob, and the store detects it.
     async fn damage(&mut self, store: &Store) -> During {
         let Some(content) = self.contents.choose(&mut self.random).cloned() else {
             return During::Other;
@@ -402,7 +402,7 @@ impl Machine {
         assert_eq!(found, expected, "the disk holds what the rows say");
     }
 
-    /// On a disk that is well again, every blob can be had.
+    /// On a disk without faults, every blob can be stored and read again.
     async fn heal(&mut self) {
         let store = self.open();
         for content in self.contents.clone() {
@@ -416,7 +416,7 @@ impl Machine {
             }
             match filling.publish().await {
                 Ok(blob) => assert!(read_all(&blob).await == content.bytes),
-                // A bad piece that came without its hash was believed before the crash: found out now, fetched anew.
+                // A bad piece that came without its hash was accepted before the crash. It is found now and fetched again.
                 Err(PublishBlobError::DigestMismatch { .. }) => {
                     drop(filling);
                     assert!(read_all(&content.publish(&store).await).await == content.bytes);

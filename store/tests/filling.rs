@@ -198,7 +198,7 @@ async fn writers_of_the_same_piece_race_safely() {
     for seed in 0..20 {
         let content = Content::pieces(seed, 2);
         let filling = content.begin(&store).await;
-        // Without an expected hash, whoever comes first decides; what counts is that hash and bytes agree.
+        // Without an expected hash the first writer decides; hash and bytes must agree.
         let writers: Vec<_> = (0..8_u8)
             .map(|writer| {
                 let filling = filling.clone();
@@ -454,7 +454,7 @@ async fn each_of_sixteen_pieces_has_a_tail_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_piece_that_was_taken_back_is_had_again_and_the_blob_is_proven() {
+async fn a_piece_that_was_taken_back_is_written_again_and_the_blob_is_proven() {
     let dir = tempfile::tempdir().unwrap();
     let clock = FakeClock::new();
     let store = open(dir.path(), &clock);

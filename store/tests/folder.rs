@@ -1,4 +1,4 @@
-//! What a store's folder may be, and what it looks like after trouble.
+//! The store's folder: which ones are accepted, and its content after failures.
 
 #![expect(clippy::unwrap_used, reason = "a story that cannot go on fails")]
 

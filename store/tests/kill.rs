@@ -115,7 +115,7 @@ impl Start {
         let saved: BTreeSet<_> = old::PIECES.into_iter().map(|piece| (2, piece)).collect();
         let tails = BTreeMap::from([((2, 1), old::TAIL_BYTES)]);
         Known {
-            // Its id was only said; from now on it is its key's.
+            // The old store's id was a mere claim; from now on the id is derived from the key.
             node: None,
             published: BTreeSet::from([0, 1]),
             wrote: saved.clone(),
@@ -143,8 +143,8 @@ impl Start {
     }
 }
 
-/// Taken while a child is made: for a moment it has a copy of every open file of ours, and would keep a folder locked that
-/// another thread has just closed and opens again.
+/// Taken while a child process is spawned: for a moment it has a copy of every open file of the parent, and would keep a folder
+/// locked that another thread has just closed and opens again.
 static SPAWNING: Mutex<()> = Mutex::new(());
 
 /// The store's life, told in one process or by turns in several. Every part begins with whatever a former one left.
@@ -548,7 +548,7 @@ fn block_on(future: impl Future<Output = ()>) {
 
 /// The life of a child. Never returns.
 fn be_a_child() -> ! {
-    // When the parent goes, so do we; and also when the story does not end.
+    // The child dies with its parent, and also when the story does not end.
     set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
     thread::spawn(|| {
         thread::park_timeout(CHILD_MAX);
@@ -598,7 +598,7 @@ fn run_child(dir: &Path, first: Phase, plan: Option<Plan>, seed: u64) -> Told {
     let spawning = SPAWNING.lock();
     let mut child = Reaped(command.spawn().unwrap());
     let mut said = BufReader::new(child.0.stdout.take().unwrap()).lines();
-    // The first word is the test harness's: by now it has nothing of ours.
+    // The first line is the test harness's: by now the child holds no file of the parent.
     said.next().unwrap().unwrap();
     drop(spawning);
     let mut lines: Vec<Line> = Vec::new();
@@ -638,7 +638,7 @@ fn run_child(dir: &Path, first: Phase, plan: Option<Plan>, seed: u64) -> Told {
     Told { status, lines }
 }
 
-/// How far each phase goes when nobody is killed.
+/// How far each phase goes without a kill.
 type Extents = BTreeMap<(Start, Phase), BTreeMap<How, u64>>;
 
 fn measure(starts: &[Start]) -> Extents {

@@ -1,4 +1,4 @@
-//! TTL, quota, the free-space floor, and what they must never touch.
+//! Eviction by TTL, quota and the free-space floor, and the content that eviction must never touch.
 
 #![expect(clippy::unwrap_used, reason = "a story that cannot go on fails")]
 
@@ -271,7 +271,7 @@ async fn a_crowd_in_a_tight_quota_neither_hangs_nor_loses_count() {
     for puller in pullers {
         tokio::time::timeout(Duration::from_secs(60), puller)
             .await
-            .expect("nobody hangs")
+            .expect("no puller hangs")
             .unwrap();
     }
     let usage = store.usage().await.unwrap();

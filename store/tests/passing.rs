@@ -1,4 +1,4 @@
-//! Blobs that there is no room for: their pieces pass through memory.
+//! Blobs that the disk has no room for: their pieces pass through memory.
 
 #![expect(clippy::unwrap_used, reason = "a story that cannot go on fails")]
 
@@ -137,7 +137,7 @@ async fn what_has_passed_is_refused_and_what_is_in_the_window_is_offered() {
     let first = filling.have().iter().next().unwrap();
     assert!(filling.have().count() <= WINDOW_PIECES && first > 0);
     let piece = story.store.filling(&story.digest);
-    assert!(piece.is_none(), "who comes now begins anew");
+    assert!(piece.is_none(), "a pull that comes now starts another fill");
     assert_eq!(filling.read_piece(first).await.unwrap().unwrap(), story.piece(first));
     assert!(
         filling.extent(at..BLOB_BYTES).await.unwrap().is_none(),
@@ -194,12 +194,12 @@ async fn a_reader_that_lost_its_seat_is_told_so_and_does_not_wait_for_ever() {
 }
 
 #[tokio::test]
-async fn a_piece_that_comes_last_of_its_window_holds_up_nobody_after_it() {
+async fn a_piece_that_lands_last_in_its_window_holds_up_no_later_piece() {
     let story = Story::new();
     let filling = story.begin().await;
     let reader = filling.clone();
     let reading = tokio::spawn(async move { read_from(&reader, 0).await });
-    // All of the window but its first piece, then that, and nobody writes any more until there is room.
+    // All of the window but its first piece, then that, and no further write until there is room.
     for index in (1..WINDOW_PIECES).chain([0]) {
         filling.write_piece(index, story.piece(index), None).await.unwrap();
     }
@@ -211,7 +211,7 @@ async fn a_piece_that_comes_last_of_its_window_holds_up_nobody_after_it() {
     assert_eq!(
         filling.window().unwrap().end,
         all.end,
-        "whoever asks what there is room for is told"
+        "the window tells what there is room for"
     );
     for index in WINDOW_PIECES..all.end {
         filling.write_piece(index, story.piece(index), None).await.unwrap();
@@ -230,7 +230,10 @@ async fn a_passing_blob_with_another_digest_keeps_its_end_back() {
         .begin_passing(&wrong, small, None, Offer::Nothing)
         .await
         .unwrap();
-    assert!(story.store.filling(&wrong).is_none(), "it is offered to nobody");
+    assert!(
+        story.store.filling(&wrong).is_none(),
+        "it is not offered to other pulls"
+    );
     for index in 0..3 {
         filling.write_piece(index, story.piece(index), None).await.unwrap();
     }

@@ -1,4 +1,4 @@
-//! Rights by node and credential: who is remembered, what a refusal takes, and what is on the disk of it.
+//! Rights by node and credential: which credentials are remembered, what a refusal revokes, and what the disk holds of it.
 
 #![expect(clippy::unwrap_used, reason = "a story that cannot go on fails")]
 
@@ -63,7 +63,7 @@ async fn a_refusal_takes_what_that_credential_of_that_node_had_earned_there() {
     let elsewhere = right(&store, NODE, "other", Some(ALICE)).await;
     assert_eq!((elsewhere.by_any, elsewhere.is_known), (None, true));
 
-    // What is served again has a right again; with nothing left, the node has none.
+    // A credential that is accepted again has its right again; once all are refused, the node has no right.
     served(&store, "app", BOB).await;
     assert_eq!(right(&store, NODE, "app", Some(BOB)).await.by_this, now);
     for shown in [ALICE, BOB] {
@@ -82,7 +82,7 @@ async fn a_refusal_is_known_although_it_came_before_any_right() {
 }
 
 #[tokio::test]
-async fn what_everybody_may_have_is_a_right_of_its_own() {
+async fn public_access_is_a_right_of_its_own() {
     let dir = tempfile::tempdir().unwrap();
     let (clock, at) = (FakeClock::new(), repository("app"));
     let store = open(dir.path(), &clock);

@@ -1,4 +1,4 @@
-//! Finding what the disk has spoilt.
+//! Finding blobs that the disk has damaged.
 
 #![expect(clippy::unwrap_used, reason = "a story that cannot go on fails")]
 
@@ -61,7 +61,7 @@ async fn what_cannot_be_opened_is_an_error_and_stays() {
     content.publish(&store).await;
     let file = path(dir.path(), &content);
     std::fs::rename(&file, dir.path().join("aside")).unwrap();
-    // A folder of that name opens for nobody.
+    // A folder in place of the file cannot be opened as one.
     std::fs::create_dir(&file).unwrap();
     assert!(store.verify(&content.digest, async |_| {}).await.is_err());
     std::fs::remove_dir(&file).unwrap();

@@ -241,7 +241,7 @@ mod tests {
         }
 
         #[test]
-        fn nobody_waits_longer_than_what_is_before_it_takes(
+        fn no_caller_waits_longer_than_the_bytes_up_to_its_own_take(
             rate in 1_u64..1_000_000_000,
             sizes in vec(0_u64..10_000_000, 1..100),
         ) {
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_gives_up_holds_up_nobody() {
+    async fn a_caller_that_gives_up_does_not_hold_up_the_next_one() {
         let limiter = Limiter::new(Some(1_000_000));
         let start = Instant::now();
         let gave_up = tokio::time::timeout(Duration::from_millis(100), limiter.take(100_000_000)).await;

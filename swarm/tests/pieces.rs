@@ -240,7 +240,7 @@ async fn a_fill_is_served_under_its_own_id_and_in_whole_ranges_only() {
 }
 
 #[tokio::test]
-async fn nobody_gets_pieces_without_a_good_ticket_for_this_blob() {
+async fn pieces_are_served_only_for_a_valid_ticket_of_this_blob() {
     let world = World::new(Options::default()).await;
     world.publish().await;
     let path = world.path("0-0");
@@ -394,7 +394,7 @@ async fn more_requests_than_the_port_takes_are_told_to_come_again() {
         let busy = fetch(&client, world.request(0, 1, world.ticket())).await;
         assert_eq!(busy.unwrap_err(), FetchPiecesError::Busy);
     }
-    // Whoever goes away makes room.
+    // A client that goes away makes room.
     let start = Instant::now();
     while fetch(&client, world.request(0, 1, world.ticket())).await.is_err() {
         assert!(start.elapsed() < Duration::from_secs(5));
@@ -402,7 +402,7 @@ async fn more_requests_than_the_port_takes_are_told_to_come_again() {
     }
 }
 
-/// With a grant or a ticket for one blob a node could have taken every place there is, by reading slowly.
+/// Regression: with a grant or a ticket for one blob a node could take every place of the piece port, by reading slowly.
 #[tokio::test]
 async fn one_receiver_that_reads_nothing_leaves_places_to_others() {
     // More than sockets hold.
@@ -582,7 +582,7 @@ async fn the_limiter_holds_what_is_sent_to_other_hosts() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut request = world.request(0, 16, world.ticket());
     request.addresses = vec![listener.local_addr().unwrap()];
-    // Served without the sender's address, everybody is another host.
+    // Served without the sender's address, every client counts as another host.
     tokio::spawn(async move { axum::serve(listener, router).await });
     assert_takes_two_seconds(&client(), request).await;
 }

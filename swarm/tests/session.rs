@@ -426,7 +426,7 @@ async fn pieces_that_land_together_are_one_report() {
 }
 
 #[tokio::test]
-async fn reports_that_nobody_takes_cost_the_connection_and_no_more() {
+async fn reports_that_the_scheduler_does_not_read_cost_only_the_connection() {
     let mut world = World::new(FakeInventory::default()).await;
     let mut scheduler = world.accept().await;
     scheduler.welcome().await;

@@ -138,7 +138,7 @@ impl Containerd {
         self.process.log_text()
     }
 
-    /// Like [`Self::fetch`] as somebody who has a password for the image's registry.
+    /// Like [`Self::fetch`] with a password for the image's registry.
     pub fn fetch_as(&self, user_and_password: &str, reference: &str) -> CommandOutcome {
         let mut command = self.ctr(&["content", "fetch", "--user", user_and_password, "--hosts-dir"]);
         CommandOutcome::of(command.arg(self.dir.join("certs.d")).arg(reference), Instant::now())

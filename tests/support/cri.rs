@@ -27,7 +27,7 @@ pub struct CriNode {
     dir: PathBuf,
 }
 
-/// Whose containerd it is.
+/// The build of containerd.
 #[derive(Clone, Copy, Debug)]
 pub enum CriVersion {
     /// 1.6 of Debian.
@@ -59,7 +59,7 @@ impl CriNode {
             CriVersion::Debian => PathBuf::from("containerd"),
             CriVersion::Today => go_tool("containerd"),
         };
-        // `ip netns exec` has made a mount namespace of the process's own. Without a resolver a name that nobody knows is one at once.
+        // `ip netns exec` has made a mount namespace of the process's own. Without a resolver an unknown name fails at once.
         let script = format!(
             "mount --bind '{}' /etc/containerd && mount --bind /dev/null /etc/resolv.conf && exec '{}' --config /etc/containerd/config.toml",
             etc.display(),
@@ -127,7 +127,7 @@ impl CriNode {
         self.wait_until_ready();
     }
 
-    /// The running process: it is the same one as long as nobody restarts it.
+    /// The process id, which stays the same until a restart.
     pub fn pid(&self) -> u32 {
         self.process.pid()
     }

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::{netns::Netns, outcome::CommandOutcome, tools::go_tool};
 
-/// Where a user's clients look for their settings. Everything of the real user's is out of their sight.
+/// A home folder, where a user's clients look for their settings. They see none of the real user's files.
 #[derive(Debug)]
 pub struct Home {
     netns: Netns,

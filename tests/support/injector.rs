@@ -1,4 +1,4 @@
-//! Somebody else's webhook, as a service mesh has one: it adds a container to every pod of a namespace.
+//! Another project's webhook, as a service mesh has one: it adds a container to every pod of a namespace.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
@@ -35,7 +35,7 @@ impl Injector {
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (config, image) = (Arc::clone(&config), image.clone());
-                // One that hangs up in the middle is nobody's loss.
+                // A connection that breaks off harms no test.
                 thread::spawn(move || serve(stream, config, &image));
             }
         });

@@ -1,4 +1,4 @@
-//! How a client program fared.
+//! Outcome of a client program: exit status and output.
 
 use std::{
     process::{Command, Stdio},

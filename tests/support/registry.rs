@@ -1,4 +1,4 @@
-//! Debian's `docker-registry`: an upstream that nobody here wrote, and whose access log tells what it was asked for.
+//! Debian's `docker-registry`: an independent upstream, whose access log tells what it was asked for.
 
 use std::{
     fs,
@@ -31,7 +31,7 @@ pub struct DockerRegistry {
     scratch: ScratchDir,
 }
 
-/// What a registry asks of its clients.
+/// The authentication that a registry requires.
 #[derive(Debug)]
 pub enum RegistryAuth<'a> {
     Nothing,

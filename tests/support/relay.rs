@@ -16,7 +16,7 @@ use tun_rs::{DeviceBuilder, SyncDevice};
 
 use super::netns::Netns;
 
-/// What a WAN does to packets, the same in both directions.
+/// Delay and loss of a WAN, the same in both directions.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Weather {
     /// One way.

@@ -191,7 +191,7 @@ impl Reply {
         self
     }
 
-    /// Waits as long as it was told to, without holding anybody else up.
+    /// Waits as long as the reply is to be late, on the thread of its own connection.
     pub fn wait(&self) {
         thread::sleep(self.late);
     }

@@ -1,7 +1,7 @@
 //! Temporary folders that do not outlive the test, even when the test process was killed.
 //!
-//! Everything that a test leaves on the machine carries its process id in its name, so that the next run can tell what
-//! belongs to nobody any more.
+//! Everything that a test leaves on the machine carries its process id in its name, so that the next run can tell what the tests
+//! of dead processes have left.
 
 use std::{
     env, fs,

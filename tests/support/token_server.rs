@@ -117,7 +117,7 @@ impl TokenServer {
         self.signer.token(&access.to_vec().into())
     }
 
-    /// How many tokens were granted to whoever showed this.
+    /// How many tokens were granted to requests with this `Authorization`; `None`: to anonymous ones.
     pub fn granted(&self, authorization: Option<&str>) -> usize {
         let state = self.state.lock().expect("no holder panics");
         let of = |(who, _, granted): &&(Option<String>, String, bool)| who.as_deref() == authorization && *granted;

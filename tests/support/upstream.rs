@@ -103,7 +103,7 @@ impl FakeUpstream {
         lock(&self.shelf).behaviours.insert(digest.to_owned(), behaviour);
     }
 
-    /// From now on asks everybody for this bearer token, and hands it to whoever asks at `/token`, where `realm` should
+    /// From now on requires this bearer token of every request, and grants it to every request at `/token`, where `realm` should
     /// point unless the test is about one that points elsewhere.
     pub fn require_token(&self, token: &str, realm: &str) {
         lock(&self.shelf).guard = Some(Guard {
@@ -202,7 +202,7 @@ impl Guard {
         if headers.get("authorization") == Some(&format!("Bearer {}", self.token)) {
             return None;
         }
-        let body = r#"{"errors":[{"code":"UNAUTHORIZED","message":"no token of ours"}]}"#;
+        let body = r#"{"errors":[{"code":"UNAUTHORIZED","message":"not a token of this registry"}]}"#;
         let repository = path
             .trim_start_matches("/v2/")
             .rsplitn(3, '/')

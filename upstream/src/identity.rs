@@ -110,7 +110,7 @@ impl NodeIdentity {
         status == StatusCode::UNAUTHORIZED && headers.contains_key(AGAIN_HEADER)
     }
 
-    #[cfg(test)]
+    /// The same node with another clock.
     pub fn with_clock(self, clock: AuthorityClock) -> Self {
         Self { clock, ..self }
     }

@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_of_ours_is_reached_from_nowhere_unless_it_is_named_alone() {
+    fn a_daemon_s_own_listener_is_a_forbidden_target_unless_it_is_allowed_by_exact_name() {
         let own = |from: Zone, address: &str, named: &[&str]| {
             let target = Target {
                 host: "mirror.corp.test",

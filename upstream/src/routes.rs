@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_of_ours_is_known_by_its_port_and_by_every_address_of_the_machine() {
+    fn a_daemon_s_own_listener_is_known_by_its_port_and_by_every_address_of_the_machine() {
         let rules = rules(&[], &["0.0.0.0:65013", "127.0.0.7:65002", "[::]:65001"]);
         let cases = [
             ("127.0.0.1", 65013, true),

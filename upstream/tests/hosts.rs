@@ -1,4 +1,4 @@
-//! A registry on loopback that leads elsewhere: what its token server and the targets of its redirects say is said of them alone.
+//! A registry on loopback that leads elsewhere: answers of its token server and of its redirects' targets concern those hosts alone.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 const UPSTREAM: &str = "a.test";
 const MANIFEST: &str = r#"{"schemaVersion":2,"config":{},"layers":[]}"#;
 
-/// What a host was asked: the path with its query, and the credential.
+/// The requests to a host: the path with its query, and the credential.
 type Asked = Arc<Mutex<Vec<(String, Option<String>)>>>;
 
 #[derive(Clone)]

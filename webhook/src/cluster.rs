@@ -1,4 +1,5 @@
-//! The Kubernetes API in raw JSON: what is read and written again keeps the fields that nobody here knows.
+//! Client of the Kubernetes API in raw JSON: an object that is read and written again keeps the fields that this version does
+//! not know.
 
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ pub struct Cluster(Client);
 /// Why the API has not done what was asked. No variant carries an object's content.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ClusterError {
-    /// Somebody else was first: the object exists already, or has changed since it was read.
+    /// Another client was first: the object exists already, or has changed since it was read.
     #[error("{0}")]
     Conflict(String),
     #[error("{0}; the service account lacks a right that the chart's RBAC gives")]
@@ -87,8 +88,8 @@ impl Cluster {
         self.ask(Method::GET, path, None, "").await
     }
 
-    /// Like [`Cluster::get`], from the API server's memory, which may be a moment behind. What it does not have there is asked for
-    /// properly: it may be new.
+    /// Like [`Cluster::get`], from the API server's cache, which may be a moment behind. An object that the cache does not have may
+    /// be new, so that it is then read from etcd.
     ///
     /// # Errors
     /// [`ClusterError`].

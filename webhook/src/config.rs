@@ -1,4 +1,4 @@
-//! What the webhook is told.
+//! Configuration of the webhook.
 
 use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 

@@ -28,7 +28,7 @@ const UID_BYTES_MAX: usize = 64;
 /// What owners were told, as far as it is remembered; beyond that, those may be told again that were told longest ago.
 const REMEMBERED_MAX: NonZeroUsize = NonZeroUsize::new(16 * 1024).unwrap();
 
-/// Tells owners what became of their pods, without anybody waiting for it. Cheap to clone.
+/// Queue of events that tell owners what became of their pods; no answer waits for it. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Events {
     queue: mpsc::Sender<Value>,
@@ -55,7 +55,7 @@ impl Events {
         self.tell(namespace, pod, ["Normal", "Accelerated"], "Accelerated", &message);
     }
 
-    /// Only what somebody who has asked for acceleration would not expect.
+    /// Only the skips that a user who asked for acceleration would not expect.
     pub(crate) fn skipped(&self, namespace: &str, pod: &Value, skip: &Skip) {
         let is_expected = matches!(
             skip,
@@ -87,7 +87,7 @@ impl Events {
         };
         let uid = owner["uid"].as_str().unwrap_or_default();
         let name = owner["name"].as_str().unwrap_or_default();
-        // Nobody has checked them yet, and they are kept.
+        // They come unchecked from the pod, and are kept in memory.
         if uid.len() > UID_BYTES_MAX || !is_object_name(name) || !self.is_news(uid, news) {
             return;
         }
@@ -122,7 +122,7 @@ impl Default for Told {
 }
 
 impl Told {
-    /// Whether the owner was not told it of late; it is from now on.
+    /// Whether the news has not been told to the owner within [`REPEAT_AFTER`]; notes it as told.
     fn is_news(&mut self, uid: &str, news: &'static str, now: Instant) -> bool {
         let key = (uid.to_owned(), news);
         let is_old = |at: &Instant| now.duration_since(*at) < REPEAT_AFTER;

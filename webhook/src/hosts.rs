@@ -19,7 +19,7 @@ use crate::cluster::{Cluster, ClusterError, core_path};
 
 /// The field of the ConfigMap: one registry a line, sorted.
 const HOSTS_FIELD: &str = "hosts";
-/// The most registries that are recorded, since whoever may create pods can name new ones.
+/// The most registries that are recorded: a user who may create pods can name new ones without end.
 const HOSTS_MAX: usize = 1000;
 const RETRY: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_secs(60);
@@ -69,7 +69,7 @@ impl Hosts {
     pub(crate) async fn record(self, cluster: Cluster, namespace: String, config_map: String, stop: CancellationToken) {
         let recording = async {
             loop {
-                // Looked at now and then without a reason too: somebody may have deleted it.
+                // Looked at now and then without a reason too: a user may have deleted the ConfigMap.
                 let _ = timeout(LOOK_EVERY, self.0.changed.notified()).await;
                 while let Err(error) = self.write(&cluster, &namespace, &config_map).await {
                     if !matches!(error, ClusterError::Conflict(_)) {

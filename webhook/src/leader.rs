@@ -1,6 +1,6 @@
-//! Which replica tends what there is only one of: a Lease, as other controllers keep it.
+//! Leader election over a Kubernetes Lease, as other controllers do it: only the leader renews the CA and tends the copies.
 //!
-//! Whether a lease has run out is judged by how long it has not changed here, never by comparing clocks.
+//! A replica judges by its own clock how long the Lease has not changed, and never compares clocks with another.
 
 use std::time::Duration;
 
@@ -23,10 +23,10 @@ const LEASE: Duration = Duration::from_secs(15);
 const RENEW_EVERY: Duration = Duration::from_secs(4);
 /// Reading and writing together, so that a leader learns in time that it cannot renew.
 const ROUND_TIME_MAX: Duration = Duration::from_secs(3);
-/// When a leader that cannot renew stops, well before somebody else may begin.
+/// When a leader that cannot renew stops, well before another replica may begin.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
 
-/// A place to be leader of.
+/// This replica's candidacy for one Lease.
 #[derive(Clone, Debug)]
 pub(crate) struct Candidacy {
     pub namespace: String,
@@ -118,7 +118,7 @@ async fn round(cluster: &Cluster, candidacy: &Candidacy, seen: &mut Option<Seen>
     };
     match written {
         Ok(_) => Ok(true),
-        // Somebody else was faster.
+        // Another replica was faster.
         Err(ClusterError::Conflict(_)) => Ok(false),
         Err(error) => Err(error),
     }
@@ -222,7 +222,7 @@ mod tests {
         assert_eq!(taken["spec"]["leaseTransitions"], 1);
         let bare = json!({"metadata": {"name": "l"}});
         let Act::Take(taken) = act(Some(&bare), "b", Duration::ZERO) else {
-            panic!("nobody holds it");
+            panic!("a lease without a holder is taken");
         };
         assert_eq!(taken["spec"]["holderIdentity"], "b");
         let mut free = lease;

@@ -1,4 +1,4 @@
-//! What the webhook counts, as `piecemeal_webhook_…`.
+//! Metrics of the webhook, as `piecemeal_webhook_…`.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ pub(crate) enum Written {
     Created,
     Updated,
     Deleted,
-    /// The usual name was somebody else's.
+    /// A foreign Secret had the usual name.
     Conflict,
     Failed,
 }

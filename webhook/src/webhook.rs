@@ -1,4 +1,4 @@
-//! The daemon: the port, and what is tended behind it.
+//! The webhook daemon: its server, and the background tasks for certificates, copies, hosts and events.
 
 use std::{collections::BTreeSet, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -30,7 +30,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Webhook {
     tasks: JoinSet<()>,
-    /// Ends the lead, then the port, then what is behind it.
+    /// Ends the lead, then the server, then the background tasks.
     stop_lead: CancellationToken,
     stop_port: CancellationToken,
     stop_rest: CancellationToken,
@@ -125,7 +125,7 @@ impl Webhook {
         })
     }
 
-    /// Where it answers: the port is the one that it was given when it was told 0.
+    /// The address that it listens on, with the port that the system chose where the setting was 0.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -144,7 +144,7 @@ impl Webhook {
         json!({"leader": leads, "certificate_problem": *self.problem.borrow(), "configuration": self.config.configuration})
     }
 
-    /// Hands over the lead, goes on answering until whoever asks has found another replica, and lets the last answers end.
+    /// Hands over the lead, goes on answering until the API servers have found another replica, and lets the last answers end.
     pub async fn shutdown(mut self) {
         self.stop_lead.cancel();
         sleep(FAREWELL).await;

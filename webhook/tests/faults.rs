@@ -107,7 +107,7 @@ async fn without_an_api_there_are_answers_all_the_same() {
     assert!(!stand.ask(&pod()).await.patch.is_empty());
     let address = served.address;
     drop(served);
-    until("nobody listens", async || {
+    until("the address is free", async || {
         TcpListener::bind((Ipv4Addr::LOCALHOST, address.port())).is_ok()
     })
     .await;
@@ -118,7 +118,7 @@ async fn without_an_api_there_are_answers_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_pod_that_needs_no_secret_s_copy_asks_nobody() {
+async fn a_pod_that_needs_no_secret_s_copy_causes_no_api_request() {
     let stand = Stand::start().await;
     stand.api.order(Method::GET, TEAM, Fault::Status(500), ALWAYS);
     let mut pod = pod();
@@ -138,7 +138,7 @@ async fn a_source_that_goes_after_it_was_read_leads_to_no_missing_copy() {
 }
 
 #[tokio::test]
-async fn a_copy_that_goes_between_reading_and_writing_is_made_anew() {
+async fn a_copy_that_is_deleted_between_reading_and_writing_is_created_again() {
     let stand = Stand::start().await;
     stand.ask(&pod()).await;
     // It has to be written again, and is not there any more when it is.
@@ -219,7 +219,7 @@ async fn a_copy_that_was_to_be_deleted_is_taken_into_use_again_first() {
     let deletion = stand.cluster.delete(COPY, Some(&marked_copy["metadata"])).await;
     assert!(
         matches!(deletion, Err(ClusterError::Conflict(_))),
-        "whoever saw it marked cannot delete it any more: {deletion:?}"
+        "a keeper that saw it marked cannot delete it any more: {deletion:?}"
     );
 }
 

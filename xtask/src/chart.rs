@@ -100,7 +100,7 @@ fn binary() -> Result<String> {
     text(&shell::target_dir()?.join("debug/piecemeal"))
 }
 
-/// Runs Python in an environment of ours, from the workspace's root; nothing is written beside what it runs.
+/// Runs Python in the project's own environment, from the workspace's root; nothing is written beside what it runs.
 fn python(arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
     let python = text(&environment_dir()?.join("bin/python"))?;
     shell::run_with(&python, &[&["-B"], arguments].concat(), environment)

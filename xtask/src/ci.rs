@@ -1,4 +1,4 @@
-//! What has to hold before a change lands.
+//! The checks that a change has to pass before it lands.
 
 use std::process::Command;
 

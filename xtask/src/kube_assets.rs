@@ -1,6 +1,6 @@
 //! A Kubernetes for the tests: etcd, the API server, the controllers, what nodes run, and the programs of its operators.
 //!
-//! `KUBEBUILDER_ASSETS`, as other projects' tests know it, names a folder whose programs are taken instead of ours. By that
+//! `KUBEBUILDER_ASSETS`, as other projects' tests know it, names a folder whose programs replace those built here. By that
 //! convention it has an etcd, a kube-apiserver and a kubectl; what else the tests run is built all the same.
 
 use std::{

@@ -79,10 +79,10 @@ pub(crate) fn add(need: &str, packages: &[&str]) -> Result<()> {
         })
 }
 
-/// Takes one file out of a package without installing it, which may start a service. Anybody may, root or not.
+/// Takes one file out of a package without installing it, since an installation may start a service. Needs no root.
 ///
 /// # Errors
-/// Names the package when it cannot be had here.
+/// Names the package when it cannot be fetched here.
 pub(crate) fn extract(need: &str, package: &str, file: &str, to: &Path) -> Result<()> {
     if !shell::has("apt-get") {
         bail!("{need}; put it on the PATH and run this again");

@@ -615,7 +615,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_goes_with_what_nobody_else_needs() {
+    fn an_image_is_removed_with_the_content_that_no_other_image_needs() {
         let plan = shared().view().removal(&image("a", "v1")).unwrap();
         assert_eq!(plan.names, ["origin.test/a:v1"]);
         assert_eq!(plan.removal.tags, [(at("a"), "v1".to_owned())]);

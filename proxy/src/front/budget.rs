@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_spent_comes_back_with_the_last_byte_and_nobody_ever_waits() {
+    fn the_budget_is_returned_with_the_last_byte_and_no_reader_ever_waits() {
         let budget = Budget::default();
         let held: Vec<Bytes> = (0..BUDGET_BYTES / READ_BYTES)
             .map(|_| {

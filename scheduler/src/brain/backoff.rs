@@ -2,7 +2,7 @@
 
 use super::{MemberId, Policy, Time};
 
-/// Left alone until a time that moves further with every strike in a row.
+/// A back-off: active until a time that moves further with every strike in a row.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Backoff {
     until: Time,
@@ -24,7 +24,7 @@ impl Backoff {
     }
 }
 
-/// Who leaves one source alone.
+/// The receivers that do not use one source for a while.
 #[derive(Default)]
 pub(super) struct Asides {
     everybody: Backoff,
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn three_distinct_receivers_in_a_row_set_a_source_aside_for_everybody() {
+    fn three_distinct_receivers_in_a_row_set_a_source_aside_for_all_receivers() {
         let policy = Policy::default();
         let mut asides = Asides::default();
         let now = Time::from_secs(1);

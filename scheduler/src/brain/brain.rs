@@ -21,14 +21,14 @@ use super::{
     verdict::CONVICTED_MAX,
 };
 
-/// Decides who fetches what from whom.
+/// The placement brain: decides which member fetches which pieces from which source.
 ///
 /// Call [`Brain::handle`] with each event as it happens, and [`Brain::handle_timeout`] when [`Brain::poll_timeout`] has come. Time
 /// never runs backwards. Deliver the commands in their order; what cannot be delivered is lost with its member ([`Event::Left`]).
 pub struct Brain {
     pub(super) policy: Policy,
     pub(super) now: Time,
-    /// The brain itself was late by then: whom it has not heard since may have been waiting to be heard.
+    /// When the brain itself was last late: a member's silence before that may be the brain's own fault.
     pub(super) awake_since: Time,
     pub(super) dice: Rng,
     pub(super) members: Slab<MemberState>,
@@ -38,10 +38,10 @@ pub struct Brain {
     pub(super) pool_names: BTreeMap<String, u32>,
     pub(super) swarms: Slab<Swarm>,
     pub(super) digests: BTreeMap<(u32, Digest), u32>,
-    /// What is held and not wanted.
+    /// Holders of blobs that no member wants.
     pub(super) holdings: Holdings,
     pub(super) leases: Leases,
-    /// Nodes whose word was found to be wrong: it is not used again, also after they have reconnected.
+    /// Nodes that stated wrong hashes: their statements are not used again, even after they reconnect.
     pub(super) convicted: LruCache<(NodeId, bool), ()>,
     /// Not yet told.
     pub(super) convictions: Vec<Conviction>,

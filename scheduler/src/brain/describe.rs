@@ -1,5 +1,6 @@
-//! Pieces are leased from members only with their hashes: a holder that can state unknown ones is asked to. A peer is asked for
-//! the authority's signed list at any time; what it answers on its own word counts once its turn has come (`word.rs`).
+//! Requests for missing piece hashes. Pieces are leased from members only with their hashes, so that a holder that can state unknown
+//! ones is asked to. A peer is asked for the authority's signed list at any time; hashes that it states by itself count once its
+//! turn has come (`word.rs`).
 //!
 //! Invariant: a swarm asks at most once per `describe_every`.
 

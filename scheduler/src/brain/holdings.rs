@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_that_nobody_wants_costs_no_swarm_and_goes_with_its_member() {
+    fn a_claim_to_an_unwanted_blob_costs_no_swarm_and_goes_with_its_member() {
         let mut site = Site::new(8, 2);
         for number in 0..20_000_u32 {
             let digest = Digest::of(&number.to_be_bytes());
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn holders_take_their_seats_once_somebody_wants_the_blob_and_leave_them_after() {
+    fn holders_are_seated_only_while_a_member_wants_the_blob() {
         let mut site = Site::new(8, 0);
         for number in 1..=200 {
             site.join(peer(number), number, Role::Peer);

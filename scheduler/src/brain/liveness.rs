@@ -94,7 +94,7 @@ impl Brain {
         }
     }
 
-    /// Whether leases may go out to or from the member: it was heard of late.
+    /// Whether leases may go out to or from the member: it was heard at most `silent_after` ago.
     pub(super) fn is_usable(&self, slot: u32) -> bool {
         let member = &self.members[slot];
         !member.silent && member.heard.max(self.awake_since) + self.policy.silent_after > self.now

@@ -42,7 +42,7 @@ pub(super) struct MemberState {
     pub(super) silent: bool,
     /// A timer for its silence is set.
     pub(super) watched: bool,
-    /// As a source it took far longer than others of late: it gets one lease at a time, so that little waits behind it.
+    /// Its latest leases as a source took far longer than others': it gets one lease at a time, so that little waits behind it.
     pub(super) slow: bool,
     /// Of a mirror: how many leases may name it as the source now.
     window: usize,

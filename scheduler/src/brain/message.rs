@@ -1,4 +1,4 @@
-//! What goes into the brain and what comes out of it.
+//! Events that go into the brain, and commands that come out of it.
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
@@ -23,7 +23,7 @@ pub enum Role {
     Mirror,
 }
 
-/// Who has connected.
+/// A daemon that has connected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
     pub node: NodeId,
@@ -228,7 +228,7 @@ pub enum Priority {
 }
 
 impl Command {
-    /// Whom it is for.
+    /// The member that the command is for.
     pub fn to(&self) -> MemberId {
         match self {
             Self::Lease { to, .. }

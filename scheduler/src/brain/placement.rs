@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_got_nothing_for_long_is_served_before_the_least_complete() {
+    fn a_receiver_that_got_nothing_for_long_is_served_before_the_least_complete() {
         let mut site = Site::new(64, 2);
         site.want(peer(1), 0..40);
         site.pass(site.brain.policy.aging, &[]);

@@ -1,8 +1,9 @@
-//! The numbers that placement runs on.
+//! Parameters of placement.
 
 use super::{Time, holdings::HOLDINGS_ALL_MAX};
 
-/// Every default is the product's. The counts that cost speed when they are wrong were chosen by `tests/sim`.
+/// Parameters of placement. Every default is the product's. The counts that cost speed when they are wrong were chosen by
+/// `tests/sim`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// Uploads that a source runs at once. Source: 1, 2, 4, 8 slots cost 2, 4, 7, 13 % over the bound when the LAN is the limit.

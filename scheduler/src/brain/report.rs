@@ -1,4 +1,4 @@
-//! What members say of a blob: what they want, hold, and have lost, and which fill is in force.
+//! Members' reports about a blob: what they want, hold, and have lost, and which fill is in force.
 //!
 //! Invariant: pieces are only ever counted under the fill in force. A mirror's word sets it; a peer's want, whose grant a mirror
 //! signed, only while no mirror has spoken and no peer has a piece of another.
@@ -280,7 +280,7 @@ impl Brain {
         stated.is_some()
     }
 
-    /// Begins a fill anew (`None`: one that no member knows yet): every piece of another is forgotten, whole blobs are not.
+    /// Begins another fill (`None`: one that no member knows yet): every piece of the former one is forgotten, whole blobs are not.
     fn replace_fill(&mut self, swarm: u32, fill: Option<FillId>, map: PieceMap, out: &mut Vec<Command>) {
         let leases: Vec<_> = self.swarms[swarm].granted.iter().copied().collect();
         for lease in leases {
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn a_revoked_fill_is_forgotten_and_everybody_told() {
+    fn a_revoked_fill_is_forgotten_and_every_member_of_the_swarm_is_told() {
         let mut site = Site::new(8, 3);
         site.complete(peer(3));
         site.have(MIRROR, 0..8);
@@ -540,7 +540,7 @@ mod tests {
     }
 
     #[test]
-    fn a_swarm_that_nobody_wants_keeps_its_holders_only() {
+    fn a_swarm_without_a_receiver_keeps_only_its_holders() {
         let mut site = Site::new(8, 2);
         site.complete(MIRROR);
         site.want(peer(1), 0..3);

@@ -1,4 +1,4 @@
-//! Who sits in which swarm: seats are taken, accounted for, and left; a swarm begins and ends with its seats.
+//! Seats in swarms: they are taken, accounted for, and left; a swarm begins and ends with its seats.
 //!
 //! Invariant: of a blob that no member wants, only the holders of all of it (`holdings.rs`), the mirrors' fills, and the banned seats are
 //! kept.

@@ -1,4 +1,4 @@
-//! What the brain knows, for people to look at.
+//! Status of the brain for people: its members and swarms.
 
 use piecemeal_proto::{Digest, FillId, NodeId};
 
@@ -49,7 +49,7 @@ pub struct SwarmStatus {
     pub complete: u32,
     /// Members that hold some of it.
     pub partial: u32,
-    /// Pieces held by those who want the blob: complete at `wanting × pieces`.
+    /// Pieces held by the peers that want the blob, summed: all of them are done at `wanting × pieces`.
     pub pieces_held: u64,
     pub leases: usize,
 }

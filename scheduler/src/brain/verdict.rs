@@ -1,4 +1,4 @@
-//! What follows when a word for a piece's hash proves wrong, or is doubted.
+//! Consequences of a stated piece hash that proves wrong, or is doubted.
 //!
 //! Only proven bytes convict: a signed list, a mirror that holds the whole blob, or one that has proven its download. Until then a
 //! mirror's download may be what is bad, and a peer that states other hashes is set aside, not convicted.

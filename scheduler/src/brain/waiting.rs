@@ -1,4 +1,4 @@
-//! What a connected client waits for is leased before anything else.
+//! Pieces that a connected client waits for: they are leased before anything else.
 //!
 //! Invariant: a seat is on the waiting roll exactly while the piece that its client waits in is missing and it has room for it.
 

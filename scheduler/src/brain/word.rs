@@ -1,7 +1,8 @@
-//! Whose word for a piece's hash counts.
+//! Sources of piece hashes: which member's statement is used.
 //!
-//! The authority's does: a mirror says it in its session, and a list that `authority.key` signed may come from any member. A peer's own
-//! word is used only where no mirror has the piece or brings it in time, of one peer at a time, and written down (`Fill`'s claims).
+//! The authority's counts: a mirror states it in its session, and a list that `authority.key` signed may come from any member. A
+//! peer's own statement is used only where no mirror has the piece or brings it in time, of one peer at a time, and is recorded
+//! (`Fill`'s claims).
 //!
 //! What follows when a word proves wrong is in `verdict.rs`.
 //!

@@ -1,4 +1,4 @@
-//! What goes wrong at a site, and that the site gets over it.
+//! Faults at a simulated site, each of which the site recovers from.
 
 use crate::{
     link::{Chance, MILLISECOND, SECOND},
@@ -7,42 +7,42 @@ use crate::{
     world::World,
 };
 
-fn everybody_finishes(plan: Plan) -> World {
+fn every_peer_finishes(plan: Plan) -> World {
     let mut world = World::new(plan);
     world.run(300 * SECOND);
     world
 }
 
 #[test]
-fn everyone_finishes_whatever_the_size_and_rates() {
+fn every_peer_finishes_whatever_the_size_and_rates() {
     for seed in seeds() {
         let (mut plan, _) = Plan::drawn(seed);
         plan.head_start = seed % 3 == 0;
-        everybody_finishes(plan);
+        every_peer_finishes(plan);
     }
 }
 
 #[test]
-fn everyone_finishes_although_some_lie() {
+fn every_peer_finishes_although_some_lie() {
     for seed in seeds() {
         let (mut plan, mut chance) = Plan::drawn(seed);
         plan.liars = chance.index(1..plan.peers);
-        everybody_finishes(plan);
+        every_peer_finishes(plan);
     }
 }
 
 #[test]
-fn everyone_finishes_although_pieces_are_lost_and_reports_come_twice_and_late() {
+fn every_peer_finishes_although_pieces_are_lost_and_reports_come_twice_and_late() {
     for seed in seeds() {
         let (mut plan, _) = Plan::drawn(seed);
         (plan.loss, plan.duplicates) = (20, 300);
         plan.clients_are_fed = false;
-        everybody_finishes(plan);
+        every_peer_finishes(plan);
     }
 }
 
 #[test]
-fn everyone_finishes_although_peers_crash_and_start_again() {
+fn every_peer_finishes_although_peers_crash_and_start_again() {
     for seed in seeds() {
         let (mut plan, mut chance) = Plan::drawn(seed);
         let span = plan.once_through().max(10 * MILLISECOND);
@@ -53,11 +53,11 @@ fn everyone_finishes_although_peers_crash_and_start_again() {
             plan.fault(at + chance.among(0..3 * SECOND), Fault::Start(node));
         }
         plan.clients_are_fed = false;
-        everybody_finishes(plan);
+        every_peer_finishes(plan);
     }
 }
 
-fn everyone_else_finishes_in_time(seed: u64) {
+fn every_other_peer_finishes_in_time(seed: u64) {
     let (mut plan, mut chance) = Plan::drawn(seed);
     plan.peers += 1;
     let frozen = chance.index(1..plan.peers);
@@ -65,7 +65,7 @@ fn everyone_else_finishes_in_time(seed: u64) {
     plan.fault(from, Fault::Freeze(frozen));
     plan.fault(from + 20 * SECOND, Fault::Thaw(frozen));
     plan.clients_are_fed = false;
-    let world = everybody_finishes(plan);
+    let world = every_peer_finishes(plan);
     let latest = (1..=world.plan.peers)
         .filter(|&node| node != frozen)
         .filter_map(|node| world.nodes[node].finished_at)
@@ -75,25 +75,25 @@ fn everyone_else_finishes_in_time(seed: u64) {
 }
 
 #[test]
-fn everyone_else_finishes_in_time_although_a_peer_freezes() {
-    seeds().for_each(everyone_else_finishes_in_time);
+fn every_other_peer_finishes_in_time_although_a_peer_freezes() {
+    seeds().for_each(every_other_peer_finishes_in_time);
 }
 
 /// Its leases were stolen over and over, since others were so much faster.
 #[test]
 fn the_last_receiver_keeps_its_leases_although_its_own_link_is_slow() {
-    everyone_else_finishes_in_time(109);
+    every_other_peer_finishes_in_time(109);
 }
 
 #[test]
-fn everyone_finishes_although_the_mirror_restarts() {
+fn every_peer_finishes_although_the_mirror_restarts() {
     for seed in seeds() {
         let (mut plan, mut chance) = Plan::drawn(seed);
         let at = chance.among(0..plan.once_through());
         plan.fault(at, Fault::Crash(MIRROR));
         plan.fault(at + chance.among(0..5 * SECOND), Fault::Start(MIRROR));
         plan.clients_are_fed = false;
-        let world = everybody_finishes(plan);
+        let world = every_peer_finishes(plan);
         let pieces = u64::from(world.plan.pieces) * world.plan.blobs as u64;
         assert!(
             world.plan.wan == 0 || world.upstream_pieces <= pieces + 1,
@@ -103,7 +103,7 @@ fn everyone_finishes_although_the_mirror_restarts() {
 }
 
 #[test]
-fn everyone_finishes_although_the_scheduler_restarts() {
+fn every_peer_finishes_although_the_scheduler_restarts() {
     for seed in seeds() {
         let (mut plan, mut chance) = Plan::drawn(seed);
         for _ in 0..2 {
@@ -111,7 +111,7 @@ fn everyone_finishes_although_the_scheduler_restarts() {
         }
         plan.duplicates = 100;
         plan.clients_are_fed = false;
-        everybody_finishes(plan);
+        every_peer_finishes(plan);
     }
 }
 
@@ -135,7 +135,7 @@ fn a_fill_that_is_revoked_at_nine_tenths_is_forgotten_everywhere() {
         plan.wan = plan.lan / 5;
         plan.revoked_at = Some(plan.pieces * 9 / 10);
         plan.clients_are_fed = false;
-        everybody_finishes(plan);
+        every_peer_finishes(plan);
     }
 }
 
@@ -144,12 +144,12 @@ fn those_who_come_late_are_served_too() {
     for seed in seeds() {
         let (mut plan, mut chance) = Plan::drawn(seed);
         plan.arrivals = chance.among(0..10 * SECOND);
-        everybody_finishes(plan);
+        every_peer_finishes(plan);
     }
 }
 
 #[test]
-fn everyone_finishes_after_everything_at_once() {
+fn every_peer_finishes_after_all_faults_at_once() {
     for seed in seeds() {
         let (mut plan, mut chance) = Plan::drawn(seed);
         (plan.loss, plan.duplicates, plan.liars) = (10, 200, plan.peers / 3);
@@ -166,7 +166,7 @@ fn everyone_finishes_after_everything_at_once() {
             plan.fault(at + end, heal);
         }
         plan.clients_are_fed = false;
-        everybody_finishes(plan);
+        every_peer_finishes(plan);
     }
 }
 
@@ -180,7 +180,7 @@ fn no_honest_stater_is_convicted_by_a_download_that_the_mirror_revokes() {
         plan.clients_are_fed = false;
         plan.fault(0, Fault::Crash(MIRROR));
         plan.fault(chance.among(6 * SECOND..9 * SECOND), Fault::Start(MIRROR));
-        let world = everybody_finishes(plan);
+        let world = every_peer_finishes(plan);
         assert!(world.convicted.is_empty(), "seed {seed}: {:?}", world.convicted);
     }
 }
@@ -203,7 +203,7 @@ fn what_forgers_state_while_the_mirror_fills_is_not_used() {
         if plan.once_through() > 25 * SECOND {
             plan.blobs = 1;
         }
-        let world = everybody_finishes(plan);
+        let world = every_peer_finishes(plan);
         let failed: u32 = world.peers().map(|node| node.failed).sum();
         assert_eq!(
             (failed, world.convicted.len()),
@@ -220,7 +220,7 @@ fn what_forgers_state_before_the_mirror_comes_is_dropped_once_it_speaks() {
         let (mut plan, mut chance) = with_forgers(seed);
         plan.fault(0, Fault::Crash(MIRROR));
         plan.fault(chance.among(4 * SECOND..12 * SECOND), Fault::Start(MIRROR));
-        convicted += everybody_finishes(plan).convicted.len();
+        convicted += every_peer_finishes(plan).convicted.len();
     }
     assert!(
         seeds().count() < 16 || convicted > 0,
@@ -243,7 +243,7 @@ fn what_forgers_state_while_the_mirror_restarts_is_dropped_once_it_speaks() {
             },
         );
         plan.fault(at + chance.among(0..12 * SECOND), Fault::Start(MIRROR));
-        everybody_finishes(plan);
+        every_peer_finishes(plan);
     }
 }
 
@@ -258,7 +258,7 @@ fn what_forgers_state_after_the_scheduler_has_restarted_is_dropped_once_the_mirr
         for _ in 0..2 {
             plan.fault(at + chance.among(0..20 * SECOND), Fault::RestartScheduler);
         }
-        everybody_finishes(plan);
+        every_peer_finishes(plan);
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the scheduler and honest daemons do about forgers, and what is checked of it.
+//! Reactions of the scheduler and of honest daemons to forgers, and the checks on them.
 
 use std::ops::Range;
 

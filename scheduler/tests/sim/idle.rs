@@ -102,7 +102,7 @@ fn nor_when_the_mirror_goes_in_the_middle_of_the_pull() {
 
 /// Every invariant on every step, with identities that come and do nothing among peers of all kinds.
 #[test]
-fn everyone_finishes_although_some_do_nothing() {
+fn every_peer_finishes_although_some_do_nothing() {
     for seed in seeds() {
         let (mut plan, mut chance) = Plan::drawn(seed);
         plan.idle = chance.index(1..12);

@@ -1,4 +1,4 @@
-//! What the simulated world is made of: serial links and seeded chance.
+//! Serial links and seeded randomness of the simulated world.
 
 /// Nanoseconds since the start.
 pub(crate) type Nanos = u64;

@@ -1,4 +1,4 @@
-//! A modelled daemon: what is on its disk, what it is fetching.
+//! A modelled daemon: the content of its disk, and its fetches.
 
 use std::{collections::BTreeMap, sync::Arc};
 

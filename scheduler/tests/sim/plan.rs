@@ -1,4 +1,4 @@
-//! A scenario: who takes part, how fast they are, and what goes wrong when.
+//! A scenario: the nodes that take part, their speeds, and the faults with their times.
 
 use piecemeal_scheduler::brain::Policy;
 

@@ -92,7 +92,7 @@ impl World {
                 if !state.mirror && !state.forger && state.blobs[blob].fill == fill && !state.blobs[blob].complete {
                     state.blobs[blob].restart(FillId(0));
                     state.fetches.retain(|_, fetch| fetch.blob != blob);
-                    // The download ends, and the client's next try begins it anew.
+                    // The download ends, and the client's next try begins it from the start.
                     if let Some(member) = state.member {
                         self.say(node, Event::Unwant { member, digest });
                         let fill = self.fill_that(node, blob);

@@ -1,4 +1,4 @@
-//! Without a mirror.
+//! Sites without a mirror, where peers fetch from upstream.
 
 use std::time::Duration;
 

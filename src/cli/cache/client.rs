@@ -1,4 +1,4 @@
-//! Asking a daemon's admin port.
+//! Client of a daemon's admin port.
 
 use std::time::Duration;
 
@@ -15,9 +15,9 @@ use crate::{
 };
 
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
-/// Between two words of a daemon. It gives up on a blob that stands still for half of that.
+/// The longest pause between two lines of a daemon's answer. The daemon gives up on a blob that stands still for half of that.
 const SILENCE_MAX: Duration = Duration::from_secs(120);
-/// A line of an answer, or a short answer as a whole.
+/// The most bytes of one line of an answer, or of a short answer as a whole.
 const ANSWER_BYTES_MAX: usize = 256 * 1024 * 1024;
 const LINE_BYTES_MAX: usize = 1024 * 1024;
 

@@ -1,6 +1,6 @@
-//! `piecemeal cache`: what a running mirror or peer keeps, and doing something about it.
+//! `piecemeal cache`: lists, removes, verifies and prefetches what a running mirror or peer stores.
 //!
-//! All of it happens in the daemon; this asks its admin port, and shows what it says.
+//! The daemon does the work; this command asks its admin port and shows the answers.
 
 mod client;
 mod list;
@@ -28,7 +28,7 @@ pub(super) enum CacheCommand {
     Warm(warm::WarmArgs),
 }
 
-/// Whom to ask.
+/// The daemon to ask.
 #[derive(Args, Debug)]
 struct AdminArgs {
     /// The admin port of a mirror or peer on this machine

@@ -51,7 +51,7 @@ pub(super) async fn run(args: &VerifyArgs) -> anyhow::Result<()> {
         if args.json {
             println!("{line}");
         }
-        // What a later release says besides is for it to understand.
+        // A line that only a later release's client understands is passed over.
         let Ok(event) = serde_json::from_str::<VerifyEvent>(&line) else {
             continue;
         };

@@ -49,7 +49,7 @@ pub(super) async fn run(args: &WarmArgs) -> anyhow::Result<()> {
         if args.json {
             println!("{line}");
         }
-        // What a later release says besides is for it to understand.
+        // A line that only a later release's client understands is passed over.
         let Ok(event) = serde_json::from_str::<WarmEvent>(&line) else {
             continue;
         };
@@ -72,7 +72,7 @@ pub(super) async fn run(args: &WarmArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What the daemon is asked; whatever is wrong with the arguments alone is found here.
+/// The request to the daemon. Errors in the arguments alone are found here, before the daemon is asked.
 fn request(args: &WarmArgs) -> anyhow::Result<WarmRequest> {
     let mut images = args.images.clone();
     if let Some(file) = &args.file {

@@ -1,4 +1,5 @@
-//! `piecemeal chart keys`: never replaces a key, since every node of the site would be shut out.
+//! `piecemeal chart keys`: makes the site's keys as Secrets. A key is never replaced, since that would shut out every node of the
+//! site.
 
 use anyhow::{Context, bail};
 use base64::{Engine, prelude::BASE64_STANDARD};

@@ -1,4 +1,4 @@
-//! `piecemeal chart own`: a folder of the host's becomes a daemon's, so that the daemon itself need not be root.
+//! `piecemeal chart own`: gives a folder of the host to a daemon's user, so that the daemon itself need not be root.
 
 use std::{
     fs,
@@ -24,8 +24,8 @@ pub(in crate::cli) struct OwnArgs {
 pub(super) fn run(args: &OwnArgs) -> anyhow::Result<()> {
     let dir = args.dir.display();
     fs::create_dir_all(&args.dir).with_context(|| format!("cannot make {dir}"))?;
-    // Not what is in it: that is the daemon's already, or none of its business. For a moment it is this process's own, which alone
-    // may change its mode without a further capability.
+    // Not its content, which the daemon owns already or must not own. For a moment the folder belongs to this process: only an owner
+    // may change the mode without a further capability.
     let me = rustix::process::geteuid().as_raw();
     chown(&args.dir, Some(me), None)
         .and_then(|()| fs::set_permissions(&args.dir, fs::Permissions::from_mode(PRIVATE)))

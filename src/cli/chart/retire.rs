@@ -1,4 +1,5 @@
-//! `piecemeal chart retire`: first nothing new gets an accelerated name, then what nobody needs goes.
+//! `piecemeal chart retire`: first takes the webhook out of the way of new pods, then deletes the objects that are no longer
+//! needed.
 
 use std::{collections::BTreeSet, time::Duration};
 

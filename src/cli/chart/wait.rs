@@ -55,7 +55,7 @@ fn left(set: &Value) -> Option<i64> {
     is_current.then(|| count("desiredNumberScheduled") - count("numberReady"))
 }
 
-/// Nodes at the edge may be away for days. What they keep says what it is and harms nobody.
+/// Nodes at the edge may be away for days. The files that they keep say what they are and do no harm.
 async fn tell(cluster: &Cluster, args: &WaitArgs, set: &Value, left: Option<i64>) -> anyhow::Result<()> {
     let Some(left) = left else {
         bail!(

@@ -1,4 +1,5 @@
-//! `kubectl piecemeal diff`: nothing is written; kubectl reads files and names, so that both are understood as ever.
+//! `kubectl piecemeal diff`: shows changes and writes nothing. kubectl itself resolves files and names, so that both mean what they
+//! mean in its other commands.
 
 use std::process::Command;
 

@@ -1,4 +1,4 @@
-//! `kubectl piecemeal preflight`: each thing that has gone wrong somewhere, looked at before it does here.
+//! `kubectl piecemeal preflight`: checks a cluster for each problem that an installation is known to have run into.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,7 @@ pub(in crate::cli) struct PreflightArgs {
     cluster: ClusterArgs,
 }
 
-/// How one thing is.
+/// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Finding {
     Good(String),

@@ -1,4 +1,5 @@
-//! `kubectl piecemeal warm IMAGE`: by kubectl itself, since a mirror takes such orders from its own machine only.
+//! `kubectl piecemeal warm IMAGE`: runs `piecemeal cache warm` in the mirror's pod through `kubectl exec`, since a mirror accepts
+//! such requests from its own machine only.
 
 use std::process::Command;
 

@@ -1,4 +1,4 @@
-//! From an image's name to the blobs of one platform.
+//! Resolution of an image's name to the blobs of one platform.
 
 use anyhow::{Context, anyhow, bail};
 use piecemeal_proto::{Descriptor, Digest, ImageReference, Manifest, Platform, Reference, offered_platforms};

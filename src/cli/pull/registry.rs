@@ -45,7 +45,7 @@ impl Registry {
         &self.host
     }
 
-    /// Fetches a manifest and checks its digest, whoever states one.
+    /// Fetches a manifest and checks it against the reference's digest, or for a tag against the one that the registry states.
     pub(super) async fn manifest(&self, reference: &Reference) -> anyhow::Result<(Digest, Manifest)> {
         let path = format!("manifests/{reference}");
         let answer = self.get(&path, None).await?;

@@ -12,7 +12,7 @@ use crate::cli::{http_client, status::format_bytes};
 pub(super) struct BytesBySource(BTreeMap<&'static str, u64>);
 
 impl BytesBySource {
-    /// What came after `earlier`. A peer that has started anew counts from zero.
+    /// What came after `earlier`. A peer that has restarted counts from zero.
     pub(super) fn since(&self, earlier: &Self) -> Self {
         let delta = |(source, bytes): (&&'static str, &u64)| {
             let before = earlier.0.get(source).copied().unwrap_or(0);
@@ -64,7 +64,7 @@ pub(super) async fn read(admin: Option<&Url>) -> Option<BytesBySource> {
     text.contains(OURS).then(|| BytesBySource::parse(&text))
 }
 
-/// On every admin port of ours, counted or not.
+/// In the metrics of every Piecemeal daemon, even before it has counted bytes.
 const OURS: &str = "piecemeal_";
 const METRIC: &str = "piecemeal_blob_bytes_total{";
 /// What the node fetched is counted on its way into the store; what it had, on its way out.

@@ -1,9 +1,9 @@
 //! A process that kills itself where it is told to.
 //!
-//! Nothing of the production code knows of it: every call of the file layer and every look at the clock is a step that can be
-//! the last one, and a write is cut in half. A write transaction of the index looks at the clock right before it begins and
-//! whoever waits for it goes on with the next step, so that transactions are killed before and behind. In between, the
-//! system does it: a limit on the size of files ends the process at any byte of what SQLite appends to its log, with a signal
+//! The production code does not know of it: every call of the file layer and every reading of the clock is a step that can be
+//! the last one, and a write is cut in half. A write transaction of the index reads the clock right before it begins, and the
+//! task that waits for it goes on with the next step, so that processes die before and after transactions. Within one, the
+//! system kills them: a limit on the size of files ends the process at any byte of what SQLite appends to its log, with a signal
 //! that nothing catches (SIGXFSZ). That, too, leaves no chance to clean up.
 
 use std::{
@@ -222,7 +222,7 @@ fn limit(resource: Resource, bytes: u64) {
 
 fn die() -> ! {
     kill_process(getpid(), Signal::KILL).unwrap();
-    unreachable!("nobody survives that");
+    unreachable!("no process survives SIGKILL");
 }
 
 /// The operating system's files, up to the last step.

@@ -1,4 +1,4 @@
-//! Somebody who talks to the API server, in raw JSON: nothing that the server says is lost to a type that is older.
+//! Client of the API server, in raw JSON: no field of an answer is lost to an older type.
 
 use std::{
     fmt,
@@ -22,7 +22,7 @@ pub struct KubeClient {
     kinds: Arc<Kinds>,
 }
 
-/// The API server's own words for why not.
+/// The API server's reason for a refusal.
 #[derive(Clone, Debug)]
 pub struct ApiError {
     pub code: u16,
@@ -40,7 +40,7 @@ impl fmt::Display for ApiError {
 impl KubeClient {
     /// One that knows no kinds yet; see [`Self::discover`].
     pub(super) fn new(url: &str, ca_pem: &str, token: &str) -> Self {
-        // Whichever test comes first does it for all.
+        // Once for the process: later calls fail and change nothing.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let ca = Certificate::from_pem(ca_pem.as_bytes()).expect("the CA's certificate");
         let http = reqwest::Client::builder()
@@ -57,7 +57,7 @@ impl KubeClient {
         }
     }
 
-    /// The same client as somebody else.
+    /// The same client as another user.
     pub(super) fn with_token(&self, token: &str) -> Self {
         Self {
             token: token.to_owned(),
@@ -117,7 +117,7 @@ impl KubeClient {
         self.request(Method::POST, &path, Some(object))
     }
 
-    /// Server-side apply: makes the object have these fields, whoever had them before.
+    /// Server-side apply with force: makes the object have these fields, even those that another manager owned.
     pub fn apply(&self, object: &Value) -> Result<Value, ApiError> {
         let name = object["metadata"]["name"].as_str().expect("an object's name");
         let path = format!("{}/{name}?fieldManager=tests&force=true", self.kinds.path_of(object));
@@ -225,7 +225,7 @@ fn content(kind: &str) -> (header::HeaderName, &str) {
     (header::CONTENT_TYPE, kind)
 }
 
-/// Where tests wait for what is asynchronous.
+/// The runtime on which tests wait for asynchronous calls.
 pub fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| Runtime::new().expect("starting a runtime"))

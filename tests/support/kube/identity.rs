@@ -1,4 +1,4 @@
-//! Who somebody is to the API server, and the files by which programs are that.
+//! Identity of a user at the API server, and the credential files by which programs act as that user.
 
 use std::{
     fs,

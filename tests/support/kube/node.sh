@@ -1,5 +1,5 @@
 # A node: a machine of its own as far as its programs can see. Arguments: its name, its network namespace, its folder. It
-# lives until its standard input is closed, so that it never outlives whoever made it.
+# lives until its standard input is closed, so that it never outlives the test that started it.
 set -eu
 
 # The cgroups of this process, a line each: how the kernel names the hierarchy, and the folder.

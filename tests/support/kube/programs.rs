@@ -4,7 +4,8 @@ use std::{env, fs, path::Path, process::Command};
 
 use super::super::{image::Image, piecemeal::PIECEMEAL, tools::run};
 
-/// The product's, as the chart names it: the binary that is tested, the libraries that it is linked with, and whom it trusts.
+/// The product's image, as the chart names it: the binary that is tested, the libraries that it is linked with, and the CAs that it
+/// trusts.
 pub(super) fn product(folder: &Path) -> Image {
     let stripped = folder.join("piecemeal");
     // Imported by every node, and most of it is for debuggers.

@@ -117,12 +117,12 @@ impl KubeApi {
         &self.url
     }
 
-    /// Whom clients have to trust.
+    /// The CA that clients have to trust.
     pub fn ca_pem(&self) -> &str {
         &self.ca_pem
     }
 
-    /// Somebody who may do everything.
+    /// A user who may do everything.
     pub fn admin(&self) -> &Identity {
         &self.admin
     }
@@ -341,7 +341,7 @@ fn sign(mut params: CertificateParams, usage: ExtendedKeyUsagePurpose, issuer: &
     [certificate.pem(), key.serialize_pem()]
 }
 
-/// Who may talk to the API server by a token that stays: token, user, an id, and the user's groups.
+/// The users with static tokens at the API server: token, user, an id, and the user's groups.
 fn tokens() -> String {
     let mut lines = format!("{ADMIN_TOKEN},admin,admin,system:masters\n");
     for name in ["scheduler", "proxy"] {
@@ -363,7 +363,7 @@ fn controllers(files: &Files, kubeconfig: &Path) -> Command {
         .arg(format!("--kubeconfig={}", kubeconfig.display()))
         .arg(files.flag("service-account-private-key-file", ACCOUNTS_KEY))
         .arg(files.flag("root-ca-file", CA))
-        // It serves nobody, and there is no other that could lead.
+        // It has no clients, and no other instance could lead.
         .args(["--secure-port=0", "--leader-elect=false"]);
     command
 }
@@ -379,7 +379,7 @@ fn wait_until_ready(client: &KubeClient, apiserver: &mut Process) {
     }
 }
 
-/// Loopback addresses that nobody listened on just now.
+/// Loopback addresses that were free just now.
 fn free_addresses<const COUNT: usize>() -> [SocketAddr; COUNT] {
     // All are held until the last is found: none is found twice.
     let listeners = [(); COUNT].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listening on loopback"));

@@ -37,8 +37,8 @@ pub struct KubeSite<'a> {
 }
 
 impl<'a> KubeSite<'a> {
-    /// Starts one and lets `test` use it, as somebody at the machine of the API server. `registry` is the name under which
-    /// everybody knows the origin, on port 80.
+    /// Starts a site and runs `test` on the API server's machine. `registry` is the name that resolves to the origin on every
+    /// machine, on port 80.
     ///
     /// Once in a process: clients keep threads on that machine.
     pub fn run(site: &'a Site, registry: &str, test: impl FnOnce(&Self) + Send) {

@@ -45,7 +45,7 @@ impl ClientHarm {
     ];
 }
 
-/// What it can reach and is after.
+/// The ports that it can reach, and the content that it wants.
 #[derive(Clone, Debug)]
 pub struct Haunt {
     /// Registry ports.

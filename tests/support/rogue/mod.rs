@@ -1,7 +1,7 @@
-//! Members, registries and clients that mean harm, driven by seed: what one of them does must decide over no other.
+//! Malicious members, registries and clients, driven by seed: no action of one may affect another client's pull.
 //!
-//! Each is a thing that a test holds beside a running pull, and ends when it is dropped. What it says and when is drawn
-//! from its seed, so that a failure can be had again.
+//! A test holds one beside a running pull, and it ends when it is dropped. What it says and when is drawn from its seed, so that a
+//! failure can be reproduced.
 
 mod client;
 mod node;

@@ -1,4 +1,4 @@
-//! A member of the site that says what it likes: it holds `join.key`, a key of its own, and the product's own words for both.
+//! A malicious member of the site: it holds `join.key` and a key of its own, and says anything with the product's own messages.
 
 use std::{fs, sync::Arc};
 

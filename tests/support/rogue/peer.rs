@@ -34,7 +34,7 @@ use super::{
     pieces::{Cut, FILLER, PieceServer, Serving},
 };
 
-/// What a rogue peer does beside a pull.
+/// The misdeed of a rogue peer beside a pull.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Misdeed {
     /// It states hashes of its own bytes for pieces that the mirror has not told of yet, and serves those bytes.
@@ -119,7 +119,7 @@ pub struct RoguePeer {
     seen: Arc<Seen>,
 }
 
-/// What became of it.
+/// The results of a rogue peer.
 #[derive(Debug, Default)]
 struct Seen {
     welcomes: AtomicUsize,
@@ -129,7 +129,8 @@ struct Seen {
 }
 
 impl RoguePeer {
-    /// Runs on node `node`, whose honest peer need not run, and is after the blobs `prey`. `victim`: whose id an impersonator says.
+    /// Runs on node `node`, whose honest peer need not run, and is after the blobs `prey`. `victim`: the node whose id an
+    /// impersonator claims.
     pub fn start(
         site: &Site,
         node: usize,
@@ -205,7 +206,7 @@ fn read_join_key(file: &Path) -> JoinKey {
     text.parse().expect("a join.key")
 }
 
-/// One session's worth of it.
+/// One session of a rogue peer.
 struct Rogue {
     netns: Netns,
     ip: Ipv4Addr,

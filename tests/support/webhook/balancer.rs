@@ -1,4 +1,4 @@
-//! One address before several replicas, as a Service is: whoever does not take a connection is passed over.
+//! One address before several replicas, as a Service is: a replica that does not accept a connection is passed over.
 
 use std::{
     net::SocketAddr,

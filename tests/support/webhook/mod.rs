@@ -209,7 +209,7 @@ impl<'a> Webhook<'a> {
 }
 
 impl Drop for Webhook<'_> {
-    /// So that the API server asks nobody who is gone.
+    /// Removes the registration, so that the API server does not ask a webhook that is gone.
     fn drop(&mut self) {
         let _ = self
             .api

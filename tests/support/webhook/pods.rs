@@ -1,4 +1,4 @@
-//! Pods and pull secrets, and what a test wants to know of them.
+//! Pods and pull secrets, and readers of their fields.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Map, Value, json};

@@ -1,4 +1,4 @@
-//! What the chart gives the webhook: its rights, and its registration.
+//! The webhook's rights and its registration, as the chart creates them.
 
 use std::net::SocketAddr;
 
@@ -52,7 +52,7 @@ pub(super) fn grant(api: &KubeApi, namespace: &str, configuration: &str) {
 }
 
 /// The four entries of the chart: labels of the pod and of its namespace, in either words. Only the scope is the tests' own.
-/// `ca`: of certificates that somebody else renews.
+/// `ca`: of certificates that the test signs; none: the webhook has a CA of its own.
 pub(super) fn register(api: &KubeApi, name: &str, listen: SocketAddr, ca: Option<&str>) {
     let neutral = NEUTRAL_LABEL;
     let absent = |label: &str| json!({"key": label, "operator": "DoesNotExist"});

@@ -1,7 +1,8 @@
-//! Our own certificate authority for one server: when it is renewed, and what it signs. Pure: clock and storage are the caller's.
+//! Certificate authority of the webhook's server: when the CA is renewed, and what it signs. Pure: clock and storage are the
+//! caller's.
 //!
-//! A new CA is trusted by everybody before it signs anything, and an old one for as long as something that it signed may be
-//! shown: whichever certificate an API server meets, it knows its CA.
+//! Every API server trusts a new CA before that CA signs anything, and trusts an old one for as long as the webhook may still
+//! present a certificate that it signed: an API server always knows the CA of the certificate that it is shown.
 
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use x509_parser::{parse_x509_certificate, pem::parse_x509_pem};
 
-/// How long things last.
+/// The lifetimes of CAs and certificates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lives {
     pub ca: Duration,
@@ -86,7 +87,7 @@ impl Authority {
     ) -> Result<Option<Self>, CertificateError> {
         let mut stepped = self.clone();
         match &self.next {
-            // Too late for caution.
+            // The CA has expired: no certificate of it is trusted any more, so that a new one may sign at once.
             _ if self.signing.ends <= now => return Self::new(now, lives).map(Some),
             Some(next) if announced >= lives.announce => {
                 stepped.retired.push(self.signing.certificate.clone());
@@ -111,7 +112,7 @@ impl Authority {
         })
     }
 
-    /// The CA of `other` comes next, which somebody has put in place of this one.
+    /// Makes the CA of `other` the next one: the Secret now holds it in place of this one.
     pub(crate) fn adopt(&self, other: &Self) -> Self {
         Self {
             next: Some(other.signing.clone()),
@@ -212,7 +213,7 @@ impl Ca {
 
     fn read(certificate: String, key: String) -> Result<Self, CertificateError> {
         let (begins, ends) = read_ends(&certificate).ok_or(CertificateError::Content(CERTIFICATE))?;
-        // A key of another CA would sign what nobody trusts.
+        // The API server would not trust what the key of another CA signs.
         let pair = KeyPair::from_pem(&key).map_err(|_| CertificateError::Content(KEY))?;
         let is_pair = parse_x509_pem(certificate.as_bytes())
             .ok()
@@ -343,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leaf_is_trusted_by_whoever_has_the_bundle_and_for_its_own_time() {
+    fn a_leaf_is_trusted_by_every_holder_of_the_bundle_for_its_own_lifetime() {
         let authority = Authority::new(start(), LIVES).unwrap();
         let leaf = authority.issue(&name(), start(), LIVES).unwrap();
         assert!(is_trusted(&leaf, &authority.bundle(), later(start(), DAY)));
@@ -356,7 +357,7 @@ mod tests {
     fn in_a_year_of_rotations_every_leaf_is_trusted_by_every_bundle_that_an_api_server_may_have() {
         let mut authority = Authority::new(start(), LIVES).unwrap();
         let mut now = start();
-        // An API server may be half a minute late, and so may a replica that has not signed anew.
+        // An API server may be half a minute late, and so may a replica that still shows its earlier certificate.
         let mut late = authority.bundle();
         let mut leaf = authority.issue(&name(), now, LIVES).unwrap();
         let mut rotations = 0;
@@ -431,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ca_that_nobody_has_been_told_of_never_signs() {
+    fn a_ca_that_was_never_published_never_signs() {
         let authority = Authority::new(start(), LIVES).unwrap().renew(start(), LIVES).unwrap();
         assert_eq!(
             authority.step(later(start(), 10 * DAY), Duration::ZERO, LIVES).unwrap(),
@@ -440,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ca_that_somebody_has_put_there_is_told_before_it_signs() {
+    fn an_adopted_ca_is_published_before_it_signs() {
         let (known, foreign) = (
             Authority::new(start(), LIVES).unwrap(),
             Authority::new(start(), LIVES).unwrap(),

@@ -1,4 +1,4 @@
-//! A certificate that somebody else renews: cert-manager, or an administrator. Read again as it changes.
+//! Certificate files that cert-manager or an administrator renews. They are read again when they change.
 
 use std::{fs, io, path::Path};
 

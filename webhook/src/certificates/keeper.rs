@@ -1,4 +1,4 @@
-//! Keeps a certificate to show, and API servers knowing its CA.
+//! Keeper of the webhook's certificate: renews it in time, and publishes its CA to the API servers.
 
 use std::{
     path::{Path, PathBuf},
@@ -39,11 +39,11 @@ const LOOK_AT_START: Duration = Duration::from_secs(1);
 pub enum CertificateSource {
     /// A CA of our own, kept in a Secret and published in the webhook's configuration.
     Own,
-    /// `tls.crt` and `tls.key` of a folder. Whoever renews them also tells the API server their CA.
+    /// `tls.crt` and `tls.key` of a folder. The tool that renews them also publishes their CA to the API server.
     Files(PathBuf),
 }
 
-/// What is kept, and for whom.
+/// Keeper of the certificate of one webhook.
 #[derive(Clone)]
 pub(crate) struct Keeper {
     pub cluster: Cluster,
@@ -60,7 +60,7 @@ pub(crate) struct Keeper {
     pub metrics: Metrics,
 }
 
-/// What new connections are shown, and what is still wrong with it.
+/// The certificate that new connections are shown, and its problem if it has one.
 pub(crate) struct Shown {
     pub tls: watch::Sender<Option<Arc<ServerConfig>>>,
     pub problem: watch::Sender<Option<String>>,
@@ -108,7 +108,7 @@ impl Keeper {
                     warn!("the certificate is not as it should be: {problem}");
                 }
                 told.clone_from(&problem);
-                // Whoever is trusted can answer, and the next look mends what this one has found.
+                // With a certificate that is still valid the webhook can answer, and the next look mends what this one has found.
                 let is_trusted = memory.ends.is_some_and(|ends| Timestamp::now() < ends);
                 let lacking = problem.unwrap_or_else(|| "the certificate has ended".to_owned());
                 shown.problem.send_replace((!is_trusted).then_some(lacking));
@@ -137,7 +137,8 @@ impl Keeper {
 
     /// A certificate is shown only once its CA is published; until then the one before it is.
     async fn look_at_own(&self, memory: &mut Memory, shown: &Shown) -> Result<(), KeepError> {
-        // Without a configuration nobody asks, and nothing of ours is left behind when it goes.
+        // Without its configuration the API server asks no questions, and the Secret of the CA is not created again after an
+        // uninstallation.
         let configuration = self.configuration().await?;
         let published = published(&configuration);
         memory.note_next(&published);

@@ -1,4 +1,4 @@
-//! The certificate that is shown, and the CA that API servers are to know it by.
+//! The webhook's certificate, and the CA by which API servers verify it.
 
 pub(crate) mod authority;
 mod files;

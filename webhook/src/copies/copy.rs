@@ -77,7 +77,7 @@ impl CopyName {
         }
     }
 
-    /// Its name where somebody else has the usual one.
+    /// Its name where a foreign Secret has the usual one.
     pub(crate) fn other(&self, source: &str) -> String {
         let name = self.0.replace(PLACE, source);
         let hash = &hex(&Sha256::digest(name.as_bytes()))[..8];
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn somebody_else_s_secret_is_no_copy() {
+    fn a_foreign_secret_is_no_copy() {
         let object = json!({"metadata": {"labels": {COPY_LABEL: "true"}, "annotations": {SOURCE: "x"}}});
         assert_eq!(source_of(&object), None);
         let labels = json!({COPY_LABEL: "true", MANAGED_BY.0: MANAGED_BY.1});

@@ -1,4 +1,4 @@
-//! A copy is there, and is right, when this returns.
+//! Writer of copies: when [`Copier::ensure`] returns without an error, the copy exists and is right.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -19,7 +19,7 @@ use crate::{
     metrics::{Metrics, Written},
 };
 
-/// How often one that somebody else writes at the same time is tried again.
+/// How often a copy is tried again that another client writes at the same time.
 const TRIES_MAX: u32 = 6;
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -37,11 +37,11 @@ pub(crate) struct Copier {
     pub queues: Queues,
 }
 
-/// Those who write the same copy, in this replica: one after the other, since each would undo the other's try. Cheap to clone.
+/// The writers of each copy in this replica: one writes after the other, since each would undo the other's try. Cheap to clone.
 #[derive(Clone, Default)]
 pub(crate) struct Queues(Arc<Mutex<HashMap<String, Weak<Queue>>>>);
 
-/// Gone when nobody is in it any more.
+/// Dropped with the last writer that waits in it.
 #[derive(Default)]
 struct Queue {
     turn: tokio::sync::Mutex<()>,
@@ -67,7 +67,7 @@ impl Queue {
     }
 }
 
-/// A copy that there is not.
+/// Why there is no copy.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum NoCopyError {
     #[error(transparent)]
@@ -133,7 +133,7 @@ impl Copier {
         let _turn = queue.turn.lock().await;
         for attempt in 0..TRIES_MAX {
             sleep(PAUSE * attempt).await;
-            // Whatever those want who wait for their turns is written too, and nothing is left to them.
+            // The registries of the writers that wait are written too, so that nothing is left for them to write.
             let (copy, existing) = match self.look(&path, wanted, &queue.wanted()).await? {
                 Look::Taken => return Ok(Outcome::Taken),
                 Look::Right => return Ok(Outcome::There),
@@ -220,7 +220,7 @@ impl Copier {
     }
 }
 
-/// A copy that somebody asks for.
+/// A copy that a pod needs.
 struct Wanted<'a> {
     namespace: &'a str,
     source: &'a Value,
@@ -249,6 +249,6 @@ enum Look {
 
 enum Outcome {
     There,
-    /// Somebody else has a Secret of that name.
+    /// A foreign Secret has that name.
     Taken,
 }

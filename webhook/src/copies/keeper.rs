@@ -1,7 +1,8 @@
-//! Tends the copies that there are: they follow their sources, come back when a pod still needs them, and go when none has named
+//! Keeper of the existing copies: they follow their sources, come back while a pod still needs them, and go when no pod has named
 //! them for long.
 //!
-//! Events only say where to look. What is there is read anew each time, so that a missed event costs time and nothing else.
+//! Events only say where to look. The objects themselves are read again each time, so that a missed event costs time and
+//! nothing else.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -165,8 +166,8 @@ impl Keeper {
             .collect()
     }
 
-    /// Adds the namespaces whose pods name copies. No event tells of one that is missing since before this replica led, or that a
-    /// pod names which somebody has created as another was stored.
+    /// Adds the namespaces whose pods name copies. No event tells of a copy that was missing before this replica led, or of one
+    /// that a pod names because a user copied its text from a pod that the webhook had changed.
     async fn search(&self, agenda: &mut Agenda) {
         let mut paths: Vec<String> = self.namespaces.iter().map(|name| core_path(name, "pods", "")).collect();
         if paths.is_empty() {
@@ -217,7 +218,7 @@ impl Keeper {
         if copies.is_empty() && needed.is_empty() {
             return Ok(false);
         }
-        // One that cannot be tended keeps nobody from tending the others.
+        // One that cannot be tended does not keep the others from being tended.
         let mut tended = Ok(true);
         for copy in &copies {
             let wanted = needed.remove(copy["metadata"]["name"].as_str().unwrap_or_default());
@@ -239,7 +240,7 @@ impl Keeper {
         );
         let delete = async |why: &str| {
             info!("the copy of Secret {namespace}/{source} is deleted: {why}");
-            // In the version that was looked at: whoever has taken it into use since has also written it.
+            // In the version that was looked at: a replica that has put the copy to use since has also written it.
             match self.copier.cluster.delete(&path, Some(&copy["metadata"])).await {
                 Ok(()) => self.copier.metrics.wrote(Written::Deleted),
                 Err(ClusterError::Conflict(_)) => {}
@@ -256,7 +257,7 @@ impl Keeper {
                 Some(_) => Ok(()),
             };
         };
-        // Not only by what it says of itself, which somebody may have edited.
+        // Not only by the copy's own annotations, which a user may have edited.
         let registries = registries_of(copy).union(&wanted.registries).cloned().collect();
         let Some(source) = self
             .copier
@@ -341,7 +342,7 @@ struct Missing {
 struct Needed(BTreeMap<String, Missing>);
 
 impl Needed {
-    /// Of `pod` the metadata is enough. Whoever may create pods may write anything there, and these become paths.
+    /// Of `pod` the metadata is enough. A user who may create pods may write anything there, and these become paths.
     fn add(&mut self, pod: &Value) {
         for record in records(pod) {
             self.add_record(&record);

@@ -174,8 +174,8 @@ fn split_port(host: &str) -> (&str, Option<&str>) {
     (address.unwrap_or(name), port)
 }
 
-/// Go's `filepath.Match` within one label: `*`, `?` and `[a-z]`. Whoever writes the secret chooses the pattern, so there is no
-/// going back but to the last star: it takes one byte more each time.
+/// Go's `filepath.Match` within one label: `*`, `?` and `[a-z]`. The secret's author chooses the pattern, so that the match
+/// only backtracks to the last star, which takes one byte more each time.
 fn matches_glob(pattern: &[u8], text: &[u8]) -> bool {
     let (mut pattern, mut text) = (pattern, text);
     let mut last_star = None;

@@ -1,4 +1,4 @@
-//! Copies of pull secrets: what they hold, and that they are there.
+//! Copies of pull secrets: their content, and how they are created and kept.
 
 pub(crate) mod copy;
 pub(crate) mod ensure;

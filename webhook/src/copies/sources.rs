@@ -22,7 +22,7 @@ pub(crate) struct Sources {
     pub allowed: Option<Vec<String>>,
 }
 
-/// Who asks: what may not be read is an error to the webhook, and a reason to somebody who looks.
+/// Who reads: what may not be read is an error for the webhook, and a reason to show for a command line that looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reader {
     Webhook,

@@ -1,4 +1,4 @@
-//! What becomes of a pod. Pure: the secrets that count are handed in.
+//! Decision about one pod. Pure: the pull secrets that count are passed in.
 
 pub(crate) mod image;
 pub(crate) mod mode;

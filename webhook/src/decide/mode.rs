@@ -1,4 +1,4 @@
-//! Whether somebody has asked for acceleration: the label on the pod, or else on its namespace.
+//! Whether a pod asks for acceleration: by its own label, or else by its namespace's.
 
 use serde_json::{Map, Value};
 
@@ -9,7 +9,7 @@ pub const P2P: &str = "p2p";
 /// The value that declines it, for a pod in a namespace that asks.
 pub(crate) const DISABLED: &str = "disabled";
 
-/// Who speaks, and in whose words.
+/// The label that asks, and where it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Asked {
     /// The label that decides, out of [`LABELS`].
@@ -17,12 +17,12 @@ pub(crate) struct Asked {
     pub is_by_pod: bool,
 }
 
-/// What labels say.
+/// The meaning of a pod's labels and its namespace's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     Accelerate(Asked),
     Disabled,
-    /// A value that somebody else gives a meaning to, such as the vendor's `on-demand`.
+    /// A value that only other software gives a meaning to, such as the vendor's `on-demand`.
     Unknown(String),
     Unlabelled,
 }

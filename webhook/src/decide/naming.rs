@@ -1,4 +1,4 @@
-//! What an accelerated image is called.
+//! Names of accelerated images.
 
 use piecemeal_proto::{accelerated, is_registry};
 

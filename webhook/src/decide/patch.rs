@@ -1,4 +1,4 @@
-//! The change of a pod as a JSON patch (RFC 6902) on what was sent, so that fields that nobody here knows stay.
+//! The change of a pod as a JSON patch (RFC 6902) on what was sent: fields that this version does not know stay.
 
 use serde_json::{Map, Value, json};
 

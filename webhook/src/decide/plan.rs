@@ -1,4 +1,4 @@
-//! From a pod to what is changed in it, in two steps: what one would like, and what the pull secrets allow.
+//! Plan of the changes to a pod, in two steps: the images that are to be accelerated, then those whose pull secrets allow it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -126,7 +126,7 @@ pub(crate) struct Untouched {
     pub why: String,
 }
 
-/// What one would like to do with a pod, before its secrets are known.
+/// The changes that a pod's images ask for, before its secrets are known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Wish {
     pub asked: Asked,
@@ -151,7 +151,8 @@ pub(crate) struct PullSecret {
 pub(crate) enum Unusable {
     /// It would be of no use to the original image either.
     Never(String),
-    /// The original image may be pulled with it: it may come yet, or the kubelet may read what we may not.
+    /// The original image may still be pulled with it: the secret may be created later, or the kubelet may read it where the webhook
+    /// may not.
     Perhaps(String),
 }
 
@@ -351,7 +352,7 @@ impl Wish {
     }
 }
 
-/// Pods that are better left alone, whoever asks.
+/// Pods that are left alone even when their labels ask for acceleration.
 fn unsuited(pod: &Value) -> Option<Skip> {
     let metadata = &pod["metadata"];
     let operator = OPERATORS.iter().find(|label| metadata["labels"].get(**label).is_some());
@@ -374,7 +375,7 @@ impl Place {
 
 /// On what the kubelet tells the API server of its static pods.
 const MIRROR_POD: &str = "kubernetes.io/config.mirror";
-/// Labels of pods whose operators compare images with what they asked for, and create the pod anew again and again: CloudNativePG.
+/// Labels of pods whose operators compare images with what they asked for, and would recreate the pod without end: CloudNativePG.
 const OPERATORS: [&str; 1] = ["cnpg.io/podRole"];
 
 fn usable(secrets: &[PullSecret]) -> impl Iterator<Item = (usize, &str, &Value, &Keyring)> {

@@ -1,4 +1,4 @@
-//! Which registries are accelerated.
+//! The registries that are accelerated.
 
 use piecemeal_proto::is_registry;
 

@@ -116,7 +116,7 @@ fn the_vendor_s_own_example_comes_out_as_the_vendor_prints_it() {
 }
 
 #[test]
-fn fields_that_nobody_here_knows_stay() {
+fn fields_that_the_webhook_does_not_know_stay() {
     let changed = mutate(&pod(&["nginx"], &[]), &rules(&["docker.io"]), &[]).unwrap();
     assert_eq!(changed["spec"]["futureField"], json!({"kept": true}));
 }
@@ -233,7 +233,7 @@ fn an_accelerated_image_that_has_lost_its_secret_gets_it_again() {
 }
 
 #[test]
-fn a_label_distributed_of_somebody_s_own_is_part_of_a_registry_s_name() {
+fn a_label_distributed_that_is_not_ours_is_part_of_a_registry_s_name() {
     let changed = mutate(
         &pod(&["reg.distributed.corp.example:65001/x"], &[]),
         &rules(&["reg.distributed.corp.example:65001"]),
@@ -387,7 +387,7 @@ fn a_sidecar_that_came_later_is_accelerated_in_the_next_round() {
 }
 
 #[test]
-fn an_accelerated_image_of_a_registry_that_is_not_configured_is_somebody_else_s() {
+fn an_accelerated_image_of_a_registry_that_is_not_configured_is_left_alone() {
     let pod = pod(&["x.io.piecemeal.internal:65001/a"], &[]);
     assert_eq!(
         mutate(&pod, &rules(&["docker.io"]), &[]).unwrap_err(),

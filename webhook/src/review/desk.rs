@@ -1,4 +1,4 @@
-//! One review: the rules decide, the API gives the secrets, the copies are there before the answer is.
+//! Handler of one review: the rules decide, the API supplies the secrets, and the copies exist before the answer is sent.
 
 use std::{sync::Arc, time::Duration};
 

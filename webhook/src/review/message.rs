@@ -15,7 +15,7 @@ pub(crate) struct Question {
     pub pod: Option<Value>,
 }
 
-/// Why a body is no question. There is nobody to answer then.
+/// A body that is no question. The answer is an HTTP status then, not a review.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this is no AdmissionReview of admission.k8s.io/v1 with a request")]
 pub(crate) struct NotAReviewError;
@@ -45,7 +45,7 @@ impl Question {
         })
     }
 
-    /// The answer is always yes. `warning`: what whoever creates the pod is told.
+    /// The answer is always yes. `warning`: shown to the client that creates the pod.
     pub(crate) fn answer(&self, patch: &[Value], warning: Option<&str>) -> Value {
         let mut response = json!({"uid": self.uid, "allowed": true});
         if !patch.is_empty() {

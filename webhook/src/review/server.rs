@@ -1,4 +1,4 @@
-//! The port that the API server asks at: HTTPS, with whatever certificate is current.
+//! HTTPS server for the API server's reviews. Each new connection is shown the current certificate.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -26,15 +26,15 @@ use super::{desk::Desk, message::Question};
 use crate::decide::mode::LABELS;
 
 /// Where the API server asks about pods that carry the label themselves. Pods of a labelled namespace are asked about at
-/// [`NAMESPACE_PATH`] and the label's name: the API server has matched the namespace's labels already, so that nobody has to read
-/// namespaces to decide.
+/// [`NAMESPACE_PATH`] and the label's name: the API server has matched the namespace's labels already, so that the webhook
+/// decides without reading namespaces.
 pub const POD_PATH: &str = "/mutate/pod";
 /// See [`POD_PATH`].
 pub const NAMESPACE_PATH: &str = "/mutate/namespace/";
 
-/// An API server's objects end at 3 MiB or so.
+/// The most bytes of one review. An API server's objects have at most about 3 MiB.
 const BODY_BYTES_MAX: u64 = 4 * 1024 * 1024;
-/// What bodies may take in memory together.
+/// The most memory that the bodies take together, in KiB.
 const ROOM_KIB: usize = 32 * 1024;
 /// The API server does not wait longer.
 const BODY_TIME_MAX: Duration = Duration::from_secs(5);
@@ -46,7 +46,7 @@ const LIMITS: Limits = Limits {
     connections_max: 1024,
     share: API_SERVER_SHARE,
     busy_give_way: false,
-    // The API server keeps connections for 90 s; whoever ends them first loses a question now and then.
+    // The API server keeps idle connections for 90 s; a server that closes them earlier loses a question now and then.
     idle_max: Duration::from_secs(120),
     take_max: Duration::from_secs(30),
     drain_max: Duration::from_secs(10),
@@ -83,7 +83,7 @@ async fn about_namespace(State(counter): State<Counter>, Path(label): Path<Strin
     }
 }
 
-/// Where questions are handed in: anybody may, so that what waits to be read is bounded.
+/// Where questions are handed in. Any client may connect, so that the bodies that wait to be read are bounded.
 #[derive(Clone)]
 struct Counter {
     desk: Desk,
@@ -100,7 +100,7 @@ impl Counter {
             .upper()
             .filter(|bytes| *bytes <= BODY_BYTES_MAX);
         let Some(kib) = size.and_then(|bytes| u32::try_from(bytes.div_ceil(1024)).ok()) else {
-            // Taken and dropped: who still writes does not read.
+            // Read and dropped: a client that is still writing does not read the answer.
             let _ = timeout(
                 BODY_TIME_MAX,
                 request.into_body().into_data_stream().for_each(|_| ready(())),

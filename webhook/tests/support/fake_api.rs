@@ -29,7 +29,7 @@ pub struct FakeApi(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     store: Mutex<Store>,
-    /// The newest version, for whoever watches.
+    /// The newest version, for the watches.
     version: watch::Sender<u64>,
 }
 
@@ -80,7 +80,7 @@ pub enum Fault {
     Delay(Duration),
     /// The answer is a proxy's page, with status 200.
     Garbage,
-    /// The object is deleted by somebody else right after the answer.
+    /// Another client deletes the object right after the answer.
     Vanish,
 }
 
@@ -293,7 +293,7 @@ impl FakeApi {
             ("PUT", Some(_)) => self.replace(target, sent),
             ("PATCH", Some(_)) => self.apply(target, &sent),
             ("DELETE", Some(_)) => self.delete_if(target, &sent["preconditions"]),
-            _ => refusal(405, "nobody asks for this"),
+            _ => refusal(405, "the fake API does not know this request"),
         }
     }
 
@@ -330,7 +330,7 @@ impl FakeApi {
         )
     }
 
-    /// Stays open. Tells metadata alone, which is all that anybody watches here.
+    /// Stays open. Tells metadata alone, since the webhook watches nothing else.
     fn watch(&self, target: &Target, query: &Query) -> Response {
         let seen = query.number("resourceVersion").unwrap_or(0) as u64;
         let state = (self.clone(), target.clone(), seen, self.0.version.subscribe());

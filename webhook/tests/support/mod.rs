@@ -1,6 +1,6 @@
-//! A webhook in a cluster that is made up, and somebody who asks it as an API server does.
+//! A webhook in a fake cluster, and a client that asks it as an API server does.
 
-#![expect(unreachable_pub, reason = "a module of a test binary is reached by nobody else")]
+#![expect(unreachable_pub, reason = "a module of a test binary has no other users")]
 
 #[expect(dead_code, reason = "the benchmark uses the rest")]
 pub mod fake_api;
@@ -62,7 +62,7 @@ impl Stand {
     }
 
     async fn start_at(api: FakeApi, client: Client) -> Self {
-        // Whichever test comes first does it for all.
+        // Once for the process: later calls fail and change nothing.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let entries = ["pod.piecemeal.dev", "namespace.piecemeal.dev"];
         let entries = entries.map(|name| json!({"name": name, "clientConfig": {"url": "https://127.0.0.1"}}));
@@ -156,7 +156,7 @@ impl Stand {
 }
 
 impl Verdict {
-    /// The pod stays as it is, and whoever creates it is told so.
+    /// The pod stays as it is, and the client that creates it is told so.
     pub fn is_warned_and_unchanged(&self) -> bool {
         self.patch.is_empty() && self.warnings.len() == 1
     }
@@ -198,7 +198,7 @@ pub fn secrets_of(pod: &Value) -> Vec<String> {
         .collect()
 }
 
-/// Waits for a condition that nobody announces.
+/// Polls until a condition holds.
 ///
 /// # Panics
 /// When it does not come true.

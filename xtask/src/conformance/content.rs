@@ -1,4 +1,4 @@
-//! What a pull-only mirror is asked for: pushed by real clients to the registry behind it.
+//! Content for the pull-only run: real clients push it to the registry behind the mirror.
 
 use std::{fs, net::SocketAddr, path::Path, process::Command};
 

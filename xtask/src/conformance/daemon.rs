@@ -77,7 +77,7 @@ impl Drop for Daemon {
     }
 }
 
-/// Loopback addresses that nobody listened on just now.
+/// Loopback addresses that were free just now.
 pub(super) fn free_addresses<const COUNT: usize>() -> Result<[SocketAddr; COUNT]> {
     let mut addresses = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)); COUNT];
     // All are held until the last is found: none is found twice.

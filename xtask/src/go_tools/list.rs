@@ -1,4 +1,4 @@
-//! What is built, and what each program asks of its build.
+//! The Go programs to build, and the requirements of each one's build.
 
 use super::versions;
 
@@ -17,7 +17,7 @@ pub(crate) struct Tool {
 pub(super) enum Way {
     /// `go install`.
     Install,
-    /// In a module of ours that requires the program's. `go install` refuses a module that replaces others, and nothing of
+    /// In a generated module that requires the program's. `go install` refuses a module that replaces others, and nothing of
     /// what a module replaces reaches those that require it.
     OwnModule {
         module: &'static str,

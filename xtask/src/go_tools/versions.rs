@@ -1,7 +1,7 @@
 //! The versions of the programs that are built by Go. A tool's file is `<tools>/bin/<name>-<version>`, so that another
 //! version is another file.
 //!
-//! Nothing but constants: whoever runs the tools may include this file.
+//! Nothing but constants: other crates that run the tools may include this file.
 
 pub(crate) const CRANE: &str = "v0.22.1";
 pub(crate) const ORAS: &str = "v1.3.6";

@@ -43,7 +43,7 @@ impl Binary {
     /// Copies it to where releases go; the name that it has there.
     pub(super) fn publish(&self, release: &Release) -> Result<String> {
         let name = format!("piecemeal-{VERSION}-linux-{}", self.target.architecture);
-        // With its mode, which lets everybody run it.
+        // With its mode, by which every user may run it.
         release.keep(&self.path, &name)?;
         Ok(name)
     }

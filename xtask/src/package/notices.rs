@@ -1,4 +1,4 @@
-//! The notices and licences of what is linked into the binary: most of them ask to come along with it.
+//! The notices and licences of the code that is linked into the binary: most of them must be distributed with it.
 
 use std::{
     collections::{BTreeSet, HashMap},

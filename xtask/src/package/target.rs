@@ -1,4 +1,4 @@
-//! What is built for: each of them gives a binary that needs nothing of the machine that it runs on.
+//! Build targets: each gives a binary that needs nothing of the machine that it runs on.
 
 use std::{env, path::Path};
 
