@@ -18,10 +18,10 @@ use crate::config::{Problems, read_upstreams};
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct ReachArgs {
-    /// A registry and where it answers; may repeat
+    /// A registry and its URL; may be repeated
     #[arg(long, value_name = "NAME=URL", required = true)]
     upstream: Vec<String>,
-    /// Certificates to trust besides the usual ones, PEM
+    /// CA certificates to trust in addition to the system's, PEM
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
 }

@@ -15,10 +15,10 @@ use super::{http_client, runtime};
 
 #[derive(Args, Debug)]
 pub(super) struct StatusArgs {
-    /// The admin port to ask; may repeat [peer, mirror and scheduler of this machine]
+    /// The admin port to query; may be repeated [peer, mirror and scheduler of this machine]
     #[arg(long, value_name = "URL")]
     admin: Vec<Url>,
-    /// One JSON object, with what each daemon said under its role
+    /// Print one JSON object, with each daemon's answer under its role
     #[arg(long)]
     json: bool,
 }

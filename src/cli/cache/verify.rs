@@ -13,15 +13,15 @@ use crate::{
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct VerifyArgs {
-    /// Images, or the digests of blobs; none: everything
+    /// Images, or the digests of blobs; absent: everything
     #[arg(value_name = "NAME")]
     names: Vec<String>,
     #[command(flatten)]
     admin: AdminArgs,
-    /// Read no more than this in a second, such as 20M [as fast as it goes]
+    /// The read limit in bytes per second, such as 20M [no limit]
     #[arg(long, value_name = "SIZE")]
     rate: Option<String>,
-    /// What the daemon says, one JSON object a line
+    /// Print the daemon's progress, one JSON object per line
     #[arg(long)]
     json: bool,
 }

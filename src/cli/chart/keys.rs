@@ -11,7 +11,7 @@ use crate::cli::keygen::{AUTHORITY_FILE, JOIN_FILE, new_authority};
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct KeysArgs {
-    /// Where the Secrets are
+    /// The namespace of the Secrets
     #[arg(long, value_name = "NAME")]
     namespace: String,
     /// The Secret for mirror and scheduler

@@ -11,12 +11,12 @@ use clap::Args;
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct OwnArgs {
-    /// The folder, made when it is missing; those above it stay whose they are
+    /// The folder; created if it is missing; its parents keep their owners
     dir: PathBuf,
-    /// Whose it becomes
+    /// The new owner
     #[arg(long, value_name = "ID")]
     user: u32,
-    /// The group that it becomes of
+    /// The new group
     #[arg(long, value_name = "ID")]
     group: u32,
 }

@@ -10,10 +10,10 @@ use tokio::time::sleep;
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct RetireArgs {
-    /// Its MutatingWebhookConfiguration
+    /// The webhook's MutatingWebhookConfiguration
     #[arg(long, value_name = "NAME")]
     webhook_configuration: String,
-    /// A namespace that may have copies of pull secrets; none: all; may repeat
+    /// A namespace that may have copies of pull secrets; absent: all; may be repeated
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     secrets_namespaces: Vec<String>,
     /// Refuse while a pod still names an accelerated image

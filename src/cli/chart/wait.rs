@@ -10,10 +10,10 @@ use tokio::time::{Instant, sleep};
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct WaitArgs {
-    /// Where the DaemonSet is
+    /// The namespace of the DaemonSet
     #[arg(long, value_name = "NAME")]
     namespace: String,
-    /// The DaemonSet, ready on a node when that is clean
+    /// The DaemonSet whose pod is ready once its node is clean
     #[arg(long, value_name = "NAME")]
     daemonset: String,
     /// How long to wait for nodes that do not answer [default: 2m]

@@ -15,10 +15,10 @@ use super::{
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct PreflightArgs {
-    /// Rehearse the creation of a pod with this image, in --rehearse-in [an image of a registry that needs no pull secret, if any]
+    /// Create a pod with this image as a dry run, in --rehearse-in [an image of a registry that needs no pull secret, if any]
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
-    /// Where to rehearse
+    /// The namespace of that dry run
     #[arg(long, value_name = "NAMESPACE", default_value = "default")]
     rehearse_in: String,
     #[command(flatten)]

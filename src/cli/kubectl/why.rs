@@ -14,7 +14,7 @@ use super::{
 pub(in crate::cli) struct WhyArgs {
     /// The pod
     pod: String,
-    /// Its namespace [the context's]
+    /// The pod's namespace [the context's]
     #[arg(long, short, value_name = "NAME")]
     namespace: Option<String>,
     #[command(flatten)]
