@@ -53,7 +53,7 @@ pub(crate) struct RawMirror {
     /// A rule that replaces a redirect's host with one that is nearer: oss-accelerate, or FROM=TO; may be repeated
     #[arg(long, value_name = "RULE")]
     pub rewrite_redirects: Option<Vec<String>>,
-    /// A host, address or network that upstreams may redirect to although it is private, loopback or reserved; may be repeated
+    /// A private, loopback or reserved host, address or network that upstreams may redirect to or name as token server; may be repeated
     #[arg(long, value_name = "HOST-OR-CIDR")]
     pub allow_target: Option<Vec<String>>,
     /// How long an upstream's grant of access is reused; a revocation takes effect within this time [5m]
@@ -205,7 +205,7 @@ pub(crate) struct RawPeer {
     /// A rule that replaces a redirect's host with one that is nearer: oss-accelerate, or FROM=TO; may be repeated
     #[arg(long, value_name = "RULE")]
     pub rewrite_redirects: Option<Vec<String>>,
-    /// A host, address or network that upstreams may redirect to although it is private, loopback or reserved; may be repeated
+    /// A private, loopback or reserved host, address or network that upstreams may redirect to or name as token server; may be repeated
     #[arg(long, value_name = "HOST-OR-CIDR")]
     pub allow_target: Option<Vec<String>>,
     /// How long an upstream's grant of access is reused; a revocation takes effect within this time [5m]
