@@ -1099,7 +1099,7 @@ fn wrong_arguments_of_node_are_usage_errors_and_touch_nothing() {
         ),
         (
             &["run", DOCKER_IO[0], DOCKER_IO[1], "--interval", "0s"],
-            "must be more than nothing",
+            "must be more than zero",
         ),
         (&["status", "--output", "yaml"], "invalid value 'yaml'"),
     ];

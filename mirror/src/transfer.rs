@@ -1,4 +1,4 @@
-//! Blobs on their way here: one transfer per digest and upstream, whatever the number of its callers.
+//! Downloads of blobs under way: one transfer per digest and upstream, whatever the number of its callers.
 //!
 //! Of several upstreams that send one digest at once the first leads: it fills what is kept. The others follow it while its bytes are
 //! theirs (`fill/follow`), and until a blob is proven no upstream's word or silence holds up another's callers.
@@ -224,7 +224,7 @@ impl Transfer {
                 unproven: Some(right),
             }),
             Progress::Starting { blob_bytes: None } => Err(NotOpened::Own(PullError::Unavailable(
-                "the source has not answered yet; it is still being asked".to_owned(),
+                "the source has not answered yet; the request is still under way".to_owned(),
             ))),
         }
     }
@@ -235,7 +235,7 @@ impl Transfer {
         match self.callers.wait(right, self.started(), nothing_to_prove).await {
             Ok(Progress::Failed(error)) | Err(error) => Progress::Failed(error),
             Ok(_) if !self.opener.get().is_some_and(|opener| opener.is_like(right)) => Progress::Failed(
-                PullError::Unavailable("the source has answered another caller; ask again".to_owned()),
+                PullError::Unavailable("the source has answered another caller; try again".to_owned()),
             ),
             Ok(progress) => progress,
         }
@@ -325,10 +325,10 @@ impl Transfers {
         let registry = registry.sub_registry_with_prefix("piecemeal");
         registry.register(
             "transfers",
-            "Blobs that were on their way here, by how that ended",
+            "Downloads of blobs that ended, by outcome",
             self.ended.clone(),
         );
-        registry.register("transfers_under_way", "Blobs on their way here", self.under_way.clone());
+        registry.register("transfers_under_way", "Downloads of blobs under way", self.under_way.clone());
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -390,7 +390,7 @@ impl Transfers {
                 Err(NotOpened::Others(_)) if rejoins < REJOINS_MAX => rejoins += 1,
                 Err(NotOpened::Others(error)) if error.is_refusal() => {
                     return Err(PullError::Unavailable(
-                        "the source is still being asked for others; ask again".to_owned(),
+                        "the source is still being queried for other callers; try again".to_owned(),
                     ));
                 }
                 Err(NotOpened::Own(error) | NotOpened::Others(error)) => return Err(error),
@@ -423,7 +423,7 @@ impl Transfers {
             let result = tokio::select! {
                 result = carry_out(&running, right, run) => result,
                 () = running.stopped.cancelled() => Err(PullError::Unavailable(format!(
-                    "{} sent nothing more of the blob, or another one; try again", running.upstream
+                    "{} stopped sending the blob, or sent another one; try again", running.upstream
                 ))),
             };
             if let (Err(error), Some(filling)) = (&result, running.own_filling()) {
@@ -490,7 +490,7 @@ where
         // Kept apart, so that even a panic in the work ends the transfer instead of leaving its readers waiting.
         let result = AbortOnDropHandle::new(tokio::spawn(work))
             .await
-            .unwrap_or_else(|_| Err(PullError::Store("the transfer broke".to_owned())));
+            .unwrap_or_else(|_| Err(PullError::Store("the transfer failed".to_owned())));
         right = match result {
             Err(error) if error.is_refusal() => transfer.callers.refused(&right, &error)?,
             Err(error) => return Err(error),
@@ -622,7 +622,7 @@ impl OpenBlob {
                 transfer: Arc::clone(transfer),
                 unproven: None,
             },
-            _ => return Err(given_up("the blob comes from another download now; resume")),
+            _ => return Err(given_up("the blob now comes from another download; resume")),
         };
         Ok(())
     }

@@ -126,7 +126,7 @@ fn with_ours(theirs: &str, port: u16) -> Result<String, String> {
         Ok(text)
     } else {
         Err(format!(
-            "is written in a way that nothing can be added to; add this before its first host:\n{}",
+            "cannot be extended automatically; add this before its first host:\n{}",
             peer_table(port)
         ))
     }

@@ -67,7 +67,7 @@ pub enum NodeError {
     Lock(#[source] io::Error),
     #[error("another `piecemeal node` has been changing this node for {} seconds; wait for it, or end it", PATIENCE.as_secs())]
     Busy,
-    #[error("cannot write {}, which tells what is ours", state::FILE)]
+    #[error("cannot write {}, the list of files that belong to piecemeal node", state::FILE)]
     State(#[source] io::Error),
 }
 
@@ -138,7 +138,7 @@ impl Node {
             let is_known = work.state.certs_dirs.contains_key(kind.name());
             if let (Some(why), false) = (config.broken(), is_known) {
                 work.report.remains.push(format!(
-                    "{why}; until then nobody can say whether {kind} has files of ours in a folder other than {}",
+                    "{why}; until then piecemeal node cannot tell whether {kind} has files of it in a folder other than {}",
                     kind.certs_dir().unwrap_or_default()
                 ));
             }
@@ -553,7 +553,7 @@ impl<'a> Work<'a> {
             };
             self.state.files.remove(path);
             let failed =
-                format!("{runtime} was not restarted as it should be ({why}); {path} had the line for a moment");
+                format!("{runtime} did not restart correctly ({why}); {path} had the line for a moment");
             if !matches!(back, Ok((Outcome::Restored | Outcome::Deleted, _))) {
                 return format!(
                     "{failed}, and could not be restored: take out what is marked there and restart {runtime}"
@@ -629,12 +629,12 @@ struct Changed;
 
 impl Changed {
     fn told(self) -> Told {
-        let why = "is being changed by somebody else at the same time; run this again";
+        let why = "is being changed by another program at the same time; run this again";
         (Outcome::Failed, Some(why.to_owned()))
     }
 }
 
-const LINK: &str = "is a symbolic link, and what it leads to is not ours";
+const LINK: &str = "is a symbolic link to a file that does not belong to piecemeal node";
 /// How often a file is read anew when somebody changes it at the same time.
 const TRIES: usize = 3;
 /// How long another run is waited for: it may be one that restarts a runtime.

@@ -63,7 +63,7 @@ impl Blobs for SwarmBlobs {
         self.parts.store.record_source(at, digest).await?;
         stated
             .or_else(|| self.sizes.get(at, digest))
-            .ok_or_else(|| PullError::BadGateway(format!("nobody states the size of {digest}")))
+            .ok_or_else(|| PullError::BadGateway(format!("neither the mirror nor a peer states the size of {digest}")))
     }
 }
 

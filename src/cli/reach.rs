@@ -58,7 +58,7 @@ pub(super) fn run(args: &ReachArgs) -> anyhow::Result<()> {
         bad
     });
     if bad > 0 {
-        bail!("{bad} places cannot be pulled from");
+        bail!("{bad} endpoints cannot be pulled from");
     }
     Ok(())
 }
@@ -133,7 +133,7 @@ fn judge(status: StatusCode) -> Found {
         404 => Found::Bad("HTTP 404: no registry of the OCI protocol answers there".to_owned()),
         429 => Found::Bad("HTTP 429: the registry limits this address at the moment".to_owned()),
         status => Found::Bad(format!(
-            "HTTP {status}: the registry is not well, or something in between answers for it"
+            "HTTP {status}: the registry has a failure, or a proxy in between answers for it"
         )),
     }
 }

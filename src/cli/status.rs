@@ -39,7 +39,7 @@ pub(super) fn run(args: &StatusArgs) -> anyhow::Result<()> {
     // Among the defaults, those that do not run here are no news.
     if answers.is_empty() || (!args.admin.is_empty() && !silent.is_empty()) {
         let hint = if args.admin.is_empty() {
-            "\nnothing of Piecemeal runs here; start it, or name another place with --admin"
+            "\nno daemon of Piecemeal runs here; start one, or name another admin port with --admin"
         } else {
             ""
         };

@@ -208,7 +208,7 @@ fn parse_upstream(text: &str) -> Result<(String, Url), String> {
     }
     let url = field::parse_registry(url)?;
     if suffix.is_none() && url.host_str().is_some_and(|host| host.contains('*')) {
-        return Err(format!("{url} has a * that {name} gives no meaning to"));
+        return Err(format!("{url} has a *, and {name} has none"));
     }
     Ok((name.to_owned(), url))
 }

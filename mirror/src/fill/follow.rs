@@ -107,7 +107,7 @@ impl UpstreamBlobs {
         transfer: &Transfer,
     ) -> Result<Arrived, PullError> {
         let (at, other) = (&whence.right.at, leader.upstream());
-        info!(blob.digest = %digest, upstream = at.upstream, leader = other, "{digest} comes from {} apart: what {other} sends of it differs, or does not come", at.upstream);
+        info!(blob.digest = %digest, upstream = at.upstream, leader = other, "{digest} is downloaded from {} separately: {other} sends different bytes of it, or none", at.upstream);
         let apart = Self {
             observer: Arc::new(Unannounced(Arc::clone(&self.observer))),
             ..self.clone()
@@ -116,7 +116,7 @@ impl UpstreamBlobs {
         let begun = timeout(PASSING_PATIENCE, self.store.begin_apart(digest, map)).await;
         let filling = begun.map_err(|_| {
             PullError::Unavailable(format!(
-                "{other} and {} send {digest} at once, and too many blobs are in such a dispute; try again",
+                "{other} and {} are both sending {digest}, and too many blobs are being compared between upstreams; try again",
                 at.upstream
             ))
         })?;
@@ -141,7 +141,7 @@ impl UpstreamBlobs {
                 filling.abandon(FillFailure::Stopped).await;
             } else {
                 let (digest, liar) = (filling.digest(), leader.upstream());
-                warn!(blob.digest = %digest, upstream = liar, "{liar} sends other bytes for {digest} than the blob has; all of them are dropped");
+                warn!(blob.digest = %digest, upstream = liar, "{liar} sends wrong bytes for {digest}; all of them are dropped");
                 self.observer.revoked(digest, filling.fill());
                 filling.abandon(FillFailure::Revoked).await;
             }

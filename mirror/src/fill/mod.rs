@@ -235,7 +235,7 @@ impl UpstreamBlobs {
         self.observer.revoked(filling.digest(), filling.fill());
         filling.abandon(FillFailure::Revoked).await;
         Err(PullError::Unavailable(format!(
-            "{} has other bytes for {} than came before; all of it is fetched anew, try again",
+            "{} now sends other bytes for {} than before; the download starts again from its beginning, try again",
             right.at.upstream,
             filling.digest()
         )))
@@ -433,7 +433,7 @@ pub async fn pass(
 ) -> Result<Filling, PullError> {
     let begun = tokio::time::timeout(PASSING_PATIENCE, store.begin_passing(digest, map, fill, offer)).await;
     let begun = begun.map_err(|_| {
-        PullError::Unavailable("there is no room for the blob, and too many others pass through already".to_owned())
+        PullError::Unavailable("the blob does not fit into the cache, and too many blobs already pass through memory; try again".to_owned())
     })?;
     begun.map_err(|error| match error {
         BeginFillError::Conflict { .. } => PullError::Unavailable(error.to_string()),

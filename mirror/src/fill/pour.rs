@@ -148,7 +148,7 @@ impl<'a> Pour<'a> {
                 self.read_at = Instant::now();
             } else if self.read_at.elapsed() >= UNREAD_MAX {
                 return Err(PullError::Unavailable(
-                    "there is no room to keep the blob, and nobody reads it any more".to_owned(),
+                    "the blob does not fit into the cache, and its last reader has left".to_owned(),
                 ));
             }
             let step = tokio::select! {
@@ -267,7 +267,7 @@ impl<'a> Pour<'a> {
         let Ok(next) = callers.refused(right, error) else {
             return false;
         };
-        debug!(blob.digest = %self.way.filling.digest(), %error, "the fill of {} goes on with another caller's right", self.way.filling.digest());
+        debug!(blob.digest = %self.way.filling.digest(), %error, "the fill of {} continues with another caller's credential", self.way.filling.digest());
         self.way.right = Arc::new(next);
         self.way.served = Arc::default();
         true

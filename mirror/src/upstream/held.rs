@@ -210,7 +210,7 @@ async fn ask_helper(program: &str, server: &str) -> Result<Credential, String> {
         return Err(problem(&format!("knows none for {server} ({})", output.status)));
     }
     let answer: HelperAnswer =
-        serde_json::from_slice(&output.stdout).map_err(|_| problem("answered something else than a credential"))?;
+        serde_json::from_slice(&output.stdout).map_err(|_| problem("answered with something other than a credential"))?;
     Ok(Credential::basic(&answer.username, &answer.secret))
 }
 

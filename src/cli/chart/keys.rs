@@ -80,7 +80,7 @@ async fn read<K: std::str::FromStr>(
         return Ok(None);
     };
     let key = decode(&object["data"][field]).and_then(|text| text.trim().parse().ok());
-    let key = key.with_context(|| format!("Secret {secret} has no key of ours as {field}; it is left as it is"))?;
+    let key = key.with_context(|| format!("Secret {secret} has no key of Piecemeal in {field}; it stays unchanged"))?;
     Ok(Some(key))
 }
 

@@ -30,7 +30,7 @@ pub(super) fn run(args: &OwnArgs) -> anyhow::Result<()> {
     chown(&args.dir, Some(me), None)
         .and_then(|()| fs::set_permissions(&args.dir, fs::Permissions::from_mode(PRIVATE)))
         .and_then(|()| chown(&args.dir, Some(args.user), Some(args.group)))
-        .with_context(|| format!("cannot give {dir} away; run this as root"))
+        .with_context(|| format!("cannot change the owner of {dir}; run this as root"))
 }
 
 /// Names and layers of private images come to lie in it.

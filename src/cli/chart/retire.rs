@@ -36,7 +36,7 @@ pub(super) async fn run(args: &RetireArgs) -> anyhow::Result<()> {
     cluster
         .delete(&format!("{configurations}/{}", args.webhook_configuration), None)
         .await?;
-    say!("new pods are created as they are written, from now on");
+    say!("new pods are no longer changed");
     // Those that were asked about before are stored by then.
     sleep(SETTLE).await;
     let pods = look_at_pods(&cluster).await?;

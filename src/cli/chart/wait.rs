@@ -59,7 +59,7 @@ fn left(set: &Value) -> Option<i64> {
 async fn tell(cluster: &Cluster, args: &WaitArgs, set: &Value, left: Option<i64>) -> anyhow::Result<()> {
     let Some(left) = left else {
         bail!(
-            "the DaemonSet {} is not acted upon; is the cluster's controller manager running?",
+            "the cluster does not act on the DaemonSet {}; is its controller manager running?",
             args.daemonset
         );
     };

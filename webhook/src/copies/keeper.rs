@@ -129,7 +129,7 @@ impl Keeper {
             tokio::select! {
                 event = events.next() => match event {
                     Some(Ok(event)) => note(&mut agenda, &event),
-                    Some(Err(error)) => debug!("the watch of secrets broke off and goes on: {error}"),
+                    Some(Err(error)) => debug!("the watch of secrets broke off and is resumed: {error}"),
                     None => return,
                 },
                 _ = ticks.tick() => {
@@ -198,7 +198,7 @@ impl Keeper {
                 }
             }
             Err(error) => {
-                warn!("the copies of pull secrets in {namespace} could not be tended, which is tried again: {error}");
+                warn!("the copies of pull secrets in {namespace} could not be updated and will be tried again: {error}");
                 agenda.add(namespace, Instant::now() + RETRY);
             }
         }
@@ -284,7 +284,7 @@ impl Keeper {
             Err(NoCopyError::Nothing(_)) => delete("its source is for no accelerated registry any more").await,
             Err(NoCopyError::Cluster(error)) => Err(error),
             Err(error) => {
-                warn!("a copy in {namespace} stays as it is: {error}");
+                warn!("a copy in {namespace} stays unchanged: {error}");
                 Ok(())
             }
         }

@@ -41,7 +41,7 @@ impl Sources {
     ) -> Result<Self, ClusterError> {
         let own = wish.secrets.as_deref().unwrap_or_default();
         if !rules.secrets_namespaces.is_empty() && !rules.secrets_namespaces.contains(namespace) {
-            let why = format!("secrets of {namespace} are not the webhook's to read (rbac.secretsScope)");
+            let why = format!("the webhook may not read secrets of {namespace} (rbac.secretsScope)");
             let secrets = own
                 .iter()
                 .map(|name| unusable(name, Unusable::Perhaps(why.clone())))

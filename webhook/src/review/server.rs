@@ -77,7 +77,7 @@ async fn about_namespace(State(counter): State<Counter>, Path(label): Path<Strin
         Some(label) => counter.serve(request, Some(label)).await,
         None => (
             StatusCode::NOT_FOUND,
-            format!("{label} is no label that asks for anything\n"),
+            format!("{label} is not a label of Piecemeal\n"),
         )
             .into_response(),
     }
@@ -114,7 +114,7 @@ impl Counter {
             let limit = usize::try_from(BODY_BYTES_MAX).unwrap_or(usize::MAX);
             match timeout(BODY_TIME_MAX, to_bytes(request.into_body(), limit)).await {
                 Ok(Ok(body)) => Question::read(&body),
-                Ok(Err(_)) | Err(_) => return (StatusCode::BAD_REQUEST, "the body has not come\n").into_response(),
+                Ok(Err(_)) | Err(_) => return (StatusCode::BAD_REQUEST, "the body did not arrive in time\n").into_response(),
             }
         };
         match question {
