@@ -33,11 +33,7 @@ impl Collector for StoreCollector {
                 "Bytes of complete blobs",
                 counts.blob_bytes,
             ),
-            (
-                "piecemeal_store_partials",
-                "Incomplete blobs",
-                counts.partials,
-            ),
+            ("piecemeal_store_partials", "Incomplete blobs", counts.partials),
             (
                 "piecemeal_store_reserved_bytes",
                 "Total sizes of the blobs that are not complete",

@@ -328,7 +328,11 @@ impl Transfers {
             "Downloads of blobs that ended, by outcome",
             self.ended.clone(),
         );
-        registry.register("transfers_under_way", "Downloads of blobs under way", self.under_way.clone());
+        registry.register(
+            "transfers_under_way",
+            "Downloads of blobs under way",
+            self.under_way.clone(),
+        );
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {

@@ -281,8 +281,8 @@ const BEGIN: &str = "# piecemeal node begins\n";
 const AFTER_OPEN_LINE: &str = " (the line above had no end)";
 const BEGIN_AFTER_OPEN_LINE: &str = "# piecemeal node begins (the line above had no end)\n";
 const END: &str = "# piecemeal node ends\n";
-const DAMAGED: &str = "has had our marks edited, so that what is yours cannot be told from what is ours; \
-    take out the line and the host that speak of piecemeal";
+const DAMAGED: &str = "has edited marks of piecemeal node, which therefore cannot tell its own lines from yours; \
+    remove the line and the host that name piecemeal";
 
 #[cfg(test)]
 mod tests {

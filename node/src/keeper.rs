@@ -162,9 +162,17 @@ impl Keeper {
             errors,
         } = self.metrics.clone();
         let registry = registry.sub_registry_with_prefix("piecemeal_node");
-        registry.register("runtime_ready", "Whether a runtime reads the files that are written for it", ready);
+        registry.register(
+            "runtime_ready",
+            "Whether a runtime reads the files that are written for it",
+            ready,
+        );
         registry.register("files", "Files of node set-up on the node", files);
-        registry.register("repairs", "Files that were repaired after another program changed or removed them", repairs);
+        registry.register(
+            "repairs",
+            "Files that were repaired after another program changed or removed them",
+            repairs,
+        );
         registry.register("errors", "Checks of the node that ended with an error", errors);
     }
 

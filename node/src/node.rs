@@ -552,8 +552,7 @@ impl<'a> Work<'a> {
                 None => self.delete(path, stamp),
             };
             self.state.files.remove(path);
-            let failed =
-                format!("{runtime} did not restart correctly ({why}); {path} had the line for a moment");
+            let failed = format!("{runtime} did not restart correctly ({why}); {path} had the line for a moment");
             if !matches!(back, Ok((Outcome::Restored | Outcome::Deleted, _))) {
                 return format!(
                     "{failed}, and could not be restored: take out what is marked there and restart {runtime}"
@@ -641,7 +640,7 @@ const TRIES: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a runtime may take until it answers.
 const RESTART_PATIENCE: Duration = Duration::from_secs(60);
-const READ_ONLY_MOUNT: &str = "is on a mount that is read-only, though its file system is not: in the chart, name its folder in     node.extraHostPaths; on the node itself, write it by the system's own means";
+const READ_ONLY_MOUNT: &str = "is on a mount that is read-only, though its file system is not: in the chart, name its folder in node.extraHostPaths; on the node itself, write it by the system's own means";
 const READ_ONLY: &str = "is on a file system that is read-only; write it by the system's own means";
 
 #[cfg(test)]

@@ -210,8 +210,10 @@ impl Status {
         }
         for StatusFile { path, standing } in &self.files {
             let said = match standing {
-                Standing::Ours => "ours",
-                Standing::Drifted => "written by piecemeal node, edited since; `piecemeal node install` undoes the edit",
+                Standing::Ours => "written by piecemeal node",
+                Standing::Drifted => {
+                    "written by piecemeal node, edited since; `piecemeal node install` undoes the edit"
+                }
                 Standing::Missing => "missing; `piecemeal node install` writes it again",
                 Standing::Foreign => "written by another program",
             };

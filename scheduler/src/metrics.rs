@@ -64,11 +64,7 @@ impl Metrics {
         );
         registry.register("swarms", "Blobs that at least one peer wants", self.swarms.clone());
         registry.register("wants", "Blobs wanted, summed over peers", self.wants.clone());
-        registry.register(
-            "leases_in_flight",
-            "Leases in flight",
-            self.leases_in_flight.clone(),
-        );
+        registry.register("leases_in_flight", "Leases in flight", self.leases_in_flight.clone());
         registry.register(
             "leases",
             "Leases given, by the kind of their source",

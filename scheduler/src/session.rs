@@ -89,14 +89,18 @@ impl SessionEnd {
             Self::Revoked => Some(Status::permission_denied(
                 "this node is no longer admitted; reconnect to receive the reason",
             )),
-            Self::ClockSet => Some(Status::aborted("the scheduler's clock was set; reconnect to receive its time")),
+            Self::ClockSet => Some(Status::aborted(
+                "the scheduler's clock was set; reconnect to receive its time",
+            )),
             Self::Excessive => Some(Status::invalid_argument(format!(
                 "a message has more than {REPORTS_MAX} reports"
             ))),
             Self::Crowded => Some(Status::resource_exhausted(
                 "all sessions are taken, and this address has more than its share of them",
             )),
-            Self::Stopping => Some(Status::unavailable("the scheduler is stopping or restarting; reconnect")),
+            Self::Stopping => Some(Status::unavailable(
+                "the scheduler is stopping or restarting; reconnect",
+            )),
         }
     }
 }

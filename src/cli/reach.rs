@@ -69,7 +69,7 @@ async fn look_at(client: &Client, upstream: &UpstreamConfig) -> usize {
     for url in &upstream.urls {
         if upstream.name.starts_with('*') {
             say!(
-                "?     {}: it stands for many; name one of them to look at it",
+                "?     {}: a pattern for many registries; name one of them to check it",
                 upstream.name
             );
             continue;
@@ -171,7 +171,7 @@ mod tests {
             (403, "access list"),
             (404, "no registry"),
             (429, "limits"),
-            (503, "not well"),
+            (503, "has a failure"),
             (302, "in between"),
         ] {
             assert!(

@@ -250,10 +250,7 @@ async fn resolve(cache: &Cache, plan: &Plan, at: &Repository, reference: &Refere
             }
             Manifest::Image { blobs } => blobs.iter().collect(),
             Manifest::Unknown if depth == 0 => {
-                return Err(format!(
-                    "its manifest is of an unknown kind ({})",
-                    found.media_type
-                ));
+                return Err(format!("its manifest is of an unknown kind ({})", found.media_type));
             }
             Manifest::Unknown => Vec::new(),
         };

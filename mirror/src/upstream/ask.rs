@@ -158,7 +158,7 @@ impl Upstream {
             return asked.unwrap_or_else(|_| {
                 let seconds = SOURCE_TIMEOUT.as_secs();
                 Err(PullError::Unavailable(format!(
-                    "{} redirected several times and gave no answer within {seconds} s",
+                    "{} gave no answer within {seconds} s, redirects and token requests included",
                     self.name
                 )))
             });
@@ -607,7 +607,7 @@ impl Upstream {
             status if status.is_success() => Ok(response),
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) if led_on => Err(self.bad(
                 ask.at,
-                &format!("a redirect to a place that answers {status} for {}", ask.path),
+                &format!("a redirect to a host that answers {status} for {}", ask.path),
             )),
             StatusCode::NOT_FOUND => Err(PullError::Unknown(format!(
                 "{upstream} has no {}/{}",

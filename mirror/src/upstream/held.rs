@@ -209,8 +209,8 @@ async fn ask_helper(program: &str, server: &str) -> Result<Credential, String> {
     if !output.status.success() {
         return Err(problem(&format!("knows none for {server} ({})", output.status)));
     }
-    let answer: HelperAnswer =
-        serde_json::from_slice(&output.stdout).map_err(|_| problem("answered with something other than a credential"))?;
+    let answer: HelperAnswer = serde_json::from_slice(&output.stdout)
+        .map_err(|_| problem("answered with something other than a credential"))?;
     Ok(Credential::basic(&answer.username, &answer.secret))
 }
 

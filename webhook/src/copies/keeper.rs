@@ -198,7 +198,9 @@ impl Keeper {
                 }
             }
             Err(error) => {
-                warn!("the copies of pull secrets in {namespace} could not be updated and will be tried again: {error}");
+                warn!(
+                    "the copies of pull secrets in {namespace} could not be updated and will be tried again: {error}"
+                );
                 agenda.add(namespace, Instant::now() + RETRY);
             }
         }
