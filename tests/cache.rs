@@ -178,7 +178,11 @@ fn what_is_kept_is_listed_and_shown_as_it_is() {
         unknown.stderr
     );
     fs::remove_file(cached(&cluster, &image.layers()[0])).expect("removing a file");
-    assert_eq!(get(&cluster, &image, &image.layers()[0]).status, 200, "it is had again");
+    assert_eq!(
+        get(&cluster, &image, &image.layers()[0]).status,
+        200,
+        "it is fetched again"
+    );
 }
 
 #[test]
@@ -283,7 +287,7 @@ fn what_is_read_or_on_its_way_does_not_go() {
         1,
         "nothing of it went"
     );
-    until("it goes when nobody reads it", || {
+    until("it goes when no client reads it", || {
         at_mirror(&cluster, &["rm", "--yes", &image.reference(HOST)]).code == Some(0)
     });
     assert!(!cached(&cluster, layer).exists());
@@ -331,7 +335,7 @@ fn what_was_warmed_is_pulled_by_tag_without_the_wan() {
     cluster.registry.push(&image);
     let file = cluster.site.dir().join("images");
     fs::write(&file, "# of the shop\norigin.test/library/app:v1 # the till\n").expect("writing a file");
-    let file = file.to_str().expect("a path of ours");
+    let file = file.to_str().expect("a path that the test made");
     let warmed = at_mirror(&cluster, &["warm", "--file", file, "origin.test/library/nothing:1"]).expect(1);
     for part in [
         "origin.test/library/nothing:1: failed: ",

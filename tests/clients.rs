@@ -29,8 +29,8 @@ const ROUTES: [Route; 2] = [
 ];
 /// Beside the cluster's own registry.
 const FAKE: SocketAddrV4 = SocketAddrV4::new(ORIGIN_IP, 5001);
-const USER_AND_PASSWORD: &str = "somebody:hunter2";
-const BASE64_OF_THAT: &str = "c29tZWJvZHk6aHVudGVyMg==";
+const USER_AND_PASSWORD: &str = "alice:hunter2";
+const BASE64_OF_THAT: &str = "YWxpY2U6aHVudGVyMg==";
 
 #[derive(Clone, Copy)]
 struct Route {

@@ -413,7 +413,7 @@ impl Story<'_> {
             (!left.iter().any(|object| object.starts_with("Pod "))).then_some(left)
         });
         let kept = ["Secret piecemeal-authority-key", "Secret piecemeal-join-key"];
-        assert_eq!(left, kept, "the site's keys are for whoever comes back");
+        assert_eq!(left, kept, "the site's keys stay for a later installation");
     }
 
     fn install(&self, more: &[&str]) {

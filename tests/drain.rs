@@ -35,7 +35,7 @@ fn stop_while_sending(port: &str, daemon: impl Fn(&mut Cluster) -> &mut Process)
     let stopping = daemon(&mut cluster);
     stopping.signal(rustix::process::Signal::TERM);
     thread::sleep(Duration::from_millis(300));
-    assert!(get.send_from(&node).is_err(), "nobody new is let in");
+    assert!(get.send_from(&node).is_err(), "no new client is admitted");
     assert!(
         !client.is_finished(),
         "the blob was there before anything could be shown"

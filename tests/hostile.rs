@@ -179,7 +179,7 @@ fn a_range_that_is_ignored_costs_time_but_no_harm() {
         let pull = scope.spawn(|| story.pull_everywhere());
         let started = Instant::now();
         while story.upstream.requests(story.layer()) == 0 {
-            assert!(started.elapsed() < Duration::from_secs(20), "nobody asked");
+            assert!(started.elapsed() < Duration::from_secs(20), "no request came");
             thread::sleep(Duration::from_millis(5));
         }
         // The first answer is under way, and will be short; what is asked for then is a range.
@@ -319,7 +319,7 @@ fn connections_to_a_far_upstream_that_break_off_are_resumed_where_they_did() {
         let pull = scope.spawn(|| story.pull_everywhere());
         let started = Instant::now();
         while story.upstream.body_bytes(story.layer()) == 0 {
-            assert!(started.elapsed() < Duration::from_secs(20), "nobody asked");
+            assert!(started.elapsed() < Duration::from_secs(20), "no request came");
             thread::sleep(Duration::from_millis(5));
         }
         let cut = Behaviour::ShortBody { at: 100_000, times: 10 };

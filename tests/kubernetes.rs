@@ -152,7 +152,7 @@ fn without_controllers_nothing_happens_that_nobody_did() {
     api.client().create(&pod(&namespace, "app")).unwrap();
     assert!(
         api.client().list("ConfigMap", &namespace).is_empty(),
-        "somebody published the CA"
+        "no controller publishes the root CA"
     );
 }
 

@@ -81,7 +81,7 @@ fn an_accelerated_name_is_installed_and_removed_without_a_restart() {
         let image = image(&format!("app-{version:?}").to_lowercase());
         cluster.registry.push(&image);
         let (name, pid) = (image.reference(ACCELERATED), node.pid());
-        assert!(!node.pull(&name).ok, "{version:?}: nobody knows the name yet");
+        assert!(!node.pull(&name).ok, "{version:?}: the name does not resolve yet");
 
         let said = install(&node, &[]).expect_ok().output;
         assert!(
@@ -126,7 +126,7 @@ fn an_accelerated_name_is_installed_and_removed_without_a_restart() {
         node.pull(&name).expect_ok();
         node.remove_image(&name);
         node.piecemeal(&["remove", "--purge"]).expect_ok();
-        assert!(!node.pull(&name).ok, "{version:?}: nobody knows the name any more");
+        assert!(!node.pull(&name).ok, "{version:?}: the name no longer resolves");
         for gone in ["/etc/containerd/certs.d", "/etc/piecemeal"] {
             assert!(!node.file(gone).exists(), "{version:?}: {gone}");
         }

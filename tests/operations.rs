@@ -137,7 +137,11 @@ fn the_commands_of_the_operations_guide_work_in_their_order() {
     assert!(blocks.len() >= 6, "only {} blocks are marked", blocks.len());
     let all =
         fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md")).expect("the document");
-    assert_eq!(all.matches("```sh").count(), blocks.len(), "a block that nobody runs");
+    assert_eq!(
+        all.matches("```sh").count(),
+        blocks.len(),
+        "a block that this test does not run"
+    );
     let machine = Machine::new();
     let registry = DockerRegistry::start(&machine.netns, REGISTRY);
     let image = Image::new("library/app", "v1").layer_bytes(&[2_000_000, 50_000]);

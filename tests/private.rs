@@ -224,7 +224,7 @@ fn a_node_costs_one_token_and_one_head_of_its_own_and_no_more() {
             );
         }
     }
-    assert_eq!(tokens.granted(None), 0, "nobody in particular may have it");
+    assert_eq!(tokens.granted(None), 0, "no anonymous token is granted");
     assert_eq!(log("GET", "/manifests/v1"), 1);
     for layer in image.layers() {
         assert_eq!(cluster.registry.blob_bytes_served(&layer.digest), layer.size);

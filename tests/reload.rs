@@ -652,7 +652,7 @@ fn what_needs_a_restart_is_named_until_there_is_one_and_the_rest_applied_once() 
     mirror.reload_and_wait(settings, "restart to apply what else has changed: zone");
     assert_eq!(mirror.said("applied: "), 1);
     mirror.reload_and_wait("zone = 'a'\ntag_ttl = '0s'", "nothing to reload");
-    assert_eq!(mirror.said("secret-b"), 0, "a value that may be nobody's business");
+    assert_eq!(mirror.said("secret-b"), 0, "a value that may be secret");
 }
 
 #[test]

@@ -80,7 +80,7 @@ fn who_listens_in_reads_names_over_http_and_nothing_over_tls() {
         // The repository's name is in every request to the mirror, the pool's in the hello to the scheduler.
         for (tap, secret) in [(to_mirror, image.repository()), (to_scheduler, "site-a")] {
             let connections = tap.connections();
-            assert!(!connections.is_empty(), "nobody came to {}", tap.address);
+            assert!(!connections.is_empty(), "no connection came to {}", tap.address);
             let is_plain = scheme == "http";
             assert_eq!(
                 connections.iter().any(|heard| contains(heard, secret.as_bytes())),

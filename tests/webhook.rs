@@ -280,7 +280,7 @@ fn nothing_is_injected_when_there_is_no_reason_to() {
     create(&pull_secret(&namespace, "port", &[&format!("{VENDOR}:443")]));
     let cases: [(&str, &[&str], &[&str], &str); 13] = [
         (
-            "no registry of ours",
+            "no accelerated registry",
             &["quay.io/a/b", "ghcr.io/c"],
             &["other"],
             "NoAcceleratedImage",

@@ -234,7 +234,7 @@ fn a_copy_that_no_pod_names_goes_after_its_time_and_not_before() {
     assert!(api.client().get("Secret", &used, COPY).is_some(), "a pod names it");
     assert!(
         api.client().get("Secret", &unused, "team").is_some(),
-        "the source is nobody's to delete"
+        "no component deletes the source"
     );
     // Somebody needs it again.
     let stored = api.client().create(&pod(&unused, &[&image()], &["team"])).unwrap();

@@ -181,7 +181,7 @@ fn without_the_webhook_pods_are_created_as_they_are_and_at_once() {
     webhook.replicas[0].process.kill();
     for _ in 0..5 {
         let (sent, began) = (pod(&namespace, &["nginx"], &[]), Instant::now());
-        assert_untouched(&sent, &create(&sent), "nobody listens");
+        assert_untouched(&sent, &create(&sent), "no webhook listens");
         assert!(began.elapsed() < SLACK, "{:?}", began.elapsed());
     }
     webhook.replicas[0].process.start_again();
@@ -200,7 +200,7 @@ fn a_webhook_that_hangs_holds_a_pod_up_for_five_seconds_and_no_longer() {
     let stored = create(&sent);
     let took = began.elapsed();
     webhook.replicas[0].process.cont();
-    assert_untouched(&sent, &stored, "nobody answers");
+    assert_untouched(&sent, &stored, "no webhook answers");
     assert!(
         took > Duration::from_secs(4) && took < Duration::from_secs(5) + SLACK,
         "{took:?}"

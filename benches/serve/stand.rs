@@ -148,7 +148,7 @@ impl Stand {
     /// An image of one layer of 1 GiB and one of 64 MiB, which everybody serves from what he keeps.
     pub(crate) fn big(&self) -> &Stored {
         self.big.get_or_init(|| {
-            eprintln!("making 1 GiB and handing it to everybody");
+            eprintln!("making 1 GiB and storing it at every server");
             let image = Image::new("library/big", "v1").layer_bytes(&[1 << 30, 64 << 20]);
             self.everybody_has(&image)
         })

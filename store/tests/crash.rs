@@ -223,7 +223,7 @@ impl Machine {
                 let content = self.contents.choose(&mut self.random).unwrap().clone();
                 match store.begin(&content.digest, content.map, None).await {
                     Ok(filling) => fillings.push((content, filling)),
-                    Err(BeginFillError::Conflict { .. }) => panic!("nobody asks for another map"),
+                    Err(BeginFillError::Conflict { .. }) => panic!("the test asks for one map only"),
                     Err(_) => {}
                 }
                 return During::Fill;

@@ -271,7 +271,7 @@ async fn a_crowd_in_a_tight_quota_neither_hangs_nor_loses_count() {
     for puller in pullers {
         tokio::time::timeout(Duration::from_secs(60), puller)
             .await
-            .expect("nobody hangs")
+            .expect("no task hangs")
             .unwrap();
     }
     let usage = store.usage().await.unwrap();

@@ -137,7 +137,7 @@ async fn what_has_passed_is_refused_and_what_is_in_the_window_is_offered() {
     let first = filling.have().iter().next().unwrap();
     assert!(filling.have().count() <= WINDOW_PIECES && first > 0);
     let piece = story.store.filling(&story.digest);
-    assert!(piece.is_none(), "who comes now begins anew");
+    assert!(piece.is_none(), "a later reader starts a new fill");
     assert_eq!(filling.read_piece(first).await.unwrap().unwrap(), story.piece(first));
     assert!(
         filling.extent(at..BLOB_BYTES).await.unwrap().is_none(),
@@ -211,7 +211,7 @@ async fn a_piece_that_comes_last_of_its_window_holds_up_nobody_after_it() {
     assert_eq!(
         filling.window().unwrap().end,
         all.end,
-        "whoever asks what there is room for is told"
+        "the window shows how many pieces there is room for"
     );
     for index in WINDOW_PIECES..all.end {
         filling.write_piece(index, story.piece(index), None).await.unwrap();
@@ -230,7 +230,7 @@ async fn a_passing_blob_with_another_digest_keeps_its_end_back() {
         .begin_passing(&wrong, small, None, Offer::Nothing)
         .await
         .unwrap();
-    assert!(story.store.filling(&wrong).is_none(), "it is offered to nobody");
+    assert!(story.store.filling(&wrong).is_none(), "it is offered to no reader");
     for index in 0..3 {
         filling.write_piece(index, story.piece(index), None).await.unwrap();
     }

@@ -202,7 +202,7 @@ impl Guard {
         if headers.get("authorization") == Some(&format!("Bearer {}", self.token)) {
             return None;
         }
-        let body = r#"{"errors":[{"code":"UNAUTHORIZED","message":"no token of ours"}]}"#;
+        let body = r#"{"errors":[{"code":"UNAUTHORIZED","message":"an unknown token"}]}"#;
         let repository = path
             .trim_start_matches("/v2/")
             .rsplitn(3, '/')

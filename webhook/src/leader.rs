@@ -222,7 +222,7 @@ mod tests {
         assert_eq!(taken["spec"]["leaseTransitions"], 1);
         let bare = json!({"metadata": {"name": "l"}});
         let Act::Take(taken) = act(Some(&bare), "b", Duration::ZERO) else {
-            panic!("nobody holds it");
+            panic!("no replica holds it");
         };
         assert_eq!(taken["spec"]["holderIdentity"], "b");
         let mut free = lease;

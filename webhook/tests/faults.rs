@@ -107,7 +107,7 @@ async fn without_an_api_there_are_answers_all_the_same() {
     assert!(!stand.ask(&pod()).await.patch.is_empty());
     let address = served.address;
     drop(served);
-    until("nobody listens", async || {
+    until("the port is free", async || {
         TcpListener::bind((Ipv4Addr::LOCALHOST, address.port())).is_ok()
     })
     .await;
@@ -219,7 +219,7 @@ async fn a_copy_that_was_to_be_deleted_is_taken_into_use_again_first() {
     let deletion = stand.cluster.delete(COPY, Some(&marked_copy["metadata"])).await;
     assert!(
         matches!(deletion, Err(ClusterError::Conflict(_))),
-        "whoever saw it marked cannot delete it any more: {deletion:?}"
+        "a replica that saw it marked cannot delete it any more: {deletion:?}"
     );
 }
 

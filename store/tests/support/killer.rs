@@ -222,7 +222,7 @@ fn limit(resource: Resource, bytes: u64) {
 
 fn die() -> ! {
     kill_process(getpid(), Signal::KILL).unwrap();
-    unreachable!("nobody survives that");
+    unreachable!("no process survives that");
 }
 
 /// The operating system's files, up to the last step.

@@ -293,7 +293,7 @@ impl FakeApi {
             ("PUT", Some(_)) => self.replace(target, sent),
             ("PATCH", Some(_)) => self.apply(target, &sent),
             ("DELETE", Some(_)) => self.delete_if(target, &sent["preconditions"]),
-            _ => refusal(405, "nobody asks for this"),
+            _ => refusal(405, "no test sends this"),
         }
     }
 

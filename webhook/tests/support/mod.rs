@@ -1,6 +1,6 @@
 //! A webhook in a cluster that is made up, and somebody who asks it as an API server does.
 
-#![expect(unreachable_pub, reason = "a module of a test binary is reached by nobody else")]
+#![expect(unreachable_pub, reason = "only its own test binary reaches a module of it")]
 
 #[expect(dead_code, reason = "the benchmark uses the rest")]
 pub mod fake_api;
