@@ -587,5 +587,9 @@ fn only_who_is_on_the_machine_and_means_it_is_answered() {
     let large = large.body(&vec![b' '; 2 * MIB]).send_from(cluster.site.mirror());
     assert_eq!(large.expect("an answer").status, 413);
     let remote = run(cluster.site.node(0), &["ls", "--admin", "http://10.88.0.2:65013"]).expect(1);
-    assert!(remote.stderr.contains("only this machine may ask"), "{}", remote.stderr);
+    assert!(
+        remote.stderr.contains("only clients on this machine"),
+        "{}",
+        remote.stderr
+    );
 }

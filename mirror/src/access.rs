@@ -229,7 +229,7 @@ impl Rights {
             Ok(Err(error)) => return Err(PullError::Unavailable(error.to_string())),
             Err(_) => {
                 return Err(PullError::Unavailable(format!(
-                    "{digest} is on its way from another registry, and nothing of it is here yet; try again"
+                    "another registry is sending {digest}, and none of it has arrived yet; try again"
                 )));
             }
         };

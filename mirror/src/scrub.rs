@@ -126,7 +126,7 @@ pub async fn scrub(store: Store, limiter: Limiter, mut suspects: Suspects, stop:
             };
             // Whatever is wrong is wrong for all of them: the next round is a minute away.
             if let Err(error) = looked {
-                warn!(%error, "the cache cannot be looked through: {error}");
+                warn!(%error, "the cache cannot be verified: {error}");
             }
         }
     };

@@ -106,7 +106,7 @@ fn with_ours(theirs: &str, port: u16) -> Result<String, String> {
         .map_err(|error: toml::de::Error| format!("is not TOML, so that containerd ignores it: {}", error.message()))?;
     let hosts = parsed.get("host").and_then(Value::as_table);
     if hosts.is_some_and(|hosts| hosts.contains_key(&url)) {
-        return Err(format!("leads to {url} already, by your own hand"));
+        return Err(format!("already leads to {url}, by a setting of yours"));
     }
     let (before, after) = theirs.split_at(first_host(theirs));
     let begin = if before.is_empty() || before.ends_with('\n') {

@@ -508,9 +508,10 @@ impl<'a> Work<'a> {
                 continue;
             };
             if self.state.restarted.contains(runtime.kind.name()) {
-                self.report
-                    .remains
-                    .push(format!("{} was restarted once already, and is not again", runtime.kind));
+                self.report.remains.push(format!(
+                    "{} was restarted once already, and is not restarted again",
+                    runtime.kind
+                ));
                 continue;
             }
             match self.apply_remedy(runtime.kind, remedy, restart) {

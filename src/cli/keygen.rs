@@ -73,7 +73,7 @@ fn rotate(dir: &Path, old_valid: Duration) -> anyhow::Result<()> {
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     if previous.is_some_and(|(_, until)| now.as_secs() < until) {
-        eprintln!("warning: the join.key of two rotations ago was still admitted, and is so no longer");
+        eprintln!("warning: the join.key of two rotations ago was still admitted; it is no longer");
     }
     let until = now.saturating_add(old_valid).as_secs();
     let rotated = authority.rotate_join(until).context("join.key was rotated too often")?;

@@ -159,7 +159,7 @@ fn proxy(problems: &mut Problems, text: Text, no_proxy: Text) -> Option<ProxyCon
         }
     };
     if no_proxy.is_some() && !matches!(proxy, ProxyConfig::Url { .. }) {
-        problems.add("no_proxy", "means something only beside a --proxy with a URL");
+        problems.add("no_proxy", "has an effect only with a --proxy that is a URL");
         return None;
     }
     Some(proxy)

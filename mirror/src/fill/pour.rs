@@ -281,7 +281,7 @@ impl<'a> Pour<'a> {
         // It was asked for a part and sends the whole: from it one connection takes what it can.
         debug!(
             upstream = self.way.right.at.upstream,
-            "{} knows no ranges", self.way.right.at.upstream
+            "{} does not support ranges", self.way.right.at.upstream
         );
         self.way.upstream.lanes().calm_down();
         if self.receiving > 0 {

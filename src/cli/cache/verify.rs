@@ -28,7 +28,7 @@ pub(in crate::cli) struct VerifyArgs {
 
 pub(super) async fn run(args: &VerifyArgs) -> anyhow::Result<()> {
     let rate = args.rate.as_deref().map(|text| match parse_size(text) {
-        Ok(0) => Err(WrongArgumentError("--rate 0: nothing would be read".to_owned())),
+        Ok(0) => Err(WrongArgumentError("--rate 0: give a positive rate".to_owned())),
         Ok(rate) => Ok(rate),
         Err(error) => Err(WrongArgumentError(format!("--rate {text:?}: {error}"))),
     });
@@ -93,7 +93,7 @@ fn verdict(end: &VerifyEvent) -> anyhow::Result<()> {
     match (damaged, failed) {
         (0, 0) => Ok(()),
         (_, 0) => bail!("{damaged} blobs were damaged and dropped; they are fetched again when they are asked for"),
-        _ => bail!("{failed} blobs could not be looked at, and {damaged} were damaged and dropped"),
+        _ => bail!("{failed} blobs could not be verified, and {damaged} were damaged and dropped"),
     }
 }
 

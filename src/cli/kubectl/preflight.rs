@@ -187,7 +187,7 @@ fn is_misplaced(workload: &Value) -> bool {
 async fn webhook(cluster: &Cluster, args: &PreflightArgs) -> Vec<Finding> {
     let installation = match Installation::find(cluster, &args.cluster).await {
         Ok(installation) => installation,
-        Err(error) => return vec![Doubt(format!("the webhook is not looked at: {error:#}"))],
+        Err(error) => return vec![Doubt(format!("the webhook was not checked: {error:#}"))],
     };
     let name = &installation.webhook.configuration;
     let path = format!("/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{name}");

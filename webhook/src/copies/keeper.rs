@@ -182,7 +182,7 @@ impl Keeper {
                 }
             };
             if let Err(error) = self.copier.cluster.each_metadata(&path, "", note).await {
-                warn!("the pods that miss the copy of a pull secret are not known: {error}");
+                warn!("the pods without their copy of a pull secret cannot be listed: {error}");
             }
         }
     }
@@ -323,9 +323,9 @@ impl Keeper {
             .restore(name, namespace, &source, &keyring, &missing.registries)
             .await
         {
-            Ok(()) => info!("Secret {namespace}/{name}, which pods need, is there again"),
+            Ok(()) => info!("Secret {namespace}/{name}, which pods need, is restored"),
             Err(NoCopyError::Cluster(error)) => return Err(error),
-            Err(error) => debug!("Secret {namespace}/{name}, which pods need, does not come back: {error}"),
+            Err(error) => debug!("Secret {namespace}/{name}, which pods need, cannot be restored: {error}"),
         }
         Ok(())
     }

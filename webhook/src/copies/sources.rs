@@ -94,7 +94,7 @@ async fn read_all(
     let too_many = |name: &String| {
         Ok(unusable(
             name,
-            Unusable::Perhaps(format!("only {SECRETS_MAX} are looked at")),
+            Unusable::Perhaps(format!("the webhook reads only {SECRETS_MAX}")),
         ))
     };
     read.into_iter().chain(rest.iter().map(too_many)).collect()
