@@ -460,7 +460,7 @@ mod tests {
             ("server = ", "is not TOML"),
             ("host = {}\n", "add this before its first host"),
             ("host.\"https://m\".ca = \"x\"\n", "add this before its first host"),
-            ("[host.\"http://127.0.0.1:65001\"]\n", "by your own hand"),
+            ("[host.\"http://127.0.0.1:65001\"]\n", "by a setting of yours"),
         ];
         for (theirs, why) in cases {
             let said = with_ours(theirs, 65001).expect_err(theirs);

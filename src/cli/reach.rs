@@ -130,7 +130,7 @@ fn judge(status: StatusCode) -> Found {
         403 => {
             Found::Bad("HTTP 403: the registry refuses this address; add it to the registry's access list".to_owned())
         }
-        404 => Found::Bad("HTTP 404: no OCI registry answers there".to_owned()),
+        404 => Found::Bad("HTTP 404: no registry of the OCI protocol answers there".to_owned()),
         429 => Found::Bad("HTTP 429: the registry limits this address at the moment".to_owned()),
         status => Found::Bad(format!(
             "HTTP {status}: the registry has a failure, or a proxy in between answers for it"
