@@ -352,7 +352,7 @@ fn a_peer_that_may_pull_from_nowhere_is_a_contradiction() {
     let outcome = check_peer(&keys(), &["--download-pattern", "source", "--direct-fallback", "never"]);
     assert_eq!(outcome.code, Some(64));
     assert!(
-        outcome.stderr.contains("leaves nothing to pull from"),
+        outcome.stderr.contains("leaves no source to pull from"),
         "{}",
         outcome.stderr
     );
@@ -420,7 +420,7 @@ fn the_wrong_key_is_named_and_a_key_that_others_can_read_is_a_warning() {
 fn an_upstream_is_a_registry_and_nothing_more() {
     for (upstream, problem) in [
         ("docker.io=https://h/path?query", "neither a query"),
-        ("docker.io=https://*.h", "gives no meaning to"),
+        ("docker.io=https://*.h", "has a *, and docker.io has none"),
         ("docker.io=https://user:secret@h", "must not carry credentials"),
         ("docker.io=oci://h", "must start with http"),
         ("bad-=https://h", "is not the host"),
@@ -1057,7 +1057,11 @@ fn node_says_in_words_and_in_json_what_it_did_and_what_remains() {
     // Files that exist already can be reported and taken back without an upstream.
     let status: Value = serde_json::from_str(&node(&root, &["status", "--output", "json"]).stdout).expect("JSON");
     assert_eq!(status["files"], json!([{ "path": file, "standing": "ours" }]));
-    assert!(node(&root, &["status"]).stdout.contains(&format!("{file}: ours\n")));
+    assert!(
+        node(&root, &["status"])
+            .stdout
+            .contains(&format!("{file}: written by piecemeal node\n"))
+    );
     assert!(node(&root, &["remove"]).stdout.contains(&format!("restored {file}")));
     assert!(
         node(&root, &["remove", "--purge"])
@@ -1099,7 +1103,7 @@ fn wrong_arguments_of_node_are_usage_errors_and_touch_nothing() {
         ),
         (
             &["run", DOCKER_IO[0], DOCKER_IO[1], "--interval", "0s"],
-            "must be more than nothing",
+            "must be more than zero",
         ),
         (&["status", "--output", "yaml"], "invalid value 'yaml'"),
     ];
@@ -1187,9 +1191,7 @@ fn containerd_is_given_its_line_only_where_a_restart_is_allowed_and_works() {
     );
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
     assert!(
-        outcome
-            .stdout
-            .contains("to do: containerd was not restarted as it should be"),
+        outcome.stdout.contains("to do: containerd did not restart correctly"),
         "{}",
         outcome.stdout
     );

@@ -169,7 +169,11 @@ impl Story<'_> {
                 .run(&[env!("CARGO_BIN_EXE_piecemeal"), "node", "status"])
                 .expect_ok()
                 .output;
-            for part in ["containerd: ready", "hosts.toml: ours", "127.0.0.1:65001 by piecemeal"] {
+            for part in [
+                "containerd: ready",
+                "hosts.toml: written by piecemeal node",
+                "127.0.0.1:65001 by piecemeal",
+            ] {
                 assert!(status.contains(part), "{part:?} in {status}");
             }
         }

@@ -112,7 +112,7 @@ fn certificates_from_files_are_read_again_when_they_change() {
         webhook.replicas[0]
             .process
             .log_text()
-            .matches("another certificate is shown")
+            .matches("the webhook uses another certificate from now on")
             .count()
     };
     assert!(expiry() > 0.0);
@@ -123,7 +123,7 @@ fn certificates_from_files_are_read_again_when_they_change() {
     fs::write(dir.join("tls.key"), KeyPair::generate().unwrap().serialize_pem()).unwrap();
     let log = || webhook.replicas[0].process.log_text();
     wait_until("it says so", || {
-        log().contains("the certificate is not as it should be").then_some(())
+        log().contains("the certificate cannot be used as it is").then_some(())
     });
     assert_eq!(
         webhook.replicas[0].admin("/readyz").status,

@@ -92,7 +92,7 @@ pub async fn serve_http<G: Greet>(
                 match closed.run_until_cancelled(taken).await {
                     Some(Ok(())) => {}
                     Some(Err(error)) => {
-                        debug!(peer.address = %remote, %error, "a connection of {remote} came to nothing: {error}");
+                        debug!(peer.address = %remote, %error, "a connection of {remote} failed: {error}");
                     }
                     None => debug!(peer.address = %remote, "a connection of {remote} was late, or gave way to another"),
                 }

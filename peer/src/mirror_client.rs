@@ -66,7 +66,11 @@ impl MirrorClient {
     pub(crate) fn problem(&self) -> Option<String> {
         let lost = self.lost();
         let lost = lost.as_ref()?;
-        Some(format!("{}; so for {} s", lost.why, lost.since.elapsed().as_secs()))
+        Some(format!(
+            "{}; this has lasted for {} s",
+            lost.why,
+            lost.since.elapsed().as_secs()
+        ))
     }
 
     /// Notes that the mirror has just answered, or why it did not.

@@ -77,7 +77,7 @@ impl Blobs for SwarmBlobs {
         let stated = self.source.head_blob(caller, at, digest).await?;
         stated
             .or_else(|| self.sizes.get(at, digest))
-            .ok_or_else(|| PullError::BadGateway(format!("nobody states the size of {digest}")))
+            .ok_or_else(|| PullError::BadGateway(format!("neither the mirror nor a peer states the size of {digest}")))
     }
 }
 

@@ -77,7 +77,7 @@ impl Warmer {
         if !has_place(waiting, missing) {
             warn!(
                 image = name,
-                "{name} is not fetched ahead: {waiting} blobs wait to be already"
+                "{name} is not fetched ahead: {waiting} blobs are already waiting"
             );
             return;
         }
@@ -86,7 +86,7 @@ impl Warmer {
             self.waiting.fetch_sub(missing, Ordering::Relaxed);
             warn!(
                 image = name,
-                "{name} is not fetched ahead: {ORDERS_MAX} images wait to be already"
+                "{name} is not fetched ahead: {ORDERS_MAX} images are already waiting"
             );
         }
     }

@@ -181,7 +181,7 @@ impl Rights {
         }
         registry.sub_registry_with_prefix("piecemeal").register(
             "verdicts",
-            "Verdicts on who may have what is here, by how they came about",
+            "Access decisions about cached content, by how they were made",
             self.verdicts.clone(),
         );
     }
@@ -318,7 +318,7 @@ impl Access for Rights {
             }
             Err(error) if self.holds_unanswered(caller, at, item, &error).await? => {
                 self.verdict(OFFLINE, 1);
-                info!(upstream = at.upstream, repository = at.name, %error, "serving what is here: {error}");
+                info!(upstream = at.upstream, repository = at.name, %error, "serving cached content: {error}");
                 Ok(())
             }
             Err(error) => Err(error),

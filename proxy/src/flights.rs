@@ -102,7 +102,7 @@ where
                 true if rejoins < REJOINS_MAX => rejoins += 1,
                 true => {
                     return Err(PullError::Unavailable(
-                        "others are still being refused; ask again".to_owned(),
+                        "other callers' requests are still being refused; try again".to_owned(),
                     ));
                 }
                 false if retries < RETRIES_MAX => retries += 1,
@@ -159,7 +159,7 @@ where
 }
 
 fn broke() -> PullError {
-    PullError::Store("the lookup broke".to_owned())
+    PullError::Store("the lookup failed".to_owned())
 }
 
 #[cfg(test)]

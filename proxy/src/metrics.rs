@@ -74,7 +74,7 @@ impl Traffic {
         }
         registry.sub_registry_with_prefix("piecemeal").register_with_unit(
             "blob",
-            "Bytes of blobs by where they came from and where they went",
+            "Bytes of blobs, by source and destination",
             Unit::Bytes,
             self.0.clone(),
         );

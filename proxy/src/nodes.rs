@@ -73,7 +73,7 @@ pub enum RefuseClaimError {
     )]
     Stale,
     /// The node signs again; an eavesdropper cannot.
-    #[error("the claim was shown before; sign again")]
+    #[error("the claim was used before; sign again")]
     Repeated,
     #[error("this node is shut out (take it out of the mirror's --revoke to admit it again)")]
     Revoked,

@@ -110,7 +110,7 @@ impl Pulls {
         }
         registry.sub_registry_with_prefix("piecemeal").register(
             "requests",
-            "Requests of OCI clients by what they asked for and what became of it",
+            "Requests of OCI clients, by kind and outcome",
             self.requests.clone(),
         );
     }

@@ -127,7 +127,7 @@ pub async fn scrub(store: Store, limiter: Limiter, mut suspects: Suspects, stop:
             };
             // The error concerns all blobs alike: the next round is a minute away.
             if let Err(error) = looked {
-                warn!(%error, "the cache cannot be looked through: {error}");
+                warn!(%error, "the cache cannot be verified: {error}");
             }
         }
     };

@@ -33,19 +33,15 @@ impl Collector for StoreCollector {
                 "Bytes of complete blobs",
                 counts.blob_bytes,
             ),
-            (
-                "piecemeal_store_partials",
-                "Blobs that are not complete",
-                counts.partials,
-            ),
+            ("piecemeal_store_partials", "Incomplete blobs", counts.partials),
             (
                 "piecemeal_store_reserved_bytes",
-                "Whole sizes of the blobs that are not complete",
+                "Total sizes of the blobs that are not complete",
                 counts.reserved_bytes,
             ),
             (
                 "piecemeal_store_quota_bytes",
-                "The most bytes of blobs; 0: no limit but the disk",
+                "Maximum bytes of blobs; 0: limited by the disk only",
                 counts.quota_bytes.unwrap_or(0),
             ),
             (
@@ -61,27 +57,27 @@ impl Collector for StoreCollector {
         let counters = [
             (
                 "piecemeal_store_expired_blobs",
-                "Blobs that went since nobody had used them for the cache TTL",
+                "Blobs that were deleted because they were not used within the cache TTL",
                 counts.expired_blobs,
             ),
             (
                 "piecemeal_store_evicted_blobs",
-                "Blobs that went to make room",
+                "Blobs that were evicted to make room",
                 counts.evicted_blobs,
             ),
             (
                 "piecemeal_store_freed_bytes",
-                "Bytes of the blobs that went, for whatever reason",
+                "Bytes of deleted blobs, for any reason",
                 counts.freed_bytes,
             ),
             (
                 "piecemeal_damaged_blobs",
-                "Blobs that were found damaged on disk and dropped",
+                "Blobs that were found damaged on disk and deleted",
                 counts.damaged_blobs,
             ),
             (
                 "piecemeal_store_verified_bytes",
-                "Bytes of blobs that were looked at again and were good",
+                "Bytes of blobs that were verified and found intact",
                 counts.verified_bytes,
             ),
         ];

@@ -1,4 +1,4 @@
-//! Blobs on their way here: one transfer per digest and upstream, whatever the number of its callers.
+//! Downloads of blobs under way: one transfer per digest and upstream, whatever the number of its callers.
 //!
 //! Of several upstreams that send one digest at once the first leads: it fills the kept blob. The others follow it while they
 //! have the same bytes (`fill/follow`). Until a blob is proven, one upstream's answer or silence never delays another's
@@ -312,7 +312,7 @@ impl Transfer {
                 unproven: Some(right),
             }),
             Progress::Starting { blob_bytes: None } => Err(NotOpened::Own(PullError::Unavailable(
-                "the source has not answered yet; it is still being asked".to_owned(),
+                "the source has not answered yet; the request is still under way".to_owned(),
             ))),
         }
     }
@@ -323,7 +323,7 @@ impl Transfer {
         match self.callers.wait(right, self.started(), nothing_to_prove).await {
             Ok(Progress::Failed(error)) | Err(error) => Progress::Failed(error),
             Ok(_) if !self.opener.get().is_some_and(|opener| opener.is_like(right)) => Progress::Failed(
-                PullError::Unavailable("the source has answered another caller; ask again".to_owned()),
+                PullError::Unavailable("the source has answered another caller; try again".to_owned()),
             ),
             Ok(progress) => progress,
         }
@@ -441,10 +441,14 @@ impl Transfers {
         let registry = registry.sub_registry_with_prefix("piecemeal");
         registry.register(
             "transfers",
-            "Blobs that were on their way here, by how that ended",
+            "Downloads of blobs that ended, by outcome",
             self.ended.clone(),
         );
-        registry.register("transfers_under_way", "Blobs on their way here", self.under_way.clone());
+        registry.register(
+            "transfers_under_way",
+            "Downloads of blobs under way",
+            self.under_way.clone(),
+        );
     }
 
     /// The places of transfers that fill apart.
@@ -518,7 +522,7 @@ impl Transfers {
                 Err(NotOpened::Others(_)) if rejoins < REJOINS_MAX => rejoins += 1,
                 Err(NotOpened::Others(error)) if error.is_refusal() => {
                     return Err(PullError::Unavailable(
-                        "the source is still being asked for others; ask again".to_owned(),
+                        "the source is still being queried for other callers; try again".to_owned(),
                     ));
                 }
                 Err(NotOpened::Own(error) | NotOpened::Others(error)) => return Err(error),
@@ -620,7 +624,7 @@ where
         // Kept apart, so that even a panic in the work ends the transfer instead of leaving its readers waiting.
         let result = AbortOnDropHandle::new(tokio::spawn(work))
             .await
-            .unwrap_or_else(|_| Err(PullError::Store("the transfer broke".to_owned())));
+            .unwrap_or_else(|_| Err(PullError::Store("the transfer failed".to_owned())));
         right = match result {
             Err(error) if error.is_refusal() => transfer.callers.refused(&right, &error)?,
             Err(error) => return Err(error),
@@ -760,7 +764,7 @@ impl OpenBlob {
                 transfer: Arc::clone(transfer),
                 unproven: None,
             },
-            _ => return Err(given_up("the blob comes from another download now; resume")),
+            _ => return Err(given_up("the blob now comes from another download; resume")),
         };
         Ok(())
     }

@@ -436,9 +436,9 @@ fn text(table: &Table, key: &str) -> Option<String> {
 const DEFAULT_CONFIG: &str = "/etc/containerd/config.toml";
 const SOCKET: &str = "/run/containerd/containerd.sock";
 const CRI_DISABLED: &str =
-    "its CRI plugin is disabled (disabled_plugins): it is Docker's, and Kubernetes does not use it";
+    "its CRI plugin is disabled (disabled_plugins): it serves Docker, and Kubernetes does not use it";
 const REGISTRY_PLUGINS: [&str; 3] = ["cri", "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images"];
-const UNKNOWN: &str = "until then nobody can say where hosts.toml files belong, and none is written";
+const UNKNOWN: &str = "until then the folder of hosts.toml files is unknown, and none is written";
 const REMEDY_MARK: &str = "added by piecemeal node";
 const REMEDY_OPEN_LINE: &str = "; the line above had no end";
 const REMEDY_WAS: &str = "# piecemeal node: it was: ";

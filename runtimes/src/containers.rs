@@ -38,7 +38,9 @@ fn edit(mark: Mark, entries: Vec<String>, current: Option<&str>) -> Edit {
     match (entries.is_empty(), current.map(Mark::of)) {
         (true, None | Some(None)) => Edit::Nothing,
         (true, Some(Some(_))) => Edit::Delete,
-        (false, Some(None)) => Edit::Leave("is not ours, though it has our name; rename it".to_owned()),
+        (false, Some(None)) => {
+            Edit::Leave("has the name of a file of Piecemeal and was not written by it; rename it".to_owned())
+        }
         (false, _) => Edit::to(format!("{}{}", mark.line(), entries.concat()), current),
     }
 }

@@ -112,7 +112,7 @@ pub(crate) fn take_back(port: u16, current: &str) -> Edit {
         }
     }
     Edit::Leave(format!(
-        "has {url} in its \"registry-mirrors\" in another way than we put it there; take it out by hand"
+        "has {url} in its \"registry-mirrors\" in another form than piecemeal node wrote; remove it by hand"
     ))
 }
 

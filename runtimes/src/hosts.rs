@@ -106,7 +106,7 @@ fn with_ours(theirs: &str, port: u16) -> Result<String, String> {
         .map_err(|error: toml::de::Error| format!("is not TOML, so that containerd ignores it: {}", error.message()))?;
     let hosts = parsed.get("host").and_then(Value::as_table);
     if hosts.is_some_and(|hosts| hosts.contains_key(&url)) {
-        return Err(format!("leads to {url} already, by your own hand"));
+        return Err(format!("already leads to {url}, by a setting of yours"));
     }
     let (before, after) = theirs.split_at(first_host(theirs));
     let begin = if before.is_empty() || before.ends_with('\n') {
@@ -126,7 +126,7 @@ fn with_ours(theirs: &str, port: u16) -> Result<String, String> {
         Ok(text)
     } else {
         Err(format!(
-            "is written in a way that nothing can be added to; add this before its first host:\n{}",
+            "cannot be extended automatically; add this before its first host:\n{}",
             peer_table(port)
         ))
     }
@@ -281,8 +281,8 @@ const BEGIN: &str = "# piecemeal node begins\n";
 const AFTER_OPEN_LINE: &str = " (the line above had no end)";
 const BEGIN_AFTER_OPEN_LINE: &str = "# piecemeal node begins (the line above had no end)\n";
 const END: &str = "# piecemeal node ends\n";
-const DAMAGED: &str = "has had our marks edited, so that what is yours cannot be told from what is ours; \
-    take out the line and the host that speak of piecemeal";
+const DAMAGED: &str = "has edited marks of piecemeal node, which therefore cannot tell its own lines from yours; \
+    remove the line and the host that name piecemeal";
 
 #[cfg(test)]
 mod tests {
@@ -460,7 +460,7 @@ mod tests {
             ("server = ", "is not TOML"),
             ("host = {}\n", "add this before its first host"),
             ("host.\"https://m\".ca = \"x\"\n", "add this before its first host"),
-            ("[host.\"http://127.0.0.1:65001\"]\n", "by your own hand"),
+            ("[host.\"http://127.0.0.1:65001\"]\n", "by a setting of yours"),
         ];
         for (theirs, why) in cases {
             let said = with_ours(theirs, 65001).expect_err(theirs);

@@ -162,10 +162,18 @@ impl Keeper {
             errors,
         } = self.metrics.clone();
         let registry = registry.sub_registry_with_prefix("piecemeal_node");
-        registry.register("runtime_ready", "Whether a runtime reads what is written for it", ready);
-        registry.register("files", "Files of ours on the node", files);
-        registry.register("repairs", "Files that somebody else had changed or removed", repairs);
-        registry.register("errors", "Looks at the node that ended with an error", errors);
+        registry.register(
+            "runtime_ready",
+            "Whether a runtime reads the files that are written for it",
+            ready,
+        );
+        registry.register("files", "Files of node set-up on the node", files);
+        registry.register(
+            "repairs",
+            "Files that were repaired after another program changed or removed them",
+            repairs,
+        );
+        registry.register("errors", "Checks of the node that ended with an error", errors);
     }
 
     /// Each runtime with its problem if it has one.
@@ -305,7 +313,7 @@ fn tell(report: &Report, before: &[RuntimeReport]) {
     }
     if report.repairs > 0 {
         warn!(
-            "{} files had been changed or removed by somebody else, and are as they should be again",
+            "repaired {} files that another program had changed or removed",
             report.repairs
         );
     }

@@ -67,7 +67,7 @@ pub enum NodeError {
     Lock(#[source] io::Error),
     #[error("another `piecemeal node` has been changing this node for {} seconds; wait for it, or end it", PATIENCE.as_secs())]
     Busy,
-    #[error("cannot write {}, which tells what is ours", state::FILE)]
+    #[error("cannot write {}, the list of files that belong to piecemeal node", state::FILE)]
     State(#[source] io::Error),
 }
 
@@ -138,7 +138,7 @@ impl Node {
             let is_known = work.state.certs_dirs.contains_key(kind.name());
             if let (Some(why), false) = (config.broken(), is_known) {
                 work.report.remains.push(format!(
-                    "{why}; until then nobody can say whether {kind} has files of ours in a folder other than {}",
+                    "{why}; until then piecemeal node cannot tell whether {kind} has files of it in a folder other than {}",
                     kind.certs_dir().unwrap_or_default()
                 ));
             }
@@ -508,9 +508,10 @@ impl<'a> Work<'a> {
                 continue;
             };
             if self.state.restarted.contains(runtime.kind.name()) {
-                self.report
-                    .remains
-                    .push(format!("{} was restarted once already, and is not again", runtime.kind));
+                self.report.remains.push(format!(
+                    "{} was restarted once already, and is not restarted again",
+                    runtime.kind
+                ));
                 continue;
             }
             match self.apply_remedy(runtime.kind, remedy, restart) {
@@ -552,8 +553,7 @@ impl<'a> Work<'a> {
                 None => self.delete(path, stamp),
             };
             self.state.files.remove(path);
-            let failed =
-                format!("{runtime} was not restarted as it should be ({why}); {path} had the line for a moment");
+            let failed = format!("{runtime} did not restart correctly ({why}); {path} had the line for a moment");
             if !matches!(back, Ok((Outcome::Restored | Outcome::Deleted, _))) {
                 return format!(
                     "{failed}, and could not be restored: take out what is marked there and restart {runtime}"
@@ -630,19 +630,19 @@ struct Changed;
 
 impl Changed {
     fn told(self) -> Told {
-        let why = "is being changed by somebody else at the same time; run this again";
+        let why = "is being changed by another program at the same time; run this again";
         (Outcome::Failed, Some(why.to_owned()))
     }
 }
 
-const LINK: &str = "is a symbolic link, and what it leads to is not ours";
+const LINK: &str = "is a symbolic link to a file that does not belong to piecemeal node";
 /// How often a file is read again because it changed while it was written.
 const TRIES: usize = 3;
 /// How long another run is waited for: it may be one that restarts a runtime.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a runtime may take until it answers.
 const RESTART_PATIENCE: Duration = Duration::from_secs(60);
-const READ_ONLY_MOUNT: &str = "is on a mount that is read-only, though its file system is not: in the chart, name its folder in     node.extraHostPaths; on the node itself, write it by the system's own means";
+const READ_ONLY_MOUNT: &str = "is on a mount that is read-only, though its file system is not: in the chart, name its folder in node.extraHostPaths; on the node itself, write it by the system's own means";
 const READ_ONLY: &str = "is on a file system that is read-only; write it by the system's own means";
 
 #[cfg(test)]

@@ -210,21 +210,23 @@ impl Status {
         }
         for StatusFile { path, standing } in &self.files {
             let said = match standing {
-                Standing::Ours => "ours",
-                Standing::Drifted => "ours, edited since; `piecemeal node install` undoes that",
+                Standing::Ours => "written by piecemeal node",
+                Standing::Drifted => {
+                    "written by piecemeal node, edited since; `piecemeal node install` undoes the edit"
+                }
                 Standing::Missing => "missing; `piecemeal node install` writes it again",
-                Standing::Foreign => "somebody else's",
+                Standing::Foreign => "written by another program",
             };
             _ = writeln!(text, "{path}: {said}");
         }
         if self.files.is_empty() {
-            text.push_str("no files of ours\n");
+            text.push_str("no files of piecemeal node\n");
         }
         match &self.listeners[..] {
             [] => {
                 _ = writeln!(
                     text,
-                    "port {}: nobody listens; pulls go to the registries themselves",
+                    "port {}: no process listens; pulls go to the registries themselves",
                     self.peer_port
                 )
             }

@@ -142,7 +142,7 @@ impl Root {
         if bytes as u64 > FILE_BYTES_MAX {
             return Err(io::Error::new(
                 ErrorKind::FileTooLarge,
-                "is larger than any configuration",
+                "is too large for a configuration file",
             ));
         }
         Ok(Seen {
@@ -452,7 +452,7 @@ const FILE_BYTES_MAX: u64 = 4 << 20;
 /// No runtime reads a file of such a name.
 const SCRATCH_START: &str = ".piecemeal-node.";
 const SCRATCH_END: &str = ".tmp";
-const CHANGED: &str = "was changed by somebody else at the same time; run this again";
+const CHANGED: &str = "was changed by another program at the same time; run this again";
 const LOCK_INTERVAL: Duration = Duration::from_millis(50);
 
 #[cfg(test)]

@@ -240,7 +240,7 @@ fn of_containerd(facts: &Facts, runtime: &mut Runtime) {
 fn of_generated(problem: &mut Problem, kind: RuntimeKind, main: &str, config: &Config) {
     problem.why = match problem.remedy.take() {
         Some(_) if config.files.is_empty() => {
-            format!("{main} is not there: {kind} makes it at its first start; until then nobody can say")
+            format!("{main} is missing: {kind} writes it at its first start; until then its settings are unknown")
         }
         Some(Remedy { table, line, .. }) => format!(
             "{}; {kind} writes {main} at its start: upgrade it, since today's sets this by itself, \

@@ -187,7 +187,7 @@ fn of_docker(runtime: &mut Runtime, settings: &Settings, look: &dyn Look) -> Vec
     if settings.names.has_accelerated() {
         runtime
             .notes
-            .push("it can pull no accelerated name, and docker.io through the peer by its own".to_owned());
+            .push("it cannot pull accelerated names; it pulls docker.io through the peer by its own name".to_owned());
     }
     runtime
         .notes
@@ -205,7 +205,7 @@ fn of_docker(runtime: &mut Runtime, settings: &Settings, look: &dyn Look) -> Vec
 /// Docker with accelerated names alone, which it cannot pull: left out beside a runtime that Kubernetes can use, else a problem.
 fn without_names(runtime: &mut Runtime) -> Vec<Wanted> {
     let why =
-        "it can pull no accelerated name, and only docker.io through the peer: --names original or both".to_owned();
+        "it cannot pull accelerated names, and only docker.io through the peer: --names original or both".to_owned();
     if runtime.is_beside {
         runtime.aside = Some(why);
     } else {

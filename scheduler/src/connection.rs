@@ -59,7 +59,7 @@ impl Connection {
         }
         self.idle_bytes += bytes;
         if self.idle_bytes > IDLE_BYTES_MAX {
-            let why = "too much came without a session";
+            let why = "too many bytes arrived without a session";
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }
         Ok(())

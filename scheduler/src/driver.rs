@@ -94,7 +94,7 @@ pub(crate) async fn supervise(
         });
         match task.await {
             Err(failure) if failure.is_panic() => {
-                error!(error = %failure, "placement failed and begins anew; all daemons reconnect");
+                error!(error = %failure, "placement failed and restarts; all daemons reconnect");
                 metrics.brain_restarted();
             }
             _ => return,
@@ -370,7 +370,7 @@ impl Driver {
         for conviction in self.brain.take_convictions() {
             let (node, digest, piece) = (conviction.node, conviction.digest, conviction.piece);
             self.metrics.refused("false_hash");
-            warn!(node = %node, blob.digest = %digest, "peer {node} stated another hash for piece {piece} of {digest} than the mirror; nothing more of the blob is fetched from it, and its word is used no more (look into that node)");
+            warn!(node = %node, blob.digest = %digest, "peer {node} stated another hash for piece {piece} of {digest} than the mirror; no more of the blob is fetched from it, and its statements are ignored (check that node)");
         }
     }
 
@@ -435,10 +435,10 @@ impl Driver {
         self.metrics.session_ended(entry.role);
         match cause {
             SessionEnd::Behind => {
-                warn!(node = %entry.node, "{} {} does not read its orders; cut off", role_name(entry.role), entry.node);
+                warn!(node = %entry.node, "{} {} does not read its orders; disconnected", role_name(entry.role), entry.node);
             }
             SessionEnd::Revoked => {
-                warn!(node = %entry.node, "{} {} is admitted no more; cut off", role_name(entry.role), entry.node);
+                warn!(node = %entry.node, "{} {} is no longer admitted; disconnected", role_name(entry.role), entry.node);
             }
             SessionEnd::Replaced => {
                 info!(node = %entry.node, "{} {} has connected again", role_name(entry.role), entry.node);

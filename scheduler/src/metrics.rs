@@ -62,13 +62,9 @@ impl Metrics {
             "Hellos, wants and reports that were not accepted, by reason",
             self.refused.clone(),
         );
-        registry.register("swarms", "Blobs that somebody wants", self.swarms.clone());
+        registry.register("swarms", "Blobs that at least one peer wants", self.swarms.clone());
         registry.register("wants", "Blobs wanted, summed over peers", self.wants.clone());
-        registry.register(
-            "leases_in_flight",
-            "Leases that have not ended",
-            self.leases_in_flight.clone(),
-        );
+        registry.register("leases_in_flight", "Leases in flight", self.leases_in_flight.clone());
         registry.register(
             "leases",
             "Leases given, by the kind of their source",
@@ -86,7 +82,7 @@ impl Metrics {
         );
         registry.register(
             "brain_restarts",
-            "Times that placement failed and began anew; each is a defect worth reporting",
+            "Restarts of placement after a failure; report each as a defect",
             self.brain_restarts.clone(),
         );
     }

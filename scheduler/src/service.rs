@@ -290,7 +290,7 @@ async fn accept(
                             }
                             None => debug!("a connection of {remote} was late, or gave way to another"),
                             Some(Err(failure)) => {
-                                debug!(error = %failure, "a connection of {remote} came to nothing: {failure}");
+                                debug!(error = %failure, "a connection of {remote} failed: {failure}");
                             }
                         }
                     });

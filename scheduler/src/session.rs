@@ -81,22 +81,26 @@ impl SessionEnd {
         match self {
             Self::Left => None,
             Self::Silent => Some(Status::deadline_exceeded(format!(
-                "nothing was heard for {} s",
+                "no message arrived for {} s",
                 SILENCE_MAX.as_secs()
             ))),
             Self::Behind => Some(Status::resource_exhausted("orders were not read in time; reconnect")),
             Self::Replaced => Some(Status::aborted("this node has connected again")),
             Self::Revoked => Some(Status::permission_denied(
-                "this node is not admitted any more; reconnect to hear why",
+                "this node is no longer admitted; reconnect to receive the reason",
             )),
-            Self::ClockSet => Some(Status::aborted("the scheduler's clock was set; reconnect to learn it")),
+            Self::ClockSet => Some(Status::aborted(
+                "the scheduler's clock was set; reconnect to receive its time",
+            )),
             Self::Excessive => Some(Status::invalid_argument(format!(
                 "a message has more than {REPORTS_MAX} reports"
             ))),
             Self::Crowded => Some(Status::resource_exhausted(
                 "all sessions are taken, and this address has more than its share of them",
             )),
-            Self::Stopping => Some(Status::unavailable("the scheduler stops or begins anew; reconnect")),
+            Self::Stopping => Some(Status::unavailable(
+                "the scheduler is stopping or restarting; reconnect",
+            )),
         }
     }
 }

@@ -14,9 +14,9 @@ pub(crate) const ADMIN_HEADER: &str = "piecemeal-admin";
 /// Why a caller is turned away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum RefuseCallerError {
-    #[error("only this machine may ask that, at its loopback address: run `piecemeal cache` there")]
+    #[error("only clients on this machine may send this request, to its loopback address: run `piecemeal cache` there")]
     Elsewhere,
-    #[error("that takes the header `Piecemeal-Admin: 1`")]
+    #[error("this request needs the header `Piecemeal-Admin: 1`")]
     NoHeader,
     #[error("the host of the URL must be an IP address or localhost")]
     Host,

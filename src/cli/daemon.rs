@@ -207,7 +207,7 @@ impl Log {
     /// Logs what `filter` lets through from here on.
     pub(super) fn set(&self, filter: &str) {
         if let Err(error) = self.0(EnvFilter::new(filter)) {
-            warn!(%error, "the log goes on as before: {error}");
+            warn!(%error, "the log filter stays as it was: {error}");
         }
     }
 }

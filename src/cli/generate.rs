@@ -14,13 +14,13 @@ use clap_complete::Shell;
 
 #[derive(Args, Debug)]
 pub(super) struct CompletionsArgs {
-    /// The shell that reads them
+    /// The shell to complete for
     shell: Shell,
 }
 
 #[derive(Args, Debug)]
 pub(super) struct ManArgs {
-    /// The folder to write to, which is made when it is absent
+    /// The folder to write to; created if it is missing
     dir: PathBuf,
 }
 

@@ -15,12 +15,12 @@ use ring::rand::{SecureRandom, SystemRandom};
 
 #[derive(Args, Debug)]
 pub(super) struct KeygenArgs {
-    /// Where to write authority.key (for the mirror and the scheduler) and join.key (for peers)
+    /// The folder for authority.key (for the mirror and the scheduler) and join.key (for peers)
     dir: PathBuf,
-    /// Make a new join.key for the site whose authority.key is in DIR, which shuts out a stolen one
+    /// Replace the join.key of the site whose authority.key is in DIR; a stolen old key becomes useless
     #[arg(long)]
     rotate_join: bool,
-    /// How long the old join.key admits peers besides the new one
+    /// How long the old join.key still admits peers
     #[arg(long, value_name = "DURATION", requires = "rotate_join", value_parser = humantime::parse_duration, default_value = "24h")]
     old_valid: Duration,
 }
@@ -73,7 +73,7 @@ fn rotate(dir: &Path, old_valid: Duration) -> anyhow::Result<()> {
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     if previous.is_some_and(|(_, until)| now.as_secs() < until) {
-        eprintln!("warning: the join.key of two rotations ago was still admitted, and is so no longer");
+        eprintln!("warning: the join.key of two rotations ago was still admitted; it is no longer");
     }
     let until = now.saturating_add(old_valid).as_secs();
     let rotated = authority.rotate_join(until).context("join.key was rotated too often")?;

@@ -65,37 +65,37 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run a whole site on this machine, and pull through it
+    /// Run a whole site on this machine, to pull images through
     Up(DaemonArgs<RawUp>),
-    /// Pull an image, check every byte of it, and say how fast it came
+    /// Pull an image, verify every byte of it, and report the speed
     Pull(pull::PullArgs),
-    /// Show who is there, what is in flight and what was saved
+    /// Show connected nodes, transfers in flight, and the traffic that was saved
     Status(status::StatusArgs),
-    /// Look at what a mirror or peer keeps; remove, verify and prefetch
+    /// List, remove, verify and prefetch the content of a mirror or peer
     #[command(subcommand)]
     Cache(cache::CacheCommand),
-    /// Ask registries whether they can be reached from here, and say what is in the way
+    /// Check whether registries can be reached from here, and show what prevents it
     Reach(reach::ReachArgs),
     /// Write the keys of a new site
     Keygen(keygen::KeygenArgs),
-    /// Run a site's mirror: the one that talks to the registries
+    /// Run a site's mirror, which pulls from the registries
     Mirror(DaemonArgs<RawMirror>),
-    /// Run a site's scheduler: it tells peers whom to ask for which piece
+    /// Run a site's scheduler, which assigns to each peer the sources of its pieces
     Scheduler(DaemonArgs<RawScheduler>),
-    /// Run a node's peer: containerd pulls from it
+    /// Run a node's peer, which containerd pulls from
     Peer(DaemonArgs<RawPeer>),
-    /// Run the admission webhook of a Kubernetes cluster: it gives labelled pods' images their accelerated names
+    /// Run the admission webhook of a Kubernetes cluster, which gives the images of labelled pods their accelerated names
     Webhook(DaemonArgs<RawWebhook>),
-    /// Set up this machine's container runtimes to pull through its peer, and take that back
+    /// Set up this machine's container runtimes to pull through its peer, or undo that
     #[command(subcommand)]
     Node(node::NodeCommand),
-    /// What `kubectl piecemeal` does: look at a cluster and its pods
+    /// Inspect a cluster and its pods, as `kubectl piecemeal`
     #[command(subcommand)]
     Kubectl(kubectl::KubectlCommand),
-    /// What the hooks of the Helm chart run
+    /// Run the hooks of the Helm chart
     #[command(subcommand)]
     Chart(chart::ChartCommand),
-    /// Print a script that makes a shell complete these commands
+    /// Print a shell completion script
     Completions(generate::CompletionsArgs),
     /// Write the man pages of these commands
     Man(generate::ManArgs),

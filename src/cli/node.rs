@@ -19,15 +19,15 @@ use crate::{
 
 #[derive(Debug, Subcommand)]
 pub(super) enum NodeCommand {
-    /// Write what makes this machine's container runtimes pull through its peer
+    /// Write the files with which this machine's container runtimes pull through its peer
     Install(NodeArgs),
-    /// Take it back; accelerated names go on leading to their registries
+    /// Undo the installation; accelerated names then lead to their registries
     Remove(RemoveArgs),
-    /// Show which runtimes there are, whether each is ready, what is written for it, and who listens on the peer's port
+    /// Show the installed runtimes, whether each is ready, the files written for it, and whether the peer's port answers
     Status(NodeArgs),
-    /// Install, and keep it so until told to stop; the files stay
+    /// Install, and repair the files until stopped; the files stay afterwards
     Run(DaemonArgs<RawNode>),
-    /// Restart a runtime at the node's root
+    /// Restart a runtime of the node
     #[command(name = COMMAND, hide = true)]
     RestartRuntime(RestartArgs),
 }
@@ -36,7 +36,7 @@ pub(super) enum NodeCommand {
 pub(super) struct NodeArgs {
     #[command(flatten)]
     settings: DaemonArgs<RawNode>,
-    /// For people, or for programs
+    /// The output format
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
 }
@@ -45,7 +45,7 @@ pub(super) struct NodeArgs {
 pub(super) struct RemoveArgs {
     #[command(flatten)]
     node: NodeArgs,
-    /// Also delete what accelerated names need to go on leading to their registries
+    /// Also delete the files through which accelerated names still lead to their registries
     #[arg(long)]
     purge: bool,
 }

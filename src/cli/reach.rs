@@ -18,10 +18,10 @@ use crate::config::{Problems, read_upstreams};
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct ReachArgs {
-    /// A registry and where it answers; may repeat
+    /// A registry and its URL; may be repeated
     #[arg(long, value_name = "NAME=URL", required = true)]
     upstream: Vec<String>,
-    /// Certificates to trust besides the usual ones, PEM
+    /// CA certificates to trust in addition to the system's, PEM
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
 }
@@ -58,7 +58,7 @@ pub(super) fn run(args: &ReachArgs) -> anyhow::Result<()> {
         bad
     });
     if bad > 0 {
-        bail!("{bad} places cannot be pulled from");
+        bail!("{bad} endpoints cannot be pulled from");
     }
     Ok(())
 }
@@ -69,7 +69,7 @@ async fn look_at(client: &Client, upstream: &UpstreamConfig) -> usize {
     for url in &upstream.urls {
         if upstream.name.starts_with('*') {
             say!(
-                "?     {}: it stands for many; name one of them to look at it",
+                "?     {}: a pattern for many registries; name one of them to check it",
                 upstream.name
             );
             continue;
@@ -114,7 +114,7 @@ async fn ask(client: &Client, url: &Url) -> Found {
         }
     }
     let Ok(ping) = url.join("/v2/") else {
-        return Found::Bad("the URL cannot be asked".to_owned());
+        return Found::Bad("the URL cannot be requested".to_owned());
     };
     match client.get(ping).send().await {
         Ok(answer) => judge(answer.status()),
@@ -133,7 +133,7 @@ fn judge(status: StatusCode) -> Found {
         404 => Found::Bad("HTTP 404: no registry of the OCI protocol answers there".to_owned()),
         429 => Found::Bad("HTTP 429: the registry limits this address at the moment".to_owned()),
         status => Found::Bad(format!(
-            "HTTP {status}: the registry is not well, or something in between answers for it"
+            "HTTP {status}: the registry has a failure, or a proxy in between answers for it"
         )),
     }
 }
@@ -171,7 +171,7 @@ mod tests {
             (403, "access list"),
             (404, "no registry"),
             (429, "limits"),
-            (503, "not well"),
+            (503, "has a failure"),
             (302, "in between"),
         ] {
             assert!(

@@ -15,10 +15,10 @@ use super::{http_client, runtime};
 
 #[derive(Args, Debug)]
 pub(super) struct StatusArgs {
-    /// The admin port to ask; may repeat [peer, mirror and scheduler of this machine]
+    /// The admin port to query; may be repeated [peer, mirror and scheduler of this machine]
     #[arg(long, value_name = "URL")]
     admin: Vec<Url>,
-    /// One JSON object, with what each daemon said under its role
+    /// Print one JSON object, with each daemon's answer under its role
     #[arg(long)]
     json: bool,
 }
@@ -39,7 +39,7 @@ pub(super) fn run(args: &StatusArgs) -> anyhow::Result<()> {
     // Among the defaults, those that do not run here are no news.
     if answers.is_empty() || (!args.admin.is_empty() && !silent.is_empty()) {
         let hint = if args.admin.is_empty() {
-            "\nnothing of Piecemeal runs here; start it, or name another place with --admin"
+            "\nno daemon of Piecemeal runs here; start one, or name another admin port with --admin"
         } else {
             ""
         };

@@ -40,7 +40,7 @@ pub(super) fn advertised(problems: &mut Problems, key: &str, texts: Texts) -> Op
         if address.ip().is_unspecified() || address.port() == 0 {
             problems.add(
                 key,
-                format!("nobody can connect to {address}; give an address of this machine"),
+                format!("other nodes cannot connect to {address}; give an address of this machine"),
             );
             return None;
         }
@@ -57,7 +57,7 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
 pub(super) fn duration(problems: &mut Problems, key: &str, text: Text) -> Option<Duration> {
     let duration = duration_or_zero(problems, key, text)?;
     if duration.is_zero() {
-        problems.add(key, "must be more than nothing");
+        problems.add(key, "must be more than zero");
         return None;
     }
     Some(duration)

@@ -159,7 +159,7 @@ fn proxy(problems: &mut Problems, text: Text, no_proxy: Text) -> Option<ProxyCon
         }
     };
     if no_proxy.is_some() && !matches!(proxy, ProxyConfig::Url { .. }) {
-        problems.add("no_proxy", "means something only beside a --proxy with a URL");
+        problems.add("no_proxy", "has an effect only with a --proxy that is a URL");
         return None;
     }
     Some(proxy)
@@ -208,7 +208,7 @@ fn parse_upstream(text: &str) -> Result<(String, Url), String> {
     }
     let url = field::parse_registry(url)?;
     if suffix.is_none() && url.host_str().is_some_and(|host| host.contains('*')) {
-        return Err(format!("{url} has a * that {name} gives no meaning to"));
+        return Err(format!("{url} has a *, and {name} has none"));
     }
     Ok((name.to_owned(), url))
 }

@@ -296,7 +296,7 @@ fn contradictions(
     if !is_p2p && !has_mirror && fallback == Some(DirectFallback::Never) {
         problems.add(
             "direct_fallback",
-            "never, without a mirror, leaves nothing to pull from; give --mirror",
+            "without a mirror, never leaves no source to pull from; give --mirror",
         );
     }
 }

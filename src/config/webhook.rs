@@ -131,7 +131,7 @@ fn certificates(problems: &mut Problems, source: Text, dir: Text) -> Option<Cert
         return field::folder(problems, "certificates_dir", dir).map(CertificateSource::Files);
     }
     if let Some(dir) = dir.map(PathBuf::from) {
-        let text = format!("{} means something only with --certificates files", dir.display());
+        let text = format!("{} has an effect only with --certificates files", dir.display());
         problems.add("certificates_dir", text);
         return None;
     }

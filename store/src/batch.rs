@@ -102,7 +102,7 @@ impl Shared {
             Err(error) => {
                 warn!(
                     error = &error as &dyn std::error::Error,
-                    "failed to write down progress; a crash now would lose more of it"
+                    "failed to record progress; a crash now would lose more of it"
                 );
                 self.give_back(batch);
             }

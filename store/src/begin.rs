@@ -82,7 +82,7 @@ impl Shared {
             Err(error @ (BeginFillError::NoSpace { .. } | BeginFillError::Io(_) | BeginFillError::Index(_)))
                 if fits =>
             {
-                Some(format!("{error}; what is pulled passes through and is not kept"))
+                Some(format!("{error}; pulled blobs pass through and are not kept"))
             }
             Err(_) => return,
             Ok(_) => None,

@@ -51,7 +51,7 @@ pub enum ReadBlobError {
     #[error("piece {piece} of {digest} is damaged on disk")]
     Damaged { digest: Digest, piece: u32 },
     /// There was no room to keep the blob, and the reader was too far behind the others: what it wants is gone.
-    #[error("the blob is not kept here, and what is asked for has passed")]
+    #[error("the blob is not cached here, and the requested bytes have already passed")]
     Passed,
     /// The fill ended without the blob; what was read before is still good.
     #[error("the fill was abandoned")]
@@ -181,12 +181,12 @@ impl Shared {
             .get(digest)
             .is_some_and(|entry| entry.generation == generation);
         if same {
-            warn!(blob.digest = %digest, "the file of {digest} is missing or damaged; dropped, what is wrong of it will be fetched again");
+            warn!(blob.digest = %digest, "the file of {digest} is missing or damaged; dropped, the wrong parts will be fetched again");
             match self.demote(gate) {
                 Ok(true) => {}
                 Ok(false) => _ = self.discard(gate, &mut Swept::default())?,
                 Err(error) => {
-                    warn!(blob.digest = %digest, error = &error as &dyn std::error::Error, "nothing of {digest} can be kept");
+                    warn!(blob.digest = %digest, error = &error as &dyn std::error::Error, "no part of {digest} can be kept");
                     self.discard(gate, &mut Swept::default())?;
                 }
             }

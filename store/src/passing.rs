@@ -243,7 +243,7 @@ impl Store {
             return Ok(filling);
         }
         let place = Arc::clone(&self.shared.passing).acquire_owned().await;
-        let place = place.expect("nobody closes the semaphore");
+        let place = place.expect("the semaphore is never closed");
         let gate = self.shared.gates.enter(digest).await;
         self.run(move |shared| shared.begin_passing(&gate, place, map, fill, offer))
             .await

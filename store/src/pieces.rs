@@ -66,7 +66,7 @@ pub enum WritePieceError {
     #[error("piece {index} has {expected} bytes, got {got}")]
     WrongLength { index: u32, expected: u64, got: u64 },
     /// The sender's mistake: do not ask it for this blob again.
-    #[error("the piece's hash is not the one that was expected")]
+    #[error("the piece's hash differs from the expected one")]
     Mismatch { expected: PieceHash, computed: PieceHash },
     #[error("a blob of {count} pieces has no piece {index}")]
     NoSuchPiece { index: u32, count: u32 },

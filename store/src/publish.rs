@@ -229,7 +229,7 @@ impl Shared {
         });
         if let Err(error) = saved {
             let digest = fill.digest();
-            warn!(blob.digest = %digest, error = &error as &dyn std::error::Error, "failed to write down the pieces of {digest}");
+            warn!(blob.digest = %digest, error = &error as &dyn std::error::Error, "failed to record the pieces of {digest}");
         }
     }
 

@@ -29,7 +29,7 @@ pub enum RefuseServerError {
         "the {0}'s certificate is not of this site (does the URL lead to it, and do both daemons have keys of one `piecemeal keygen`?)"
     )]
     OtherSite(ServerRole),
-    #[error("what answers is not the {0} (were the URLs of mirror and scheduler mistaken for each other?)")]
+    #[error("the server is not the {0} (were the URLs of mirror and scheduler swapped?)")]
     OtherRole(ServerRole),
     #[error("the {0} answers without TLS (does it have its authority.key, and is it of a version that speaks TLS?)")]
     NoTls(ServerRole),

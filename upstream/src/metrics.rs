@@ -36,7 +36,7 @@ impl Asked {
         let registry = registry.sub_registry_with_prefix("piecemeal_upstream");
         registry.register(
             "answers",
-            "Answers of upstreams, by upstream and what they said",
+            "Answers of upstreams, by upstream and kind",
             self.answers.clone(),
         );
         registry.register_with_unit(

@@ -252,8 +252,8 @@ impl Upstream {
     fn answered(&self, question: Question, lost: Option<PullError>) {
         let is_news = question.end(lost.clone(), Instant::now());
         match lost {
-            Some(error) if is_news => warn!(upstream = self.name, %error, "{} is lost: {error}", self.name),
-            None if is_news => info!(upstream = self.name, "{} is there again", self.name),
+            Some(error) if is_news => warn!(upstream = self.name, %error, "{} is unreachable: {error}", self.name),
+            None if is_news => info!(upstream = self.name, "{} is reachable again", self.name),
             _ => {}
         }
     }
@@ -369,7 +369,7 @@ impl Upstream {
 
     fn silent(&self, who: &str, waited: Duration) -> PullError {
         PullError::Unreachable(format!(
-            "{} does not answer: no status line of its {who} within {} s",
+            "{} does not answer: no status line from its {who} within {} s",
             self.name,
             waited.as_secs()
         ))

@@ -158,7 +158,7 @@ impl Upstream {
             return asked.unwrap_or_else(|_| {
                 let seconds = SOURCE_TIMEOUT.as_secs();
                 Err(PullError::Unavailable(format!(
-                    "{} leads us on and on: no answer within {seconds} s",
+                    "{} gave no answer within {seconds} s, redirects and token requests included",
                     self.name
                 )))
             });
@@ -381,7 +381,7 @@ impl Upstream {
         let Some(url) = bearer.token_url(&endpoint.url, scope) else {
             debug!(
                 upstream = self.name,
-                "{} names a token server without TLS; it is not asked", self.name
+                "{} names a token server without TLS, which the mirror does not use", self.name
             );
             return Ok(None);
         };
@@ -607,7 +607,7 @@ impl Upstream {
             status if status.is_success() => Ok(response),
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) if led_on => Err(self.bad(
                 ask.at,
-                &format!("a redirect to a place that answers {status} for {}", ask.path),
+                &format!("a redirect to a host that answers {status} for {}", ask.path),
             )),
             StatusCode::NOT_FOUND => Err(PullError::Unknown(format!(
                 "{upstream} has no {}/{}",
@@ -621,7 +621,7 @@ impl Upstream {
                 }),
             }),
             StatusCode::MISDIRECTED_REQUEST => Err(PullError::Loop(format!(
-                "{upstream} says that the request has come back to where it was sent from: its URL leads to this very mirror"
+                "{upstream} answered that the request has returned to the mirror that sent it: its URL leads to this mirror"
             ))),
             StatusCode::TOO_MANY_REQUESTS => Err(self.limited(&response)),
             status if status.is_server_error() => Err(PullError::Unavailable(format!(
@@ -663,7 +663,7 @@ impl Upstream {
             self.withheld.call_once(|| {
                 warn!(
                     upstream = self.name,
-                    "{} sends clients to log in elsewhere in the clear; no client is sent there, and its private images are pulled past \
+                    "{} names a token server elsewhere without TLS; the mirror sends no client there, and private images are pulled past \
                      this mirror",
                     self.name
                 );

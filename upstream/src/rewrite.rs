@@ -162,12 +162,12 @@ impl Rewrites {
         let registry = registry.sub_registry_with_prefix("piecemeal_redirects");
         registry.register(
             "rewritten",
-            "Redirects that were led to an accelerated host",
+            "Redirects that were rewritten to an accelerated host",
             self.rewritten.clone(),
         );
         registry.register(
             "rewrite_failures",
-            "Redirects whose accelerated host was of no use, so that the original was asked",
+            "Redirects whose accelerated host failed, so that the original host was used",
             self.failures.clone(),
         );
     }

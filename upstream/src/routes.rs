@@ -146,7 +146,7 @@ impl Routes {
     /// [`PullError::Misled`].
     pub(crate) fn to(&self, from: Zone, url: &Url) -> Result<reqwest::Client, PullError> {
         let Some(led) = &self.led else {
-            let problem = "the mirror answered a redirect, which mirrors do not";
+            let problem = "the mirror answered with a redirect, which mirrors never send";
             return Err(PullError::BadGateway(problem.to_owned()));
         };
         let rules = &led.recipe.rules;

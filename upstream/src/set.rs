@@ -93,7 +93,7 @@ pub enum ProxyConfig {
 pub enum ClientError {
     #[error("cannot read {path}: {source}")]
     Read { path: PathBuf, source: io::Error },
-    #[error("{path} is not what it should be: {problem}")]
+    #[error("{path} is invalid: {problem}")]
     Content { path: PathBuf, problem: String },
     #[error("the HTTP client cannot be made: {0}")]
     Build(String),

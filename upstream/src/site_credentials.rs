@@ -207,10 +207,10 @@ async fn ask_helper(program: &str, server: &str) -> Result<Credential, String> {
         .map_err(|_| problem(&format!("did not answer within {} s", HELPER_TIMEOUT.as_secs())))?
         .map_err(|error| problem(&format!("failed: {error}")))?;
     if !output.status.success() {
-        return Err(problem(&format!("knows none for {server} ({})", output.status)));
+        return Err(problem(&format!("has no credential for {server} ({})", output.status)));
     }
-    let answer: HelperAnswer =
-        serde_json::from_slice(&output.stdout).map_err(|_| problem("answered something else than a credential"))?;
+    let answer: HelperAnswer = serde_json::from_slice(&output.stdout)
+        .map_err(|_| problem("answered with something other than a credential"))?;
     Ok(Credential::basic(&answer.username, &answer.secret))
 }
 

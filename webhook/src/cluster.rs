@@ -256,7 +256,7 @@ impl Cluster {
         };
         match serde_json::from_str(&text) {
             Ok(value) => Ok(Some(value)),
-            Err(_) => Err(ClusterError::Unreachable(format!("{asked}: the answer is no JSON"))),
+            Err(_) => Err(ClusterError::Unreachable(format!("{asked}: the answer is not JSON"))),
         }
     }
 }

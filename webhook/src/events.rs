@@ -68,7 +68,10 @@ impl Events {
                 | Skip::NotAPod
         );
         if !is_expected {
-            let message = format!("{}: images are pulled as ever, since {skip}", skip.reason());
+            let message = format!(
+                "{}: images are pulled from their registries, since {skip}",
+                skip.reason()
+            );
             self.tell(
                 namespace,
                 pod,

@@ -83,7 +83,7 @@ pub(crate) async fn stand(
     if leads.send_replace(false) {
         let released = release(&cluster, &candidacy).await;
         if let Err(error) = released {
-            warn!("the Lease {} stays until it runs out: {error}", candidacy.lease);
+            warn!("the Lease {} stays until it expires: {error}", candidacy.lease);
         }
     }
 }

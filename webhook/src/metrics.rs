@@ -85,43 +85,43 @@ impl Metrics {
         let registry = registry.sub_registry_with_prefix("piecemeal_webhook");
         registry.register(
             "reviews",
-            "Pods that the API server asked about, by what became of them",
+            "Pods that the API server sent for review, by result",
             self.reviews.clone(),
         );
-        registry.register("skips", "Pods that stayed as they were, by reason", self.skips.clone());
+        registry.register("skips", "Pods that stayed unchanged, by reason", self.skips.clone());
         registry.register(
             "review_seconds",
-            "From a question to its answer",
+            "Time from a review's request to its answer",
             self.review_seconds.clone(),
         );
         registry.register(
             "secret_writes",
-            "Copies of pull secrets that were written, by result",
+            "Writes of pull secrets' copies, by result",
             self.secret_writes.clone(),
         );
         registry.register(
             "secret_lag_seconds",
-            "How long the oldest change that may concern a copy waits to be looked at",
+            "How long the oldest change that may concern a copy has waited to be processed",
             self.secret_lag_seconds.clone(),
         );
         registry.register(
             "events_dropped",
-            "Events that were not told, since too many waited",
+            "Events that were dropped because too many were waiting",
             self.events_dropped.clone(),
         );
         registry.register(
             "leader",
-            "1 at the replica that tends copies and certificates",
+            "1 at the replica that maintains copies and certificates",
             self.leader.clone(),
         );
         registry.register(
             "certificate_expiry_timestamp_seconds",
-            "When the certificate that is shown ends, in seconds since 1970",
+            "Expiry of the webhook's certificate, in seconds since 1970",
             self.certificate_expiry.clone(),
         );
         registry.register(
             "ca_expiry_timestamp_seconds",
-            "When the CA ends that signs it, in seconds since 1970; 0 where somebody else signs",
+            "Expiry of the CA that signs it, in seconds since 1970; 0 if the webhook has no CA of its own",
             self.ca_expiry.clone(),
         );
     }

@@ -19,21 +19,21 @@ use std::process::ExitCode;
 const HELP: &str = "\
 cargo xtask COMMAND
 
-  test          installs what the tests need (apt, where it may; Go), then runs every test
+  test          installs the packages that the tests need (apt, as root; Go), then runs every test
   conformance   the OCI conformance suite against a mirror of Debian's docker-registry
-  chart         the Helm chart: lint, every Kubernetes' schemas, the binary's word on what it renders, alerts
-  chart docs    writes the table of values in the chart's README
+  chart         checks the Helm chart: lint, the schemas of every Kubernetes version, its configurations with the binary, alerts
+  chart docs    writes the tables of values in the chart's README and in docs/kubernetes
   ci            format, lints, dependencies' licences and sources, every test, the chart, docs
   bench [NAME… [-- PART…]]
-                the benchmarks, or those named, or parts of one; they print and assert nothing, but for soak:
-                twenty minutes of pulls while daemons are killed, and a verdict
+                the benchmarks, or those named, or parts of one; they print figures and assert nothing, except soak:
+                twenty minutes of pulls while daemons are killed, which pass or fail
   fuzz [SECONDS [TARGET…]]
-                the fuzzer's targets, or those named, for a minute each or as long as told
-  kube-assets   builds a kube-apiserver, etcd and what else the tests of Kubernetes run (Go; ten minutes the first time), and
-                prints the KUBEBUILDER_ASSETS for others to find them; set, what that folder has is used instead
+                the fuzzer's targets, or those named, for a minute each or for SECONDS
+  kube-assets   builds kube-apiserver, etcd and the other programs of the Kubernetes tests (Go; ten minutes the first time), and
+                prints their folder for KUBEBUILDER_ASSETS; if that variable is set, its folder is used instead
   package [PART…] [--target TRIPLE] [--binary FILE]
-                what is released, into target/package: binary, deb, image, or the parts named; for every machine that this
-                toolchain builds for, or the one named. --binary packages one that was built before
+                builds the release into target/package: binary, deb, image, or the parts named; for every target that this
+                toolchain builds for, or the one named. --binary packages a binary that was built before
 ";
 
 fn main() -> ExitCode {

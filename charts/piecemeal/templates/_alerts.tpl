@@ -1,6 +1,6 @@
 {{/*
-The alerts. Shares, and never counts alone, so that they hold for three nodes and for three thousand; and with a least volume, so that
-one failed pull at night wakes nobody. Each has its runbook under its own name.
+The alerts. They compare shares rather than counts, so that they hold for three nodes and for three thousand, and need a minimum volume,
+so that one failed pull at night raises no alert. Each has its runbook under its own name.
 */}}
 {{- define "piecemeal.alerts" -}}
 - name: piecemeal-site
@@ -12,29 +12,29 @@ one failed pull at night wakes nobody. Each has its runbook under its own name.
     {{- include "piecemeal.alert" (dict "root" . "name" "PiecemealMirrorDown" "for" "5m" "severity" "critical"
         "expr" (include "piecemeal.gone" "mirror")
         "summary" "The mirror of pool {{ $labels.pool }} does not answer"
-        "description" "The site serves what it has; anything new comes over the WAN, once for each node or blob.") | nindent 4 }}
+        "description" "The site serves its cached content; new content comes over the WAN, once for each node or blob.") | nindent 4 }}
     {{- if include "piecemeal.scheduler.on" . }}
     {{- include "piecemeal.alert" (dict "root" . "name" "PiecemealSchedulerUnreachable" "for" "10m" "severity" "warning"
         "expr" (print (include "piecemeal.gone" "scheduler") "\nor sum by (pool) (piecemeal_scheduler_sessions{role=\"peer\"}) / count by (pool) (up{piecemeal_component=\"peer\"} == 1) < 0.8")
         "summary" "Peers of pool {{ $labels.pool }} have no session with their scheduler"
-        "description" "They take every piece from the mirror, whose network card then carries all.") | nindent 4 }}
+        "description" "They take every piece from the mirror, whose network card then carries the whole load.") | nindent 4 }}
     {{- include "piecemeal.alert" (dict "root" . "name" "PiecemealPlacementRestarted" "for" "0m" "severity" "warning"
         "expr" "increase(piecemeal_scheduler_brain_restarts_total[1h]) > 0"
-        "summary" "Placement of pool {{ $labels.pool }} failed and began anew"
-        "description" "A defect of ours; nobody was cut off.") | nindent 4 }}
+        "summary" "Placement of pool {{ $labels.pool }} failed and restarted"
+        "description" "This is a defect of Piecemeal; pulls were not interrupted.") | nindent 4 }}
     {{- end }}
     {{- include "piecemeal.alert" (dict "root" . "name" "PiecemealOriginFallback" "for" "15m" "severity" "warning"
         "expr" "sum by (pool) (rate(piecemeal_blob_bytes_total{piecemeal_component=\"peer\",from=\"upstream\",to=\"store\"}[15m]))\n/ sum by (pool) (rate(piecemeal_blob_bytes_total{piecemeal_component=\"peer\",to=\"store\"}[15m])) > 0.2\nand sum by (pool) (increase(piecemeal_blob_bytes_total{piecemeal_component=\"peer\",to=\"store\"}[15m])) > 100e6"
         "summary" "{{ $value | humanizePercentage }} of what peers of pool {{ $labels.pool }} fetch comes from the registry itself"
-        "description" "They have lost their mirror.") | nindent 4 }}
+        "description" "Their mirror is unreachable.") | nindent 4 }}
     {{- include "piecemeal.alert" (dict "root" . "name" "PiecemealCacheDiskPressure" "for" "15m" "severity" "warning"
         "expr" "sum by (pool, piecemeal_component) (rate(piecemeal_transfers_total{outcome=\"passed\"}[30m]))\n/ sum by (pool, piecemeal_component) (rate(piecemeal_transfers_total[30m])) > 0.1\nand sum by (pool, piecemeal_component) (increase(piecemeal_transfers_total[30m])) > 20"
-        "summary" "{{ $value | humanizePercentage }} of what comes to a {{ $labels.piecemeal_component }} of pool {{ $labels.pool }} is not kept, for want of room"
-        "description" "It will cross the network again.") | nindent 4 }}
+        "summary" "{{ $value | humanizePercentage }} of the blobs that a {{ $labels.piecemeal_component }} of pool {{ $labels.pool }} downloads do not fit into its cache"
+        "description" "They will cross the network again.") | nindent 4 }}
     {{- include "piecemeal.alert" (dict "root" . "name" "PiecemealDamagedBlobs" "for" "0m" "severity" "warning"
         "expr" "increase(piecemeal_damaged_blobs_total[1d]) > 0"
         "summary" "Content was damaged on the disk of {{ $labels.node }}"
-        "description" "It was found and dropped. The disk, the memory or a cable spoils bytes.") | nindent 4 }}
+        "description" "It was found and deleted. The disk, the memory or a cable is faulty.") | nindent 4 }}
     {{- include "piecemeal.alert" (dict "root" . "name" "PiecemealUpstreamAuthFailures" "for" "15m" "severity" "warning"
         "expr" "sum by (pool, upstream) (rate(piecemeal_upstream_answers_total{piecemeal_component=\"mirror\",answer=\"denied\"}[30m]))\n/ sum by (pool, upstream) (rate(piecemeal_upstream_answers_total{piecemeal_component=\"mirror\"}[30m])) > 0.6\nand sum by (pool, upstream) (increase(piecemeal_upstream_answers_total{piecemeal_component=\"mirror\"}[30m])) > 20"
         "summary" "{{ $labels.upstream }} refuses {{ $value | humanizePercentage }} of what pool {{ $labels.pool }} asks for"
@@ -42,7 +42,7 @@ one failed pull at night wakes nobody. Each has its runbook under its own name.
     {{- include "piecemeal.alert" (dict "root" . "name" "PiecemealUpstreamUnreachable" "for" "15m" "severity" "warning"
         "expr" "sum by (pool, upstream) (rate(piecemeal_upstream_answers_total{piecemeal_component=\"mirror\",answer=~\"unreachable|unavailable\"}[15m]))\n/ sum by (pool, upstream) (rate(piecemeal_upstream_answers_total{piecemeal_component=\"mirror\"}[15m])) > 0.5\nand sum by (pool, upstream) (increase(piecemeal_upstream_answers_total{piecemeal_component=\"mirror\"}[15m])) > 10"
         "summary" "{{ $labels.upstream }} does not answer pool {{ $labels.pool }}"
-        "description" "What the site has is served.") | nindent 4 }}
+        "description" "The site still serves its cached content.") | nindent 4 }}
     {{- include "piecemeal.alert" (dict "root" . "name" "PiecemealUpstreamLimits" "for" "15m" "severity" "warning"
         "expr" "sum by (pool, upstream) (rate(piecemeal_upstream_answers_total{piecemeal_component=\"mirror\",answer=\"too_many_requests\"}[30m]))\n/ sum by (pool, upstream) (rate(piecemeal_upstream_answers_total{piecemeal_component=\"mirror\"}[30m])) > 0.1\nand sum by (pool, upstream) (increase(piecemeal_upstream_answers_total{piecemeal_component=\"mirror\"}[30m])) > 10"
         "summary" "{{ $labels.upstream }} limits pool {{ $labels.pool }}"
@@ -74,8 +74,8 @@ one failed pull at night wakes nobody. Each has its runbook under its own name.
         "description" "Accelerated images may not be pulled there.") | nindent 4 }}
     {{- include "piecemeal.alert" (dict "root" . "name" "PiecemealNodeFilesContested" "for" "15m" "severity" "warning"
         "expr" "increase(piecemeal_node_repairs_total[15m]) > 10"
-        "summary" "Somebody else keeps changing the files of node set-up on {{ $labels.node }}"
-        "description" "They are put back each time.") | nindent 4 }}
+        "summary" "Another program keeps changing the files of node set-up on {{ $labels.node }}"
+        "description" "Node set-up restores them each time.") | nindent 4 }}
 {{- end }}
 {{- if include "piecemeal.webhook.on" . }}
 - name: piecemeal-webhook

@@ -1,4 +1,4 @@
-{{/* What contradicts itself is said before anything is made. What a single value may be is for values.schema.json to say. */}}
+{{/* Refuses values that contradict each other, before any object is created. values.schema.json checks single values. */}}
 {{- define "piecemeal.check" -}}
 {{- $p2p := .Values.p2p -}}
 {{- $plus := $p2p.plusMode -}}

@@ -1,4 +1,4 @@
-{{/* What objects' names begin with: short enough that the longest name made of it fits. */}}
+{{/* The prefix of objects' names: short enough that the longest name made of it fits. */}}
 {{- define "piecemeal.fullname" -}}
 {{- $name := .Values.nameOverride | default .Chart.Name -}}
 {{- $full := .Values.fullnameOverride | default (ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name)) -}}
@@ -16,7 +16,7 @@
 {{- end -}}
 {{- end }}
 
-{{/* [context, component]: what selects a component's pods. */}}
+{{/* [context, component]: the labels that select a component's pods. */}}
 {{- define "piecemeal.selector" -}}
 {{- $context := index . 0 -}}
 app.kubernetes.io/name: piecemeal
@@ -68,7 +68,7 @@ annotations:
 {{- end }}
 {{- end }}
 
-{{/* [weight, event]: the annotations of a hook's object, which goes when the next one comes or all went well. */}}
+{{/* [weight, event]: the annotations of a hook's object, which Helm deletes before the next hook or after success. */}}
 {{- define "piecemeal.hook" -}}
 {{- dict "helm.sh/hook" (index . 1) "helm.sh/hook-weight" (index . 0 | toString) "helm.sh/hook-delete-policy" "before-hook-creation,hook-succeeded" | toJson -}}
 {{- end }}
@@ -91,7 +91,7 @@ annotations:
 {{- .Values.keys.existingJoinSecret | default (printf "%s-join-key" (include "piecemeal.fullname" .)) -}}
 {{- end }}
 
-{{/* Where a daemon listens that others reach: IPv4 alone, unless IPv6 is asked for, since a node may have none. */}}
+{{/* The listening address of daemons that other nodes reach: IPv4 only, unless the values ask for IPv6, since a node may have none. */}}
 {{- define "piecemeal.any" -}}
 {{- ternary "[::]" "0.0.0.0" (or (has "IPv6" .Values.service.ipFamilies) (contains "DualStack" .Values.service.ipFamilyPolicy)) -}}
 {{- end }}
@@ -102,7 +102,7 @@ annotations:
 {{- printf (ternary "[$(%s)]:%v" "$(%s):%v" (eq (first $families | default "") "IPv6")) (index . 1) (index . 2) -}}
 {{- end }}
 
-{{/* The part of a Service that says which families it is of. */}}
+{{/* The IP family fields of a Service. */}}
 {{- define "piecemeal.families" -}}
 {{- $families := dict -}}
 {{- with .Values.service.ipFamilyPolicy }}{{ $_ := set $families "ipFamilyPolicy" . }}{{ end -}}
@@ -110,7 +110,7 @@ annotations:
 {{- with $families }}{{ toYaml . }}{{ end -}}
 {{- end }}
 
-{{/* The vendor's switch for all of it. */}}
+{{/* The vendor's switch for all components. */}}
 {{- define "piecemeal.on" -}}
 {{- if .Values.p2p.plusMode.enable }}on{{ end -}}
 {{- end }}
@@ -119,7 +119,7 @@ annotations:
 {{- if and .Values.p2p.plusMode.enable .Values.webhook.enabled }}on{{ end -}}
 {{- end }}
 
-{{/* Names of the style localhost are 127.0.0.1, which runtimes know: nodes are set up only if names are asked for besides. */}}
+{{/* Names of the style localhost are 127.0.0.1, which runtimes know: nodes are set up only if `node.names` asks for other names. */}}
 {{- define "piecemeal.node.on" -}}
 {{- if and .Values.p2p.plusMode.enable .Values.node.enabled (or (ne .Values.webhook.nameStyle "localhost") .Values.node.names) }}on{{ end -}}
 {{- end }}

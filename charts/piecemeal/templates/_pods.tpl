@@ -1,9 +1,9 @@
-{{/* [context, component]: nobody but a node's set-up needs a user of root's. */}}
+{{/* [context, component]: the pod security context of a component; only node set-up runs as root. */}}
 {{- define "piecemeal.pod.security" -}}
 {{- include "piecemeal.pod.security.of" (append . (include "piecemeal.user" . | fromYaml)) -}}
 {{- end }}
 
-{{/* The same with a folder of the host, which SELinux shows to no container of the ordinary type. */}}
+{{/* The same for pods that mount a host folder, which SELinux hides from containers of the ordinary type. */}}
 {{- define "piecemeal.pod.security.host" -}}
 {{- $ours := include "piecemeal.user" . | fromYaml -}}
 {{- include "piecemeal.pod.security.of" (append . (merge $ours (include "piecemeal.selinux" (index . 0) | fromYaml))) -}}
@@ -20,7 +20,7 @@ seLinuxOptions:
 {{- end }}
 {{- end }}
 
-{{/* The same with folders of the host and for root, but without any of its capabilities: what root owns can be written, and nothing else done. */}}
+{{/* The same for host folders and root without capabilities: the pod can write files that root owns, and do nothing else as root. */}}
 {{- define "piecemeal.pod.security.root" -}}
 {{- $ours := dict "runAsUser" 0 "runAsGroup" 0 -}}
 {{- include "piecemeal.pod.security.of" (append . (merge $ours (include "piecemeal.selinux" (index . 0) | fromYaml))) -}}
@@ -64,7 +64,7 @@ emptyDir: {{ if $quota }}{sizeLimit: {{ add (div (mul $quota 5) 4194304) 1024 }}
 
 {{/*
 [context, component, terms]: where a component's pods run. `terms` as in _pools.tpl: what a node must be by the chart's own
-reasons. With "hook" at the end they have no priority: what grants it may not be there yet, or any more. Service links are off, since a Service's variables look like settings of ours.
+reasons. With "hook" at the end they have no priority: the quota that grants it may not exist yet, or any more. Service links are off, since a Service's variables look like Piecemeal's settings.
 */}}
 {{- define "piecemeal.pod.place" -}}
 {{- $context := index . 0 -}}
@@ -112,7 +112,7 @@ affinity:
 {{- end }}
 {{- end }}
 
-{{/* [port's name, host or empty]: a daemon is alive while its admin port answers, whatever it lacks. */}}
+{{/* [port's name, host or empty]: a daemon is alive while its admin port answers, even if it is not ready. */}}
 {{- define "piecemeal.probes" -}}
 {{- $host := index . 0 -}}
 startupProbe:
@@ -126,7 +126,7 @@ livenessProbe:
   failureThreshold: 6
 {{- end }}
 
-{{/* The folder below a host's folder that a daemon owns: the host's is root's, and whatever else is in it is nobody's business. */}}
+{{/* The daemon's own folder below a host folder: root keeps the host folder, and the daemon has no access to its other content. */}}
 {{- define "piecemeal.own" -}}
 - name: own-folder
   image: {{ include "piecemeal.image" (index . 0) | quote }}
@@ -144,7 +144,7 @@ livenessProbe:
     - {name: content, mountPath: /var/lib/piecemeal}
 {{- end }}
 
-{{/* [secret, key]: the volume of one key of the site, and nothing else of its Secret. */}}
+{{/* [secret, key]: a volume with one key of the site, and no other key of its Secret. */}}
 {{- define "piecemeal.key.volume" -}}
 - name: key
   secret:

@@ -1,6 +1,6 @@
 {{/*
-Pools of nodes, and which nodes are in them. Which nodes is said in terms: a list of alternatives, each a list of requirements
-{key, operator, values} that all have to hold. They are what becomes a nodeAffinity's nodeSelectorTerms.
+Pools of nodes, and the nodes in them. Terms describe the nodes: a list of alternatives, each a list of requirements
+{key, operator, values} that all have to hold. They become a nodeAffinity's nodeSelectorTerms.
 */}}
 
 {{/* Every pool as {slug, suffix, topology, terms}, JSON. The slug is the pool's name for daemons, the suffix that of its objects. */}}
@@ -45,7 +45,7 @@ Pools of nodes, and which nodes are in them. Which nodes is said in terms: a lis
 {{- toJson $terms -}}
 {{- end }}
 
-{{/* Every node that is in none: of each term one requirement does not hold. Nothing where all nodes are in one. */}}
+{{/* Every node that is in no pool: of each term one requirement does not hold. Empty where one pool has all nodes. */}}
 {{- define "piecemeal.terms.outside" -}}
 {{- $factors := list -}}
 {{- range include "piecemeal.terms.inside" . | fromJsonArray -}}
@@ -68,7 +68,7 @@ Pools of nodes, and which nodes are in them. Which nodes is said in terms: a lis
 {{- toJson $terms -}}
 {{- end }}
 
-{{/* Nodes that are machines, and not a stand-in for somebody else's pods. For DaemonSets, which would go there too. */}}
+{{/* Nodes that are machines, without virtual nodes. For DaemonSets, which would otherwise run on virtual nodes too. */}}
 {{- define "piecemeal.terms.machines" -}}
 - - {key: type, operator: NotIn, values: [virtual-kubelet]}
   - {key: eks.amazonaws.com/compute-type, operator: NotIn, values: [fargate]}

@@ -1,6 +1,6 @@
 {{/*
-What is accelerated, and where it is had from. The webhook, the mirrors, the peers and node set-up all follow these, so that a name
-that one of them knows is known to all.
+The accelerated registries and their URLs. The webhook, the mirrors, the peers and node set-up all use these, so that all of them know
+the same names.
 */}}
 
 {{/* A list, of a text with commas or of a list; JSON. */}}
@@ -60,7 +60,7 @@ that one of them knows is known to all.
 {{- toJson (uniq $texts) -}}
 {{- end }}
 
-{{/* Where they are had from, as NAME=URL each, JSON. What `upstreams` says of a name stands above what follows from the name. */}}
+{{/* Their URLs, as NAME=URL each, JSON. An entry of `upstreams` overrides the URL that follows from the name. */}}
 {{- define "piecemeal.upstreams" -}}
 {{- $context := . -}}
 {{- $internet := .Values.pullImageInternet -}}
@@ -166,7 +166,7 @@ rewrite_redirects = ["oss-accelerate"]
 {{- end }}
 {{- end }}
 
-{{/* [context, image with its registry]: what the webhook calls it. */}}
+{{/* [context, image with its registry]: the accelerated name that the webhook gives it. */}}
 {{- define "piecemeal.accelerated" -}}
 {{- $values := (index . 0).Values -}}
 {{- $port := int $values.p2p.port -}}

@@ -13,7 +13,7 @@ DAEMONS = ("mirror", "scheduler", "peer", "webhook")
 # A pod's fields, as variables take them.
 FIELDS = {"status.hostIP": "192.0.2.1", "status.podIP": "192.0.2.2", "metadata.namespace": "site"}
 FIELDS_6 = {**FIELDS, "status.hostIP": "2001:db8::1", "status.podIP": "2001:db8::2"}
-# A certificate authority of nobody's, since the daemons read what they are to trust.
+# A certificate authority without a use, since the daemons read the certificates that they trust.
 AUTHORITY = pathlib.Path(__file__).with_name("authority.pem").read_text()
 
 
@@ -81,7 +81,7 @@ class Binary(unittest.TestCase):
         for path in CI_VALUES:
             for document, spec in pods(with_file(path)):
                 for container in containers(spec):
-                    # A test runs somebody else's image.
+                    # The pull test runs an image other than Piecemeal's.
                     arguments = tuple(container.get("args", ()))
                     if not arguments or arguments in seen:
                         continue

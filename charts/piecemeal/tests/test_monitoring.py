@@ -66,7 +66,7 @@ class Monitoring(unittest.TestCase):
         for name, dashboard in dashboards().items():
             asked |= {f"{name}: {title}": query for title, query in queries(dashboard)}
         for where, query in asked.items():
-            # Labels of ours are given by the monitors.
+            # The monitors add labels that begin with piecemeal_component.
             for metric in re.findall(r"\bpiecemeal_(?!component\b)\w+", query):
                 family = re.sub(r"_(bucket|sum|count)$", "", metric)
                 self.assertTrue({metric, family} & DOCUMENTED, f"{where} asks for {metric}, which docs/metrics.md does not have")

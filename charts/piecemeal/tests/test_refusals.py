@@ -109,7 +109,7 @@ class Refusals(unittest.TestCase):
 class Notes(unittest.TestCase):
     def test_they_say_what_to_do_next_and_what_to_mind(self):
         plain = notes()
-        for said in ("accelerated   docker.io", "helm test piecemeal", "piecemeal.dev/mode=p2p", "cache goes with their pods", "localhost/", "enforce=privileged"):
+        for said in ("accelerated   docker.io", "helm test piecemeal", "piecemeal.dev/mode=p2p", "cache is deleted with its pod", "localhost/", "enforce=privileged"):
             self.assertIn(said, plain)
         for setting, said in [
             ("p2p.registryInstances=cri-xxx", "(cri-xxx): the first pod"),
@@ -121,13 +121,13 @@ class Notes(unittest.TestCase):
             ("node.enabled=false", "piecemeal node install"),
             ("p2p.plusMode.enable=false", "nothing of Piecemeal runs"),
             ("p2p.plusMode.edgeNodePools[0].name=edge", "other nodes pull from the registries"),
-            ("image.registry=docker.io", "had from docker.io, which is accelerated"),
+            ("image.registry=docker.io", "comes from docker.io, which is accelerated"),
             ("uninstall.timeout=10m", "uninstall.timeout=10m: Helm itself gives up"),
             ("mirror.persistence.enabled=true,mirror.persistence.size=10Gi", "has no room for mirror.cacheMaxSize=20Gi"),
         ]:
             self.assertNotIn(said, plain)
             self.assertIn(said, notes(setting), setting)
-        self.assertNotIn("cache goes with", notes("p2p.plusMode.cacheHostPath=/data"))
+        self.assertNotIn("cache is deleted with", notes("p2p.plusMode.cacheHostPath=/data"))
 
 
 if __name__ == "__main__":

@@ -222,7 +222,7 @@ impl Parts {
             Err(BeginFillError::AlreadyComplete) => {
                 let blob = self.store.blob(digest).await?;
                 blob.map(Begun::Here)
-                    .ok_or_else(|| PullError::Store("the blob has just gone".to_owned()))
+                    .ok_or_else(|| PullError::Store("the blob was just deleted".to_owned()))
             }
             Err(error @ (BeginFillError::NoSpace { .. } | BeginFillError::Io(_))) => {
                 warn!(blob.digest = %digest, %error, "{digest} passes through this node without being kept: {error}");
@@ -375,7 +375,7 @@ impl Download {
             }
             Order::Revoked(fill) if fill == self.filling.fill().0 => {
                 self.filling.abandon(FillFailure::Revoked).await;
-                return Err(PullError::BadGateway("the mirror found the fill to be bad".to_owned()));
+                return Err(PullError::BadGateway("the mirror revoked the fill".to_owned()));
             }
             Order::Revoked(_) => {}
             Order::Drop { fill, pieces } if fill == self.filling.fill().0 => {
@@ -417,7 +417,7 @@ impl Download {
     /// Drops pieces, and reports again what is here: an earlier report may have crossed the order.
     async fn take_back(&mut self, pieces: Vec<u32>) -> Result<(), PullError> {
         let digest = self.filling.digest();
-        warn!(blob.digest = %digest, pieces = pieces.len(), "{} pieces of {digest} are not the mirror's; those that are here are dropped and fetched again", pieces.len());
+        warn!(blob.digest = %digest, pieces = pieces.len(), "{} pieces of {digest} differ from the mirror's; they are dropped and fetched again", pieces.len());
         self.filling.take_back(pieces).await?;
         self.parts.live.renew(self.filling.digest(), self.want());
         self.report(self.want());
@@ -494,7 +494,7 @@ impl Download {
             self.read_at = Instant::now();
         } else if self.read_at.elapsed() >= IDLE_MAX {
             return Err(PullError::Unavailable(
-                "there is no room to keep the blob, and nobody reads it any more".to_owned(),
+                "the blob does not fit into the cache, and its last reader has left".to_owned(),
             ));
         }
         let facts = self.facts();
@@ -512,7 +512,7 @@ impl Download {
         }
         if facts.idle >= facts.mirror_grace.saturating_add(IDLE_MAX) && !self.upstream_running {
             return Err(PullError::Unavailable(format!(
-                "nobody has had a piece for {} s",
+                "no source has sent a piece for {} s",
                 facts.idle.as_secs()
             )));
         }

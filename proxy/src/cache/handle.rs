@@ -94,7 +94,7 @@ impl Cache {
             cache.name = name,
             blobs = removed.blobs,
             bytes = removed.freed_bytes,
-            "{name} was removed by hand"
+            "{name} was removed by an administrator"
         );
         Ok(removed)
     }
@@ -108,7 +108,7 @@ impl Cache {
         let permit = permit.map_err(|_| busy("verification"))?;
         if request.bytes_per_second == Some(0) {
             return Err(CacheError::Malformed(
-                "bytes_per_second is 0: nothing would be read".to_owned(),
+                "bytes_per_second is 0; give a positive rate".to_owned(),
             ));
         }
         let plan = self.plan_verification(&request).await?;
@@ -169,7 +169,7 @@ impl Cache {
     /// Why it cannot be fetched or kept, as text for people.
     pub async fn hold(&self, at: &Repository, digest: &Digest) -> Result<(), String> {
         let held = warm::fetch(self, at, digest, None).await;
-        held.unwrap_or_else(|Gone| Err("nobody waits for it".to_owned()))
+        held.unwrap_or_else(|Gone| Err("the request for it ended early".to_owned()))
     }
 
     /// The images that need a blob.
@@ -187,7 +187,7 @@ impl Cache {
 
     fn require_scheduler(&self) -> Result<&Session, CacheError> {
         let Some(session) = &self.parts.session else {
-            let why = "peers are told by a mirror that has a scheduler (--scheduler), and this is none";
+            let why = "this mirror has no scheduler (--scheduler), through which it would tell peers";
             return Err(CacheError::Conflict(why.to_owned()));
         };
         match session.problem() {
@@ -233,7 +233,7 @@ impl Cache {
 }
 
 fn busy(what: &str) -> CacheError {
-    CacheError::Conflict(format!("another {what} is under way; try again when it has ended"))
+    CacheError::Conflict(format!("another {what} is under way; try again after it has ended"))
 }
 
 fn not_here(name: &str) -> CacheError {
@@ -249,7 +249,7 @@ fn refusal(name: &str, error: &RemoveContentError) -> CacheError {
         RemoveContentError::InUse(blobs) => {
             let blobs: Vec<String> = blobs.iter().map(ToString::to_string).collect();
             CacheError::Conflict(format!(
-                "{name} is in use: somebody reads or fetches {}; try again when that has ended",
+                "{name} is in use: {} is being read or fetched; try again afterwards",
                 blobs.join(", ")
             ))
         }

@@ -77,7 +77,7 @@ impl Plan {
             .map_err(|error: piecemeal_proto::ParsePlatformError| CacheError::Malformed(error.to_string()))?;
         let platforms = match (request.all_platforms, platforms.is_empty()) {
             (true, true) => None,
-            (true, false) => return malformed("all platforms, or some".to_owned()),
+            (true, false) => return malformed("give either all platforms or a list of platforms".to_owned()),
             (false, true) => Some(vec![Platform::this_machine()]),
             (false, false) => Some(platforms),
         };
@@ -192,7 +192,7 @@ async fn warm(cache: &Cache, plan: &Plan, image: Named<'_>, out: &Out) -> Result
     drop(fetches);
     if failed > 0 {
         return Ok(Err(format!(
-            "{failed} of its {} blobs cannot be had",
+            "{failed} of its {} blobs could not be fetched",
             resolved.blobs.len()
         )));
     }
@@ -251,10 +251,7 @@ async fn resolve(cache: &Cache, plan: &Plan, at: &Repository, reference: &Refere
             }
             Manifest::Image { blobs } => blobs.iter().collect(),
             Manifest::Unknown if depth == 0 => {
-                return Err(format!(
-                    "its manifest is of a kind that is not known here ({})",
-                    found.media_type
-                ));
+                return Err(format!("its manifest is of an unknown kind ({})", found.media_type));
             }
             Manifest::Unknown => Vec::new(),
         };
@@ -368,7 +365,7 @@ async fn follow(cache: &Cache, filling: Filling, telling: Telling<'_>) -> Result
             }
         }
         if moved.elapsed() > STALL_MAX {
-            return Ok(Err(format!("nothing more has come for {} s", STALL_MAX.as_secs())));
+            return Ok(Err(format!("no bytes arrived for {} s", STALL_MAX.as_secs())));
         }
         // The end of a fill does not change its pieces, so it is polled as well.
         let _ = timeout(LOOK_EVERY, changes.changed()).await;
@@ -379,11 +376,11 @@ async fn follow(cache: &Cache, filling: Filling, telling: Telling<'_>) -> Result
 fn advice(error: &PullError) -> String {
     match error {
         PullError::Denied { .. } => format!(
-            "{error} to who shows no credential: it does not exist, or is private. Give the mirror a credential of its own \
+            "{error} to a request without a credential: the image does not exist, or is private. Give the mirror a credential of its own \
              (--credentials), or pull it on a node whose client has one"
         ),
         PullError::Withheld(_) => {
-            format!("{error}; a credential travels only by https, or with --allow-plain-credentials")
+            format!("{error}; a credential is sent over https only, unless --allow-plain-credentials is set")
         }
         error => error.to_string(),
     }

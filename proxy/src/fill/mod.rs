@@ -423,7 +423,10 @@ pub async fn pass(
 ) -> Result<Filling, PullError> {
     let begun = tokio::time::timeout(PASSING_PATIENCE, store.begin_passing(digest, map, fill, offer)).await;
     let begun = begun.map_err(|_| {
-        PullError::Unavailable("there is no room for the blob, and too many others pass through already".to_owned())
+        PullError::Unavailable(
+            "the blob does not fit into the cache, and too many blobs already pass through memory; try again"
+                .to_owned(),
+        )
     })?;
     begun.map_err(|error| match error {
         BeginFillError::Conflict { .. } => PullError::Unavailable(error.to_string()),

@@ -145,7 +145,7 @@ impl<'a> Pour<'a> {
                 self.read_at = Instant::now();
             } else if self.read_at.elapsed() >= UNREAD_MAX {
                 return Err(PullError::Unavailable(
-                    "there is no room to keep the blob, and nobody reads it any more".to_owned(),
+                    "the blob does not fit into the cache, and its last reader has left".to_owned(),
                 ));
             }
             let step = tokio::select! {
@@ -264,7 +264,7 @@ impl<'a> Pour<'a> {
         let Ok(next) = callers.refused(right, error) else {
             return false;
         };
-        debug!(blob.digest = %self.way.filling.digest(), %error, "the fill of {} goes on with another caller's right", self.way.filling.digest());
+        debug!(blob.digest = %self.way.filling.digest(), %error, "the fill of {} continues with another caller's credential", self.way.filling.digest());
         self.way.right = Arc::new(next);
         self.way.served = Arc::default();
         true
@@ -278,7 +278,7 @@ impl<'a> Pour<'a> {
         // It was asked for a part and sends the whole: from it one connection takes what it can.
         debug!(
             upstream = self.way.right.at.upstream,
-            "{} knows no ranges", self.way.right.at.upstream
+            "{} does not support ranges", self.way.right.at.upstream
         );
         self.way.upstream.lanes().calm_down();
         if self.receiving > 0 {

@@ -60,8 +60,7 @@ pub(super) fn respond(open: OpenBlob, digest: &Digest, range: Option<&HeaderValu
     if let OpenBlob::Filling { filling, .. } = &open
         && filling.has_passed(range.start)
     {
-        let message =
-            "there is no room to keep the blob, and its beginning has passed; ask the registry itself, or again later";
+        let message = "the blob does not fit into the cache, and its beginning has already passed; pull from the registry itself, or try again later";
         return coded(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", message);
     }
     let source = way.source(open);

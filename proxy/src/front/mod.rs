@@ -212,7 +212,7 @@ impl Admission {
             .is_some_and(|path| path.split(", ").any(|host| host == own))
         {
             return Err(PullError::Loop(
-                "this request has come back to where it was sent from: an upstream's URL leads to this very mirror"
+                "this request has returned to the mirror that sent it: an upstream's URL leads to this mirror"
                     .to_owned(),
             ));
         }

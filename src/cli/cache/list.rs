@@ -13,10 +13,10 @@ use crate::cli::status::{format_bytes, shorten};
 pub(in crate::cli) struct ListArgs {
     #[command(flatten)]
     admin: AdminArgs,
-    /// What comes first: the largest, the latest used, or the first of the alphabet
+    /// The order: largest first, last used first, or alphabetical
     #[arg(long, value_enum, default_value_t = Sort::Name)]
     sort: Sort,
-    /// One JSON object: images, and blobs that no known manifest lists
+    /// Print one JSON object: images, and blobs that no known manifest lists
     #[arg(long)]
     json: bool,
 }

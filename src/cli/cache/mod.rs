@@ -16,15 +16,15 @@ use super::runtime;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum CacheCommand {
-    /// List the images that are kept
+    /// List the cached images
     Ls(list::ListArgs),
-    /// Show what an image is made of, or where a blob belongs
+    /// Show the manifests and blobs of an image, or the images of a blob
     Show(show::ShowArgs),
-    /// Remove images with what no other needs, or single blobs
+    /// Remove images with the blobs that no other image needs, or single blobs
     Rm(remove::RemoveArgs),
-    /// Hash what is kept, and drop what is damaged
+    /// Verify cached content against its digests, and remove what is damaged
     Verify(verify::VerifyArgs),
-    /// Fetch images before anybody needs them
+    /// Fetch images ahead of their first pull
     Warm(warm::WarmArgs),
 }
 

@@ -17,7 +17,7 @@ pub(in crate::cli) struct RemoveArgs {
     names: Vec<String>,
     #[command(flatten)]
     admin: AdminArgs,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long)]
     yes: bool,
 }

@@ -13,7 +13,7 @@ pub(in crate::cli) struct ShowArgs {
     name: String,
     #[command(flatten)]
     admin: AdminArgs,
-    /// One JSON object
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
 }

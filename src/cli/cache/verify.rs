@@ -13,22 +13,22 @@ use crate::{
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct VerifyArgs {
-    /// Images, or the digests of blobs; none: everything
+    /// Images, or the digests of blobs; absent: everything
     #[arg(value_name = "NAME")]
     names: Vec<String>,
     #[command(flatten)]
     admin: AdminArgs,
-    /// Read no more than this in a second, such as 20M [as fast as it goes]
+    /// The read limit in bytes per second, such as 20M [no limit]
     #[arg(long, value_name = "SIZE")]
     rate: Option<String>,
-    /// What the daemon says, one JSON object a line
+    /// Print the daemon's progress, one JSON object per line
     #[arg(long)]
     json: bool,
 }
 
 pub(super) async fn run(args: &VerifyArgs) -> anyhow::Result<()> {
     let rate = args.rate.as_deref().map(|text| match parse_size(text) {
-        Ok(0) => Err(WrongArgumentError("--rate 0: nothing would be read".to_owned())),
+        Ok(0) => Err(WrongArgumentError("--rate 0: give a positive rate".to_owned())),
         Ok(rate) => Ok(rate),
         Err(error) => Err(WrongArgumentError(format!("--rate {text:?}: {error}"))),
     });
@@ -93,7 +93,7 @@ fn verdict(end: &VerifyEvent) -> anyhow::Result<()> {
     match (damaged, failed) {
         (0, 0) => Ok(()),
         (_, 0) => bail!("{damaged} blobs were damaged and dropped; they are fetched again when they are asked for"),
-        _ => bail!("{failed} blobs could not be looked at, and {damaged} were damaged and dropped"),
+        _ => bail!("{failed} blobs could not be verified, and {damaged} were damaged and dropped"),
     }
 }
 

@@ -19,19 +19,19 @@ pub(in crate::cli) struct WarmArgs {
     images: Vec<String>,
     #[command(flatten)]
     admin: AdminArgs,
-    /// Read images from this file too: one a line, and comments after #
+    /// Also read images from this file: one per line, comments after #
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// The platform to fetch, where an image has several; may repeat [the daemon's machine's, with linux]
+    /// The platform to fetch of a multi-platform image; may be repeated [linux and the architecture of the daemon's machine]
     #[arg(long = "platform", value_name = "OS/ARCH[/VARIANT]")]
     platforms: Vec<String>,
     /// Fetch every platform
     #[arg(long, conflicts_with = "platforms")]
     all_platforms: bool,
-    /// Let every peer of the mirror's pool fetch them too, from each other
+    /// Also make every peer of the mirror's pool fetch them, from each other
     #[arg(long)]
     peers: bool,
-    /// What the daemon says, one JSON object a line
+    /// Print the daemon's progress, one JSON object per line
     #[arg(long)]
     json: bool,
 }

@@ -12,7 +12,7 @@ use crate::cli::keygen::{AUTHORITY_FILE, JOIN_FILE, new_authority};
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct KeysArgs {
-    /// Where the Secrets are
+    /// The namespace of the Secrets
     #[arg(long, value_name = "NAME")]
     namespace: String,
     /// The Secret for mirror and scheduler
@@ -81,7 +81,7 @@ async fn read<K: std::str::FromStr>(
         return Ok(None);
     };
     let key = decode(&object["data"][field]).and_then(|text| text.trim().parse().ok());
-    let key = key.with_context(|| format!("Secret {secret} has no key of ours as {field}; it is left as it is"))?;
+    let key = key.with_context(|| format!("Secret {secret} has no key of Piecemeal in {field}; it stays unchanged"))?;
     Ok(Some(key))
 }
 

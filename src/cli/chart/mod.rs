@@ -12,15 +12,15 @@ use super::runtime;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ChartCommand {
-    /// Make the site's keys as Secrets, where they are missing
+    /// Create the site's keys as Secrets, if they are missing
     Keys(keys::KeysArgs),
-    /// Give a folder of the host to a daemon that is not root
+    /// Change the owner of a host folder to the daemon's user
     Own(own::OwnArgs),
-    /// Before an uninstallation: take the webhook out of the way of new pods, and delete what nobody needs any more
+    /// Before an uninstallation: remove the webhook's configuration, and delete the copies of pull secrets that no pod needs
     Retire(retire::RetireArgs),
-    /// Do nothing until SIGTERM
+    /// Wait for SIGTERM
     Stay,
-    /// After an uninstallation: wait until every node that can be reached is clean
+    /// After an uninstallation: wait until every reachable node is clean
     Wait(wait::WaitArgs),
 }
 

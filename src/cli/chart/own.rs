@@ -11,12 +11,12 @@ use clap::Args;
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct OwnArgs {
-    /// The folder, made when it is missing; those above it stay whose they are
+    /// The folder; created if it is missing; its parents keep their owners
     dir: PathBuf,
-    /// Whose it becomes
+    /// The new owner
     #[arg(long, value_name = "ID")]
     user: u32,
-    /// The group that it becomes of
+    /// The new group
     #[arg(long, value_name = "ID")]
     group: u32,
 }
@@ -30,7 +30,7 @@ pub(super) fn run(args: &OwnArgs) -> anyhow::Result<()> {
     chown(&args.dir, Some(me), None)
         .and_then(|()| fs::set_permissions(&args.dir, fs::Permissions::from_mode(PRIVATE)))
         .and_then(|()| chown(&args.dir, Some(args.user), Some(args.group)))
-        .with_context(|| format!("cannot give {dir} away; run this as root"))
+        .with_context(|| format!("cannot change the owner of {dir}; run this as root"))
 }
 
 /// Names and layers of private images come to lie in it.

@@ -11,10 +11,10 @@ use tokio::time::sleep;
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct RetireArgs {
-    /// Its MutatingWebhookConfiguration
+    /// The webhook's MutatingWebhookConfiguration
     #[arg(long, value_name = "NAME")]
     webhook_configuration: String,
-    /// A namespace that may have copies of pull secrets; none: all; may repeat
+    /// A namespace that may have copies of pull secrets; absent: all; may be repeated
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     secrets_namespaces: Vec<String>,
     /// Refuse while a pod still names an accelerated image
@@ -37,7 +37,7 @@ pub(super) async fn run(args: &RetireArgs) -> anyhow::Result<()> {
     cluster
         .delete(&format!("{configurations}/{}", args.webhook_configuration), None)
         .await?;
-    say!("new pods are created as they are written, from now on");
+    say!("new pods are no longer changed");
     // Those that were asked about before are stored by then.
     sleep(SETTLE).await;
     let pods = look_at_pods(&cluster).await?;

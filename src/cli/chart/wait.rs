@@ -10,10 +10,10 @@ use tokio::time::{Instant, sleep};
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct WaitArgs {
-    /// Where the DaemonSet is
+    /// The namespace of the DaemonSet
     #[arg(long, value_name = "NAME")]
     namespace: String,
-    /// The DaemonSet, ready on a node when that is clean
+    /// The DaemonSet whose pod is ready once its node is clean
     #[arg(long, value_name = "NAME")]
     daemonset: String,
     /// How long to wait for nodes that do not answer [default: 2m]
@@ -59,7 +59,7 @@ fn left(set: &Value) -> Option<i64> {
 async fn tell(cluster: &Cluster, args: &WaitArgs, set: &Value, left: Option<i64>) -> anyhow::Result<()> {
     let Some(left) = left else {
         bail!(
-            "the DaemonSet {} is not acted upon; is the cluster's controller manager running?",
+            "the cluster does not act on the DaemonSet {}; is its controller manager running?",
             args.daemonset
         );
     };

@@ -16,13 +16,13 @@ use super::{
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct DiffArgs {
-    /// What is there, as kubectl names it: deployment/web
+    /// An existing object, as kubectl names it: deployment/web
     #[arg(required_unless_present = "filename", conflicts_with = "filename")]
     objects: Vec<String>,
     /// A file with objects, or - for standard input
     #[arg(long, short, value_name = "FILE")]
     filename: Option<String>,
-    /// The namespace of what names none [the context's]
+    /// The namespace of objects that name none [the context's]
     #[arg(long, short, value_name = "NAME")]
     namespace: Option<String>,
     #[command(flatten)]

@@ -27,17 +27,17 @@ pub(super) const PLUGIN: &str = "kubectl-piecemeal";
 
 #[derive(Debug, Subcommand)]
 pub(super) enum KubectlCommand {
-    /// Show what runs, pool by pool
+    /// Show the components of each pool
     Status(status::StatusArgs),
-    /// Say why a pod's images come through the swarm, or why not
+    /// Explain why a pod's images are accelerated, or why not
     Why(why::WhyArgs),
     /// Check the cluster, before an installation or after it
     Preflight(preflight::PreflightArgs),
-    /// Show what a node's container runtime has been told
+    /// Show the files that node set-up wrote for a node's container runtime
     Node(node::NodeArgs),
     /// List pods whose images are accelerated, or would be if they were created again
     Pods(pods::PodsArgs),
-    /// Have a pool's mirror fetch an image before anybody needs it
+    /// Make a pool's mirror fetch an image ahead of its first pull
     Warm(warm::WarmArgs),
     /// Show what the webhook would change in pods, pod templates or files
     Diff(diff::DiffArgs),
@@ -56,13 +56,13 @@ pub(super) fn plugin() -> clap::Command {
     KubectlCommand::augment_subcommands(command)
 }
 
-/// Which cluster.
+/// The cluster.
 #[derive(Args, Clone, Debug)]
 pub(in crate::cli) struct ClusterArgs {
     /// The kubeconfig's context [the current one]
     #[arg(long, value_name = "NAME", global = true)]
     context: Option<String>,
-    /// Where Piecemeal is installed [found by its labels]
+    /// The namespace of Piecemeal [found by its labels]
     #[arg(long, value_name = "NAMESPACE", global = true)]
     system_namespace: Option<String>,
 }

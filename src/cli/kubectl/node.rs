@@ -35,7 +35,7 @@ pub(super) async fn run(args: &NodeArgs) -> anyhow::Result<()> {
         .collect();
     if here.is_empty() {
         say!(
-            "nothing of Piecemeal runs on it: its runtime does not know accelerated names unless somebody has told it by hand"
+            "no component of Piecemeal runs on it: its runtime does not know accelerated names, unless it was configured by hand"
         );
         return Ok(());
     }

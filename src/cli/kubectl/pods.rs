@@ -12,13 +12,13 @@ use super::{
 #[derive(Args, Debug)]
 #[group(id = "which", required = true, multiple = false)]
 pub(in crate::cli) struct PodsArgs {
-    /// Pods whose images come through the swarm
+    /// List pods whose images are accelerated
     #[arg(long, group = "which")]
     rewritten: bool,
-    /// Pods that would be accelerated if they were created again
+    /// List pods that would be accelerated if they were created again
     #[arg(long, group = "which")]
     eligible: bool,
-    /// Of this namespace only
+    /// List only the pods of this namespace
     #[arg(long, short, value_name = "NAME")]
     namespace: Option<String>,
     #[command(flatten)]

@@ -15,10 +15,10 @@ use super::{
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct PreflightArgs {
-    /// Rehearse the creation of a pod with this image, in --rehearse-in [an image of a registry that needs no pull secret, if any]
+    /// Create a pod with this image as a dry run, in --rehearse-in [an image of a registry that needs no pull secret, if any]
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
-    /// Where to rehearse
+    /// The namespace of that dry run
     #[arg(long, value_name = "NAMESPACE", default_value = "default")]
     rehearse_in: String,
     #[command(flatten)]
@@ -187,7 +187,7 @@ fn is_misplaced(workload: &Value) -> bool {
 async fn webhook(cluster: &Cluster, args: &PreflightArgs) -> Vec<Finding> {
     let installation = match Installation::find(cluster, &args.cluster).await {
         Ok(installation) => installation,
-        Err(error) => return vec![Doubt(format!("the webhook is not looked at: {error:#}"))],
+        Err(error) => return vec![Doubt(format!("the webhook was not checked: {error:#}"))],
     };
     let name = &installation.webhook.configuration;
     let path = format!("/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{name}");

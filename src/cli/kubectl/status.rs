@@ -24,7 +24,7 @@ pub(super) async fn run(args: &StatusArgs) -> anyhow::Result<()> {
         rows.extend(workloads(&cluster, kind, namespace).await?.iter().map(Row::of));
     }
     if rows.is_empty() {
-        anyhow::bail!("nothing of Piecemeal is installed in this cluster");
+        anyhow::bail!("Piecemeal is not installed in this cluster");
     }
     rows.sort_by(|one, other| (&one.component, &one.pool).cmp(&(&other.component, &other.pool)));
     say!("{:<12} {:<20} {:>9}  NAMESPACE/NAME", "COMPONENT", "POOL", "READY");

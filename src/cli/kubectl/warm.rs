@@ -19,7 +19,7 @@ pub(in crate::cli) struct WarmArgs {
     /// The pool whose mirror fetches them [all]
     #[arg(long, value_name = "NAME")]
     pool: Option<String>,
-    /// Have the pool's peers fetch them too
+    /// Also make the pool's peers fetch them
     #[arg(long)]
     peers: bool,
     #[command(flatten)]

@@ -14,7 +14,7 @@ use super::{
 pub(in crate::cli) struct WhyArgs {
     /// The pod
     pod: String,
-    /// Its namespace [the context's]
+    /// The pod's namespace [the context's]
     #[arg(long, short, value_name = "NAME")]
     namespace: Option<String>,
     #[command(flatten)]
@@ -25,7 +25,7 @@ pub(super) async fn run(args: &WhyArgs) -> anyhow::Result<()> {
     let cluster = args.cluster.connect().await?;
     let namespace = args.namespace.as_deref().unwrap_or(cluster.default_namespace());
     if !is_object_name(&args.pod) {
-        bail!("{:?} is no pod's name", args.pod);
+        bail!("{:?} is not a pod's name", args.pod);
     }
     let pod = cluster.get(&core_path(namespace, "pods", &args.pod)).await?;
     let pod = pod.with_context(|| format!("there is no pod {} in {}", args.pod, namespace))?;

@@ -24,25 +24,25 @@ use super::{WrongArgumentError, runtime, status};
 pub(super) struct PullArgs {
     /// The image, such as localhost:65001/docker.io/library/alpine:3.20
     image: String,
-    /// The platform, where an image has several [this machine's, with linux]
+    /// The platform of a multi-platform image [linux and this machine's architecture]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     platform: Option<String>,
-    /// Pull so many times, one after the other
+    /// The number of pulls, one after the other
     #[arg(long, value_name = "N", default_value_t = 1, hide_default_value = true, value_parser = clap::value_parser!(u32).range(1..))]
     repeat: u32,
-    /// Without Piecemeal: from the registry that the image's path names
+    /// Bypass Piecemeal: pull from the registry that the image's path names
     #[arg(long)]
     direct: bool,
     /// Like --direct, from the registry at this URL
     #[arg(long, value_name = "URL")]
     direct_url: Option<Url>,
-    /// Speak plain HTTP with a registry that is not on this machine
+    /// Use plain HTTP with a registry that is not on this machine
     #[arg(long)]
     plain_http: bool,
-    /// The peer's admin port, to tell where bytes came from [http://127.0.0.1:65003, for an image on localhost]
+    /// The peer's admin port, queried for the sources of the bytes [http://127.0.0.1:65003, for an image on localhost]
     #[arg(long, value_name = "URL")]
     admin: Option<Url>,
-    /// One JSON object for each pull
+    /// Print one JSON object for each pull
     #[arg(long)]
     json: bool,
 }

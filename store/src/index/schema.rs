@@ -28,7 +28,7 @@ const MIGRATIONS: &[&str] = &[
 pub(crate) enum OpenIndexError {
     #[error("its schema is version {found}, and this binary knows versions up to {known}")]
     Newer { found: i64, known: i64 },
-    #[error("it is an SQLite file of something else")]
+    #[error("it is an SQLite file of another program")]
     Foreign,
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),

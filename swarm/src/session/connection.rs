@@ -53,7 +53,7 @@ pub(super) enum EndConnectionError {
     #[error("{0}")]
     Lost(String),
     /// The receiver of this session's events is gone.
-    #[error("nobody listens")]
+    #[error("this session has ended here")]
     Unheeded,
 }
 
@@ -219,7 +219,7 @@ impl Connection {
                 continue;
             }
             self.set_up(false).await;
-            let silent = |_| Lost(format!("nothing was heard for {} s", SILENCE_MAX.as_secs()));
+            let silent = |_| Lost(format!("no message arrived for {} s", SILENCE_MAX.as_secs()));
             timeout(SILENCE_MAX - SILENCE, orders.hear()).await.map_err(silent)??;
             self.set_up(true).await;
         }
@@ -229,7 +229,7 @@ impl Connection {
         match self.events.send_timeout(event, LISTENER_LAG_MAX).await {
             Ok(()) => Ok(()),
             Err(SendTimeoutError::Closed(_)) => Err(Unheeded),
-            Err(SendTimeoutError::Timeout(_)) => Err(Lost("its orders are not taken in time here".into())),
+            Err(SendTimeoutError::Timeout(_)) => Err(Lost("this daemon does not process its orders in time".into())),
         }
     }
 

@@ -14,17 +14,17 @@ use super::SessionEvent;
 pub(super) enum ReadOrderError {
     #[error("the digest is malformed")]
     Digest,
-    #[error("the pieces {first} and {count} from there do not exist")]
+    #[error("the range of {count} pieces from piece {first} does not exist")]
     Range { first: u32, count: u32 },
-    #[error("there is no source, or it is of an unknown kind")]
+    #[error("the source is missing or of an unknown kind")]
     Source,
     #[error("the source has no address that can be used")]
     Address,
-    #[error("there are not as many hashes as pieces")]
+    #[error("the number of hashes differs from the number of pieces")]
     Hashes,
     #[error("the ticket is not text")]
     Ticket,
-    #[error("the image to be warmed is none")]
+    #[error("the name of the image to warm is invalid")]
     Warm,
     #[error(transparent)]
     PieceHashes(CheckPieceHashesError),

@@ -105,7 +105,7 @@ impl Keeper {
                     .err()
                     .map(|error| error.to_string());
                 if let Some(problem) = problem.as_ref().filter(|problem| told.as_ref() != Some(*problem)) {
-                    warn!("the certificate is not as it should be: {problem}");
+                    warn!("the certificate cannot be used as it is: {problem}");
                 }
                 told.clone_from(&problem);
                 // With a certificate that is still valid the webhook can answer, and the next look mends what this one has found.
@@ -182,7 +182,10 @@ impl Keeper {
         shown.tls.send_replace(Some(Arc::new(config)));
         let ends = ends.map_or(0, |ends| ends.as_second());
         self.metrics.certificate_expiry.set(ends);
-        info!(certificate.ends = ends, "another certificate is shown from now on");
+        info!(
+            certificate.ends = ends,
+            "the webhook uses another certificate from now on"
+        );
         Ok(())
     }
 

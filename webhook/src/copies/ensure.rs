@@ -72,11 +72,11 @@ impl Queue {
 pub(crate) enum NoCopyError {
     #[error(transparent)]
     Cluster(#[from] ClusterError),
-    #[error("{0} and its other name are both taken by Secrets that are no copies of ours")]
+    #[error("{0} and its other name are both taken by Secrets that are not copies made by the webhook")]
     NamesTaken(String),
-    #[error("{0} is a Secret that is no copy of ours")]
+    #[error("{0} is a Secret that is not a copy made by the webhook")]
     NameTaken(String),
-    #[error("{0} is written by somebody else all the time")]
+    #[error("another client keeps changing {0}")]
     Contended(String),
     #[error("{0} is for none of the accelerated registries any more")]
     Nothing(String),
@@ -208,7 +208,7 @@ impl Copier {
             // A Secret's type cannot be changed, and nothing of an immutable one.
             Some(existing) if existing["type"] != object["type"] || existing["immutable"] == true => {
                 self.cluster.delete(path, Some(&existing["metadata"])).await?;
-                Err(ClusterError::Conflict("to be created anew".to_owned()))
+                Err(ClusterError::Conflict("to be created again".to_owned()))
             }
             Some(existing) => {
                 let mut object = object.clone();

@@ -130,7 +130,7 @@ impl Keeper {
             tokio::select! {
                 event = events.next() => match event {
                     Some(Ok(event)) => note(&mut agenda, &event),
-                    Some(Err(error)) => debug!("the watch of secrets broke off and goes on: {error}"),
+                    Some(Err(error)) => debug!("the watch of secrets broke off and is resumed: {error}"),
                     None => return,
                 },
                 _ = ticks.tick() => {
@@ -183,7 +183,7 @@ impl Keeper {
                 }
             };
             if let Err(error) = self.copier.cluster.each_metadata(&path, "", note).await {
-                warn!("the pods that miss the copy of a pull secret are not known: {error}");
+                warn!("the pods without their copy of a pull secret cannot be listed: {error}");
             }
         }
     }
@@ -199,7 +199,9 @@ impl Keeper {
                 }
             }
             Err(error) => {
-                warn!("the copies of pull secrets in {namespace} could not be tended, which is tried again: {error}");
+                warn!(
+                    "the copies of pull secrets in {namespace} could not be updated and will be tried again: {error}"
+                );
                 agenda.add(namespace, Instant::now() + RETRY);
             }
         }
@@ -285,7 +287,7 @@ impl Keeper {
             Err(NoCopyError::Nothing(_)) => delete("its source is for no accelerated registry any more").await,
             Err(NoCopyError::Cluster(error)) => Err(error),
             Err(error) => {
-                warn!("a copy in {namespace} stays as it is: {error}");
+                warn!("a copy in {namespace} stays unchanged: {error}");
                 Ok(())
             }
         }
@@ -322,9 +324,9 @@ impl Keeper {
             .restore(name, namespace, &source, &keyring, &missing.registries)
             .await
         {
-            Ok(()) => info!("Secret {namespace}/{name}, which pods need, is there again"),
+            Ok(()) => info!("Secret {namespace}/{name}, which pods need, is restored"),
             Err(NoCopyError::Cluster(error)) => return Err(error),
-            Err(error) => debug!("Secret {namespace}/{name}, which pods need, does not come back: {error}"),
+            Err(error) => debug!("Secret {namespace}/{name}, which pods need, cannot be restored: {error}"),
         }
         Ok(())
     }

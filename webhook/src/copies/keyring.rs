@@ -51,7 +51,7 @@ impl Form {
 pub(crate) enum NoKeyringError {
     #[error("it is of type {0:?}, and no pull secret")]
     Type(String),
-    #[error("its {0} is missing or not what its type promises")]
+    #[error("its {0} is missing or does not match its type")]
     Content(&'static str),
 }
 

@@ -41,7 +41,7 @@ impl Sources {
     ) -> Result<Self, ClusterError> {
         let own = wish.secrets.as_deref().unwrap_or_default();
         if !rules.secrets_namespaces.is_empty() && !rules.secrets_namespaces.contains(namespace) {
-            let why = format!("secrets of {namespace} are not the webhook's to read (rbac.secretsScope)");
+            let why = format!("the webhook may not read secrets of {namespace} (rbac.secretsScope)");
             let secrets = own
                 .iter()
                 .map(|name| unusable(name, Unusable::Perhaps(why.clone())))
@@ -94,7 +94,7 @@ async fn read_all(
     let too_many = |name: &String| {
         Ok(unusable(
             name,
-            Unusable::Perhaps(format!("only {SECRETS_MAX} are looked at")),
+            Unusable::Perhaps(format!("the webhook reads only {SECRETS_MAX}")),
         ))
     };
     read.into_iter().chain(rest.iter().map(too_many)).collect()

@@ -44,7 +44,7 @@ pub enum Skip {
     UnknownMode(String),
     #[error("pods of namespace {0} are never changed")]
     ExcludedNamespace(String),
-    #[error("the kubelet keeps the pod from a file of its own, which nobody else changes")]
+    #[error("the pod is a static pod: the kubelet runs it from a file, which the webhook cannot change")]
     MirrorPod,
     #[error("the pod is for Windows, whose nodes have no peers")]
     Windows,
@@ -54,17 +54,17 @@ pub enum Skip {
     NoAcceleratedImage,
     #[error("every image that could be accelerated is never pulled (imagePullPolicy)")]
     PullNever,
-    #[error("every image that could be is accelerated already")]
+    #[error("every image that could be accelerated already is")]
     AlreadyAccelerated,
     #[error("the pod has no pull secret, or none yet, for any of its images whose registry is accelerated")]
     NoPullSecret,
-    #[error("no more registries can be recorded for the nodes, and they would not know the image's new name")]
+    #[error("the record of registries is full, so that nodes would not know the image's new name")]
     TooManyRegistries,
     #[error("the service account may not use other secrets than those that it lists (enforce-mountable-secrets)")]
     SecretsEnforced,
     #[error("the pod's annotations have no room for what would be recorded")]
     AnnotationsFull,
-    #[error("what was sent is not the creation of a pod")]
+    #[error("the request is not the creation of a pod")]
     NotAPod,
     #[error("it could not be decided: {0}")]
     Internal(String),

@@ -75,11 +75,7 @@ async fn about_pod(State(counter): State<Counter>, request: Request) -> Response
 async fn about_namespace(State(counter): State<Counter>, Path(label): Path<String>, request: Request) -> Response {
     match LABELS.iter().find(|name| **name == label) {
         Some(label) => counter.serve(request, Some(label)).await,
-        None => (
-            StatusCode::NOT_FOUND,
-            format!("{label} is no label that asks for anything\n"),
-        )
-            .into_response(),
+        None => (StatusCode::NOT_FOUND, format!("{label} is not a label of Piecemeal\n")).into_response(),
     }
 }
 
@@ -114,7 +110,9 @@ impl Counter {
             let limit = usize::try_from(BODY_BYTES_MAX).unwrap_or(usize::MAX);
             match timeout(BODY_TIME_MAX, to_bytes(request.into_body(), limit)).await {
                 Ok(Ok(body)) => Question::read(&body),
-                Ok(Err(_)) | Err(_) => return (StatusCode::BAD_REQUEST, "the body has not come\n").into_response(),
+                Ok(Err(_)) | Err(_) => {
+                    return (StatusCode::BAD_REQUEST, "the body did not arrive in time\n").into_response();
+                }
             }
         };
         match question {
