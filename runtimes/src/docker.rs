@@ -99,10 +99,10 @@ pub(crate) fn take_back(port: u16, current: &str) -> Edit {
     }
     // What was put in stands where it would be put again, and taking it out leaves the same document without it.
     for place in [Place::Object(object_start(current)), at] {
-        let of_ours = [alone_entry(&url), format!("{},", alone_entry(&url))];
+        let ours_alone = [alone_entry(&url), format!("{},", alone_entry(&url))];
         let added = [true, false].map(|is_last| addition(&url, place, is_last));
         let from = place.offset();
-        for ours in added.iter().chain(&of_ours) {
+        for ours in added.iter().chain(&ours_alone) {
             if current[from..].starts_with(ours.as_str()) {
                 let text = format!("{}{}", &current[..from], &current[from + ours.len()..]);
                 if is_without(&text, current, &url) {

@@ -199,10 +199,10 @@ fn http_client(settings: impl Fn(ClientBuilder) -> ClientBuilder) -> anyhow::Res
     let build = |builder| settings(builder).build();
     build(Client::builder())
         .or_else(|_| {
-            let trust_nobody = ClientConfig::builder()
+            let trust_none = ClientConfig::builder()
                 .with_root_certificates(RootCertStore::empty())
                 .with_no_client_auth();
-            build(Client::builder().tls_backend_preconfigured(trust_nobody))
+            build(Client::builder().tls_backend_preconfigured(trust_none))
         })
         .context("cannot make an HTTP client")
 }

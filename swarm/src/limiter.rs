@@ -220,7 +220,7 @@ mod tests {
 
         /// One caller who waits each time, and comes back up to 4 ms late.
         #[test]
-        fn the_full_rate_is_reached_in_spite_of_late_wake_ups(
+        fn the_full_rate_is_reached_although_wake_ups_are_late(
             rate in 1_000_000_u64..2_000_000_000,
             late_micros in vec(0_u64..4000, 1000),
         ) {

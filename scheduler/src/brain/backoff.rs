@@ -27,7 +27,7 @@ impl Backoff {
 /// The receivers that do not use one source for a while.
 #[derive(Default)]
 pub(super) struct Asides {
-    everybody: Backoff,
+    all: Backoff,
     /// At most [`RECEIVERS_MAX`], the latest to complain last.
     receivers: Vec<(MemberId, Backoff)>,
     /// Distinct receivers that complained since the source last served a receiver.
@@ -35,8 +35,8 @@ pub(super) struct Asides {
 }
 
 impl Asides {
-    pub(super) fn for_everybody(&self, now: Time) -> bool {
-        self.everybody.is_active(now)
+    pub(super) fn for_all(&self, now: Time) -> bool {
+        self.all.is_active(now)
     }
 
     pub(super) fn between(&self, receiver: MemberId, now: Time) -> bool {
@@ -67,7 +67,7 @@ impl Asides {
         }
         if self.accusers.len() >= policy.accusers {
             self.accusers.clear();
-            self.everybody.strike(now, policy);
+            self.all.strike(now, policy);
         }
     }
 
@@ -113,12 +113,12 @@ mod tests {
         }
         asides.accuse(MemberId(2), now, &policy);
         assert!(asides.between(MemberId(1), now) && !asides.between(MemberId(3), now));
-        assert!(!asides.for_everybody(now));
+        assert!(!asides.for_all(now));
         asides.serve(MemberId(4));
         asides.accuse(MemberId(3), now, &policy);
-        assert!(!asides.for_everybody(now), "it served a receiver in between");
+        assert!(!asides.for_all(now), "it served a receiver in between");
         asides.accuse(MemberId(1), now, &policy);
         asides.accuse(MemberId(2), now, &policy);
-        assert!(asides.for_everybody(now));
+        assert!(asides.for_all(now));
     }
 }

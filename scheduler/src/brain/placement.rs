@@ -250,7 +250,7 @@ impl Brain {
             .get(slot)
             .is_some_and(|member| member.has_room(&self.policy, urgent))
             && self.is_usable(slot)
-            && !self.members[slot].asides.for_everybody(self.now)
+            && !self.members[slot].asides.for_all(self.now)
     }
 }
 
