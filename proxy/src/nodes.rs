@@ -121,6 +121,9 @@ impl Nodes {
     }
 
     /// The node that sends a request; `None`: a client that is no node, or shows nothing that holds.
+    ///
+    /// # Errors
+    /// [`RefuseClaimError`]: a claim that is there and does not hold.
     pub fn admit(&self, headers: &HeaderMap, method: &Method, uri: &Uri) -> Result<Option<Admitted>, RefuseClaimError> {
         self.admit_at(headers, method, uri, (self.now)())
     }

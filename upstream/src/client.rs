@@ -264,7 +264,7 @@ impl Upstream {
     }
 
     /// Whether the upstream has these bytes of a blob, from `start` on. One that knows no ranges shows the blob's beginning
-    /// as far as that, up to [`SAMPLE_READ_MAX`].
+    /// as far as that, up to `SAMPLE_READ_MAX`.
     ///
     /// # Errors
     /// [`PullError`].

@@ -67,12 +67,16 @@ impl Limits {
         self.room(&self.fills, at, FILL_WAIT, "downloads").await
     }
 
+    /// As [`Limits::fill`], for a blob of unknown size.
+    ///
+    /// # Errors
+    /// [`PullError::Unavailable`].
     pub async fn unsized_blob(&self, at: &Repository) -> Result<Place, PullError> {
         self.room(&self.unsized_blobs, at, UNSIZED_WAIT, "downloads of unknown size")
             .await
     }
 
-    pub async fn large_body(&self, at: &Repository) -> Result<Place, PullError> {
+    pub(crate) async fn large_body(&self, at: &Repository) -> Result<Place, PullError> {
         self.room(&self.large_bodies, at, LARGE_BODY_WAIT, "large manifests")
             .await
     }
