@@ -5,7 +5,7 @@ use rusqlite::{OptionalExtension as _, Transaction};
 
 use super::{
     Index, IndexError, digest_from_sql, from_sql,
-    shares::{Shares, with_domain},
+    shares::{Shares, kept_of, with_domain},
     to_sql,
 };
 use crate::{Repository, clock::Age};
@@ -239,7 +239,7 @@ fn cap_manifests(transaction: &Transaction<'_>, bytes_max: u64) -> rusqlite::Res
              DELETE FROM manifests WHERE digest NOT IN (SELECT digest FROM counted WHERE total <= ?1)",
             with_domain("sources")
         ))?
-        .execute([to_sql(bytes_max)])?;
+        .execute([to_sql(kept_of(bytes_max))])?;
     Ok(())
 }
 
@@ -251,8 +251,8 @@ mod tests {
     use crate::index::schema;
 
     const CAPS: Caps = Caps {
-        names: 100,
-        manifest_bytes: 100 * 64,
+        names: 60,
+        manifest_bytes: 60 * 64 + 63,
     };
 
     /// What one repository has: rows of each table.
@@ -301,19 +301,19 @@ mod tests {
     #[test]
     fn repositories_that_one_registry_makes_up_take_no_name_of_another() {
         let flooded = flooded(|number| ("e.test".to_owned(), format!("r{number}")));
-        assert_eq!(flooded, [[30; 3], [100; 3]]);
+        assert_eq!(flooded, [[30; 3], [60; 3]]);
     }
 
     #[test]
     fn registries_that_one_domain_makes_up_take_no_name_of_another() {
         let flooded = flooded(|number| (format!("r{number}.evil.test:{number}"), "app".to_owned()));
-        assert_eq!(flooded, [[30; 3], [100; 3]]);
+        assert_eq!(flooded, [[30; 3], [60; 3]]);
     }
 
     #[test]
     fn one_repository_of_a_registry_takes_no_name_of_another() {
         let flooded = flooded(|_| ("a.io".to_owned(), "strangers/app".to_owned()));
-        assert_eq!(flooded, [[30; 3], [100; 3]]);
+        assert_eq!(flooded, [[30; 3], [60; 3]]);
     }
 
     #[test]
@@ -321,15 +321,15 @@ mod tests {
         let mut connection = Connection::open_in_memory().unwrap();
         schema::prepare(&mut connection).unwrap();
         let transaction = connection.transaction().unwrap();
-        for number in 0..100 {
+        for number in 0..60 {
             put(&transaction, "a.io", "team/app", number, u64::from(number));
         }
         cap(&transaction, &CAPS).unwrap();
-        assert_eq!(counts(&transaction, "a.io", "%"), [100; 3]);
+        assert_eq!(counts(&transaction, "a.io", "%"), [60; 3]);
         put(&transaction, "b.io", "app", 1000, 0);
         cap(&transaction, &CAPS).unwrap();
         let counts = ["a.io", "b.io"].map(|upstream| counts(&transaction, upstream, "%"));
-        assert_eq!(counts, [[99; 3], [1; 3]]);
+        assert_eq!(counts, [[59; 3], [1; 3]]);
         let oldest: String = transaction
             .query_row(
                 "SELECT tag FROM tags WHERE upstream = 'a.io' ORDER BY used_ms LIMIT 1",

@@ -11,6 +11,11 @@ use rusqlite::Transaction;
 
 use super::{from_sql, to_sql};
 
+/// What is kept when there is more than so much: a little less, so that a full table is not sorted for each new row.
+pub(super) fn kept_of(max: u64) -> u64 {
+    max - max / 64
+}
+
 /// The rows of `table` with the `domain` of their upstream: the last two labels of its host, or the only one. Names below a domain
 /// cost its owner nothing.
 pub(super) fn with_domain(table: &str) -> String {
@@ -34,7 +39,7 @@ pub(super) struct Shares<'a> {
 }
 
 impl Shares<'_> {
-    /// Deletes the oldest rows of those owners that have the most, down to `rows_max`.
+    /// Deletes the oldest rows of those owners that have the most, where there are more than `rows_max`.
     pub(super) fn cap(&self, transaction: &Transaction<'_>, rows_max: u64) -> rusqlite::Result<()> {
         let Self { table, key, .. } = self;
         let rows: i64 = transaction
@@ -55,7 +60,7 @@ impl Shares<'_> {
             .prepare_cached(&format!(
                 "DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM ({placed}) ORDER BY {order} LIMIT -1 OFFSET ?1)"
             ))?
-            .execute([to_sql(rows_max)])?;
+            .execute([to_sql(kept_of(rows_max))])?;
         Ok(())
     }
 }
