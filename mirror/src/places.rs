@@ -5,7 +5,8 @@
 //! Packet Switches".
 //!
 //! Those that wait are bounded in the same spirit: of each name so many, and where all are too many the name with the most of them
-//! loses one. A place that is freed wakes the one that gets it: of the name that holds the fewest, the one that has waited longest.
+//! loses one. A place that is freed wakes the one that gets it: of the names that hold the fewest that of the caller that holds the
+//! fewest, and of equal ones the one that has waited longest. So names that one caller makes up hold up its own.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -42,8 +43,9 @@ struct Table {
     next: u64,
 }
 
-#[derive(Default)]
 struct Name {
+    /// Whose it is, where one caller may have many names.
+    caller: String,
     held: usize,
     /// In the order in which they came.
     waiting: VecDeque<Waiting>,
@@ -108,13 +110,21 @@ impl Places {
     /// # Errors
     /// [`CrowdedError`], at once, or when another name needs the room to wait in.
     pub(crate) async fn take(&self, name: &str) -> Result<Place, CrowdedError> {
+        self.take_for(name, name).await
+    }
+
+    /// The same for a caller that may have many names. A name is one caller's.
+    ///
+    /// # Errors
+    /// As [`Places::take`].
+    pub(crate) async fn take_for(&self, caller: &str, name: &str) -> Result<Place, CrowdedError> {
         let (granted, mut grant) = oneshot::channel();
         let number = {
             let mut table = self.lock();
-            if let Some(place) = table.take(name, now()) {
+            if let Some(place) = table.take(caller, name, now()) {
                 return Ok(self.place(place));
             }
-            table.wait(name, granted)?
+            table.wait(caller, name, granted)?
         };
         let _queued = Queued {
             places: self,
@@ -194,13 +204,13 @@ fn now() -> Instant {
 
 impl Table {
     /// A place, if there is one for this name now.
-    fn take(&mut self, name: &str, now: Instant) -> Option<(u64, CancellationToken)> {
+    fn take(&mut self, caller: &str, name: &str, now: Instant) -> Option<(u64, CancellationToken)> {
         if self.held(name) >= self.places_max - self.taken.len() {
             return None;
         }
         let (number, given_up) = (self.next, CancellationToken::new());
         self.next += 1;
-        self.names.entry(name.to_owned()).or_default().held += 1;
+        self.name(caller, name).held += 1;
         self.taken.push(Taken {
             number,
             name: name.to_owned(),
@@ -210,12 +220,20 @@ impl Table {
         Some((number, given_up))
     }
 
+    fn name(&mut self, caller: &str, name: &str) -> &mut Name {
+        self.names.entry(name.to_owned()).or_insert_with(|| Name {
+            caller: caller.to_owned(),
+            held: 0,
+            waiting: VecDeque::new(),
+        })
+    }
+
     fn held(&self, name: &str) -> usize {
         self.names.get(name).map_or(0, |name| name.held)
     }
 
     /// Puts it in the queue, instead of another where all queues together are full.
-    fn wait(&mut self, name: &str, granted: oneshot::Sender<Place>) -> Result<u64, CrowdedError> {
+    fn wait(&mut self, caller: &str, name: &str, granted: oneshot::Sender<Place>) -> Result<u64, CrowdedError> {
         let own = self.names.get(name).map_or(0, |name| name.waiting.len());
         if own >= WAITING_OF_NAME_MAX || (self.waiting >= WAITING_MAX && !self.refuse_of_largest(own)) {
             return Err(CrowdedError);
@@ -223,8 +241,8 @@ impl Table {
         let number = self.next;
         self.next += 1;
         self.waiting += 1;
-        let queue = &mut self.names.entry(name.to_owned()).or_default().waiting;
-        queue.push_back(Waiting { number, granted });
+        let waiting = Waiting { number, granted };
+        self.name(caller, name).waiting.push_back(waiting);
         Ok(number)
     }
 
@@ -251,13 +269,20 @@ impl Table {
 
     /// Takes the next one out of the queue that there is a place for, and the place.
     fn grant(&mut self, now: Instant) -> Option<(Waiting, (u64, CancellationToken))> {
-        let next = self.names.iter().filter_map(|(name, state)| {
-            let oldest = state.waiting.front()?;
-            Some((state.held, oldest.number, name))
+        if self.waiting == 0 {
+            return None;
+        }
+        let mut held = HashMap::<&str, usize>::new();
+        for state in self.names.values() {
+            *held.entry(&state.caller).or_default() += state.held;
+        }
+        let waiting = self.names.iter().filter_map(|(name, state)| {
+            let oldest = state.waiting.front()?.number;
+            Some((state.held, held[state.caller.as_str()], oldest, name, &state.caller))
         });
-        let (_, number, name) = next.min()?;
-        let name = name.clone();
-        let taken = self.take(&name, now)?;
+        let (_, _, number, name, caller) = waiting.min()?;
+        let (name, caller) = (name.clone(), caller.clone());
+        let taken = self.take(&caller, &name, now)?;
         Some((self.leave(&name, number)?, taken))
     }
 
@@ -436,7 +461,10 @@ mod tests {
         settle().await;
         assert!(!honest.is_finished());
         let refused: Vec<_> = (0..).zip(&crowd).filter(|(_, waiting)| waiting.is_finished()).collect();
-        assert_eq!(refused.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [WAITING_OF_NAME_MAX - 1]);
+        assert_eq!(
+            refused.iter().map(|(number, _)| *number).collect::<Vec<_>>(),
+            [WAITING_OF_NAME_MAX - 1]
+        );
         for waiting in crowd {
             waiting.abort();
         }
@@ -479,5 +507,20 @@ mod tests {
         settle().await;
         drop(first);
         assert!(places.is_idle());
+    }
+    #[tokio::test(start_paused = true)]
+    async fn names_that_one_caller_makes_up_hold_up_its_own_and_no_other_callers() {
+        let places = Places::new(4);
+        let made_up = |name: usize| {
+            let places = places.clone();
+            tokio::spawn(async move { places.take_for("stranger", &name.to_string()).await.unwrap() })
+        };
+        let mut held: Vec<_> = (0..4).map(made_up).collect();
+        let waiting: Vec<_> = (4..60).map(made_up).collect();
+        settle().await;
+        let honest = places.take_for("honest", "app");
+        let freed = held.remove(0).await.unwrap();
+        let (_honest, ()) = futures_util::future::join(honest, async { drop(freed) }).await;
+        assert!(waiting.iter().all(|waiting| !waiting.is_finished()));
     }
 }

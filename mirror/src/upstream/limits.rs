@@ -149,8 +149,8 @@ mod tests {
         let hanging = ["one.test", "two.test"].map(hang);
         tokio::time::sleep(Duration::from_millis(1)).await;
         let began = tokio::time::Instant::now();
-        let honest = limits.unsized_blob(&at("honest.test", "app"), async { Ok(()) });
-        honest.await.unwrap();
+        let honest = at("honest.test", "app");
+        limits.unsized_blob(&honest, async { Ok(()) }).await.unwrap();
         assert!(began.elapsed() <= UNSIZED_SLOW, "{:?}", began.elapsed());
         let [one, two] = hanging;
         assert!(matches!(one.await.unwrap(), Err(PullError::Unavailable(_))));
