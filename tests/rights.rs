@@ -566,6 +566,24 @@ fn referrers_that_one_caller_makes_up_close_a_repositorys_lists_for_no_other() {
 }
 
 #[test]
+fn equal_requests_for_referrers_are_one() {
+    let story = Story::new(&[]);
+    let path = format!("library/crowded/referrers/sha256:{:064x}", 1);
+    thread::scope(|scope| {
+        let asked: Vec<_> = (0..20)
+            .map(|_| scope.spawn(|| story.ask(MIRROR, &path, None)))
+            .collect();
+        for answer in asked {
+            assert_eq!(answer.join().expect("an answer").status, 200);
+        }
+    });
+    let requests = story.upstream.recorded();
+    let requests = requests.iter().filter(|request| request.target.contains("/referrers/"));
+    // One, unless this machine took longer to ask than the registry to answer.
+    assert!(requests.count() <= 3);
+}
+
+#[test]
 fn an_outage_costs_no_caller_more_than_the_first_and_a_healthy_registry_is_asked_nothing() {
     let story = Story::new(&["--verdict-ttl", "1s"]);
     story.has_all(PEER, &story.private, Some(&alice()), "cold");
