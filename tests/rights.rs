@@ -6,7 +6,10 @@ mod support;
 use std::{
     collections::BTreeSet,
     net::{SocketAddr, SocketAddrV4},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -84,6 +87,14 @@ fn answer(mood: &Mood, request: &RecordedRequest) -> Option<Reply> {
         && let Some(status) = mood.lists
     {
         return told(status);
+    }
+    if path.contains("/crowded/") {
+        let (status, text) = if path.ends_with("/tags/list") {
+            (200, r#"{"tags":["v1"]}"#)
+        } else {
+            (404, "{}")
+        };
+        return Some(Reply::short(status, "application/json", text).late(Duration::from_millis(300)));
     }
     if path.ends_with("/slow/tags/list") {
         return Some(Reply::short(200, "application/json", r#"{"tags":["v1"]}"#).late(LATE));
@@ -522,6 +533,55 @@ fn slow_lists_of_one_repository_or_of_many_keep_no_other_list_waiting() {
             assert!(asked.elapsed() < most, "{slow:?}: {:?}", asked.elapsed());
         });
     }
+}
+
+#[test]
+fn referrers_that_one_caller_makes_up_close_a_repositorys_lists_for_no_other() {
+    let story = Story::new(&[]);
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for stranger in 0..60 {
+            let (story, is_over) = (&story, &is_over);
+            scope.spawn(move || {
+                for number in 0.. {
+                    if is_over.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let path = format!("library/crowded/referrers/sha256:{stranger:032x}{number:032x}");
+                    story.ask(MIRROR, &path, None);
+                }
+            });
+        }
+        thread::sleep(Duration::from_secs(2));
+        let lists: Vec<_> = (0..6)
+            .map(|_| {
+                let asked = Instant::now();
+                let list = story.ask(PEER, "library/crowded/tags/list", None);
+                (list.status, asked.elapsed())
+            })
+            .collect();
+        is_over.store(true, Ordering::Relaxed);
+        let is_good = |(status, took): &(u16, Duration)| *status == 200 && *took < Duration::from_secs(2);
+        assert!(lists.iter().all(is_good), "{lists:?}");
+    });
+}
+
+#[test]
+fn equal_requests_for_referrers_are_one() {
+    let story = Story::new(&[]);
+    let path = format!("library/crowded/referrers/sha256:{:064x}", 1);
+    thread::scope(|scope| {
+        let asked: Vec<_> = (0..20)
+            .map(|_| scope.spawn(|| story.ask(MIRROR, &path, None)))
+            .collect();
+        for answer in asked {
+            assert_eq!(answer.join().expect("an answer").status, 200);
+        }
+    });
+    let requests = story.upstream.recorded();
+    let requests = requests.iter().filter(|request| request.target.contains("/referrers/"));
+    // One, unless this machine took longer to ask than the registry to answer.
+    assert!(requests.count() <= 3);
 }
 
 #[test]

@@ -102,7 +102,7 @@ impl NodePort {
         node: Admitted,
         headers: &HeaderMap,
     ) -> Result<NodeBlob, OpenError> {
-        let caller = Caller::of_request(headers, Some(node.holder));
+        let caller = Caller::of_request(headers, Some(node.holder), None);
         let digest: Digest = digest
             .parse()
             .map_err(|error| PullError::Malformed(ParseReferenceError::Digest(error)))?;

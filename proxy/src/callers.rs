@@ -51,6 +51,7 @@ impl Right {
                 node: None,
                 credential: None,
                 via: self.caller.via.clone(),
+                address: self.caller.address,
             },
         }
     }

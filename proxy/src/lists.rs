@@ -7,6 +7,7 @@
 
 use std::{
     collections::BTreeSet,
+    net::IpAddr,
     num::NonZeroUsize,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -34,11 +35,11 @@ const LIST_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// The time limit for one list.
 const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 /// The most lists of one upstream that are put together at a time, and how long others wait. One that takes longer than
-/// [`LIST_SLOW`] is given up when a repository without a place waits.
+/// [`LIST_SLOW`] is given up when a caller waits that has no place in its repository.
 const LISTING_MAX: usize = 4;
 const LIST_SLOW: Duration = Duration::from_secs(1);
 const LISTING_WAIT: Duration = piecemeal_upstream::ANSWER_TIMEOUT;
-/// The most upstreams whose lists are counted.
+/// The most upstreams with places of their own. The lists of all others, as long as there are others, share those of one.
 const ROOMS_MAX: NonZeroUsize = NonZeroUsize::new(512).expect("it is not zero");
 /// The most tags that are sent when a client does not say how many it wants, or too many.
 const TAGS_MAX: usize = 100_000;
@@ -78,13 +79,19 @@ pub struct List {
 #[derive(Clone)]
 pub(crate) struct Lists {
     known: Arc<Mutex<LruCache<Repository, Listed>>>,
-    /// By upstream, so that one that is slow costs the others nothing. The repositories of one share its places.
+    /// By upstream, so that one that is slow costs the others nothing. The callers of its repositories share its places.
     rooms: Arc<Mutex<LruCache<String, Places>>>,
+    /// That of the upstreams without one.
+    others: Places,
     running: Flights<Repository, Tagged>,
+    /// By caller too: what each may see is its own.
+    referring: Flights<(Right, Digest, Option<String>), Referrers>,
 }
 
 /// All tags of a repository, and the `Warning` that came along.
 type Tagged = (Arc<Vec<String>>, Option<String>);
+/// What refers to a manifest, whether it is filtered as asked, and the `Warning` that came along.
+type Referrers = (Index, bool, Option<String>);
 
 struct Listed {
     tags: Arc<Vec<String>>,
@@ -95,8 +102,10 @@ impl Default for Lists {
     fn default() -> Self {
         Self {
             known: Arc::new(Mutex::new(LruCache::new(LISTS_MAX))),
-            rooms: Arc::new(Mutex::new(LruCache::new(ROOMS_MAX))),
+            rooms: Arc::new(Mutex::new(LruCache::unbounded())),
+            others: Places::giving_up(LISTING_MAX, LIST_SLOW),
             running: Flights::default(),
+            referring: Flights::default(),
         }
     }
 }
@@ -130,18 +139,36 @@ impl Lists {
 
     fn room(&self, upstream: &str) -> Places {
         let mut rooms = self.rooms.lock().expect("no holder of this lock panics");
-        let room = || Places::giving_up(LISTING_MAX, LIST_SLOW);
-        rooms.get_or_insert(upstream.to_owned(), room).clone()
+        if let Some(room) = rooms.get(upstream) {
+            return room.clone();
+        }
+        // One that is in use is not forgotten: its places would count twice.
+        if rooms.len() >= ROOMS_MAX.get() {
+            let idle = rooms.iter().rev().find(|(_, room)| room.is_idle());
+            let Some(idle) = idle.map(|(upstream, _)| upstream.clone()) else {
+                return self.others.clone();
+            };
+            rooms.pop(&idle);
+        }
+        let room = Places::giving_up(LISTING_MAX, LIST_SLOW);
+        rooms.put(upstream.to_owned(), room.clone());
+        room
     }
 
-    /// Carries out `work` when there is room for it, for so long and no longer.
+    /// Carries out `work` when there is room for it, for so long and no longer. `is_served`: the source has served the caller not long
+    /// ago.
     async fn bounded<T>(
         &self,
-        at: &Repository,
+        right: &Right,
+        is_served: bool,
         work: impl Future<Output = Result<T, PullError>>,
     ) -> Result<T, PullError> {
+        let at = &right.at;
         let room = self.room(&at.upstream);
-        let Ok(place) = tokio::time::timeout(LISTING_WAIT, room.take(&at.name)).await else {
+        let caller = sharer(&right.caller, is_served);
+        let name = format!("{}/{} {caller}", at.upstream, at.name);
+        let place = tokio::time::timeout(LISTING_WAIT, room.take_for(&caller, &name)).await;
+        let Ok(Ok(place)) = place else {
             return Err(PullError::Unavailable(format!(
                 "{} is being asked for too many lists at a time; try again",
                 at.upstream
@@ -159,6 +186,17 @@ impl Lists {
             () = tokio::time::sleep(LIST_TIMEOUT) => unsent(format!("within {} s", LIST_TIMEOUT.as_secs())),
         }
     }
+}
+
+/// Who shares the places: a node, or an address that shows none. What a caller could make up does not count. Of an address that many use
+/// those that the source has served are apart from those that it has not.
+fn sharer(caller: &Caller, is_served: bool) -> String {
+    let address = caller.address.map(|address| match address.to_canonical() {
+        // A host chooses its address from these.
+        IpAddr::V6(address) => address.to_bits() >> 64,
+        IpAddr::V4(address) => u128::from(address.to_bits()),
+    });
+    format!("{:?} {address:?} {is_served}", caller.node)
 }
 
 /// The pages of one list so far.
@@ -188,7 +226,7 @@ struct TagsAnswer {
     tags: Option<Vec<String>>,
 }
 
-#[derive(Deserialize, Serialize)]
+#[derive(Clone, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Index {
     #[serde(default = "schema_version")]
@@ -247,9 +285,14 @@ impl Manifests {
             self.source.list(caller, at, &path).await.map(drop)
         };
         let manifests = self.clone();
-        let work = move |Right { at, caller }| {
+        let work = move |right: Right| {
             let manifests = manifests.clone();
-            async move { manifests.lists.bounded(&at, manifests.all_tags(&caller, &at)).await }
+            async move {
+                let Right { at, caller } = &right;
+                let is_served = manifests.access.allows(caller, at);
+                let tags = manifests.all_tags(caller, at);
+                manifests.lists.bounded(&right, is_served, tags).await
+            }
         };
         let joined = self
             .lists
@@ -303,15 +346,17 @@ impl Manifests {
         subject: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<List, PullError> {
-        let (mut index, filtered, warning) = match self
-            .lists
-            .bounded(at, self.listed_referrers(caller, at, subject, artifact_type))
-            .await
-        {
-            // Such a registry knows no lists of referrers: clients keep them under a tag.
-            Err(PullError::Unknown(_)) => self.tagged_referrers(caller, at, subject).await?,
-            listed => listed?,
+        let key = (Right::new(caller, at), *subject, artifact_type.map(str::to_owned));
+        let manifests = self.clone();
+        let (of_subject, of_type) = (*subject, artifact_type.map(str::to_owned));
+        let work = move |right| {
+            let (manifests, of_type) = (manifests.clone(), of_type.clone());
+            async move { manifests.all_referrers(right, of_subject, of_type.as_deref()).await }
         };
+        // All of a flight have the same right: what is said to one is said to each.
+        let prove = std::future::pending::<Result<(), PullError>>;
+        let joined = self.lists.referring.join(key, self.boarding(caller, at), work, prove);
+        let (mut index, filtered, warning) = joined.await?.value;
         if let Some(wanted) = artifact_type.filter(|_| !filtered) {
             index
                 .manifests
@@ -326,13 +371,29 @@ impl Manifests {
         })
     }
 
+    async fn all_referrers(
+        &self,
+        right: Right,
+        subject: Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Referrers, PullError> {
+        let Right { at, caller } = &right;
+        let listed = self.listed_referrers(caller, at, &subject, artifact_type);
+        let is_served = self.access.allows(caller, at);
+        match self.lists.bounded(&right, is_served, listed).await {
+            // Such a registry knows no lists of referrers: clients keep them under a tag.
+            Err(PullError::Unknown(_)) => self.tagged_referrers(caller, at, &subject).await,
+            listed => listed,
+        }
+    }
+
     async fn listed_referrers(
         &self,
         caller: &Caller,
         at: &Repository,
         subject: &Digest,
         artifact_type: Option<&str>,
-    ) -> Result<(Index, bool, Option<String>), PullError> {
+    ) -> Result<Referrers, PullError> {
         let resource = format!("referrers/{subject}");
         let query = artifact_type.map(|wanted| {
             let mut query = url::form_urlencoded::Serializer::new(String::new());
@@ -359,7 +420,7 @@ impl Manifests {
         caller: &Caller,
         at: &Repository,
         subject: &Digest,
-    ) -> Result<(Index, bool, Option<String>), PullError> {
+    ) -> Result<Referrers, PullError> {
         let subject = subject.to_string();
         let (algorithm, hex) = subject.split_once(':').unwrap_or_default();
         let tag = format!("{:.32}-{:.64}", algorithm, hex);
@@ -422,6 +483,8 @@ pub(crate) const FILTERS_HEADER: &str = FILTERS_APPLIED;
 
 #[cfg(test)]
 mod tests {
+    use piecemeal_proto::NodeId;
+
     use super::*;
 
     #[test]
@@ -452,10 +515,26 @@ mod tests {
         }
     }
 
-    /// A list whose upstream never answers.
+    fn right(at: &Repository, address: u8) -> Right {
+        let caller = Caller {
+            address: Some([10, 0, 0, address].into()),
+            ..Caller::default()
+        };
+        Right::new(&caller, at)
+    }
+
+    /// One whose upstream never answers.
     fn hang(lists: &Lists, name: &str) -> tokio::task::JoinHandle<Result<(), PullError>> {
-        let (lists, at) = (lists.clone(), at(name));
-        tokio::spawn(async move { lists.bounded(&at, std::future::pending()).await })
+        hang_at(lists, right(&at(name), 1))
+    }
+
+    fn hang_at(lists: &Lists, right: Right) -> tokio::task::JoinHandle<Result<(), PullError>> {
+        let lists = lists.clone();
+        tokio::spawn(async move { lists.bounded(&right, true, std::future::pending()).await })
+    }
+
+    async fn list(lists: &Lists, right: &Right) -> Result<(), PullError> {
+        lists.bounded(right, true, async { Ok(()) }).await
     }
 
     #[tokio::test(start_paused = true)]
@@ -464,7 +543,7 @@ mod tests {
         let slow: Vec<_> = (0..20).map(|_| hang(&lists, "strangers/slow")).collect();
         tokio::time::sleep(Duration::from_millis(1)).await;
         let began = tokio::time::Instant::now();
-        lists.bounded(&at("library/app"), async { Ok(()) }).await.unwrap();
+        list(&lists, &right(&at("library/app"), 1)).await.unwrap();
         assert_eq!(began.elapsed(), Duration::ZERO);
         slow.iter().for_each(tokio::task::JoinHandle::abort);
     }
@@ -477,13 +556,73 @@ mod tests {
             .map(|number| hang(&lists, &format!("strangers/{number}")))
             .collect();
         tokio::time::sleep(Duration::from_millis(1)).await;
-        lists.bounded(&at("library/app"), async { Ok(()) }).await.unwrap();
+        list(&lists, &right(&at("library/app"), 1)).await.unwrap();
         assert!(began.elapsed() <= LIST_SLOW + Duration::from_millis(10));
         assert_eq!(slow.iter().filter(|list| list.is_finished()).count(), 1);
         for list in slow {
             assert!(matches!(list.await.unwrap(), Err(PullError::Unavailable(_))));
         }
         assert!(began.elapsed() <= LIST_TIMEOUT + Duration::from_millis(10));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lists_that_one_caller_asks_for_keep_no_other_caller_of_the_repository_waiting() {
+        let lists = Lists::default();
+        let at = at("library/app");
+        let flood: Vec<_> = (0..60).map(|_| hang_at(&lists, right(&at, 1))).collect();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let began = tokio::time::Instant::now();
+        list(&lists, &right(&at, 2)).await.unwrap();
+        let node = Caller {
+            node: Some(NodeId([1; 16])),
+            ..right(&at, 1).caller
+        };
+        list(&lists, &Right::new(&node, &at)).await.unwrap();
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        // What the same address makes up is its own, and so is what it shows that the source has not served.
+        let stranger = lists.bounded(&right(&at, 1), false, async { Ok(()) }).await;
+        assert!(stranger.is_ok() && began.elapsed() <= LIST_SLOW * 2);
+        flood.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_makes_up_repositories_holds_up_its_own_lists_alone() {
+        let lists = Lists::default();
+        let flood: Vec<_> = (0..60)
+            .map(|number| hang(&lists, &format!("strangers/{number}")))
+            .collect();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let began = tokio::time::Instant::now();
+        list(&lists, &right(&at("library/app"), 2)).await.unwrap();
+        assert!(began.elapsed() <= LIST_SLOW * 2, "{:?}", began.elapsed());
+        flood.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_places_of_an_upstream_are_bounded_however_many_upstreams_there_are() {
+        let lists = Lists::default();
+        let of = |upstream: String| {
+            let name = "app".to_owned();
+            right(&Repository { upstream, name }, 1)
+        };
+        let first = hang_at(&lists, of("first.test".to_owned()));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        for number in 0..ROOMS_MAX.get() * 2 {
+            list(&lists, &of(format!("{number}.test"))).await.unwrap();
+        }
+        assert!(
+            !lists.room("first.test").is_idle(),
+            "it is not forgotten while it is in use"
+        );
+        assert_eq!(lists.rooms.lock().unwrap().len(), ROOMS_MAX.get());
+        let busy: Vec<_> = (0..ROOMS_MAX.get() * 2)
+            .map(|number| hang_at(&lists, of(format!("{number}.test"))))
+            .collect();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(lists.rooms.lock().unwrap().len(), ROOMS_MAX.get());
+        assert!(!lists.others.is_idle());
+        first.abort();
+        busy.iter().for_each(tokio::task::JoinHandle::abort);
     }
 
     #[test]

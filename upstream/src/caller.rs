@@ -1,6 +1,6 @@
 //! The caller of a request, and its credential.
 
-use std::fmt;
+use std::{fmt, net::IpAddr};
 
 use axum::http::{HeaderMap, HeaderValue, header};
 use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
@@ -20,11 +20,13 @@ pub struct Caller {
     pub credential: Option<Credential>,
     /// The hosts that the request has passed already, as `Via` tells.
     pub via: Option<String>,
+    /// Where the request comes from, if that is known: by it callers that show nothing share what there is little of.
+    pub address: Option<IpAddr>,
 }
 
 impl Caller {
     /// The caller of a request. `node`: the node that the request has proven to come from.
-    pub fn of_request(headers: &HeaderMap, node: Option<NodeId>) -> Self {
+    pub fn of_request(headers: &HeaderMap, node: Option<NodeId>, address: Option<IpAddr>) -> Self {
         let via: Vec<&str> = headers
             .get_all(header::VIA)
             .iter()
@@ -35,6 +37,7 @@ impl Caller {
             node,
             credential: Credential::from_headers(headers),
             via,
+            address,
         }
     }
 }

@@ -37,7 +37,7 @@ pub use error::{ANSWER_TIMEOUT, MANIFEST_TIMEOUT, PullError, SOURCE_TIMEOUT};
 pub use identity::{AGAIN_HEADER, Claim, NodeIdentity, Showing, Shown, TIME_HEADER};
 pub use limits::Limits;
 pub use live::LiveDuration;
-pub use places::{Place, Places};
+pub use places::{CrowdedError, Place, Places};
 pub use reachable::AllowedTarget;
 pub use request::{mirror_unanswered, require_cover};
 pub use rewrite::RewriteRule;

@@ -1,7 +1,7 @@
 //! Limits on what one upstream may make the mirror hold at a time.
 //!
-//! Each upstream has its own limits, so that a slow or hostile one costs the others nothing. Within them no repository holds more
-//! than half, and of the registries that a pattern stands for no registry. Each wait for room has a time limit.
+//! Each has limits of its own, so that one that is slow, or means harm, costs the others nothing. Within them no repository, and of the
+//! registries that a pattern stands for no registry, holds more than half. A wait for room ends, and so many wait at a time.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use piecemeal_store::Repository;
 
 use crate::{
     PullError,
-    places::{Place, Places},
+    places::{CrowdedError, Place, Places},
 };
 
 /// Fills that run. Each holds a piece or more.
@@ -18,6 +18,8 @@ const FILL_WAIT: Duration = Duration::from_secs(600);
 /// Blobs of unstated size, each held in memory as a whole.
 const UNSIZED_MAX: usize = 2;
 const UNSIZED_WAIT: Duration = Duration::from_secs(60);
+/// One that takes longer is given up when a repository, or a registry of a pattern, without a place waits.
+const UNSIZED_SLOW: Duration = Duration::from_secs(30);
 /// Manifests and pages of lists beyond [`SMALL_BODY_BYTES`], each held as a whole.
 const LARGE_BODIES_MAX: usize = 16;
 /// Hardly any manifest is larger.
@@ -56,24 +58,35 @@ impl Limits {
         Self {
             sharing,
             fills: Places::new(FILLS_MAX),
-            unsized_blobs: Places::new(UNSIZED_MAX),
+            unsized_blobs: Places::giving_up(UNSIZED_MAX, UNSIZED_SLOW),
             large_bodies: Places::new(LARGE_BODIES_MAX),
         }
     }
 
     /// # Errors
-    /// [`PullError::Unavailable`], as for all of these: there was no room in time.
+    /// [`PullError::Unavailable`], as of all of these: there was no room in time, or too many wait for it.
     pub async fn fill(&self, at: &Repository) -> Result<Place, PullError> {
         self.room(&self.fills, at, FILL_WAIT, "downloads").await
     }
 
-    /// As [`Limits::fill`], for a blob of unknown size.
+    /// Reads one when there is room for it, until it has to give way.
     ///
     /// # Errors
-    /// [`PullError::Unavailable`].
-    pub async fn unsized_blob(&self, at: &Repository) -> Result<Place, PullError> {
-        self.room(&self.unsized_blobs, at, UNSIZED_WAIT, "downloads of unknown size")
-            .await
+    /// As [`Limits::fill`], and those of `read`.
+    pub async fn unsized_blob<T>(
+        &self,
+        at: &Repository,
+        read: impl Future<Output = Result<T, PullError>>,
+    ) -> Result<T, PullError> {
+        let room = self.room(&self.unsized_blobs, at, UNSIZED_WAIT, "downloads of unknown size");
+        let room = room.await?;
+        tokio::select! {
+            read = read => read,
+            () = room.given_up() => Err(PullError::Unavailable(format!(
+                "{} has not sent the whole blob, whose size it does not tell, while others wait; try again",
+                at.upstream
+            ))),
+        }
     }
 
     pub(crate) async fn large_body(&self, at: &Repository) -> Result<Place, PullError> {
@@ -86,10 +99,13 @@ impl Limits {
             Sharing::Repositories => &at.name,
             Sharing::Registries => &at.upstream,
         };
-        let place = tokio::time::timeout(wait, places.take(name)).await;
-        place.map_err(|_| {
-            PullError::Unavailable(format!("{} has too many {what} at a time here; try again", at.upstream))
-        })
+        match tokio::time::timeout(wait, places.take(name)).await {
+            Ok(Ok(place)) => Ok(place),
+            Ok(Err(CrowdedError)) | Err(_) => Err(PullError::Unavailable(format!(
+                "{} has too many {what} at a time here; try again",
+                at.upstream
+            ))),
+        }
     }
 }
 
@@ -124,8 +140,39 @@ mod tests {
         }
         assert_eq!(taken.len(), FILLS_MAX / 2, "all its repositories together");
         assert!(limits.fill(&at("honest.test", "app")).await.is_ok());
-        let _unsized = limits.unsized_blob(&at("strangers.test", "a")).await;
-        assert!(limits.unsized_blob(&at("honest.test", "app")).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn two_registries_that_never_end_a_blob_of_unknown_size_give_way_to_a_third() {
+        let limits = Limits::of_pattern();
+        let hang = |upstream: &str| {
+            let (limits, at) = (limits.clone(), at(upstream, "a"));
+            tokio::spawn(async move { limits.unsized_blob(&at, std::future::pending::<Result<(), _>>()).await })
+        };
+        let hanging = ["one.test", "two.test"].map(hang);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let began = tokio::time::Instant::now();
+        let honest = at("honest.test", "app");
+        limits.unsized_blob(&honest, async { Ok(()) }).await.unwrap();
+        assert!(began.elapsed() <= UNSIZED_SLOW, "{:?}", began.elapsed());
+        let [one, two] = hanging;
+        assert!(matches!(one.await.unwrap(), Err(PullError::Unavailable(_))));
+        assert!(!two.is_finished(), "one at a time");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn downloads_beyond_those_that_may_wait_hear_of_it_at_once() {
+        let limits = Limits::of_registry();
+        let _taken = fills(&limits, &at("a.test", "strangers"), FILLS_MAX).await;
+        let ask = || {
+            let (limits, at) = (limits.clone(), at("a.test", "strangers"));
+            tokio::spawn(async move { limits.fill(&at).await.map(drop) })
+        };
+        let asked: Vec<_> = (0..5000).map(|_| ask()).collect();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let waiting = asked.iter().filter(|ask| !ask.is_finished()).count();
+        assert!((1..=1024).contains(&waiting), "{waiting} wait");
+        assert!(limits.fill(&at("a.test", "library/app")).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]

@@ -204,7 +204,7 @@ impl UpstreamBlobs {
             ))
         };
         let place = timeout(PASSING_PATIENCE, self.transfers.disputes().take(&at.upstream)).await;
-        let place = place.map_err(|_| too_many())?;
+        let place = place.map_err(|_| too_many())?.map_err(|_| too_many())?;
         let had = leader.own_filling().map(|filling| filling.arrived_bytes());
         let filled = async {
             let (map, body) = apart.first_body(whence, digest).await?;

@@ -263,11 +263,12 @@ impl UpstreamBlobs {
         let (blob_bytes, body) = match answer.blob_bytes.or_else(|| self.sizes.get(at, digest)) {
             Some(blob_bytes) => (blob_bytes, Body::Answer(answer)),
             None => {
-                let _room = upstream.limits().unsized_blob(at).await?;
-                let read = self.read_unsized(at, digest, answer);
-                let whole = tokio::time::timeout(UNSIZED_TIMEOUT, read)
-                    .await
-                    .map_err(|_| too_slow(at, digest))??;
+                let read = async {
+                    let read = self.read_unsized(at, digest, answer);
+                    let whole = tokio::time::timeout(UNSIZED_TIMEOUT, read).await;
+                    whole.map_err(|_| too_slow(at, digest))?
+                };
+                let whole = upstream.limits().unsized_blob(at, read).await?;
                 (whole.len() as u64, Body::Whole(whole))
             }
         };

@@ -119,7 +119,7 @@ impl Front {
             Ok(node) => node,
             Err(refusal) => return nodes::respond(refusal),
         };
-        let caller = match self.admission.caller(headers, node) {
+        let caller = match self.admission.caller(headers, node, connection.client) {
             Ok(caller) => caller,
             Err(error) => return error_response(&error, "UNSUPPORTED"),
         };
@@ -203,8 +203,8 @@ impl Admission {
         Ok(admitted.map(|admitted| admitted.holder))
     }
 
-    fn caller(&self, headers: &HeaderMap, node: Option<NodeId>) -> Result<Caller, PullError> {
-        let caller = Caller::of_request(headers, node);
+    fn caller(&self, headers: &HeaderMap, node: Option<NodeId>, address: Option<IpAddr>) -> Result<Caller, PullError> {
+        let caller = Caller::of_request(headers, node, address);
         let own = via(self.id);
         if caller
             .via

@@ -14,6 +14,7 @@ pub(crate) mod names;
 pub(crate) mod partials;
 pub(crate) mod rights;
 mod schema;
+mod shares;
 
 use std::{
     fs::File,

@@ -4,7 +4,7 @@ use piecemeal_proto::NodeId;
 use ring::hmac;
 use rusqlite::{OptionalExtension as _, Transaction};
 
-use super::{Index, IndexError, from_sql, to_sql};
+use super::{Index, IndexError, from_sql, shares::Shares, to_sql};
 use crate::{Holder, Repository, Shown, clock::Age};
 
 /// The most credentials of one node that have a right in one repository. A client of a registry with tokens shows a new one with
@@ -186,40 +186,25 @@ pub(crate) fn expire_refusals(transaction: &Transaction<'_>, moment: Age) -> rus
 
 /// Deletes the oldest rows beyond so many in each table, of those holders that have the most.
 pub(crate) fn cap(transaction: &Transaction<'_>, rights_max: u64, refusals_max: u64) -> rusqlite::Result<()> {
-    // The public right counts as a separate holder in each repository.
-    let (right, refusal) = (
-        "upstream, repository, holder, credential",
-        "upstream, holder, credential",
-    );
-    let right_holder = "holder, iif(holder = x'', upstream || '/' || repository, '')";
-    cap_shares(transaction, "rights", right, right_holder, "proven_ms", rights_max)?;
-    cap_shares(transaction, "refusals", refusal, "holder", "refused_ms", refusals_max)
-}
-
-/// Deletes the oldest rows of those holders that have the most, so that no node displaces the rows of others.
-fn cap_shares(
-    transaction: &Transaction<'_>,
-    table: &str,
-    key: &str,
-    holder: &str,
-    time: &str,
-    rows_max: u64,
-) -> rusqlite::Result<()> {
-    let rows: i64 = transaction
-        .prepare_cached(&format!("SELECT count(*) FROM {table}"))?
-        .query_row([], |row| row.get(0))?;
-    if from_sql(rows) <= rows_max {
-        return Ok(());
-    }
-    transaction
-        .prepare_cached(&format!(
-            "DELETE FROM {table} WHERE ({key}) IN (
-                 SELECT {key} FROM (
-                     SELECT {key}, {time}, row_number() OVER (PARTITION BY {holder} ORDER BY {time} DESC) AS place FROM {table})
-                 ORDER BY place, {time} DESC LIMIT -1 OFFSET ?1)"
-        ))?
-        .execute([to_sql(rows_max)])?;
-    Ok(())
+    let rights = Shares {
+        table: "rights",
+        key: "upstream, repository, holder, credential",
+        time: "proven_ms",
+        // Public rights are the domain's own.
+        owners: &[
+            "holder, upstream",
+            "holder, domain",
+            "holder, iif(holder = x'', domain, '')",
+        ],
+    };
+    rights.cap(transaction, rights_max)?;
+    let refusals = Shares {
+        table: "refusals",
+        key: "upstream, holder, credential",
+        time: "refused_ms",
+        owners: &["holder, upstream", "holder, domain", "holder"],
+    };
+    refusals.cap(transaction, refusals_max)
 }
 
 #[cfg(test)]
@@ -278,5 +263,33 @@ mod tests {
                 }
             }
         }
+    }
+    #[test]
+    fn public_repositories_of_one_registry_take_no_right_of_a_node_nor_of_another_registry() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        schema::prepare(&mut connection).unwrap();
+        let insert =
+            "INSERT INTO rights (upstream, repository, holder, credential, proven_ms) VALUES (?1, ?2, ?3, ?3, ?4)";
+        let put = |upstream: &str, repository: u32, holder: &[u8], proven: u32| {
+            let row = (upstream, repository.to_string(), holder, proven);
+            connection.execute(insert, row).unwrap();
+        };
+        for number in 0..10 {
+            put("a.io", number, b"node", number);
+            put("b.io", number, b"", number);
+        }
+        for number in 100..500 {
+            put("evil.test", number, b"", number);
+            put(&format!("{number}.evil.test"), number, b"", number);
+            // The same by a workload on the node itself.
+            put("evil.test", number, b"node", number);
+        }
+        let transaction = connection.transaction().unwrap();
+        cap(&transaction, 60, 1).unwrap();
+        let count = |upstream: &str| -> i64 {
+            let select = "SELECT count(*) FROM rights WHERE upstream LIKE ?1";
+            transaction.query_row(select, [upstream], |row| row.get(0)).unwrap()
+        };
+        assert_eq!([count("a.io"), count("b.io"), count("%evil.test")], [10, 10, 40]);
     }
 }
