@@ -85,6 +85,8 @@ pub struct Transfer {
     opener: OnceLock<Right>,
     /// The repositories under which the upstream has answered for the digest, the latest last; at most [`ANSWERED_MAX`].
     answered: Mutex<Vec<Repository>>,
+    /// The upstream has shown that it has the bytes: it sends them, or what it sends was compared with them.
+    shown: AtomicBool,
     /// Its readers read the fill of another upstream's transfer.
     follows: AtomicBool,
     progress: watch::Sender<Progress>,
@@ -104,6 +106,7 @@ impl Transfer {
             callers: Callers::new(right),
             opener: OnceLock::new(),
             answered: Mutex::default(),
+            shown: AtomicBool::new(false),
             follows: AtomicBool::new(false),
             progress: watch::Sender::new(Progress::Starting { blob_bytes }),
             outrun: AtomicBool::new(false),
@@ -134,6 +137,7 @@ impl Transfer {
     pub fn open(&self, filling: Filling, right: Right) {
         self.answered_under(&right.at);
         self.opener.get_or_init(|| right);
+        self.shown.store(true, Ordering::Relaxed);
         self.follows.store(false, Ordering::Relaxed);
         self.progress.send_replace(Progress::Open(filling));
     }
@@ -142,12 +146,14 @@ impl Transfer {
     pub fn follow(&self, filling: Filling, right: Right) {
         self.answered_under(&right.at);
         self.opener.get_or_init(|| right);
+        self.shown.store(true, Ordering::Relaxed);
         self.follows.store(true, Ordering::Relaxed);
         self.progress.send_replace(Progress::Open(filling));
     }
 
     /// The transfer that it followed has ended without the blob: its readers wait for the fill that it goes on with.
     pub fn starts_over(&self) {
+        self.shown.store(false, Ordering::Relaxed);
         if let Progress::Open(filling) = self.progress() {
             let blob_bytes = Some(filling.map().blob_bytes());
             self.progress.send_replace(Progress::Starting { blob_bytes });
@@ -169,11 +175,15 @@ impl Transfer {
         answered.contains(at)
     }
 
-    /// The blob has come and is proven: what the upstream said of it was so, and is written down.
+    /// The blob has come and is proven: what the upstream said of it was so, and is written down. Nothing is of an upstream that has not
+    /// shown its bytes, since the blob is then another's.
     ///
     /// # Errors
     /// [`PullError::Store`].
     pub async fn record_sources(&self, store: &Store) -> Result<(), PullError> {
+        if !self.shown.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for at in answered {
             store.record_source(&at, &self.digest).await?;
@@ -620,6 +630,7 @@ where
 {
     let mut right = first;
     loop {
+        transfer.shown.store(false, Ordering::Relaxed);
         let work = run(right.clone(), Arc::clone(transfer));
         // Kept apart, so that even a panic in the work ends the transfer instead of leaving its readers waiting.
         let result = AbortOnDropHandle::new(tokio::spawn(work))

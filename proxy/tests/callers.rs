@@ -22,7 +22,7 @@ use axum::{
 use bytes::Bytes;
 use futures_util::{future::join_all, stream};
 use piecemeal_proto::{Digest, FillId, PieceHash, PieceMap};
-use piecemeal_proxy::{BlobSizes, Blobs, FillObserver, Rights, Transfers, UpstreamBlobs};
+use piecemeal_proxy::{BlobSizes, Blobs, FillObserver, OpenBlob, Rights, Transfers, UpstreamBlobs};
 use piecemeal_store::{Env, Filling, Repository, Store, StoreConfig};
 use piecemeal_swarm::Limiter;
 use piecemeal_upstream::{
@@ -509,4 +509,63 @@ async fn a_registry_that_claims_what_another_sends_gets_nothing_of_it_and_harms_
         "its own registry's bytes, and not all of them"
     );
     assert_eq!(private.sent(), secret.len() as u64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn registries_that_lie_alike_get_nothing_of_what_a_third_proves() {
+    let (secret, lie) = (content(1), content(2));
+    let digest = Digest::of(&secret);
+    let [first, second] = [(); 2].map(|()| FakeRegistry::new(&lie));
+    let private = FakeRegistry::new(&secret);
+    // The first ends with its lie while the third still sends the blob, and the second goes on by itself.
+    first.pace(64 * 1024, Duration::from_millis(20));
+    second.pace(8 * 1024, Duration::from_millis(10));
+    private.pace(16 * 1024, Duration::from_millis(10));
+    let dir = tempfile::tempdir().unwrap();
+    let upstreams = [
+        ("first.test", first.listen().await),
+        ("second.test", second.listen().await),
+        ("private.test", private.listen().await),
+    ];
+    let blobs = blobs(dir.path(), &upstreams);
+    let mallory = Caller::default();
+    let owner = async { pull(&blobs, "owner", "private.test", &digest).await };
+    let liars = async {
+        let mut bodies = Vec::new();
+        for round in 0..40 {
+            let liar = ["first.test", "second.test"][round % 2];
+            // Each reads on while the next ones ask.
+            if let Ok(open) = blobs.open(&mallory, &at(liar), &digest).await {
+                bodies.push(tokio::spawn(read_all(open)));
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        join_all(bodies).await
+    };
+    let later = async {
+        sleep(Duration::from_millis(200)).await;
+        owner.await
+    };
+    let (bodies, pulled) = tokio::join!(liars, later);
+    assert!(pulled.unwrap() == secret);
+    for body in bodies {
+        let body = body.unwrap();
+        let shown = body
+            .chunks(64)
+            .zip(lie.chunks(64))
+            .all(|(got, lied)| lied.starts_with(got));
+        assert!(shown, "{} bytes, and not all of them its own registry's", body.len());
+    }
+}
+
+/// What comes until it ends.
+async fn read_all(mut open: OpenBlob) -> Vec<u8> {
+    let blob_bytes = open.blob_bytes();
+    let mut got = Vec::new();
+    while let Ok(read) = open.read(got.len() as u64..blob_bytes).await
+        && !read.is_empty()
+    {
+        got.extend_from_slice(&read);
+    }
+    got
 }

@@ -221,6 +221,12 @@ impl UpstreamBlobs {
         if !self.outrun(leader, had, &filling).await {
             return Ok(arrived);
         }
+        // Only the transfer that leads writes into the store: another one may have gone on in the leader's place meanwhile.
+        while let Some(next) = self.transfers.leader(transfer) {
+            if next.own_filling().is_none() || !self.outrun(&next, None, &filling).await {
+                return Ok(arrived);
+            }
+        }
         match self.keep(whence, &filling).await {
             Some(kept) => Ok(kept),
             None => Ok(arrived),
