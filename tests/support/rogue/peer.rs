@@ -39,7 +39,7 @@ use super::{
 pub enum Misdeed {
     /// It states hashes of its own bytes for pieces that the mirror has not told of yet, and serves those bytes.
     StatesHashes,
-    /// The same for one piece in the middle, and no other.
+    /// The same for one piece in the last third, which a slow mirror has not filled yet when the rogue is heard, and no other.
     StatesOneHash,
     /// It claims to have the whole blob, and serves other bytes.
     ServesWrongBytes,
@@ -364,7 +364,7 @@ impl Rogue {
             // Not the first pieces: the mirror has told of those already.
             let first = u32::try_from(self.dice.below(u64::from(map.count()))).expect("a piece");
             let pieces = match self.misdeed {
-                Misdeed::StatesOneHash => map.count() / 2..map.count() / 2 + 1,
+                Misdeed::StatesOneHash => map.count() / 4 * 3..map.count() / 4 * 3 + 1,
                 _ => first..map.count(),
             };
             let hashes = pieces.clone().flat_map(|piece| {
