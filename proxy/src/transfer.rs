@@ -175,17 +175,21 @@ impl Transfer {
         answered.contains(at)
     }
 
-    /// The blob has come and is proven: what the upstream said of it was so, and is written down. Nothing is of an upstream that has not
-    /// shown its bytes, since the blob is then another's.
+    /// The repositories under which the upstream has answered for the digest, once the blob is proven: its answers were then true.
+    /// None of an upstream that has not shown its bytes, since the blob is then another's.
+    pub fn sources(&self) -> Vec<Repository> {
+        if !self.shown.load(Ordering::Relaxed) {
+            return Vec::new();
+        }
+        self.answered.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Records the [`Transfer::sources`] of a blob that another transfer has published, and those that were added meanwhile.
     ///
     /// # Errors
     /// [`PullError::Store`].
     pub async fn record_sources(&self, store: &Store) -> Result<(), PullError> {
-        if !self.shown.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        let answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for at in answered {
+        for at in self.sources() {
             store.record_source(&at, &self.digest).await?;
         }
         Ok(())

@@ -9,13 +9,13 @@ use piecemeal_proto::Digest;
 use tracing::warn;
 
 use crate::{
-    Blob, FillFailure, Filling, IndexError, StoreError,
+    Blob, FillFailure, Filling, IndexError, Repository, StoreError,
     blocking::blocking,
     evict::Swept,
     fill::Fill,
     gate::GateGuard,
     handle::{Handle, Pin},
-    index::{BlobRow, Durability, blobs, partials},
+    index::{BlobRow, Durability, blobs, names, partials},
     lock::locked,
     store::Shared,
 };
@@ -43,15 +43,16 @@ pub enum PublishBlobError {
 }
 
 impl Filling {
-    /// Proves the blob and makes it one of the store's. Again on a published blob, returns it. Cancel safe: once begun, it
-    /// runs to its end.
+    /// Proves the blob and makes it one of the store's, together with its `sources`, the repositories under which an upstream
+    /// has sent it: no reader finds the blob without them. Again on a published blob, returns it. Cancel safe: once begun,
+    /// it runs to its end.
     ///
     /// # Errors
     /// [`PublishBlobError`].
-    pub async fn publish(&self) -> Result<Blob, PublishBlobError> {
+    pub async fn publish(&self, sources: &[Repository]) -> Result<Blob, PublishBlobError> {
         let gate = self.handle.shared().gates.enter(self.digest()).await;
-        let handle = Arc::clone(&self.handle);
-        blocking(move || handle.shared().publish(&gate, &handle)).await?
+        let (handle, sources) = (Arc::clone(&self.handle), sources.to_vec());
+        blocking(move || handle.shared().publish(&gate, &handle, &sources)).await?
     }
 
     /// Proves the blob of a passing fill, of which every piece has come. Its readers get the rest, and nothing is kept.
@@ -75,7 +76,12 @@ impl Filling {
 }
 
 impl Shared {
-    fn publish(self: &Arc<Self>, gate: &GateGuard, handle: &Handle) -> Result<Blob, PublishBlobError> {
+    fn publish(
+        self: &Arc<Self>,
+        gate: &GateGuard,
+        handle: &Handle,
+        sources: &[Repository],
+    ) -> Result<Blob, PublishBlobError> {
         let fill = &handle.fill;
         if let Some(why) = fill.failure() {
             return Err(PublishBlobError::Abandoned(why));
@@ -97,7 +103,7 @@ impl Shared {
             piece_hashes: fill.hashes(),
             signature: None,
         };
-        match self.keep(fill, &row) {
+        match self.keep(fill, &row, sources) {
             Ok(()) => Ok(self.promote(fill, row)),
             Err(error) => {
                 fill.end_lost();
@@ -138,7 +144,7 @@ impl Shared {
     }
 
     /// The disk's part of publishing.
-    fn keep(&self, fill: &Fill, row: &BlobRow) -> Result<(), PublishBlobError> {
+    fn keep(&self, fill: &Fill, row: &BlobRow, sources: &[Repository]) -> Result<(), PublishBlobError> {
         let digest = fill.digest();
         fill.file().sync()?;
         let dir = self.layout.blob_dir(digest);
@@ -149,7 +155,11 @@ impl Shared {
         let now = self.now();
         self.write(Durability::Synced, |transaction| {
             partials::delete(transaction, &digest.to_string())?;
-            blobs::insert(transaction, digest, row, now)
+            blobs::insert(transaction, digest, row, now)?;
+            for at in sources {
+                names::put_source(transaction, at, digest, now)?;
+            }
+            Ok(())
         })?;
         Ok(())
     }

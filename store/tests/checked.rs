@@ -59,7 +59,7 @@ async fn fill_up(store: &Store, content: &Content) -> Vec<u32> {
     for piece in filling.have().missing() {
         content.write(&filling, piece).await;
     }
-    assert_eq!(read_all(&filling.publish().await.unwrap()).await, content.bytes);
+    assert_eq!(read_all(&filling.publish(&[]).await.unwrap()).await, content.bytes);
     left
 }
 

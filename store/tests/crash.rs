@@ -309,7 +309,7 @@ impl Machine {
         if self.disk.is_off() {
             return During::Fill;
         }
-        match filling.publish().await {
+        match filling.publish(&[]).await {
             Ok(blob) => {
                 assert!(self.published.insert(content.digest) || filling.is_proven());
                 if !self.disk.is_off() {
@@ -414,7 +414,7 @@ impl Machine {
             for index in filling.have().missing() {
                 content.write(&filling, index).await;
             }
-            match filling.publish().await {
+            match filling.publish(&[]).await {
                 Ok(blob) => assert!(read_all(&blob).await == content.bytes),
                 // A bad piece that came without its hash was accepted before the crash. It is found now and fetched again.
                 Err(PublishBlobError::DigestMismatch { .. }) => {
@@ -531,7 +531,7 @@ async fn a_file_that_failed_to_sync_is_never_believed_again_even_if_it_cannot_be
     }
     store.flush().await;
     machine.disk.fail_sync_and_removal();
-    assert!(matches!(filling.publish().await, Err(PublishBlobError::Io(_))));
+    assert!(matches!(filling.publish(&[]).await, Err(PublishBlobError::Io(_))));
     filling.abandon(FillFailure::Disk("sync".to_owned())).await;
     drop(filling);
 

@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use piecemeal_proto::{Digest, FillId, PieceMap};
 use piecemeal_store::{
-    BeginFillError, DiskFiles, Files as _, FillFailure, Filling, PublishBlobError, ReadBlobError, Store,
+    BeginFillError, DiskFiles, Files as _, FillFailure, Filling, PublishBlobError, ReadBlobError, Repository, Store,
     WritePieceError,
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
@@ -64,6 +64,28 @@ async fn each_reader_waits_only_for_its_own_piece() {
     assert_eq!((filling.hash(2), filling.hash(1)), (Some(hash), None));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_finds_a_blob_finds_its_sources() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), &FakeClock::new());
+    let at = Repository {
+        upstream: "registry.test".to_owned(),
+        name: "app".to_owned(),
+    };
+    for seed in 0..32 {
+        let content = Content::pieces(seed, 1);
+        let filling = content.begin(&store).await;
+        content.write(&filling, 0).await;
+        let sources = [at.clone()];
+        let publishing = tokio::spawn(async move { filling.publish(&sources).await });
+        while store.blob(&content.digest).await.unwrap().is_none() {
+            tokio::task::yield_now().await;
+        }
+        assert!(store.has_source(&at, &content.digest).await.unwrap(), "{seed}");
+        publishing.await.unwrap().unwrap();
+    }
+}
+
 #[tokio::test]
 async fn the_final_piece_is_withheld_from_clients_until_the_blob_is_proven() {
     let dir = tempfile::tempdir().unwrap();
@@ -90,7 +112,7 @@ async fn the_final_piece_is_withheld_from_clients_until_the_blob_is_proven() {
     }
     assert_eq!(filling.wanted(), None, "it waits for the proof, not for a piece");
     assert!(!filling.is_proven() && !last.is_finished());
-    let blob = filling.publish().await.unwrap();
+    let blob = filling.publish(&[]).await.unwrap();
     assert_eq!(
         last.await.unwrap().unwrap(),
         content.bytes.slice(content.bytes.len() - 1..)
@@ -128,7 +150,10 @@ async fn abandoning_wakes_every_reader_and_the_blob_can_be_begun_at_once() {
         filling.write_piece(1, content.piece(1), None).await,
         Err(WritePieceError::Abandoned(_))
     ));
-    assert!(matches!(filling.publish().await, Err(PublishBlobError::Abandoned(_))));
+    assert!(matches!(
+        filling.publish(&[]).await,
+        Err(PublishBlobError::Abandoned(_))
+    ));
     assert!(matches!(filling.wait_piece(5).await, Err(ReadBlobError::Abandoned(_))));
 
     let resumed = content.begin(&store).await;
@@ -177,7 +202,7 @@ async fn bad_pieces_are_refused_and_good_ones_are_written_once() {
     );
     assert_eq!(filling.read_piece(1).await.unwrap(), Some(good));
     assert!(matches!(
-        filling.publish().await,
+        filling.publish(&[]).await,
         Err(PublishBlobError::Incomplete { missing: 2 })
     ));
     assert!(matches!(
@@ -219,7 +244,7 @@ async fn writers_of_the_same_piece_race_safely() {
         assert!(hashes.iter().all(|returned| *returned == hash), "seed {seed}");
         content.write(&filling, 1).await;
         assert!(matches!(
-            filling.publish().await,
+            filling.publish(&[]).await,
             Err(PublishBlobError::DigestMismatch { .. })
         ));
         assert_eq!(filling.failure(), Some(FillFailure::DigestMismatch));
@@ -278,10 +303,10 @@ async fn blobs_of_no_bytes_and_of_sha512_are_blobs_too() {
     let empty = Content::new(0, 0);
     let filling = empty.begin(&store).await;
     assert!(filling.read(0..0).await.unwrap().is_empty());
-    let blob = filling.publish().await.unwrap();
+    let blob = filling.publish(&[]).await.unwrap();
     assert!(blob.read(0..0).await.unwrap().is_empty());
     assert_eq!(
-        *filling.publish().await.unwrap().digest(),
+        *filling.publish(&[]).await.unwrap().digest(),
         empty.digest,
         "again is fine"
     );
@@ -324,7 +349,7 @@ async fn fifty_readers_of_random_ranges_all_finish() {
         for index in order {
             content.write(&filling, index).await;
         }
-        filling.publish().await.unwrap();
+        filling.publish(&[]).await.unwrap();
         for reader in readers {
             let done = tokio::time::timeout(Duration::from_secs(30), reader).await;
             done.unwrap_or_else(|_| panic!("seed {seed}: a reader hangs")).unwrap();
@@ -385,7 +410,7 @@ async fn a_tail_outlives_the_process() {
     filling.write_tail(1, 0, piece.slice(..10)).await.unwrap();
     assert_eq!(filling.tail(1).await, None, "a piece that is here is not written again");
     killed.content.write(&filling, 2).await;
-    filling.publish().await.unwrap();
+    filling.publish(&[]).await.unwrap();
 }
 
 #[tokio::test]
@@ -490,7 +515,7 @@ async fn a_piece_that_was_taken_back_is_written_again_and_the_blob_is_proven() {
         content.bytes[..read.len()],
         "who reads from now on reads the blob"
     );
-    let blob = filling.publish().await.unwrap();
+    let blob = filling.publish(&[]).await.unwrap();
     assert_eq!(read_all(&blob).await[..], content.bytes[..]);
 }
 

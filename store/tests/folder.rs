@@ -260,7 +260,7 @@ async fn a_crash_while_a_blob_is_published_loses_none_of_it() {
     assert_eq!(store.partials().await.unwrap(), [content.digest]);
     let filling = content.begin(&store).await;
     assert_eq!(filling.have().count(), 3);
-    assert_eq!(read_all(&filling.publish().await.unwrap()).await, content.bytes);
+    assert_eq!(read_all(&filling.publish(&[]).await.unwrap()).await, content.bytes);
 }
 
 #[tokio::test]
@@ -287,5 +287,5 @@ async fn a_torn_piece_is_fetched_again() {
     for index in [3, 1] {
         content.write(&filling, index).await;
     }
-    assert_eq!(read_all(&filling.publish().await.unwrap()).await, content.bytes);
+    assert_eq!(read_all(&filling.publish(&[]).await.unwrap()).await, content.bytes);
 }

@@ -324,7 +324,7 @@ impl Story {
                 for piece in missing {
                     self.write(&filling, blob, piece).await;
                 }
-                let published = filling.publish().await.unwrap();
+                let published = filling.publish(&[]).await.unwrap();
                 assert!(read_all(&published).await == self.contents[blob].bytes);
             }
             self.say(&Line::Published(blob));
@@ -350,7 +350,7 @@ impl Story {
             for piece in 0..filling.map().count() {
                 self.write(&filling, 6, piece).await;
             }
-            filling.publish().await.unwrap();
+            filling.publish(&[]).await.unwrap();
         }
         self.say(&Line::Published(6));
         store.set_limits(Some(QUOTA_BYTES), 0, DAY);

@@ -169,7 +169,7 @@ async fn the_free_space_floor_is_kept_and_promises_count() {
         for index in 0..2 {
             content.write(filling, index).await;
         }
-        filling.publish().await.unwrap();
+        filling.publish(&[]).await.unwrap();
     }
 }
 
@@ -304,7 +304,7 @@ async fn pull(store: &Store, content: &Content, random: &mut StdRng) {
             (_, Err(error)) => panic!("{error:?}"),
         }
     }
-    match filling.publish().await {
+    match filling.publish(&[]).await {
         Ok(blob) => assert!(support::read_all(&blob).await == content.bytes),
         // Removed by another puller between its publishing and ours.
         Err(PublishBlobError::Abandoned(_) | PublishBlobError::Io(_)) => {}

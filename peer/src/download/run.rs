@@ -92,6 +92,8 @@ struct Download {
     /// The mirror and upstream are asked with this caller's right. A refusal of it ends the run; the next caller's begins another.
     caller: Caller,
     at: Repository,
+    /// Whose work it is.
+    transfer: Arc<Transfer>,
     filling: Filling,
     opened: NodeBlob,
     window: Window,
@@ -163,7 +165,7 @@ impl Parts {
             // Another upstream's, just now: the caller has to show its right to it.
             Begun::Here(blob) => return Ok(Arrived::Kept(blob)),
         };
-        transfer.open(filling.clone(), right);
+        transfer.open(filling.clone(), right.clone());
         if let Some(content) = opened.content(&digest) {
             self.traffic
                 .count(Origin::Mirror, Destination::Store, content.len() as u64);
@@ -173,9 +175,9 @@ impl Parts {
                     .await
                     .map_err(|error| PullError::Store(error.to_string()))?;
             }
-            return self.upstream.publish(&at, &filling).await;
+            return self.upstream.publish(&at, &filling, &transfer).await;
         }
-        Download::new(self, caller, at, filling, opened).run().await
+        Download::new(self, right, transfer, filling, opened).run().await
     }
 
     /// Reads the mirror as a registry: blobs that only pass through it, and those that it says differ from another upstream's.
@@ -240,14 +242,15 @@ enum Begun {
 }
 
 impl Download {
-    fn new(parts: Parts, caller: Caller, at: Repository, filling: Filling, opened: NodeBlob) -> Self {
+    fn new(parts: Parts, right: Right, transfer: Arc<Transfer>, filling: Filling, opened: NodeBlob) -> Self {
         let jitter = Duration::from_millis(parts.store.random_u64() % UPSTREAM_JITTER_MAX_MS);
         let now = Instant::now();
         Self {
             window: Window::new(filling.map().count()),
             parts,
-            caller,
-            at,
+            caller: right.caller,
+            at: right.at,
+            transfer,
             filling,
             opened,
             tasks: JoinSet::new(),
@@ -350,7 +353,11 @@ impl Download {
     }
 
     async fn publish(&mut self) -> Result<Arrived, PullError> {
-        let arrived = self.parts.upstream.publish(&self.at, &self.filling).await?;
+        let arrived = self
+            .parts
+            .upstream
+            .publish(&self.at, &self.filling, &self.transfer)
+            .await?;
         let (digest, bytes) = (self.filling.digest(), self.filling.map().blob_bytes());
         if let (Arrived::Kept(blob), Some(list)) = (&arrived, &self.list) {
             keep_beside(&self.parts.store, blob, list).await;

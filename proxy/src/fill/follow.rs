@@ -69,7 +69,7 @@ impl UpstreamBlobs {
             return Ok(Arrived::Kept(blob));
         }
         let filling = self.pour(whence, digest, transfer).await?;
-        self.publish(&whence.right.at, &filling).await
+        self.publish(&whence.right.at, &filling, transfer).await
     }
 
     async fn follow(&self, whence: Whence<'_>, leader: &Transfer, transfer: &Transfer) -> Result<Followed, PullError> {
@@ -211,7 +211,7 @@ impl UpstreamBlobs {
             let begun = timeout(PASSING_PATIENCE, self.store.begin_apart(digest, map)).await;
             let filling = begun.map_err(|_| too_many())?;
             apart.pour_body(whence, &filling, body, transfer).await?;
-            let arrived = apart.publish(at, &filling).await?;
+            let arrived = apart.publish(at, &filling, transfer).await?;
             Ok::<_, PullError>((filling, arrived))
         };
         let (filling, arrived) = tokio::select! {
@@ -227,7 +227,7 @@ impl UpstreamBlobs {
                 return Ok(arrived);
             }
         }
-        match self.keep(whence, &filling).await {
+        match self.keep(whence, &filling, transfer).await {
             Some(kept) => Ok(kept),
             None => Ok(arrived),
         }
@@ -256,7 +256,7 @@ impl UpstreamBlobs {
     }
 
     /// Keeps a blob that was filled apart. `None` when that cannot be: it has passed.
-    async fn keep(&self, whence: Whence<'_>, proven: &Filling) -> Option<Arrived> {
+    async fn keep(&self, whence: Whence<'_>, proven: &Filling, transfer: &Transfer) -> Option<Arrived> {
         if !proven.have().is_full() {
             return None;
         }
@@ -267,7 +267,7 @@ impl UpstreamBlobs {
             kept.write_piece(piece, bytes, proven.hash(piece)).await.ok()?;
         }
         self.observer.opened(&kept);
-        self.publish(&whence.right.at, &kept).await.ok()
+        self.publish(&whence.right.at, &kept, transfer).await.ok()
     }
 }
 

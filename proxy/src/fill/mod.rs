@@ -368,10 +368,10 @@ impl UpstreamBlobs {
     ///
     /// # Errors
     /// [`PullError::BadGateway`] for the wrong bytes, [`PullError::Store`].
-    pub async fn publish(&self, at: &Repository, filling: &Filling) -> Result<Arrived, PullError> {
+    pub async fn publish(&self, at: &Repository, filling: &Filling, transfer: &Transfer) -> Result<Arrived, PullError> {
         let arrived = match filling.is_passing() {
             true => filling.pass().await.map(|()| Arrived::Passed),
-            false => filling.publish().await.map(Arrived::Kept),
+            false => filling.publish(&transfer.sources()).await.map(Arrived::Kept),
         };
         match arrived {
             Ok(Arrived::Kept(blob)) => {

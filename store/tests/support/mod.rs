@@ -132,7 +132,7 @@ impl Content {
         for index in 0..self.map.count() {
             self.write(&filling, index).await;
         }
-        filling.publish().await.unwrap()
+        filling.publish(&[]).await.unwrap()
     }
 }
 
