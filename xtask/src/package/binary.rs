@@ -160,7 +160,8 @@ fn cargo_build(target: &Target) -> Result<PathBuf> {
     }
     let arguments = [
         "build",
-        "--release",
+        "--profile",
+        "dist",
         "--locked",
         "--package",
         "piecemeal",
@@ -168,9 +169,7 @@ fn cargo_build(target: &Target) -> Result<PathBuf> {
         "piecemeal",
         "--target",
         target.triple,
-        "--config",
-        "profile.release.strip=\"symbols\"",
     ];
     shell::run_with("cargo", &arguments, &environment)?;
-    Ok(target_dir.join(target.triple).join("release/piecemeal"))
+    Ok(target_dir.join(target.triple).join("dist/piecemeal"))
 }
