@@ -17,7 +17,7 @@ use lru::LruCache;
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use url::Url;
 
-use crate::reachable::AllowedTarget;
+use crate::{labels::matches_labels, reachable::AllowedTarget};
 
 const FAILED_LIFE: Duration = Duration::from_secs(10 * 60);
 const FAILED_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("more than none");
@@ -87,27 +87,6 @@ impl FromStr for RewriteRule {
             from: from.to_owned(),
             to: to.to_owned(),
         })
-    }
-}
-
-/// Label by label; `*` is any text within one.
-pub(crate) fn matches_labels(pattern: &str, host: &str) -> bool {
-    let (mut patterns, mut labels) = (pattern.split('.'), host.split('.'));
-    loop {
-        match (patterns.next(), labels.next()) {
-            (None, None) => return true,
-            (Some(pattern), Some(label)) if matches_label(pattern, label) => {}
-            _ => return false,
-        }
-    }
-}
-
-fn matches_label(pattern: &str, label: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == label,
-        Some((before, after)) => {
-            label.len() >= before.len() + after.len() && label.starts_with(before) && label.ends_with(after)
-        }
     }
 }
 

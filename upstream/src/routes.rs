@@ -23,9 +23,9 @@ use url::{Host, Url};
 
 use crate::PullError;
 use crate::{
-    innermost,
+    answer::innermost,
+    config::ProxyConfig,
     reachable::{AllowedTarget, Refused, Target, Zone, judge, judge_name, plain},
-    set::ProxyConfig,
 };
 
 /// How clients of this daemon are built.
