@@ -8,9 +8,9 @@ use piecemeal_runtimes::{Keeper, KeeperConfig, Node, Report, Settings};
 use serde::Serialize;
 
 use super::{
-    DaemonArgs, daemon,
+    daemon,
     daemon::{Log, say_good},
-    read_settings,
+    settings::{DaemonArgs, read_settings},
 };
 use crate::{
     config::{NodeSettings, Problems, RawNode},

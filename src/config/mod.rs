@@ -8,6 +8,7 @@
 //! problem of every place is listed.
 
 mod field;
+mod key;
 mod layers;
 mod node;
 mod problems;
@@ -17,7 +18,8 @@ mod upstream;
 mod validate;
 mod webhook;
 
-pub(crate) use layers::{CONFIG_VARIABLE, Changes, Layers, Raw, Settings, load, mark_live};
+pub(crate) use key::Raw;
+pub(crate) use layers::{CONFIG_VARIABLE, Changes, Layers, Settings, load, mark_live};
 pub(crate) use node::NodeSettings;
 pub(crate) use problems::{ConfigProblemsError, Problems};
 pub(crate) use raw::{RawMirror, RawNode, RawPeer, RawScheduler, RawUp, RawWebhook};

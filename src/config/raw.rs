@@ -8,7 +8,7 @@
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::layers::Raw;
+use super::key::Raw;
 
 /// `piecemeal mirror`.
 #[derive(Args, Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]

@@ -11,7 +11,11 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Release, VERSION, target::Target, text, tree::Tree};
+use super::{
+    release::{Release, VERSION, text},
+    target::Target,
+    tree::Tree,
+};
 use crate::{packages, shell};
 
 pub(super) struct Binary {
