@@ -7,11 +7,11 @@
 
 use std::{
     num::NonZeroUsize,
-    sync::{Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
 use lru::LruCache;
+use parking_lot::Mutex;
 use url::Url;
 
 use crate::PullError;
@@ -64,7 +64,7 @@ impl CircuitBreakers {
     /// The 429 that opened the breaker.
     pub(crate) fn enter(&self, host: &Url, who: Who, kind: Kind, now: Instant) -> Result<Permit<'_>, PullError> {
         let key = (host.origin().ascii_serialization(), who, kind);
-        let tries = match self.lock().get_mut(&key) {
+        let tries = match self.0.lock().get_mut(&key) {
             None => false,
             Some(open) if now < open.until || open.trying => return Err(open.error.clone()),
             Some(open) => {
@@ -78,17 +78,13 @@ impl CircuitBreakers {
             tries,
         })
     }
-
-    fn lock(&self) -> MutexGuard<'_, LruCache<Key, Open>> {
-        self.0.lock().expect("no holder of this lock panics")
-    }
 }
 
 impl Permit<'_> {
     /// Upstream has answered within its limit.
     pub(crate) fn close(mut self) {
         if std::mem::take(&mut self.tries) {
-            self.breakers.lock().pop(&self.key);
+            self.breakers.0.lock().pop(&self.key);
         }
     }
 
@@ -100,14 +96,14 @@ impl Permit<'_> {
             until: now + pause.min(PAUSE_MAX),
             trying: false,
         };
-        self.breakers.lock().put(self.key.clone(), open);
+        self.breakers.0.lock().put(self.key.clone(), open);
     }
 }
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
         if self.tries
-            && let Some(open) = self.breakers.lock().peek_mut(&self.key)
+            && let Some(open) = self.breakers.0.lock().peek_mut(&self.key)
         {
             open.trying = false;
         }

@@ -2,7 +2,7 @@
 //!
 //! The first that were pulled stay, so that no later caller chooses what is asked for.
 
-use std::sync::Mutex;
+use parking_lot::Mutex;
 
 /// The most public manifests that are remembered, one of a repository. Each question names all of them.
 const PUBLIC_MAX: usize = 3;
@@ -25,7 +25,7 @@ impl PublicManifests {
 
     /// `path`: below the repository.
     pub(crate) fn note(&self, repository: &str, path: &str) {
-        let mut known = self.known.lock().expect("no holder of this lock panics");
+        let mut known = self.known.lock();
         if known.len() < PUBLIC_MAX && known.iter().all(|(name, _)| name != repository) {
             known.push((repository.to_owned(), path.to_owned()));
         }
@@ -33,7 +33,7 @@ impl PublicManifests {
 
     /// What a question names; nothing as long as no manifest is known to be public.
     pub(crate) fn questioned(&self) -> Vec<(String, String)> {
-        let mut questioned = self.known.lock().expect("no holder of this lock panics").clone();
+        let mut questioned = self.known.lock().clone();
         if !questioned.is_empty() {
             questioned.push((self.made_up.clone(), "manifests/reach".to_owned()));
         }

@@ -9,11 +9,11 @@
 use std::{
     num::NonZeroUsize,
     str::FromStr,
-    sync::Mutex,
     time::{Duration, Instant},
 };
 
 use lru::LruCache;
+use parking_lot::Mutex;
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use url::Url;
 
@@ -132,7 +132,7 @@ impl Rewrites {
     pub(crate) fn failed(&self, url: &Url, now: Instant) {
         self.failures.inc();
         let Some(host) = url.host_str() else { return };
-        let mut failed = self.failed.lock().expect("no holder of this lock panics");
+        let mut failed = self.failed.lock();
         failed.put(host.to_owned(), now + FAILED_LIFE);
     }
 
@@ -152,7 +152,7 @@ impl Rewrites {
     }
 
     fn has_failed(&self, host: &str, now: Instant) -> bool {
-        let mut failed = self.failed.lock().expect("no holder of this lock panics");
+        let mut failed = self.failed.lock();
         failed.get(host).is_some_and(|until| now < *until)
     }
 }

@@ -7,11 +7,12 @@ use std::{
     io,
     num::NonZeroUsize,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, Once},
+    sync::{Arc, Once},
     time::Duration,
 };
 
 use lru::LruCache;
+use parking_lot::Mutex;
 use piecemeal_proto::{AuthorityPublic, NodeId};
 use piecemeal_tls::{ServerRole, client_config};
 use prometheus_client::registry::Registry;
@@ -191,7 +192,7 @@ impl Upstreams {
             .iter()
             .find(|pattern| matches_pattern(&pattern.config.name, name));
         let pattern = pattern.ok_or_else(unknown)?;
-        let mut wild = self.0.wild.lock().expect("no holder of this lock panics");
+        let mut wild = self.0.wild.lock();
         if let Some(upstream) = wild.get(name) {
             return Ok(Arc::clone(upstream));
         }

@@ -1,7 +1,6 @@
 //! State of a session, which its handles share with its task.
 
-use std::sync::Mutex;
-
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::queue::ReportQueue;
@@ -19,23 +18,23 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn note_end(&self, why: Option<String>) {
-        *self.ended.lock().expect("no holder of this lock panics") = why;
+        *self.ended.lock() = why;
     }
 
     pub(super) fn note_features(&self, features: Vec<String>) {
-        *self.features.lock().expect("no holder of this lock panics") = features;
+        *self.features.lock() = features;
     }
 
     /// Why the last connection ended.
     pub(super) fn problem(&self) -> String {
-        match &*self.ended.lock().expect("no holder of this lock panics") {
+        match &*self.ended.lock() {
             Some(why) => format!("not connected: {why}"),
             None => "not connected".to_owned(),
         }
     }
 
     pub(super) fn has_feature(&self, feature: &str) -> bool {
-        let features = self.features.lock().expect("no holder of this lock panics");
+        let features = self.features.lock();
         features.iter().any(|stated| stated == feature)
     }
 }
