@@ -6,7 +6,7 @@ use clap::Command;
 use toml::{Table, Value};
 
 use super::{
-    key::{Key, Raw, is_live, keys},
+    key::{Key, Raw, from_table, is_live, keys, to_table},
     problems::{ENV_PREFIX, Origin, Problems, env_name},
     raw::{RawMirror, RawNode, RawPeer, RawScheduler, RawUp, RawWebhook},
 };
@@ -41,10 +41,7 @@ pub(crate) struct Settings<R> {
 
 impl<R: Raw> Settings<R> {
     pub(crate) fn raw(&self) -> R {
-        self.table
-            .clone()
-            .try_into()
-            .expect("every key was checked to be of its type")
+        from_table(self.table.clone())
     }
 
     /// What is not the same in `new`.
@@ -99,7 +96,7 @@ fn told(value: Option<&Value>) -> String {
 pub(crate) fn load<R: Raw>(layers: &Layers<R>, problems: &mut Problems) -> Settings<R> {
     let keys = keys::<R>();
     let defaults = R::DEFAULTS.parse().expect("the embedded defaults are TOML");
-    let flags = Table::try_from(&layers.flags).expect("flags are text");
+    let flags = to_table(&layers.flags);
 
     let mut table = Table::new();
     let mut put = |problems: &mut Problems, from: Table, origin: &Origin| {
@@ -263,11 +260,11 @@ mod tests {
             Some(&["a=http://env".to_owned(), "b=http://env".to_owned()][..])
         );
         assert_eq!(
-            (raw.ratelimit.as_deref(), raw.zone.as_deref()),
+            (raw.ratelimit.as_deref(), raw.shared.zone.as_deref()),
             (Some("2"), Some("env"))
         );
         assert_eq!(
-            (raw.cache_ttl.as_deref(), raw.cache_quota.as_deref()),
+            (raw.shared.cache_ttl.as_deref(), raw.cache_quota.as_deref()),
             (Some("1h"), Some("4Gi"))
         );
         assert!(problems.finish(Some(())).is_ok_and(|(_, warnings)| warnings.is_empty()));
@@ -275,7 +272,7 @@ mod tests {
         let (raw, _) = read(file, &env, flags("3", &["c=http://flag"]));
         assert_eq!(raw.upstream.as_deref(), Some(&["c=http://flag".to_owned()][..]));
         assert_eq!(
-            (raw.ratelimit.as_deref(), raw.zone.as_deref()),
+            (raw.ratelimit.as_deref(), raw.shared.zone.as_deref()),
             (Some("3"), Some("env"))
         );
     }
