@@ -8,9 +8,9 @@ use std::{
 use crate::{
     containerd::{self, Config},
     containers, docker,
+    kind::RuntimeKind,
     processes::{self, Running},
     root::Root,
-    runtimes::RuntimeKind,
 };
 
 /// Read from disk at once; everything after that is decided without looking again.

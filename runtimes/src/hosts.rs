@@ -25,7 +25,7 @@ pub(crate) struct Hosts<'a> {
     pub is_accelerated: bool,
     /// The port of the node's peer, if there is one.
     pub peer: Option<u16>,
-    /// What to trust at the registry: lines of [`trust`].
+    /// What to trust at the registry: lines of [`trust`](crate::trust::trust).
     pub trust: &'a str,
 }
 
@@ -194,66 +194,6 @@ fn without_ours(text: &str) -> Option<String> {
     Some(format!("{head}{before}{after}"))
 }
 
-/// The lines by which a registry's own name is trusted, so that another name of it is too: authorities, client certificates.
-///
-/// `dir` is the folder of its own name, `hosts` the hosts.toml there if it is not ours, and `files` what else is there: without
-/// a hosts.toml, containerd takes certificates and keys that lie beside it.
-pub(crate) fn trust(dir: &str, hosts: Option<&str>, files: &[String]) -> String {
-    let mut kept = Table::new();
-    match hosts {
-        Some(text) => {
-            let table: Table = text.parse().unwrap_or_default();
-            let own = own_host(dir, &table);
-            let of = |key: &str| table.get(key).or_else(|| own?.get(key)).cloned();
-            let keys = ["ca", "client", "skip_verify"].into_iter();
-            kept.extend(keys.filter_map(|key| Some((key.to_owned(), absolute(dir, of(key)?)))));
-        }
-        None => {
-            let path = |name: &String| Value::String(format!("{dir}/{name}"));
-            let authorities: Vec<Value> = files.iter().filter(|name| name.ends_with(".crt")).map(path).collect();
-            let key_of = |name: &String| Some(format!("{}.key", name.strip_suffix(".cert")?));
-            let pairs = files
-                .iter()
-                .filter_map(|name| Some((name, key_of(name).filter(|key| files.contains(key))?)));
-            let pairs: Vec<Value> = pairs
-                .map(|(name, key)| Value::Array(vec![path(name), path(&key)]))
-                .collect();
-            let keys = [("ca", authorities), ("client", pairs)].into_iter();
-            kept.extend(
-                keys.filter(|(_, of)| !of.is_empty())
-                    .map(|(key, of)| (key.to_owned(), Value::Array(of))),
-            );
-        }
-    }
-    kept.to_string()
-}
-
-/// The table of the registry itself among the hosts of a file: of its `server`, or of the name of its folder.
-fn own_host<'a>(dir: &str, file: &'a Table) -> Option<&'a Table> {
-    let bare = |url: &str| -> String {
-        let url = url.trim_end_matches('/');
-        url.split_once("://").map_or(url, |(_, rest)| rest).to_owned()
-    };
-    let folder = dir
-        .rsplit('/')
-        .next()
-        .unwrap_or_default()
-        .trim_end_matches('_')
-        .replace('_', ":");
-    let own = file.get("server").and_then(Value::as_str).map_or(folder, bare);
-    let hosts = file.get("host")?.as_table()?;
-    hosts.iter().find(|(url, _)| bare(url) == own)?.1.as_table()
-}
-
-/// Relative paths are those of the file that they stand in, and are read from another.
-fn absolute(dir: &str, value: Value) -> Value {
-    match value {
-        Value::String(path) if !path.starts_with('/') => Value::String(format!("{dir}/{path}")),
-        Value::Array(items) => Value::Array(items.into_iter().map(|item| absolute(dir, item)).collect()),
-        value => value,
-    }
-}
-
 /// The key `server`. A path of an upstream comes before the repository's name, which containerd has to be told.
 fn server(url: &Url) -> String {
     let at = url.origin().ascii_serialization();
@@ -309,22 +249,6 @@ mod tests {
     }
 
     #[test]
-    fn what_is_trusted_may_stand_with_the_registry_s_own_host() {
-        let with_server = "server = \"https://reg.test:5443\"\n[host.\"https://mirror.test\"]\n  ca = \"/m.crt\"\n\
-             [host.\"https://reg.test:5443/\"]\n  ca = \"own.crt\"\n";
-        assert_eq!(
-            trust("/c/reg.test:5443", Some(with_server), &[]),
-            "ca = \"/c/reg.test:5443/own.crt\"\n"
-        );
-        let without = "[host.\"https://reg.test:5443\"]\n  ca = \"/own.crt\"\n";
-        for dir in ["/c/reg.test:5443", "/c/reg.test_5443_"] {
-            assert_eq!(trust(dir, Some(without), &[]), "ca = \"/own.crt\"\n", "{dir}");
-        }
-        let of_another = "[host.\"https://mirror.test\"]\n  ca = \"/m.crt\"\n";
-        assert_eq!(trust("/c/reg.test", Some(of_another), &[]), "");
-    }
-
-    #[test]
     fn a_written_file_names_the_registry_and_the_peer_and_always_has_a_host_table() {
         let docker = registry("docker.io", "https://registry-1.docker.io");
         let with_peer = written(accelerated(&docker, Some(65001)).edit(None));
@@ -372,23 +296,6 @@ mod tests {
         for (url, expected) in cases {
             assert_eq!(server(&url.parse().unwrap()), expected);
         }
-    }
-
-    #[test]
-    fn another_name_of_a_registry_is_trusted_as_its_own() {
-        let dir = "/etc/containerd/certs.d/a.io";
-        let hosts = "server = \"https://a.io\"\nca = \"ca.crt\"\nclient = [[\"a.cert\", \"/b.key\"]]\nskip_verify = false\n\
-                     [host.\"https://m.io\"]\nca = \"other.crt\"\n";
-        assert_eq!(
-            trust(dir, Some(hosts), &[]),
-            format!("ca = \"{dir}/ca.crt\"\nclient = [[\"{dir}/a.cert\", \"/b.key\"]]\nskip_verify = false\n")
-        );
-        let files = ["ca.crt", "node.cert", "node.key", "lone.cert"].map(str::to_owned);
-        assert_eq!(
-            trust(dir, None, &files),
-            format!("ca = [\"{dir}/ca.crt\"]\nclient = [[\"{dir}/node.cert\", \"{dir}/node.key\"]]\n")
-        );
-        assert_eq!(trust(dir, None, &[]), "");
     }
 
     const MARKED: &str = "[host.\"http://127.0.0.1:65001\"]\n  capabilities = [\"pull\", \"resolve\"]\n";

@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 
 use serde::Serialize;
 
-use crate::{containerd::Remedy, listeners::Listener, runtimes::Runtime, runtimes::RuntimeKind};
+use crate::{kind::RuntimeKind, listeners::Listener, problem::Remedy, runtime::Runtime};
 
 /// What `install` or `remove` has done, and what remains to do.
 #[derive(Clone, Debug, Default, Serialize)]

@@ -238,17 +238,6 @@ impl Root {
         written
     }
 
-    /// Whether what is read-only is the mount that a path is on, while its file system is not: it is ours, or another's choice.
-    pub(crate) fn is_read_only_by_mount(&self, path: &str) -> bool {
-        let path = self.path.join(path.trim_start_matches('/'));
-        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let path = std::fs::canonicalize(&self.path).map_or(path.clone(), |root| {
-            path.strip_prefix(&self.path)
-                .map_or(path.clone(), |rest| root.join(rest))
-        });
-        is_read_only_by_mount(&table, &path)
-    }
-
     /// The file's stamp now; none where it is absent.
     pub(crate) fn stamp(&self, path: &str) -> Option<Stamp> {
         let stat = self.with(path, |folder, name| fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW));
@@ -409,22 +398,6 @@ fn scratch_name() -> String {
     format!("{SCRATCH_START}{}.{number}{SCRATCH_END}", std::process::id())
 }
 
-/// By a table of mounts. Source: proc_pid_mountinfo(5).
-fn is_read_only_by_mount(table: &str, path: &Path) -> bool {
-    let mounts = table.lines().filter_map(|line| {
-        let (mount, of_system) = line.split_once(" - ")?;
-        let mut columns = mount.split(' ').skip(4);
-        let (place, options) = (columns.next()?.replace("\\040", " "), columns.next()?);
-        let is_read_only = |options: &str| options.split(',').any(|option| option == "ro");
-        let by_mount = is_read_only(options) && !is_read_only(of_system.split(' ').nth(2)?);
-        path.starts_with(&place).then_some((place.len(), by_mount))
-    });
-    // Of those at one place the last hides the others.
-    mounts
-        .max_by_key(|(length, _)| *length)
-        .is_some_and(|(_, by_mount)| by_mount)
-}
-
 /// The folder of a path, and the name there.
 fn split(path: &str) -> io::Result<(&str, &OsStr)> {
     let (parent, name) = path.rsplit_once('/').ok_or(ErrorKind::InvalidInput)?;
@@ -580,15 +553,6 @@ mod tests {
         fs::write(dir.path().join("node/etc/.piecemeal-node.1.2.tmp"), "half").unwrap();
         root.write("/etc/x", "x", &mut Vec::new()).unwrap();
         assert_eq!(root.list("/etc").unwrap(), ["x"]);
-    }
-
-    #[test]
-    fn a_mount_that_is_read_only_is_told_from_a_file_system_that_is() {
-        let table = "1 0 0:1 / / rw - overlay overlay rw\n2 1 0:2 / /host ro,relatime - ext4 /dev/a rw\n\
-                     3 2 0:2 /etc /host/etc rw - ext4 /dev/a rw\n4 2 0:3 / /host/usr ro - squashfs /dev/b ro\n";
-        let is = |path: &str| is_read_only_by_mount(table, Path::new(path));
-        assert!(is("/host/opt/x") && is("/host/etcetera"));
-        assert!(!is("/host/etc/x") && !is("/host/usr/x") && !is("/x"));
     }
 
     #[test]

@@ -72,6 +72,11 @@ impl State {
         self.files.get(path).is_some_and(|written| *written == digest(text))
     }
 
+    /// The ports of mirrors in Docker's configuration that are ours: the one that was written there, and the one of today.
+    pub(crate) fn docker_ports(&self, peer_port: u16) -> Vec<u16> {
+        self.docker_port.into_iter().chain([peer_port]).collect()
+    }
+
     /// Removes the folders that were made and are empty, the innermost first.
     pub(crate) fn remove_folders(&mut self, root: &Root) {
         let folders: Vec<String> = self.folders.iter().rev().cloned().collect();

@@ -1,13 +1,14 @@
 //! The files that a node should have: pure, out of what is on it and what was asked for.
 
 use crate::{
-    containerd::Problem,
     containers, docker,
     edit::Edit,
     hosts::{self, Hosts},
+    kind::RuntimeKind,
     names::{Registry, accelerated_name},
-    node::Settings,
-    runtimes::{Runtime, RuntimeKind},
+    problem::Problem,
+    runtime::Runtime,
+    settings::Settings,
 };
 
 /// A file that a runtime should have, and what it should say.
