@@ -1,9 +1,10 @@
 //! Editor of containerd's config.toml: adds the one missing line, marked, and takes it out again.
 //!
 //! Every other byte stays, and taking the line out gives the former text; an edit that cannot promise both is left to the
-//! administrator.
+//! administrator. The parser's spans tell where the line goes. The edit itself is one of text, since a document that is written out
+//! again would lose line ends, a byte order mark and an open last line.
 
-use toml::{Table, Value};
+use toml::{Table, de::DeTable};
 
 use crate::{containerd::Config, problem::Remedy};
 
@@ -27,9 +28,8 @@ pub(crate) fn with_remedy(current: Option<&str>, remedy: &Remedy) -> Result<Stri
         };
         text.parse::<Table>().is_ok() && read.verdict(&remedy.file, "/").problem.is_none()
     };
-    let lines: Vec<&str> = current.split_inclusive('\n').collect();
     let candidates = [
-        in_its_place(&lines, remedy),
+        in_its_place(current, remedy),
         Some(at_the_end(current, remedy, before.is_empty())),
     ];
     let good = |text: &String| is_set(text) && without_remedy(text).as_deref() == Some(current);
@@ -60,30 +60,22 @@ pub(crate) fn without_remedy(text: &str) -> Option<String> {
 }
 
 /// Instead of the empty `config_path` that containerd's own default configuration has, or as the table's first line.
-fn in_its_place(lines: &[&str], remedy: &Remedy) -> Option<String> {
-    let header = |line: &str| line.trim_start().starts_with('[').then(|| header_keys(line));
-    let wanted = header_keys(&format!("[{}]", remedy.table));
-    let start = lines.iter().position(|line| header(line).as_ref() == Some(&wanted))?;
-    let in_table = &lines[start + 1..];
-    let end = in_table
-        .iter()
-        .position(|line| header(line).is_some())
-        .unwrap_or(in_table.len());
-    let old = in_table[..end].iter().position(|line| {
-        line.trim_start()
-            .strip_prefix("config_path")
-            .is_some_and(|rest| rest.trim_start().starts_with('='))
-    });
+fn in_its_place(current: &str, remedy: &Remedy) -> Option<String> {
+    let document = DeTable::parse(current).ok()?;
+    let plugin = remedy.table.strip_prefix("plugins.")?.strip_suffix(".registry")?;
+    let plugins = document.get_ref().get("plugins")?.get_ref();
+    let table = plugins.get(plugin.trim_matches('"'))?.get_ref().get("registry")?;
+    let end_of_line = |at: usize| current[at..].find('\n').map_or(current.len(), |end| at + end + 1);
     let ours = format!("{} # {REMEDY_MARK}\n", remedy.line);
-    let mut text: Vec<String> = lines.iter().map(|line| (*line).to_owned()).collect();
-    match old {
-        Some(old) => {
-            let line = &mut text[start + 1 + old];
-            *line = format!("{REMEDY_WAS}{line}{ours}");
-        }
-        None => text[start] += &ours,
-    }
-    Some(text.concat())
+    let Some(old) = table.get_ref().get("config_path") else {
+        // The span of a table is that of its header.
+        let (before, after) = current.split_at(end_of_line(table.span().end));
+        return Some(format!("{before}{ours}{after}"));
+    };
+    let start = current[..old.span().start].rfind('\n').map_or(0, |end| end + 1);
+    let (before, line) = current.split_at(start);
+    let (line, after) = line.split_at(end_of_line(old.span().end) - start);
+    Some(format!("{before}{REMEDY_WAS}{line}{ours}{after}"))
 }
 
 fn at_the_end(current: &str, remedy: &Remedy, is_empty: bool) -> String {
@@ -102,26 +94,6 @@ fn at_the_end(current: &str, remedy: &Remedy, is_empty: bool) -> String {
         "{current}{open}{version}[{}] # {REMEDY_MARK}{note}\n{} # {REMEDY_MARK}\n",
         remedy.table, remedy.line
     )
-}
-
-/// The keys of a table's header, unquoted.
-fn header_keys(line: &str) -> Vec<String> {
-    let header = line
-        .trim()
-        .split(']')
-        .next()
-        .unwrap_or_default()
-        .trim_start_matches('[');
-    let parsed: Result<Table, _> = format!("{header} = 0").parse();
-    let mut keys = Vec::new();
-    let mut table = parsed.unwrap_or_default();
-    while let Some((key, value)) = std::mem::take(&mut table).into_iter().next() {
-        keys.push(key);
-        if let Value::Table(inner) = value {
-            table = inner;
-        }
-    }
-    keys
 }
 
 const REMEDY_MARK: &str = "added by piecemeal node";
