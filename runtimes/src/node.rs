@@ -10,7 +10,9 @@ use std::{
 };
 
 use crate::{
-    containers, cri, docker,
+    containers, cri,
+    disk::{Disk, HOSTS},
+    docker,
     edit::Edit,
     facts::Facts,
     kind::RuntimeKind,
@@ -23,8 +25,7 @@ use crate::{
     runtime::{Runtime, runtimes},
     settings::Settings,
     state::{self, State},
-    trust::trust,
-    wanted::{self, HOSTS, Look},
+    wanted,
 };
 
 /// A node, by its file system.
@@ -274,37 +275,6 @@ fn certs_dirs(facts: &Facts, state: &State) -> BTreeMap<String, RuntimeKind> {
         }
     }
     dirs
-}
-
-struct Disk<'a> {
-    root: &'a Root,
-    docker_port: Option<u16>,
-}
-
-impl Look for Disk<'_> {
-    fn folder(&self, certs_dir: &str, name: &str) -> String {
-        let other = name
-            .rsplit_once(':')
-            .map(|(host, port)| format!("{certs_dir}/{host}_{port}_"));
-        other
-            .filter(|other| self.root.exists(other))
-            .unwrap_or_else(|| format!("{certs_dir}/{name}"))
-    }
-
-    fn has_default(&self, certs_dir: &str) -> bool {
-        self.root.exists(&format!("{certs_dir}/_default/{HOSTS}"))
-    }
-
-    fn trust(&self, certs_dir: &str, name: &str) -> String {
-        let folder = self.folder(certs_dir, name);
-        let hosts = self.root.read(&format!("{folder}/{HOSTS}")).ok().flatten();
-        let theirs = hosts.filter(|text| matches!(Mark::of(text), None | Some(Mark::Shared)));
-        trust(&folder, theirs.as_deref(), &self.root.list(&folder).unwrap_or_default())
-    }
-
-    fn docker_port(&self) -> Option<u16> {
-        self.docker_port
-    }
 }
 
 /// How long another run is waited for: it may be one that restarts a runtime.

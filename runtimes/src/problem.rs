@@ -1,5 +1,7 @@
 //! Problem of a runtime: why it does not read the files that are written for it, and the remedy if one line is all that is missing.
 
+use serde::Serialize;
+
 /// Why a runtime does not read the files that are written for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Problem {
@@ -9,8 +11,8 @@ pub(crate) struct Problem {
 }
 
 /// The one line that has to be added.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Remedy {
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Remedy {
     pub file: String,
     pub table: String,
     pub line: String,

@@ -84,10 +84,9 @@ impl Root {
     /// The folder cannot be opened.
     pub(crate) fn lock(&self, patience: Duration) -> io::Result<Option<Lock>> {
         let end = Instant::now() + patience;
-        let readable = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let folder = match self.folder("/etc", None) {
-            Ok(etc) => fs::openat(etc, ".", readable, Mode::empty())?,
-            Err(_) => fs::openat(&self.top, ".", readable, Mode::empty())?,
+            Ok(etc) => readable(&etc)?,
+            Err(_) => readable(&self.top)?,
         };
         loop {
             match fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
@@ -161,14 +160,8 @@ impl Root {
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Vec::new()),
             Err(error) => return Err(error.into()),
         };
-        let readable = fs::openat(
-            &folder,
-            ".",
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
         let mut names = Vec::new();
-        for entry in fs::Dir::new(readable)? {
+        for entry in fs::Dir::new(readable(&folder)?)? {
             let name = entry?.file_name().to_string_lossy().into_owned();
             if !matches!(&*name, "." | "..") {
                 names.push(name);
@@ -381,8 +374,7 @@ fn give_away(new: &OwnedFd, old: &Stat) -> Result<(), String> {
 
 /// Removes what a crash has left. The caller has the lock, without which no other process writes.
 fn remove_leftovers(folder: &OwnedFd) -> io::Result<()> {
-    let readable = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    for entry in fs::Dir::new(fs::openat(folder, ".", readable, Mode::empty())?)? {
+    for entry in fs::Dir::new(readable(folder)?)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
         if name.starts_with(SCRATCH_START.as_bytes()) && name.ends_with(SCRATCH_END.as_bytes()) {
@@ -407,14 +399,14 @@ fn split(path: &str) -> io::Result<(&str, &OsStr)> {
     Ok((parent, OsStr::new(name)))
 }
 
+/// A folder that was opened only as a place, to be listed, locked or synced.
+fn readable(folder: &OwnedFd) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    fs::openat(folder, ".", flags, Mode::empty())
+}
+
 fn sync_folder(folder: &OwnedFd) -> io::Result<()> {
-    let readable = fs::openat(
-        folder,
-        ".",
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    Ok(fs::fsync(readable)?)
+    Ok(fs::fsync(readable(folder)?)?)
 }
 
 /// For looking up names in a folder, which needs no right to list it.
