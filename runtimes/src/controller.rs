@@ -10,10 +10,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use prometheus_client::{
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
-    registry::Registry,
-};
+use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio::{
     task::{JoinHandle, spawn_blocking},
@@ -24,6 +21,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     kind::RuntimeKind,
+    metrics::Metrics,
     names::{Names, Upstream, registries},
     node::{Node, NodeError},
     report::{FileReport, Outcome, Report, RuntimeReport},
@@ -117,14 +115,6 @@ struct Last {
     problem: Option<String>,
 }
 
-#[derive(Clone, Debug, Default)]
-struct Metrics {
-    ready: Family<[(&'static str, &'static str); 1], Gauge>,
-    files: Gauge,
-    repairs: Counter,
-    errors: Counter,
-}
-
 impl Controller {
     /// Installs once, and starts the loop.
     ///
@@ -160,25 +150,7 @@ impl Controller {
     }
 
     pub fn register_metrics(&self, registry: &mut Registry) {
-        let Metrics {
-            ready,
-            files,
-            repairs,
-            errors,
-        } = self.metrics.clone();
-        let registry = registry.sub_registry_with_prefix("piecemeal_node");
-        registry.register(
-            "runtime_ready",
-            "Whether a runtime reads the files that are written for it",
-            ready,
-        );
-        registry.register("files", "Files of node set-up on the node", files);
-        registry.register(
-            "repairs",
-            "Files that were repaired after another program changed or removed them",
-            repairs,
-        );
-        registry.register("errors", "Checks of the node that ended with an error", errors);
+        self.metrics.clone().register(registry);
     }
 
     /// Each runtime with its problem if it has one.
@@ -283,24 +255,6 @@ impl Reconciler {
             }
         }
         last.problem = problem;
-    }
-}
-
-impl Metrics {
-    fn take(&self, report: &Report) {
-        for runtime in &report.runtimes {
-            let labels = [("runtime", runtime.runtime.name())];
-            if runtime.aside.is_some() {
-                // A runtime that is left out on purpose must raise no alert.
-                self.ready.remove(&labels);
-            } else {
-                self.ready.get_or_create(&labels).set(runtime.ready.into());
-            }
-        }
-        let is_there = |outcome| matches!(outcome, Outcome::Unchanged | Outcome::Written | Outcome::Restored);
-        let files = report.files.iter().filter(|file| is_there(file.outcome)).count();
-        self.files.set(i64::try_from(files).unwrap_or(i64::MAX));
-        self.repairs.inc_by(report.repairs);
     }
 }
 

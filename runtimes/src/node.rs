@@ -17,6 +17,7 @@ use crate::{
     facts::Facts,
     kind::RuntimeKind,
     listeners::listeners,
+    lock::lock,
     mark::Mark,
     report::{Report, RuntimeReport, Standing, Status, StatusFile},
     restart::{self, Restart},
@@ -208,7 +209,7 @@ impl Node {
 
     /// Waits for runs that others have begun.
     pub(crate) fn begin(&self, patience: Duration) -> Result<Run<'_>, NodeError> {
-        let lock = self.root.lock(patience).map_err(NodeError::Lock)?;
+        let lock = lock(&self.root, patience).map_err(NodeError::Lock)?;
         Ok(Run::new(&self.root, lock.ok_or(NodeError::Busy)?))
     }
 

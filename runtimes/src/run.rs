@@ -11,12 +11,14 @@ use crate::{
     docker,
     edit::Edit,
     kind::RuntimeKind,
+    lock::Lock,
     mark::Mark,
     mounts::is_read_only_by_mount,
     problem::Problem,
     processes,
+    replace::replace,
     report::{FileReport, Outcome, Report},
-    root::{Lock, Root, Seen, Stamp},
+    root::{Root, Seen, Stamp},
     runtime::Runtime,
     settings::Settings,
     state::{self, State},
@@ -131,7 +133,7 @@ impl<'a> Run<'a> {
             return Ok((Outcome::Left, Some(LINK.to_owned())));
         }
         let mut made = Vec::new();
-        let written = self.root.replace(path, text, seen, &mut made);
+        let written = replace(self.root, path, text, seen, &mut made);
         self.state.folders.extend(made);
         match written {
             Ok(note) => {

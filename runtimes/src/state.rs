@@ -11,7 +11,7 @@ use std::{
 use piecemeal_proto::Digest;
 use serde::{Deserialize, Serialize};
 
-use crate::root::Root;
+use crate::{replace::write, root::Root};
 
 pub(crate) const FILE: &str = "/etc/piecemeal/node-state.json";
 const FOLDER: &str = "/etc/piecemeal";
@@ -61,7 +61,7 @@ impl State {
         root.make_folder(FOLDER, &mut made)?;
         self.folders.extend(made);
         let text = serde_json::to_string_pretty(&self).map_err(io::Error::other)?;
-        root.write(FILE, &format!("{text}\n"), &mut Vec::new())
+        write(root, FILE, &format!("{text}\n"), &mut Vec::new())
     }
 
     pub(crate) fn wrote(&mut self, path: &str, text: &str) {

@@ -6,6 +6,7 @@ use super::machine::{ACCELERATED, CONFIG, Machine, ORIGINAL, READY, settings};
 use crate::{
     containers,
     edit::Edit,
+    lock::lock,
     names::Names,
     node::NodeError,
     report::{Outcome, Standing},
@@ -204,7 +205,7 @@ fn what_cannot_be_read_stops_neither_other_runtimes_nor_the_way_back() {
 #[test]
 fn a_second_run_at_the_same_time_is_refused_after_a_while() {
     let machine = Machine::new(&[(CONFIG, READY)]);
-    let lock = machine.node.root.lock(Duration::ZERO).unwrap().expect("it is free");
+    let lock = lock(&machine.node.root, Duration::ZERO).unwrap().expect("it is free");
     assert!(
         machine
             .node
