@@ -1,4 +1,4 @@
-//! Keeper of the webhook's certificate: renews it in time, and publishes its CA to the API servers.
+//! Reconciler of the webhook's certificate: renews it in time, and publishes its CA to the API servers.
 
 use std::{
     path::{Path, PathBuf},
@@ -43,9 +43,9 @@ pub enum CertificateSource {
     Files(PathBuf),
 }
 
-/// Keeper of the certificate of one webhook.
+/// Reconciler of the certificate of one webhook.
 #[derive(Clone)]
-pub(crate) struct Keeper {
+pub(crate) struct CertificateReconciler {
     pub cluster: Cluster,
     pub source: CertificateSource,
     pub namespace: String,
@@ -92,7 +92,7 @@ enum KeepError {
     Waiting(String),
 }
 
-impl Keeper {
+impl CertificateReconciler {
     /// Until told to stop.
     pub(crate) async fn run(self, shown: Shown, stop: CancellationToken) {
         let mut memory = Memory::default();
