@@ -220,20 +220,20 @@ impl CopyReconciler {
         if copies.is_empty() && needed.is_empty() {
             return Ok(false);
         }
-        // One that cannot be tended does not keep the others from being tended.
-        let mut tended = Ok(true);
+        // A copy that fails holds up no other copy.
+        let mut reconciled = Ok(true);
         for copy in &copies {
             let wanted = needed.remove(copy["metadata"]["name"].as_str().unwrap_or_default());
-            tended = self.tend_one(namespace, copy, wanted).await.and(tended);
+            reconciled = self.reconcile_one(namespace, copy, wanted).await.and(reconciled);
         }
         for (name, missing) in needed {
-            tended = self.bring_back(namespace, &name, &missing).await.and(tended);
+            reconciled = self.bring_back(namespace, &name, &missing).await.and(reconciled);
         }
-        tended
+        reconciled
     }
 
     /// `wanted`: what the pods need it for that name it.
-    async fn tend_one(&self, namespace: &str, copy: &Value, wanted: Option<Missing>) -> Result<(), ClusterError> {
+    async fn reconcile_one(&self, namespace: &str, copy: &Value, wanted: Option<Missing>) -> Result<(), ClusterError> {
         let source = source_of(copy).unwrap_or_default();
         let path = core_path(
             namespace,
