@@ -13,7 +13,7 @@ mod watched;
 
 pub use clients::{Clients, bind};
 pub use gate::{Gate, Slot, descriptors_max};
-pub use sendfile::{EXTENT_BYTES_MAX, Outlet};
+pub use sendfile::{EXTENT_BYTES_MAX, SendfileQueue};
 pub use serve::{Greet, Limits, serve_http};
 pub use slots::{Admitted, Block, Expired, Policy, Share, SlotId, Slots};
 pub use watched::Watched;

@@ -32,21 +32,21 @@ const EXTENT_BYTES_MIN: u64 = 32 * 1024;
 /// The memory that stand-ins are slices of.
 static BLANK: [u8; EXTENT_BYTES_MAX] = [0; EXTENT_BYTES_MAX];
 
-/// The way out of one connection. Bodies put in what the connection sends, in the same order. Cheap to clone.
+/// Queue of the parts of files that one connection sends, in the order in which its bodies yield them. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Outlet(Arc<Mutex<VecDeque<Extent>>>);
+pub struct SendfileQueue(Arc<Mutex<VecDeque<Extent>>>);
 
 /// A part of a file that is sent in place of a stand-in.
 struct Extent {
     /// What is left to be sent of it.
     bytes: u64,
-    send: SendFile,
+    send: SendExtent,
 }
 
 /// Sends at most so many bytes of what is next to a socket; 0: the file has no more.
-type SendFile = Box<dyn FnMut(BorrowedFd<'_>, usize) -> io::Result<usize> + Send>;
+type SendExtent = Box<dyn FnMut(BorrowedFd<'_>, usize) -> io::Result<usize> + Send>;
 
-impl Outlet {
+impl SendfileQueue {
     /// Whether so many bytes are worth sending from their file.
     pub fn takes(&self, bytes: u64) -> bool {
         bytes >= EXTENT_BYTES_MIN
@@ -76,21 +76,21 @@ fn is_stand_in(slice: &[u8]) -> bool {
 }
 
 /// A connection that sends files for their stand-ins.
-pub(super) struct OutletStream {
+pub(super) struct SendfileStream {
     stream: TcpStream,
-    outlet: Outlet,
+    sendfile: SendfileQueue,
 }
 
-impl OutletStream {
-    pub(super) fn new(stream: TcpStream, outlet: Outlet) -> Self {
-        Self { stream, outlet }
+impl SendfileStream {
+    pub(super) fn new(stream: TcpStream, sendfile: SendfileQueue) -> Self {
+        Self { stream, sendfile }
     }
 
     /// Sends at most `bytes_max` bytes of the extent whose turn it is.
     fn poll_send(&self, cx: &mut Context<'_>, bytes_max: usize) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.stream.poll_write_ready(cx))?;
-            let mut queue = self.outlet.0.lock();
+            let mut queue = self.sendfile.0.lock();
             let Some(extent) = queue.front_mut() else {
                 return Poll::Ready(Err(io::Error::other(
                     "a stand-in was written for which there is no file",
@@ -116,13 +116,13 @@ impl OutletStream {
     }
 }
 
-impl AsyncRead for OutletStream {
+impl AsyncRead for SendfileStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
-impl AsyncWrite for OutletStream {
+impl AsyncWrite for SendfileStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if is_stand_in(bytes) {
             self.poll_send(cx, bytes.len())

@@ -30,7 +30,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::{Gate, Outlet, Policy, Share, Slot, Watched, descriptors_max, sendfile::OutletStream};
+use crate::{Gate, Policy, SendfileQueue, Share, Slot, Watched, descriptors_max, sendfile::SendfileStream};
 
 /// What a listener allows.
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +68,7 @@ impl Greet for () {
 /// Serves until `stop`, then lets the answers that are under way end.
 ///
 /// Requests carry their sender's address as [`ConnectInfo`], their connection's [`Slot`], and over a plain connection its
-/// [`Outlet`].
+/// [`SendfileQueue`].
 pub async fn serve_http<G: Greet>(
     listener: TcpListener,
     greet: G,
@@ -170,9 +170,9 @@ async fn take<G: Greet>(
                 return Ok(());
             };
             readable?;
-            let outlet = Outlet::default();
-            let stream = OutletStream::new(stream, outlet.clone());
-            Box::pin(speak(stream, remote, slot, Some(outlet), router, stop)).await
+            let sendfile = SendfileQueue::default();
+            let stream = SendfileStream::new(stream, sendfile.clone());
+            Box::pin(speak(stream, remote, slot, Some(sendfile), router, stop)).await
         }
         stream @ SiteStream::Tls(_) => Box::pin(speak(stream, remote, slot, None, router, stop)).await,
     };
@@ -183,11 +183,11 @@ async fn speak(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     remote: SocketAddr,
     slot: Slot,
-    outlet: Option<Outlet>,
+    sendfile: Option<SendfileQueue>,
     router: Router,
     stop: CancellationToken,
 ) -> Result<(), hyper::Error> {
-    let buffer_bytes = if outlet.is_some() {
+    let buffer_bytes = if sendfile.is_some() {
         WRITE_BUFFER_BYTES
     } else {
         COPY_BUFFER_BYTES
@@ -199,8 +199,8 @@ async fn speak(
         let busy = Busy(slot.clone());
         request.extensions_mut().insert(ConnectInfo(remote));
         request.extensions_mut().insert(slot.clone());
-        if let Some(outlet) = &outlet {
-            request.extensions_mut().insert(outlet.clone());
+        if let Some(sendfile) = &sendfile {
+            request.extensions_mut().insert(sendfile.clone());
         }
         let answered = router.call(request);
         async move {
@@ -212,7 +212,7 @@ async fn speak(
         // The gate closes late connections.
         .header_read_timeout(None)
         .max_buf_size(buffer_bytes)
-        // Slices are handed on, never put together: an outlet depends on it.
+        // Slices are handed on, never put together: sendfile depends on it.
         .writev(true)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);

@@ -1,4 +1,4 @@
-//! HTTP outlets: the bytes that leave by one are those of its file, whatever else goes out over the same connection.
+//! Sending files over HTTP: the bytes that leave are those of the file, whatever else goes out over the same connection.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -7,7 +7,7 @@ use std::{net::SocketAddr, time::Duration};
 use axum::{Extension, Router, body::Body, extract::Path, response::Response, routing::get};
 use bytes::Bytes;
 use futures_util::stream;
-use piecemeal_http::{EXTENT_BYTES_MAX, Limits, Outlet, Share, serve_http};
+use piecemeal_http::{EXTENT_BYTES_MAX, Limits, SendfileQueue, Share, serve_http};
 use piecemeal_proto::{Digest, PieceMap};
 use piecemeal_store::{Blob, Env, Store, StoreConfig};
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
@@ -48,19 +48,19 @@ async fn world() -> World {
     let mut content = vec![0; BLOB_BYTES];
     StdRng::seed_from_u64(1).fill_bytes(&mut content);
     let blob = publish(&store, &content).await;
-    let answer = move |Path(seed): Path<u64>, Extension(outlet): Extension<Outlet>| {
+    let answer = move |Path(seed): Path<u64>, Extension(sendfile): Extension<SendfileQueue>| {
         let blob = blob.clone();
         async move {
             let cuts = cuts(seed);
             let length: u64 = cuts.iter().map(|range| range.end - range.start).sum();
             let parts = stream::unfold(cuts.into_iter(), move |mut cuts| {
-                let (blob, outlet) = (blob.clone(), outlet.clone());
+                let (blob, sendfile) = (blob.clone(), sendfile.clone());
                 async move {
                     let range = cuts.next()?;
                     let frame = if range.start.is_multiple_of(2) {
                         let mut extent = blob.extent(range).unwrap().unwrap();
                         extent.make_resident().await.unwrap();
-                        outlet.stand_in(extent.len(), move |socket, bytes_max| extent.send_to(socket, bytes_max))
+                        sendfile.stand_in(extent.len(), move |socket, bytes_max| extent.send_to(socket, bytes_max))
                     } else {
                         blob.read(range).await.unwrap()
                     };

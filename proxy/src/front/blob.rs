@@ -9,7 +9,7 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::stream;
-use piecemeal_http::Outlet;
+use piecemeal_http::SendfileQueue;
 use piecemeal_proto::Digest;
 use piecemeal_store::{CheckedBlob, Extent, ReadBlobError};
 use tracing::debug;
@@ -33,7 +33,7 @@ enum Source {
 /// How the bytes of a body go out.
 pub(super) struct Delivery {
     /// The connection's, unless it has TLS.
-    pub(super) outlet: Option<Outlet>,
+    pub(super) sendfile: Option<SendfileQueue>,
     /// The budget of bytes that are read into memory.
     pub(super) budget: Budget,
     pub(super) client: Option<IpAddr>,
@@ -198,12 +198,12 @@ impl Delivery {
 
     /// What goes out next, for the beginning of `range`.
     async fn next(&self, source: &mut Source, range: &Range<u64>) -> Result<Bytes, ReadBlobError> {
-        if let Some(outlet) = &self.outlet
-            && outlet.takes(range.end - range.start)
+        if let Some(sendfile) = &self.sendfile
+            && sendfile.takes(range.end - range.start)
             && let Some(extent) = source.extent(range.clone()).await?
         {
             extent.make_resident().await?;
-            return Ok(stand_in(outlet, extent));
+            return Ok(stand_in(sendfile, extent));
         }
         // Room is taken for bytes that are there: a stream that waits for bytes holds none.
         source.ready(range.start).await?;
@@ -215,6 +215,6 @@ impl Delivery {
 }
 
 /// What the body yields for a part of a file, which leaves from where it lies.
-fn stand_in(outlet: &Outlet, mut extent: Extent) -> Bytes {
-    outlet.stand_in(extent.len(), move |socket, bytes_max| extent.send_to(socket, bytes_max))
+fn stand_in(sendfile: &SendfileQueue, mut extent: Extent) -> Bytes {
+    sendfile.stand_in(extent.len(), move |socket, bytes_max| extent.send_to(socket, bytes_max))
 }

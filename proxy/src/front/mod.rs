@@ -28,7 +28,7 @@ pub use name::UpstreamNames;
 #[cfg(any(test, fuzzing))]
 pub(crate) use range::{Asked, asked};
 
-use piecemeal_http::{Outlet, Slot};
+use piecemeal_http::{SendfileQueue, Slot};
 use piecemeal_proto::NodeId;
 
 use crate::{
@@ -80,7 +80,7 @@ pub fn front_router(front: Arc<Front>) -> Router {
 
 async fn serve(
     State((front, budget)): State<(Arc<Front>, Budget)>,
-    outlet: Option<Extension<Outlet>>,
+    sendfile: Option<Extension<SendfileQueue>>,
     slot: Option<Extension<Slot>>,
     client: Option<Extension<ConnectInfo<SocketAddr>>>,
     method: Method,
@@ -88,7 +88,7 @@ async fn serve(
     headers: HeaderMap,
 ) -> Response<Body> {
     let connection = Connection {
-        outlet: outlet.map(|Extension(outlet)| outlet),
+        sendfile: sendfile.map(|Extension(sendfile)| sendfile),
         slot: slot.map(|Extension(slot)| slot),
         client: client.map(|Extension(ConnectInfo(address))| address.ip()),
         budget,
@@ -101,7 +101,7 @@ async fn serve(
 
 /// What is known of the connection that a request came over.
 struct Connection {
-    outlet: Option<Outlet>,
+    sendfile: Option<SendfileQueue>,
     slot: Option<Slot>,
     client: Option<IpAddr>,
     budget: Budget,
@@ -179,7 +179,7 @@ impl Front {
                 Ok(open) => {
                     let local = matches!(open, OpenBlob::Complete(_));
                     let delivery = Delivery {
-                        outlet: connection.outlet,
+                        sendfile: connection.sendfile,
                         budget: connection.budget,
                         client: connection.client,
                         suspicions: self.suspicions.clone(),

@@ -7,7 +7,7 @@ use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
-use piecemeal_http::Outlet;
+use piecemeal_http::SendfileQueue;
 use piecemeal_store::ReadBlobError;
 use tokio::time::{Duration, timeout};
 use tracing::debug;
@@ -26,7 +26,7 @@ pub(super) struct PieceBody {
     /// Bytes found and not yet sent.
     pub(super) ready: Part,
     /// The connection's, where it has one.
-    pub(super) outlet: Option<Outlet>,
+    pub(super) sendfile: Option<SendfileQueue>,
     /// Where in the blob reading goes on.
     pub(super) position: u64,
     #[expect(
@@ -56,7 +56,7 @@ impl PieceBody {
             let late = |_| ReadPieceError::Missing { piece };
             timeout(patience, self.content.wait(piece)).await.map_err(late)??;
         }
-        let part = self.content.read(piece, self.position, self.outlet.as_ref()).await?;
+        let part = self.content.read(piece, self.position, self.sendfile.as_ref()).await?;
         if part.is_empty() {
             return Err(ReadPieceError::Missing { piece });
         }
@@ -88,6 +88,6 @@ impl PieceBody {
         let bytes = usize::try_from(slice.len()).expect("a slice is small");
         self.limiter.take(bytes).await;
         (self.served)(slice.len());
-        Ok(Some(slice.frame(self.outlet.as_ref())))
+        Ok(Some(slice.frame(self.sendfile.as_ref())))
     }
 }

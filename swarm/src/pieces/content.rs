@@ -1,6 +1,6 @@
 //! Content of the piece port: a complete blob, under any requested fill id, or a live fill under its own id.
 
-use piecemeal_http::{EXTENT_BYTES_MAX, Outlet};
+use piecemeal_http::{EXTENT_BYTES_MAX, SendfileQueue};
 use piecemeal_proto::{Digest, FillId, PieceHash, PieceMap};
 use piecemeal_store::{Blob, Extent, Filling, ReadBlobError, Store, StoreError};
 
@@ -55,10 +55,15 @@ impl Content {
     }
 
     /// The bytes of `piece` from byte `position` of the blob, at most to the piece's end. Empty when the piece is not here.
-    /// With an outlet, bytes stay in their file where that is possible.
-    pub(super) async fn read(&self, piece: u32, position: u64, outlet: Option<&Outlet>) -> Result<Part, ReadBlobError> {
+    /// With a sendfile queue, bytes stay in their file where that is possible.
+    pub(super) async fn read(
+        &self,
+        piece: u32,
+        position: u64,
+        sendfile: Option<&SendfileQueue>,
+    ) -> Result<Part, ReadBlobError> {
         let range = self.map().range(piece);
-        if outlet.is_some_and(|outlet| outlet.takes(range.end - position))
+        if sendfile.is_some_and(|sendfile| sendfile.takes(range.end - position))
             && let Some(extent) = self.extent(piece, position)?
         {
             extent.make_resident().await?;

@@ -1,7 +1,7 @@
 //! Some of a piece on its way out: bytes that were read, or the place in a file where they lie.
 
 use bytes::Bytes;
-use piecemeal_http::Outlet;
+use piecemeal_http::SendfileQueue;
 use piecemeal_store::Extent;
 
 pub(super) enum Part {
@@ -32,13 +32,13 @@ impl Part {
     }
 
     /// What a body yields for it.
-    pub(super) fn frame(self, outlet: Option<&Outlet>) -> Bytes {
-        match (self, outlet) {
+    pub(super) fn frame(self, sendfile: Option<&SendfileQueue>) -> Bytes {
+        match (self, sendfile) {
             (Self::Bytes(bytes), _) => bytes,
-            (Self::Extent(mut extent), Some(outlet)) => {
-                outlet.stand_in(extent.len(), move |socket, bytes_max| extent.send_to(socket, bytes_max))
+            (Self::Extent(mut extent), Some(sendfile)) => {
+                sendfile.stand_in(extent.len(), move |socket, bytes_max| extent.send_to(socket, bytes_max))
             }
-            (Self::Extent(_), None) => unreachable!("without an outlet every part is read"),
+            (Self::Extent(_), None) => unreachable!("without a sendfile queue every part is read"),
         }
     }
 }

@@ -14,7 +14,7 @@ use axum::{
 };
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
-use piecemeal_http::{Outlet, Share, Slot};
+use piecemeal_http::{SendfileQueue, Share, Slot};
 use piecemeal_proto::{AuthorityPublic, CheckTokenError, Digest, FillId, Grant, NodeId, PIECE_COUNT_MAX, Ticket};
 use piecemeal_store::{Store, StoreError};
 use tokio::time::Duration;
@@ -69,7 +69,7 @@ async fn serve(
     State(served): State<Arc<Served>>,
     Path((digest, fill, pieces)): Path<(String, String, String)>,
     remote: Option<Extension<ConnectInfo<SocketAddr>>>,
-    outlet: Option<Extension<Outlet>>,
+    sendfile: Option<Extension<SendfileQueue>>,
     slot: Option<Extension<Slot>>,
     headers: HeaderMap,
 ) -> Result<Response, ServePiecesError> {
@@ -87,10 +87,10 @@ async fn serve(
         Some(address) => served.port.limiter.for_address(address),
         None => served.port.limiter.clone(),
     };
-    let outlet = outlet.map(|Extension(outlet)| outlet);
+    let sendfile = sendfile.map(|Extension(sendfile)| sendfile);
     served
         .port
-        .answer(&asked, admitted.may_wait, limiter, outlet, upload)
+        .answer(&asked, admitted.may_wait, limiter, sendfile, upload)
         .await
 }
 
@@ -172,7 +172,7 @@ impl PiecePort {
         asked: &Asked,
         may_wait: bool,
         limiter: Limiter,
-        outlet: Option<Outlet>,
+        sendfile: Option<SendfileQueue>,
         upload: Upload,
     ) -> Result<Response, ServePiecesError> {
         let content = Content::find(&self.store, &asked.digest, asked.fill)
@@ -194,7 +194,7 @@ impl PiecePort {
             limiter,
             served: Arc::clone(&self.served),
             ready: Part::Bytes(Bytes::new()),
-            outlet,
+            sendfile,
             position: start,
             upload,
         };
