@@ -19,7 +19,6 @@ use crate::{
     clock::Age,
     fill::Fill,
     index::{Durability, Progress, blobs, names, partials},
-    lock::locked,
     store::Shared,
 };
 
@@ -83,7 +82,7 @@ impl Shared {
     pub(crate) fn batch_if_due(&self) {
         let now = self.clock.monotonic();
         let due = {
-            let state = locked(&self.state);
+            let state = self.state.lock();
             let waited = now.saturating_sub(state.batched_at);
             let has_progress = || state.live.values().any(|live| live.fill.has_unsaved());
             waited >= TOUCHED_INTERVAL
@@ -110,7 +109,7 @@ impl Shared {
     }
 
     fn take_batch(&self) -> Batch {
-        let mut state = locked(&self.state);
+        let mut state = self.state.lock();
         state.batched_at = self.clock.monotonic();
         let touched = std::mem::take(&mut state.touched);
         let blobs = touched
@@ -153,7 +152,7 @@ impl Shared {
         for (fill, progress) in batch.fills {
             fill.give_back_unsaved(progress);
         }
-        let mut state = locked(&self.state);
+        let mut state = self.state.lock();
         // Bounded even while the index fails: last uses beyond that are forgotten.
         if state.touched.len() < TOUCHED_MAX {
             state.touched.blobs.extend(batch.touched.blobs);
@@ -171,7 +170,8 @@ impl Shared {
 
     /// Forgets the fillings without a handle whose pieces are in the index; they wait on disk to be resumed.
     fn retire(&self) {
-        locked(&self.state)
+        self.state
+            .lock()
             .live
             .retain(|_, live| live.handle.strong_count() > 0 || live.fill.has_unsaved());
     }

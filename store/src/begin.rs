@@ -17,7 +17,6 @@ use crate::{
     gate::GateGuard,
     handle::{Handle, Held, Pin},
     index::{Durability, PartialRow, partials},
-    lock::locked,
     quota::Kind,
     store::{Live, Shared},
     tail::Tail,
@@ -76,7 +75,7 @@ impl Store {
 
 impl Shared {
     fn note_trouble(&self, map: PieceMap, begun: &Result<Filling, BeginFillError>) {
-        let mut state = locked(&self.state);
+        let mut state = self.state.lock();
         let fits = state.limits.quota_bytes.is_none_or(|quota| map.blob_bytes() <= quota);
         state.trouble = match begun {
             Err(error @ (BeginFillError::NoSpace { .. } | BeginFillError::Io(_) | BeginFillError::Index(_)))
@@ -90,7 +89,7 @@ impl Shared {
     }
 
     fn held(&self, digest: &Digest) -> Option<Arc<Handle>> {
-        let handle = locked(&self.state).live.get(digest)?.handle.upgrade()?;
+        let handle = self.state.lock().live.get(digest)?.handle.upgrade()?;
         handle.fill.is_open().then_some(handle)
     }
 
@@ -100,7 +99,7 @@ impl Shared {
         map: PieceMap,
         id: Option<FillId>,
     ) -> Result<Option<Filling>, BeginFillError> {
-        let kind = locked(&self.state).ledger.get(digest).map(|entry| entry.kind);
+        let kind = self.state.lock().ledger.get(digest).map(|entry| entry.kind);
         if kind == Some(Kind::Blob) {
             return Err(BeginFillError::AlreadyComplete);
         }
@@ -120,7 +119,7 @@ impl Shared {
             return Ok(filling);
         }
         // Without a handle, but still in memory: as good as new.
-        let resting = locked(&self.state).live.get(digest).map(|live| Arc::clone(&live.fill));
+        let resting = self.state.lock().live.get(digest).map(|live| Arc::clone(&live.fill));
         if let Some(fill) = resting
             && fill.is_open()
             && fill.suits(map, id)
@@ -142,7 +141,7 @@ impl Shared {
         id: Option<FillId>,
     ) -> Result<Option<Filling>, BeginFillError> {
         let digest = gate.digest();
-        if locked(&self.state).ledger.get(digest).is_none() {
+        if self.state.lock().ledger.get(digest).is_none() {
             return Ok(None);
         }
         let Some(row) = self.index.partial(digest)? else {
@@ -168,7 +167,7 @@ impl Shared {
                 partials::drop_pieces(transaction, row.id, &torn)
             })?;
         }
-        let reserving = locked(&self.reserving);
+        let reserving = self.reserving.lock();
         self.make_room(&reserving, 0, fill.missing_bytes(), &mut Swept::default())
             .map_err(|error| no_room(error, fill.missing_bytes()))?;
         Ok(Some(self.attach(Arc::new(fill))))
@@ -189,11 +188,12 @@ impl Shared {
     fn start(self: &Arc<Self>, gate: &GateGuard, map: PieceMap, id: FillId) -> Result<Filling, BeginFillError> {
         let digest = gate.digest();
         // Until the fill is attached, only this lock reserves the space that it has still to write.
-        let reserving = locked(&self.reserving);
+        let reserving = self.reserving.lock();
         self.make_room(&reserving, map.blob_bytes(), map.blob_bytes(), &mut Swept::default())
             .map_err(|error| no_room(error, map.blob_bytes()))?;
         let now = self.now();
-        locked(&self.state)
+        self.state
+            .lock()
             .ledger
             .insert(*digest, Kind::Partial, map.blob_bytes(), now);
         match self.make_partial(digest, map, id) {
@@ -221,7 +221,7 @@ impl Shared {
     fn attach(self: &Arc<Self>, fill: Arc<Fill>) -> Filling {
         let digest = *fill.digest();
         let now = self.now();
-        let mut state = locked(&self.state);
+        let mut state = self.state.lock();
         if state.ledger.get(&digest).is_none() {
             state.ledger.insert(digest, Kind::Partial, fill.map().blob_bytes(), now);
         }
@@ -264,7 +264,7 @@ impl Shared {
                 fill,
                 handle: Arc::downgrade(&handle),
             };
-            locked(&self.state).live.insert(digest, live);
+            self.state.lock().live.insert(digest, live);
         }
         Filling::new(handle)
     }

@@ -18,7 +18,6 @@ use crate::{
     gate::GateGuard,
     handle::Pin,
     index::{BlobRow, Durability, Progress, blobs, partials},
-    lock::locked,
     quota::{Generation, Kind},
     store::Shared,
 };
@@ -136,7 +135,7 @@ impl Shared {
     /// Pins a complete blob and counts a use.
     pub(crate) fn pin_blob(self: &Arc<Self>, digest: &Digest) -> Option<Pin> {
         let now = self.now();
-        let mut state = locked(&self.state);
+        let mut state = self.state.lock();
         state.ledger.get(digest).filter(|entry| entry.kind == Kind::Blob)?;
         let generation = state.ledger.pin(digest)?;
         state.ledger.touch(digest, now);
@@ -147,7 +146,7 @@ impl Shared {
 
     /// Pins a complete blob, and leaves its last use as it is.
     pub(crate) fn pin_unused(self: &Arc<Self>, digest: &Digest) -> Option<Pin> {
-        let mut state = locked(&self.state);
+        let mut state = self.state.lock();
         state.ledger.get(digest).filter(|entry| entry.kind == Kind::Blob)?;
         let generation = state.ledger.pin(digest)?;
         drop(state);
@@ -176,7 +175,9 @@ impl Shared {
     /// the rest.
     fn discard_damaged(&self, gate: &GateGuard, generation: Generation) -> io::Result<()> {
         let digest = gate.digest();
-        let same = locked(&self.state)
+        let same = self
+            .state
+            .lock()
             .ledger
             .get(digest)
             .is_some_and(|entry| entry.generation == generation);
@@ -209,7 +210,9 @@ impl Shared {
             Err(error) => return Err(error.into()),
         }
         // Finding it damaged does not count as a use.
-        let used = locked(&self.state)
+        let used = self
+            .state
+            .lock()
             .ledger
             .get(digest)
             .map_or_else(|| self.now(), |entry| entry.used);
@@ -224,7 +227,8 @@ impl Shared {
             partials::save(transaction, id, &progress, used)
         })?;
         self.files.rename(&blob, &partial)?;
-        locked(&self.state)
+        self.state
+            .lock()
             .ledger
             .insert(*digest, Kind::Partial, row.map.blob_bytes(), used);
         // A send without receivers is no error.

@@ -11,7 +11,6 @@ use crate::{
     IndexError, Repository, Store, StoreError, Swept,
     clock::Age,
     index::{Durability, catalog, names},
-    lock::locked,
     quota::Kind,
     store::Shared,
 };
@@ -122,7 +121,7 @@ impl Store {
 
     /// How much of a blob is here. Asks neither the index nor the disk.
     pub fn presence(&self, digest: &Digest) -> Presence {
-        let state = locked(&self.shared.state);
+        let state = self.shared.state.lock();
         match state.ledger.get(digest) {
             Some(entry) if entry.kind == Kind::Blob => Presence::Complete {
                 blob_bytes: entry.bytes,
@@ -166,7 +165,7 @@ impl Shared {
         let verified: HashMap<Digest, Age> = index.all_verified()?.into_iter().collect();
         let landed: HashMap<Digest, u64> = index.all_partial_bytes()?.into_iter().collect();
         let (tags, sources) = (tags.collect(), index.all_sources()?);
-        let entries = locked(&self.state).ledger.all();
+        let entries = self.state.lock().ledger.all();
         let blobs = entries.into_iter().map(|(digest, entry)| {
             let is_complete = entry.kind == Kind::Blob;
             let landed = landed.get(&digest).copied().unwrap_or(0);
@@ -196,7 +195,7 @@ impl Shared {
                 in_use.push(*digest);
                 continue;
             };
-            let mut state = locked(&self.state);
+            let mut state = self.state.lock();
             if state.ledger.kind(digest).is_none() {
                 continue;
             }
@@ -206,7 +205,7 @@ impl Shared {
                 in_use.push(*digest);
             }
         }
-        let stay = |gate: &crate::gate::GateGuard| locked(&self.state).ledger.stop_leaving(gate.digest());
+        let stay = |gate: &crate::gate::GateGuard| self.state.lock().ledger.stop_leaving(gate.digest());
         if !in_use.is_empty() {
             leaving.iter().for_each(stay);
             return Err(RemoveContentError::InUse(in_use));
@@ -243,7 +242,7 @@ impl Shared {
             Ok(())
         });
         // Also after an error: the rows may be gone all the same.
-        locked(&self.known).changed();
+        self.known.lock().changed();
         written
     }
 }

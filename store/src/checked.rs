@@ -5,16 +5,11 @@
 //! reader holds one small buffer, however large its pieces are, and notices a file that changes in between. A piece that was
 //! found good, in a file that was not written to since, is not verified again for a while.
 
-use std::{
-    io,
-    num::NonZeroUsize,
-    ops::Range,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{io, num::NonZeroUsize, ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use lru::LruCache;
+use parking_lot::Mutex;
 use piecemeal_proto::{Algorithm, Digest};
 use tracing::warn;
 
@@ -24,7 +19,6 @@ use crate::{
     blocking::blocking,
     files::{FileStamp, OpenFile},
     fill::read_range,
-    lock::locked,
 };
 
 /// The size of a block, in bytes.
@@ -58,13 +52,14 @@ impl Default for GoodPieces {
 
 impl GoodPieces {
     fn has(&self, digest: &Digest, piece: u32, stamp: FileStamp, now: Duration) -> bool {
-        locked(&self.0)
+        self.0
+            .lock()
             .get(&(*digest, piece))
             .is_some_and(|&(then, at)| then == stamp && now.saturating_sub(at) < GOOD_FOR)
     }
 
     fn note(&self, digest: &Digest, piece: u32, stamp: FileStamp, now: Duration) {
-        locked(&self.0).put((*digest, piece), (stamp, now));
+        self.0.lock().put((*digest, piece), (stamp, now));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::{Store, lock::locked};
+use crate::Store;
 
 /// All counters at one moment. Counters of events start with the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,7 +55,7 @@ impl Store {
     pub fn counts(&self) -> Counts {
         let (shared, counters) = (&self.shared, &self.shared.counters);
         let free_bytes = shared.files.free_bytes(shared.layout.dir()).unwrap_or(0);
-        let state = locked(&shared.state);
+        let state = shared.state.lock();
         let (blobs, partials) = (state.ledger.blobs(), state.ledger.partials());
         Counts {
             blobs: blobs.count,

@@ -3,8 +3,9 @@
 //! Pinned blobs and live fills are never evicted. A file is removed before its row: a crash in between leaves a row without
 //! a file, which recovery drops, and never bytes that are not accounted for.
 
-use std::{collections::HashSet, io, sync::MutexGuard, time::Duration};
+use std::{collections::HashSet, io, time::Duration};
 
+use parking_lot::MutexGuard;
 use piecemeal_proto::Digest;
 use tracing::{debug, warn};
 
@@ -13,7 +14,6 @@ use crate::{
     files::remove_if_there,
     gate::GateGuard,
     index::{Durability, blobs, names, partials, rights},
-    lock::locked,
     quota::{Kind, Space},
     store::Shared,
 };
@@ -58,11 +58,11 @@ impl Store {
     pub async fn sweep(&self) -> Result<Swept, StoreError> {
         self.run(|shared| {
             // Set again if the trouble lasts.
-            locked(&shared.state).trouble = None;
+            shared.state.lock().trouble = None;
             shared.write_batch(Durability::Synced);
             let mut swept = Swept::default();
             shared.sweep_unused(&mut swept)?;
-            let reserving = locked(&shared.reserving);
+            let reserving = shared.reserving.lock();
             match shared.make_room(&reserving, 0, 0, &mut swept) {
                 // All that may go is gone; what is left is in use.
                 Ok(()) | Err(RoomError::NoSpace { .. }) => Ok(swept),
@@ -75,14 +75,14 @@ impl Store {
 
 impl Shared {
     fn sweep_unused(&self, swept: &mut Swept) -> Result<(), StoreError> {
-        let ttl = locked(&self.state).limits.ttl;
+        let ttl = self.state.lock().limits.ttl;
         let moment = self.now().before(ttl);
         if let Some(moment) = moment {
-            let unused: Vec<Digest> = locked(&self.state).ledger.unused_since(moment).collect();
+            let unused: Vec<Digest> = self.state.lock().ledger.unused_since(moment).collect();
             for digest in unused {
                 // Skipped if it was used again in the meantime, or if another task works on it.
                 if let Some(gate) = self.gates.try_enter(&digest)
-                    && locked(&self.state).ledger.start_leaving(&digest)
+                    && self.state.lock().ledger.start_leaving(&digest)
                 {
                     let blobs_before = swept.blobs.len();
                     self.evict(&gate, swept);
@@ -108,7 +108,7 @@ impl Shared {
             };
             names::cap(transaction, &caps)
         })?;
-        locked(&self.known).changed();
+        self.known.lock().changed();
         Ok(())
     }
 
@@ -131,7 +131,7 @@ impl Shared {
                 .map_err(RoomError::Io)?
                 .max(free_bytes);
             let victims = {
-                let mut state = locked(&self.state);
+                let mut state = self.state.lock();
                 let space = Space {
                     quota_bytes: state.limits.quota_bytes,
                     used_bytes: state.ledger.bytes(),
@@ -154,7 +154,7 @@ impl Shared {
                 victims
             };
             let Some(victims) = victims else {
-                let quota_bytes = locked(&self.state).limits.quota_bytes;
+                let quota_bytes = self.state.lock().limits.quota_bytes;
                 return Err(RoomError::NoSpace {
                     quota_bytes,
                     free_bytes,
@@ -187,7 +187,7 @@ impl Shared {
                 Some(if was_blob { swept.bytes - before_bytes } else { 0 })
             }
             Err(error) => {
-                locked(&self.state).ledger.stop_leaving(digest);
+                self.state.lock().ledger.stop_leaving(digest);
                 warn!(blob.digest = %digest, error = &error as &dyn std::error::Error, "failed to evict {digest}");
                 None
             }
@@ -199,7 +199,7 @@ impl Shared {
     pub(crate) fn discard(&self, gate: &GateGuard, swept: &mut Swept) -> io::Result<bool> {
         let digest = gate.digest();
         // A blob's own removal is one step: done or not. What is no blob may lie under either name, if publishing failed.
-        let kind = locked(&self.state).ledger.kind(digest);
+        let kind = self.state.lock().ledger.kind(digest);
         if kind != Some(Kind::Blob) {
             remove_if_there(self.files.as_ref(), &self.layout.partial(digest))?;
         }
@@ -213,7 +213,7 @@ impl Shared {
             // A row without a file is dropped when its blob is next asked for, and by recovery.
             warn!(blob.digest = %digest, error = &error as &dyn std::error::Error, "failed to delete the row of {digest}");
         }
-        let mut state = locked(&self.state);
+        let mut state = self.state.lock();
         // A passing fill is independent of what is on the disk.
         let is_passing = state.live.get(digest).is_some_and(|live| live.fill.is_passing());
         let live = (!is_passing).then(|| state.live.remove(digest)).flatten();
@@ -235,7 +235,8 @@ impl Shared {
 
     /// Whether a filling of this digest has a handle.
     pub(crate) fn is_held(&self, digest: &Digest) -> bool {
-        locked(&self.state)
+        self.state
+            .lock()
             .live
             .get(digest)
             .is_some_and(|live| live.handle.strong_count() > 0)

@@ -9,11 +9,12 @@ use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry},
     io,
     ops::Range,
-    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard},
+    sync::Arc,
     time::Duration,
 };
 
 use bytes::Bytes;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use piecemeal_proto::{Digest, FillId, Hasher, PieceMap, PieceSet};
 use tokio::sync::watch;
 
@@ -21,7 +22,6 @@ use crate::{
     PieceHash,
     files::{OpenFile, read_exact_at},
     index::Progress,
-    lock::locked,
     passing::{MemoryFile, Place, Window},
     tail::{Tail, Tails},
 };
@@ -165,7 +165,7 @@ impl Fill {
     /// A fill whose blob is not kept. It has no row.
     pub(crate) fn passing(digest: Digest, map: PieceMap, id: FillId) -> Self {
         let fill = Self::new(digest, map, id, NO_ROW, Arc::new(MemoryFile::new(map)));
-        locked(&fill.state).window = Some(Window::new(map));
+        fill.state.lock().window = Some(Window::new(map));
         fill
     }
 
@@ -196,56 +196,56 @@ impl Fill {
     }
 
     pub(crate) fn have(&self) -> PieceSet {
-        locked(&self.state).have.clone()
+        self.state.lock().have.clone()
     }
 
     pub(crate) fn has(&self, index: u32) -> bool {
-        locked(&self.state).have.contains(index)
+        self.state.lock().have.contains(index)
     }
 
     pub(crate) fn landed(&self) -> PieceSet {
-        locked(&self.state).landed.clone()
+        self.state.lock().landed.clone()
     }
 
     /// The pieces that a passing fill would have room for.
     pub(crate) fn window(&self) -> Option<Range<u32>> {
-        let state = locked(&self.state);
+        let state = self.state.lock();
         let range = state.window.as_ref()?.room(state.hashed);
         let count = self.map.count();
         Some(range.start.min(count)..range.end.min(count))
     }
 
     pub(crate) fn is_passing(&self) -> bool {
-        locked(&self.state).window.is_some()
+        self.state.lock().window.is_some()
     }
 
     /// Whether a passing fill has let `piece` go already.
     pub(crate) fn has_passed(&self, piece: u32) -> bool {
-        let state = locked(&self.state);
+        let state = self.state.lock();
         let window = state.window.as_ref();
         window.is_some_and(|window| window.place(piece) == Place::Passed)
     }
 
     pub(crate) fn has_readers(&self) -> bool {
-        locked(&self.state).window.as_ref().is_none_or(Window::has_readers)
+        self.state.lock().window.as_ref().is_none_or(Window::has_readers)
     }
 
     pub(crate) fn hash(&self, index: u32) -> Option<PieceHash> {
-        let state = locked(&self.state);
+        let state = self.state.lock();
         state.landed.contains(index).then(|| state.hashes[index as usize])
     }
 
     pub(crate) fn hashes(&self) -> Arc<[PieceHash]> {
-        locked(&self.state).hashes.as_slice().into()
+        self.state.lock().hashes.as_slice().into()
     }
 
     pub(crate) fn missing(&self) -> u32 {
-        let state = locked(&self.state);
+        let state = self.state.lock();
         state.landed.capacity() - state.landed.count()
     }
 
     pub(crate) fn missing_bytes(&self) -> u64 {
-        self.map.blob_bytes() - locked(&self.state).landed_bytes
+        self.map.blob_bytes() - self.state.lock().landed_bytes
     }
 
     /// The bytes that it has still to write to the disk.
@@ -254,23 +254,23 @@ impl Fill {
     }
 
     pub(crate) fn is_proven(&self) -> bool {
-        locked(&self.state).proven
+        self.state.lock().proven
     }
 
     pub(crate) fn is_open(&self) -> bool {
-        locked(&self.state).end.is_none()
+        self.state.lock().end.is_none()
     }
 
     pub(crate) fn is_published(&self) -> bool {
-        locked(&self.state).end == Some(End::Published)
+        self.state.lock().end == Some(End::Published)
     }
 
     pub(crate) fn is_lost(&self) -> bool {
-        locked(&self.state).end == Some(End::Lost)
+        self.state.lock().end == Some(End::Lost)
     }
 
     pub(crate) fn failure(&self) -> Option<FillFailure> {
-        match &locked(&self.state).end {
+        match &self.state.lock().end {
             Some(End::Failed(why)) => Some(why.clone()),
             _ => None,
         }
@@ -287,7 +287,7 @@ impl Fill {
     // Writing.
 
     pub(crate) fn claim(&self, index: u32) -> Result<Claim, FillFailure> {
-        let mut state = locked(&self.state);
+        let mut state = self.state.lock();
         let state = &mut *state;
         if state.landed.contains(index) {
             return Ok(Claim::Have(state.hashes[index as usize]));
@@ -316,7 +316,7 @@ impl Fill {
 
     /// Gives a claim back; the next writer waiting for it goes on. Without one it wakes no waiter: each tail ends here.
     pub(crate) fn release(&self, index: u32) {
-        let waited_for = locked(&self.state).claimed.remove(&index);
+        let waited_for = self.state.lock().claimed.remove(&index);
         if waited_for == Some(true) {
             self.changed();
         }
@@ -324,8 +324,8 @@ impl Fill {
 
     /// Keeps the file from being discarded or reused while the caller writes into it.
     pub(crate) fn enter_write(&self) -> Result<RwLockReadGuard<'_, ()>, FillFailure> {
-        let guard = self.writes.read().unwrap_or_else(PoisonError::into_inner);
-        match &locked(&self.state).end {
+        let guard = self.writes.read();
+        match &self.state.lock().end {
             Some(End::Failed(why)) => Err(why.clone()),
             _ => Ok(guard),
         }
@@ -333,12 +333,12 @@ impl Fill {
 
     /// Returns once no write is under way; those that come later are refused if the fill has failed by now.
     pub(crate) fn drain_writes(&self) {
-        drop(self.writes.write().unwrap_or_else(PoisonError::into_inner));
+        drop(self.writes.write());
     }
 
     /// The piece is in the file. Takes the claim back.
     pub(crate) fn land(&self, index: u32, hash: PieceHash) {
-        let mut state = locked(&self.state);
+        let mut state = self.state.lock();
         state.claimed.remove(&index);
         self.insert(&mut state, index, hash);
         if state.window.is_none() {
@@ -350,15 +350,15 @@ impl Fill {
 
     /// The piece was found in the file by a resume, and the index knows it.
     pub(crate) fn adopt(&self, index: u32, hash: PieceHash) {
-        self.insert(&mut locked(&self.state), index, hash);
+        self.insert(&mut self.state.lock(), index, hash);
     }
 
     /// Forgets pieces that turned out to be wrong; returns those that were here. `None`: they cannot be fetched again, and
     /// the fill must be given up.
     pub(crate) fn take_back(&self, pieces: impl IntoIterator<Item = u32>) -> Option<Vec<u32>> {
         // Keeps pieces from being hashed in the meantime.
-        let mut prefix = locked(&self.prefix);
-        let mut state = locked(&self.state);
+        let mut prefix = self.prefix.lock();
+        let mut state = self.state.lock();
         let state = &mut *state;
         if state.end.is_some() {
             return Some(Vec::new());
@@ -395,12 +395,12 @@ impl Fill {
 
     /// How many times pieces were taken back so far.
     pub(crate) fn takings(&self) -> usize {
-        locked(&self.state).taken_back.len()
+        self.state.lock().taken_back.len()
     }
 
     /// Whether a byte below `offset` was taken back since there were `seen` lots.
     pub(crate) fn has_taken_back(&self, seen: usize, offset: u64) -> bool {
-        let state = locked(&self.state);
+        let state = self.state.lock();
         let starts = state
             .taken_back
             .iter()
@@ -422,7 +422,7 @@ impl Fill {
 
     /// A writer has a piece for which there is no room yet: lets go of the pieces that may go. On a blocking thread.
     pub(crate) fn make_way(&self, index: u32, now: Duration) -> io::Result<()> {
-        if let Some(window) = &mut locked(&self.state).window {
+        if let Some(window) = &mut self.state.lock().window {
             window.want(index);
         }
         self.catch_up(None, now)
@@ -430,7 +430,7 @@ impl Fill {
 
     /// Hashes all that continues the prefix, and lets the window move. On a blocking thread.
     pub(crate) fn catch_up(&self, fresh: Option<(u32, &Bytes)>, now: Duration) -> io::Result<()> {
-        let result = self.hash_on(&mut locked(&self.prefix), fresh, u32::MAX);
+        let result = self.hash_on(&mut self.prefix.lock(), fresh, u32::MAX);
         self.slide(now);
         // The room has grown, whether or not anything had to go for it.
         self.changed();
@@ -439,13 +439,13 @@ impl Fill {
 
     /// A reader of a passing fill is at `piece`; `None` when that has passed.
     pub(crate) fn sit(&self, piece: u32, now: Duration) -> Option<u64> {
-        let seat = locked(&self.state).window.as_mut()?.sit(piece, now);
+        let seat = self.state.lock().window.as_mut()?.sit(piece, now);
         self.slide(now);
         seat
     }
 
     pub(crate) fn move_to(&self, seat: u64, piece: u32, now: Duration) -> bool {
-        let moved = match &mut locked(&self.state).window {
+        let moved = match &mut self.state.lock().window {
             Some(window) => window.move_to(seat, piece, now),
             None => true,
         };
@@ -454,7 +454,7 @@ impl Fill {
     }
 
     pub(crate) fn leave(&self, seat: u64, now: Duration) {
-        if let Some(window) = &mut locked(&self.state).window {
+        if let Some(window) = &mut self.state.lock().window {
             window.leave(seat);
         }
         self.slide(now);
@@ -463,7 +463,7 @@ impl Fill {
     }
 
     fn slide(&self, now: Duration) {
-        let mut state = locked(&self.state);
+        let mut state = self.state.lock();
         let state = &mut *state;
         let Some(window) = &mut state.window else {
             return;
@@ -481,39 +481,39 @@ impl Fill {
 
     /// Frees the memory of pieces that have gone.
     pub(crate) fn let_go(&self) {
-        for piece in std::mem::take(&mut locked(&self.state).gone) {
+        for piece in std::mem::take(&mut self.state.lock().gone) {
             self.file.forget(self.map.range(piece));
         }
     }
 
     pub(crate) fn tail(&self, index: u32) -> Option<Tail> {
-        locked(&self.state).tails.get(index).cloned()
+        self.state.lock().tails.get(index).cloned()
     }
 
     pub(crate) fn tailed(&self) -> Vec<u32> {
-        locked(&self.state).tails.indexes()
+        self.state.lock().tails.indexes()
     }
 
     pub(crate) fn arrived_bytes(&self) -> u64 {
-        let state = locked(&self.state);
+        let state = self.state.lock();
         state.landed_bytes + state.tails.bytes()
     }
 
     /// The tail's bytes are in the file, and its piece is claimed.
     pub(crate) fn keep_tail(&self, tail: Tail) {
-        locked(&self.state).tails.keep(tail);
+        self.state.lock().tails.keep(tail);
     }
 
     /// The tail was found in the file by a resume, and the index knows it.
     pub(crate) fn adopt_tail(&self, tail: Tail) {
-        let mut state = locked(&self.state);
+        let mut state = self.state.lock();
         if !state.landed.contains(tail.index()) {
             state.tails.adopt(tail);
         }
     }
 
     pub(crate) fn take_unsaved(&self) -> Progress {
-        let mut state = locked(&self.state);
+        let mut state = self.state.lock();
         let unsaved = std::mem::take(&mut state.unsaved);
         Progress {
             tails: state.tails.take_unsaved(),
@@ -525,7 +525,7 @@ impl Fill {
     }
 
     pub(crate) fn give_back_unsaved(&self, progress: Progress) {
-        let mut state = locked(&self.state);
+        let mut state = self.state.lock();
         state.tails.give_back_unsaved(&progress.tails);
         state
             .unsaved
@@ -533,7 +533,7 @@ impl Fill {
     }
 
     pub(crate) fn has_unsaved(&self) -> bool {
-        let state = locked(&self.state);
+        let state = self.state.lock();
         !state.unsaved.is_empty() || state.tails.has_unsaved()
     }
 
@@ -543,8 +543,8 @@ impl Fill {
     /// hashes. `fresh` is a piece that need not be read back.
     pub(crate) fn advance(&self, fresh: Option<(u32, &Bytes)>, pieces_max: u32) -> io::Result<()> {
         match self.prefix.try_lock() {
-            Ok(mut prefix) => self.hash_on(&mut prefix, fresh, pieces_max),
-            Err(_) => Ok(()),
+            Some(mut prefix) => self.hash_on(&mut prefix, fresh, pieces_max),
+            None => Ok(()),
         }
     }
 
@@ -559,14 +559,14 @@ impl Fill {
                 break;
             }
             prefix.next += 1;
-            locked(&self.state).hashed = prefix.next;
+            self.state.lock().hashed = prefix.next;
         }
         Ok(())
     }
 
     /// A resume found piece `index` in the file: hashes it when it continues the prefix.
     pub(crate) fn advance_found(&self, index: u32, bytes: &[u8]) {
-        let mut prefix = locked(&self.prefix);
+        let mut prefix = self.prefix.lock();
         if prefix.next == index {
             prefix.hasher.update(bytes);
             prefix.next += 1;
@@ -575,7 +575,7 @@ impl Fill {
 
     /// The digest of the whole blob, of which every piece is there.
     pub(crate) fn compute_digest(&self) -> io::Result<Digest> {
-        let mut prefix = locked(&self.prefix);
+        let mut prefix = self.prefix.lock();
         while prefix.next < self.map.count() {
             let bytes = self.read_back(prefix.next)?;
             prefix.hasher.update(&bytes);
@@ -589,28 +589,28 @@ impl Fill {
     }
 
     pub(crate) fn prove(&self) {
-        locked(&self.state).proven = true;
+        self.state.lock().proven = true;
         self.changed();
     }
 
     pub(crate) fn end_published(&self) {
-        locked(&self.state).end = Some(End::Published);
+        self.state.lock().end = Some(End::Published);
         self.changed();
     }
 
     pub(crate) fn end_passed(&self) {
-        locked(&self.state).end = Some(End::Passed);
+        self.state.lock().end = Some(End::Passed);
         self.changed();
     }
 
     pub(crate) fn end_lost(&self) {
-        locked(&self.state).end = Some(End::Lost);
+        self.state.lock().end = Some(End::Lost);
         self.changed();
     }
 
     /// Ends the fill for its readers and writers; `false` when it had failed or was published before.
     pub(crate) fn fail(&self, why: FillFailure) -> bool {
-        let mut state = locked(&self.state);
+        let mut state = self.state.lock();
         if matches!(state.end, Some(End::Failed(_) | End::Published | End::Passed)) {
             return false;
         }
@@ -625,7 +625,7 @@ impl Fill {
     /// The end of the bytes that a client may see from `start` on, looking no further than `bytes_max`; `start` itself when
     /// it has to wait.
     pub(crate) fn readable_end(&self, start: u64, bytes_max: u64) -> Result<u64, FillFailure> {
-        let state = locked(&self.state);
+        let state = self.state.lock();
         if let Some(End::Failed(why)) = &state.end {
             return Err(why.clone());
         }
@@ -642,7 +642,7 @@ impl Fill {
 
     /// Notes that a reader has no byte of `piece` since `since`, until [`Fill::end_wait`].
     pub(crate) fn begin_wait(&self, piece: u32, since: Duration) -> u64 {
-        let mut state = locked(&self.state);
+        let mut state = self.state.lock();
         state.waits_begun += 1;
         let id = state.waits_begun;
         state.waits.insert(id, Wait { piece, since });
@@ -650,11 +650,11 @@ impl Fill {
     }
 
     pub(crate) fn end_wait(&self, id: u64) {
-        locked(&self.state).waits.remove(&id);
+        self.state.lock().waits.remove(&id);
     }
 
     pub(crate) fn wanted(&self) -> Option<u32> {
-        let state = locked(&self.state);
+        let state = self.state.lock();
         state
             .waits
             .values()
@@ -664,7 +664,7 @@ impl Fill {
     }
 
     pub(crate) fn longest_wait(&self, now: Duration) -> Option<(u32, Duration)> {
-        let state = locked(&self.state);
+        let state = self.state.lock();
         let wait = state.waits.values().min_by_key(|wait| wait.since)?;
         Some((wait.piece, now.saturating_sub(wait.since)))
     }

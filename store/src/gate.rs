@@ -4,15 +4,11 @@
 //! not wait for each other. The guard is owned, so that it travels into the blocking task and outlives a caller that gave
 //! up. Eviction only ever *tries* a gate: it holds one already, and waiting for a second one could deadlock.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex},
-};
+use std::{collections::HashMap, sync::Arc};
 
+use parking_lot::Mutex;
 use piecemeal_proto::Digest;
 use tokio::sync::OwnedMutexGuard;
-
-use crate::lock::locked;
 
 type Gate = Arc<tokio::sync::Mutex<()>>;
 
@@ -39,7 +35,7 @@ impl Gates {
 
     fn approach(&self, digest: &Digest) -> Leave {
         Leave {
-            gate: Arc::clone(locked(&self.gates).entry(*digest).or_default()),
+            gate: Arc::clone(self.gates.lock().entry(*digest).or_default()),
             gates: self.clone(),
             digest: *digest,
         }
@@ -68,7 +64,7 @@ struct Leave {
 
 impl Drop for Leave {
     fn drop(&mut self) {
-        let mut gates = locked(&self.gates.gates);
+        let mut gates = self.gates.gates.lock();
         // The table's reference and this one: new ones are only made under the lock that is held here.
         if Arc::strong_count(&self.gate) == 2 {
             gates.remove(&self.digest);
@@ -96,6 +92,6 @@ mod tests {
         drop(inside);
         drop(waiting.await.unwrap());
         drop(other);
-        assert!(locked(&gates.gates).is_empty());
+        assert!(gates.gates.lock().is_empty());
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use piecemeal_proto::Digest;
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::{fill::Fill, lock::locked, quota::Generation, store::Shared};
+use crate::{fill::Fill, quota::Generation, store::Shared};
 
 /// Keeps a blob or partial from being evicted while it lives.
 pub(crate) struct Pin {
@@ -50,7 +50,7 @@ impl Pin {
 impl Drop for Pin {
     fn drop(&mut self) {
         let now = self.shared.now();
-        let mut state = locked(&self.shared.state);
+        let mut state = self.shared.state.lock();
         // A long read is a use until its end.
         let now = self.is_use.then_some(now);
         if state.ledger.unpin(&self.digest, self.generation, now) && self.is_use {

@@ -45,7 +45,6 @@ mod hashes;
 mod index;
 mod known;
 mod layout;
-mod lock;
 mod names;
 mod node_key;
 mod open;

@@ -11,7 +11,6 @@ use piecemeal_proto::{Digest, NodeId};
 use crate::{
     Store, StoreError,
     index::{Durability, TagRow, names, rights},
-    lock::locked,
     store::Shared,
 };
 
@@ -113,12 +112,12 @@ impl Store {
                     computed: Box::new(computed),
                 });
             }
-            let (now, before) = (shared.now(), locked(&shared.known).epoch());
+            let (now, before) = (shared.now(), shared.known.lock().epoch());
             shared.write(Durability::Batched, |transaction| {
                 names::put_manifest(transaction, &expected, &media_type, &bytes, now)?;
                 names::put_source(transaction, &at, &expected, now)
             })?;
-            let mut known = locked(&shared.known);
+            let mut known = shared.known.lock();
             known.added_source(before, &at, &expected);
             known.changed_manifest(&expected);
             Ok(())
@@ -131,14 +130,14 @@ impl Store {
     /// # Errors
     /// [`StoreError::Index`].
     pub async fn manifest(&self, at: &Repository, digest: &Digest) -> Result<Option<Manifest>, StoreError> {
-        let known = locked(&self.shared.known).manifest(at, digest);
+        let known = self.shared.known.lock().manifest(at, digest);
         if known.is_some() {
             self.shared.touch_manifest(at, digest);
             return Ok(known);
         }
         let (at, digest) = (at.clone(), *digest);
         self.run(move |shared| {
-            let read = locked(&shared.known).epoch();
+            let read = shared.known.lock().epoch();
             let Some(row) = shared.index.manifest(&at, &digest)? else {
                 return Ok(None);
             };
@@ -149,7 +148,7 @@ impl Store {
                 bytes: row.bytes.into(),
                 digest,
             };
-            locked(&shared.known).keep_manifest(read, &at, &manifest);
+            shared.known.lock().keep_manifest(read, &at, &manifest);
             Ok(Some(manifest))
         })
         .await
@@ -166,7 +165,7 @@ impl Store {
             shared.write(Durability::Batched, |transaction| {
                 names::put_tag(transaction, &at, &tag, TagRow { digest, checked })
             })?;
-            locked(&shared.known).changed_tag(&at, &tag);
+            shared.known.lock().changed_tag(&at, &tag);
             Ok(())
         })
         .await
@@ -177,19 +176,19 @@ impl Store {
     /// # Errors
     /// [`StoreError::Index`].
     pub async fn tag(&self, at: &Repository, tag: &str) -> Result<Option<Tag>, StoreError> {
-        let known = locked(&self.shared.known).tag(at, tag);
+        let known = self.shared.known.lock().tag(at, tag);
         if let Some(row) = known {
             return Ok(Some(self.shared.use_tag(at, tag, row)));
         }
         let (at, tag) = (at.clone(), tag.to_owned());
         self.run(move |shared| {
-            let read = locked(&shared.known).epoch();
+            let read = shared.known.lock().epoch();
             let Some(row) = shared.index.tag(&at, &tag)? else {
                 return Ok(None);
             };
             let used = shared.use_tag(&at, &tag, row);
             shared.batch_if_due();
-            locked(&shared.known).keep_tag(read, &at, &tag, row);
+            shared.known.lock().keep_tag(read, &at, &tag, row);
             Ok(Some(used))
         })
         .await
@@ -205,7 +204,7 @@ impl Store {
             shared.write(Durability::Batched, |transaction| {
                 names::delete_tag(transaction, &at, &tag)
             })?;
-            locked(&shared.known).changed_tag(&at, &tag);
+            shared.known.lock().changed_tag(&at, &tag);
             Ok(())
         })
         .await
@@ -219,11 +218,11 @@ impl Store {
     pub async fn record_source(&self, at: &Repository, digest: &Digest) -> Result<(), StoreError> {
         let (at, digest) = (at.clone(), *digest);
         self.run(move |shared| {
-            let (now, before) = (shared.now(), locked(&shared.known).epoch());
+            let (now, before) = (shared.now(), shared.known.lock().epoch());
             shared.write(Durability::Batched, |transaction| {
                 names::put_source(transaction, &at, &digest, now)
             })?;
-            locked(&shared.known).added_source(before, &at, &digest);
+            shared.known.lock().added_source(before, &at, &digest);
             Ok(())
         })
         .await
@@ -234,19 +233,19 @@ impl Store {
     /// # Errors
     /// [`StoreError::Index`].
     pub async fn has_source(&self, at: &Repository, digest: &Digest) -> Result<bool, StoreError> {
-        let known = locked(&self.shared.known).has_source(at, digest);
+        let known = self.shared.known.lock().has_source(at, digest);
         if known {
             self.shared.touch_source(at, digest);
             return Ok(true);
         }
         let (at, digest) = (at.clone(), *digest);
         self.run(move |shared| {
-            let read = locked(&shared.known).epoch();
+            let read = shared.known.lock().epoch();
             let known = shared.index.has_source(&at, &digest)?;
             if known {
                 shared.touch_source(&at, &digest);
                 shared.batch_if_due();
-                locked(&shared.known).keep_source(read, &at, &digest);
+                shared.known.lock().keep_source(read, &at, &digest);
             }
             Ok(known)
         })
@@ -260,11 +259,11 @@ impl Store {
     pub async fn forget_source(&self, at: &Repository, digest: &Digest) -> Result<(), StoreError> {
         let (at, digest) = (at.clone(), *digest);
         self.run(move |shared| {
-            locked(&shared.state).touched.sources.remove(&(digest, at.clone()));
+            shared.state.lock().touched.sources.remove(&(digest, at.clone()));
             shared.write(Durability::Batched, |transaction| {
                 names::delete_source(transaction, &at, &digest)
             })?;
-            locked(&shared.known).changed_source(&at, &digest);
+            shared.known.lock().changed_source(&at, &digest);
             Ok(())
         })
         .await
@@ -361,21 +360,21 @@ impl Store {
 impl Shared {
     fn touch_manifest(&self, at: &Repository, digest: &Digest) {
         let now = self.now();
-        let mut state = locked(&self.state);
+        let mut state = self.state.lock();
         state.touched.manifests.insert(*digest, now);
         state.touched.sources.insert((*digest, at.clone()), now);
     }
 
     fn touch_source(&self, at: &Repository, digest: &Digest) {
         let now = self.now();
-        locked(&self.state).touched.sources.insert((*digest, at.clone()), now);
+        self.state.lock().touched.sources.insert((*digest, at.clone()), now);
     }
 
     /// What a tag's row says now.
     fn use_tag(&self, at: &Repository, tag: &str, row: TagRow) -> Tag {
         let now = self.now();
         let key = (at.clone(), tag.to_owned());
-        locked(&self.state).touched.tags.insert(key, now);
+        self.state.lock().touched.tags.insert(key, now);
         Tag {
             digest: row.digest,
             age: now.since(row.checked),

@@ -11,16 +11,15 @@ use std::{
     collections::{BTreeMap, HashMap},
     io,
     ops::Range,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use piecemeal_proto::{Digest, FillId, PieceMap};
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::{
-    BeginFillError, Filling, Store, files::OpenFile, fill::Fill, gate::GateGuard, lock::locked, store::Shared,
-};
+use crate::{BeginFillError, Filling, Store, files::OpenFile, fill::Fill, gate::GateGuard, store::Shared};
 
 /// The memory of one passing fill, in bytes: enough pieces of any size for leases two deep, and for peers to trade in.
 const WINDOW_BYTES: u64 = 32 * 1024 * 1024;
@@ -176,7 +175,7 @@ impl OpenFile for MemoryFile {
         let Some((piece, range)) = self.within(offset, buffer.len()) else {
             return Ok(0);
         };
-        let pieces = locked(&self.pieces);
+        let pieces = self.pieces.lock();
         let Some(bytes) = pieces.get(&piece) else {
             return Ok(0);
         };
@@ -190,7 +189,7 @@ impl OpenFile for MemoryFile {
             .within(offset, bytes.len())
             .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
         let piece_bytes = usize::try_from(self.map.len(piece)).map_err(io::Error::other)?;
-        let mut pieces = locked(&self.pieces);
+        let mut pieces = self.pieces.lock();
         let place = pieces
             .entry(piece)
             .or_insert_with(|| vec![0; piece_bytes].into_boxed_slice());
@@ -217,7 +216,7 @@ impl OpenFile for MemoryFile {
 
     fn forget(&self, pieces: Range<u64>) {
         let (first, end) = (self.map.piece_at(pieces.start), self.map.piece_at(pieces.end));
-        let mut kept = locked(&self.pieces);
+        let mut kept = self.pieces.lock();
         kept.retain(|&piece, _| first.is_none_or(|first| piece < first) || end.is_some_and(|end| piece >= end));
     }
 }

@@ -7,11 +7,12 @@
 use std::{
     io,
     ops::Range,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use piecemeal_proto::{Digest, FillId, PieceMap, PieceSet};
 use tokio::sync::watch;
 use tracing::debug;
@@ -24,7 +25,6 @@ use crate::{
     fill::{Claim, Fill, read_now, read_range},
     handle::Handle,
     index::{Durability, partials},
-    lock::locked,
 };
 
 /// Pieces that one write hashes towards the blob's digest: more than one, so that the digest catches up with pieces that
@@ -350,7 +350,7 @@ impl Filling {
             return Ok(());
         }
         let (fill, now) = (self.fill_state(), self.now());
-        let mut seat = locked(&self.seat);
+        let mut seat = self.seat.lock();
         match &*seat {
             Some(taken) => fill
                 .move_to(taken.id, piece, now)

@@ -16,7 +16,6 @@ use crate::{
     gate::GateGuard,
     handle::{Handle, Pin},
     index::{BlobRow, Durability, blobs, names, partials},
-    lock::locked,
     store::Shared,
 };
 
@@ -166,19 +165,19 @@ impl Shared {
 
     /// Makes the folder durable once in each run: an existing folder may still be lost in a power cut.
     fn make_blob_dir(&self, digest: &Digest, dir: &Path) -> io::Result<()> {
-        if locked(&self.durable_dirs).contains(dir) {
+        if self.durable_dirs.lock().contains(dir) {
             return Ok(());
         }
         self.files.create_dir(dir)?;
         self.files.sync_dir(&self.layout.algorithm(digest.algorithm()))?;
-        locked(&self.durable_dirs).insert(dir.to_owned());
+        self.durable_dirs.lock().insert(dir.to_owned());
         Ok(())
     }
 
     fn promote(self: &Arc<Self>, fill: &Fill, row: BlobRow) -> Blob {
         let digest = *fill.digest();
         let now = self.now();
-        let mut state = locked(&self.state);
+        let mut state = self.state.lock();
         state.ledger.promote(&digest, now);
         let generation = state.ledger.pin(&digest).expect("its filling pins it");
         let live = state.live.remove(&digest);
@@ -220,7 +219,7 @@ impl Shared {
     }
 
     pub(crate) fn forget_live(&self, fill: &Arc<Fill>) {
-        let mut state = locked(&self.state);
+        let mut state = self.state.lock();
         let ours = state
             .live
             .get(fill.digest())

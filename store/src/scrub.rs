@@ -12,7 +12,6 @@ use crate::{
     blocking::blocking,
     fill::read_range,
     index::{Durability, blobs},
-    lock::locked,
 };
 
 /// Result of a verification.
@@ -82,7 +81,7 @@ impl Store {
                 return Ok(Vec::new());
             };
             let digests = shared.index.unverified_since(moment, count)?;
-            let state = locked(&shared.state);
+            let state = shared.state.lock();
             Ok(digests
                 .into_iter()
                 .filter(|digest| state.ledger.get(digest).is_some())

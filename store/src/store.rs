@@ -4,10 +4,11 @@ use std::{
     collections::{HashMap, HashSet},
     fs, io,
     path::PathBuf,
-    sync::{Arc, Mutex, Weak},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use piecemeal_proto::{Digest, FillId, NodeId, NodeKey, PieceMap};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tokio::sync::{Semaphore, broadcast};
@@ -26,7 +27,6 @@ use crate::{
     index::{Durability, Index},
     known::Known,
     layout::Layout,
-    lock::locked,
     open::{Env, OpenStoreError, StoreConfig, claim},
     passing::{APART_MAX, PASSING_MAX},
     quota::{Kind, Ledger},
@@ -205,7 +205,7 @@ impl Store {
     /// Changes the limits from now on. A smaller quota takes hold at the next [`Store::sweep`] or fill; a TTL applies to
     /// everything that is there already.
     pub fn set_limits(&self, quota_bytes: Option<u64>, free_bytes_min: u64, ttl: Duration) {
-        locked(&self.shared.state).limits = Limits {
+        self.shared.state.lock().limits = Limits {
             quota_bytes,
             free_bytes_min,
             ttl,
@@ -223,7 +223,7 @@ impl Store {
     /// # Errors
     /// None today; the inventory is in memory.
     pub async fn complete_digests(&self) -> Result<Vec<Digest>, StoreError> {
-        Ok(locked(&self.shared.state).ledger.digests(Kind::Blob))
+        Ok(self.shared.state.lock().ledger.digests(Kind::Blob))
     }
 
     /// Every blob that is not complete, ascending.
@@ -231,7 +231,7 @@ impl Store {
     /// # Errors
     /// None today; the inventory is in memory.
     pub async fn partials(&self) -> Result<Vec<Digest>, StoreError> {
-        Ok(locked(&self.shared.state).ledger.digests(Kind::Partial))
+        Ok(self.shared.state.lock().ledger.digests(Kind::Partial))
     }
 
     /// How a blob that is not complete is cut, so that a download of it can go on where it stopped.
@@ -246,7 +246,7 @@ impl Store {
 
     /// Why new blobs cannot be kept, if they cannot. A blob larger than the quota does not count.
     pub fn trouble(&self) -> Option<String> {
-        locked(&self.shared.state).trouble.clone()
+        self.shared.state.lock().trouble.clone()
     }
 
     /// How full the store is.
@@ -256,7 +256,7 @@ impl Store {
     pub async fn usage(&self) -> Result<Usage, StoreError> {
         self.run(|shared| {
             let manifests = shared.index.manifest_count()?;
-            let state = locked(&shared.state);
+            let state = shared.state.lock();
             let (blobs, partials) = (state.ledger.blobs(), state.ledger.partials());
             Ok(Usage {
                 blobs: blobs.count,
@@ -293,7 +293,7 @@ impl Shared {
     }
 
     pub(crate) fn random_u64(&self) -> u64 {
-        locked(&self.random).next_u64()
+        self.random.lock().next_u64()
     }
 
     /// A new random fill id. Never 0.

@@ -20,9 +20,9 @@ use std::{
     fs::File,
     io,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, TryLockError},
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use piecemeal_proto::{Digest, FillId, NodeId, PieceMap};
 use ring::hmac;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior};
@@ -33,10 +33,7 @@ pub(crate) use names::TagRow;
 pub(crate) use partials::{PartialRow, Progress, TailChange, TailRow};
 pub(crate) use schema::OpenIndexError;
 
-use crate::{
-    clock::{Age, Stamp},
-    lock::locked,
-};
+use crate::clock::{Age, Stamp};
 
 /// The index could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -116,7 +113,7 @@ impl Index {
         stamp: Stamp,
         work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, IndexError> {
-        let result = transact(&mut locked(&self.connection), stamp, work)?;
+        let result = transact(&mut self.connection.lock(), stamp, work)?;
         if durability == Durability::Synced {
             self.sync_log()?;
         }
@@ -125,7 +122,7 @@ impl Index {
 
     /// Whether the connection is unused at this moment.
     pub(crate) fn is_idle(&self) -> bool {
-        !matches!(self.connection.try_lock(), Err(TryLockError::WouldBlock))
+        !self.connection.is_locked()
     }
 
     /// What was committed is in the log, or was synced when a checkpoint moved it.
@@ -144,7 +141,7 @@ impl Index {
     }
 
     fn read(&self) -> MutexGuard<'_, Connection> {
-        locked(&self.connection)
+        self.connection.lock()
     }
 }
 
