@@ -207,6 +207,6 @@ fn forget(shared: &Shared, removal: &Removal) -> Result<(), IndexError> {
         Ok(())
     });
     // Also after an error: the rows may be gone all the same.
-    shared.names.cache.lock().changed();
+    shared.names.changed();
     written
 }

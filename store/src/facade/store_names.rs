@@ -3,14 +3,17 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use piecemeal_proto::{Digest, MANIFEST_BYTES_MAX, NodeId};
+use piecemeal_proto::{Digest, NodeId};
 
 use super::store::Store;
 use crate::{
-    index::{Durability, TagRow, names, rights},
-    names::values::{Manifest, Tag},
+    names::{
+        name_store::NameStore,
+        values::{Manifest, Tag},
+    },
+    shared::Shared,
     values::{
-        error::StoreError,
+        error::{IndexError, StoreError},
         repository::Repository,
         right::{Holder, NodeRight, Shown},
     },
@@ -28,34 +31,9 @@ impl Store {
         media_type: &str,
         bytes: Bytes,
     ) -> Result<(), StoreError> {
-        let manifest_bytes = bytes.len() as u64;
-        let bytes_max = MANIFEST_BYTES_MAX as u64;
-        if manifest_bytes > bytes_max {
-            let bytes = manifest_bytes;
-            return Err(StoreError::ManifestTooLarge { bytes, bytes_max });
-        }
         let (at, expected, media_type) = (at.clone(), *digest, media_type.to_owned());
         self.shared
-            .run(move |shared| {
-                let mut hasher = expected.algorithm().hasher();
-                hasher.update(&bytes);
-                let computed = hasher.finish();
-                if computed != expected {
-                    return Err(StoreError::DigestMismatch {
-                        expected: Box::new(expected),
-                        computed: Box::new(computed),
-                    });
-                }
-                let (now, before) = (shared.index.now(), shared.names.cache.lock().epoch());
-                shared.index.write(Durability::Batched, |transaction| {
-                    names::put_manifest(transaction, &expected, &media_type, &bytes, now)?;
-                    names::put_source(transaction, &at, &expected, now)
-                })?;
-                let mut known = shared.names.cache.lock();
-                known.added_source(before, &at, &expected);
-                known.changed_manifest(&expected);
-                Ok(())
-            })
+            .run(move |shared| shared.names.put_manifest(&at, expected, &media_type, &bytes))
             .await
     }
 
@@ -64,29 +42,12 @@ impl Store {
     /// # Errors
     /// [`StoreError::Index`].
     pub async fn manifest(&self, at: &Repository, digest: &Digest) -> Result<Option<Manifest>, StoreError> {
-        let known = self.shared.names.cache.lock().manifest(at, digest);
-        if known.is_some() {
-            self.shared.names.use_manifest(at, digest);
-            return Ok(known);
+        let cached = self.shared.names.cached_manifest(at, digest);
+        if cached.is_some() {
+            return Ok(cached);
         }
         let (at, digest) = (at.clone(), *digest);
-        self.shared
-            .run(move |shared| {
-                let read = shared.names.cache.lock().epoch();
-                let Some(row) = shared.index.manifest(&at, &digest)? else {
-                    return Ok(None);
-                };
-                shared.names.use_manifest(&at, &digest);
-                shared.batch_if_due();
-                let manifest = Manifest {
-                    media_type: row.media_type,
-                    bytes: row.bytes.into(),
-                    digest,
-                };
-                shared.names.cache.lock().keep_manifest(read, &at, &manifest);
-                Ok(Some(manifest))
-            })
-            .await
+        self.ask_index(move |names| names.manifest(&at, digest)).await
     }
 
     /// Records what the tag stands for, as upstream has just answered.
@@ -95,16 +56,7 @@ impl Store {
     /// [`StoreError::Index`].
     pub async fn put_tag(&self, at: &Repository, tag: &str, digest: &Digest) -> Result<(), StoreError> {
         let (at, tag, digest) = (at.clone(), tag.to_owned(), *digest);
-        self.shared
-            .run(move |shared| {
-                let checked = shared.index.now();
-                shared.index.write(Durability::Batched, |transaction| {
-                    names::put_tag(transaction, &at, &tag, TagRow { digest, checked })
-                })?;
-                shared.names.cache.lock().changed_tag(&at, &tag);
-                Ok(())
-            })
-            .await
+        self.names(move |names| names.put_tag(&at, &tag, digest)).await
     }
 
     /// What the tag stood for when upstream was last asked. Counts as a use.
@@ -112,23 +64,12 @@ impl Store {
     /// # Errors
     /// [`StoreError::Index`].
     pub async fn tag(&self, at: &Repository, tag: &str) -> Result<Option<Tag>, StoreError> {
-        let known = self.shared.names.cache.lock().tag(at, tag);
-        if let Some(row) = known {
-            return Ok(Some(self.shared.names.use_tag(at, tag, row)));
+        let cached = self.shared.names.cached_tag(at, tag);
+        if cached.is_some() {
+            return Ok(cached);
         }
         let (at, tag) = (at.clone(), tag.to_owned());
-        self.shared
-            .run(move |shared| {
-                let read = shared.names.cache.lock().epoch();
-                let Some(row) = shared.index.tag(&at, &tag)? else {
-                    return Ok(None);
-                };
-                let used = shared.names.use_tag(&at, &tag, row);
-                shared.batch_if_due();
-                shared.names.cache.lock().keep_tag(read, &at, &tag, row);
-                Ok(Some(used))
-            })
-            .await
+        self.ask_index(move |names| names.tag(&at, &tag)).await
     }
 
     /// Forgets a tag that upstream no longer has.
@@ -137,15 +78,7 @@ impl Store {
     /// [`StoreError::Index`].
     pub async fn forget_tag(&self, at: &Repository, tag: &str) -> Result<(), StoreError> {
         let (at, tag) = (at.clone(), tag.to_owned());
-        self.shared
-            .run(move |shared| {
-                shared.index.write(Durability::Batched, |transaction| {
-                    names::delete_tag(transaction, &at, &tag)
-                })?;
-                shared.names.cache.lock().changed_tag(&at, &tag);
-                Ok(())
-            })
-            .await
+        self.names(move |names| names.forget_tag(&at, &tag)).await
     }
 
     /// Notes that the upstream itself answered for this blob or manifest under `at`. Never call it for what a manifest
@@ -155,16 +88,7 @@ impl Store {
     /// [`StoreError::Index`].
     pub async fn record_source(&self, at: &Repository, digest: &Digest) -> Result<(), StoreError> {
         let (at, digest) = (at.clone(), *digest);
-        self.shared
-            .run(move |shared| {
-                let (now, before) = (shared.index.now(), shared.names.cache.lock().epoch());
-                shared.index.write(Durability::Batched, |transaction| {
-                    names::put_source(transaction, &at, &digest, now)
-                })?;
-                shared.names.cache.lock().added_source(before, &at, &digest);
-                Ok(())
-            })
-            .await
+        self.names(move |names| names.put_source(&at, &digest)).await
     }
 
     /// Whether the upstream ever answered for this digest under `at`. Counts as a use of that knowledge.
@@ -172,24 +96,11 @@ impl Store {
     /// # Errors
     /// [`StoreError::Index`].
     pub async fn has_source(&self, at: &Repository, digest: &Digest) -> Result<bool, StoreError> {
-        let known = self.shared.names.cache.lock().has_source(at, digest);
-        if known {
-            self.shared.names.use_source(at, digest);
+        if self.shared.names.has_cached_source(at, digest) {
             return Ok(true);
         }
         let (at, digest) = (at.clone(), *digest);
-        self.shared
-            .run(move |shared| {
-                let read = shared.names.cache.lock().epoch();
-                let known = shared.index.has_source(&at, &digest)?;
-                if known {
-                    shared.names.use_source(&at, &digest);
-                    shared.batch_if_due();
-                    shared.names.cache.lock().keep_source(read, &at, &digest);
-                }
-                Ok(known)
-            })
-            .await
+        self.ask_index(move |names| names.has_source(&at, &digest)).await
     }
 
     /// Removes what [`Store::record_source`] recorded: the upstream's answer was wrong.
@@ -198,12 +109,7 @@ impl Store {
     /// [`StoreError::Index`].
     pub async fn forget_source(&self, at: &Repository, digest: &Digest) -> Result<(), StoreError> {
         let (at, digest) = (at.clone(), *digest);
-        self.shared
-            .run(move |shared| {
-                shared.names.forget_source(&at, &digest)?;
-                Ok(())
-            })
-            .await
+        self.names(move |names| names.forget_source(&at, &digest)).await
     }
 
     /// Whether any repository of the upstream is noted for this digest.
@@ -212,9 +118,7 @@ impl Store {
     /// [`StoreError::Index`].
     pub async fn has_upstream(&self, upstream: &str, digest: &Digest) -> Result<bool, StoreError> {
         let (upstream, digest) = (upstream.to_owned(), *digest);
-        self.shared
-            .run(move |shared| Ok(shared.index.has_upstream(&upstream, &digest)?))
-            .await
+        self.names(move |names| names.has_upstream(&upstream, &digest)).await
     }
 
     /// Notes that upstream just served the holder from `at`.
@@ -223,15 +127,7 @@ impl Store {
     /// [`StoreError::Index`].
     pub async fn record_right(&self, at: &Repository, holder: Holder) -> Result<(), StoreError> {
         let at = at.clone();
-        self.shared
-            .run(move |shared| {
-                let (proven, row) = (shared.index.now(), shared.index.holder_row(holder));
-                shared.index.write(Durability::Batched, |transaction| {
-                    rights::put_right(transaction, &at, &row, proven)
-                })?;
-                Ok(())
-            })
-            .await
+        self.names(move |names| names.put_right(&at, holder)).await
     }
 
     /// Records that upstream has just refused the holder at `at`, which revokes the right of exactly this holder.
@@ -240,15 +136,7 @@ impl Store {
     /// [`StoreError::Index`].
     pub async fn record_refusal(&self, at: &Repository, holder: Holder) -> Result<(), StoreError> {
         let at = at.clone();
-        self.shared
-            .run(move |shared| {
-                let (refused, row) = (shared.index.now(), shared.index.holder_row(holder));
-                shared.index.write(Durability::Batched, |transaction| {
-                    rights::put_refusal(transaction, &at, &row, refused)
-                })?;
-                Ok(())
-            })
-            .await
+        self.names(move |names| names.put_refusal(&at, holder)).await
     }
 
     /// How long ago upstream last served the repository without a credential; a restart adds an hour at the most.
@@ -257,12 +145,7 @@ impl Store {
     /// [`StoreError::Index`].
     pub async fn public_right(&self, at: &Repository) -> Result<Option<Duration>, StoreError> {
         let at = at.clone();
-        self.shared
-            .run(move |shared| {
-                let proven = shared.index.public_right(&at)?;
-                Ok(proven.map(|proven| shared.index.now().since(proven)))
-            })
-            .await
+        self.names(move |names| names.public_right(&at)).await
     }
 
     /// What is known of a node that shows this credential, or none.
@@ -276,17 +159,7 @@ impl Store {
         shown: Option<Shown>,
     ) -> Result<NodeRight, StoreError> {
         let at = at.clone();
-        self.shared
-            .run(move |shared| {
-                let row = shared.index.node_right(&at, node, shown)?;
-                let now = shared.index.now();
-                Ok(NodeRight {
-                    by_any: row.by_any.map(|proven| now.since(proven)),
-                    by_this: row.by_this.map(|proven| now.since(proven)),
-                    is_known: row.is_known,
-                })
-            })
-            .await
+        self.names(move |names| names.node_right(&at, node, shown)).await
     }
 
     /// The tags of a repository that are known here, in their order.
@@ -295,6 +168,27 @@ impl Store {
     /// [`StoreError::Index`].
     pub async fn tags(&self, at: &Repository) -> Result<Vec<String>, StoreError> {
         let at = at.clone();
-        self.shared.run(move |shared| Ok(shared.index.tags(&at)?)).await
+        self.names(move |names| names.tags(&at)).await
+    }
+
+    /// Runs work on names on a blocking thread.
+    async fn names<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&NameStore) -> Result<T, IndexError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.shared.run(move |shared| Ok(work(&shared.names)?)).await
+    }
+
+    /// The same for a use of a name, which a batch has to bring to the index.
+    async fn ask_index<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&NameStore) -> Result<T, IndexError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let ask = move |shared: &Shared| {
+            let answer = work(&shared.names)?;
+            shared.batch_if_due();
+            Ok(answer)
+        };
+        self.shared.run(ask).await
     }
 }
