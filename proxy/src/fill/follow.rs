@@ -141,7 +141,7 @@ impl UpstreamBlobs {
         let landed: Vec<u32> = filling.landed().iter().collect();
         let random = self.store.random_u64();
         let (piece, bytes) = match landed.len() {
-            0 => (0, filling.tail(0).await?),
+            0 => (0, filling.partial_piece(0).await?),
             count => {
                 let piece = landed[usize::try_from(random % count as u64).ok()?];
                 (piece, filling.read_piece(piece).await.ok()??)

@@ -28,7 +28,7 @@ use piecemeal_upstream::{ANSWER_TIMEOUT, BlobAnswer, Caller, PullError, Served, 
 
 /// How long upstream may send nothing new before a fill is given up.
 const FILL_PATIENCE: Duration = Duration::from_secs(30);
-/// How long a blob that there is no room for waits for a place among the passing fills.
+/// How long a blob that there is no room for waits for a place among the unstored fills.
 const PASSING_PATIENCE: Duration = Duration::from_secs(10);
 /// The size of the sample of an earlier fill's bytes that an upstream must match.
 const SAMPLE_BYTES: usize = 1024;
@@ -369,8 +369,8 @@ impl UpstreamBlobs {
     /// # Errors
     /// [`PullError::BadGateway`] for the wrong bytes, [`PullError::Store`].
     pub async fn publish(&self, at: &Repository, filling: &Filling, transfer: &Transfer) -> Result<Arrived, PullError> {
-        let arrived = match filling.is_passing() {
-            true => filling.pass().await.map(|()| Arrived::Passed),
+        let arrived = match filling.is_unstored() {
+            true => filling.finish_unstored().await.map(|()| Arrived::Passed),
             false => filling.publish(&transfer.sources()).await.map(Arrived::Kept),
         };
         match arrived {
@@ -403,8 +403,8 @@ async fn left_sample(filling: &Filling) -> Result<Option<(u64, Bytes)>, PullErro
         let read = read.map_err(|error| PullError::Unavailable(error.to_string()))?;
         return Ok(read.map(|bytes| (start(piece), cut(bytes))));
     }
-    for piece in filling.tailed() {
-        if let Some(bytes) = filling.tail(piece).await.filter(|bytes| !bytes.is_empty()) {
+    for piece in filling.partial_pieces() {
+        if let Some(bytes) = filling.partial_piece(piece).await.filter(|bytes| !bytes.is_empty()) {
             return Ok(Some((start(piece), cut(bytes))));
         }
     }
@@ -422,7 +422,7 @@ pub async fn pass(
     fill: Option<FillId>,
     offer: Offer,
 ) -> Result<Filling, PullError> {
-    let begun = tokio::time::timeout(PASSING_PATIENCE, store.begin_passing(digest, map, fill, offer)).await;
+    let begun = tokio::time::timeout(PASSING_PATIENCE, store.begin_unstored(digest, map, fill, offer)).await;
     let begun = begun.map_err(|_| {
         PullError::Unavailable(
             "the blob does not fit into the cache, and too many blobs already pass through memory; try again"
