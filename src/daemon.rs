@@ -5,7 +5,7 @@ use std::{future::Future, net::SocketAddr};
 use piecemeal_mirror::{Mirror, MirrorConfig};
 use piecemeal_peer::{Peer, PeerConfig};
 use piecemeal_proxy::{Cache, CacheConfig};
-use piecemeal_runtimes::{Keeper, KeeperConfig};
+use piecemeal_runtimes::{Controller, ControllerConfig};
 use piecemeal_scheduler::{Scheduler, SchedulerConfig};
 use piecemeal_webhook::{Webhook, WebhookConfig};
 use prometheus_client::registry::Registry;
@@ -123,8 +123,8 @@ daemon!(
 );
 
 daemon!(
-    Keeper,
-    KeeperConfig,
+    Controller,
+    ControllerConfig,
     "node",
     // Its only live setting is its process's: the log.
     apply: |_, _| {},

@@ -33,6 +33,27 @@ fn every_link_within_the_documents_leads_to_a_file_and_a_heading_that_are_there(
     assert!(links >= 50, "only {links} links were found");
 }
 
+#[test]
+fn every_source_file_that_the_documents_name_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let crates = fs::read_dir(root).expect("the root").filter_map(Result::ok);
+    let folders: Vec<PathBuf> = crates
+        .flat_map(|entry| [entry.path().join("src"), entry.path()])
+        .chain([root.to_owned()])
+        .collect();
+    let mut named = 0;
+    for document in documents(root) {
+        let text = fs::read_to_string(&document).expect("a document");
+        let is_file = |name: &&str| name.ends_with(".rs") && !name.contains([' ', '*', ':']);
+        for name in text.split('`').skip(1).step_by(2).filter(is_file) {
+            named += 1;
+            let is_there = folders.iter().any(|folder| folder.join(name).is_file());
+            assert!(is_there, "{} names {name}, which is not there", document.display());
+        }
+    }
+    assert!(named >= 20, "only {named} files were found");
+}
+
 /// Every Markdown file of `docs`, and those at the top.
 fn documents(root: &Path) -> Vec<PathBuf> {
     let mut found = vec![

@@ -179,7 +179,7 @@ fn a_copy_whose_source_is_for_no_accelerated_registry_any_more_goes() {
 
 #[test]
 fn a_new_leader_catches_up_with_changes_that_no_leader_saw() {
-    // Its own API server: at the shared one the others tend these copies too.
+    // Its own API server: at the shared one the others reconcile these copies too.
     let api = KubeApi::start(&support::KubeOptions::default());
     let mut webhook = Webhook::start(&api, &REGISTRIES);
     let (followed, missed) = (webhook.namespace(&[]), webhook.namespace(&[]));
@@ -254,7 +254,7 @@ fn forged_objects_in_one_namespace_reveal_no_credentials_of_another() {
         &["test-registry-vpc.cn-beijing.cr.aliyuncs.com"],
     ));
     let beijing = "test-registry-vpc.cn-beijing.cr.aliyuncs.com/a/b";
-    // With a copy, so that the namespace is tended.
+    // With a copy, so that the namespace is reconciled.
     create(&pod(&own, &[beijing], &["mine"]));
     for source in [
         format!("../../{victim}/secrets/team"),
@@ -279,7 +279,7 @@ fn forged_objects_in_one_namespace_reveal_no_credentials_of_another() {
         thief["metadata"]["annotations"] = json!({"k8s.aliyun.com/p2p-config": record.to_string()});
         create(&thief);
         api.client().apply(&forged).unwrap();
-        // The keeper has looked when it has noticed what came after.
+        // The reconciler has looked when it has noticed what came after.
         change_secret(&own, "mine", &[&format!("{beijing}{}", source.len())]);
         thread::sleep(Duration::from_secs(2));
         for secret in api.client().list("Secret", &own) {

@@ -4,12 +4,13 @@ use std::{
     collections::HashMap,
     net::IpAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use piecemeal_proto::NodeId;
 use rustix::process::{Resource, getrlimit};
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -97,7 +98,7 @@ impl Gate {
     /// A slot for a newcomer, if need be that of another connection, which is then closed; `None`: close the newcomer.
     pub fn admit(&self, remote: IpAddr) -> Option<Slot> {
         let now = self.now();
-        let mut table = self.lock();
+        let mut table = self.0.table.lock();
         let admitted = table.slots.admit(now, remote);
         if admitted.is_none_or(|admitted| admitted.evicted.is_some()) {
             self.tell(&mut table, remote, admitted.is_some());
@@ -137,7 +138,7 @@ impl Gate {
         loop {
             sweep.tick().await;
             let now = self.now();
-            let mut table = self.lock();
+            let mut table = self.0.table.lock();
             while let Some(expired) = table.slots.poll_expired(now) {
                 table.handle(expired, now, self.0.take_max);
             }
@@ -146,7 +147,7 @@ impl Gate {
 
     /// How many slots are taken.
     pub fn len(&self) -> usize {
-        self.lock().slots.len()
+        self.0.table.lock().slots.len()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -155,7 +156,7 @@ impl Gate {
 
     /// Whether there is no slot left but for another's.
     pub fn is_full(&self) -> bool {
-        self.lock().slots.is_full()
+        self.0.table.lock().slots.is_full()
     }
 
     fn tell(&self, table: &mut Table, remote: IpAddr, admitted: bool) {
@@ -175,10 +176,6 @@ impl Gate {
 
     fn now(&self) -> Duration {
         self.0.started.elapsed()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -222,7 +219,7 @@ impl Slot {
     /// A request's head is here, or a session begins.
     pub fn begin(&self) {
         let now = self.0.gate.now();
-        let mut table = self.0.gate.lock();
+        let mut table = self.0.gate.0.table.lock();
         let Table { slots, held, .. } = &mut *table;
         if let Some(held) = held.get_mut(&self.0.id) {
             held.uses += 1;
@@ -241,7 +238,7 @@ impl Slot {
 
     fn finish_all(&self, ended: usize) {
         let now = self.0.gate.now();
-        let mut table = self.0.gate.lock();
+        let mut table = self.0.gate.0.table.lock();
         let Table { slots, held, .. } = &mut *table;
         if let Some(held) = held.get_mut(&self.0.id) {
             held.uses = held.uses.saturating_sub(ended);
@@ -300,13 +297,13 @@ impl Slot {
 
     fn change(&self, change: impl FnOnce(&mut Slots, SlotId, Duration)) {
         let now = self.0.gate.now();
-        change(&mut self.0.gate.lock().slots, self.0.id, now);
+        change(&mut self.0.gate.0.table.lock().slots, self.0.id, now);
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut table = self.gate.lock();
+        let mut table = self.gate.0.table.lock();
         table.held.remove(&self.id);
         table.slots.leave(self.id);
     }
@@ -384,7 +381,7 @@ mod tests {
         slot.flushed();
         assert!(!slot.is_busy());
         drop(slot);
-        assert!(gate.is_empty() && gate.lock().held.is_empty());
+        assert!(gate.is_empty() && gate.0.table.lock().held.is_empty());
     }
 
     #[test]

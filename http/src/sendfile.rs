@@ -12,11 +12,12 @@ use std::{
     io::{self, IoSlice},
     os::fd::{AsFd as _, BorrowedFd},
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
@@ -64,13 +65,9 @@ impl Outlet {
         let blank = BLANK.get(..len).expect("extents are cut to what a stand-in is for");
         if bytes > 0 {
             let send = Box::new(send);
-            self.lock().push_back(Extent { bytes, send });
+            self.0.lock().push_back(Extent { bytes, send });
         }
         Bytes::from_static(blank)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Extent>> {
-        self.0.lock().expect("no holder of this lock panics")
     }
 }
 
@@ -93,7 +90,7 @@ impl OutletStream {
     fn poll_send(&self, cx: &mut Context<'_>, bytes_max: usize) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.stream.poll_write_ready(cx))?;
-            let mut queue = self.outlet.lock();
+            let mut queue = self.outlet.0.lock();
             let Some(extent) = queue.front_mut() else {
                 return Poll::Ready(Err(io::Error::other(
                     "a stand-in was written for which there is no file",

@@ -94,7 +94,7 @@ async fn publish(store: &Store, content: &[u8]) -> Blob {
             .await
             .unwrap();
     }
-    filling.publish().await.unwrap()
+    filling.publish(&[]).await.unwrap()
 }
 
 /// Ranges of the blob, as a seed wants them: none longer than a stand-in.

@@ -16,21 +16,21 @@ pub(crate) const ACCELERATED_FILE: &str = "50-piecemeal-accelerated.conf";
 pub(crate) const ORIGINAL_FILE: &str = "50-piecemeal-mirror.conf";
 
 /// The drop-in for accelerated names: name and registry each. Without any there is none.
-pub(crate) fn edit_accelerated(names: &[(String, &Registry)], peer: Option<u16>, current: Option<&str>) -> Edit {
+pub(crate) fn edit_accelerated(names: &[(String, Registry)], peer: Option<u16>, current: Option<&str>) -> Edit {
     let mark = if peer.is_some() {
         Mark::Accelerated
     } else {
         Mark::Fallback
     };
-    let entry = |(name, registry): &(String, &Registry)| entry(name, registry, &location(registry), peer);
+    let entry = |(name, registry): &(String, Registry)| entry(name, registry, &location(registry), peer);
     edit(mark, names.iter().map(entry).collect(), current)
 }
 
 /// The drop-in for registries' own names.
-pub(crate) fn edit_original(registries: &[&Registry], peer: Option<u16>, current: Option<&str>) -> Edit {
+pub(crate) fn edit_original(registries: &[Registry], peer: Option<u16>, current: Option<&str>) -> Edit {
     // Its own name leads to the registry without any help.
     let registries = if peer.is_some() { registries } else { &[] };
-    let entry = |registry: &&Registry| entry(&registry.name, registry, &registry.name, peer);
+    let entry = |registry: &Registry| entry(&registry.name, registry, &registry.name, peer);
     edit(Mark::Original, registries.iter().map(entry).collect(), current)
 }
 
@@ -105,6 +105,8 @@ pub(crate) fn is_first_version(main: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::slice;
+
     use super::*;
     use crate::edit::written;
 
@@ -118,7 +120,7 @@ mod tests {
     #[test]
     fn an_accelerated_name_has_the_registry_as_its_location_and_the_peer_as_its_mirror() {
         let registry = registry("reg.test:5000", "http://10.99.0.2:5000/x/");
-        let names = [("reg.test.5000.piecemeal.internal:65001".to_owned(), &registry)];
+        let names = [("reg.test.5000.piecemeal.internal:65001".to_owned(), registry)];
         let text = written(edit_accelerated(&names, Some(65001), None));
         let expected = "\n[[registry]]\nprefix = \"reg.test.5000.piecemeal.internal:65001\"\nlocation = \"10.99.0.2:5000/x\"\n\
              insecure = true\n\n[[registry.mirror]]\nlocation = \"127.0.0.1:65001/reg.test__5000\"\ninsecure = true\n";
@@ -135,12 +137,12 @@ mod tests {
     #[test]
     fn a_registry_s_own_name_stays_its_location() {
         let docker = registry("docker.io", "https://registry-1.docker.io");
-        let text = written(edit_original(&[&docker], Some(65001), None));
+        let text = written(edit_original(slice::from_ref(&docker), Some(65001), None));
         assert!(
             text.contains("prefix = \"docker.io\"\nlocation = \"docker.io\"\n\n[[registry.mirror]]"),
             "{text}"
         );
-        assert_eq!(edit_original(&[&docker], None, Some(&text)), Edit::Delete);
+        assert_eq!(edit_original(slice::from_ref(&docker), None, Some(&text)), Edit::Delete);
         assert_eq!(edit_original(&[], Some(65001), Some(&text)), Edit::Delete);
         assert_eq!(take_back(&text, false), Edit::Delete);
     }
@@ -149,7 +151,7 @@ mod tests {
     fn a_file_that_is_not_ours_is_left_alone() {
         let docker = registry("docker.io", "https://registry-1.docker.io");
         assert!(matches!(
-            edit_original(&[&docker], Some(65001), Some("# mine\n")),
+            edit_original(slice::from_ref(&docker), Some(65001), Some("# mine\n")),
             Edit::Leave(_)
         ));
         assert_eq!(edit_original(&[], Some(65001), Some("# mine\n")), Edit::Nothing);

@@ -8,9 +8,9 @@ use std::{
 use crate::{
     containerd::{self, Config},
     containers, docker,
+    kind::RuntimeKind,
     processes::{self, Running},
     root::Root,
-    runtimes::RuntimeKind,
 };
 
 /// Read from disk at once; everything after that is decided without looking again.
@@ -39,27 +39,20 @@ impl Facts {
             .or_else(|| root.read("/usr/lib/os-release").ok().flatten())
             .unwrap_or_default();
         let is_there = |kind: &RuntimeKind| kind.traces().iter().any(|path| root.exists(path));
-        let mut configs = Vec::new();
-        for kind in RuntimeKind::ALL {
-            if let Some(main) = kind.config_file() {
-                configs.push((kind, config(root, main)));
-            }
-        }
+        let config = |kind: RuntimeKind| Some((kind, config(root, kind.config_file()?)));
         let (containers, containers_problem) = containers(root);
         let running = processes::running(root, &["containerd", "dockerd"]);
         Self {
             os: os_id(&os),
             detected: RuntimeKind::ALL.into_iter().filter(is_there).collect(),
-            configs,
+            configs: RuntimeKind::ALL.into_iter().filter_map(config).collect(),
             containers,
             containers_problem,
             docker_flag: docker_flag(root, running.as_deref().unwrap_or_default()),
             running,
         }
     }
-}
 
-impl Facts {
     /// The registries that the administrator's own registries.conf and drop-ins are about.
     pub(crate) fn configured_registries(&self) -> BTreeSet<String> {
         containers::configured(self.containers.iter().map(|(_, text)| &**text))

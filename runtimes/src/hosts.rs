@@ -7,12 +7,15 @@
 //! the first of theirs, since containerd asks hosts in the order in which they stand. Taking the two out again is the way back,
 //! whatever else was edited meanwhile.
 
-use toml::{Table, Value};
+use toml::{
+    Spanned, Table, Value,
+    de::{DeTable, DeValue},
+};
 use url::Url;
 
 use crate::{
     edit::Edit,
-    mark::{BYTE_ORDER_MARK, Mark, split_head},
+    mark::{Mark, split_head},
     names::Registry,
 };
 
@@ -25,7 +28,7 @@ pub(crate) struct Hosts<'a> {
     pub is_accelerated: bool,
     /// The port of the node's peer, if there is one.
     pub peer: Option<u16>,
-    /// What to trust at the registry: lines of [`trust`].
+    /// What to trust at the registry: lines of [`trust`](crate::trust::trust).
     pub trust: &'a str,
 }
 
@@ -154,29 +157,21 @@ fn adds_only(text: &str, theirs: &Table, url: &str) -> bool {
     is_there.is_some() && table == *theirs
 }
 
-/// Where the first table of a host begins; the end when there is none.
+/// Where the line with the first table of a host begins; the end when there is none.
 fn first_host(text: &str) -> usize {
-    let mut at = 0;
-    for line in text.split_inclusive('\n') {
-        // Within an array or a text of several lines, what comes before would not be complete.
-        if is_host_header(line) && text[..at].parse::<Table>().is_ok() {
-            return at;
-        }
-        at += line.len();
-    }
-    text.len()
+    let document = DeTable::parse(text).ok();
+    let hosts = document.as_ref().and_then(|document| document.get_ref().get("host"));
+    let hosts = hosts.and_then(|hosts| hosts.get_ref().as_table());
+    let first = hosts.into_iter().flat_map(DeTable::values).map(first_header).min();
+    first.map_or(text.len(), |at| text[..at].rfind('\n').map_or(0, |end| end + 1))
 }
 
-/// `[host."…` in all ways in which TOML lets one write it.
-fn is_host_header(line: &str) -> bool {
-    let Some(rest) = line.trim_start_matches(BYTE_ORDER_MARK).trim_start().strip_prefix('[') else {
-        return false;
-    };
-    let rest = rest.trim_start();
-    let host = ["host", "\"host\"", "'host'"]
-        .iter()
-        .find_map(|key| rest.strip_prefix(key));
-    host.is_some_and(|rest| rest.trim_start().starts_with('.'))
+/// Where the first header of a host begins: its own, or that of a table in it, which may stand before.
+fn first_header(host: &Spanned<DeValue<'_>>) -> usize {
+    let inner = host.get_ref().as_table().into_iter().flat_map(DeTable::values);
+    inner
+        .map(|table| table.span().start)
+        .fold(host.span().start, usize::min)
 }
 
 /// The administrator's file as it was; none when our insertions are not whole any more.
@@ -192,66 +187,6 @@ fn without_ours(text: &str) -> Option<String> {
         before
     };
     Some(format!("{head}{before}{after}"))
-}
-
-/// The lines by which a registry's own name is trusted, so that another name of it is too: authorities, client certificates.
-///
-/// `dir` is the folder of its own name, `hosts` the hosts.toml there if it is not ours, and `files` what else is there: without
-/// a hosts.toml, containerd takes certificates and keys that lie beside it.
-pub(crate) fn trust(dir: &str, hosts: Option<&str>, files: &[String]) -> String {
-    let mut kept = Table::new();
-    match hosts {
-        Some(text) => {
-            let table: Table = text.parse().unwrap_or_default();
-            let own = own_host(dir, &table);
-            let of = |key: &str| table.get(key).or_else(|| own?.get(key)).cloned();
-            let keys = ["ca", "client", "skip_verify"].into_iter();
-            kept.extend(keys.filter_map(|key| Some((key.to_owned(), absolute(dir, of(key)?)))));
-        }
-        None => {
-            let path = |name: &String| Value::String(format!("{dir}/{name}"));
-            let authorities: Vec<Value> = files.iter().filter(|name| name.ends_with(".crt")).map(path).collect();
-            let key_of = |name: &String| Some(format!("{}.key", name.strip_suffix(".cert")?));
-            let pairs = files
-                .iter()
-                .filter_map(|name| Some((name, key_of(name).filter(|key| files.contains(key))?)));
-            let pairs: Vec<Value> = pairs
-                .map(|(name, key)| Value::Array(vec![path(name), path(&key)]))
-                .collect();
-            let keys = [("ca", authorities), ("client", pairs)].into_iter();
-            kept.extend(
-                keys.filter(|(_, of)| !of.is_empty())
-                    .map(|(key, of)| (key.to_owned(), Value::Array(of))),
-            );
-        }
-    }
-    kept.to_string()
-}
-
-/// The table of the registry itself among the hosts of a file: of its `server`, or of the name of its folder.
-fn own_host<'a>(dir: &str, file: &'a Table) -> Option<&'a Table> {
-    let bare = |url: &str| -> String {
-        let url = url.trim_end_matches('/');
-        url.split_once("://").map_or(url, |(_, rest)| rest).to_owned()
-    };
-    let folder = dir
-        .rsplit('/')
-        .next()
-        .unwrap_or_default()
-        .trim_end_matches('_')
-        .replace('_', ":");
-    let own = file.get("server").and_then(Value::as_str).map_or(folder, bare);
-    let hosts = file.get("host")?.as_table()?;
-    hosts.iter().find(|(url, _)| bare(url) == own)?.1.as_table()
-}
-
-/// Relative paths are those of the file that they stand in, and are read from another.
-fn absolute(dir: &str, value: Value) -> Value {
-    match value {
-        Value::String(path) if !path.starts_with('/') => Value::String(format!("{dir}/{path}")),
-        Value::Array(items) => Value::Array(items.into_iter().map(|item| absolute(dir, item)).collect()),
-        value => value,
-    }
 }
 
 /// The key `server`. A path of an upstream comes before the repository's name, which containerd has to be told.
@@ -309,22 +244,6 @@ mod tests {
     }
 
     #[test]
-    fn what_is_trusted_may_stand_with_the_registry_s_own_host() {
-        let with_server = "server = \"https://reg.test:5443\"\n[host.\"https://mirror.test\"]\n  ca = \"/m.crt\"\n\
-             [host.\"https://reg.test:5443/\"]\n  ca = \"own.crt\"\n";
-        assert_eq!(
-            trust("/c/reg.test:5443", Some(with_server), &[]),
-            "ca = \"/c/reg.test:5443/own.crt\"\n"
-        );
-        let without = "[host.\"https://reg.test:5443\"]\n  ca = \"/own.crt\"\n";
-        for dir in ["/c/reg.test:5443", "/c/reg.test_5443_"] {
-            assert_eq!(trust(dir, Some(without), &[]), "ca = \"/own.crt\"\n", "{dir}");
-        }
-        let of_another = "[host.\"https://mirror.test\"]\n  ca = \"/m.crt\"\n";
-        assert_eq!(trust("/c/reg.test", Some(of_another), &[]), "");
-    }
-
-    #[test]
     fn a_written_file_names_the_registry_and_the_peer_and_always_has_a_host_table() {
         let docker = registry("docker.io", "https://registry-1.docker.io");
         let with_peer = written(accelerated(&docker, Some(65001)).edit(None));
@@ -374,23 +293,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn another_name_of_a_registry_is_trusted_as_its_own() {
-        let dir = "/etc/containerd/certs.d/a.io";
-        let hosts = "server = \"https://a.io\"\nca = \"ca.crt\"\nclient = [[\"a.cert\", \"/b.key\"]]\nskip_verify = false\n\
-                     [host.\"https://m.io\"]\nca = \"other.crt\"\n";
-        assert_eq!(
-            trust(dir, Some(hosts), &[]),
-            format!("ca = \"{dir}/ca.crt\"\nclient = [[\"{dir}/a.cert\", \"/b.key\"]]\nskip_verify = false\n")
-        );
-        let files = ["ca.crt", "node.cert", "node.key", "lone.cert"].map(str::to_owned);
-        assert_eq!(
-            trust(dir, None, &files),
-            format!("ca = [\"{dir}/ca.crt\"]\nclient = [[\"{dir}/node.cert\", \"{dir}/node.key\"]]\n")
-        );
-        assert_eq!(trust(dir, None, &[]), "");
-    }
-
     const MARKED: &str = "[host.\"http://127.0.0.1:65001\"]\n  capabilities = [\"pull\", \"resolve\"]\n";
 
     #[test]
@@ -411,6 +313,10 @@ mod tests {
             ),
             ("\u{feff}server = \"https://s\"\r\n", "[host.\"https://m\"]\r\n"),
             ("server = \"https://s\"", ""),
+            (
+                "server = \"https://s\"\n",
+                "[host.'https://m'.header]\nx = \"y\"\n[host.'https://m']\n",
+            ),
             (
                 "# File generated by k3s. DO NOT EDIT.\n\nserver = \"https://s\"\n[host]\n",
                 "[host.\"https://m\"]\n",

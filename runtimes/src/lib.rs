@@ -1,4 +1,4 @@
-//! What a node's container runtime has to know to pull through its peer, and how that is taken back.
+//! Node set-up: the files with which a node's container runtimes resolve accelerated names, and their removal.
 //!
 //! ```text
 //! registries ──names──> wanted files ──(pure: each runtime's own format)──> text ──Root──> the node's disk
@@ -10,26 +10,43 @@
 
 mod containerd;
 mod containers;
+mod controller;
 mod cri;
+mod disk;
 mod docker;
 mod edit;
 mod facts;
 mod hosts;
-mod keeper;
+mod kind;
 mod listeners;
+mod lock;
 mod mark;
+mod metrics;
+mod mounts;
 mod names;
 mod node;
+mod problem;
 mod processes;
+mod remedy;
+mod replace;
 mod report;
+mod restart;
 mod root;
-mod runtimes;
+mod run;
+mod runtime;
+mod settings;
 mod state;
+#[cfg(test)]
+mod tests;
+mod trust;
 mod wanted;
 
-pub use keeper::{Keeper, KeeperConfig, RestartAt};
+pub use controller::{Controller, ControllerConfig, RestartAt};
+pub use kind::RuntimeKind;
 pub use listeners::Listener;
 pub use names::{Names, Registry, Upstream, registries};
-pub use node::{Node, NodeError, Restart, Settings};
-pub use report::{FileReport, Line, Outcome, Report, RuntimeReport, Standing, Status, StatusFile};
-pub use runtimes::RuntimeKind;
+pub use node::{Node, NodeError};
+pub use problem::Remedy;
+pub use report::{FileReport, Outcome, Report, RuntimeReport, Standing, Status, StatusFile};
+pub use restart::Restart;
+pub use settings::Settings;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use piecemeal_proto::{accelerated, is_registry};
+use piecemeal_proto::is_registry;
 use url::Url;
 
 /// A registry, or with `*.` a pattern of them, and where it answers.
@@ -68,11 +68,6 @@ pub fn registries<'a>(upstreams: &[Upstream], met: impl Iterator<Item = &'a str>
         }
     }
     found.into_iter().collect()
-}
-
-/// The accelerated name of a registry; none for what no DNS name can say.
-pub(crate) fn accelerated_name(registry: &str, port: u16) -> Option<String> {
-    accelerated::name(registry, port)
 }
 
 fn stands_for(pattern: &Upstream, host: &str) -> Option<Registry> {

@@ -67,16 +67,9 @@ pub(crate) fn all() -> Vec<(u32, String)> {
     let pids = entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter_map(|pid: u32| {
-        Some((
-            pid,
-            fs::read_to_string(format!("/proc/{pid}/comm"))
-                .ok()?
-                .trim_end()
-                .to_owned(),
-        ))
-    })
-    .collect()
+    let name = |pid: u32| fs::read_to_string(format!("/proc/{pid}/comm")).ok();
+    pids.filter_map(|pid| Some((pid, name(pid)?.trim_end().to_owned())))
+        .collect()
 }
 
 /// Tells the processes of this name to read their files again; whether there was one.

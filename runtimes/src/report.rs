@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 
 use serde::Serialize;
 
-use crate::{containerd::Remedy, listeners::Listener, runtimes::Runtime, runtimes::RuntimeKind};
+use crate::{kind::RuntimeKind, listeners::Listener, problem::Remedy, runtime::Runtime};
 
 /// What `install` or `remove` has done, and what remains to do.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -43,16 +43,8 @@ pub struct RuntimeReport {
     /// Why it is left out although it is not ready: it need not be.
     pub aside: Option<String>,
     /// The one line that makes it ready, if that is all.
-    pub add: Option<Line>,
+    pub add: Option<Remedy>,
     pub notes: Vec<String>,
-}
-
-/// A line of a file.
-#[derive(Clone, Debug, Serialize)]
-pub struct Line {
-    pub file: String,
-    pub table: String,
-    pub line: String,
 }
 
 /// What has become of one file.
@@ -105,7 +97,6 @@ pub enum Standing {
 impl RuntimeReport {
     pub(crate) fn of(runtime: &Runtime) -> Self {
         let problem = runtime.problem.as_ref();
-        let line = |Remedy { file, table, line }: Remedy| Line { file, table, line };
         Self {
             runtime: runtime.kind,
             detected: runtime.detected,
@@ -113,7 +104,7 @@ impl RuntimeReport {
             dir: runtime.certs_dir.clone(),
             why: problem.map(|problem| problem.why.clone()),
             aside: runtime.aside.clone(),
-            add: problem.and_then(|problem| problem.remedy.clone()).map(line),
+            add: problem.and_then(|problem| problem.remedy.clone()),
             notes: runtime.notes.clone(),
         }
     }
@@ -133,7 +124,7 @@ impl RuntimeReport {
             None => _ = writeln!(text, "{}{found}: ready{dir}", self.runtime),
             Some(why) => _ = writeln!(text, "{}{found}: not ready: {why}", self.runtime),
         }
-        if let Some(Line { file, table, line }) = &self.add {
+        if let Some(Remedy { file, table, line }) = &self.add {
             _ = writeln!(
                 text,
                 "  add to {file}, and restart {} once:\n    [{table}]\n      {line}",

@@ -1,26 +1,22 @@
-//! The node's file system, seen from its root, which is a mounted folder where the program runs in a container.
+//! Root of a node's file system: a mounted folder where the program runs in a container.
 //!
 //! Paths are the node's own (`/etc/containerd/config.toml`). Symbolic links are followed as the node itself would follow them:
-//! an absolute one begins at the root, and none leads out of it. A text is replaced as a whole and is on disk before its name
-//! is, so that a runtime reads the old one or the new one and a power cut leaves either.
+//! an absolute one begins at the root, and none leads out of it.
 
 use std::{
     collections::VecDeque,
     ffi::{OsStr, OsString},
     fs::File,
-    io::{self, ErrorKind, Read, Write},
+    io::{self, ErrorKind, Read},
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
-    thread,
-    time::{Duration, Instant},
 };
 
 use rustix::{
-    fs::{self, AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, Stat, Uid},
+    fs::{self, AtFlags, FileType, Mode, OFlags, Stat},
     io::Errno,
 };
 
@@ -40,12 +36,6 @@ pub(crate) struct Seen {
     pub text: Option<String>,
     /// None: there was no file.
     pub stamp: Option<Stamp>,
-}
-
-/// Keeps other runs out until it is dropped.
-#[derive(Debug)]
-pub(crate) struct Lock {
-    _folder: OwnedFd,
 }
 
 impl Root {
@@ -73,30 +63,6 @@ impl Root {
     pub(crate) fn is_link(&self, path: &str) -> bool {
         let stat = self.with(path, |folder, name| fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW));
         stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink)
-    }
-
-    /// Waits until no other run changes the node; `None`: one still does after that time.
-    ///
-    /// What is locked is the folder /etc itself, so that no file of the lock's own is left, and a system that is read-only has
-    /// one, too.
-    ///
-    /// # Errors
-    /// The folder cannot be opened.
-    pub(crate) fn lock(&self, patience: Duration) -> io::Result<Option<Lock>> {
-        let end = Instant::now() + patience;
-        let readable = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let folder = match self.folder("/etc", None) {
-            Ok(etc) => fs::openat(etc, ".", readable, Mode::empty())?,
-            Err(_) => fs::openat(&self.top, ".", readable, Mode::empty())?,
-        };
-        loop {
-            match fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Some(Lock { _folder: folder })),
-                Err(Errno::WOULDBLOCK) if Instant::now() < end => thread::sleep(LOCK_INTERVAL),
-                Err(Errno::WOULDBLOCK) => return Ok(None),
-                Err(error) => return Err(error.into()),
-            }
-        }
     }
 
     /// When a file was changed, in seconds since 1970.
@@ -161,14 +127,8 @@ impl Root {
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Vec::new()),
             Err(error) => return Err(error.into()),
         };
-        let readable = fs::openat(
-            &folder,
-            ".",
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
         let mut names = Vec::new();
-        for entry in fs::Dir::new(readable)? {
+        for entry in fs::Dir::new(readable(&folder)?)? {
             let name = entry?.file_name().to_string_lossy().into_owned();
             if !matches!(&*name, "." | "..") {
                 names.push(name);
@@ -176,77 +136,6 @@ impl Root {
         }
         names.sort();
         Ok(names)
-    }
-
-    /// Replaces a file's text, or makes the file, whatever is there now.
-    ///
-    /// # Errors
-    /// As [`Root::replace`].
-    pub(crate) fn write(&self, path: &str, text: &str, made: &mut Vec<String>) -> io::Result<()> {
-        let current = self.stamp(path);
-        self.replace(path, text, current, made).map(|_| ())
-    }
-
-    /// Replaces a file's text, or makes the file, if it still is what was seen. Its mode stays, and so does its owner unless this
-    /// process may not set it; the text then returned says so. Folders that are made on the way are added to `made`, the outermost
-    /// first.
-    ///
-    /// # Errors
-    /// It cannot be written, or was changed meanwhile ([`ErrorKind::ResourceBusy`]); what was there is still there then.
-    pub(crate) fn replace(
-        &self,
-        path: &str,
-        text: &str,
-        seen: Option<Stamp>,
-        made: &mut Vec<String>,
-    ) -> io::Result<Option<String>> {
-        let (parent, name) = split(path)?;
-        let folder = self.folder(parent, Some(made))?;
-        let old = fs::statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW).ok();
-        if old.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile) {
-            return Err(io::Error::other("is no regular file"));
-        }
-        remove_leftovers(&folder)?;
-        let scratch = scratch_name();
-        let scratch = scratch.as_str();
-        let written = (|| {
-            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let new = fs::openat(&folder, scratch, flags, Mode::from_raw_mode(0o644))?;
-            let mut owner = None;
-            if let Some(old) = old {
-                // Without root or the capability the file keeps our owner: better than not being written.
-                owner = give_away(&new, &old).err();
-                fs::fchmod(&new, Mode::from_raw_mode(old.st_mode & 0o7777))?;
-            } else {
-                // Whatever the umask: the runtime may run as another user.
-                fs::fchmod(&new, Mode::from_raw_mode(0o644))?;
-            }
-            let mut new = File::from(new);
-            new.write_all(text.as_bytes())?;
-            new.sync_all()?;
-            // An editor that saves between this and the next line is not seen; the time for it is as short as it can be.
-            if self.stamp(path) != seen {
-                return Err(io::Error::new(ErrorKind::ResourceBusy, CHANGED));
-            }
-            fs::renameat(&folder, scratch, &folder, name)?;
-            sync_folder(&folder)?;
-            Ok(owner)
-        })();
-        if written.is_err() {
-            let _ = fs::unlinkat(&folder, scratch, AtFlags::empty());
-        }
-        written
-    }
-
-    /// Whether what is read-only is the mount that a path is on, while its file system is not: it is ours, or another's choice.
-    pub(crate) fn is_read_only_by_mount(&self, path: &str) -> bool {
-        let path = self.path.join(path.trim_start_matches('/'));
-        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let path = std::fs::canonicalize(&self.path).map_or(path.clone(), |root| {
-            path.strip_prefix(&self.path)
-                .map_or(path.clone(), |rest| root.join(rest))
-        });
-        is_read_only_by_mount(&table, &path)
     }
 
     /// The file's stamp now; none where it is absent.
@@ -318,7 +207,7 @@ impl Root {
     }
 
     /// Opens a folder part by part. With `made` it is made where it is absent.
-    fn folder(&self, path: &str, mut made: Option<&mut Vec<String>>) -> Result<OwnedFd, Errno> {
+    pub(crate) fn folder(&self, path: &str, mut made: Option<&mut Vec<String>>) -> Result<OwnedFd, Errno> {
         let parts =
             |path: &Path| -> Vec<OsString> { path.iter().filter(|part| *part != "/").map(OsStr::to_owned).collect() };
         let mut todo: VecDeque<OsString> = parts(Path::new(path)).into();
@@ -377,56 +266,8 @@ fn stamp(stat: &Stat) -> Stamp {
     (stat.st_dev, stat.st_ino, stat.st_mtime, nanoseconds, stat.st_size)
 }
 
-/// Gives a new file the owner of the old one; the error says who owns it instead.
-fn give_away(new: &OwnedFd, old: &Stat) -> Result<(), String> {
-    let is_same = fs::fstat(new).is_ok_and(|new| (new.st_uid, new.st_gid) == (old.st_uid, old.st_gid));
-    let (user, group) = (Uid::from_raw(old.st_uid), Gid::from_raw(old.st_gid));
-    if is_same {
-        return Ok(());
-    }
-    fs::fchown(new, Some(user), Some(group)).map_err(|error| {
-        let (user, group) = (user.as_raw(), group.as_raw());
-        format!("it could not be given back to its owner ({error}); do so with chown {user}:{group}")
-    })
-}
-
-/// Removes what a crash has left. The caller has the lock, without which no other process writes.
-fn remove_leftovers(folder: &OwnedFd) -> io::Result<()> {
-    let readable = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    for entry in fs::Dir::new(fs::openat(folder, ".", readable, Mode::empty())?)? {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if name.starts_with(SCRATCH_START.as_bytes()) && name.ends_with(SCRATCH_END.as_bytes()) {
-            fs::unlinkat(folder, entry.file_name(), AtFlags::empty())?;
-        }
-    }
-    Ok(())
-}
-
-fn scratch_name() -> String {
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    format!("{SCRATCH_START}{}.{number}{SCRATCH_END}", std::process::id())
-}
-
-/// By a table of mounts. Source: proc_pid_mountinfo(5).
-fn is_read_only_by_mount(table: &str, path: &Path) -> bool {
-    let mounts = table.lines().filter_map(|line| {
-        let (mount, of_system) = line.split_once(" - ")?;
-        let mut columns = mount.split(' ').skip(4);
-        let (place, options) = (columns.next()?.replace("\\040", " "), columns.next()?);
-        let is_read_only = |options: &str| options.split(',').any(|option| option == "ro");
-        let by_mount = is_read_only(options) && !is_read_only(of_system.split(' ').nth(2)?);
-        path.starts_with(&place).then_some((place.len(), by_mount))
-    });
-    // Of those at one place the last hides the others.
-    mounts
-        .max_by_key(|(length, _)| *length)
-        .is_some_and(|(_, by_mount)| by_mount)
-}
-
 /// The folder of a path, and the name there.
-fn split(path: &str) -> io::Result<(&str, &OsStr)> {
+pub(crate) fn split(path: &str) -> io::Result<(&str, &OsStr)> {
     let (parent, name) = path.rsplit_once('/').ok_or(ErrorKind::InvalidInput)?;
     if matches!(name, "" | "." | "..") {
         return Err(ErrorKind::InvalidInput.into());
@@ -434,14 +275,14 @@ fn split(path: &str) -> io::Result<(&str, &OsStr)> {
     Ok((parent, OsStr::new(name)))
 }
 
-fn sync_folder(folder: &OwnedFd) -> io::Result<()> {
-    let readable = fs::openat(
-        folder,
-        ".",
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    Ok(fs::fsync(readable)?)
+/// A folder that was opened only as a place, to be listed, locked or synced.
+pub(crate) fn readable(folder: &OwnedFd) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    fs::openat(folder, ".", flags, Mode::empty())
+}
+
+pub(crate) fn sync_folder(folder: &OwnedFd) -> io::Result<()> {
+    Ok(fs::fsync(readable(folder)?)?)
 }
 
 /// For looking up names in a folder, which needs no right to list it.
@@ -449,11 +290,6 @@ const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEX
 /// As many as the kernel follows.
 const LINKS_MAX: usize = 40;
 const FILE_BYTES_MAX: u64 = 4 << 20;
-/// No runtime reads a file of such a name.
-const SCRATCH_START: &str = ".piecemeal-node.";
-const SCRATCH_END: &str = ".tmp";
-const CHANGED: &str = "was changed by another program at the same time; run this again";
-const LOCK_INTERVAL: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 mod tests {
@@ -465,6 +301,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::replace::write;
 
     fn root() -> (TempDir, Root) {
         let dir = tempfile::tempdir().unwrap();
@@ -479,7 +316,7 @@ mod tests {
         let (dir, root) = root();
         // The daemons' own; of the whole process, and no other test looks at it.
         rustix::process::umask(Mode::from_raw_mode(0o077));
-        root.write("/etc/a/b/c.toml", "one", &mut Vec::new()).unwrap();
+        write(&root, "/etc/a/b/c.toml", "one", &mut Vec::new()).unwrap();
         for (path, expected) in [("a", 0o755), ("a/b", 0o755), ("a/b/c.toml", 0o644)] {
             let metadata = fs::metadata(dir.path().join("node/etc").join(path)).unwrap();
             assert_eq!(metadata.permissions().mode() & 0o7777, expected, "{path}");
@@ -490,11 +327,11 @@ mod tests {
     fn a_text_is_written_read_and_removed_and_the_folders_made_are_told() {
         let (dir, root) = root();
         let mut made = Vec::new();
-        root.write("/etc/a/b/c.toml", "one", &mut made).unwrap();
+        write(&root, "/etc/a/b/c.toml", "one", &mut made).unwrap();
         assert_eq!(made, ["/etc/a", "/etc/a/b"]);
         let file = dir.path().join("node/etc/a/b/c.toml");
         fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
-        root.write("/etc/a/b/c.toml", "two", &mut made).unwrap();
+        write(&root, "/etc/a/b/c.toml", "two", &mut made).unwrap();
         assert_eq!(
             (made.len(), root.read("/etc/a/b/c.toml").unwrap().as_deref()),
             (2, Some("two"))
@@ -522,73 +359,18 @@ mod tests {
         symlink(dir.path().join("outside"), etc.join("file")).unwrap();
         symlink("loop", etc.join("loop")).unwrap();
         let mut made = Vec::new();
-        root.write("/etc/absolute/x", "x", &mut made).unwrap();
-        root.write("/etc/climbing/y", "y", &mut made).unwrap();
+        write(&root, "/etc/absolute/x", "x", &mut made).unwrap();
+        write(&root, "/etc/climbing/y", "y", &mut made).unwrap();
         assert_eq!(root.list("/etc/real").unwrap(), ["x", "y"]);
         assert!(root.read("/etc/out/outside").unwrap().is_none() && root.read("/etc/file").unwrap().is_none());
-        assert!(root.write("/etc/loop/x", "x", &mut made).is_err() && root.read("/etc/loop").is_err());
+        assert!(write(&root, "/etc/loop/x", "x", &mut made).is_err() && root.read("/etc/loop").is_err());
         assert!(
-            root.write("/etc/file", "x", &mut made).is_err(),
+            write(&root, "/etc/file", "x", &mut made).is_err(),
             "a link is not ours to replace"
         );
         assert!(root.is_link("/etc/file") && !root.is_link("/etc/real/x"));
         assert_eq!(fs::read_to_string(dir.path().join("outside")).unwrap(), "secret");
         assert!(made.is_empty());
-    }
-
-    #[test]
-    fn a_file_that_was_changed_since_it_was_seen_is_not_written_over() {
-        let (dir, root) = root();
-        let file = dir.path().join("node/etc/x");
-        let mut made = Vec::new();
-        let none = root.see("/etc/x").unwrap();
-        assert_eq!((none.text, none.stamp), (None, None));
-        fs::write(&file, "theirs").unwrap();
-        let changed = root.replace("/etc/x", "ours", None, &mut made).unwrap_err();
-        assert_eq!(changed.kind(), ErrorKind::ResourceBusy);
-        let seen = root.see("/etc/x").unwrap();
-        // As an editor saves: another file of the same name.
-        fs::write(file.with_extension("new"), "newer!").unwrap();
-        fs::rename(file.with_extension("new"), &file).unwrap();
-        assert!(root.replace("/etc/x", "ours", seen.stamp, &mut made).is_err());
-        assert_eq!(fs::read_to_string(&file).unwrap(), "newer!");
-        assert_eq!(root.list("/etc").unwrap(), ["x"], "no scratch is left");
-        let seen = root.see("/etc/x").unwrap();
-        assert_eq!(root.replace("/etc/x", "ours", seen.stamp, &mut made).unwrap(), None);
-    }
-
-    #[test]
-    fn an_owner_that_cannot_be_kept_is_told() {
-        let (dir, _root) = root();
-        let path = dir.path().join("outside");
-        // Such a descriptor allows no change, not even to root.
-        let new = rustix::fs::open(&path, OFlags::PATH, Mode::empty()).unwrap();
-        let mut old = rustix::fs::fstat(&new).unwrap();
-        assert_eq!(give_away(&new, &old), Ok(()));
-        old.st_uid += 1;
-        let told = give_away(&new, &old).unwrap_err();
-        assert!(told.contains(&format!("chown {}:{}", old.st_uid, old.st_gid)), "{told}");
-    }
-
-    #[test]
-    fn one_run_at_a_time_and_what_a_crash_left_goes() {
-        let (dir, root) = root();
-        let lock = root.lock(Duration::ZERO).unwrap();
-        assert!(lock.is_some() && root.lock(Duration::ZERO).unwrap().is_none());
-        drop(lock);
-        assert!(root.lock(Duration::ZERO).unwrap().is_some());
-        fs::write(dir.path().join("node/etc/.piecemeal-node.1.2.tmp"), "half").unwrap();
-        root.write("/etc/x", "x", &mut Vec::new()).unwrap();
-        assert_eq!(root.list("/etc").unwrap(), ["x"]);
-    }
-
-    #[test]
-    fn a_mount_that_is_read_only_is_told_from_a_file_system_that_is() {
-        let table = "1 0 0:1 / / rw - overlay overlay rw\n2 1 0:2 / /host ro,relatime - ext4 /dev/a rw\n\
-                     3 2 0:2 /etc /host/etc rw - ext4 /dev/a rw\n4 2 0:3 / /host/usr ro - squashfs /dev/b ro\n";
-        let is = |path: &str| is_read_only_by_mount(table, Path::new(path));
-        assert!(is("/host/opt/x") && is("/host/etcetera"));
-        assert!(!is("/host/etc/x") && !is("/host/usr/x") && !is("/x"));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
 use piecemeal_proto::Digest;
 use serde::{Deserialize, Serialize};
 
-use crate::root::Root;
+use crate::{replace::write, root::Root};
 
 pub(crate) const FILE: &str = "/etc/piecemeal/node-state.json";
 const FOLDER: &str = "/etc/piecemeal";
@@ -61,7 +61,7 @@ impl State {
         root.make_folder(FOLDER, &mut made)?;
         self.folders.extend(made);
         let text = serde_json::to_string_pretty(&self).map_err(io::Error::other)?;
-        root.write(FILE, &format!("{text}\n"), &mut Vec::new())
+        write(root, FILE, &format!("{text}\n"), &mut Vec::new())
     }
 
     pub(crate) fn wrote(&mut self, path: &str, text: &str) {
@@ -70,6 +70,11 @@ impl State {
 
     pub(crate) fn is_as_written(&self, path: &str, text: &str) -> bool {
         self.files.get(path).is_some_and(|written| *written == digest(text))
+    }
+
+    /// The ports of mirrors in Docker's configuration that are ours: the one that was written there, and the one of today.
+    pub(crate) fn docker_ports(&self, peer_port: u16) -> Vec<u16> {
+        self.docker_port.into_iter().chain([peer_port]).collect()
     }
 
     /// Removes the folders that were made and are empty, the innermost first.

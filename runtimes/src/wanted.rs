@@ -1,13 +1,20 @@
-//! The files that a node should have: pure, out of what is on it and what was asked for.
+//! Files that a node should have.
+//!
+//! Decided from the runtimes, the settings and what [`Disk`] says about single names; nothing is written here.
+
+use piecemeal_proto::accelerated;
 
 use crate::{
-    containerd::Problem,
-    containers, docker,
+    containers,
+    disk::{Disk, HOSTS},
+    docker,
     edit::Edit,
     hosts::{self, Hosts},
-    names::{Registry, accelerated_name},
-    node::Settings,
-    runtimes::{Runtime, RuntimeKind},
+    kind::RuntimeKind,
+    names::Registry,
+    problem::Problem,
+    runtime::Runtime,
+    settings::Settings,
 };
 
 /// A file that a runtime should have, and what it should say.
@@ -52,28 +59,11 @@ impl Wanted {
                 trust,
             }
             .edit(current),
-            What::AcceleratedDropIn(names) => {
-                let names: Vec<(String, &Registry)> = names.iter().map(|(name, of)| (name.clone(), of)).collect();
-                containers::edit_accelerated(&names, peer, current)
-            }
-            What::OriginalDropIn(registries) => {
-                containers::edit_original(&registries.iter().collect::<Vec<_>>(), peer, current)
-            }
+            What::AcceleratedDropIn(names) => containers::edit_accelerated(names, peer, current),
+            What::OriginalDropIn(registries) => containers::edit_original(registries, peer, current),
             What::DockerMirror { before } => docker::edit(settings.peer_port, *before, current),
         }
     }
-}
-
-/// What can only be known by looking at the disk again, for the names that are wanted.
-pub(crate) trait Look {
-    /// The folder of a name: `host:port`, or `host_port_` where that is there, which containerd looks at first.
-    fn folder(&self, certs_dir: &str, name: &str) -> String;
-    /// Whether there are hosts for every name that has none of its own.
-    fn has_default(&self, certs_dir: &str) -> bool;
-    /// By what a registry's own name is trusted.
-    fn trust(&self, certs_dir: &str, name: &str) -> String;
-    /// The port of the mirror that is ours in Docker's configuration.
-    fn docker_port(&self) -> Option<u16>;
 }
 
 /// The files of one runtime. What is good to know about them is added to its notes.
@@ -81,20 +71,20 @@ pub(crate) fn wanted(
     runtime: &mut Runtime,
     settings: &Settings,
     taken: &dyn Fn(&str) -> bool,
-    look: &dyn Look,
+    disk: &Disk<'_>,
 ) -> Vec<Wanted> {
     if !runtime.is_wired {
         return Vec::new();
     }
     match (runtime.kind, runtime.certs_dir.clone()) {
-        (RuntimeKind::Docker, _) => of_docker(runtime, settings, look),
-        (_, Some(dir)) => of_containerd(runtime, &dir, settings, look),
+        (RuntimeKind::Docker, _) => of_docker(runtime, settings, disk),
+        (_, Some(dir)) => of_containerd(runtime, &dir, settings, disk),
         (_, None) => of_containers(runtime, settings, taken),
     }
 }
 
-fn of_containerd(runtime: &mut Runtime, dir: &str, settings: &Settings, look: &dyn Look) -> Vec<Wanted> {
-    if settings.names.has_original() && settings.has_peer && look.has_default(dir) {
+fn of_containerd(runtime: &mut Runtime, dir: &str, settings: &Settings, disk: &Disk<'_>) -> Vec<Wanted> {
+    if settings.names.has_original() && settings.has_peer && disk.has_default(dir) {
         let about = format!(
             "{dir}/_default/{HOSTS} is yours, and no longer asked for registries that have a file of their own"
         );
@@ -105,18 +95,18 @@ fn of_containerd(runtime: &mut Runtime, dir: &str, settings: &Settings, look: &d
         let what = What::Hosts {
             registry: registry.clone(),
             is_accelerated,
-            trust: look.trust(dir, &registry.name),
+            trust: disk.trust(dir, &registry.name),
         };
         Wanted {
             runtime,
-            path: format!("{}/{}", look.folder(dir, name), HOSTS),
+            path: format!("{}/{}", disk.folder(dir, name), HOSTS),
             name: Some(name.to_owned()),
             what,
         }
     };
     let mut wanted = Vec::new();
     for registry in &settings.registries {
-        let name = accelerated_name(&registry.name, settings.peer_port);
+        let name = accelerated::name(&registry.name, settings.peer_port);
         if let Some(name) = name.filter(|_| settings.names.has_accelerated()) {
             wanted.push(hosts(&name, registry, true));
         }
@@ -129,7 +119,7 @@ fn of_containerd(runtime: &mut Runtime, dir: &str, settings: &Settings, look: &d
 }
 
 fn of_containers(runtime: &mut Runtime, settings: &Settings, taken: &dyn Fn(&str) -> bool) -> Vec<Wanted> {
-    let named = |registry: &Registry| Some((accelerated_name(&registry.name, settings.peer_port)?, registry.clone()));
+    let named = |registry: &Registry| Some((accelerated::name(&registry.name, settings.peer_port)?, registry.clone()));
     let mut accelerated: Vec<(String, Registry)> = settings.registries.iter().filter_map(named).collect();
     let mut original = settings.registries.clone();
     if !settings.names.has_accelerated() {
@@ -161,7 +151,7 @@ fn of_containers(runtime: &mut Runtime, settings: &Settings, taken: &dyn Fn(&str
     ]
 }
 
-fn of_docker(runtime: &mut Runtime, settings: &Settings, look: &dyn Look) -> Vec<Wanted> {
+fn of_docker(runtime: &mut Runtime, settings: &Settings, disk: &Disk<'_>) -> Vec<Wanted> {
     if !settings.names.has_original() {
         return without_names(runtime);
     }
@@ -197,7 +187,7 @@ fn of_docker(runtime: &mut Runtime, settings: &Settings, look: &dyn Look) -> Vec
         path: docker::FILE.to_owned(),
         name: Some(docker::REGISTRY.to_owned()),
         what: What::DockerMirror {
-            before: look.docker_port(),
+            before: disk.docker_port,
         },
     }]
 }
@@ -227,5 +217,3 @@ pub(crate) fn take_back(path: &str, current: &str, docker_ports: &[u16], purge: 
         containers::take_back(current, purge)
     }
 }
-
-pub(crate) const HOSTS: &str = "hosts.toml";

@@ -7,9 +7,9 @@
 use std::{
     collections::HashSet,
     net::{IpAddr, SocketAddr},
-    sync::RwLock,
 };
 
+use parking_lot::RwLock;
 use piecemeal_proto::{AuthorityKey, AuthorityPublic, NodeId, PeerRoles, RoleKey, wire};
 use tracing::{info, warn};
 
@@ -63,7 +63,7 @@ impl Admission {
 
     /// Takes over the generations of `join.key` and who is shut out. Those of another site's key are not taken.
     pub(crate) fn apply(&self, authority_key: &AuthorityKey, revoked: HashSet<NodeId>) {
-        let mut settings = self.settings.write().expect("no holder of this lock panics");
+        let mut settings = self.settings.write();
         if settings.revoked != revoked {
             info!("{} nodes are shut out", revoked.len());
             settings.revoked = revoked;
@@ -81,7 +81,7 @@ impl Admission {
 
     /// Why a daemon that was let in is so no longer at `now` (seconds since 1970).
     pub(crate) fn still_admits(&self, node: NodeId, by: AdmittedBy, now: u64) -> Result<(), RefuseHelloError> {
-        let settings = self.settings.read().expect("no holder of this lock panics");
+        let settings = self.settings.read();
         if settings.revoked.contains(&node) {
             return Err(RefuseHelloError::Revoked);
         }
@@ -146,7 +146,7 @@ impl Admission {
     fn prove(&self, role: Role, claim: &[u8], proof: &[u8], now: u64) -> Result<AdmittedBy, RefuseHelloError> {
         match role {
             Role::Peer => {
-                let settings = self.settings.read().expect("no holder of this lock panics");
+                let settings = self.settings.read();
                 let generation = settings.peers.admits(claim, proof, now);
                 generation.map(AdmittedBy::JoinKey).ok_or(RefuseHelloError::PeerProof)
             }
@@ -187,7 +187,7 @@ pub(crate) enum RefuseHelloError {
     Name,
     #[error("no address of the piece port can be used (state addresses with a port, or piece_port alone)")]
     Port,
-    #[error("no hello came within {} s of the challenge", super::session::HELLO_WAIT.as_secs())]
+    #[error("no hello came within {} s of the challenge", crate::limits::HELLO_WAIT.as_secs())]
     Late,
     #[error("the first report must be a hello")]
     NoHello,

@@ -28,7 +28,7 @@ use crate::{
     members::{Entry, Members},
     metrics::{Metrics, role_name},
     outbox::Outgoing,
-    session::SessionEnd,
+    session_end::SessionEnd,
     status::{Contact, Snapshot},
 };
 

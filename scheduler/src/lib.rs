@@ -17,6 +17,7 @@ mod outbox;
 mod report;
 mod service;
 mod session;
+mod session_end;
 mod status;
 
 pub use config::SchedulerConfig;

@@ -7,8 +7,6 @@ use piecemeal_http::{Gate, Policy, Share, Slot, descriptors_max};
 use piecemeal_proto::NodeId;
 use tokio::time::Duration;
 
-use crate::session::HELLO_WAIT;
-
 /// Twice the peers that one scheduler is built for.
 const SESSIONS_MAX: usize = 20_000;
 /// For every four sessions there is room for one more connection without a session: a daemon that connects or reconnects.
@@ -22,6 +20,8 @@ const HEAD_MAX: Duration = Duration::from_secs(10);
 const IDLE_MAX: Duration = Duration::from_secs(10);
 /// Orders that are not read end a session sooner than this ends its connection.
 const TAKE_MAX: Duration = Duration::from_secs(30);
+/// How long a connection may take until its hello.
+pub(crate) const HELLO_WAIT: Duration = Duration::from_secs(5);
 
 /// The two gates of a scheduler.
 #[derive(Clone)]

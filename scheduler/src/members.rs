@@ -13,7 +13,7 @@ use crate::{
     admission::AdmittedBy,
     brain::{MemberId, Role},
     outbox::Outgoing,
-    session::SessionEnd,
+    session_end::SessionEnd,
 };
 
 /// One session in force.

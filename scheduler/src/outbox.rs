@@ -17,7 +17,7 @@ use wire::order::Order as Kind;
 use crate::{
     ambient::unix_seconds,
     brain::{Lease, Priority},
-    session::SessionEnd,
+    session_end::SessionEnd,
 };
 
 /// One entry of the queue. A lease waits without its ticket, which costs a signature that placement must not wait for.

@@ -10,10 +10,10 @@ use prost::Message as _;
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
     task::coop::consume_budget,
-    time::{Duration, timeout},
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, Streaming};
+use tonic::Streaming;
 use tracing::{debug, info, warn};
 use wire::{feature, order::Order as Kind, report::Report as ReportKind};
 
@@ -22,10 +22,11 @@ use crate::{
     ambient::{self, unix_seconds},
     brain::{Event, MemberId},
     driver::{Input, Join},
-    limits::Places,
+    limits::{HELLO_WAIT, Places},
     metrics::{Metrics, role_name},
     outbox::{ORDERS_QUEUED_MAX, OrderSender, Outgoing, Tickets, write},
     report::{ReadReportError, ReportReader},
+    session_end::{REPORTS_MAX, SILENCE_MAX, SessionEnd},
 };
 
 /// What all sessions share.
@@ -38,71 +39,6 @@ pub(crate) struct Sessions {
     pub(crate) room: Arc<Semaphore>,
     pub(crate) metrics: Metrics,
     pub(crate) stop: CancellationToken,
-}
-
-/// Why a session ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum SessionEnd {
-    /// The daemon, or its connection.
-    Left,
-    Silent,
-    /// It does not read.
-    Behind,
-    Replaced,
-    /// The node was shut out, or the `join.key` that admitted it was.
-    Revoked,
-    /// The clock that tickets are judged by was set; the daemon learns the new time when it reconnects.
-    ClockSet,
-    /// It breaks the protocol's bounds.
-    Excessive,
-    /// All sessions are taken, and its address has more than its share of them.
-    Crowded,
-    Stopping,
-}
-
-impl SessionEnd {
-    /// For `sessions_ended_total{cause}`.
-    fn label(self) -> &'static str {
-        match self {
-            Self::Left => "left",
-            Self::Silent => "silent",
-            Self::Behind => "behind",
-            Self::Replaced => "replaced",
-            Self::Revoked => "revoked",
-            Self::ClockSet => "clock_set",
-            Self::Excessive => "excessive",
-            Self::Crowded => "crowded",
-            Self::Stopping => "stopping",
-        }
-    }
-
-    /// What the daemon is told, if it still listens.
-    fn status(self) -> Option<Status> {
-        match self {
-            Self::Left => None,
-            Self::Silent => Some(Status::deadline_exceeded(format!(
-                "no message arrived for {} s",
-                SILENCE_MAX.as_secs()
-            ))),
-            Self::Behind => Some(Status::resource_exhausted("orders were not read in time; reconnect")),
-            Self::Replaced => Some(Status::aborted("this node has connected again")),
-            Self::Revoked => Some(Status::permission_denied(
-                "this node is no longer admitted; reconnect to receive the reason",
-            )),
-            Self::ClockSet => Some(Status::aborted(
-                "the scheduler's clock was set; reconnect to receive its time",
-            )),
-            Self::Excessive => Some(Status::invalid_argument(format!(
-                "a message has more than {REPORTS_MAX} reports"
-            ))),
-            Self::Crowded => Some(Status::resource_exhausted(
-                "all sessions are taken, and this address has more than its share of them",
-            )),
-            Self::Stopping => Some(Status::unavailable(
-                "the scheduler is stopping or restarting; reconnect",
-            )),
-        }
-    }
 }
 
 /// Why the daemon was not admitted.
@@ -411,12 +347,6 @@ async fn send(orders: &OrderSender, order: Kind) -> Result<(), GreetError> {
 
 /// The protocol's optional features that this scheduler supports.
 const FEATURES: [&str; 3] = [feature::SIGNED_IDENTITY, feature::PIECE_HASHES, feature::DROP];
-/// How long a connection may take until its hello.
-pub(crate) const HELLO_WAIT: Duration = Duration::from_secs(5);
-/// Ten heartbeats. Placement does not use a member that is silent for far less; this is when it is forgotten.
-const SILENCE_MAX: Duration = Duration::from_secs(5);
-/// The most reports of one message: more than a daemon has to say in a batch, fewer than a message of empty ones could hold.
-const REPORTS_MAX: usize = 4096;
 /// Events are passed on when they take so much memory: little enough that no daemon holds up the others.
 const PART_BYTES: usize = 256 * 1024;
 /// What may wait for placement at once, from all sessions, on top of a message each.

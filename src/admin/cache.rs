@@ -18,14 +18,17 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::{Desk, Phase, guard};
+use super::{
+    guard,
+    state::{AdminState, Phase},
+};
 use crate::daemon::Daemon;
 
 /// The most bytes of a request: a thousand images with long names.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 const BODY_TIME_MAX: Duration = Duration::from_secs(10);
 
-pub(super) fn routes<D: Daemon>() -> Router<Arc<Desk<D>>> {
+pub(super) fn routes<D: Daemon>() -> Router<Arc<AdminState<D>>> {
     Router::new()
         .route("/cache", get(list::<D>))
         .route("/cache/item", get(item::<D>).delete(remove::<D>))
@@ -46,36 +49,36 @@ struct Named {
     name: String,
 }
 
-async fn list<D: Daemon>(State(desk): State<Arc<Desk<D>>>) -> Result<Response, Refused> {
-    let list = desk.cache().await?.list().await?;
+async fn list<D: Daemon>(State(state): State<Arc<AdminState<D>>>) -> Result<Response, Refused> {
+    let list = state.cache().await?.list().await?;
     Ok(Json(list).into_response())
 }
 
 async fn item<D: Daemon>(
-    State(desk): State<Arc<Desk<D>>>,
+    State(state): State<Arc<AdminState<D>>>,
     Query(Named { name }): Query<Named>,
 ) -> Result<Response, Refused> {
-    let item = desk.cache().await?.item(&name).await?;
+    let item = state.cache().await?.item(&name).await?;
     Ok(Json(item).into_response())
 }
 
 async fn remove<D: Daemon>(
-    State(desk): State<Arc<Desk<D>>>,
+    State(state): State<Arc<AdminState<D>>>,
     Query(Named { name }): Query<Named>,
 ) -> Result<Response, Refused> {
-    let removed = desk.cache().await?.remove(&name).await?;
+    let removed = state.cache().await?.remove(&name).await?;
     Ok(Json(removed).into_response())
 }
 
-async fn verify<D: Daemon>(State(desk): State<Arc<Desk<D>>>, request: Request) -> Result<Response, Refused> {
+async fn verify<D: Daemon>(State(state): State<Arc<AdminState<D>>>, request: Request) -> Result<Response, Refused> {
     let request = read(request).await?;
-    let lines = desk.cache().await?.verify(request).await?;
+    let lines = state.cache().await?.verify(request).await?;
     Ok(streamed(Body::from_stream(lines)))
 }
 
-async fn warm<D: Daemon>(State(desk): State<Arc<Desk<D>>>, request: Request) -> Result<Response, Refused> {
+async fn warm<D: Daemon>(State(state): State<Arc<AdminState<D>>>, request: Request) -> Result<Response, Refused> {
     let request = read(request).await?;
-    let lines = desk.cache().await?.warm(request).await?;
+    let lines = state.cache().await?.warm(request).await?;
     Ok(streamed(Body::from_stream(lines)))
 }
 
@@ -98,7 +101,7 @@ async fn read<T: DeserializeOwned>(request: Request) -> Result<T, Refused> {
     serde_json::from_slice(&body).map_err(|error| Refused(StatusCode::BAD_REQUEST, format!("the request: {error}")))
 }
 
-impl<D: Daemon> Desk<D> {
+impl<D: Daemon> AdminState<D> {
     /// Never held for as long as an answer takes: draining must not wait for it.
     async fn cache(&self) -> Result<Cache, Refused> {
         let unavailable = |what: &str| {

@@ -18,7 +18,11 @@ use tokio::{
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
-use super::{DaemonArgs, cache_dir::CacheDir, read_settings, runtime};
+use super::{
+    cache_dir::CacheDir,
+    http::runtime,
+    settings::{DaemonArgs, read_settings},
+};
 use crate::{
     admin::Admin,
     config::{Changes, DaemonSettings, Layers, Problems, Raw, RawMirror, RawPeer, RawScheduler, RawWebhook, Settings},
@@ -136,7 +140,7 @@ pub(super) async fn start<D: Daemon>(process: &DaemonSettings<D::Config>) -> any
 
 /// Adds the flags that set what the error speaks of.
 fn name_flags<D: Daemon>(error: anyhow::Error, process: &DaemonSettings<D::Config>) -> anyhow::Error {
-    let text = super::describe(&error);
+    let text = super::error::describe(&error);
     let mut claims = D::claims(&process.config);
     claims.push(("--admin-listen", process.admin_listen.to_string()));
     let named = claims.into_iter().filter(|(_, value)| text.contains(value));

@@ -2,36 +2,34 @@
 //!
 //! Exit codes: 0, done; 1, it could not be done; 64, the arguments or settings are wrong and nothing was tried.
 
-/// Like `println`, but a reader that has gone, as `head` goes, ends the program without an error.
-macro_rules! say {
-    ($($text:tt)*) => { $crate::cli::say_line(format_args!($($text)*)) };
-}
+#[macro_use]
+mod say;
 
 mod cache;
 mod cache_dir;
 mod chart;
 mod daemon;
+mod error;
 mod generate;
+mod http;
 mod keygen;
 mod kubectl;
 mod node;
 mod pull;
 mod reach;
+mod settings;
 mod status;
 mod up;
 
-use std::{io::Write, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::Context;
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use reqwest::{Client, ClientBuilder};
-use rustls::{ClientConfig, RootCertStore};
-use tokio::runtime::Runtime;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::config::{
-    ConfigProblemsError, Layers, Problems, Raw, RawMirror, RawNode, RawPeer, RawScheduler, RawUp, RawWebhook, Settings,
-    load, mark_live,
+use self::{
+    error::{WrongArgumentError, describe},
+    settings::DaemonArgs,
 };
+use crate::config::{ConfigProblemsError, RawMirror, RawNode, RawPeer, RawScheduler, RawUp, RawWebhook, mark_live};
 
 /// Runs the command that the arguments name.
 pub(crate) fn main() -> ExitCode {
@@ -145,87 +143,6 @@ fn run(command: Command) -> anyhow::Result<()> {
     }
 }
 
-/// The arguments of whatever runs until it is told to stop.
-#[derive(Args, Clone, Debug)]
-#[command(after_help = DAEMON_AFTER_HELP)]
-struct DaemonArgs<R: Args> {
-    /// Read settings from this TOML file [env: PIECEMEAL_CONFIG]
-    #[arg(long, value_name = "FILE", help_heading = "Configuration")]
-    config: Option<PathBuf>,
-    /// Only check the configuration, and name every problem
-    #[arg(long, help_heading = "Configuration")]
-    check_config: bool,
-    #[command(flatten)]
-    raw: R,
-}
-
-impl<R: Raw + Clone> DaemonArgs<R> {
-    /// The places to read settings from, as they are now.
-    fn layers(&self) -> Layers<R> {
-        let named = std::env::var_os(crate::config::CONFIG_VARIABLE).filter(|path| !path.is_empty());
-        let file = self.config.clone().or_else(|| named.map(PathBuf::from));
-        Layers {
-            file,
-            env: std::env::vars_os().collect(),
-            flags: self.raw.clone(),
-        }
-    }
-}
-
-/// Reads and checks settings.
-fn read_settings<R: Raw, T>(
-    layers: &Layers<R>,
-    validate: fn(R, &mut Problems) -> Option<T>,
-) -> Result<(Settings<R>, T, Vec<String>), ConfigProblemsError> {
-    let mut problems = Problems::default();
-    let settings = load(layers, &mut problems);
-    let value = validate(settings.raw(), &mut problems);
-    let (value, warnings) = problems.finish(value)?;
-    Ok((settings, value, warnings))
-}
-
-/// Arguments that parse and make no sense. Exit 64.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct WrongArgumentError(String);
-
-fn runtime() -> anyhow::Result<Runtime> {
-    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
-}
-
-/// An HTTP client. On a machine without CA certificates, such as an empty container, it trusts no server but still speaks
-/// plain HTTP.
-fn http_client(settings: impl Fn(ClientBuilder) -> ClientBuilder) -> anyhow::Result<Client> {
-    let build = |builder| settings(builder).build();
-    build(Client::builder())
-        .or_else(|_| {
-            let trust_none = ClientConfig::builder()
-                .with_root_certificates(RootCertStore::empty())
-                .with_no_client_auth();
-            build(Client::builder().tls_backend_preconfigured(trust_none))
-        })
-        .context("cannot make an HTTP client")
-}
-
-/// The error and its causes in one line; a cause that the text above it contains already is left out.
-fn describe(error: &anyhow::Error) -> String {
-    let mut text = error.to_string();
-    let mut last = text.clone();
-    for cause in error.chain().skip(1).map(ToString::to_string) {
-        if !last.contains(&cause) {
-            text = format!("{text}: {cause}");
-        }
-        last = cause;
-    }
-    text
-}
-
-fn say_line(line: std::fmt::Arguments<'_>) {
-    if writeln!(std::io::stdout(), "{line}").is_err() {
-        std::process::exit(0);
-    }
-}
-
 const EXIT_FAILED: u8 = 1;
 /// EX_USAGE of sysexits.h.
 const EXIT_USAGE: u8 = 64;
@@ -234,8 +151,3 @@ const AFTER_HELP: &str = "\
 Try it on this machine:
     piecemeal up
     piecemeal pull localhost:65001/docker.io/library/alpine:3.20";
-const DAEMON_AFTER_HELP: &str = "\
-Every flag is also a key of the file (--cache-ttl: cache_ttl) and an environment variable (PIECEMEAL_CACHE_TTL; lists are
-separated by commas). A flag wins over the environment, and the environment over the file; a list is replaced as a whole.
-Sizes: 5M is 5,000,000 bytes, 4Gi is 4 × 1024³. Durations: 30s, 5m, 24h.
-SIGHUP reads all of it again and applies what is (live) at once; with any problem, what runs stays as it is.";

@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use anyhow::{Context, anyhow, bail};
 use clap::{Args, Subcommand, ValueEnum};
-use piecemeal_runtimes::{Keeper, KeeperConfig, Node, Report, Settings};
+use piecemeal_runtimes::{Controller, ControllerConfig, Node, Report, Settings};
 use serde::Serialize;
 
 use super::{
-    DaemonArgs, daemon,
+    daemon,
     daemon::{Log, say_good},
-    read_settings,
+    settings::{DaemonArgs, read_settings},
 };
 use crate::{
     config::{NodeSettings, Problems, RawNode},
@@ -68,7 +68,7 @@ pub(super) fn run(command: NodeCommand) -> anyhow::Result<()> {
         NodeCommand::Install(args) => install(&args),
         NodeCommand::Remove(args) => remove(&args),
         NodeCommand::Status(args) => status(&args),
-        NodeCommand::Run(args) => daemon::run::<Keeper, _>(args, RawNode::validate),
+        NodeCommand::Run(args) => daemon::run::<Controller, _>(args, RawNode::validate),
         NodeCommand::RestartRuntime(args) => {
             Err(anyhow!(become_systemctl(&args.root, &args.unit)).context("cannot run systemctl at the node's root"))
         }
@@ -121,7 +121,7 @@ fn status(args: &NodeArgs) -> anyhow::Result<()> {
     args.print(&status, piecemeal_runtimes::Status::render)
 }
 
-fn settings(config: &KeeperConfig) -> anyhow::Result<Settings> {
+fn settings(config: &ControllerConfig) -> anyhow::Result<Settings> {
     let file = || {
         config
             .hosts_file
@@ -144,7 +144,7 @@ impl NodeArgs {
     fn read(
         &self,
         validate: fn(RawNode, &mut Problems) -> Option<NodeSettings>,
-    ) -> anyhow::Result<Option<KeeperConfig>> {
+    ) -> anyhow::Result<Option<ControllerConfig>> {
         let (_, settings, warnings) = read_settings(&self.settings.layers(), validate)?;
         if self.settings.check_config {
             say_good(&warnings);

@@ -13,7 +13,7 @@ use tokio::{
 };
 use url::Url;
 
-use super::{http_client, runtime};
+use super::http::{http_client, runtime};
 use crate::config::{Problems, read_upstreams};
 
 #[derive(Args, Debug)]

@@ -11,7 +11,7 @@ use reqwest::Client;
 use serde_json::{Map, Value};
 use url::Url;
 
-use super::{http_client, runtime};
+use super::http::{http_client, runtime};
 
 #[derive(Args, Debug)]
 pub(super) struct StatusArgs {
@@ -72,7 +72,7 @@ async fn ask_all(urls: &[Url]) -> anyhow::Result<Answers> {
     for url in urls {
         match ask(&client, url).await {
             Ok(value) => answers.push((url.clone(), value)),
-            Err(error) => silent.push(format!("{url} ({})", super::describe(&error))),
+            Err(error) => silent.push(format!("{url} ({})", super::error::describe(&error))),
         }
     }
     Ok((answers, silent))

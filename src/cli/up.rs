@@ -10,11 +10,11 @@ use piecemeal_scheduler::Scheduler;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    DaemonArgs,
     cache_dir::CacheDir,
     daemon::{Log, Signals, Told, make_files_private, reload, say_good, start},
+    http::runtime,
     keygen::{AUTHORITY_FILE, write_keys},
-    read_settings, runtime,
+    settings::{DaemonArgs, read_settings},
 };
 use crate::{
     admin::Admin,

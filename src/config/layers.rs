@@ -2,20 +2,14 @@
 
 use std::{ffi::OsString, marker::PhantomData, path::PathBuf};
 
-use clap::{ArgAction, Args, Command};
-use serde::{Serialize, de::DeserializeOwned};
+use clap::Command;
 use toml::{Table, Value};
 
-use super::problems::{ENV_PREFIX, Origin, Problems, env_name};
-
-/// Settings as text, whose fields are the keys.
-pub(crate) trait Raw: Args + Serialize + DeserializeOwned + Default {
-    /// The commented file of defaults, which is the lowest layer.
-    const DEFAULTS: &'static str;
-    /// The keys that SIGHUP applies; every other needs a restart. Help and reload follow this list, and the comments of the
-    /// defaults are tested against it. What [`crate::daemon::Daemon::apply`] does with each is tested end to end.
-    const LIVE: &'static [&'static str];
-}
+use super::{
+    key::{Key, Raw, from_table, is_live, keys, to_table},
+    problems::{ENV_PREFIX, Origin, Problems, env_name},
+    raw::{RawMirror, RawNode, RawPeer, RawScheduler, RawUp, RawWebhook},
+};
 
 /// What ends the help of a key that SIGHUP applies.
 const LIVE_MARK: &str = " (live)";
@@ -47,10 +41,7 @@ pub(crate) struct Settings<R> {
 
 impl<R: Raw> Settings<R> {
     pub(crate) fn raw(&self) -> R {
-        self.table
-            .clone()
-            .try_into()
-            .expect("every key was checked to be of its type")
+        from_table(self.table.clone())
     }
 
     /// What is not the same in `new`.
@@ -92,10 +83,6 @@ pub(crate) struct Changes {
     pub restart: Vec<String>,
 }
 
-fn is_live<R: Raw>(key: &str) -> bool {
-    R::LIVE.contains(&key)
-}
-
 fn told(value: Option<&Value>) -> String {
     match value {
         Some(Value::String(text)) => text.clone(),
@@ -109,7 +96,7 @@ fn told(value: Option<&Value>) -> String {
 pub(crate) fn load<R: Raw>(layers: &Layers<R>, problems: &mut Problems) -> Settings<R> {
     let keys = keys::<R>();
     let defaults = R::DEFAULTS.parse().expect("the embedded defaults are TOML");
-    let flags = Table::try_from(&layers.flags).expect("flags are text");
+    let flags = to_table(&layers.flags);
 
     let mut table = Table::new();
     let mut put = |problems: &mut Problems, from: Table, origin: &Origin| {
@@ -130,22 +117,6 @@ pub(crate) fn load<R: Raw>(layers: &Layers<R>, problems: &mut Problems) -> Setti
         table,
         raw: PhantomData,
     }
-}
-
-#[derive(Clone, Debug)]
-struct Key {
-    name: String,
-    is_list: bool,
-}
-
-/// The keys of `R`: its flags know them all.
-fn keys<R: Raw>() -> Vec<Key> {
-    let command = R::augment_args(Command::new(""));
-    let key = |arg: &clap::Arg| Key {
-        name: arg.get_id().to_string(),
-        is_list: matches!(arg.get_action(), ArgAction::Append),
-    };
-    command.get_arguments().map(key).collect()
 }
 
 fn read_file(path: &PathBuf, keys: &[Key], problems: &mut Problems) -> Table {
@@ -230,12 +201,12 @@ fn read_env(env: &[(OsString, OsString)], keys: &[Key], problems: &mut Problems)
 /// Whether a variable sets anything for any daemon, or is one of those that Kubernetes adds for a service of our name.
 fn is_known_variable(name: &str) -> bool {
     let all = [
-        keys::<super::RawMirror>(),
-        keys::<super::RawScheduler>(),
-        keys::<super::RawPeer>(),
-        keys::<super::RawNode>(),
-        keys::<super::RawWebhook>(),
-        keys::<super::RawUp>(),
+        keys::<RawMirror>(),
+        keys::<RawScheduler>(),
+        keys::<RawPeer>(),
+        keys::<RawNode>(),
+        keys::<RawWebhook>(),
+        keys::<RawUp>(),
     ];
     let is_key = all.iter().flatten().any(|key| env_name(&key.name) == name);
     is_key || name == CONFIG_VARIABLE || name.contains("_SERVICE_") || name.contains("_PORT")
@@ -289,11 +260,11 @@ mod tests {
             Some(&["a=http://env".to_owned(), "b=http://env".to_owned()][..])
         );
         assert_eq!(
-            (raw.ratelimit.as_deref(), raw.zone.as_deref()),
+            (raw.ratelimit.as_deref(), raw.shared.zone.as_deref()),
             (Some("2"), Some("env"))
         );
         assert_eq!(
-            (raw.cache_ttl.as_deref(), raw.cache_quota.as_deref()),
+            (raw.shared.cache_ttl.as_deref(), raw.cache_quota.as_deref()),
             (Some("1h"), Some("4Gi"))
         );
         assert!(problems.finish(Some(())).is_ok_and(|(_, warnings)| warnings.is_empty()));
@@ -301,7 +272,7 @@ mod tests {
         let (raw, _) = read(file, &env, flags("3", &["c=http://flag"]));
         assert_eq!(raw.upstream.as_deref(), Some(&["c=http://flag".to_owned()][..]));
         assert_eq!(
-            (raw.ratelimit.as_deref(), raw.zone.as_deref()),
+            (raw.ratelimit.as_deref(), raw.shared.zone.as_deref()),
             (Some("3"), Some("env"))
         );
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use piecemeal_runtimes::{KeeperConfig, Names, RestartAt, RuntimeKind, Upstream};
+use piecemeal_runtimes::{ControllerConfig, Names, RestartAt, RuntimeKind, Upstream};
 
 use super::{
     DaemonSettings,
@@ -15,7 +15,7 @@ use super::{
 use crate::runtime_restart::restart;
 
 /// All that is set, the process's part included.
-pub(crate) type NodeSettings = DaemonSettings<KeeperConfig>;
+pub(crate) type NodeSettings = DaemonSettings<ControllerConfig>;
 
 impl RawNode {
     /// Checks everything; `None` has left a problem.
@@ -48,7 +48,7 @@ impl RawNode {
         let admin_listen = field::address(problems, "admin_listen", self.admin_listen);
         let log = field::log_filter(problems, "log", self.log);
         Some(DaemonSettings {
-            config: KeeperConfig {
+            config: ControllerConfig {
                 root: root.filter(|root| root.is_dir())?,
                 upstreams: upstreams?,
                 hosts_file: self.hosts_file.map(PathBuf::from),

@@ -8,60 +8,24 @@
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::layers::Raw;
+use super::{key::Raw, shared::RawShared};
 
 /// `piecemeal mirror`.
 #[derive(Args, Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RawMirror {
+    #[command(flatten)]
+    #[serde(skip)]
+    pub shared: RawShared,
     /// The address that OCI clients and peers pull from; may be repeated [0.0.0.0:65011]
     #[arg(long, value_name = "IP:PORT")]
     pub listen: Option<Vec<String>>,
-    /// The address that serves pieces to admitted nodes [0.0.0.0:65002]
-    #[arg(long, value_name = "IP:PORT")]
-    pub piece_listen: Option<String>,
     /// The address that serves metrics, health and status [0.0.0.0:65013]
     #[arg(long, value_name = "IP:PORT")]
     pub admin_listen: Option<String>,
-    /// The address at which other nodes reach the piece port, if it differs from --piece-listen; may be repeated
-    #[arg(long, value_name = "IP:PORT")]
-    pub advertise: Option<Vec<String>>,
-    /// The percentage of a port's connections that one client address may hold once nearly all are taken; 100: no limit, for a site behind one NAT [10]
-    #[arg(long, value_name = "PERCENT")]
-    pub address_share: Option<String>,
     /// A registry to mirror, and its URL; may be repeated, also with the same name for several endpoints
     #[arg(long, value_name = "NAME=URL")]
     pub upstream: Option<Vec<String>>,
-    /// The upstream for requests that name none
-    #[arg(long, value_name = "NAME")]
-    pub default_upstream: Option<String>,
-    /// CA certificates to trust for an upstream in addition to the system's, PEM; may be repeated
-    #[arg(long, value_name = "NAME=FILE")]
-    pub upstream_ca: Option<Vec<String>>,
-    /// A client certificate and its key to present to an upstream, PEM; may be repeated
-    #[arg(long, value_name = "NAME=FILE")]
-    pub upstream_client_certificate: Option<Vec<String>>,
-    /// Whether credentials may cross the network without TLS [false]
-    #[arg(long, value_name = "true|false")]
-    pub allow_plain_credentials: Option<String>,
-    /// The proxy for upstreams: environment (HTTPS_PROXY, NO_PROXY), none, or a URL [environment]
-    #[arg(long, value_name = "HOW")]
-    pub proxy: Option<String>,
-    /// The hosts to reach without that proxy, as in NO_PROXY
-    #[arg(long, value_name = "HOSTS")]
-    pub no_proxy: Option<String>,
-    /// A rule that replaces a redirect's host with one that is nearer: oss-accelerate, or FROM=TO; may be repeated
-    #[arg(long, value_name = "RULE")]
-    pub rewrite_redirects: Option<Vec<String>>,
-    /// A private, loopback or reserved host, address or network that upstreams may redirect to or name as token server; may be repeated
-    #[arg(long, value_name = "HOST-OR-CIDR")]
-    pub allow_target: Option<Vec<String>>,
-    /// How long an upstream's grant of access is reused; a revocation takes effect within this time [5m]
-    #[arg(long, value_name = "DURATION")]
-    pub verdict_ttl: Option<String>,
-    /// While an upstream is unreachable, how long a node may still pull private images that it was authorised for [24h]
-    #[arg(long, value_name = "DURATION")]
-    pub offline_grace: Option<String>,
     /// The site's own credentials for an upstream: file:PATH, docker-config:PATH or helper:PROGRAM; may be repeated
     #[arg(long, value_name = "NAME=SOURCE")]
     pub credentials: Option<Vec<String>>,
@@ -83,33 +47,15 @@ pub(crate) struct RawMirror {
     /// A node to shut out: its id as `piecemeal status` shows it, or file:PATH with one id per line; may be repeated
     #[arg(long, value_name = "NODE")]
     pub revoke: Option<Vec<String>>,
-    /// The nodes that share a LAN with this one [default]
-    #[arg(long, value_name = "NAME")]
-    pub pool: Option<String>,
-    /// The part of the pool that contains this node, such as a rack [default]
-    #[arg(long, value_name = "NAME")]
-    pub zone: Option<String>,
     /// The cache folder; empty: a private temporary folder, deleted when the process ends [/var/lib/piecemeal/mirror]
     #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<String>,
-    /// How long content is kept after its last use [24h]
-    #[arg(long, value_name = "DURATION")]
-    pub cache_ttl: Option<String>,
     /// The cache's maximum size in bytes; 0: limited by the disk only [0]
     #[arg(long, value_name = "SIZE")]
     pub cache_quota: Option<String>,
-    /// The disk space to leave free, in bytes [1G]
-    #[arg(long, value_name = "SIZE")]
-    pub cache_min_free: Option<String>,
-    /// How many bytes per second to verify in the background, each blob at most once a day; 0: none [4M]
-    #[arg(long, value_name = "SIZE")]
-    pub cache_scrub: Option<String>,
     /// How long a tag is served before it is checked upstream again [30s]
     #[arg(long, value_name = "DURATION")]
     pub tag_ttl: Option<String>,
-    /// The log filter, in the syntax of RUST_LOG [info]
-    #[arg(long, value_name = "FILTER")]
-    pub log: Option<String>,
 }
 
 impl Raw for RawMirror {
@@ -125,6 +71,14 @@ impl Raw for RawMirror {
         "tag_ttl",
         "log",
     ];
+
+    fn shared(&self) -> Option<&RawShared> {
+        Some(&self.shared)
+    }
+
+    fn with_shared(self, shared: RawShared) -> Self {
+        Self { shared, ..self }
+    }
 }
 
 /// `piecemeal scheduler`.
@@ -160,21 +114,15 @@ impl Raw for RawScheduler {
 #[derive(Args, Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RawPeer {
+    #[command(flatten)]
+    #[serde(skip)]
+    pub shared: RawShared,
     /// The address that containerd pulls from; may be repeated [127.0.0.1:65001, and [::1]:65001 where there is IPv6]
     #[arg(long, value_name = "IP:PORT")]
     pub listen: Option<Vec<String>>,
-    /// The address that serves pieces to other nodes [0.0.0.0:65002]
-    #[arg(long, value_name = "IP:PORT")]
-    pub piece_listen: Option<String>,
     /// The address that serves metrics, health and status [127.0.0.1:65003]
     #[arg(long, value_name = "IP:PORT")]
     pub admin_listen: Option<String>,
-    /// The address at which other nodes reach the piece port, if it differs from --piece-listen; may be repeated
-    #[arg(long, value_name = "IP:PORT")]
-    pub advertise: Option<Vec<String>>,
-    /// The percentage of a port's connections that one client address may hold once nearly all are taken; 100: no limit, for a site behind one NAT [10]
-    #[arg(long, value_name = "PERCENT")]
-    pub address_share: Option<String>,
     /// The site's mirror; an https URL uses TLS
     #[arg(long, value_name = "URL")]
     pub mirror: Option<String>,
@@ -184,45 +132,9 @@ pub(crate) struct RawPeer {
     /// A registry to pull from, and its URL; may be repeated
     #[arg(long, value_name = "NAME=URL")]
     pub upstream: Option<Vec<String>>,
-    /// The upstream for requests that name none
-    #[arg(long, value_name = "NAME")]
-    pub default_upstream: Option<String>,
-    /// CA certificates to trust for an upstream in addition to the system's, PEM; may be repeated
-    #[arg(long, value_name = "NAME=FILE")]
-    pub upstream_ca: Option<Vec<String>>,
-    /// A client certificate and its key to present to an upstream, PEM; may be repeated
-    #[arg(long, value_name = "NAME=FILE")]
-    pub upstream_client_certificate: Option<Vec<String>>,
-    /// Whether credentials may cross the network without TLS [false]
-    #[arg(long, value_name = "true|false")]
-    pub allow_plain_credentials: Option<String>,
-    /// The proxy for upstreams: environment (HTTPS_PROXY, NO_PROXY), none, or a URL [environment]
-    #[arg(long, value_name = "HOW")]
-    pub proxy: Option<String>,
-    /// The hosts to reach without that proxy, as in NO_PROXY
-    #[arg(long, value_name = "HOSTS")]
-    pub no_proxy: Option<String>,
-    /// A rule that replaces a redirect's host with one that is nearer: oss-accelerate, or FROM=TO; may be repeated
-    #[arg(long, value_name = "RULE")]
-    pub rewrite_redirects: Option<Vec<String>>,
-    /// A private, loopback or reserved host, address or network that upstreams may redirect to or name as token server; may be repeated
-    #[arg(long, value_name = "HOST-OR-CIDR")]
-    pub allow_target: Option<Vec<String>>,
-    /// How long an upstream's grant of access is reused; a revocation takes effect within this time [5m]
-    #[arg(long, value_name = "DURATION")]
-    pub verdict_ttl: Option<String>,
-    /// While an upstream is unreachable, how long a node may still pull private images that it was authorised for [24h]
-    #[arg(long, value_name = "DURATION")]
-    pub offline_grace: Option<String>,
     /// The site's join.key
     #[arg(long, value_name = "FILE")]
     pub join_key_file: Option<String>,
-    /// The nodes that share a LAN with this one [default]
-    #[arg(long, value_name = "NAME")]
-    pub pool: Option<String>,
-    /// The part of the pool that contains this node, such as a rack [default]
-    #[arg(long, value_name = "NAME")]
-    pub zone: Option<String>,
     /// p2p: pieces from other peers and the mirror; source: from the mirror only, without a scheduler [p2p]
     #[arg(long, value_name = "p2p|source")]
     pub download_pattern: Option<String>,
@@ -238,21 +150,9 @@ pub(crate) struct RawPeer {
     /// The cache folder; empty: a private temporary folder, deleted when the process ends [/var/lib/piecemeal/peer]
     #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<String>,
-    /// How long content is kept after its last use [24h]
-    #[arg(long, value_name = "DURATION")]
-    pub cache_ttl: Option<String>,
     /// The cache's maximum size in bytes; 0: limited by the disk only [4Gi]
     #[arg(long, value_name = "SIZE")]
     pub cache_quota: Option<String>,
-    /// The disk space to leave free, in bytes [1G]
-    #[arg(long, value_name = "SIZE")]
-    pub cache_min_free: Option<String>,
-    /// How many bytes per second to verify in the background, each blob at most once a day; 0: none [4M]
-    #[arg(long, value_name = "SIZE")]
-    pub cache_scrub: Option<String>,
-    /// The log filter, in the syntax of RUST_LOG [info]
-    #[arg(long, value_name = "FILTER")]
-    pub log: Option<String>,
 }
 
 impl Raw for RawPeer {
@@ -267,6 +167,14 @@ impl Raw for RawPeer {
         "cache_min_free",
         "log",
     ];
+
+    fn shared(&self) -> Option<&RawShared> {
+        Some(&self.shared)
+    }
+
+    fn with_shared(self, shared: RawShared) -> Self {
+        Self { shared, ..self }
+    }
 }
 
 /// `piecemeal webhook`.

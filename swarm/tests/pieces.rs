@@ -135,7 +135,7 @@ impl World {
     async fn publish(&self) {
         let filling = self.begin().await;
         self.write(&filling, 0..self.map.count()).await;
-        filling.publish().await.unwrap();
+        filling.publish(&[]).await.unwrap();
     }
 
     fn request(&self, first: u32, count: u32, token: String) -> PieceRequest {

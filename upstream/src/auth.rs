@@ -6,11 +6,11 @@
 use std::{
     collections::HashMap,
     num::NonZeroUsize,
-    sync::Mutex,
     time::{Duration, Instant},
 };
 
 use lru::LruCache;
+use parking_lot::Mutex;
 use serde::Deserialize;
 use url::Url;
 
@@ -127,7 +127,7 @@ impl Default for Tokens {
 impl Tokens {
     /// The token for `scope`, unless it is about to expire.
     pub(crate) fn get(&self, scope: &str, now: Instant) -> Option<String> {
-        let mut tokens = self.0.lock().expect("no holder of this lock panics");
+        let mut tokens = self.0.lock();
         tokens
             .get(scope)
             .filter(|(_, until)| now < *until)
@@ -146,14 +146,14 @@ impl Tokens {
             + life
                 .saturating_sub(TOKEN_LIFE_MARGIN)
                 .min(Duration::from_secs(24 * 3600));
-        let mut tokens = self.0.lock().expect("no holder of this lock panics");
+        let mut tokens = self.0.lock();
         tokens.put(scope.to_owned(), (token.clone(), until));
         Some(token)
     }
 
     /// Forgets a token that was not accepted.
     pub(crate) fn drop(&self, scope: &str) {
-        self.0.lock().expect("no holder of this lock panics").pop(scope);
+        self.0.lock().pop(scope);
     }
 }
 

@@ -7,11 +7,11 @@
 
 use std::{
     num::NonZeroUsize,
-    sync::{Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
 use lru::LruCache;
+use parking_lot::Mutex;
 use url::Url;
 
 use crate::PullError;
@@ -37,7 +37,7 @@ pub(crate) enum Kind {
 type Key = (String, Who, Kind);
 
 /// The open breakers of one upstream. Times are passed in.
-pub(crate) struct Breakers(Mutex<LruCache<Key, Open>>);
+pub(crate) struct CircuitBreakers(Mutex<LruCache<Key, Open>>);
 
 struct Open {
     error: PullError,
@@ -46,25 +46,25 @@ struct Open {
     trying: bool,
 }
 
-impl Default for Breakers {
+impl Default for CircuitBreakers {
     fn default() -> Self {
         Self(Mutex::new(LruCache::sparse(BREAKERS_MAX)))
     }
 }
 
 /// Permission to send a request. Dropped without a call it leaves the breaker as it was.
-pub(crate) struct Pass<'a> {
-    breakers: &'a Breakers,
+pub(crate) struct Permit<'a> {
+    breakers: &'a CircuitBreakers,
     key: Key,
     tries: bool,
 }
 
-impl Breakers {
+impl CircuitBreakers {
     /// # Errors
     /// The 429 that opened the breaker.
-    pub(crate) fn enter(&self, host: &Url, who: Who, kind: Kind, now: Instant) -> Result<Pass<'_>, PullError> {
+    pub(crate) fn enter(&self, host: &Url, who: Who, kind: Kind, now: Instant) -> Result<Permit<'_>, PullError> {
         let key = (host.origin().ascii_serialization(), who, kind);
-        let tries = match self.lock().get_mut(&key) {
+        let tries = match self.0.lock().get_mut(&key) {
             None => false,
             Some(open) if now < open.until || open.trying => return Err(open.error.clone()),
             Some(open) => {
@@ -72,23 +72,19 @@ impl Breakers {
                 true
             }
         };
-        Ok(Pass {
+        Ok(Permit {
             breakers: self,
             key,
             tries,
         })
     }
-
-    fn lock(&self) -> MutexGuard<'_, LruCache<Key, Open>> {
-        self.0.lock().expect("no holder of this lock panics")
-    }
 }
 
-impl Pass<'_> {
+impl Permit<'_> {
     /// Upstream has answered within its limit.
     pub(crate) fn close(mut self) {
         if std::mem::take(&mut self.tries) {
-            self.breakers.lock().pop(&self.key);
+            self.breakers.0.lock().pop(&self.key);
         }
     }
 
@@ -100,14 +96,14 @@ impl Pass<'_> {
             until: now + pause.min(PAUSE_MAX),
             trying: false,
         };
-        self.breakers.lock().put(self.key.clone(), open);
+        self.breakers.0.lock().put(self.key.clone(), open);
     }
 }
 
-impl Drop for Pass<'_> {
+impl Drop for Permit<'_> {
     fn drop(&mut self) {
         if self.tries
-            && let Some(open) = self.breakers.lock().peek_mut(&self.key)
+            && let Some(open) = self.breakers.0.lock().peek_mut(&self.key)
         {
             open.trying = false;
         }
@@ -131,7 +127,7 @@ mod tests {
 
     #[test]
     fn after_the_pause_one_request_at_a_time_finds_out() {
-        let (breakers, now) = (Breakers::default(), Instant::now());
+        let (breakers, now) = (CircuitBreakers::default(), Instant::now());
         let enter = |now| breakers.enter(&host("a.io"), Who::Public, Kind::Manifest, now);
         enter(now).unwrap().open(busy(), BUSY_PAUSE, now);
         assert!(enter(now).is_err());
@@ -145,7 +141,7 @@ mod tests {
 
     #[test]
     fn a_limit_is_that_of_one_host_of_one_right_and_of_one_kind_of_request() {
-        let (breakers, now) = (Breakers::default(), Instant::now());
+        let (breakers, now) = (CircuitBreakers::default(), Instant::now());
         let enter = |who, kind| breakers.enter(&host("a.io"), who, kind, now);
         enter(Who::Public, Kind::List).unwrap().open(busy(), BUSY_PAUSE, now);
         assert!(enter(Who::Public, Kind::List).is_err());
@@ -158,7 +154,7 @@ mod tests {
 
     #[test]
     fn no_upstream_can_send_us_away_for_ever() {
-        let (breakers, now) = (Breakers::default(), Instant::now());
+        let (breakers, now) = (CircuitBreakers::default(), Instant::now());
         let enter = |now| breakers.enter(&host("a.io"), Who::Public, Kind::Blob, now);
         enter(now).unwrap().open(busy(), Duration::from_secs(1 << 40), now);
         assert!(enter(now + PAUSE_MAX).is_ok());
@@ -166,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_full_table_forgets_the_oldest_alone() {
-        let (breakers, now) = (Breakers::default(), Instant::now());
+        let (breakers, now) = (CircuitBreakers::default(), Instant::now());
         let holder = |number: usize| {
             let mut fingerprint = [0; 32];
             fingerprint[..8].copy_from_slice(&number.to_le_bytes());

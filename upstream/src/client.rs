@@ -1,39 +1,23 @@
 //! Client of one upstream registry: manifests, blobs, and lists of names.
 
-use std::{
-    error::Error,
-    sync::{Arc, Once, Weak},
-    time::Duration,
-};
-
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use piecemeal_proto::{Digest, MANIFEST_ACCEPT, MANIFEST_BYTES_MAX, Reference};
 use piecemeal_store::Repository;
 use reqwest::{
     Method, Response, StatusCode,
-    header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LINK, WARNING},
+    header::{HeaderName, LINK, WARNING},
 };
-use tokio::sync::watch;
-use url::Url;
 
-use crate::{Caller, LiveDuration, NodeIdentity, PullError, SOURCE_TIMEOUT};
+use crate::{Caller, PullError, SOURCE_TIMEOUT};
 use crate::{
-    auth::Tokens,
-    breaker::Breakers,
-    concurrency::Lanes,
+    answer::{content_length, content_range, innermost, media_type, read_body, stated_digest, text},
+    endpoint::Endpoint,
     form::manifest_type,
-    limits::{Limits, SMALL_BODY_BYTES},
-    metrics::Asked,
-    reach::{PublicManifests, Reach},
-    request::{Ask, Host, Purpose, text},
-    rewrite::Rewrites,
-    routes::Routes,
-    site_credentials::Held,
-    verdicts::Verdicts,
+    limits::SMALL_BODY_BYTES,
+    request::{Purpose, Request},
+    upstream::Upstream,
 };
 
-/// Enough for the largest manifest at a tenth of a megabyte a second.
-const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 const CHECK_BYTES_MAX: usize = 64 * 1024;
 /// Source: OCI distribution-spec, "Listing Referrers".
 pub const FILTERS_APPLIED: &str = "oci-filters-applied";
@@ -41,73 +25,6 @@ pub const FILTERS_APPLIED: &str = "oci-filters-applied";
 const SAMPLE_READ_MAX: u64 = 64 * 1024 * 1024;
 /// The most bytes of a list of tags or referrers.
 const LIST_BYTES_MAX: usize = 4 * 1024 * 1024;
-
-/// A registry that is pulled from: an upstream, or for a peer its mirror.
-pub struct Upstream {
-    /// For tasks that go on when the caller has left.
-    pub(crate) me: Weak<Self>,
-    pub(crate) name: String,
-    /// The configured name: a pattern, where one stands for it.
-    pub(crate) label: String,
-    pub(crate) asked: Asked,
-    /// In the order in which they are asked.
-    pub(crate) endpoints: Vec<Arc<Endpoint>>,
-    /// This node's identity, when the registry is the site's mirror: requests are signed with it, and `?ns=` names the upstream.
-    pub(crate) node: Option<NodeIdentity>,
-    /// The HTTP clients for the registry and its redirects' targets.
-    pub(crate) routes: Arc<Routes>,
-    /// Hosts whose tokens may be asked for with the held password, besides the registry's own.
-    pub(crate) token_servers: Vec<String>,
-    pub(crate) tokens: Tokens,
-    pub(crate) breakers: Breakers,
-    pub(crate) verdicts: Verdicts,
-    /// Public manifests that probes ask for.
-    pub(crate) public: PublicManifests,
-    /// How long a right counts as proven.
-    pub(crate) allowed_life: LiveDuration,
-    /// The site's own user and password here.
-    pub(crate) held: Option<Held>,
-    /// Whether those are used for all callers, or for the site's nodes only.
-    pub(crate) serves_site: bool,
-    pub(crate) allow_plain_credentials: bool,
-    pub(crate) rewrites: Arc<Rewrites>,
-    /// Logs once that this upstream's challenges are not passed on.
-    pub(crate) withheld: Once,
-    /// The same, for a held password that was not sent to a token server elsewhere.
-    pub(crate) kept_home: Once,
-    /// This daemon, as `Via` names it.
-    pub(crate) via: String,
-    pub(crate) lanes: Lanes,
-    pub(crate) limits: Limits,
-}
-
-/// One of the places where a registry answers.
-pub(crate) struct Endpoint {
-    /// Its path, if it has one, comes before every repository's name: so do caches that hold several registries name one.
-    pub(crate) url: Url,
-    pub(crate) reach: watch::Sender<Reach>,
-}
-
-impl Endpoint {
-    pub(crate) fn new(url: Url) -> Self {
-        Self {
-            url,
-            reach: watch::Sender::default(),
-        }
-    }
-
-    /// What comes before a repository's name there: nothing, or a path that ends with a slash.
-    pub(crate) fn prefix(&self) -> String {
-        match self.url.path().trim_matches('/') {
-            "" => String::new(),
-            path => format!("{path}/"),
-        }
-    }
-
-    pub(crate) fn v2(&self, rest: &str) -> Option<Url> {
-        self.url.join(&format!("/v2/{rest}")).ok()
-    }
-}
 
 /// A manifest as the upstream sent it, its digest verified.
 #[derive(Clone, Debug)]
@@ -161,20 +78,6 @@ pub struct BlobAnswer {
 }
 
 impl Upstream {
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// The connections of fills.
-    pub fn lanes(&self) -> &Lanes {
-        &self.lanes
-    }
-
-    /// Limits on what this upstream may make the mirror hold.
-    pub fn limits(&self) -> &Limits {
-        &self.limits
-    }
-
     /// GETs a manifest and verifies its digest when it was asked for by digest.
     ///
     /// # Errors
@@ -250,7 +153,7 @@ impl Upstream {
     /// # Errors
     /// [`PullError`].
     pub async fn head_blob(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<Option<u64>, PullError> {
-        let ask = Ask {
+        let ask = Request {
             method: &Method::HEAD,
             caller,
             at,
@@ -278,7 +181,7 @@ impl Upstream {
     ) -> Result<bool, PullError> {
         let end = start + sample.len() as u64;
         let range = format!("bytes={start}-{}", end.saturating_sub(1));
-        let ask = Ask {
+        let ask = Request {
             method: &Method::GET,
             caller,
             at,
@@ -330,7 +233,7 @@ impl Upstream {
             None if offset > 0 => Some(format!("bytes={offset}-")),
             None => None,
         };
-        let ask = Ask {
+        let ask = Request {
             method: &Method::GET,
             caller,
             at,
@@ -366,7 +269,7 @@ impl Upstream {
     /// # Errors
     /// [`PullError`].
     pub async fn list(&self, caller: &Caller, at: &Repository, path: &str) -> Result<ListAnswer, PullError> {
-        let ask = Ask {
+        let ask = Request {
             method: &Method::GET,
             caller,
             at,
@@ -418,7 +321,7 @@ impl Upstream {
     async fn check_endpoint(&self, endpoint: &Endpoint) -> Result<(), PullError> {
         let url = endpoint.v2("").ok_or_else(|| self.bad_url(endpoint))?;
         let request = self.routes.registry(&url)?.get(url);
-        let response = self.await_answer(request, Host::Registry(None)).await?;
+        let response = self.answer_of_registry(request).await?;
         let status = response.status();
         // Read to its end, so that the connection can be reused.
         read_body(response, CHECK_BYTES_MAX)
@@ -432,37 +335,10 @@ impl Upstream {
             self.name
         )))
     }
-
-    pub(crate) fn request_url(&self, endpoint: &Endpoint, at: &Repository, path: &str) -> Result<Url, PullError> {
-        let mut url = endpoint
-            .v2(&format!("{}{}/{path}", endpoint.prefix(), at.name))
-            .ok_or_else(|| self.bad_url(endpoint))?;
-        if self.node.is_some() {
-            url.query_pairs_mut().append_pair("ns", &at.upstream);
-        }
-        Ok(url)
-    }
-
-    fn bad_url(&self, endpoint: &Endpoint) -> PullError {
-        PullError::BadGateway(format!("{}: {} is no registry's URL", self.name, endpoint.url))
-    }
-
-    /// The hosts that a request has passed, with this one.
-    pub(crate) fn via(&self, caller: &Caller) -> HeaderValue {
-        let path = match &caller.via {
-            Some(before) => format!("{before}, {}", self.via),
-            None => self.via.clone(),
-        };
-        HeaderValue::from_str(&path).unwrap_or_else(|_| HeaderValue::from_static("1.1 piecemeal"))
-    }
-
-    pub(crate) fn bad(&self, at: &Repository, problem: &str) -> PullError {
-        PullError::BadGateway(format!("{} answered {problem} ({})", self.name, at.name))
-    }
 }
 
-fn manifest_ask<'a>(method: &'a Method, caller: &'a Caller, at: &'a Repository, path: &'a str) -> Ask<'a> {
-    Ask {
+fn manifest_ask<'a>(method: &'a Method, caller: &'a Caller, at: &'a Repository, path: &'a str) -> Request<'a> {
+    Request {
         method,
         caller,
         at,
@@ -470,57 +346,5 @@ fn manifest_ask<'a>(method: &'a Method, caller: &'a Caller, at: &'a Repository, 
         accept: Some(MANIFEST_ACCEPT),
         range: None,
         purpose: Purpose::Manifest,
-    }
-}
-
-/// The media type without its parameters.
-fn media_type(response: &Response) -> Option<String> {
-    let value = response.headers().get(CONTENT_TYPE)?.to_str().ok()?;
-    let media_type = value.split(';').next().unwrap_or_default().trim();
-    (!media_type.is_empty()).then(|| media_type.to_owned())
-}
-
-fn stated_digest(headers: &HeaderMap) -> Option<Digest> {
-    headers.get("docker-content-digest")?.to_str().ok()?.parse().ok()
-}
-
-fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
-/// The start and, when stated, the whole size of `Content-Range: bytes a-b/N`.
-fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
-    let value = headers.get(CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?;
-    let (range, total) = value.split_once('/')?;
-    let start = range.split_once('-')?.0.parse().ok()?;
-    Some((start, total.parse().ok()))
-}
-
-/// Reads a body to its end, within [`BODY_TIMEOUT`] at the latest: all callers of the lookup would wait for one that drips.
-pub(crate) async fn read_body(mut response: Response, bytes_max: usize) -> Result<Bytes, String> {
-    let read = async {
-        let mut bytes = BytesMut::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| innermost(&error))? {
-            if bytes.len() + chunk.len() > bytes_max {
-                return Err(format!("a body of more than {bytes_max} bytes"));
-            }
-            bytes.extend_from_slice(&chunk);
-        }
-        Ok(bytes.freeze())
-    };
-    let read = tokio::time::timeout(BODY_TIMEOUT, read).await;
-    read.unwrap_or_else(|_| Err(format!("a body that takes longer than {} s", BODY_TIMEOUT.as_secs())))
-}
-
-/// The last cause of an error: reqwest's own text repeats the URL, whose query may be a secret.
-pub fn innermost(error: &reqwest::Error) -> String {
-    let mut cause: &dyn Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    if error.source().is_none() {
-        "the connection failed".to_owned()
-    } else {
-        cause.to_string()
     }
 }

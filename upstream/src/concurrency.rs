@@ -8,10 +8,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use piecemeal_store::Repository;
 
 /// The most connections of one fill.
@@ -87,7 +87,7 @@ impl Lanes {
     /// Records how long an answer took to its status line. The shortest recent time counts: it has the least of upstream's own
     /// work in it.
     pub fn answered_after(&self, took: Duration) {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         let latency = state.latency.map_or(took, |latency| took.min(latency + latency / 20));
         state.latency = Some(latency);
         if state.fills.is_empty() {
@@ -97,29 +97,29 @@ impl Lanes {
 
     /// How long an answer takes.
     pub fn latency(&self) -> Duration {
-        self.lock().latency.unwrap_or_default()
+        self.0.lock().latency.unwrap_or_default()
     }
 
     /// Upstream answered 429, or sends a whole blob when asked for a range.
     pub fn calm_down(&self) {
-        self.lock().width.calm_down(Instant::now());
+        self.0.lock().width.calm_down(Instant::now());
     }
 
     /// Bytes of a body have come.
     pub fn received(&self, bytes: usize) {
-        let (mut state, now) = (self.lock(), Instant::now());
+        let (mut state, now) = (self.0.lock(), Instant::now());
         state.received_at = Some(now);
         state.received(bytes as u64, now);
     }
 
     /// Whether bytes of a body have come within this time.
     pub fn received_within(&self, time: Duration) -> bool {
-        self.lock().received_at.is_some_and(|at| at.elapsed() < time)
+        self.0.lock().received_at.is_some_and(|at| at.elapsed() < time)
     }
 
     /// A fill begins; it ends when the seat is dropped.
     pub fn enter(&self, image: &Repository, missing_bytes: u64) -> Seat<'_> {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         if state.fills.is_empty() {
             state.window = Window::begin();
         }
@@ -133,10 +133,6 @@ impl Lanes {
         state.fills.insert(id, load);
         Seat { lanes: self, id }
     }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().expect("no holder of this lock panics")
-    }
 }
 
 /// A fill's place among the others of its upstream.
@@ -148,7 +144,7 @@ pub struct Seat<'a> {
 impl Seat<'_> {
     /// How many connections the fill may use while it lacks `missing_bytes` and uses `busy`.
     pub fn share(&self, missing_bytes: u64, busy: usize) -> usize {
-        let mut state = self.lanes.lock();
+        let mut state = self.lanes.0.lock();
         if let Some(load) = state.fills.get_mut(&self.id) {
             (load.missing_bytes, load.busy) = (missing_bytes, busy);
         }
@@ -157,13 +153,13 @@ impl Seat<'_> {
 
     /// The rate of one connection, in bytes a second; 0 while it is unknown.
     pub fn lane_rate(&self) -> u64 {
-        self.lanes.lock().window.lane_rate
+        self.lanes.0.lock().window.lane_rate
     }
 }
 
 impl Drop for Seat<'_> {
     fn drop(&mut self) {
-        self.lanes.lock().fills.remove(&self.id);
+        self.lanes.0.lock().fills.remove(&self.id);
     }
 }
 

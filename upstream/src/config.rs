@@ -1,10 +1,10 @@
 //! What the client of a registry is told: the registry's name, its addresses, and what to show there.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use url::Url;
 
-use crate::CredentialSource;
+use crate::{CredentialSource, reachable::AllowedTarget, rewrite::RewriteRule};
 
 /// A registry that may be mirrored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,4 +56,48 @@ impl UpstreamConfig {
             ..self.clone()
         })
     }
+}
+
+/// Settings that all clients of a daemon share.
+#[derive(Clone, Debug)]
+pub struct ClientConfig {
+    /// How long a right counts that an upstream has granted.
+    pub verdict_ttl: Duration,
+    /// Whether a credential may cross a network without TLS.
+    pub allow_plain_credentials: bool,
+    /// How upstreams are reached.
+    pub proxy: ProxyConfig,
+    /// Rewrites of redirects to a nearer host of the same storage.
+    pub rewrites: Vec<RewriteRule>,
+    /// Targets that upstreams may lead to although their address is refused otherwise.
+    pub allowed_targets: Vec<AllowedTarget>,
+    /// Where this process itself listens: no upstream leads there.
+    pub listeners: Vec<SocketAddr>,
+}
+
+impl Default for ClientConfig {
+    fn default() -> Self {
+        Self {
+            verdict_ttl: Duration::from_secs(5 * 60),
+            allow_plain_credentials: false,
+            proxy: ProxyConfig::default(),
+            rewrites: Vec::new(),
+            allowed_targets: Vec::new(),
+            listeners: Vec::new(),
+        }
+    }
+}
+
+/// A proxy between the mirror and its upstreams.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ProxyConfig {
+    /// As `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` say.
+    #[default]
+    Environment,
+    None,
+    /// `no_proxy`: as in `NO_PROXY`.
+    Url {
+        url: Url,
+        no_proxy: String,
+    },
 }

@@ -15,14 +15,14 @@ use crate::PullError;
 
 /// Counters of upstream requests by result. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Asked {
+pub(crate) struct RequestMetrics {
     answers: Family<Labels, Counter>,
     seconds: Family<[(&'static str, String); 1], Histogram>,
 }
 
 type Labels = [(&'static str, String); 2];
 
-impl Default for Asked {
+impl Default for RequestMetrics {
     fn default() -> Self {
         Self {
             answers: Family::default(),
@@ -31,7 +31,7 @@ impl Default for Asked {
     }
 }
 
-impl Asked {
+impl RequestMetrics {
     pub(crate) fn register(&self, registry: &mut Registry) {
         let registry = registry.sub_registry_with_prefix("piecemeal_upstream");
         registry.register(

@@ -10,10 +10,11 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -120,7 +121,7 @@ impl Places {
     pub async fn take_for(&self, caller: &str, name: &str) -> Result<Place, CrowdedError> {
         let (granted, mut grant) = oneshot::channel();
         let number = {
-            let mut table = self.lock();
+            let mut table = self.0.lock();
             if let Some(place) = table.take(caller, name, now()) {
                 return Ok(self.place(place));
             }
@@ -132,7 +133,7 @@ impl Places {
             number,
         };
         loop {
-            let due = self.lock().give_up(name, now());
+            let due = self.0.lock().give_up(name, now());
             tokio::select! {
                 granted = &mut grant => return granted.map_err(|_| CrowdedError),
                 // The table says what is next.
@@ -143,7 +144,7 @@ impl Places {
 
     /// Whether no place is taken and none waited for.
     pub fn is_idle(&self) -> bool {
-        self.lock().names.is_empty()
+        self.0.lock().names.is_empty()
     }
 
     fn place(&self, (number, given_up): (u64, CancellationToken)) -> Place {
@@ -152,10 +153,6 @@ impl Places {
             number,
             given_up,
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        self.0.lock().expect("no holder of this lock panics")
     }
 }
 
@@ -170,7 +167,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut granted = Vec::new();
         {
-            let mut table = self.places.lock();
+            let mut table = self.places.0.lock();
             table.give_back(self.number);
             while let Some((waiting, taken)) = table.grant(now()) {
                 granted.push((waiting, self.places.place(taken)));
@@ -186,7 +183,7 @@ impl Drop for Place {
 
 impl Drop for Queued<'_> {
     fn drop(&mut self) {
-        self.places.lock().leave(self.name, self.number);
+        self.places.0.lock().leave(self.name, self.number);
     }
 }
 

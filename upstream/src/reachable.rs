@@ -12,7 +12,7 @@ use std::{
     str::FromStr,
 };
 
-use crate::rewrite::matches_labels;
+use crate::labels::matches_labels;
 
 /// How near to this daemon an address is. A host in a nearer zone may lead to all zones farther away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

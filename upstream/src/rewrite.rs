@@ -9,15 +9,15 @@
 use std::{
     num::NonZeroUsize,
     str::FromStr,
-    sync::Mutex,
     time::{Duration, Instant},
 };
 
 use lru::LruCache;
+use parking_lot::Mutex;
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use url::Url;
 
-use crate::reachable::AllowedTarget;
+use crate::{labels::matches_labels, reachable::AllowedTarget};
 
 const FAILED_LIFE: Duration = Duration::from_secs(10 * 60);
 const FAILED_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("more than none");
@@ -90,27 +90,6 @@ impl FromStr for RewriteRule {
     }
 }
 
-/// Label by label; `*` is any text within one.
-pub(crate) fn matches_labels(pattern: &str, host: &str) -> bool {
-    let (mut patterns, mut labels) = (pattern.split('.'), host.split('.'));
-    loop {
-        match (patterns.next(), labels.next()) {
-            (None, None) => return true,
-            (Some(pattern), Some(label)) if matches_label(pattern, label) => {}
-            _ => return false,
-        }
-    }
-}
-
-fn matches_label(pattern: &str, label: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == label,
-        Some((before, after)) => {
-            label.len() >= before.len() + after.len() && label.starts_with(before) && label.ends_with(after)
-        }
-    }
-}
-
 /// The rules of a daemon, and the counters of their results.
 pub(crate) struct Rewrites {
     rules: Vec<RewriteRule>,
@@ -153,7 +132,7 @@ impl Rewrites {
     pub(crate) fn failed(&self, url: &Url, now: Instant) {
         self.failures.inc();
         let Some(host) = url.host_str() else { return };
-        let mut failed = self.failed.lock().expect("no holder of this lock panics");
+        let mut failed = self.failed.lock();
         failed.put(host.to_owned(), now + FAILED_LIFE);
     }
 
@@ -173,7 +152,7 @@ impl Rewrites {
     }
 
     fn has_failed(&self, host: &str, now: Instant) -> bool {
-        let mut failed = self.failed.lock().expect("no holder of this lock panics");
+        let mut failed = self.failed.lock();
         failed.get(host).is_some_and(|until| now < *until)
     }
 }

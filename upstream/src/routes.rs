@@ -11,10 +11,11 @@ use std::{
     error::Error,
     io,
     net::{IpAddr, SocketAddr, UdpSocket},
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
 
 use hyper_util::client::proxy::matcher::Matcher;
+use parking_lot::Mutex;
 use reqwest::{
     Certificate, ClientBuilder, Identity, NoProxy, Proxy, Response,
     dns::{Addrs, Name, Resolve, Resolving},
@@ -23,9 +24,9 @@ use url::{Host, Url};
 
 use crate::PullError;
 use crate::{
-    innermost,
+    answer::innermost,
+    config::ProxyConfig,
     reachable::{AllowedTarget, Refused, Target, Zone, judge, judge_name, plain},
-    set::ProxyConfig,
 };
 
 /// How clients of this daemon are built.
@@ -219,7 +220,7 @@ impl Led {
     }
 
     fn client(&self, guard: Guard) -> Result<reqwest::Client, PullError> {
-        let mut clients = self.clients.lock().expect("no holder of this lock panics");
+        let mut clients = self.clients.lock();
         if let Some(client) = clients.get(&guard) {
             return Ok(client.clone());
         }
@@ -394,8 +395,8 @@ mod tests {
         ] {
             assert!(to(bad).is_err(), "{bad}");
         }
-        assert!(routes.led.as_ref().unwrap().clients.lock().unwrap().is_empty());
+        assert!(routes.led.as_ref().unwrap().clients.lock().is_empty());
         assert!(to("http://direct.example/x").is_ok());
-        assert_eq!(routes.led.as_ref().unwrap().clients.lock().unwrap().len(), 1);
+        assert_eq!(routes.led.as_ref().unwrap().clients.lock().len(), 1);
     }
 }

@@ -5,33 +5,34 @@ use std::{
     fs,
     hash::{BuildHasher as _, RandomState},
     io,
-    net::SocketAddr,
     num::NonZeroUsize,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, Once},
+    sync::{Arc, Once},
     time::Duration,
 };
 
 use lru::LruCache;
+use parking_lot::Mutex;
 use piecemeal_proto::{AuthorityPublic, NodeId};
 use piecemeal_tls::{ServerRole, client_config};
 use prometheus_client::registry::Registry;
 use reqwest::{Certificate, ClientBuilder, Identity};
 use url::Url;
 
-use crate::{LiveDuration, NodeIdentity, PullError, UpstreamConfig};
+use crate::{ClientConfig, LiveDuration, NodeIdentity, PullError, UpstreamConfig};
 use crate::{
+    answer::innermost,
     auth::Tokens,
-    breaker::Breakers,
-    client::{Endpoint, Upstream},
+    breaker::CircuitBreakers,
     concurrency::Lanes,
+    endpoint::Endpoint,
     limits::Limits,
-    metrics::Asked,
-    reach::PublicManifests,
-    reachable::AllowedTarget,
+    metrics::RequestMetrics,
+    public::PublicManifests,
     rewrite::{RewriteRule, Rewrites},
     routes::{Recipe, Routes, Rules},
-    site_credentials::Held,
+    site_credentials::SiteCredentials,
+    upstream::Upstream,
     verdicts::Verdicts,
 };
 
@@ -43,50 +44,6 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 const AT_MIRROR_DIVISOR: u32 = 30;
 /// The most registries that the names with a `*` stand for at one time.
 const WILD_MAX: NonZeroUsize = NonZeroUsize::new(256).expect("more than none");
-
-/// Settings that all clients of a daemon share.
-#[derive(Clone, Debug)]
-pub struct ClientConfig {
-    /// How long a right counts that an upstream has granted.
-    pub verdict_ttl: Duration,
-    /// Whether a credential may cross a network without TLS.
-    pub allow_plain_credentials: bool,
-    /// How upstreams are reached.
-    pub proxy: ProxyConfig,
-    /// Rewrites of redirects to a nearer host of the same storage.
-    pub rewrites: Vec<RewriteRule>,
-    /// Targets that upstreams may lead to although their address is refused otherwise.
-    pub allowed_targets: Vec<AllowedTarget>,
-    /// Where this process itself listens: no upstream leads there.
-    pub listeners: Vec<SocketAddr>,
-}
-
-impl Default for ClientConfig {
-    fn default() -> Self {
-        Self {
-            verdict_ttl: Duration::from_secs(5 * 60),
-            allow_plain_credentials: false,
-            proxy: ProxyConfig::default(),
-            rewrites: Vec::new(),
-            allowed_targets: Vec::new(),
-            listeners: Vec::new(),
-        }
-    }
-}
-
-/// A proxy between the mirror and its upstreams.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum ProxyConfig {
-    /// As `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` say.
-    #[default]
-    Environment,
-    None,
-    /// `no_proxy`: as in `NO_PROXY`.
-    Url {
-        url: Url,
-        no_proxy: String,
-    },
-}
 
 /// Why a client cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -151,7 +108,7 @@ struct Maker {
     allowed_life: LiveDuration,
     allow_plain_credentials: bool,
     rewrites: Arc<Rewrites>,
-    asked: Asked,
+    asked: RequestMetrics,
 }
 
 impl Upstreams {
@@ -166,7 +123,7 @@ impl Upstreams {
             allowed_life: LiveDuration::new(common.verdict_ttl),
             allow_plain_credentials: common.allow_plain_credentials,
             rewrites: Arc::new(Rewrites::new(common.rewrites.clone())),
-            asked: Asked::default(),
+            asked: RequestMetrics::default(),
         };
         Self::made(configs, maker, |config| routes(config, common))
     }
@@ -186,7 +143,7 @@ impl Upstreams {
             node: Some(node),
             allow_plain_credentials: common.allow_plain_credentials,
             rewrites: Arc::default(),
-            asked: Asked::default(),
+            asked: RequestMetrics::default(),
         };
         let configs: Vec<_> = names
             .map(|name| UpstreamConfig::new(name, vec![mirror.clone()]))
@@ -235,7 +192,7 @@ impl Upstreams {
             .iter()
             .find(|pattern| matches_pattern(&pattern.config.name, name));
         let pattern = pattern.ok_or_else(unknown)?;
-        let mut wild = self.0.wild.lock().expect("no holder of this lock panics");
+        let mut wild = self.0.wild.lock();
         if let Some(upstream) = wild.get(name) {
             return Ok(Arc::clone(upstream));
         }
@@ -282,11 +239,11 @@ impl Maker {
             routes,
             token_servers: config.token_servers.clone(),
             tokens: Tokens::default(),
-            breakers: Breakers::default(),
+            breakers: CircuitBreakers::default(),
             verdicts: Verdicts::default(),
             public: PublicManifests::new(random()),
             allowed_life: self.allowed_life.clone(),
-            held: config.credentials.clone().map(Held::new),
+            held: config.credentials.clone().map(SiteCredentials::new),
             serves_site: config.serves_site,
             allow_plain_credentials: self.allow_plain_credentials,
             rewrites: Arc::clone(&self.rewrites),
@@ -347,7 +304,7 @@ fn routes(config: &UpstreamConfig, common: &ClientConfig) -> Result<Routes, Clie
         rules: Arc::new(rules),
     };
     let is_wild = config.name.starts_with('*') && config.urls.iter().any(|url| url.as_str().contains('*'));
-    Routes::new(recipe, is_wild).map_err(|error| ClientError::Build(crate::innermost(&error)))
+    Routes::new(recipe, is_wild).map_err(|error| ClientError::Build(innermost(&error)))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ClientError> {
@@ -360,7 +317,7 @@ fn read(path: &Path) -> Result<Vec<u8>, ClientError> {
 fn content(path: &Path) -> impl Fn(reqwest::Error) -> ClientError + '_ {
     |error| ClientError::Content {
         path: path.to_owned(),
-        problem: crate::innermost(&error),
+        problem: innermost(&error),
     }
 }
 
@@ -378,7 +335,7 @@ mod tests {
             allowed_life: LiveDuration::new(Duration::from_secs(1)),
             allow_plain_credentials: false,
             rewrites: Arc::default(),
-            asked: Asked::default(),
+            asked: RequestMetrics::default(),
         };
         let pattern = UpstreamConfig::new("*.cr.test".to_owned(), vec!["http://*.cr.test".parse().unwrap()]);
         let http = mirror_http_client(AuthorityKey::from_seed([1; 32]).public());

@@ -29,12 +29,12 @@ pub enum CredentialSource {
 }
 
 /// The credentials for one upstream.
-pub(crate) struct Held {
+pub(crate) struct SiteCredentials {
     source: CredentialSource,
     read: Mutex<Option<(Credential, Instant)>>,
 }
 
-impl Held {
+impl SiteCredentials {
     pub(crate) fn new(source: CredentialSource) -> Self {
         Self {
             source,

@@ -6,11 +6,11 @@
 use std::{
     hash::Hash,
     num::NonZeroUsize,
-    sync::{Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
 use lru::LruCache;
+use parking_lot::Mutex;
 
 use crate::{Credential, PullError, caller::Fingerprint};
 
@@ -57,7 +57,8 @@ impl Default for Table {
 impl Verdicts {
     /// Whether upstream has served `who` from the repository within `life`.
     pub(crate) fn allow(&self, who: &Who, repository: &str, life: Duration, now: Instant) -> bool {
-        self.lock()
+        self.0
+            .lock()
             .allowed
             .get(&(who.clone(), repository.to_owned()), life, now)
             .is_some()
@@ -65,7 +66,7 @@ impl Verdicts {
 
     /// The recent refusal of the repository, or of this path of it.
     pub(crate) fn refusal(&self, who: &Who, repository: &str, path: &str, now: Instant) -> Option<PullError> {
-        let mut table = self.lock();
+        let mut table = self.0.lock();
         [None, Some(path)].into_iter().find_map(|path| {
             let key = (who.clone(), repository.to_owned(), path.map(str::to_owned));
             table.refused.get(&key, REFUSED_LIFE, now).cloned()
@@ -74,7 +75,7 @@ impl Verdicts {
 
     /// The credential that was accepted last for the repository, within `life`.
     pub(crate) fn accepted(&self, repository: &str, life: Duration, now: Instant) -> Option<Credential> {
-        self.lock().accepted.get(&repository.to_owned(), life, now).cloned()
+        self.0.lock().accepted.get(&repository.to_owned(), life, now).cloned()
     }
 
     /// Upstream has served something of the repository.
@@ -86,7 +87,7 @@ impl Verdicts {
         life: Duration,
         now: Instant,
     ) {
-        let mut table = self.lock();
+        let mut table = self.0.lock();
         table.refused.forget(&(who.clone(), repository.to_owned(), None));
         table.allowed.put((who.clone(), repository.to_owned()), (), life, now);
         if let (Who::Holder(_), Some(credential)) = (who, credential) {
@@ -96,7 +97,7 @@ impl Verdicts {
 
     /// Upstream has answered with an error. Only final verdicts are remembered.
     pub(crate) fn refused(&self, who: &Who, repository: &str, path: &str, error: &PullError, now: Instant) {
-        let mut table = self.lock();
+        let mut table = self.0.lock();
         let of = |path: Option<&str>| (who.clone(), repository.to_owned(), path.map(str::to_owned));
         match error {
             // A 401 concerns the whole repository.
@@ -112,10 +113,6 @@ impl Verdicts {
             PullError::Unknown(_) => table.refused.put(of(Some(path)), error.clone(), REFUSED_LIFE, now),
             _ => {}
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        self.0.lock().expect("no holder of this lock panics")
     }
 }
 
@@ -259,7 +256,7 @@ mod tests {
             // A holder that goes on pulling is not forgotten, however many others come.
             assert!(verdicts.allow(&holder(0), &names[0], ALLOWED_LIFE, now));
         }
-        assert_eq!(verdicts.lock().allowed.values.len(), ALLOWED_MAX.get());
+        assert_eq!(verdicts.0.lock().allowed.values.len(), ALLOWED_MAX.get());
     }
 
     #[test]

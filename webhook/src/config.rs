@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use crate::{
-    certificates::keeper::CertificateSource,
+    certificates::reconciler::CertificateSource,
     copies::copy::CopyName,
     decide::{
         naming::Naming,

@@ -1,13 +1,10 @@
 //! Events on what creates the pods, where `kubectl describe` shows them. The pod itself does not exist yet.
 
-use std::{
-    num::NonZeroUsize,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
 use k8s_openapi::jiff::Timestamp;
 use lru::LruCache;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -110,7 +107,7 @@ impl Events {
     }
 
     fn is_news(&self, uid: &str, news: &'static str) -> bool {
-        let mut told = self.told.lock().expect("no holder of this lock panics");
+        let mut told = self.told.lock();
         told.is_news(uid, news, Instant::now())
     }
 }

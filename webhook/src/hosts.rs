@@ -1,12 +1,9 @@
 //! The registries whose images have been accelerated, in a ConfigMap that node set-up follows: a runtime's configuration knows no
 //! patterns.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::{
     sync::Notify,
@@ -46,13 +43,13 @@ impl Hosts {
 
     /// Whether `registries` are recorded, or can be. Nodes would not know the names of others.
     pub(crate) fn have_room_for<'a>(&self, registries: impl Iterator<Item = &'a str>) -> bool {
-        let met = self.0.met.lock().expect("no holder of this lock panics");
+        let met = self.0.met.lock();
         let new: BTreeSet<&str> = registries.filter(|registry| !met.contains(*registry)).collect();
         met.len() + new.len() <= HOSTS_MAX
     }
 
     pub(crate) fn met<'a>(&self, registries: impl Iterator<Item = &'a str>) {
-        let mut met = self.0.met.lock().expect("no holder of this lock panics");
+        let mut met = self.0.met.lock();
         let mut is_new = false;
         for registry in registries {
             if met.len() < HOSTS_MAX && !met.contains(registry) {
@@ -83,7 +80,7 @@ impl Hosts {
     }
 
     async fn write(&self, cluster: &Cluster, namespace: &str, name: &str) -> Result<(), ClusterError> {
-        let met = self.0.met.lock().expect("no holder of this lock panics").clone();
+        let met = self.0.met.lock().clone();
         let path = core_path(namespace, "configmaps", name);
         match cluster.get(&path).await? {
             None => {
@@ -98,7 +95,7 @@ impl Hosts {
             Some(mut there) => {
                 // What another replica has recorded takes room too, and nothing that is recorded ever goes.
                 let all = {
-                    let mut met = self.0.met.lock().expect("no holder of this lock panics");
+                    let mut met = self.0.met.lock();
                     met.extend(read(&there));
                     met.clone()
                 };

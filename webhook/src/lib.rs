@@ -16,7 +16,7 @@ mod metrics;
 mod review;
 mod webhook;
 
-pub use certificates::keeper::CertificateSource;
+pub use certificates::reconciler::CertificateSource;
 pub use cluster::{Cluster, ClusterError, core_path, is_object_name, with_labels};
 pub use config::WebhookConfig;
 pub use copies::copy::{COPY_LABEL, CopyName, select_copies};

@@ -11,19 +11,19 @@ use crate::{
     WebhookConfig,
     certificates::{
         authority::Lives,
-        keeper::{Keeper as CertificateKeeper, Shown},
+        reconciler::{CertificateReconciler, Shown},
     },
     cluster::{Cluster, ClusterError},
     copies::{
         copy::CopySettings,
         ensure::{Copier, Queues},
-        keeper::Keeper as CopyKeeper,
+        reconciler::CopyReconciler,
     },
     events::{self, Events},
     hosts::Hosts,
     leader::{self, Candidacy},
     metrics::Metrics,
-    review::{desk::Desk, server},
+    review::{reviewer::Reviewer, server},
 };
 
 /// A running webhook.
@@ -76,7 +76,7 @@ impl Webhook {
         let metrics = Metrics::new();
         let (events, waiting_events) = Events::new(metrics.clone());
         let hosts = Hosts::new(config.registries.named().map(ToOwned::to_owned));
-        let desk = desk(&config, &cluster, events, hosts.clone(), &metrics);
+        let reviewer = reviewer(&config, &cluster, events, hosts.clone(), &metrics);
         let (stop_port, stop_rest) = (CancellationToken::new(), CancellationToken::new());
         let stop_lead = stop_rest.child_token();
         let (lead, leads) = watch::channel(false);
@@ -99,8 +99,8 @@ impl Webhook {
             },
             stop_rest.clone(),
         ));
-        let copies = CopyKeeper {
-            copier: (*desk.copier).clone(),
+        let copies = CopyReconciler {
+            copier: (*reviewer.copier).clone(),
             namespaces: config.secrets_namespaces.clone(),
             keep: config.secrets_keep,
             leads: leads.clone(),
@@ -110,7 +110,7 @@ impl Webhook {
         let (namespace, config_map) = (config.namespace.clone(), config.hosts_config_map.clone());
         tasks.spawn(hosts.record(cluster, namespace, config_map, stop_rest.clone()));
         let ends = [stop_lead.clone(), stop_port.clone()];
-        let serving = tokio::spawn(server::serve(listener, desk, shown_tls, ends));
+        let serving = tokio::spawn(server::serve(listener, reviewer, shown_tls, ends));
         Ok(Self {
             tasks,
             stop_lead,
@@ -155,10 +155,10 @@ impl Webhook {
     }
 }
 
-/// How long connections are still answered, each for the last time. One that is closed without an answer may lose a question.
+/// How long connections are still answered, each for the last time. One that is closed without an answer may lose a request.
 const FAREWELL: Duration = Duration::from_secs(3);
 
-fn desk(config: &WebhookConfig, cluster: &Cluster, events: Events, hosts: Hosts, metrics: &Metrics) -> Desk {
+fn reviewer(config: &WebhookConfig, cluster: &Cluster, events: Events, hosts: Hosts, metrics: &Metrics) -> Reviewer {
     let rules = config.rules();
     let settings = CopySettings {
         naming: config.naming,
@@ -174,7 +174,7 @@ fn desk(config: &WebhookConfig, cluster: &Cluster, events: Events, hosts: Hosts,
         metrics: metrics.clone(),
         queues: Queues::default(),
     };
-    Desk {
+    Reviewer {
         rules: Arc::new(rules),
         copier: Arc::new(copier),
         events,
@@ -196,8 +196,8 @@ fn certificates(
     cluster: &Cluster,
     leads: &watch::Receiver<bool>,
     metrics: &Metrics,
-) -> CertificateKeeper {
-    CertificateKeeper {
+) -> CertificateReconciler {
+    CertificateReconciler {
         cluster: cluster.clone(),
         source: config.certificates.clone(),
         namespace: config.namespace.clone(),

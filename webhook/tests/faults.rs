@@ -219,12 +219,12 @@ async fn a_copy_that_was_to_be_deleted_is_taken_into_use_again_first() {
     let deletion = stand.cluster.delete(COPY, Some(&marked_copy["metadata"])).await;
     assert!(
         matches!(deletion, Err(ClusterError::Conflict(_))),
-        "a keeper that saw it marked cannot delete it any more: {deletion:?}"
+        "a reconciler that saw it marked cannot delete it any more: {deletion:?}"
     );
 }
 
 #[tokio::test]
-async fn a_copy_that_is_right_is_not_read_again_when_it_is_tended() {
+async fn a_copy_that_is_right_is_not_read_again_when_it_is_reconciled() {
     let stand = Stand::start().await;
     stand.store(&pod()).await;
     stand.ask(&pod()).await;

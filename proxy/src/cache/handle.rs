@@ -1,49 +1,28 @@
 //! The handle behind the admin port's `/cache`.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use piecemeal_proto::{Digest, wire};
-use piecemeal_store::{RemoveContentError, Repository, Store};
-use piecemeal_swarm::Session;
+use piecemeal_proto::Digest;
+use piecemeal_store::{RemoveContentError, Repository};
 use tokio::{sync::Semaphore, time::timeout};
-use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::{
     CacheError, CacheItem, CacheList, Removed, VerifyRequest, WarmRequest,
     lines::{self, CacheLines, Gone},
     name::CacheName,
-    verify,
-    view::View,
-    warm,
+    parts::{CacheParts, LOOK_TIME_MAX, too_slow},
+    verify, warm,
 };
-use crate::{Content, UpstreamNames};
-use piecemeal_upstream::Caller;
-
-/// What a [`Cache`] is made of.
-pub struct CacheParts {
-    pub store: Store,
-    pub content: Content,
-    pub names: UpstreamNames,
-    /// The caller for which content is fetched: this node, without a client's credential.
-    pub caller: Caller,
-    /// Passes on to peers what they should have; `None` where there are no peers.
-    pub session: Option<Session>,
-    /// Stops the work that is under way.
-    pub stop: CancellationToken,
-}
 
 /// A daemon's content, for those who run it. Cheap to clone.
 #[derive(Clone)]
 pub struct Cache {
-    pub(super) parts: Arc<CacheParts>,
+    parts: Arc<CacheParts>,
     /// One at a time: both read or fetch as fast as they can.
     verifying: Arc<Semaphore>,
     warming: Arc<Semaphore>,
 }
-
-/// How long to look through the index, at most: a full one takes well below a second.
-const LOOK_TIME_MAX: Duration = Duration::from_secs(30);
 
 impl Cache {
     pub fn new(parts: CacheParts) -> Self {
@@ -59,7 +38,7 @@ impl Cache {
     /// # Errors
     /// [`CacheError::Store`].
     pub async fn list(&self) -> Result<CacheList, CacheError> {
-        self.look(|view| view.list()).await
+        self.parts.look(|view| view.list()).await
     }
 
     /// What is known of an image or a blob.
@@ -67,8 +46,9 @@ impl Cache {
     /// # Errors
     /// [`CacheError`]: not a name, nothing of that name.
     pub async fn item(&self, name: &str) -> Result<CacheItem, CacheError> {
-        let read = self.read_name(name)?;
-        self.look(move |view| view.item(&read))
+        let read = self.parts.read_name(name)?;
+        self.parts
+            .look(move |view| view.item(&read))
             .await?
             .ok_or_else(|| not_here(name))
     }
@@ -78,8 +58,8 @@ impl Cache {
     /// # Errors
     /// [`CacheError`]: it is not here, or in use; then nothing has been removed.
     pub async fn remove(&self, name: &str) -> Result<Removed, CacheError> {
-        let read = self.read_name(name)?;
-        let plan = self.look(move |view| view.removal(&read)).await??;
+        let read = self.parts.read_name(name)?;
+        let plan = self.parts.look(move |view| view.removal(&read)).await??;
         let mut removed = Removed {
             names: plan.names,
             manifests: plan.removal.manifests.len() as u64,
@@ -113,19 +93,20 @@ impl Cache {
         }
         let plan = self.plan_verification(&request).await?;
         let (out, lines) = lines::lines();
-        let cache = self.clone();
+        let parts = Arc::clone(&self.parts);
         self.spawn(
             permit,
             out.clone(),
-            async move { verify::run(&cache, plan, &out).await },
+            async move { verify::run(&parts, plan, &out).await },
         );
         Ok(lines)
     }
 
     async fn plan_verification(&self, request: &VerifyRequest) -> Result<verify::Plan, CacheError> {
-        let read = |name: &String| Ok((name.clone(), self.read_name(name)?));
+        let read = |name: &String| Ok((name.clone(), self.parts.read_name(name)?));
         let names: Vec<(String, CacheName)> = request.names.iter().map(read).collect::<Result<_, CacheError>>()?;
         let mut digests: Vec<Digest> = self
+            .parts
             .look(move |view| {
                 let mut digests = Vec::new();
                 for (name, read) in &names {
@@ -153,13 +134,13 @@ impl Cache {
     pub async fn warm(&self, request: WarmRequest) -> Result<CacheLines, CacheError> {
         let plan = warm::Plan::read(&request, &self.parts.names)?;
         if request.peers {
-            self.require_scheduler()?;
+            self.parts.require_scheduler()?;
         }
         let permit = Arc::clone(&self.warming).try_acquire_owned();
         let permit = permit.map_err(|_| busy("warming"))?;
         let (out, lines) = lines::lines();
-        let cache = self.clone();
-        self.spawn(permit, out.clone(), async move { warm::run(&cache, plan, &out).await });
+        let parts = Arc::clone(&self.parts);
+        self.spawn(permit, out.clone(), async move { warm::run(&parts, plan, &out).await });
         Ok(lines)
     }
 
@@ -168,34 +149,8 @@ impl Cache {
     /// # Errors
     /// Why it cannot be fetched or kept, as text for people.
     pub async fn hold(&self, at: &Repository, digest: &Digest) -> Result<(), String> {
-        let held = warm::fetch(self, at, digest, None).await;
+        let held = warm::fetch(&self.parts, at, digest, None).await;
         held.unwrap_or_else(|Gone| Err("the request for it ended early".to_owned()))
-    }
-
-    /// The images that need a blob.
-    pub(super) async fn images_with(&self, digest: Digest) -> Vec<String> {
-        // Only shown beside a digest.
-        self.look(move |view| view.images_with(&digest))
-            .await
-            .unwrap_or_default()
-    }
-
-    pub(super) fn tell_peers(&self, report: wire::report::Report) -> Result<(), CacheError> {
-        self.require_scheduler()?.report(report);
-        Ok(())
-    }
-
-    fn require_scheduler(&self) -> Result<&Session, CacheError> {
-        let Some(session) = &self.parts.session else {
-            let why = "this mirror has no scheduler (--scheduler), through which it would tell peers";
-            return Err(CacheError::Conflict(why.to_owned()));
-        };
-        match session.problem() {
-            Some(why) => Err(CacheError::Conflict(format!(
-                "the peers cannot be told: the scheduler is {why}"
-            ))),
-            None => Ok(session),
-        }
     }
 
     /// Runs in the background until its end, until its reader goes away, or until the daemon stops.
@@ -216,20 +171,6 @@ impl Cache {
             drop(permit);
         });
     }
-
-    fn read_name(&self, name: &str) -> Result<CacheName, CacheError> {
-        CacheName::read(name, &self.parts.names)
-    }
-
-    /// Reads the whole catalogue, off the runtime: sorting a full index takes a while.
-    async fn look<T: Send + 'static>(&self, look: impl FnOnce(&View) -> T + Send + 'static) -> Result<T, CacheError> {
-        let looking = async {
-            let catalog = self.parts.store.catalog().await?;
-            let looked = tokio::task::spawn_blocking(move || look(&View::new(catalog))).await;
-            looked.map_err(|error| CacheError::Store(error.to_string()))
-        };
-        timeout(LOOK_TIME_MAX, looking).await.map_err(|_| too_slow())?
-    }
 }
 
 fn busy(what: &str) -> CacheError {
@@ -238,10 +179,6 @@ fn busy(what: &str) -> CacheError {
 
 fn not_here(name: &str) -> CacheError {
     CacheError::Unknown(format!("{name} is not here"))
-}
-
-fn too_slow() -> CacheError {
-    CacheError::Store(format!("no answer within {} s", LOOK_TIME_MAX.as_secs()))
 }
 
 fn refusal(name: &str, error: &RemoveContentError) -> CacheError {

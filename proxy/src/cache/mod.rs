@@ -7,13 +7,15 @@ mod handle;
 mod lines;
 mod messages;
 mod name;
+mod parts;
 mod verify;
 mod view;
 mod warm;
 
-pub use handle::{Cache, CacheParts};
+pub use handle::Cache;
 pub use lines::CacheLines;
 pub use messages::{
     BlobState, CacheError, CacheItem, CacheList, CachedBlob, CachedImage, CachedManifest, Removed, VerifyEvent,
     VerifyRequest, WarmEvent, WarmRequest,
 };
+pub use parts::CacheParts;

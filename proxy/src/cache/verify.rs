@@ -11,8 +11,9 @@ use piecemeal_swarm::Limiter;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
-    Cache, VerifyEvent,
+    VerifyEvent,
     lines::{Gone, Out},
+    parts::CacheParts,
 };
 
 /// The blobs to verify.
@@ -24,8 +25,8 @@ pub(super) struct Plan {
 /// How often progress is reported.
 const TELL_EVERY: Duration = Duration::from_millis(250);
 
-pub(super) async fn run(cache: &Cache, plan: Plan, out: &Out) -> Result<(), Gone> {
-    let store = &cache.parts.store;
+pub(super) async fn run(parts: &CacheParts, plan: Plan, out: &Out) -> Result<(), Gone> {
+    let store = &parts.store;
     let sizes = plan.digests.iter().map(|digest| match store.presence(digest) {
         Presence::Complete { blob_bytes } => blob_bytes,
         Presence::Partial { .. } | Presence::Absent => 0,
@@ -51,7 +52,7 @@ pub(super) async fn run(cache: &Cache, plan: Plan, out: &Out) -> Result<(), Gone
                 Ok(Verified::Gone) => gone += 1,
                 Ok(Verified::Damaged) => {
                     damaged += 1;
-                    let (digest, names) = (*digest, cache.images_with(*digest).await);
+                    let (digest, names) = (*digest, parts.images_with(*digest).await);
                     out.say(&VerifyEvent::Damaged { digest, names }).await?;
                 }
                 Err(error) => {

@@ -17,9 +17,10 @@ use piecemeal_store::{FillFailure, Filling, Presence, Repository};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    Cache, CacheError, WarmEvent, WarmRequest,
+    CacheError, WarmEvent, WarmRequest,
     lines::{Gone, Out},
     name::CacheName,
+    parts::CacheParts,
 };
 use crate::{OpenBlob, Progress, UpstreamNames};
 use piecemeal_upstream::PullError;
@@ -141,12 +142,12 @@ struct Resolved {
     blobs: Vec<Descriptor>,
 }
 
-pub(super) async fn run(cache: &Cache, plan: Plan, out: &Out) -> Result<(), Gone> {
+pub(super) async fn run(parts: &CacheParts, plan: Plan, out: &Out) -> Result<(), Gone> {
     let mut failed = 0;
     for wanted in &plan.images {
         let image = wanted.name.clone();
         let warmed = match &wanted.at {
-            Ok((at, reference)) => warm(cache, &plan, (&image, at, reference), out).await?,
+            Ok((at, reference)) => warm(parts, &plan, (&image, at, reference), out).await?,
             Err(error) => Err(error.to_string()),
         };
         match warmed {
@@ -166,9 +167,9 @@ type Telling<'a> = Option<(&'a str, &'a Out)>;
 type Named<'a> = (&'a str, &'a Repository, &'a Reference);
 
 /// One image. Yields the bytes that came, or why it is not all here.
-async fn warm(cache: &Cache, plan: &Plan, image: Named<'_>, out: &Out) -> Result<Result<u64, String>, Gone> {
+async fn warm(parts: &CacheParts, plan: &Plan, image: Named<'_>, out: &Out) -> Result<Result<u64, String>, Gone> {
     let (name, at, reference) = image;
-    let resolved = match resolve(cache, plan, at, reference).await {
+    let resolved = match resolve(parts, plan, at, reference).await {
         Ok(resolved) => resolved,
         Err(why) => return Ok(Err(why)),
     };
@@ -179,7 +180,7 @@ async fn warm(cache: &Cache, plan: &Plan, image: Named<'_>, out: &Out) -> Result
         bytes: resolved.blobs.iter().fold(0, |sum, blob| blob.size.saturating_add(sum)),
     })
     .await?;
-    let fetch = |blob| fetch_and_tell(cache, image, blob, out).boxed();
+    let fetch = |blob| fetch_and_tell(parts, image, blob, out).boxed();
     let fetches: Vec<_> = resolved.blobs.iter().map(fetch).collect();
     let mut fetches = stream::iter(fetches).buffer_unordered(BLOBS_AT_ONCE);
     let (mut fetched_bytes, mut failed) = (0, 0);
@@ -198,7 +199,7 @@ async fn warm(cache: &Cache, plan: &Plan, image: Named<'_>, out: &Out) -> Result
     }
     if plan.peers {
         for part in orders(at, reference, &resolved) {
-            if let Err(error) = cache.tell_peers(Report::Warm(part)) {
+            if let Err(error) = parts.tell_peers(Report::Warm(part)) {
                 return Ok(Err(format!("it is here; {error}")));
             }
         }
@@ -228,8 +229,8 @@ fn orders(at: &Repository, reference: &Reference, resolved: &Resolved) -> Vec<wi
 }
 
 /// Follows indexes down to the wanted manifests.
-async fn resolve(cache: &Cache, plan: &Plan, at: &Repository, reference: &Reference) -> Result<Resolved, String> {
-    let (tags, caller) = (&cache.parts.content.tags, &cache.parts.caller);
+async fn resolve(parts: &CacheParts, plan: &Plan, at: &Repository, reference: &Reference) -> Result<Resolved, String> {
+    let (tags, caller) = (&parts.content.tags, &parts.caller);
     let mut ahead = VecDeque::from([(reference.clone(), 0)]);
     let (mut manifests, mut blobs) = (Vec::new(), Vec::<Descriptor>::new());
     let (mut seen, mut listed) = (HashSet::new(), HashSet::new());
@@ -269,11 +270,16 @@ async fn resolve(cache: &Cache, plan: &Plan, at: &Repository, reference: &Refere
 }
 
 /// The bytes of a blob that were fetched: 0 when it was here, `None` when it cannot be fetched.
-async fn fetch_and_tell(cache: &Cache, image: Named<'_>, blob: &Descriptor, out: &Out) -> Result<Option<u64>, Gone> {
+async fn fetch_and_tell(
+    parts: &CacheParts,
+    image: Named<'_>,
+    blob: &Descriptor,
+    out: &Out,
+) -> Result<Option<u64>, Gone> {
     let (name, at, _) = image;
     let (image, digest) = (name.to_owned(), blob.digest);
-    let was_here = matches!(cache.parts.store.presence(&digest), Presence::Complete { .. });
-    match fetch(cache, at, &digest, Some((name, out))).await? {
+    let was_here = matches!(parts.store.presence(&digest), Presence::Complete { .. });
+    match fetch(parts, at, &digest, Some((name, out))).await? {
         Ok(()) => {
             let (blob_bytes, fetched) = (blob.size, !was_here);
             out.say(&WarmEvent::Blob {
@@ -294,12 +300,12 @@ async fn fetch_and_tell(cache: &Cache, image: Named<'_>, blob: &Descriptor, out:
 
 /// Waits until a blob is here, and tells how far it is.
 pub(super) async fn fetch(
-    cache: &Cache,
+    parts: &CacheParts,
     at: &Repository,
     digest: &Digest,
     telling: Telling<'_>,
 ) -> Result<Result<(), String>, Gone> {
-    let open = match open(cache, at, digest).await {
+    let open = match open(parts, at, digest).await {
         Ok(open) => open,
         Err(error) => return Ok(Err(advice(&error))),
     };
@@ -315,14 +321,14 @@ pub(super) async fn fetch(
             }
         },
     };
-    follow(cache, filling, telling).await
+    follow(parts, filling, telling).await
 }
 
 /// Opens a blob, waiting for a source that has not answered yet.
-async fn open(cache: &Cache, at: &Repository, digest: &Digest) -> Result<OpenBlob, PullError> {
+async fn open(parts: &CacheParts, at: &Repository, digest: &Digest) -> Result<OpenBlob, PullError> {
     let started = Instant::now();
     loop {
-        let opened = cache.parts.content.blobs.open(&cache.parts.caller, at, digest).await;
+        let opened = parts.content.blobs.open(&parts.caller, at, digest).await;
         match opened {
             Err(PullError::Unavailable(_)) if started.elapsed() < OPEN_PATIENCE => sleep(OPEN_AGAIN).await,
             opened => return opened,
@@ -331,7 +337,7 @@ async fn open(cache: &Cache, at: &Repository, digest: &Digest) -> Result<OpenBlo
 }
 
 /// Waits until all of a blob is here. The transfer runs by itself: nothing is read, so that clients' pieces keep their priority.
-async fn follow(cache: &Cache, filling: Filling, telling: Telling<'_>) -> Result<Result<(), String>, Gone> {
+async fn follow(parts: &CacheParts, filling: Filling, telling: Telling<'_>) -> Result<Result<(), String>, Gone> {
     if filling.is_unstored() {
         // An unstored fill without a reader gives its place to one that has readers.
         if !filling.has_readers() {
@@ -345,7 +351,7 @@ async fn follow(cache: &Cache, filling: Filling, telling: Telling<'_>) -> Result
     let mut changes = filling.changes();
     let (mut told_bytes, mut told, mut moved) = (0, None::<Instant>, Instant::now());
     loop {
-        if matches!(cache.parts.store.presence(&digest), Presence::Complete { .. }) {
+        if matches!(parts.store.presence(&digest), Presence::Complete { .. }) {
             return Ok(Ok(()));
         }
         if let Some(why) = filling.failure() {

@@ -7,13 +7,17 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use piecemeal_proto::{Digest, FillId, PieceHash};
+use piecemeal_proto::Digest;
 use piecemeal_store::{FillFailure, Filling};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
-use super::{FillObserver, PASSING_PATIENCE, SAMPLE_BYTES, UpstreamBlobs, Whence};
+use super::{
+    observer::Unannounced,
+    publish::PASSING_PATIENCE,
+    sample::SAMPLE_BYTES,
+    upstream_blobs::{FillSource, UpstreamBlobs},
+};
 use crate::{Arrived, Progress, Transfer};
 use piecemeal_upstream::{Caller, PullError};
 
@@ -53,40 +57,45 @@ impl UpstreamBlobs {
     /// As [`UpstreamBlobs::fill`].
     pub(super) async fn fill_or_follow(
         &self,
-        whence: Whence<'_>,
+        source: FillSource<'_>,
         digest: &Digest,
         transfer: &Transfer,
     ) -> Result<Arrived, PullError> {
         while let Some(leader) = self.transfers.leader(transfer) {
-            match self.follow(whence, &leader, transfer).await? {
+            match self.follow(source, &leader, transfer).await? {
                 Followed::Arrived(arrived) => return Ok(arrived),
                 Followed::LeaderFailed => {}
-                Followed::Left => return self.fill_apart(whence, digest, &leader, transfer).await,
+                Followed::Left => return self.fill_apart(source, digest, &leader, transfer).await,
             }
         }
         // Another's, just now: the caller has to show its right to it.
         if let Some(blob) = self.store.blob(digest).await? {
             return Ok(Arrived::Kept(blob));
         }
-        let filling = self.pour(whence, digest, transfer).await?;
-        self.publish(&whence.right.at, &filling, transfer).await
+        let filling = self.download(source, digest, transfer).await?;
+        self.publish(&source.right.at, &filling, transfer).await
     }
 
-    async fn follow(&self, whence: Whence<'_>, leader: &Transfer, transfer: &Transfer) -> Result<Followed, PullError> {
+    async fn follow(
+        &self,
+        source: FillSource<'_>,
+        leader: &Transfer,
+        transfer: &Transfer,
+    ) -> Result<Followed, PullError> {
         if !self.access.allows(&Caller::default(), &leader.callers().asked().at) {
             return Ok(Followed::Left);
         }
-        let filling = match self.begun(whence, leader).await? {
+        let filling = match self.begun(source, leader).await? {
             Ok(filling) => filling,
             Err(ended) => return Ok(ended),
         };
-        if !self.has_same(whence, &filling, SAMPLE_BYTES as u64).await? {
+        if !self.has_same(source, &filling, SAMPLE_BYTES as u64).await? {
             return Ok(Followed::Left);
         }
-        transfer.follow(filling.clone(), whence.right.clone());
+        transfer.follow(filling.clone(), source.right.clone());
         let followed = tokio::select! {
             ended = leader.ended() => followed(ended),
-            left = self.is_to_be_left(whence, &filling) => {
+            left = self.is_to_be_left(source, &filling) => {
                 left?;
                 Followed::Left
             }
@@ -98,8 +107,8 @@ impl UpstreamBlobs {
     }
 
     /// Waits for the leader's first bytes, as long as this upstream would bring none either.
-    async fn begun(&self, whence: Whence<'_>, leader: &Transfer) -> Result<Result<Filling, Followed>, PullError> {
-        let Whence { upstream, right, .. } = whence;
+    async fn begun(&self, source: FillSource<'_>, leader: &Transfer) -> Result<Result<Filling, Followed>, PullError> {
+        let FillSource { upstream, right, .. } = source;
         for _ in 0..LEADER_WAITS_MAX {
             let begun = async {
                 match leader.started().await {
@@ -122,40 +131,9 @@ impl UpstreamBlobs {
         Ok(Err(Followed::Left))
     }
 
-    /// Whether this upstream has what has come: some of it, from anywhere in what is here.
-    async fn has_same(&self, whence: Whence<'_>, filling: &Filling, sample_bytes: u64) -> Result<bool, PullError> {
-        let Whence { upstream, right, .. } = whence;
-        let Some((start, sample)) = self.sample(filling, sample_bytes).await else {
-            return Ok(false);
-        };
-        upstream
-            .has_sample(&right.caller, &right.at, filling.digest(), start, &sample)
-            .await
-    }
-
-    /// At most so many bytes of what is here of a fill, and their offset. `None` when there is nothing.
-    async fn sample(&self, filling: &Filling, bytes_max: u64) -> Option<(u64, Bytes)> {
-        if filling.map().blob_bytes() == 0 {
-            return Some((0, Bytes::new()));
-        }
-        let landed: Vec<u32> = filling.landed().iter().collect();
-        let random = self.store.random_u64();
-        let (piece, bytes) = match landed.len() {
-            0 => (0, filling.partial_piece(0).await?),
-            count => {
-                let piece = landed[usize::try_from(random % count as u64).ok()?];
-                (piece, filling.read_piece(piece).await.ok()??)
-            }
-        };
-        let len = (bytes.len() as u64).min(bytes_max);
-        let skip = self.store.random_u64() % (bytes.len() as u64 - len + 1);
-        let range = usize::try_from(skip).ok()?..usize::try_from(skip + len).ok()?;
-        Some((filling.map().range(piece).start + skip, bytes.slice(range)))
-    }
-
     /// Returns when this upstream has shown to be several times faster than the leader, or to have other bytes. A leader that is slow
     /// because the WAN is, is not left.
-    async fn is_to_be_left(&self, whence: Whence<'_>, filling: &Filling) -> Result<(), PullError> {
+    async fn is_to_be_left(&self, source: FillSource<'_>, filling: &Filling) -> Result<(), PullError> {
         let mut every = LOOK_EVERY;
         let mut arrived = filling.arrived_bytes();
         loop {
@@ -166,7 +144,7 @@ impl UpstreamBlobs {
                 continue;
             }
             let asked = Instant::now();
-            match timeout(LOOK_EVERY, self.has_same(whence, filling, PROBE_BYTES)).await {
+            match timeout(LOOK_EVERY, self.has_same(source, filling, PROBE_BYTES)).await {
                 Ok(Ok(true)) => {
                     let own = self::rate(PROBE_BYTES, asked.elapsed());
                     if own > rate.saturating_mul(LEADER_SLOWER_MAX) {
@@ -186,12 +164,12 @@ impl UpstreamBlobs {
     /// memory, and the leader ends.
     async fn fill_apart(
         &self,
-        whence: Whence<'_>,
+        source: FillSource<'_>,
         digest: &Digest,
         leader: &Transfer,
         transfer: &Transfer,
     ) -> Result<Arrived, PullError> {
-        let (at, other) = (&whence.right.at, leader.upstream());
+        let (at, other) = (&source.right.at, leader.upstream());
         info!(blob.digest = %digest, upstream = at.upstream, leader = other, "{digest} comes from {} apart: what {other} sends of it is private, differs, or does not come", at.upstream);
         let apart = Self {
             observer: Arc::new(Unannounced(Arc::clone(&self.observer))),
@@ -207,10 +185,10 @@ impl UpstreamBlobs {
         let place = place.map_err(|_| too_many())?.map_err(|_| too_many())?;
         let had = leader.own_filling().map(|filling| filling.arrived_bytes());
         let filled = async {
-            let (map, body) = apart.first_body(whence, digest).await?;
+            let (map, body) = apart.first_body(source, digest).await?;
             let begun = timeout(PASSING_PATIENCE, self.store.begin_apart(digest, map)).await;
             let filling = begun.map_err(|_| too_many())?;
-            apart.pour_body(whence, &filling, body, transfer).await?;
+            apart.download_body(source, &filling, body, transfer).await?;
             let arrived = apart.publish(at, &filling, transfer).await?;
             Ok::<_, PullError>((filling, arrived))
         };
@@ -227,7 +205,7 @@ impl UpstreamBlobs {
                 return Ok(arrived);
             }
         }
-        match self.keep(whence, &filling, transfer).await {
+        match self.keep(source, &filling, transfer).await {
             Some(kept) => Ok(kept),
             None => Ok(arrived),
         }
@@ -256,7 +234,7 @@ impl UpstreamBlobs {
     }
 
     /// Keeps a blob that was filled apart. `None` when that cannot be: it has passed.
-    async fn keep(&self, whence: Whence<'_>, proven: &Filling, transfer: &Transfer) -> Option<Arrived> {
+    async fn keep(&self, source: FillSource<'_>, proven: &Filling, transfer: &Transfer) -> Option<Arrived> {
         if !proven.have().is_full() {
             return None;
         }
@@ -267,7 +245,7 @@ impl UpstreamBlobs {
             kept.write_piece(piece, bytes, proven.hash(piece)).await.ok()?;
         }
         self.observer.opened(&kept);
-        self.publish(&whence.right.at, &kept, transfer).await.ok()
+        self.publish(&source.right.at, &kept, transfer).await.ok()
     }
 }
 
@@ -294,21 +272,4 @@ async fn first_bytes(filling: &Filling) -> bool {
 fn rate(bytes: u64, took: Duration) -> u64 {
     let millis = took.as_millis().max(1);
     u64::try_from(u128::from(bytes) * 1000 / millis).unwrap_or(u64::MAX)
-}
-
-/// Counts what comes from upstream, and tells of nothing else: the swarm knows of one fill of a blob, the leader's.
-struct Unannounced(Arc<dyn FillObserver>);
-
-impl FillObserver for Unannounced {
-    fn opened(&self, _filling: &Filling) {}
-
-    fn landed(&self, _filling: &Filling, _piece: u32, _hash: PieceHash) {}
-
-    fn proven(&self, _digest: &Digest, _fill: FillId) {}
-
-    fn revoked(&self, _digest: &Digest, _fill: FillId) {}
-
-    fn received(&self, bytes: usize) {
-        self.0.received(bytes);
-    }
 }

@@ -15,10 +15,10 @@ use piecemeal_store::{CheckedBlob, Extent, ReadBlobError};
 use tracing::debug;
 
 use super::{
-    base,
     budget::Budget,
     error::coded,
     range::{Asked, asked},
+    response::base,
 };
 use crate::{OpenBlob, Suspicions, pulls::BlobPull};
 
@@ -31,7 +31,7 @@ enum Source {
 }
 
 /// How the bytes of a body go out.
-pub(super) struct Way {
+pub(super) struct Delivery {
     /// The connection's, unless it has TLS.
     pub(super) outlet: Option<Outlet>,
     /// The budget of bytes that are read into memory.
@@ -48,7 +48,12 @@ pub(super) fn respond_head(digest: &Digest, blob_bytes: u64) -> Response<Body> {
         .expect("numbers and digests are header values")
 }
 
-pub(super) fn respond(open: OpenBlob, digest: &Digest, range: Option<&HeaderValue>, way: Way) -> Response<Body> {
+pub(super) fn respond(
+    open: OpenBlob,
+    digest: &Digest,
+    range: Option<&HeaderValue>,
+    delivery: Delivery,
+) -> Response<Body> {
     let blob_bytes = open.blob_bytes();
     let (status, range) = match asked(range.and_then(|value| value.to_str().ok()), blob_bytes) {
         Asked::Whole => (StatusCode::OK, 0..blob_bytes),
@@ -63,7 +68,7 @@ pub(super) fn respond(open: OpenBlob, digest: &Digest, range: Option<&HeaderValu
         let message = "the blob does not fit into the cache, and its beginning has already passed; pull from the registry itself, or try again later";
         return coded(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", message);
     }
-    let source = way.source(open);
+    let source = delivery.source(open);
     let mut response = headers(status, digest, range.end - range.start);
     if status == StatusCode::PARTIAL_CONTENT {
         response = response.header(
@@ -72,7 +77,7 @@ pub(super) fn respond(open: OpenBlob, digest: &Digest, range: Option<&HeaderValu
         );
     }
     response
-        .body(body(source, *digest, range, way))
+        .body(body(source, *digest, range, delivery))
         .expect("numbers and digests are header values")
 }
 
@@ -97,24 +102,24 @@ fn headers(status: StatusCode, digest: &Digest, length: u64) -> axum::http::resp
         .header("docker-content-digest", digest.to_string())
 }
 
-fn body(source: Source, digest: Digest, range: Range<u64>, way: Way) -> Body {
-    let sent = Sent::new(&way, digest);
+fn body(source: Source, digest: Digest, range: Range<u64>, delivery: Delivery) -> Body {
+    let sent = Sent::new(&delivery, digest);
     let parts = stream::try_unfold(
-        (source, range, way, sent),
-        move |(mut source, range, way, mut sent)| async move {
+        (source, range, delivery, sent),
+        move |(mut source, range, delivery, mut sent)| async move {
             if range.is_empty() {
                 return Ok::<Option<(Bytes, _)>, ReadBlobError>(None);
             }
-            let frame = way.next(&mut source, &range).await.inspect_err(|error| {
+            let frame = delivery.next(&mut source, &range).await.inspect_err(|error| {
                 debug!(blob.digest = %digest, %error, "a client's stream of {digest} ends early");
                 if source.is_complete() {
-                    way.suspicions.suspect(&digest, Instant::now());
+                    delivery.suspicions.suspect(&digest, Instant::now());
                 }
             })?;
-            way.pull.sent(frame.len());
+            delivery.pull.sent(frame.len());
             sent.bytes += frame.len() as u64;
             let rest = range.start + frame.len() as u64..range.end;
-            Ok(Some((frame, (source, rest, way, sent))))
+            Ok(Some((frame, (source, rest, delivery, sent))))
         },
     );
     Body::from_stream(parts)
@@ -129,10 +134,10 @@ struct Sent {
 }
 
 impl Sent {
-    fn new(way: &Way, digest: Digest) -> Self {
+    fn new(delivery: &Delivery, digest: Digest) -> Self {
         Self {
-            suspicions: way.suspicions.clone(),
-            client: way.client,
+            suspicions: delivery.suspicions.clone(),
+            client: delivery.client,
             digest,
             bytes: 0,
         }
@@ -176,7 +181,7 @@ impl Source {
     }
 }
 
-impl Way {
+impl Delivery {
     /// A client that asks again for what it has had gets it through the hashes of its pieces.
     fn source(&self, open: OpenBlob) -> Source {
         match (open, self.client) {

@@ -7,7 +7,7 @@ use axum::{
 use piecemeal_store::Repository;
 use serde_json::json;
 
-use super::base;
+use super::response::base;
 use crate::{
     List, ListQuery,
     lists::{FILTERS_HEADER, INDEX_TYPE},

@@ -5,7 +5,7 @@ use axum::{
     http::{HeaderValue, Response, header},
 };
 
-use super::base;
+use super::response::base;
 use piecemeal_upstream::FetchedManifest;
 
 pub(super) fn respond(manifest: FetchedManifest, head: bool) -> Response<Body> {

@@ -9,6 +9,7 @@ mod list;
 mod manifest;
 mod name;
 mod range;
+mod response;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -19,7 +20,7 @@ use axum::{
     Extension, Router,
     body::Body,
     extract::{ConnectInfo, State},
-    http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, Response, Uri, header},
     routing::any,
 };
 pub use error::error_response;
@@ -35,10 +36,11 @@ use crate::{
     nodes::{self, RefuseClaimError},
     pulls::{Kind, Outcome},
 };
-use blob::Way;
+use blob::Delivery;
 use budget::Budget;
 use name::{Endpoint, Target};
 use piecemeal_upstream::{Caller, PullError, via};
+use response::base;
 
 /// `Docker-Distribution-API-Version`: by it old clients tell a registry from a captive portal.
 const API_VERSION: (HeaderName, HeaderValue) = (
@@ -176,14 +178,14 @@ impl Front {
             Endpoint::Blob(at, digest) => match self.content.blobs.open(caller, &at, &digest).await {
                 Ok(open) => {
                     let local = matches!(open, OpenBlob::Complete(_));
-                    let way = Way {
+                    let delivery = Delivery {
                         outlet: connection.outlet,
                         budget: connection.budget,
                         client: connection.client,
                         suspicions: self.suspicions.clone(),
                         pull: self.pulls.blob(connection.client, &at, local),
                     };
-                    blob::respond(open, &digest, headers.get(header::RANGE), way)
+                    blob::respond(open, &digest, headers.get(header::RANGE), delivery)
                 }
                 Err(error) => {
                     self.pulls.count(Kind::Blob, Outcome::of(&error));
@@ -218,8 +220,4 @@ impl Admission {
         }
         Ok(caller)
     }
-}
-
-fn base() -> axum::http::response::Builder {
-    Response::builder().status(StatusCode::OK)
 }

@@ -13,12 +13,11 @@ use piecemeal_proto::{Digest, NodeId};
 use super::{
     Command, Conviction, Event, MemberId, Policy, Time,
     holdings::Holdings,
-    lease::Leases,
+    lease_table::Leases,
     member::{MemberState, Pool},
     rng::Rng,
     slab::Slab,
     swarm::Swarm,
-    verdict::CONVICTED_MAX,
 };
 
 /// The placement brain: decides which member fetches which pieces from which source.
@@ -230,3 +229,6 @@ impl Brain {
         }
     }
 }
+
+/// Nodes that are remembered as liars; beyond it the one that was convicted first is forgotten.
+const CONVICTED_MAX: usize = 4096;

@@ -1,4 +1,4 @@
-//! The holders of whole blobs that no member wants: a few bytes for each, not a swarm.
+//! Table of the holders of whole blobs that no member wants: a few bytes for each, not a swarm.
 //!
 //! A claim costs about [`CLAIM_BYTES`]; all of them stay below [`HOLDINGS_BYTES_MAX`]. A member has at most as many as a store may
 //! hold, and where the table is full the member with the most gives way, so that one that claims a million takes from itself.
@@ -8,8 +8,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use piecemeal_proto::Digest;
-
-use super::{Brain, Command, MemberId};
 
 /// A pool's blob, by the first bytes of its digest: a claim that fits by chance is found out as any false one is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -124,60 +122,6 @@ impl Holdings {
     }
 }
 
-impl Brain {
-    /// A member holds a blob that no member wants.
-    pub(super) fn note_holding(&mut self, slot: u32, digest: &Digest) {
-        let member = &self.members[slot];
-        let key = Key::new(member.pool, digest);
-        let (peer, policy) = (!member.is_mirror(), &self.policy);
-        let member_max = if peer {
-            policy.holdings_max
-        } else {
-            policy.holdings_all_max / 2
-        };
-        self.holdings
-            .insert(slot, peer, key, (member_max, policy.holdings_all_max));
-    }
-
-    /// Seats holders of a blob that is wanted: as many as one event may cost. The swarm's tick seats more while it is hungry.
-    pub(super) fn seat_holders(&mut self, swarm: u32) {
-        let state = &self.swarms[swarm];
-        let (digest, key) = (state.digest, Key::new(state.pool, &state.digest));
-        let start = self.dice.below(u32::MAX as usize);
-        let start = u32::try_from(start).unwrap_or(0);
-        let holders: Vec<u32> = self.holdings.holders(key, start).take(HOLDERS_SEATED).collect();
-        for slot in holders {
-            self.holdings.remove(slot, key);
-            let Some((swarm, seat)) = self.sit(slot, digest) else {
-                continue;
-            };
-            let state = &mut self.swarms[swarm];
-            if !state.seats[seat].complete && !state.seats[seat].wants {
-                state.complete(seat);
-            }
-            self.touch(swarm, seat);
-        }
-    }
-
-    /// Passes a list on to the holders of a blob that no member wants.
-    pub(super) fn send_list_to_holders(
-        &self,
-        from: u32,
-        list: &std::sync::Arc<piecemeal_proto::SignedPieceHashes>,
-        out: &mut Vec<Command>,
-    ) {
-        let key = Key::new(self.members[from].pool, list.digest());
-        for slot in self.holdings.holders(key, 0).take(LISTENERS_MAX) {
-            let member = &self.members[slot];
-            if slot != from && member.info.features.piece_hashes && !member.is_mirror() {
-                let to: MemberId = member.id;
-                let list = std::sync::Arc::clone(list);
-                out.push(Command::PieceHashes { to, list });
-            }
-        }
-    }
-}
-
 /// What a claim takes in both sets.
 const CLAIM_BYTES: usize = 64;
 /// The bound on all of them.
@@ -186,15 +130,12 @@ const HOLDINGS_BYTES_MAX: usize = 256 << 20;
 pub(super) const HOLDINGS_ALL_MAX: usize = HOLDINGS_BYTES_MAX / CLAIM_BYTES;
 /// Claims that a member loses at once when the table is full: so that finding that member costs little for each.
 const GIVEN_UP_AT_ONCE: usize = 1024;
-/// Holders that take their seats in one event.
-const HOLDERS_SEATED: usize = 64;
-/// Holders that are sent a list.
-const LISTENERS_MAX: usize = 1024;
 
 #[cfg(test)]
 mod tests {
     use super::super::{
         Event, Role,
+        holders::HOLDERS_SEATED,
         testing::{MIRROR, Site, peer},
     };
     use super::*;

@@ -5,7 +5,7 @@ use piecemeal_proto::PieceSet;
 use super::{
     Brain,
     brain::Timer,
-    lease::LeaseState,
+    lease_table::LeaseState,
     member::{STALLED_FACTOR, Standing},
     swarm::Swarm,
 };

@@ -2,66 +2,7 @@
 //!
 //! Invariant: a piece is leased in a seat exactly when one outstanding lease of that seat covers it and the seat has not got it.
 
-use super::{Brain, Command, Lease, LeaseId, Priority, Source, Time, run::Run, slab::Slab};
-
-pub(super) struct LeaseState {
-    pub(super) id: LeaseId,
-    pub(super) swarm: u32,
-    /// The receiver's seat and slot.
-    pub(super) seat: u32,
-    pub(super) receiver: u32,
-    /// The source's slot; `None` is upstream.
-    pub(super) source: Option<u32>,
-    pub(super) run: Run,
-    pub(super) granted: Time,
-}
-
-/// Outstanding leases. An id names its slot in its low bits, a serial number in the others.
-pub(super) struct Leases {
-    slab: Slab<LeaseState>,
-    serial: u64,
-}
-
-impl Leases {
-    /// Two brains that begin at different `serial`s are unlikely to give the same id.
-    pub(super) fn new(serial: u64) -> Self {
-        Self {
-            slab: Slab::new(),
-            serial: serial >> 1 >> SLOT_BITS,
-        }
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.slab.len()
-    }
-
-    pub(super) fn get(&self, id: LeaseId) -> Option<&LeaseState> {
-        self.slab.get(slot(id)).filter(|lease| lease.id == id)
-    }
-
-    pub(super) fn iter(&self) -> impl Iterator<Item = &LeaseState> {
-        self.slab.iter().map(|(_, lease)| lease)
-    }
-
-    fn insert(&mut self, lease: impl FnOnce(LeaseId) -> LeaseState) -> LeaseId {
-        self.serial += 1;
-        let id = LeaseId(self.serial << SLOT_BITS | u64::from(self.slab.next_slot()));
-        self.slab.insert(lease(id));
-        id
-    }
-
-    fn remove(&mut self, id: LeaseId) -> Option<LeaseState> {
-        self.get(id)?;
-        self.slab.remove(slot(id))
-    }
-}
-
-/// Room for 16 million outstanding leases.
-const SLOT_BITS: u32 = 24;
-
-fn slot(id: LeaseId) -> u32 {
-    u32::try_from(id.0 & ((1 << SLOT_BITS) - 1)).expect("the low bits fit")
-}
+use super::{Brain, Command, Lease, LeaseId, Priority, Source, lease_table::LeaseState, run::Run};
 
 impl Brain {
     /// Orders `run` from `source` (`None`: upstream) to a seat that lacks all of it.

@@ -4,7 +4,7 @@
 
 use piecemeal_proto::Digest;
 
-use super::{Brain, Command, LeaseId, MemberId, Outcome, lease::LeaseState};
+use super::{Brain, Command, LeaseId, MemberId, Outcome, lease_table::LeaseState};
 
 impl Brain {
     pub(super) fn ended(&mut self, member: MemberId, id: LeaseId, outcome: Outcome, out: &mut Vec<Command>) {

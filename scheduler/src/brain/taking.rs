@@ -8,7 +8,7 @@
 use super::{
     Brain, Command, LeaseId, MemberId, Outcome, Time,
     brain::Timer,
-    lease::LeaseState,
+    lease_table::LeaseState,
     member::{MemberState, Standing},
     run::USUAL_AT_FIRST,
 };

@@ -243,8 +243,6 @@ const FILLED: &str = "pieces are only held under a fill";
 
 /// Convictions that wait to be told.
 const CONVICTIONS_MAX: usize = 64;
-/// Nodes that are remembered as liars; beyond it the one that was convicted first is forgotten.
-pub(super) const CONVICTED_MAX: usize = 4096;
 
 #[cfg(test)]
 mod tests {

@@ -3,16 +3,26 @@
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+use clap::Args;
 use reqwest::{Client, Method, RequestBuilder, Response};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use url::Url;
 
-use super::AdminArgs;
 use crate::{
     admin::ADMIN_HEADER,
-    cli::{WrongArgumentError, http_client},
+    cli::{error::WrongArgumentError, http::http_client},
 };
+
+/// The daemon to ask.
+#[derive(Args, Debug)]
+pub(super) struct AdminArgs {
+    /// The admin port of a mirror or peer on this machine
+    #[arg(long, value_name = "URL", default_value = MIRROR_ADMIN)]
+    pub(super) admin: Url,
+}
+
+const MIRROR_ADMIN: &str = "http://127.0.0.1:65013";
 
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
 /// The longest pause between two lines of a daemon's answer. The daemon gives up on a blob that stands still for half of that.

@@ -6,7 +6,10 @@ use clap::{Args, ValueEnum};
 use piecemeal_proxy::{CacheList, CachedImage};
 use reqwest::Method;
 
-use super::{AdminArgs, ago, ago_or_never, client::Admin, columns, head};
+use super::{
+    client::{Admin, AdminArgs},
+    table::{ago, ago_or_never, columns, head},
+};
 use crate::cli::status::{format_bytes, shorten};
 
 #[derive(Args, Debug)]

@@ -7,8 +7,8 @@ use clap::Args;
 use piecemeal_proxy::Removed;
 use reqwest::Method;
 
-use super::{AdminArgs, client::Admin};
-use crate::cli::{WrongArgumentError, status::format_bytes};
+use super::client::{Admin, AdminArgs};
+use crate::cli::{error::WrongArgumentError, status::format_bytes};
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct RemoveArgs {

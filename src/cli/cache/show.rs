@@ -4,7 +4,10 @@ use clap::Args;
 use piecemeal_proxy::{BlobState, CacheItem, CachedBlob, CachedImage, CachedManifest};
 use reqwest::Method;
 
-use super::{AdminArgs, ago, ago_or_never, client::Admin, columns, head};
+use super::{
+    client::{Admin, AdminArgs},
+    table::{ago, ago_or_never, columns, head},
+};
 use crate::cli::status::format_bytes;
 
 #[derive(Args, Debug)]

@@ -5,7 +5,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use piecemeal_proxy::{VerifyEvent, VerifyRequest};
 
-use super::{AdminArgs, client::Admin};
+use super::client::{Admin, AdminArgs};
 use crate::{
     cli::{WrongArgumentError, status::format_bytes},
     config::parse_size,

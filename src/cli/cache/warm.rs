@@ -8,8 +8,8 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use piecemeal_proto::{Digest, ImageReference, Platform};
 use piecemeal_proxy::{WarmEvent, WarmRequest};
 
-use super::{AdminArgs, client::Admin};
-use crate::cli::{WrongArgumentError, status::format_bytes};
+use super::client::{Admin, AdminArgs};
+use crate::cli::{error::WrongArgumentError, status::format_bytes};
 
 #[derive(Args, Debug)]
 #[command(after_help = AFTER_HELP)]

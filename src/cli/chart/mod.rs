@@ -8,7 +8,7 @@ mod wait;
 
 use clap::Subcommand;
 
-use super::runtime;
+use crate::cli::http::runtime;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ChartCommand {

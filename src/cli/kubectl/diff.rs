@@ -9,7 +9,7 @@ use piecemeal_webhook::explain;
 use serde_json::{Value, json};
 
 use super::{
-    ClusterArgs,
+    cluster::ClusterArgs,
     installation::{Installation, namespace_labels, text},
     why::print_steps,
 };

@@ -6,9 +6,9 @@ use anyhow::{Context, bail};
 use piecemeal_webhook::{Cluster, ClusterError, WebhookConfig, core_path, with_labels};
 use serde_json::{Map, Value};
 
-use super::ClusterArgs;
+use super::cluster::ClusterArgs;
 use crate::{
-    cli::read_settings,
+    cli::settings::read_settings,
     config::{Layers, RawWebhook},
 };
 

@@ -7,6 +7,7 @@
     reason = "these docs are the text of --help, where brackets hold the defaults"
 )]
 
+mod cluster;
 mod diff;
 mod installation;
 mod node;
@@ -17,10 +18,9 @@ mod uninstall_check;
 mod warm;
 mod why;
 
-use clap::{Args, Subcommand};
-use piecemeal_webhook::Cluster;
+use clap::Subcommand;
 
-use super::runtime;
+use crate::cli::http::runtime;
 
 /// The name under which kubectl finds this binary.
 pub(super) const PLUGIN: &str = "kubectl-piecemeal";
@@ -54,26 +54,6 @@ pub(super) fn plugin() -> clap::Command {
         .subcommand_required(true)
         .arg_required_else_help(true);
     KubectlCommand::augment_subcommands(command)
-}
-
-/// The cluster.
-#[derive(Args, Clone, Debug)]
-pub(in crate::cli) struct ClusterArgs {
-    /// The kubeconfig's context [the current one]
-    #[arg(long, value_name = "NAME", global = true)]
-    context: Option<String>,
-    /// The namespace of Piecemeal [found by its labels]
-    #[arg(long, value_name = "NAMESPACE", global = true)]
-    system_namespace: Option<String>,
-}
-
-impl ClusterArgs {
-    async fn connect(&self) -> anyhow::Result<Cluster> {
-        match &self.context {
-            Some(context) => Ok(Cluster::connect_to(context).await?),
-            None => Ok(Cluster::connect().await?),
-        }
-    }
 }
 
 pub(super) fn run(command: KubectlCommand) -> anyhow::Result<()> {

@@ -5,7 +5,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::{
-    ClusterArgs,
+    cluster::ClusterArgs,
     installation::{labelled, text},
 };
 use crate::cli::status::render;

@@ -5,7 +5,7 @@ use piecemeal_webhook::{accelerated_images, core_path, explain, is_recorded};
 use serde_json::Value;
 
 use super::{
-    ClusterArgs,
+    cluster::ClusterArgs,
     installation::{Installation, namespace_labels, text},
 };
 

@@ -8,7 +8,7 @@ use piecemeal_webhook::{Cluster, ClusterError, LABELS, P2P, accelerated_images, 
 use serde_json::{Value, json};
 
 use super::{
-    ClusterArgs,
+    cluster::ClusterArgs,
     installation::{Installation, text, workloads},
     status::{KINDS, Row},
 };

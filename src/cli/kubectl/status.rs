@@ -5,7 +5,7 @@ use piecemeal_webhook::Cluster;
 use serde_json::Value;
 
 use super::{
-    ClusterArgs,
+    cluster::ClusterArgs,
     installation::{labelled, text, workloads},
 };
 use crate::cli::status::render;

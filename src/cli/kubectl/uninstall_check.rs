@@ -8,7 +8,7 @@ use piecemeal_webhook::{accelerated_images, recorded_copies, select_copies};
 use serde_json::Value;
 
 use super::{
-    ClusterArgs,
+    cluster::ClusterArgs,
     installation::{text, workloads},
     status::Row,
 };

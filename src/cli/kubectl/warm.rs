@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 
 use super::{
-    ClusterArgs,
+    cluster::ClusterArgs,
     installation::{labelled, text},
 };
 

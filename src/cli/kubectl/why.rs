@@ -6,7 +6,7 @@ use piecemeal_webhook::{Explanation, Skip, core_path, explain, is_object_name, i
 use serde_json::Value;
 
 use super::{
-    ClusterArgs,
+    cluster::ClusterArgs,
     installation::{Installation, namespace_labels, text},
 };
 

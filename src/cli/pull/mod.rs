@@ -18,7 +18,7 @@ use self::{
     sources::BytesBySource,
     transfer::{Transferred, transfer},
 };
-use super::{WrongArgumentError, runtime, status};
+use super::{error::WrongArgumentError, http::runtime, status};
 
 #[derive(Args, Debug)]
 pub(super) struct PullArgs {
@@ -153,7 +153,7 @@ impl Plan {
                 "total_seconds": pulled.total.as_secs_f64(),
                 "bytes_by_source": pulled.sources.as_ref().map(BytesBySource::to_json),
             }),
-            Err(error) => json!({ "image": self.name, "error": super::describe(error) }),
+            Err(error) => json!({ "image": self.name, "error": crate::cli::error::describe(error) }),
         }
     }
 

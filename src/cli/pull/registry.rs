@@ -10,7 +10,7 @@ use reqwest::{
 };
 use url::Url;
 
-use crate::cli::http_client;
+use crate::cli::http::http_client;
 
 pub(super) struct Registry {
     client: Client,

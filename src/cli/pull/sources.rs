@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 use serde_json::Value;
 use url::Url;
 
-use crate::cli::{http_client, status::format_bytes};
+use crate::cli::{http::http_client, status::format_bytes};
 
 /// Bytes by source: `upstream`, `mirror`, `peer`, and `local` for what the node had already.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,17 +1,13 @@
 //! Connections to piece ports, kept between requests.
 
-use std::{
-    collections::HashMap,
-    io,
-    net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, io, net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use http_body_util::Empty;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use tokio::{
     net::{TcpSocket, TcpStream},
     time::{Duration, Instant, sleep, timeout},
@@ -55,7 +51,7 @@ impl Pool {
         addresses: &[SocketAddr],
         rate_of: impl Fn(SocketAddr) -> Option<u64>,
     ) -> Option<Connection> {
-        let mut idle = self.lock();
+        let mut idle = self.idle.lock();
         addresses.iter().find_map(|&address| {
             let kept = idle.get_mut(&address)?;
             // The newest is the least likely to be closed in this moment.
@@ -71,7 +67,7 @@ impl Pool {
 
     /// Keeps a connection whose last answer was read to its end.
     pub(super) fn put(&self, connection: Connection) {
-        let mut idle = self.lock();
+        let mut idle = self.idle.lock();
         let now = Instant::now();
         // Nodes come and go: connections to a node that is not asked in time are dropped too.
         idle.retain(|_, kept| {
@@ -84,10 +80,6 @@ impl Pool {
         if kept.len() < self.idle_max {
             kept.push(Idle { connection, since: now });
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Vec<Idle>>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -3,13 +3,9 @@
 //!
 //! A receiver is the node that its ticket or grant names. Since a site's key lets a host be many nodes, the address counts too.
 
-use std::{
-    collections::HashMap,
-    hash::Hash,
-    net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, hash::Hash, net::IpAddr, sync::Arc};
 
+use parking_lot::Mutex;
 use piecemeal_http::{Block, Share};
 use piecemeal_proto::NodeId;
 
@@ -51,15 +47,11 @@ impl Uploads {
     /// A place for a request of `node`; `None`: the node must ask again later, or elsewhere.
     pub(super) fn take(&self, node: NodeId, address: Option<IpAddr>) -> Option<Upload> {
         let address = address.map(Block::of);
-        self.lock().take(node, address).then(|| Upload {
+        self.0.lock().take(node, address).then(|| Upload {
             uploads: self.clone(),
             node,
             address,
         })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Counts> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -83,7 +75,7 @@ impl Counts {
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        let mut counts = self.uploads.lock();
+        let mut counts = self.uploads.0.lock();
         counts.total -= 1;
         one_less(&mut counts.nodes, &self.node);
         if let Some(address) = self.address {
@@ -149,7 +141,7 @@ mod tests {
         for number in 0..200 {
             let _upload = uploads.take(node(number), host(number)).unwrap();
         }
-        let counts = uploads.lock();
+        let counts = uploads.0.lock();
         assert!(counts.total == 0 && counts.nodes.is_empty() && counts.addresses.is_empty());
     }
 }

@@ -22,7 +22,7 @@ use tonic::{Streaming, transport::Endpoint};
 use tower::service_fn;
 use tracing::{debug, warn};
 
-use super::{Inventory, SessionConfig, SessionEvent, order, queue::pack, run::Shared};
+use super::{Inventory, SessionConfig, SessionEvent, order, queue::pack, state::Shared};
 use crate::AuthorityClock;
 
 /// What each connection of a session needs.

@@ -9,6 +9,7 @@ mod connection;
 mod order;
 mod queue;
 mod run;
+mod state;
 
 pub use config::{Inventory, SessionConfig, SessionEvent};
 pub use run::Session;

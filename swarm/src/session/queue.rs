@@ -3,11 +3,9 @@
 //! The order of reports is kept, but for one case: a `Have` that continues an earlier one of the same blob joins it, as long
 //! as nothing else was said about any blob in between.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::collections::{HashMap, VecDeque};
 
+use parking_lot::Mutex;
 use piecemeal_proto::{
     PIECE_COUNT_MAX, PIECE_HASH_BYTES,
     wire::{self, HAVE_PIECES_MAX, MESSAGE_BYTES_MAX, report::Report},
@@ -37,7 +35,7 @@ struct Inner {
 impl ReportQueue {
     /// From now on reports are kept. Earlier ones belonged to an earlier connection, and are dropped.
     pub(super) fn open(&self) {
-        *self.lock() = Inner {
+        *self.inner.lock() = Inner {
             open: true,
             ..Inner::default()
         };
@@ -45,12 +43,12 @@ impl ReportQueue {
 
     /// From now on reports are dropped.
     pub(super) fn close(&self) {
-        *self.lock() = Inner::default();
+        *self.inner.lock() = Inner::default();
     }
 
     /// Never blocks. A report that does not fit closes the queue, and [`ReportQueue::overflowed`] tells the connection.
     pub(super) fn push(&self, report: Report) {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         if !inner.open {
             return;
         }
@@ -77,7 +75,7 @@ impl ReportQueue {
 
     /// As many reports, oldest first, as fit one message.
     pub(super) fn poll_message(&self) -> Option<wire::Reports> {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         // Reports that are being sent can no longer be extended.
         inner.continued.clear();
         let queued = &mut inner.reports;
@@ -94,15 +92,11 @@ impl ReportQueue {
             tokio::pin!(changed);
             // Listens before it looks, so that no change falls in between.
             changed.as_mut().enable();
-            if condition(&self.lock()) {
+            if condition(&self.inner.lock()) {
                 return;
             }
             changed.await;
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -259,7 +253,7 @@ mod tests {
         ]);
         let expected = [have("a", 0, 3), have("b", 5, 3), ended(1), have("a", 9, 2)];
         assert_eq!(sent(&queue), expected);
-        assert_eq!(queue.lock().bytes, 0);
+        assert_eq!(queue.inner.lock().bytes, 0);
     }
 
     #[test]

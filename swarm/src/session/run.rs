@@ -2,7 +2,7 @@
 
 use std::{
     hash::{BuildHasher as _, RandomState},
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
 
 use piecemeal_proto::wire;
@@ -17,7 +17,7 @@ use tracing::{debug, error, warn};
 use super::{
     Inventory, SessionConfig, SessionEvent,
     connection::{Connection, EndConnectionError},
-    queue::ReportQueue,
+    state::Shared,
 };
 use crate::AuthorityClock;
 
@@ -25,27 +25,6 @@ use crate::AuthorityClock;
 #[derive(Clone, Debug)]
 pub struct Session {
     shared: Arc<Shared>,
-}
-
-/// The state that the session's handles share with its task.
-#[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) queue: ReportQueue,
-    pub(super) up: watch::Sender<bool>,
-    /// Why the last connection ended; `None` once a later one was welcomed.
-    ended: Mutex<Option<String>>,
-    /// The features that the scheduler has stated.
-    features: Mutex<Vec<String>>,
-}
-
-impl Shared {
-    fn note_end(&self, why: Option<String>) {
-        *self.ended.lock().expect("no holder of this lock panics") = why;
-    }
-
-    pub(super) fn note_features(&self, features: Vec<String>) {
-        *self.features.lock().expect("no holder of this lock panics") = features;
-    }
 }
 
 impl Session {
@@ -57,12 +36,7 @@ impl Session {
         shutdown: CancellationToken,
     ) -> (Self, mpsc::Receiver<SessionEvent>) {
         let (events, received) = mpsc::channel(EVENTS_MAX);
-        let shared = Arc::new(Shared {
-            queue: ReportQueue::default(),
-            up: watch::Sender::new(false),
-            ended: Mutex::default(),
-            features: Mutex::default(),
-        });
+        let shared = Arc::new(Shared::default());
         let connection = Connection {
             config,
             inventory,
@@ -94,20 +68,12 @@ impl Session {
 
     /// The problem while [`Session::is_up`] is false.
     pub fn problem(&self) -> Option<String> {
-        if self.is_up() {
-            return None;
-        }
-        let ended = self.shared.ended.lock().expect("no holder of this lock panics");
-        Some(match &*ended {
-            Some(why) => format!("not connected: {why}"),
-            None => "not connected".to_owned(),
-        })
+        (!self.is_up()).then(|| self.shared.problem())
     }
 
     /// Whether the scheduler of the last connection has stated `feature`.
     pub fn has_feature(&self, feature: &str) -> bool {
-        let features = self.shared.features.lock().expect("no holder of this lock panics");
-        features.iter().any(|stated| stated == feature)
+        self.shared.has_feature(feature)
     }
 
     /// Follows [`Session::is_up`].

@@ -2,4 +2,4 @@
 
 pub(crate) mod authority;
 mod files;
-pub(crate) mod keeper;
+pub(crate) mod reconciler;

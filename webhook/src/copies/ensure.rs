@@ -2,10 +2,11 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex, Weak},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
@@ -50,11 +51,11 @@ struct Queue {
 
 impl Queues {
     fn join(&self, path: &str, registries: &BTreeSet<String>) -> Arc<Queue> {
-        let mut queues = self.0.lock().expect("no holder of this lock panics");
+        let mut queues = self.0.lock();
         queues.retain(|_, queue| queue.strong_count() > 0);
         let queue = queues.get(path).and_then(Weak::upgrade).unwrap_or_default();
         queues.insert(path.to_owned(), Arc::downgrade(&queue));
-        let mut all = queue.registries.lock().expect("no holder of this lock panics");
+        let mut all = queue.registries.lock();
         all.extend(registries.iter().cloned());
         drop(all);
         queue
@@ -63,7 +64,7 @@ impl Queues {
 
 impl Queue {
     fn wanted(&self) -> BTreeSet<String> {
-        self.registries.lock().expect("no holder of this lock panics").clone()
+        self.registries.lock().clone()
     }
 }
 

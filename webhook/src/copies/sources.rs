@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::{copy::source_of, keyring::Keyring};
 use crate::{
     cluster::{Cluster, ClusterError, core_path, is_object_name},
-    decide::plan::{PullSecret, Rules, Unusable, Wish},
+    decide::plan::{PullSecret, Rules, Unusable, Wish, names},
 };
 
 /// The most pull secrets of a pod that are looked at.
@@ -64,13 +64,6 @@ impl Sources {
             allowed: is_enforced.then_some(listed),
         })
     }
-}
-
-/// The names in a list of references.
-pub(crate) fn names(list: &Value) -> Vec<String> {
-    let list = list.as_array().into_iter().flatten();
-    list.filter_map(|secret| secret["name"].as_str().map(ToOwned::to_owned))
-        .collect()
 }
 
 async fn account(cluster: &Cluster, namespace: &str, name: &str, reader: Reader) -> Result<Value, ClusterError> {

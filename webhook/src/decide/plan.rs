@@ -10,7 +10,7 @@ use super::{
     naming::{NameStyle, Naming},
     registries::{Entry, Registries},
 };
-use crate::copies::{keyring::Keyring, sources::names};
+use crate::copies::keyring::Keyring;
 
 /// What decides about pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -462,4 +462,11 @@ pub(crate) fn images(pod: &Value) -> Vec<(Place, String)> {
         }
     }
     found
+}
+
+/// The names in a list of references.
+pub(crate) fn names(list: &Value) -> Vec<String> {
+    let list = list.as_array().into_iter().flatten();
+    list.filter_map(|secret| secret["name"].as_str().map(ToOwned::to_owned))
+        .collect()
 }

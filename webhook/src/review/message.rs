@@ -7,7 +7,7 @@ use crate::cluster::is_object_name;
 
 /// What the API server asks.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Question {
+pub(crate) struct AdmissionRequest {
     pub uid: String,
     pub namespace: String,
     pub is_dry_run: bool,
@@ -15,12 +15,12 @@ pub(crate) struct Question {
     pub pod: Option<Value>,
 }
 
-/// A body that is no question. The answer is an HTTP status then, not a review.
+/// A body that is no request. The answer is an HTTP status then, not a review.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this is no AdmissionReview of admission.k8s.io/v1 with a request")]
 pub(crate) struct NotAReviewError;
 
-impl Question {
+impl AdmissionRequest {
     pub(crate) fn read(body: &[u8]) -> Result<Self, NotAReviewError> {
         let review: Value = serde_json::from_slice(body).map_err(|_| NotAReviewError)?;
         let is_review = review["kind"] == "AdmissionReview" && review["apiVersion"] == "admission.k8s.io/v1";
@@ -78,18 +78,18 @@ mod tests {
         })
     }
 
-    fn read(review: &Value) -> Result<Question, NotAReviewError> {
-        Question::read(review.to_string().as_bytes())
+    fn read(review: &Value) -> Result<AdmissionRequest, NotAReviewError> {
+        AdmissionRequest::read(review.to_string().as_bytes())
     }
 
     #[test]
-    fn the_creation_of_a_pod_is_a_question() {
-        let question = read(&review()).unwrap();
+    fn the_creation_of_a_pod_is_an_admission_request() {
+        let request = read(&review()).unwrap();
         assert_eq!(
-            (question.uid.as_str(), question.namespace.as_str(), question.is_dry_run),
+            (request.uid.as_str(), request.namespace.as_str(), request.is_dry_run),
             ("u", "team", true)
         );
-        assert_eq!(question.pod.unwrap()["metadata"]["generateName"], "x-");
+        assert_eq!(request.pod.unwrap()["metadata"]["generateName"], "x-");
     }
 
     #[test]
@@ -104,10 +104,10 @@ mod tests {
         ] {
             let mut review = review();
             *review.pointer_mut(pointer).unwrap() = value;
-            let question = read(&review).unwrap();
-            assert_eq!(question.pod, None, "{pointer}");
+            let request = read(&review).unwrap();
+            assert_eq!(request.pod, None, "{pointer}");
             assert_eq!(
-                question.answer(&[], None)["response"],
+                request.answer(&[], None)["response"],
                 json!({"uid": "u", "allowed": true})
             );
         }
@@ -125,7 +125,7 @@ mod tests {
             "{}",
             r#"{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1beta1","request":{"uid":"u"}}"#,
         ] {
-            assert_eq!(Question::read(body.as_bytes()), Err(NotAReviewError), "{body}");
+            assert_eq!(AdmissionRequest::read(body.as_bytes()), Err(NotAReviewError), "{body}");
         }
         let mut review = review();
         review["request"]["uid"] = Value::Null;

@@ -22,7 +22,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::{desk::Desk, message::Question};
+use super::{message::AdmissionRequest, reviewer::Reviewer};
 use crate::decide::mode::LABELS;
 
 /// Where the API server asks about pods that carry the label themselves. Pods of a labelled namespace are asked about at
@@ -46,7 +46,7 @@ const LIMITS: Limits = Limits {
     connections_max: 1024,
     share: API_SERVER_SHARE,
     busy_give_way: false,
-    // The API server keeps idle connections for 90 s; a server that closes them earlier loses a question now and then.
+    // The API server keeps idle connections for 90 s; a server that closes them earlier loses a request now and then.
     idle_max: Duration::from_secs(120),
     take_max: Duration::from_secs(30),
     drain_max: Duration::from_secs(10),
@@ -56,12 +56,17 @@ const LIMITS: Limits = Limits {
 pub(crate) type Tls = watch::Receiver<Option<Arc<ServerConfig>>>;
 
 /// Answers until told to stop, then lets answers that are under way end. From `leaving` on, each answer is the last of its connection.
-pub(crate) async fn serve(listener: TcpListener, desk: Desk, tls: Tls, [leaving, stop]: [CancellationToken; 2]) {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    reviewer: Reviewer,
+    tls: Tls,
+    [leaving, stop]: [CancellationToken; 2],
+) {
     let router = Router::new()
         .route(POD_PATH, post(about_pod))
         .route(&format!("{NAMESPACE_PATH}{{*label}}"), post(about_namespace))
         .with_state(Counter {
-            desk,
+            reviewer,
             room: Arc::new(Semaphore::new(ROOM_KIB)),
             leaving,
         });
@@ -82,7 +87,7 @@ async fn about_namespace(State(counter): State<Counter>, Path(label): Path<Strin
 /// Where questions are handed in. Any client may connect, so that the bodies that wait to be read are bounded.
 #[derive(Clone)]
 struct Counter {
-    desk: Desk,
+    reviewer: Reviewer,
     /// In KiB of bodies.
     room: Arc<Semaphore>,
     leaving: CancellationToken,
@@ -105,19 +110,19 @@ impl Counter {
             let text = format!("a review has a length, and is no longer than {BODY_BYTES_MAX} bytes\n");
             return (StatusCode::PAYLOAD_TOO_LARGE, text).into_response();
         };
-        let question = {
+        let request = {
             let _room = self.room.acquire_many(kib).await;
             let limit = usize::try_from(BODY_BYTES_MAX).unwrap_or(usize::MAX);
             match timeout(BODY_TIME_MAX, to_bytes(request.into_body(), limit)).await {
-                Ok(Ok(body)) => Question::read(&body),
+                Ok(Ok(body)) => AdmissionRequest::read(&body),
                 Ok(Err(_)) | Err(_) => {
                     return (StatusCode::BAD_REQUEST, "the body did not arrive in time\n").into_response();
                 }
             }
         };
-        match question {
-            Ok(question) => {
-                let answer = self.desk.answer(&question, namespace_label).await;
+        match request {
+            Ok(request) => {
+                let answer = self.reviewer.answer(&request, namespace_label).await;
                 let connection = if self.leaving.is_cancelled() {
                     "close"
                 } else {

@@ -2,6 +2,7 @@
 //!
 //! They lie outside the clone. A tool that is there is not built again, and none is found half built.
 
+mod go;
 mod list;
 mod own_module;
 pub(crate) mod versions;
@@ -13,8 +14,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use self::list::Way;
 pub(crate) use self::list::{CLIENTS, KUBERNETES, Tool};
+use self::{
+    go::{ENVIRONMENT, build_flags, text},
+    list::Way,
+};
 use crate::shell;
 
 /// Builds those of the tools that are missing.
@@ -74,17 +78,3 @@ fn install_into(folder: &Path, tool: &Tool) -> Result<PathBuf> {
     let name = tool.package.rsplit('/').next().unwrap_or(tool.name);
     Ok(folder.join(name))
 }
-
-/// Its tags; and for the linker, no tables for debuggers, and the program's stamps.
-fn build_flags(tool: &Tool) -> [String; 2] {
-    let stamps = tool.stamps.iter().map(|(name, value)| format!(" -X {name}={value}"));
-    let ldflags = format!("-ldflags=-s -w{}", stamps.collect::<String>());
-    [format!("-tags={}", tool.tags), ldflags]
-}
-
-fn text(path: &Path) -> Result<&str> {
-    path.to_str().context("the cache folder's name is not text")
-}
-
-/// No C, so that the programs run everywhere; and no other Go than the one that is installed.
-const ENVIRONMENT: [(&str, &str); 2] = [("CGO_ENABLED", "0"), ("GOTOOLCHAIN", "local")];

@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::{ENVIRONMENT, Tool, build_flags, text};
+use super::{
+    go::{ENVIRONMENT, build_flags, text},
+    list::Tool,
+};
 use crate::shell;
 
 /// Builds the program in `folder`, which is empty, and says where it is.

@@ -11,7 +11,11 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Release, VERSION, target::Target, text, tree::Tree};
+use super::{
+    release::{Release, VERSION, text},
+    target::Target,
+    tree::Tree,
+};
 use crate::{packages, shell};
 
 pub(super) struct Binary {
@@ -160,7 +164,8 @@ fn cargo_build(target: &Target) -> Result<PathBuf> {
     }
     let arguments = [
         "build",
-        "--release",
+        "--profile",
+        "dist",
         "--locked",
         "--package",
         "piecemeal",
@@ -168,9 +173,7 @@ fn cargo_build(target: &Target) -> Result<PathBuf> {
         "piecemeal",
         "--target",
         target.triple,
-        "--config",
-        "profile.release.strip=\"symbols\"",
     ];
     shell::run_with("cargo", &arguments, &environment)?;
-    Ok(target_dir.join(target.triple).join("release/piecemeal"))
+    Ok(target_dir.join(target.triple).join("dist/piecemeal"))
 }

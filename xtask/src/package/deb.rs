@@ -4,7 +4,12 @@ use std::{fmt::Write, fs, path::Path};
 
 use anyhow::{Context, Result};
 
-use super::{Release, VERSION, binary::Binary, notices, text, tree::Tree};
+use super::{
+    binary::Binary,
+    notices,
+    release::{Release, VERSION, text},
+    tree::Tree,
+};
 use crate::shell;
 
 const DAEMONS: [&str; 3] = ["mirror", "scheduler", "peer"];

@@ -5,7 +5,12 @@ use std::{collections::BTreeSet, fs, path::Path};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::{Release, VERSION, binary::Binary, notices, text, tree::Tree};
+use super::{
+    binary::Binary,
+    notices,
+    release::{Release, VERSION, text},
+    tree::Tree,
+};
 use crate::shell;
 
 /// The certification authorities of the machine that builds it. A binary in an empty root finds none otherwise.

@@ -7,20 +7,21 @@ mod binary;
 mod deb;
 mod image;
 mod notices;
+mod release;
 mod target;
 mod tree;
 
-use std::{
-    env, fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use self::{binary::Binary, target::Target};
+use self::{
+    binary::Binary,
+    release::{Release, epoch},
+    target::Target,
+};
 use crate::{packages, shell};
 
-const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Each with the programs that it takes, and the Debian package of each.
 const PARTS: [(&str, &[(&str, &str)]); 3] = [
     ("binary", &[("readelf", "binutils")]),
@@ -46,13 +47,6 @@ struct Request {
     parts: Vec<String>,
     target: Option<String>,
     binary: Option<PathBuf>,
-}
-
-/// Where results go, and the time that they bear.
-struct Release {
-    out: PathBuf,
-    /// Seconds since 1970.
-    epoch: u64,
 }
 
 pub(crate) fn run(arguments: &[&str]) -> Result<()> {
@@ -130,28 +124,4 @@ impl Release {
         }
         Ok(made)
     }
-
-    /// Copies what was checked to where releases go.
-    fn keep(&self, from: &Path, name: &str) -> Result<()> {
-        let to = self.out.join(name);
-        fs::copy(from, &to).with_context(|| format!("cannot write {}", to.display()))?;
-        Ok(())
-    }
-}
-
-/// When what is packaged was committed.
-fn epoch() -> Result<u64> {
-    let text = match env::var("SOURCE_DATE_EPOCH") {
-        Ok(text) => text,
-        Err(_) => shell::output("git", &["log", "-1", "--format=%ct"])
-            .context("this is no clone to take the time from; set SOURCE_DATE_EPOCH")?,
-    };
-    text.trim()
-        .parse()
-        .with_context(|| format!("SOURCE_DATE_EPOCH is seconds since 1970, and not {:?}", text.trim()))
-}
-
-/// A path as an argument.
-fn text(path: &Path) -> Result<&str> {
-    path.to_str().with_context(|| format!("{} is not text", path.display()))
 }

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::text;
+use super::release::text;
 use crate::shell;
 
 pub(super) struct Tree<'a> {

@@ -1,18 +1,16 @@
-//! Control loop of `piecemeal node run`: installs the files, and checks them at every interval and when the recorded hosts change.
+//! Controller of `piecemeal node run`: reconciles the files at every interval, and when the recorded hosts change.
 //!
 //! Its end leaves the files: pods go on pulling. Only `remove` takes the files back.
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
-use prometheus_client::{
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
-    registry::Registry,
-};
+use parking_lot::Mutex;
+use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio::{
     task::{JoinHandle, spawn_blocking},
@@ -22,12 +20,17 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
-    Names, Node, NodeError, Report, RuntimeKind, RuntimeReport, Settings, Upstream, registries, report::Outcome,
+    kind::RuntimeKind,
+    metrics::Metrics,
+    names::{Names, Upstream, registries},
+    node::{Node, NodeError},
+    report::{FileReport, Outcome, Report, RuntimeReport},
+    settings::Settings,
 };
 
-/// `piecemeal node run`.
+/// Configuration of `piecemeal node`.
 #[derive(Clone, Debug)]
-pub struct KeeperConfig {
+pub struct ControllerConfig {
     /// Where the node's file system is.
     pub root: PathBuf,
     pub upstreams: Vec<Upstream>,
@@ -47,7 +50,7 @@ pub struct KeeperConfig {
 /// Restarts a runtime of the node whose file system is at this path; an error says why not.
 pub type RestartAt = fn(&Path, RuntimeKind) -> Result<(), String>;
 
-impl KeeperConfig {
+impl ControllerConfig {
     /// What the node should be like, by the hosts that are met by now.
     ///
     /// # Errors
@@ -95,52 +98,44 @@ impl KeeperConfig {
     }
 }
 
-/// A node that is kept.
+/// Controller of one node's files.
 #[derive(Debug)]
-pub struct Keeper {
-    config: KeeperConfig,
+pub struct Controller {
+    config: ControllerConfig,
     metrics: Metrics,
     last: Arc<Mutex<Last>>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
-/// What the last look has found.
+/// Findings of the last reconciliation.
 #[derive(Debug, Default)]
 struct Last {
     runtimes: Vec<RuntimeReport>,
     problem: Option<String>,
 }
 
-#[derive(Clone, Debug, Default)]
-struct Metrics {
-    ready: Family<[(&'static str, &'static str); 1], Gauge>,
-    files: Gauge,
-    repairs: Counter,
-    errors: Counter,
-}
-
-impl Keeper {
-    /// Installs once, and goes on looking.
+impl Controller {
+    /// Installs once, and starts the loop.
     ///
     /// # Errors
     /// The node's file system cannot be opened at all. Everything else may pass, and is tried again.
-    pub async fn start(config: KeeperConfig) -> Result<Self, NodeError> {
+    pub async fn start(config: ControllerConfig) -> Result<Self, NodeError> {
         Node::open(&config.root)?;
         let (metrics, last) = (Metrics::default(), Arc::new(Mutex::new(Last::default())));
-        let mut watch = Watch {
+        let mut reconciler = Reconciler {
             config: config.clone(),
             metrics: metrics.clone(),
             last: Arc::clone(&last),
             hosts: None,
         };
-        watch = watch.look().await;
+        reconciler = reconciler.reconcile().await;
         let stop = CancellationToken::new();
         let task = tokio::spawn({
             let stop = stop.clone();
             async move {
                 tokio::select! {
-                    () = watch.run() => {}
+                    () = reconciler.run() => {}
                     () = stop.cancelled() => {}
                 }
             }
@@ -155,30 +150,12 @@ impl Keeper {
     }
 
     pub fn register_metrics(&self, registry: &mut Registry) {
-        let Metrics {
-            ready,
-            files,
-            repairs,
-            errors,
-        } = self.metrics.clone();
-        let registry = registry.sub_registry_with_prefix("piecemeal_node");
-        registry.register(
-            "runtime_ready",
-            "Whether a runtime reads the files that are written for it",
-            ready,
-        );
-        registry.register("files", "Files of node set-up on the node", files);
-        registry.register(
-            "repairs",
-            "Files that were repaired after another program changed or removed them",
-            repairs,
-        );
-        registry.register("errors", "Checks of the node that ended with an error", errors);
+        self.metrics.clone().register(registry);
     }
 
     /// Each runtime with its problem if it has one.
     pub async fn readiness(&self) -> Vec<(String, Option<String>)> {
-        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = self.last.lock();
         let mut readiness: Vec<_> = last
             .runtimes
             .iter()
@@ -207,7 +184,7 @@ impl Keeper {
         }
     }
 
-    /// Ends a look that is under way, and leaves the files.
+    /// Ends the loop, and leaves the files.
     pub async fn shutdown(self) {
         self.stop.cancel();
         // A write that is under way is not cancelled.
@@ -215,23 +192,23 @@ impl Keeper {
     }
 }
 
-/// The loop, and what it remembers.
-struct Watch {
-    config: KeeperConfig,
+/// The control loop, and what it remembers.
+struct Reconciler {
+    config: ControllerConfig,
     metrics: Metrics,
     last: Arc<Mutex<Last>>,
     /// The hosts by which files were written last.
     hosts: Option<String>,
 }
 
-impl Watch {
+impl Reconciler {
     async fn run(mut self) {
         loop {
             let next = Instant::now() + self.config.interval;
             while Instant::now() < next && !self.has_other_hosts() {
                 sleep_until(next.min(Instant::now() + HOSTS_INTERVAL)).await;
             }
-            self = self.look().await;
+            self = self.reconcile().await;
         }
     }
 
@@ -240,17 +217,17 @@ impl Watch {
         self.config.hosts_by_now().is_ok_and(|hosts| self.hosts != hosts)
     }
 
-    /// One look at the node, apart from what else this process does.
-    async fn look(self) -> Self {
+    /// One reconciliation, on a thread for blocking work.
+    async fn reconcile(self) -> Self {
         let task = spawn_blocking(move || {
-            let mut watch = self;
-            watch.look_now();
-            watch
+            let mut reconciler = self;
+            reconciler.reconcile_now();
+            reconciler
         });
-        task.await.expect("a look does not panic")
+        task.await.expect("a reconciliation does not panic")
     }
 
-    fn look_now(&mut self) {
+    fn reconcile_now(&mut self) {
         let hosts = self.config.hosts_by_now();
         let looked = match &hosts {
             Ok(hosts) => {
@@ -260,7 +237,7 @@ impl Watch {
             // Not treated as empty: the files of recorded hosts would be taken back.
             Err(error) => Err(format!("cannot read the file of hosts: {error}")),
         };
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last.lock();
         let problem = match looked {
             Ok(report) => {
                 self.hosts = hosts.unwrap_or_default();
@@ -281,24 +258,6 @@ impl Watch {
     }
 }
 
-impl Metrics {
-    fn take(&self, report: &Report) {
-        for runtime in &report.runtimes {
-            let labels = [("runtime", runtime.runtime.name())];
-            if runtime.aside.is_some() {
-                // A runtime that is left out on purpose must raise no alert.
-                self.ready.remove(&labels);
-            } else {
-                self.ready.get_or_create(&labels).set(runtime.ready.into());
-            }
-        }
-        let is_there = |outcome| matches!(outcome, Outcome::Unchanged | Outcome::Written | Outcome::Restored);
-        let files = report.files.iter().filter(|file| is_there(file.outcome)).count();
-        self.files.set(i64::try_from(files).unwrap_or(i64::MAX));
-        self.repairs.inc_by(report.repairs);
-    }
-}
-
 fn problem(report: &Report) -> Option<String> {
     let failed = report.files.iter().find(|file| file.outcome == Outcome::Failed)?;
     Some(format!("{} {}", failed.path, failed.why.as_deref().unwrap_or_default()))
@@ -306,8 +265,7 @@ fn problem(report: &Report) -> Option<String> {
 
 /// What has changed, once.
 fn tell(report: &Report, before: &[RuntimeReport]) {
-    let changed =
-        |file: &&crate::FileReport| matches!(file.outcome, Outcome::Written | Outcome::Restored | Outcome::Deleted);
+    let changed = |file: &&FileReport| matches!(file.outcome, Outcome::Written | Outcome::Restored | Outcome::Deleted);
     for file in report.files.iter().filter(changed) {
         info!(file.path = %file.path, "{:?}: {}", file.outcome, file.path);
     }

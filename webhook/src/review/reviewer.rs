@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
-use super::message::Question;
+use super::message::AdmissionRequest;
 use crate::{
     copies::{
         ensure::Copier,
@@ -25,9 +25,9 @@ use crate::{
 /// Everything that an answer needs. Well below the API server's own limit of 5 s.
 const DECIDE_TIME_MAX: Duration = Duration::from_secs(2);
 
-/// Where questions are answered. Cheap to clone.
+/// Reviewer of pods. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Desk {
+pub(crate) struct Reviewer {
     pub rules: Arc<Rules>,
     pub copier: Arc<Copier>,
     pub events: Events,
@@ -41,11 +41,11 @@ pub(crate) struct Decision {
     pub patch: Vec<Value>,
 }
 
-impl Desk {
+impl Reviewer {
     /// `namespace_label`: one that the API server has found on the pod's namespace, with the value that asks for acceleration.
-    pub(crate) async fn answer(&self, question: &Question, namespace_label: Option<&str>) -> Value {
+    pub(crate) async fn answer(&self, request: &AdmissionRequest, namespace_label: Option<&str>) -> Value {
         let began = Instant::now();
-        let deciding = timeout(DECIDE_TIME_MAX, self.decide(question, namespace_label));
+        let deciding = timeout(DECIDE_TIME_MAX, self.decide(request, namespace_label));
         let decided = deciding.await.unwrap_or_else(|_| {
             Err(Skip::Internal(format!(
                 "it took more than {} s",
@@ -53,38 +53,38 @@ impl Desk {
             )))
         });
         self.metrics.reviewed(decided.as_ref().map(|_| ()), began.elapsed());
-        let pod = question.pod.as_ref().unwrap_or(&Value::Null);
+        let pod = request.pod.as_ref().unwrap_or(&Value::Null);
         match decided {
             Ok(decision) => {
-                if !question.is_dry_run {
+                if !request.is_dry_run {
                     self.hosts
                         .met(decision.plan.changes.iter().map(|change| change.registry.as_str()));
                     self.events
-                        .accelerated(&question.namespace, pod, decision.plan.changes.len());
+                        .accelerated(&request.namespace, pod, decision.plan.changes.len());
                 }
-                question.answer(&decision.patch, None)
+                request.answer(&decision.patch, None)
             }
             Err(skip) => {
                 let reason = skip.reason();
-                debug!(reason, namespace = question.namespace, "a pod stays as it is: {skip}");
-                if !question.is_dry_run {
-                    self.events.skipped(&question.namespace, pod, &skip);
+                debug!(reason, namespace = request.namespace, "a pod stays as it is: {skip}");
+                if !request.is_dry_run {
+                    self.events.skipped(&request.namespace, pod, &skip);
                 }
                 let Skip::Internal(_) = skip else {
-                    return question.answer(&[], None);
+                    return request.answer(&[], None);
                 };
                 warn!(
-                    namespace = question.namespace,
-                    "a pod of {} is not accelerated: {skip}", question.namespace
+                    namespace = request.namespace,
+                    "a pod of {} is not accelerated: {skip}", request.namespace
                 );
-                question.answer(&[], Some(&format!("Piecemeal does not accelerate this pod: {skip}")))
+                request.answer(&[], Some(&format!("Piecemeal does not accelerate this pod: {skip}")))
             }
         }
     }
 
-    async fn decide(&self, question: &Question, namespace_label: Option<&str>) -> Result<Decision, Skip> {
-        let pod = question.pod.as_ref().ok_or(Skip::NotAPod)?;
-        let namespace = &question.namespace;
+    async fn decide(&self, request: &AdmissionRequest, namespace_label: Option<&str>) -> Result<Decision, Skip> {
+        let pod = request.pod.as_ref().ok_or(Skip::NotAPod)?;
+        let namespace = &request.namespace;
         let labels = namespace_label.map(|label| Map::from_iter([(label.to_owned(), json!(crate::decide::mode::P2P))]));
         let wish = Wish::of(pod, namespace, labels.as_ref(), &self.rules)?;
         let cluster = &self.copier.cluster;
@@ -104,7 +104,7 @@ impl Desk {
         let ensured = plan
             .copies
             .iter()
-            .map(|copy| self.ensure(namespace, copy, question.is_dry_run));
+            .map(|copy| self.ensure(namespace, copy, request.is_dry_run));
         let secrets = try_join_all(ensured).await?;
         let patch = patch(pod, &plan, &secrets);
         if !has_room(pod, &patch) {

@@ -5,6 +5,7 @@
 
 mod cache;
 mod guard;
+mod state;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -24,28 +25,15 @@ use tracing::debug;
 
 pub(crate) use guard::ADMIN_HEADER;
 
+use self::state::{AdminState, Phase};
 use crate::daemon::Daemon;
 
 /// A running admin server. Dropping it leaves the port open until the runtime ends; [`Admin::stop`] closes it.
 #[derive(Debug)]
 pub(crate) struct Admin<D> {
-    desk: Arc<Desk<D>>,
+    state: Arc<AdminState<D>>,
     stop: CancellationToken,
     serving: JoinHandle<()>,
-}
-
-/// What the handlers share.
-#[derive(Debug)]
-struct Desk<D> {
-    phase: RwLock<Phase<D>>,
-    registry: RwLock<Registry>,
-}
-
-#[derive(Debug)]
-enum Phase<D> {
-    Starting,
-    Running(D),
-    Draining,
 }
 
 impl<D: Daemon> Admin<D> {
@@ -58,7 +46,7 @@ impl<D: Daemon> Admin<D> {
         let mut registry = Registry::default();
         let version = Info::new([("component", D::NAME), ("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("piecemeal_build", "What runs here", version);
-        let desk = Arc::new(Desk {
+        let state = Arc::new(AdminState {
             phase: RwLock::new(Phase::Starting),
             registry: RwLock::new(registry),
         });
@@ -68,22 +56,22 @@ impl<D: Daemon> Admin<D> {
             .route("/readyz", get(readyz::<D>))
             .route("/status", get(status::<D>))
             .merge(cache::routes())
-            .with_state(Arc::clone(&desk));
+            .with_state(Arc::clone(&state));
         let stop = CancellationToken::new();
         let serving = tokio::spawn(serve_http(listener, (), router, LIMITS, stop.clone()));
         debug!(admin.address = %address, "admin port at {address}");
-        Ok(Self { desk, stop, serving })
+        Ok(Self { state, stop, serving })
     }
 
     /// From now on answers for `daemon`.
     pub(crate) async fn run(&self, daemon: D) {
-        daemon.register_metrics(&mut *self.desk.registry.write().await);
-        *self.desk.phase.write().await = Phase::Running(daemon);
+        daemon.register_metrics(&mut *self.state.registry.write().await);
+        *self.state.phase.write().await = Phase::Running(daemon);
     }
 
     /// Gives a running daemon the live settings of `config`.
     pub(crate) async fn apply(&self, config: &D::Config) {
-        if let Phase::Running(daemon) = &*self.desk.phase.read().await {
+        if let Phase::Running(daemon) = &*self.state.phase.read().await {
             daemon.apply(config);
         }
     }
@@ -92,7 +80,7 @@ impl<D: Daemon> Admin<D> {
     pub(crate) async fn problems(&self) -> Vec<String> {
         let problem =
             |(name, problem): (String, Option<String>)| problem.map(|problem| format!("{} {name}: {problem}", D::NAME));
-        match &*self.desk.phase.read().await {
+        match &*self.state.phase.read().await {
             Phase::Running(daemon) => daemon.readiness().await.into_iter().filter_map(problem).collect(),
             Phase::Starting | Phase::Draining => Vec::new(),
         }
@@ -100,7 +88,7 @@ impl<D: Daemon> Admin<D> {
 
     /// Drains the daemon, if there is one, while the port goes on answering.
     pub(crate) async fn drain(&self) {
-        let phase = std::mem::replace(&mut *self.desk.phase.write().await, Phase::Draining);
+        let phase = std::mem::replace(&mut *self.state.phase.write().await, Phase::Draining);
         if let Phase::Running(daemon) = phase {
             daemon.shutdown().await;
         }
@@ -116,17 +104,17 @@ impl<D: Daemon> Admin<D> {
     }
 }
 
-async fn metrics<D: Daemon>(State(desk): State<Arc<Desk<D>>>) -> Response {
+async fn metrics<D: Daemon>(State(state): State<Arc<AdminState<D>>>) -> Response {
     let mut text = String::new();
-    match encode(&mut text, &*desk.registry.read().await) {
+    match encode(&mut text, &*state.registry.read().await) {
         Ok(()) => ([(CONTENT_TYPE, METRICS_TYPE)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }
 
-async fn readyz<D: Daemon>(State(desk): State<Arc<Desk<D>>>) -> Response {
+async fn readyz<D: Daemon>(State(state): State<Arc<AdminState<D>>>) -> Response {
     let answer = timeout(ANSWER_TIME_MAX, async {
-        match &*desk.phase.read().await {
+        match &*state.phase.read().await {
             Phase::Starting => vec![(D::NAME.to_owned(), Some("starting".to_owned()))],
             Phase::Running(daemon) => daemon.readiness().await,
             Phase::Draining => vec![(D::NAME.to_owned(), Some("draining".to_owned()))],
@@ -145,9 +133,9 @@ async fn readyz<D: Daemon>(State(desk): State<Arc<Desk<D>>>) -> Response {
     (status, dependencies.iter().map(line).collect::<String>()).into_response()
 }
 
-async fn status<D: Daemon>(State(desk): State<Arc<Desk<D>>>) -> Response {
+async fn status<D: Daemon>(State(state): State<Arc<AdminState<D>>>) -> Response {
     let answer = timeout(ANSWER_TIME_MAX, async {
-        match &*desk.phase.read().await {
+        match &*state.phase.read().await {
             Phase::Starting => serde_json::json!({ "phase": "starting" }),
             Phase::Running(daemon) => daemon.status().await,
             Phase::Draining => serde_json::json!({ "phase": "draining" }),

@@ -1,4 +1,4 @@
-//! Keeper of the existing copies: they follow their sources, come back while a pod still needs them, and go when no pod has named
+//! Reconciler of the existing copies: they follow their sources, come back while a pod still needs them, and go when no pod has named
 //! them for long.
 //!
 //! Events only say where to look. The objects themselves are read again each time, so that a missed event costs time and
@@ -53,7 +53,7 @@ const GRACE: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_secs(15);
 
 /// Tends copies while this replica leads.
-pub(crate) struct Keeper {
+pub(crate) struct CopyReconciler {
     pub copier: Copier,
     /// The namespaces whose secrets may be read; empty for all.
     pub namespaces: BTreeSet<String>,
@@ -94,7 +94,7 @@ impl Agenda {
     }
 }
 
-impl Keeper {
+impl CopyReconciler {
     /// Until told to stop.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let running = async {
@@ -104,7 +104,7 @@ impl Keeper {
                 }
                 let mut leads = self.leads.clone();
                 tokio::select! {
-                    () = self.tend() => {}
+                    () = self.reconcile_all() => {}
                     _ = leads.wait_for(|leads| !leads) => {}
                 }
             }
@@ -112,7 +112,7 @@ impl Keeper {
         stop.run_until_cancelled(running).await;
     }
 
-    async fn tend(&self) {
+    async fn reconcile_all(&self) {
         // Of all secrets only those that are pull secrets: there are others by the thousand.
         let watches = self.watched().into_iter().flat_map(|api| {
             [Form::ConfigJson, Form::Config].map(|form| {
@@ -146,7 +146,7 @@ impl Keeper {
                         }
                     }
                     while let Some(namespace) = agenda.take_due(Instant::now()) {
-                        self.tidy_and_note(&namespace, &mut agenda).await;
+                        self.reconcile_and_note(&namespace, &mut agenda).await;
                     }
                     let lag = agenda.lag(Instant::now()).as_secs();
                     self.copier.metrics.secret_lag_seconds.set(lag.try_into().unwrap_or(i64::MAX));
@@ -188,8 +188,8 @@ impl Keeper {
         }
     }
 
-    async fn tidy_and_note(&self, namespace: &str, agenda: &mut Agenda) {
-        match self.tidy(namespace).await {
+    async fn reconcile_and_note(&self, namespace: &str, agenda: &mut Agenda) {
+        match self.reconcile(namespace).await {
             Ok(has_copies) => {
                 agenda.since.remove(namespace);
                 if has_copies {
@@ -208,7 +208,7 @@ impl Keeper {
     }
 
     /// Whether there is a copy, or should be.
-    async fn tidy(&self, namespace: &str) -> Result<bool, ClusterError> {
+    async fn reconcile(&self, namespace: &str) -> Result<bool, ClusterError> {
         let cluster = &self.copier.cluster;
         let secrets = core_path(namespace, "secrets", "");
         let copies = cluster.list(&secrets, &select_copies()).await?;
@@ -220,20 +220,20 @@ impl Keeper {
         if copies.is_empty() && needed.is_empty() {
             return Ok(false);
         }
-        // One that cannot be tended does not keep the others from being tended.
-        let mut tended = Ok(true);
+        // A copy that fails holds up no other copy.
+        let mut reconciled = Ok(true);
         for copy in &copies {
             let wanted = needed.remove(copy["metadata"]["name"].as_str().unwrap_or_default());
-            tended = self.tend_one(namespace, copy, wanted).await.and(tended);
+            reconciled = self.reconcile_one(namespace, copy, wanted).await.and(reconciled);
         }
         for (name, missing) in needed {
-            tended = self.bring_back(namespace, &name, &missing).await.and(tended);
+            reconciled = self.bring_back(namespace, &name, &missing).await.and(reconciled);
         }
-        tended
+        reconciled
     }
 
     /// `wanted`: what the pods need it for that name it.
-    async fn tend_one(&self, namespace: &str, copy: &Value, wanted: Option<Missing>) -> Result<(), ClusterError> {
+    async fn reconcile_one(&self, namespace: &str, copy: &Value, wanted: Option<Missing>) -> Result<(), ClusterError> {
         let source = source_of(copy).unwrap_or_default();
         let path = core_path(
             namespace,

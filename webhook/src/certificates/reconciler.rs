@@ -1,4 +1,4 @@
-//! Keeper of the webhook's certificate: renews it in time, and publishes its CA to the API servers.
+//! Reconciler of the webhook's certificate: renews it in time, and publishes its CA to the API servers.
 
 use std::{
     path::{Path, PathBuf},
@@ -43,9 +43,9 @@ pub enum CertificateSource {
     Files(PathBuf),
 }
 
-/// Keeper of the certificate of one webhook.
+/// Reconciler of the certificate of one webhook.
 #[derive(Clone)]
-pub(crate) struct Keeper {
+pub(crate) struct CertificateReconciler {
     pub cluster: Cluster,
     pub source: CertificateSource,
     pub namespace: String,
@@ -79,7 +79,7 @@ struct Memory {
 }
 
 #[derive(Debug, thiserror::Error)]
-enum KeepError {
+enum ReconcileError {
     #[error(transparent)]
     Cluster(#[from] ClusterError),
     #[error(transparent)]
@@ -92,7 +92,7 @@ enum KeepError {
     Waiting(String),
 }
 
-impl Keeper {
+impl CertificateReconciler {
     /// Until told to stop.
     pub(crate) async fn run(self, shown: Shown, stop: CancellationToken) {
         let mut memory = Memory::default();
@@ -118,14 +118,14 @@ impl Keeper {
         stop.run_until_cancelled(keeping).await;
     }
 
-    async fn look(&self, memory: &mut Memory, shown: &Shown) -> Result<(), KeepError> {
+    async fn look(&self, memory: &mut Memory, shown: &Shown) -> Result<(), ReconcileError> {
         match &self.source {
             CertificateSource::Files(dir) => self.look_at_files(dir, memory, shown),
             CertificateSource::Own => self.look_at_own(memory, shown).await,
         }
     }
 
-    fn look_at_files(&self, dir: &Path, memory: &mut Memory, shown: &Shown) -> Result<(), KeepError> {
+    fn look_at_files(&self, dir: &Path, memory: &mut Memory, shown: &Shown) -> Result<(), ReconcileError> {
         let files = Files::read(dir)?;
         if memory.files.as_ref() != Some(&files.content) {
             self.show(shown, files.chain, files.key, files.ends)?;
@@ -136,7 +136,7 @@ impl Keeper {
     }
 
     /// A certificate is shown only once its CA is published; until then the one before it is.
-    async fn look_at_own(&self, memory: &mut Memory, shown: &Shown) -> Result<(), KeepError> {
+    async fn look_at_own(&self, memory: &mut Memory, shown: &Shown) -> Result<(), ReconcileError> {
         // Without its configuration the API server asks no questions, and the Secret of the CA is not created again after an
         // uninstallation.
         let configuration = self.configuration().await?;
@@ -191,12 +191,12 @@ impl Keeper {
 
     /// The CA as the Secret has it. The leader makes it, and takes it a step further when that is due. `published`: the CAs that API
     /// servers have.
-    async fn authority(&self, memory: &Memory, published: &str) -> Result<Authority, KeepError> {
+    async fn authority(&self, memory: &Memory, published: &str) -> Result<Authority, ReconcileError> {
         let path = core_path(&self.namespace, "secrets", &self.secret);
         let leads = *self.leads.borrow();
         let Some(secret) = self.cluster.get(&path).await? else {
             if !leads {
-                return Err(KeepError::Waiting(format!(
+                return Err(ReconcileError::Waiting(format!(
                     "waiting for the leader to make Secret {}",
                     self.secret
                 )));
@@ -250,10 +250,10 @@ impl Keeper {
         })
     }
 
-    async fn configuration(&self) -> Result<Value, KeepError> {
+    async fn configuration(&self) -> Result<Value, ReconcileError> {
         let configuration = self.cluster.get(&self.configuration_path()).await?;
         let missing = || {
-            KeepError::Waiting(format!(
+            ReconcileError::Waiting(format!(
                 "there is no MutatingWebhookConfiguration {}",
                 self.configuration
             ))
@@ -267,9 +267,9 @@ impl Keeper {
     }
 
     /// Writes `bundle` into every entry of the webhook's configuration. Only the leader does, and onto what it has read.
-    async fn publish(&self, configuration: &Value, bundle: &str) -> Result<(), KeepError> {
+    async fn publish(&self, configuration: &Value, bundle: &str) -> Result<(), ReconcileError> {
         if !*self.leads.borrow() {
-            return Err(KeepError::Waiting(
+            return Err(ReconcileError::Waiting(
                 "waiting for the leader to publish the CA".to_owned(),
             ));
         }

@@ -1,4 +1,4 @@
-//! The connections of one fill at work: what they do is `lane`, what each asks for is `plan`, how many there are is the
+//! The connections of one fill at work: what they do is `segment`, what each asks for is `plan`, how many there are is the
 //! upstream's `lanes`. Here they are started, ended, and started again after a failure.
 
 use std::{
@@ -14,9 +14,9 @@ use piecemeal_store::Filling;
 use tracing::{debug, warn};
 
 use super::{
-    UpstreamBlobs, Whence,
-    lane::{Body, Lane, Way},
     plan::{Pace, Plan},
+    segment::{Body, Segment, SegmentContext},
+    upstream_blobs::{FillSource, UpstreamBlobs},
 };
 use crate::{Right, callers::Callers};
 use piecemeal_upstream::{BlobAnswer, PullError, Seat, WIDTH_MAX};
@@ -31,9 +31,9 @@ const UNREAD_MAX: Duration = Duration::from_secs(30);
 /// How often the fill checks whether a client waits for a piece that no connection fetches yet.
 const LOOK_AROUND: Duration = Duration::from_millis(100);
 
-/// A fill while it pours in.
-pub(super) struct Pour<'a> {
-    way: Way<'a>,
+/// A fill at work.
+pub(super) struct Run<'a> {
+    context: SegmentContext<'a>,
     callers: Option<&'a Callers>,
     plan: Plan,
     seat: Seat<'a>,
@@ -52,7 +52,7 @@ pub(super) struct Pour<'a> {
 /// Progress of a connection.
 enum Step {
     Answered {
-        lane: Lane,
+        segment: Segment,
         /// The right that the request used.
         right: Arc<Right>,
         answer: Result<BlobAnswer, PullError>,
@@ -64,21 +64,21 @@ enum Step {
     },
 }
 
-impl<'a> Pour<'a> {
+impl<'a> Run<'a> {
     /// Of what is missing of `within`. `patience`: how long upstream may send nothing new.
     pub(super) fn new(
         blobs: &'a UpstreamBlobs,
-        Whence {
+        FillSource {
             upstream,
             right,
             callers,
-        }: Whence<'a>,
+        }: FillSource<'a>,
         filling: &'a Filling,
         within: &Range<u64>,
         patience: Duration,
     ) -> Self {
         Self {
-            way: Way {
+            context: SegmentContext {
                 ending: Arc::default(),
                 blobs,
                 upstream,
@@ -120,10 +120,10 @@ impl<'a> Pour<'a> {
     pub(super) async fn begin_with(&mut self, body: Body) {
         let all = self.plan.take_rest(0);
         if !all.is_empty() {
-            let lane = Lane::new(self.way.filling, all).await;
+            let segment = Segment::new(self.context.filling, all).await;
             self.whole = true;
-            self.way.served.store(true, Ordering::Relaxed);
-            self.receive(lane, body);
+            self.context.served.store(true, Ordering::Relaxed);
+            self.receive(segment, body);
         }
     }
 
@@ -141,7 +141,7 @@ impl<'a> Pour<'a> {
             if self.lanes.is_empty() && self.patience.rested() {
                 return Ok(());
             }
-            if self.way.filling.has_readers() {
+            if self.context.filling.has_readers() {
                 self.read_at = Instant::now();
             } else if self.read_at.elapsed() >= UNREAD_MAX {
                 return Err(PullError::Unavailable(
@@ -150,15 +150,15 @@ impl<'a> Pour<'a> {
             }
             let step = tokio::select! {
                 Some(step) = self.lanes.next(), if !self.lanes.is_empty() => step,
-                () = self.way.ending.changed() => continue,
+                () = self.context.ending.changed() => continue,
                 _ = look_around.tick() => continue,
             };
             let result = self.take(step);
             let Err(error) = result else { continue };
             let hopeless = error.is_verdict() || matches!(error, PullError::Store(_));
             if hopeless || self.patience.is_over() {
-                let digest = self.way.filling.digest();
-                warn!(blob.digest = %digest, upstream = self.way.right.at.upstream, %error, "the fill of {digest} stops: {error}");
+                let digest = self.context.filling.digest();
+                warn!(blob.digest = %digest, upstream = self.context.right.at.upstream, %error, "the fill of {digest} stops: {error}");
                 return Err(error);
             }
             self.patience.rest();
@@ -166,9 +166,9 @@ impl<'a> Pour<'a> {
     }
 
     async fn start_lanes(&mut self) {
-        let filling = self.way.filling;
+        let filling = self.context.filling;
         while !self.whole {
-            let busy = self.lanes.len() - self.way.ending.count();
+            let busy = self.lanes.len() - self.context.ending.count();
             // An unstored fill's pieces have room in order only.
             let share = match filling.is_unstored() {
                 true => 1,
@@ -190,23 +190,23 @@ impl<'a> Pour<'a> {
             let Some(segment) = self.plan.take(wanted, pace) else {
                 return;
             };
-            let (lane, way) = (Lane::new(filling, segment).await, self.way.clone());
+            let (segment, context) = (Segment::new(filling, segment).await, self.context.clone());
             self.lanes.push(Box::pin(async move {
-                let answer = lane.request(&way).await;
-                let right = way.right;
-                Step::Answered { lane, right, answer }
+                let answer = segment.request(&context).await;
+                let right = context.right;
+                Step::Answered { segment, right, answer }
             }));
         }
     }
 
-    fn receive(&mut self, lane: Lane, body: Body) {
+    fn receive(&mut self, segment: Segment, body: Body) {
         self.began = true;
         self.receiving += 1;
-        let way = self.way.clone();
+        let context = self.context.clone();
         self.lanes.push(Box::pin(async move {
-            let (result, progressed) = lane.receive(&way, body).await;
+            let (result, progressed) = segment.receive(&context, body).await;
             Step::Ended {
-                segment: lane.bytes,
+                segment: segment.bytes,
                 result,
                 progressed,
             }
@@ -216,18 +216,18 @@ impl<'a> Pour<'a> {
     fn take(&mut self, step: Step) -> Result<(), PullError> {
         match step {
             Step::Answered {
-                lane,
+                segment,
                 answer: Ok(answer),
                 ..
-            } => self.answered(lane, answer),
+            } => self.answered(segment, answer),
             Step::Answered {
-                lane,
+                segment,
                 right,
                 answer: Err(error),
             } => {
-                self.plan.give_back(&lane.bytes, &self.way.filling.landed());
+                self.plan.give_back(&segment.bytes, &self.context.filling.landed());
                 if matches!(error, PullError::TooManyRequests { .. }) {
-                    self.way.upstream.lanes().calm_down();
+                    self.context.upstream.lanes().calm_down();
                 }
                 if error.is_refusal() && self.goes_on_without(&right, &error) {
                     return Ok(());
@@ -246,7 +246,7 @@ impl<'a> Pour<'a> {
                 } else {
                     self.patience.barren += 1;
                 }
-                self.plan.give_back(&segment, &self.way.filling.landed());
+                self.plan.give_back(&segment, &self.context.filling.landed());
                 return result;
             }
         }
@@ -255,7 +255,7 @@ impl<'a> Pour<'a> {
 
     /// Upstream refuses a right that it has accepted before, while others' bodies come: the next caller's is used.
     fn goes_on_without(&mut self, right: &Arc<Right>, error: &PullError) -> bool {
-        if !Arc::ptr_eq(right, &self.way.right) {
+        if !Arc::ptr_eq(right, &self.context.right) {
             return true;
         }
         let Some(callers) = self.callers.filter(|_| self.began) else {
@@ -264,30 +264,30 @@ impl<'a> Pour<'a> {
         let Ok(next) = callers.refused(right, error) else {
             return false;
         };
-        debug!(blob.digest = %self.way.filling.digest(), %error, "the fill of {} continues with another caller's credential", self.way.filling.digest());
-        self.way.right = Arc::new(next);
-        self.way.served = Arc::default();
+        debug!(blob.digest = %self.context.filling.digest(), %error, "the fill of {} continues with another caller's credential", self.context.filling.digest());
+        self.context.right = Arc::new(next);
+        self.context.served = Arc::default();
         true
     }
 
-    fn answered(&mut self, mut lane: Lane, answer: BlobAnswer) {
-        let all_of_it = lane.bytes == (0..self.way.filling.map().blob_bytes());
+    fn answered(&mut self, mut segment: Segment, answer: BlobAnswer) {
+        let all_of_it = segment.bytes == (0..self.context.filling.map().blob_bytes());
         if answer.is_part || all_of_it {
-            return self.receive(lane, Body::Answer(answer));
+            return self.receive(segment, Body::Answer(answer));
         }
         // It was asked for a part and sends the whole: from it one connection takes what it can.
         debug!(
-            upstream = self.way.right.at.upstream,
-            "{} does not support ranges", self.way.right.at.upstream
+            upstream = self.context.right.at.upstream,
+            "{} does not support ranges", self.context.right.at.upstream
         );
-        self.way.upstream.lanes().calm_down();
+        self.context.upstream.lanes().calm_down();
         if self.receiving > 0 {
-            self.plan.give_back(&lane.bytes, &self.way.filling.landed());
+            self.plan.give_back(&segment.bytes, &self.context.filling.landed());
             return;
         }
         self.whole = true;
-        lane.bytes = self.plan.take_rest(lane.bytes.start);
-        self.receive(lane, Body::Answer(answer));
+        segment.bytes = self.plan.take_rest(segment.bytes.start);
+        self.receive(segment, Body::Answer(answer));
     }
 }
 

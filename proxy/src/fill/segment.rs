@@ -15,7 +15,7 @@ use piecemeal_store::Filling;
 use tokio::sync::Notify;
 use tracing::debug;
 
-use super::UpstreamBlobs;
+use super::upstream_blobs::UpstreamBlobs;
 use crate::Right;
 use piecemeal_upstream::{BlobAnswer, PullError, Served, Upstream, innermost};
 
@@ -49,7 +49,7 @@ impl Ending {
 
 /// Where a fill's bytes come from and go to. Shared by its connections.
 #[derive(Clone)]
-pub(super) struct Way<'a> {
+pub(super) struct SegmentContext<'a> {
     pub(super) ending: Arc<Ending>,
     pub(super) blobs: &'a UpstreamBlobs,
     pub(super) upstream: &'a Upstream,
@@ -61,14 +61,14 @@ pub(super) struct Way<'a> {
     pub(super) served: Arc<AtomicBool>,
 }
 
-/// A segment on its way: missing pieces in a row.
-pub(super) struct Lane {
+/// A segment on its context: missing pieces in a row.
+pub(super) struct Segment {
     pub(super) bytes: Range<u64>,
     /// What an earlier try has received of the first piece.
     head: Bytes,
 }
 
-impl Lane {
+impl Segment {
     pub(super) async fn new(filling: &Filling, bytes: Range<u64>) -> Self {
         let head = match filling.map().piece_at(bytes.start) {
             Some(first) => filling.partial_piece(first).await.unwrap_or_default(),
@@ -83,32 +83,32 @@ impl Lane {
     }
 
     /// Asks upstream for it: by Range, unless it is the whole blob.
-    pub(super) async fn request(&self, way: &Way<'_>) -> Result<BlobAnswer, PullError> {
-        let blob_bytes = way.filling.map().blob_bytes();
+    pub(super) async fn request(&self, context: &SegmentContext<'_>) -> Result<BlobAnswer, PullError> {
+        let blob_bytes = context.filling.map().blob_bytes();
         let from = self.wanted_from();
         let end = (self.bytes.end < blob_bytes).then_some(self.bytes.end);
-        let served = if way.served.load(Ordering::Relaxed) {
+        let served = if context.served.load(Ordering::Relaxed) {
             Served::Before
         } else {
             Served::NotYet
         };
-        let answer = way
+        let answer = context
             .upstream
             .blob(
-                &way.right.caller,
-                &way.right.at,
-                way.filling.digest(),
+                &context.right.caller,
+                &context.right.at,
+                context.filling.digest(),
                 from,
                 end,
                 served,
             )
             .await?;
-        way.served.store(true, Ordering::Relaxed);
+        context.served.store(true, Ordering::Relaxed);
         match answer.blob_bytes {
             Some(stated) if stated != blob_bytes => Err(PullError::BadGateway(format!(
                 "{} states {stated} bytes for {}, but its manifest or an earlier answer said {blob_bytes}",
-                way.right.at.upstream,
-                way.filling.digest()
+                context.right.at.upstream,
+                context.filling.digest()
             ))),
             _ => Ok(answer),
         }
@@ -116,9 +116,9 @@ impl Lane {
 
     /// Cuts a body, which is expected to cover the segment or to begin before, into its pieces. What has come of a piece
     /// when the body breaks off is kept for the next try. Says also whether anything came that was not here before.
-    pub(super) async fn receive(&self, way: &Way<'_>, body: Body) -> (Result<(), PullError>, bool) {
-        let mut piece = GrowingPiece::new(way.filling, self);
-        let result = self.cut(way, body, &mut piece).await;
+    pub(super) async fn receive(&self, context: &SegmentContext<'_>, body: Body) -> (Result<(), PullError>, bool) {
+        let mut piece = GrowingPiece::new(context.filling, self);
+        let result = self.cut(context, body, &mut piece).await;
         if result.is_err() {
             piece.keep().await;
         }
@@ -127,35 +127,37 @@ impl Lane {
         (result.map_err(Cut::into_error), came && !drips)
     }
 
-    async fn cut(&self, way: &Way<'_>, mut body: Body, piece: &mut GrowingPiece<'_>) -> Result<(), Cut> {
+    async fn cut(&self, context: &SegmentContext<'_>, mut body: Body, piece: &mut GrowingPiece<'_>) -> Result<(), Cut> {
         let skip = self.wanted_from().checked_sub(body.offset());
         let mut skip = skip.ok_or_else(|| PullError::BadGateway("a range that begins too late".to_owned()))?;
-        let mut end = EndInSight::new(way, self.bytes.end - body.offset());
+        let mut end = EndInSight::new(context, self.bytes.end - body.offset());
         let mut flow = Flow::new();
         while piece.start < self.bytes.end {
             let Some(mut chunk) = body.chunk().await? else {
-                return Err(PullError::Unavailable(format!("{} broke off", way.right.at.upstream)).into());
+                return Err(PullError::Unavailable(format!("{} broke off", context.right.at.upstream)).into());
             };
             if !flow.goes_on(chunk.len()) {
-                return Err(Cut::Drips(way.right.at.upstream.clone()));
+                return Err(Cut::Drips(context.right.at.upstream.clone()));
             }
-            way.upstream.lanes().received(chunk.len());
-            way.received.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            context.upstream.lanes().received(chunk.len());
+            context.received.fetch_add(chunk.len() as u64, Ordering::Relaxed);
             end.received(chunk.len());
-            way.blobs.received(chunk.len()).await;
+            context.blobs.received(chunk.len()).await;
             let skipped = usize::try_from(skip).map_or(chunk.len(), |skip| skip.min(chunk.len()));
             drop(chunk.split_to(skipped));
             skip -= skipped as u64;
             while !chunk.is_empty() && piece.start < self.bytes.end {
                 if let Some((index, hash)) = piece.grow(&mut chunk).await? {
-                    way.blobs.observer.landed(piece.filling, index, hash);
+                    context.blobs.observer.landed(piece.filling, index, hash);
                 }
             }
             piece.keep_if_due().await;
-            if !chunk.is_empty() && self.bytes.end == way.filling.map().blob_bytes() {
-                return Err(
-                    PullError::BadGateway(format!("{} sent more bytes than it stated", way.right.at.upstream)).into(),
-                );
+            if !chunk.is_empty() && self.bytes.end == context.filling.map().blob_bytes() {
+                return Err(PullError::BadGateway(format!(
+                    "{} sent more bytes than it stated",
+                    context.right.at.upstream
+                ))
+                .into());
             }
         }
         Ok(())
@@ -215,7 +217,7 @@ impl Flow {
 /// Tells when a segment has less to come than arrives in one round trip: the next one is asked for then, since a connection
 /// that waits for an answer carries nothing.
 struct EndInSight<'a> {
-    way: &'a Way<'a>,
+    context: &'a SegmentContext<'a>,
     begun: Instant,
     received: u64,
     missing: u64,
@@ -223,9 +225,9 @@ struct EndInSight<'a> {
 }
 
 impl<'a> EndInSight<'a> {
-    fn new(way: &'a Way<'a>, missing: u64) -> Self {
+    fn new(context: &'a SegmentContext<'a>, missing: u64) -> Self {
         Self {
-            way,
+            context,
             begun: Instant::now(),
             received: 0,
             missing,
@@ -239,7 +241,7 @@ impl<'a> EndInSight<'a> {
         if self.told {
             return;
         }
-        let (took, latency) = (self.begun.elapsed(), self.way.upstream.lanes().latency());
+        let (took, latency) = (self.begun.elapsed(), self.context.upstream.lanes().latency());
         // Before that the first packets, which come together, would say anything.
         if took < latency {
             return;
@@ -247,8 +249,8 @@ impl<'a> EndInSight<'a> {
         let in_a_round_trip = u128::from(self.received) * latency.as_micros() * 3 / 2 / took.as_micros().max(1);
         if u128::from(self.missing) <= in_a_round_trip {
             self.told = true;
-            self.way.ending.count.fetch_add(1, Ordering::Relaxed);
-            self.way.ending.changed.notify_one();
+            self.context.ending.count.fetch_add(1, Ordering::Relaxed);
+            self.context.ending.changed.notify_one();
         }
     }
 }
@@ -256,7 +258,7 @@ impl<'a> EndInSight<'a> {
 impl Drop for EndInSight<'_> {
     fn drop(&mut self) {
         if self.told {
-            self.way.ending.count.fetch_sub(1, Ordering::Relaxed);
+            self.context.ending.count.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
@@ -271,11 +273,11 @@ struct GrowingPiece<'a> {
 }
 
 impl<'a> GrowingPiece<'a> {
-    fn new(filling: &'a Filling, lane: &Lane) -> Self {
-        let bytes = BytesMut::from(lane.head.as_ref());
+    fn new(filling: &'a Filling, segment: &Segment) -> Self {
+        let bytes = BytesMut::from(segment.head.as_ref());
         Self {
             filling,
-            start: lane.bytes.start,
+            start: segment.bytes.start,
             kept: bytes.len(),
             bytes,
             kept_at: Instant::now(),

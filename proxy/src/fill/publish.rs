@@ -1,0 +1,83 @@
+//! The store's part of a fill: a place for its pieces, and the verdict on them at the end.
+//!
+//! Bytes that do not have the digest are revoked as a whole.
+
+use std::time::Duration;
+
+use piecemeal_proto::{Digest, FillId, PieceMap};
+use piecemeal_store::{BeginFillError, FillFailure, Filling, Offer, PublishBlobError, Repository, Store};
+use tracing::warn;
+
+use super::upstream_blobs::UpstreamBlobs;
+use crate::{Arrived, Transfer};
+use piecemeal_upstream::PullError;
+
+/// How long a blob that there is no room for waits for a place among the unstored fills.
+pub(super) const PASSING_PATIENCE: Duration = Duration::from_secs(10);
+
+impl UpstreamBlobs {
+    pub(super) async fn reserve(&self, digest: &Digest, map: PieceMap) -> Result<Filling, PullError> {
+        match self.store.begin(digest, map, None).await {
+            Ok(filling) => Ok(filling),
+            // Or the disk is full in fact, whatever it said before, or broken.
+            Err(error @ (BeginFillError::NoSpace { .. } | BeginFillError::Io(_))) => {
+                warn!(blob.digest = %digest, %error, "{digest} is passed on without being kept: {error}");
+                pass(&self.store, digest, map, None, Offer::Nothing).await
+            }
+            Err(error) => Err(PullError::Store(error.to_string())),
+        }
+    }
+
+    /// Verifies and publishes a blob that is all here, or has all passed; drops all of it when it proves to be another.
+    ///
+    /// # Errors
+    /// [`PullError::BadGateway`] for the wrong bytes, [`PullError::Store`].
+    pub async fn publish(&self, at: &Repository, filling: &Filling, transfer: &Transfer) -> Result<Arrived, PullError> {
+        let arrived = match filling.is_unstored() {
+            true => filling.finish_unstored().await.map(|()| Arrived::Passed),
+            false => filling.publish(&transfer.sources()).await.map(Arrived::Kept),
+        };
+        match arrived {
+            Ok(Arrived::Kept(blob)) => {
+                self.observer.kept(&blob);
+                self.observer.proven(filling.digest(), filling.fill());
+                Ok(Arrived::Kept(blob))
+            }
+            Ok(Arrived::Passed) => Ok(Arrived::Passed),
+            Err(PublishBlobError::DigestMismatch { expected, computed }) => {
+                warn!(blob.digest = %expected, upstream = at.upstream, "{} sent bytes with digest {computed} for {expected}; all of them are dropped", at.upstream);
+                self.observer.revoked(filling.digest(), filling.fill());
+                filling.abandon(FillFailure::Revoked).await;
+                Err(PullError::BadGateway(format!(
+                    "{} sent other bytes for {expected}",
+                    at.upstream
+                )))
+            }
+            Err(error) => Err(PullError::Store(error.to_string())),
+        }
+    }
+}
+
+/// Begins to pass a blob on that there is no room for, as soon as not too many others do.
+///
+/// # Errors
+/// [`PullError::Unavailable`] when none of those ends soon; [`PullError::Store`].
+pub async fn pass(
+    store: &Store,
+    digest: &Digest,
+    map: PieceMap,
+    fill: Option<FillId>,
+    offer: Offer,
+) -> Result<Filling, PullError> {
+    let begun = tokio::time::timeout(PASSING_PATIENCE, store.begin_unstored(digest, map, fill, offer)).await;
+    let begun = begun.map_err(|_| {
+        PullError::Unavailable(
+            "the blob does not fit into the cache, and too many blobs already pass through memory; try again"
+                .to_owned(),
+        )
+    })?;
+    begun.map_err(|error| match error {
+        BeginFillError::Conflict { .. } => PullError::Unavailable(error.to_string()),
+        error => PullError::Store(error.to_string()),
+    })
+}

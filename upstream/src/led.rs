@@ -1,0 +1,74 @@
+//! Fetches from where a registry leads: a redirect's target, such as its storage.
+//!
+//! No credential of the caller's or of the site's goes there.
+
+use std::time::Instant;
+
+use reqwest::{
+    RequestBuilder, Response, StatusCode,
+    header::{AUTHORIZATION, WWW_AUTHENTICATE},
+};
+use url::Url;
+
+use crate::{Credential, PullError};
+use crate::{answer::text, auth::Challenge, reachable::Zone, request::Request, upstream::Upstream};
+
+impl Upstream {
+    /// Fetches a redirect's target: storage, or another registry that gives anonymous tokens. No credential of the caller's or
+    /// of the site's goes there: storage hosts refuse a foreign `Authorization`, and strangers must not see it.
+    pub(crate) async fn fetch_led(
+        &self,
+        ask: Request<'_>,
+        from: Zone,
+        url: &Url,
+        scope: &str,
+    ) -> Result<Response, PullError> {
+        let key = format!("{} {scope}", url.origin().ascii_serialization());
+        let token = |token: String| Credential::bearer(&token);
+        let known = self.tokens.get(&key, Instant::now()).and_then(token);
+        let response = self.fetch_stored(ask, from, url, known.as_ref()).await?;
+        let challenge = text(response.headers(), WWW_AUTHENTICATE).and_then(|text| Challenge::parse(&text));
+        let Some(challenge) = challenge.filter(|_| response.status() == StatusCode::UNAUTHORIZED) else {
+            return Ok(response);
+        };
+        self.tokens.drop(&key);
+        let Some(realm) = challenge.token_url(url, scope) else {
+            return Ok(response);
+        };
+        let from = from.min(self.routes.zone(url, &response));
+        let kept = challenge.covers(scope).then_some(&*key);
+        match self.fetch_token(realm, from, None, kept).await?.and_then(token) {
+            Some(credential) => self.fetch_stored(ask, from, url, Some(&credential)).await,
+            None => Ok(response),
+        }
+    }
+
+    /// Where a redirect leads, through the accelerated host when there is one.
+    async fn fetch_stored(
+        &self,
+        ask: Request<'_>,
+        from: Zone,
+        url: &Url,
+        token: Option<&Credential>,
+    ) -> Result<Response, PullError> {
+        let request = |url: &Url| -> Result<RequestBuilder, PullError> {
+            let client = self.client_for(from, url)?;
+            Ok(ask.dress(client.request(ask.method.clone(), url.clone())))
+        };
+        if let Some(faster) = self.rewrites.apply(url, Instant::now()) {
+            let answer = match request(&faster) {
+                Ok(request) => self.answer_of_led(request, &faster).await,
+                Err(error) => Err(error),
+            };
+            match answer {
+                Ok(response) if !response.status().is_client_error() => return Ok(response),
+                _ => self.rewrites.failed(url, Instant::now()),
+            }
+        }
+        let mut request = request(url)?;
+        if let Some(token) = token {
+            request = request.header(AUTHORIZATION, token.header());
+        }
+        self.answer_of_led(request, url).await
+    }
+}
