@@ -124,7 +124,7 @@ impl NodePort {
     async fn describe(&self, node: NodeId, digest: Digest, mut open: OpenBlob) -> Result<NodeBlob, PullError> {
         let (map, fill, passing) = match &open {
             OpenBlob::Complete(blob) => (blob.map(), blob.fill(), false),
-            OpenBlob::Filling { filling, .. } => (filling.map(), filling.fill(), filling.is_passing()),
+            OpenBlob::Filling { filling, .. } => (filling.map(), filling.fill(), filling.is_unstored()),
             OpenBlob::Starting { .. } => {
                 return Err(PullError::Unavailable("upstream has not answered yet".to_owned()));
             }
@@ -141,7 +141,7 @@ impl NodePort {
         Ok(NodeBlob {
             blob_bytes: map.blob_bytes(),
             piece_bytes: map.piece_bytes(),
-            // An older peer would ask for pieces of a passing fill that are gone by then. It rejects an empty fill id at once.
+            // An older peer would ask for pieces of an unstored fill that are gone by then. It rejects an empty fill id at once.
             fill: if passing && content.is_none() {
                 String::new()
             } else {

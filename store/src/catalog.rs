@@ -8,12 +8,14 @@ use piecemeal_proto::{Digest, Manifest};
 use tracing::warn;
 
 use crate::{
-    IndexError, Repository, Store, StoreError, Swept,
-    clock::Age,
+    blobs::{digest_lock::DigestGuard, evictor::Swept, ledger::Kind},
     index::{Durability, catalog, names},
-    lock::locked,
-    quota::Kind,
-    store::Shared,
+    shared::Shared,
+    values::{
+        clock::Age,
+        error::{IndexError, StoreError},
+        repository::Repository,
+    },
 };
 
 /// Everything in the store, at one moment. Times are ages.
@@ -106,144 +108,105 @@ impl From<IndexError> for RemoveContentError {
     }
 }
 
-impl Store {
-    /// Everything in the store.
-    ///
-    /// # Errors
-    /// [`StoreError::Index`].
-    pub async fn catalog(&self) -> Result<Catalog, StoreError> {
-        self.run(|shared| {
-            // Recent last uses and landed pieces are otherwise in memory only.
-            shared.write_batch(Durability::Batched);
-            Ok(shared.read_catalog()?)
-        })
-        .await
-    }
-
-    /// How much of a blob is here. Asks neither the index nor the disk.
-    pub fn presence(&self, digest: &Digest) -> Presence {
-        let state = locked(&self.shared.state);
-        match state.ledger.get(digest) {
-            Some(entry) if entry.kind == Kind::Blob => Presence::Complete {
-                blob_bytes: entry.bytes,
-            },
-            Some(entry) => Presence::Partial {
-                blob_bytes: entry.bytes,
-            },
-            None => Presence::Absent,
-        }
-    }
-
-    /// Removes all of `removal`, or nothing when any of its blobs is in use.
-    ///
-    /// # Errors
-    /// [`RemoveContentError`]. When a file cannot be removed, some of it may be gone.
-    pub async fn take_out(&self, removal: Removal) -> Result<Swept, RemoveContentError> {
-        self.run(move |shared| shared.take_out(&removal)).await
-    }
-}
-
-impl Shared {
-    fn read_catalog(&self) -> Result<Catalog, IndexError> {
-        let (now, index) = (self.now(), &self.index);
-        let mut manifests = Vec::new();
-        index.each_manifest(|row| {
-            manifests.push(KnownManifest {
-                digest: row.digest,
-                content: Manifest::read(&row.media_type, &row.bytes),
-                media_type: row.media_type,
-                manifest_bytes: row.bytes.len() as u64,
-                used: now.since(row.used),
-            });
-        })?;
-        let tags = index.all_tags()?.into_iter().map(|row| KnownTag {
-            at: row.at,
-            tag: row.tag,
+pub(crate) fn read(shared: &Shared) -> Result<Catalog, IndexError> {
+    let (now, index) = (shared.index.now(), &shared.index);
+    let mut manifests = Vec::new();
+    index.each_manifest(|row| {
+        manifests.push(KnownManifest {
             digest: row.digest,
-            checked: now.since(row.checked),
+            content: Manifest::read(&row.media_type, &row.bytes),
+            media_type: row.media_type,
+            manifest_bytes: row.bytes.len() as u64,
             used: now.since(row.used),
         });
-        let verified: HashMap<Digest, Age> = index.all_verified()?.into_iter().collect();
-        let landed: HashMap<Digest, u64> = index.all_partial_bytes()?.into_iter().collect();
-        let (tags, sources) = (tags.collect(), index.all_sources()?);
-        let entries = locked(&self.state).ledger.all();
-        let blobs = entries.into_iter().map(|(digest, entry)| {
-            let is_complete = entry.kind == Kind::Blob;
-            let landed = landed.get(&digest).copied().unwrap_or(0);
-            let verified = verified.get(&digest).filter(|at| is_complete && at.0 > 0);
-            KnownBlob {
-                digest,
-                blob_bytes: entry.bytes,
-                here_bytes: if is_complete { entry.bytes } else { landed },
-                is_complete,
-                used: now.since(entry.used),
-                verified: verified.map(|at| now.since(*at)),
-            }
-        });
-        Ok(Catalog {
-            manifests,
-            tags,
-            blobs: blobs.collect(),
-            sources,
-        })
-    }
+    })?;
+    let tags = index.all_tags()?.into_iter().map(|row| KnownTag {
+        at: row.at,
+        tag: row.tag,
+        digest: row.digest,
+        checked: now.since(row.checked),
+        used: now.since(row.used),
+    });
+    let verified: HashMap<Digest, Age> = index.all_verified()?.into_iter().collect();
+    let landed: HashMap<Digest, u64> = index.all_partial_bytes()?.into_iter().collect();
+    let (tags, sources) = (tags.collect(), index.all_sources()?);
+    let entries = shared.blobs.inventory.ledger().all();
+    let blobs = entries.into_iter().map(|(digest, entry)| {
+        let is_complete = entry.kind == Kind::Blob;
+        let landed = landed.get(&digest).copied().unwrap_or(0);
+        let verified = verified.get(&digest).filter(|at| is_complete && at.0 > 0);
+        KnownBlob {
+            digest,
+            blob_bytes: entry.bytes,
+            here_bytes: if is_complete { entry.bytes } else { landed },
+            is_complete,
+            used: now.since(entry.used),
+            verified: verified.map(|at| now.since(*at)),
+        }
+    });
+    Ok(Catalog {
+        manifests,
+        tags,
+        blobs: blobs.collect(),
+        sources,
+    })
+}
 
-    fn take_out(&self, removal: &Removal) -> Result<Swept, RemoveContentError> {
-        let (mut leaving, mut in_use) = (Vec::new(), Vec::new());
-        for digest in &removal.blobs {
-            // Waiting for a gate while holding others could deadlock; a held gate means that the blob is in use.
-            let Some(gate) = self.gates.try_enter(digest) else {
-                in_use.push(*digest);
-                continue;
-            };
-            let mut state = locked(&self.state);
-            if state.ledger.kind(digest).is_none() {
-                continue;
-            }
-            if state.ledger.start_leaving(digest) {
-                leaving.push(gate);
-            } else {
-                in_use.push(*digest);
-            }
+pub(crate) fn take_out(shared: &Shared, removal: &Removal) -> Result<Swept, RemoveContentError> {
+    let (mut leaving, mut in_use) = (Vec::new(), Vec::new());
+    for digest in &removal.blobs {
+        // Waiting for a lock while holding others could deadlock; a held lock means that the blob is in use.
+        let Some(lock) = shared.blobs.locks.try_enter(digest) else {
+            in_use.push(*digest);
+            continue;
+        };
+        let mut ledger = shared.blobs.inventory.ledger();
+        if ledger.kind(digest).is_none() {
+            continue;
         }
-        let stay = |gate: &crate::gate::GateGuard| locked(&self.state).ledger.stop_leaving(gate.digest());
-        if !in_use.is_empty() {
-            leaving.iter().for_each(stay);
-            return Err(RemoveContentError::InUse(in_use));
+        if ledger.start_leaving(digest) {
+            leaving.push(lock);
+        } else {
+            in_use.push(*digest);
         }
-        if let Err(error) = self.forget(removal) {
-            leaving.iter().for_each(stay);
-            return Err(error.into());
-        }
-        let (mut swept, mut failed) = (Swept::default(), None);
-        for gate in &leaving {
-            if let Err(error) = self.discard(gate, &mut swept) {
-                stay(gate);
-                warn!(blob.digest = %gate.digest(), %error, "{} cannot be removed: {error}", gate.digest());
-                failed = Some(error);
-            }
-        }
-        failed.map_or(Ok(swept), |error| Err(error.into()))
     }
+    let stay = |lock: &DigestGuard| shared.blobs.inventory.ledger().stop_leaving(lock.digest());
+    if !in_use.is_empty() {
+        leaving.iter().for_each(stay);
+        return Err(RemoveContentError::InUse(in_use));
+    }
+    if let Err(error) = forget(shared, removal) {
+        leaving.iter().for_each(stay);
+        return Err(error.into());
+    }
+    let (mut swept, mut failed) = (Swept::default(), None);
+    for lock in &leaving {
+        if let Err(error) = shared.blobs.evictor.discard(lock, &mut swept) {
+            stay(lock);
+            warn!(blob.digest = %lock.digest(), %error, "{} cannot be removed: {error}", lock.digest());
+            failed = Some(error);
+        }
+    }
+    failed.map_or(Ok(swept), |error| Err(error.into()))
+}
 
-    fn forget(&self, removal: &Removal) -> Result<(), IndexError> {
-        let written = self.write(Durability::Synced, |transaction| {
-            for (at, tag) in &removal.tags {
-                names::delete_tag(transaction, at, tag)?;
-            }
-            for (at, digest) in removal.manifests.iter().chain(&removal.shared) {
-                names::delete_source(transaction, at, digest)?;
-            }
-            for (_, manifest) in &removal.manifests {
-                catalog::delete_orphan(transaction, manifest)?;
-            }
-            for blob in &removal.blobs {
-                catalog::delete_sources(transaction, blob)?;
-            }
-            Ok(())
-        });
-        // Also after an error: the rows may be gone all the same.
-        locked(&self.known).changed();
-        written
-    }
+fn forget(shared: &Shared, removal: &Removal) -> Result<(), IndexError> {
+    let written = shared.index.write(Durability::Synced, |transaction| {
+        for (at, tag) in &removal.tags {
+            names::delete_tag(transaction, at, tag)?;
+        }
+        for (at, digest) in removal.manifests.iter().chain(&removal.shared) {
+            names::delete_source(transaction, at, digest)?;
+        }
+        for (_, manifest) in &removal.manifests {
+            catalog::delete_orphan(transaction, manifest)?;
+        }
+        for blob in &removal.blobs {
+            catalog::delete_sources(transaction, blob)?;
+        }
+        Ok(())
+    });
+    // Also after an error: the rows may be gone all the same.
+    shared.names.changed();
+    written
 }

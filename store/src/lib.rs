@@ -6,7 +6,7 @@
 //!   proven. Every reader waits for its own piece and for nothing else.
 //! - Space for a whole blob is reserved before its first byte is written. Eviction makes room by last use.
 //! - After a crash the disk holds what the rows say: files without a row are removed, rows without a file are dropped, and
-//!   a partial is offered again only in the pieces, and in the tails of a few more, whose bytes still have their hash.
+//!   a partial is offered again only in the pieces, and in the beginnings of a few more, whose bytes still have their hash.
 //! - A file that is missing or damaged is a miss that heals itself; disk content never panics.
 //!
 //! # What it leaves to others
@@ -24,61 +24,56 @@
 //! ```
 //!
 //! # Locks
-//! In this order, each optional: a digest's gate (`gate`), the reservation lock, the index, the state, a filling's own
-//! state. The state's lock is never held across disk work.
+//! In this order, each optional: a digest's lock, the reservation lock, the index, the live fills, the ledger, a fill's own state.
+//! The locks after the index are never held across disk work.
+//!
+//! # Files
+//! From the bottom up: `values` (errors, clock, rows of no digest), `disk` (files, paths), `index` (SQLite), `blobs` and `names`, which
+//! meet only there, `open` (claiming a folder, recovery), `shared` (what all handles share), `catalog`, and `facade` on top.
 
-mod batch;
-mod begin;
 mod blobs;
-mod blocking;
 mod catalog;
-mod checked;
-mod clock;
-mod counts;
-mod evict;
-mod extent;
-mod files;
-mod fill;
-mod gate;
-mod handle;
-mod hashes;
+mod disk;
+mod facade;
 mod index;
-mod known;
-mod layout;
-mod lock;
 mod names;
-mod node_key;
 mod open;
-mod passing;
-mod pieces;
-mod private;
-mod publish;
-mod quota;
-mod recover;
-mod scrub;
-mod store;
-mod tail;
+mod shared;
+mod values;
 
-pub use begin::BeginFillError;
-pub use blobs::{Blob, READ_BYTES_MAX, ReadBlobError};
+pub use blobs::{
+    begin::BeginFillError,
+    evictor::Swept,
+    fill_failure::FillFailure,
+    publish::PublishBlobError,
+    read::{READ_BYTES_MAX, ReadBlobError},
+    unstored::Offer,
+};
 pub use catalog::{Catalog, KnownBlob, KnownManifest, KnownTag, Presence, Removal, RemoveContentError};
-pub use checked::CheckedBlob;
-pub use clock::{Clock, SystemClock};
-pub use counts::Counts;
-pub use evict::Swept;
-pub use extent::Extent;
-pub use files::{DiskFiles, FileEntry, FileStamp, Files, OpenFile};
-pub use fill::FillFailure;
-pub use hashes::PieceHashes;
-pub use index::{IndexError, ListSignature};
-pub use names::{Holder, MANIFEST_BYTES_MAX, Manifest, NodeRight, Repository, Shown, Tag};
-pub use node_key::NodeKeyError;
-pub use open::{Env, OpenStoreError, StoreConfig};
-pub use passing::Offer;
-pub use pieces::{Filling, WritePieceError};
-pub use publish::PublishBlobError;
-pub use scrub::Verified;
-pub use store::{Store, StoreError, Usage};
-
-/// The SHA-256 of one piece, whatever algorithm the blob's digest uses.
-pub type PieceHash = [u8; 32];
+pub use disk::{
+    disk_files::DiskFiles,
+    extent::Extent,
+    files::{FileEntry, FileStamp, Files, OpenFile},
+};
+pub use facade::{
+    blob::Blob,
+    checked_blob::CheckedBlob,
+    filling::{handle::Filling, writing::WritePieceError},
+    store::Store,
+    store_blobs::Verified,
+};
+pub use names::values::{Manifest, Tag};
+pub use open::{
+    config::{Env, StoreConfig},
+    error::OpenStoreError,
+    node_key::NodeKeyError,
+};
+pub use piecemeal_proto::PieceHash;
+pub use values::{
+    clock::{Clock, SystemClock},
+    counts::{Counts, Usage},
+    error::{IndexError, StoreError},
+    piece_hashes::{ListSignature, PieceHashes},
+    repository::Repository,
+    right::{Holder, NodeRight, Shown},
+};

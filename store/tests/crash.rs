@@ -293,7 +293,7 @@ impl Machine {
             match self.random.random_range(0..8) {
                 0 | 1 => continue,
                 2 => {
-                    self.write_tail(content, filling, index).await;
+                    self.write_partial_piece(content, filling, index).await;
                     continue;
                 }
                 _ => {}
@@ -327,24 +327,24 @@ impl Machine {
     }
 
     /// Some of a piece, in two steps.
-    async fn write_tail(&mut self, content: &Content, filling: &Filling, index: u32) {
+    async fn write_partial_piece(&mut self, content: &Content, filling: &Filling, index: u32) {
         let piece = content.piece(index);
         let (first, second) = (
             self.random.random_range(0..piece.len()),
             self.random.random_range(0..piece.len()),
         );
         let (first, second) = (first.min(second), first.max(second));
-        let _ = filling.write_tail(index, 0, piece.slice(..first)).await;
+        let _ = filling.write_partial_piece(index, 0, piece.slice(..first)).await;
         self.clock.advance(Duration::from_millis(10));
         let _ = filling
-            .write_tail(index, first as u64, piece.slice(first..second))
+            .write_partial_piece(index, first as u64, piece.slice(first..second))
             .await;
     }
 
     /// A tail is the beginning of its piece or nothing.
     async fn check_tail(content: &Content, filling: &Filling) {
         for index in 0..filling.map().count() {
-            let Some(bytes) = filling.tail(index).await else {
+            let Some(bytes) = filling.partial_piece(index).await else {
                 continue;
             };
             assert!(!filling.have().contains(index));
@@ -476,7 +476,10 @@ async fn grow_up(seed: u64, cuts: &Cuts) {
     let [.., partial] = old::contents();
     let filling = partial.begin(&store).await;
     assert_eq!(filling.have().iter().collect::<Vec<_>>(), old::PIECES);
-    assert_eq!(filling.tail(1).await.unwrap(), partial.piece(1)[..old::TAIL_BYTES]);
+    assert_eq!(
+        filling.partial_piece(1).await.unwrap(),
+        partial.piece(1)[..old::TAIL_BYTES]
+    );
     drop((filling, store));
     machine.heal().await;
 }

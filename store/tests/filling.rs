@@ -371,10 +371,13 @@ impl Killed {
         let store = open(dir.path(), &clock);
         let filling = content.begin(&store).await;
         content.write(&filling, 0).await;
-        filling.write_tail(1, 0, content.piece(1).slice(..1000)).await.unwrap();
+        filling
+            .write_partial_piece(1, 0, content.piece(1).slice(..1000))
+            .await
+            .unwrap();
         clock.advance(Duration::from_millis(20));
         filling
-            .write_tail(1, 1000, content.piece(1).slice(1000..3000))
+            .write_partial_piece(1, 1000, content.piece(1).slice(1000..3000))
             .await
             .unwrap();
         Self { dir, content, clock }
@@ -398,17 +401,24 @@ async fn a_tail_outlives_the_process() {
     let killed = Killed::with_a_tail().await;
     let filling = killed.resume().await;
     let piece = killed.content.piece(1);
-    assert_eq!(filling.tail(1).await, Some(piece.slice(..3000)));
+    assert_eq!(filling.partial_piece(1).await, Some(piece.slice(..3000)));
     assert_eq!(filling.have().iter().collect::<Vec<_>>(), [0]);
     assert_eq!(filling.read_piece(1).await.unwrap(), None, "peers do not see it");
-    filling.write_tail(1, 3000, piece.slice(3000..3500)).await.unwrap();
-    assert_eq!(filling.tail(1).await, Some(piece.slice(..3500)), "it grows on");
+    filling
+        .write_partial_piece(1, 3000, piece.slice(3000..3500))
+        .await
+        .unwrap();
+    assert_eq!(filling.partial_piece(1).await, Some(piece.slice(..3500)), "it grows on");
 
     killed.content.write(&filling, 1).await;
-    assert_eq!(filling.tail(1).await, None, "the whole piece is here");
+    assert_eq!(filling.partial_piece(1).await, None, "the whole piece is here");
     killed.clock.advance(Duration::from_millis(20));
-    filling.write_tail(1, 0, piece.slice(..10)).await.unwrap();
-    assert_eq!(filling.tail(1).await, None, "a piece that is here is not written again");
+    filling.write_partial_piece(1, 0, piece.slice(..10)).await.unwrap();
+    assert_eq!(
+        filling.partial_piece(1).await,
+        None,
+        "a piece that is here is not written again"
+    );
     killed.content.write(&filling, 2).await;
     filling.publish(&[]).await.unwrap();
 }
@@ -418,15 +428,15 @@ async fn a_damaged_tail_is_none() {
     let killed = Killed::with_a_tail().await;
     let filling = killed.resume().await;
     killed.flip_a_byte(PIECE_BYTES + 2999);
-    assert_eq!(filling.tail(1).await, None, "while it is being filled");
+    assert_eq!(filling.partial_piece(1).await, None, "while it is being filled");
     drop(filling);
     let filling = killed.resume().await;
-    assert_eq!(filling.tail(1).await, None, "after a restart");
+    assert_eq!(filling.partial_piece(1).await, None, "after a restart");
     filling
-        .write_tail(1, 0, killed.content.piece(1).slice(..7))
+        .write_partial_piece(1, 0, killed.content.piece(1).slice(..7))
         .await
         .unwrap();
-    assert_eq!(filling.tail(1).await, Some(killed.content.piece(1).slice(..7)));
+    assert_eq!(filling.partial_piece(1).await, Some(killed.content.piece(1).slice(..7)));
 }
 
 #[tokio::test]
@@ -436,22 +446,22 @@ async fn a_tail_is_only_appended_to() {
     let content = Content::pieces(9, 3);
     let filling = content.begin(&store).await;
     let bytes = content.piece(1).slice(..100);
-    filling.write_tail(1, 0, bytes.clone()).await.unwrap();
+    filling.write_partial_piece(1, 0, bytes.clone()).await.unwrap();
     for (piece, offset) in [(1, 99), (1, 101), (0, 100)] {
-        let refused = filling.write_tail(piece, offset, bytes.clone()).await;
+        let refused = filling.write_partial_piece(piece, offset, bytes.clone()).await;
         assert!(
-            matches!(refused, Err(WritePieceError::NoSuchTail { .. })),
+            matches!(refused, Err(WritePieceError::NoSuchPartialPiece { .. })),
             "{refused:?}"
         );
     }
-    let whole = filling.write_tail(1, 0, content.piece(1)).await;
+    let whole = filling.write_partial_piece(1, 0, content.piece(1)).await;
     assert!(matches!(
         whole,
         Err(WritePieceError::WrongLength { got: PIECE_BYTES, .. })
     ));
-    let beyond = filling.write_tail(3, 0, bytes.clone()).await;
+    let beyond = filling.write_partial_piece(3, 0, bytes.clone()).await;
     assert!(matches!(beyond, Err(WritePieceError::NoSuchPiece { .. })));
-    assert_eq!(filling.tail(1).await, Some(bytes.clone()));
+    assert_eq!(filling.partial_piece(1).await, Some(bytes.clone()));
 }
 
 #[tokio::test]
@@ -462,19 +472,23 @@ async fn each_of_sixteen_pieces_has_a_tail_of_its_own() {
         let store = open(dir.path(), &clock);
         let filling = content.begin(&store).await;
         for piece in 0..16 {
-            filling.write_tail(piece, 0, tail_of(piece)).await.unwrap();
+            filling.write_partial_piece(piece, 0, tail_of(piece)).await.unwrap();
         }
         // Grows on, which makes piece 1 the one that has not grown for longest.
-        filling.write_tail(0, 0, tail_of(0)).await.unwrap();
-        filling.write_tail(17, 0, tail_of(17)).await.unwrap();
+        filling.write_partial_piece(0, 0, tail_of(0)).await.unwrap();
+        filling.write_partial_piece(17, 0, tail_of(17)).await.unwrap();
         content.write(&filling, 5).await;
         clock.advance(Duration::from_millis(20));
-        filling.write_tail(7, 0, tail_of(7)).await.unwrap();
+        filling.write_partial_piece(7, 0, tail_of(7)).await.unwrap();
     }
     let filling = content.begin(&open(dir.path(), &clock)).await;
     for piece in 0..18 {
         let kept = ![1, 5, 16].contains(&piece);
-        assert_eq!(filling.tail(piece).await, kept.then(|| tail_of(piece)), "piece {piece}");
+        assert_eq!(
+            filling.partial_piece(piece).await,
+            kept.then(|| tail_of(piece)),
+            "piece {piece}"
+        );
     }
 }
 

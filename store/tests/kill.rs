@@ -272,12 +272,12 @@ impl Story {
     }
 
     /// A tail in two steps.
-    async fn write_tail(&mut self, filling: &Filling, blob: usize, piece: u32) {
+    async fn write_partial_piece(&mut self, filling: &Filling, blob: usize, piece: u32) {
         let bytes = self.contents[blob].piece(piece);
         let (first, second) = (bytes.len() / 3, bytes.len() / 2);
         for (start, end) in [(0, first), (first, second)] {
             let part = bytes.slice(start..end);
-            filling.write_tail(piece, start as u64, part).await.unwrap();
+            filling.write_partial_piece(piece, start as u64, part).await.unwrap();
             self.clock.advance(Duration::from_millis(6));
             self.say(&Line::Tail(blob, piece, end));
         }
@@ -288,8 +288,8 @@ impl Story {
         let missing: Vec<u32> = filling.have().missing().collect();
         for piece in missing.into_iter().rev() {
             match piece {
-                1 if filling.tail(piece).await.is_some() => {}
-                1 => self.write_tail(filling, blob, piece).await,
+                1 if filling.partial_piece(piece).await.is_some() => {}
+                1 => self.write_partial_piece(filling, blob, piece).await,
                 _ => self.write(filling, blob, piece).await,
             }
         }
@@ -461,7 +461,7 @@ impl Story {
                 None => None,
             };
             let tail = match &filling {
-                Some(filling) => filling.tail(piece).await,
+                Some(filling) => filling.partial_piece(piece).await,
                 None => None,
             };
             let tail_bytes = tail.as_ref().map_or(0, |tail| tail.len());

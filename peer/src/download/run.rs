@@ -290,7 +290,7 @@ impl Download {
                 digest: digest.to_string(),
             }));
         }
-        if self.filling.is_passing() {
+        if self.filling.is_unstored() {
             self.report(lost(&digest));
         }
         result
@@ -329,7 +329,7 @@ impl Download {
         }
     }
 
-    /// Tells the scheduler which pieces of a passing fill there is room for.
+    /// Tells the scheduler which pieces of an unstored fill there is room for.
     fn follow_window(&mut self) {
         let Some(window) = self.filling.window() else {
             return;

@@ -338,8 +338,8 @@ async fn open(parts: &CacheParts, at: &Repository, digest: &Digest) -> Result<Op
 
 /// Waits until all of a blob is here. The transfer runs by itself: nothing is read, so that clients' pieces keep their priority.
 async fn follow(parts: &CacheParts, filling: Filling, telling: Telling<'_>) -> Result<Result<(), String>, Gone> {
-    if filling.is_passing() {
-        // A passing fill without a reader gives its place to one that has readers.
+    if filling.is_unstored() {
+        // An unstored fill without a reader gives its place to one that has readers.
         if !filling.has_readers() {
             filling.abandon(FillFailure::Stopped).await;
         }

@@ -12,7 +12,7 @@ use super::upstream_blobs::UpstreamBlobs;
 use crate::{Arrived, Transfer};
 use piecemeal_upstream::PullError;
 
-/// How long a blob that there is no room for waits for a place among the passing fills.
+/// How long a blob that there is no room for waits for a place among the unstored fills.
 pub(super) const PASSING_PATIENCE: Duration = Duration::from_secs(10);
 
 impl UpstreamBlobs {
@@ -33,8 +33,8 @@ impl UpstreamBlobs {
     /// # Errors
     /// [`PullError::BadGateway`] for the wrong bytes, [`PullError::Store`].
     pub async fn publish(&self, at: &Repository, filling: &Filling, transfer: &Transfer) -> Result<Arrived, PullError> {
-        let arrived = match filling.is_passing() {
-            true => filling.pass().await.map(|()| Arrived::Passed),
+        let arrived = match filling.is_unstored() {
+            true => filling.finish_unstored().await.map(|()| Arrived::Passed),
             false => filling.publish(&transfer.sources()).await.map(Arrived::Kept),
         };
         match arrived {
@@ -69,7 +69,7 @@ pub async fn pass(
     fill: Option<FillId>,
     offer: Offer,
 ) -> Result<Filling, PullError> {
-    let begun = tokio::time::timeout(PASSING_PATIENCE, store.begin_passing(digest, map, fill, offer)).await;
+    let begun = tokio::time::timeout(PASSING_PATIENCE, store.begin_unstored(digest, map, fill, offer)).await;
     let begun = begun.map_err(|_| {
         PullError::Unavailable(
             "the blob does not fit into the cache, and too many blobs already pass through memory; try again"

@@ -26,7 +26,7 @@ const RETRY_DELAY_MAX: Duration = Duration::from_secs(3);
 /// So many bodies in a row that bring nothing new are enough: an upstream without ranges that always breaks off would send
 /// its beginning again and again.
 const BARREN_MAX: u32 = 5;
-/// How long a passing fill may go without readers.
+/// How long an unstored fill may go without readers.
 const UNREAD_MAX: Duration = Duration::from_secs(30);
 /// How often the fill checks whether a client waits for a piece that no connection fetches yet.
 const LOOK_AROUND: Duration = Duration::from_millis(100);
@@ -169,13 +169,13 @@ impl<'a> Run<'a> {
         let filling = self.context.filling;
         while !self.whole {
             let busy = self.lanes.len() - self.context.ending.count();
-            // A passing fill's pieces have room in order only.
-            let share = match filling.is_passing() {
+            // An unstored fill's pieces have room in order only.
+            let share = match filling.is_unstored() {
                 true => 1,
                 false => self.seat.share(missing_bytes(filling), busy),
             };
-            // In a passing fill a reader waits until its piece has its turn: there is no room for that piece before.
-            let wanted = filling.wanted().filter(|_| !filling.is_passing());
+            // In an unstored fill a reader waits until its piece has its turn: there is no room for that piece before.
+            let wanted = filling.wanted().filter(|_| !filling.is_unstored());
             // A waiting reader gets an extra connection at once, rather than wait for a segment to end.
             let allowed =
                 share + usize::from(self.plan.lacks(wanted) && self.receiving == self.lanes.len() && share > 1);

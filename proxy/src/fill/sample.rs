@@ -51,7 +51,7 @@ impl UpstreamBlobs {
         let landed: Vec<u32> = filling.landed().iter().collect();
         let random = self.store.random_u64();
         let (piece, bytes) = match landed.len() {
-            0 => (0, filling.tail(0).await?),
+            0 => (0, filling.partial_piece(0).await?),
             count => {
                 let piece = landed[usize::try_from(random % count as u64).ok()?];
                 (piece, filling.read_piece(piece).await.ok()??)
@@ -73,8 +73,8 @@ async fn left_sample(filling: &Filling) -> Result<Option<(u64, Bytes)>, PullErro
         let read = read.map_err(|error| PullError::Unavailable(error.to_string()))?;
         return Ok(read.map(|bytes| (start(piece), cut(bytes))));
     }
-    for piece in filling.tailed() {
-        if let Some(bytes) = filling.tail(piece).await.filter(|bytes| !bytes.is_empty()) {
+    for piece in filling.partial_pieces() {
+        if let Some(bytes) = filling.partial_piece(piece).await.filter(|bytes| !bytes.is_empty()) {
             return Ok(Some((start(piece), cut(bytes))));
         }
     }

@@ -71,7 +71,7 @@ pub(super) struct Segment {
 impl Segment {
     pub(super) async fn new(filling: &Filling, bytes: Range<u64>) -> Self {
         let head = match filling.map().piece_at(bytes.start) {
-            Some(first) => filling.tail(first).await.unwrap_or_default(),
+            Some(first) => filling.partial_piece(first).await.unwrap_or_default(),
             None => Bytes::new(),
         };
         Self { bytes, head }
@@ -324,7 +324,7 @@ impl<'a> GrowingPiece<'a> {
             return;
         }
         let (index, offset) = (self.index(), self.kept as u64);
-        if let Err(error) = self.filling.write_tail(index, offset, fresh).await {
+        if let Err(error) = self.filling.write_partial_piece(index, offset, fresh).await {
             debug!(blob.digest = %self.filling.digest(), %error, "failed to keep the beginning of piece {index}: {error}");
         }
         self.kept = self.bytes.len();

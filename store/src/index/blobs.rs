@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use piecemeal_proto::{Digest, FillId, PieceMap};
+use piecemeal_proto::{Digest, FillId, PieceHash, PieceMap};
 use rusqlite::{OptionalExtension as _, Transaction};
 
 use super::{
-    Index, IndexError, ListedRow, digest_from_sql, fill_from_sql, fill_to_sql, from_sql, map_from_sql, to_sql,
+    connection::{Index, ListedRow},
+    sql::{digest_from_sql, fill_from_sql, fill_to_sql, from_sql, map_from_sql, to_sql},
 };
-use crate::{PieceHash, clock::Age};
+use crate::values::{clock::Age, error::IndexError, piece_hashes::ListSignature};
 
 /// A complete blob.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,9 +21,6 @@ pub(crate) struct BlobRow {
     /// The authority's, over the list of them.
     pub(crate) signature: Option<ListSignature>,
 }
-
-/// An Ed25519 signature over a list of piece hashes.
-pub type ListSignature = [u8; 64];
 
 impl Index {
     /// `None` also for a row that makes no sense.

@@ -3,8 +3,11 @@
 use piecemeal_proto::Digest;
 use rusqlite::{Connection, Transaction};
 
-use super::{Index, IndexError, digest_from_sql, from_sql, map_from_sql};
-use crate::{Repository, clock::Age};
+use super::{
+    connection::Index,
+    sql::{digest_from_sql, from_sql, map_from_sql},
+};
+use crate::values::{clock::Age, error::IndexError, repository::Repository};
 
 /// The most manifests read in one go; the connection is blocked for others in the meantime.
 const MANIFESTS_AT_ONCE: u32 = 64;

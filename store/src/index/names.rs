@@ -4,11 +4,11 @@ use piecemeal_proto::Digest;
 use rusqlite::{OptionalExtension as _, Transaction};
 
 use super::{
-    Index, IndexError, digest_from_sql, from_sql,
+    connection::Index,
     shares::{Shares, kept_of, with_domain},
-    to_sql,
+    sql::{digest_from_sql, from_sql, to_sql},
 };
-use crate::{Repository, clock::Age};
+use crate::values::{clock::Age, error::IndexError, repository::Repository};
 
 /// A manifest as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]

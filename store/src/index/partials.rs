@@ -1,12 +1,13 @@
 //! Rows of blobs that are not complete, and of their pieces.
 
-use piecemeal_proto::{Digest, FillId, PieceMap};
+use piecemeal_proto::{Digest, FillId, PieceHash, PieceMap};
 use rusqlite::{Connection, OptionalExtension as _, Transaction};
 
 use super::{
-    Index, IndexError, ListedRow, digest_from_sql, fill_from_sql, fill_to_sql, from_sql, map_from_sql, to_sql,
+    connection::{Index, ListedRow},
+    sql::{digest_from_sql, fill_from_sql, fill_to_sql, from_sql, map_from_sql, to_sql},
 };
-use crate::{PieceHash, clock::Age};
+use crate::values::{clock::Age, error::IndexError};
 
 /// A partial, with the pieces that it may have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,12 +18,12 @@ pub(crate) struct PartialRow {
     /// Ascending, each below the map's count.
     pub(crate) pieces: Vec<(u32, PieceHash)>,
     /// Each shorter than its piece, which is not among `pieces` unless the process died between two writes.
-    pub(crate) tails: Vec<TailRow>,
+    pub(crate) partial_pieces: Vec<PartialPieceRow>,
 }
 
 /// The first `bytes` of a piece, and their hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TailRow {
+pub(crate) struct PartialPieceRow {
     pub(crate) piece: u32,
     pub(crate) bytes: u64,
     pub(crate) hash: PieceHash,
@@ -30,10 +31,10 @@ pub(crate) struct TailRow {
 
 /// What a piece's tail is now.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct TailChange {
+pub(crate) struct PartialPieceChange {
     pub(crate) piece: u32,
     /// `None`: it has none.
-    pub(crate) now: Option<TailRow>,
+    pub(crate) now: Option<PartialPieceRow>,
 }
 
 /// Changes of a partial since it was last stored.
@@ -41,7 +42,7 @@ pub(crate) struct TailChange {
 pub(crate) struct Progress {
     /// Those that landed.
     pub(crate) pieces: Vec<(u32, PieceHash)>,
-    pub(crate) tails: Vec<TailChange>,
+    pub(crate) partial_pieces: Vec<PartialPieceChange>,
 }
 
 impl Index {
@@ -77,7 +78,7 @@ impl Index {
             map,
             fill: fill_from_sql(fill),
             pieces,
-            tails: read_tails(&connection, id, map)?,
+            partial_pieces: read_partial_pieces(&connection, id, map)?,
         }))
     }
 
@@ -97,7 +98,7 @@ impl Index {
 }
 
 /// Rows that make no sense are left out.
-fn read_tails(connection: &Connection, id: i64, map: PieceMap) -> rusqlite::Result<Vec<TailRow>> {
+fn read_partial_pieces(connection: &Connection, id: i64, map: PieceMap) -> rusqlite::Result<Vec<PartialPieceRow>> {
     let mut statement = connection.prepare_cached("SELECT piece, bytes, hash FROM partial_tails WHERE partial = ?1")?;
     let rows = statement.query_map([id], |row| <(i64, i64, Vec<u8>)>::try_from(row))?;
     let mut tails = Vec::new();
@@ -107,7 +108,7 @@ fn read_tails(connection: &Connection, id: i64, map: PieceMap) -> rusqlite::Resu
             && piece < map.count()
             && bytes < map.len(piece)
         {
-            tails.push(TailRow { piece, bytes, hash });
+            tails.push(PartialPieceRow { piece, bytes, hash });
         }
     }
     Ok(tails)
@@ -149,13 +150,13 @@ pub(crate) fn save(transaction: &Transaction<'_>, id: i64, progress: &Progress, 
     for (piece, hash) in &progress.pieces {
         statement.execute((id, i64::from(*piece), hash))?;
     }
-    for tail in &progress.tails {
-        set_tail(transaction, id, tail)?;
+    for tail in &progress.partial_pieces {
+        set_partial_piece(transaction, id, tail)?;
     }
     Ok(())
 }
 
-fn set_tail(transaction: &Transaction<'_>, id: i64, tail: &TailChange) -> rusqlite::Result<()> {
+fn set_partial_piece(transaction: &Transaction<'_>, id: i64, tail: &PartialPieceChange) -> rusqlite::Result<()> {
     let piece = i64::from(tail.piece);
     match &tail.now {
         Some(row) => transaction
@@ -185,4 +186,76 @@ pub(crate) fn delete(transaction: &Transaction<'_>, digest: &str) -> rusqlite::R
         .prepare_cached("DELETE FROM partials WHERE digest = ?1")?
         .execute([digest])?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        index::{
+            blobs::{self, BlobRow},
+            connection::Durability,
+        },
+        values::clock::SystemClock,
+    };
+
+    #[test]
+    fn damaged_rows_are_misses() {
+        let dir = tempfile::tempdir().unwrap();
+        let index = Index::open(&dir.path().join("index.db"), Arc::new(SystemClock::new())).unwrap();
+        let (digest, map) = (Digest::of(b""), PieceMap::new(9, 4).unwrap());
+        let hashes = [[1; 32]; 3];
+        let row = BlobRow {
+            map,
+            fill: FillId(u64::MAX),
+            piece_hashes: hashes.into(),
+            signature: Some([2; 64]),
+        };
+        let tail = PartialPieceRow {
+            piece: 1,
+            bytes: 3,
+            hash: hashes[0],
+        };
+        let id = index
+            .write(Durability::Batched, |transaction| {
+                blobs::insert(transaction, &digest, &row, Age(4))?;
+                let id = insert(transaction, &digest, map, FillId(u64::MAX), Age(4))?;
+                let pieces = vec![(2, hashes[0]), (7, hashes[0])];
+                let progress = Progress {
+                    pieces,
+                    partial_pieces: vec![PartialPieceChange {
+                        piece: 1,
+                        now: Some(tail),
+                    }],
+                };
+                save(transaction, id, &progress, Age(5))?;
+                save(transaction, id + 1, &progress, Age(5))?;
+                Ok(id)
+            })
+            .unwrap();
+        assert_eq!(index.blob(&digest).unwrap(), Some(row.clone()));
+        index.read().execute("UPDATE blobs SET signature = x'00'", []).unwrap();
+        let unsigned = BlobRow { signature: None, ..row };
+        assert_eq!(index.blob(&digest).unwrap(), Some(unsigned), "half a signature is none");
+        let partial = index.partial(&digest).unwrap().unwrap();
+        assert_eq!((partial.id, partial.fill), (id, FillId(u64::MAX)));
+        assert_eq!(partial.pieces, [(2, hashes[0])], "no piece beyond the map");
+        assert_eq!(partial.partial_pieces, [tail]);
+        index.read().execute("UPDATE partial_tails SET bytes = 4", []).unwrap();
+        let partial = index.partial(&digest).unwrap().unwrap();
+        assert_eq!(partial.partial_pieces, [], "a whole piece is no tail");
+        for damage in [
+            "UPDATE blobs SET piece_hashes = x'00'",
+            "UPDATE blobs SET blob_bytes = -1",
+            "UPDATE partials SET piece_bytes = 0",
+            "UPDATE partial_pieces SET hash = x'00'",
+        ] {
+            index.read().execute(damage, []).unwrap();
+        }
+        assert_eq!(index.blob(&digest).unwrap(), None);
+        assert_eq!(index.partial(&digest).unwrap(), None);
+        assert_eq!(index.blobs().unwrap(), [Err(digest.to_string())]);
+    }
 }

@@ -4,8 +4,17 @@ use piecemeal_proto::NodeId;
 use ring::hmac;
 use rusqlite::{OptionalExtension as _, Transaction};
 
-use super::{Index, IndexError, from_sql, shares::Shares, to_sql};
-use crate::{Holder, Repository, Shown, clock::Age};
+use super::{
+    connection::Index,
+    shares::Shares,
+    sql::{from_sql, to_sql},
+};
+use crate::values::{
+    clock::Age,
+    error::IndexError,
+    repository::Repository,
+    right::{Holder, Shown},
+};
 
 /// The most credentials of one node that have a right in one repository. A client of a registry with tokens shows a new one with
 /// each pull.

@@ -9,7 +9,7 @@
 
 use rusqlite::Transaction;
 
-use super::{from_sql, to_sql};
+use super::sql::{from_sql, to_sql};
 
 /// What is kept when there is more than so much: a little less, so that a full table is not sorted for each new row.
 pub(super) fn kept_of(max: u64) -> u64 {

@@ -1,0 +1,242 @@
+//! Beginning a fill: joining a live fill, resuming a partial, or starting from nothing.
+//!
+//! A partial found on disk is not trusted: each piece that the index claims is hashed again before it counts. The whole
+//! blob's space is reserved first, so that a fill that began never fails halfway for lack of it.
+
+use std::{io, sync::Arc};
+
+use piecemeal_proto::{Digest, FillId, PieceMap};
+use tracing::{debug, warn};
+
+use super::{
+    blob_store::BlobStore,
+    digest_lock::DigestGuard,
+    evictor::{RoomError, Swept},
+    fill::Fill,
+    ledger::Kind,
+    live_fills::Handle,
+    partial_piece::PartialPiece,
+};
+use crate::{
+    disk::files::read_range,
+    index::{Durability, PartialRow, partials},
+    values::error::IndexError,
+};
+
+/// Why a fill could not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum BeginFillError {
+    /// There is nothing to fill: read the blob.
+    #[error("the blob is complete")]
+    AlreadyComplete,
+    /// Another fill of the blob is under way, with another id or other pieces. Abandon that one first.
+    #[error("the blob is being filled as {fill} in pieces of {piece_bytes} bytes", piece_bytes = map.piece_bytes())]
+    Conflict { fill: FillId, map: PieceMap },
+    /// Evicting everything that is not in use would not make room for it. Pass the blob on without keeping it.
+    #[error("no space for {needed} bytes (quota {quota}, {free_bytes} bytes free on disk)", quota = quota_text(*quota_bytes))]
+    NoSpace {
+        needed: u64,
+        quota_bytes: Option<u64>,
+        free_bytes: u64,
+    },
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// The local disk. Pass the blob on without keeping it.
+    #[error("failed to make the file of a fill")]
+    Io(#[from] io::Error),
+}
+
+/// The blob's fill that is open, if it suits.
+pub(crate) fn join(
+    blobs: &BlobStore,
+    digest: &Digest,
+    map: PieceMap,
+    id: Option<FillId>,
+) -> Result<Option<Arc<Handle>>, BeginFillError> {
+    let kind = blobs.inventory.ledger().get(digest).map(|entry| entry.kind);
+    if kind == Some(Kind::Blob) {
+        return Err(BeginFillError::AlreadyComplete);
+    }
+    match blobs.live.open(digest) {
+        None => Ok(None),
+        Some(handle) if handle.fill.suits(map, id) => Ok(Some(handle)),
+        Some(handle) => Err(BeginFillError::Conflict {
+            fill: handle.fill.id(),
+            map: handle.fill.map(),
+        }),
+    }
+}
+
+/// Joins the blob's fill, resumes its partial or starts from nothing, and notes whether there was room for it.
+pub(crate) fn begin(
+    blobs: &BlobStore,
+    lock: &DigestGuard,
+    map: PieceMap,
+    id: Option<FillId>,
+) -> Result<Arc<Handle>, BeginFillError> {
+    let begun = Beginning { blobs, lock, map, id }.run();
+    note_trouble(blobs, map, &begun);
+    begun
+}
+
+fn note_trouble(blobs: &BlobStore, map: PieceMap, begun: &Result<Arc<Handle>, BeginFillError>) {
+    let quota_bytes = blobs.evictor.limits().quota_bytes;
+    let fits = quota_bytes.is_none_or(|quota| map.blob_bytes() <= quota);
+    let trouble = match begun {
+        Err(error @ (BeginFillError::NoSpace { .. } | BeginFillError::Io(_) | BeginFillError::Index(_))) if fits => {
+            Some(format!("{error}; pulled blobs pass through and are not kept"))
+        }
+        Err(_) => return,
+        Ok(_) => None,
+    };
+    *blobs.trouble.lock() = trouble;
+}
+
+/// One fill that begins, under its digest's lock.
+struct Beginning<'a> {
+    blobs: &'a BlobStore,
+    lock: &'a DigestGuard,
+    map: PieceMap,
+    id: Option<FillId>,
+}
+
+impl Beginning<'_> {
+    fn run(&self) -> Result<Arc<Handle>, BeginFillError> {
+        let (blobs, digest) = (self.blobs, self.lock.digest());
+        if let Some(handle) = join(blobs, digest, self.map, self.id)? {
+            return Ok(handle);
+        }
+        // Without a handle, but still in memory: as good as new.
+        if let Some(fill) = blobs.live.fill(digest)
+            && fill.is_open()
+            && fill.suits(self.map, self.id)
+        {
+            return Ok(self.attach(fill));
+        }
+        if let Some(handle) = self.resume()? {
+            return Ok(handle);
+        }
+        blobs.evictor.discard(self.lock, &mut Swept::default())?;
+        self.start(self.id.unwrap_or_else(|| blobs.random.fill_id()))
+    }
+
+    /// `None` when no partial on disk fits.
+    fn resume(&self) -> Result<Option<Arc<Handle>>, BeginFillError> {
+        let (blobs, digest, map) = (self.blobs, self.lock.digest(), self.map);
+        if blobs.inventory.ledger().get(digest).is_none() {
+            return Ok(None);
+        }
+        let Some(row) = blobs.index.partial(digest)? else {
+            return Ok(None);
+        };
+        if row.map != map || self.id.is_some_and(|id| id != row.fill) {
+            return Ok(None);
+        }
+        let Some(file) = blobs.files.open_partial(digest, map)? else {
+            return Ok(None);
+        };
+        let fill = Fill::new(*digest, map, row.fill, row.id, file);
+        let torn = rehash(&fill, &row);
+        for piece in &row.partial_pieces {
+            if let Some(partial) = PartialPiece::found(fill.file().as_ref(), map, *piece) {
+                fill.adopt_partial_piece(partial);
+            }
+        }
+        debug!(
+            blob.digest = %digest, pieces.kept = map.count() - fill.missing(), pieces.torn = torn.len(),
+            "resuming {digest}"
+        );
+        if !torn.is_empty() {
+            blobs.index.write(Durability::Batched, |transaction| {
+                partials::drop_pieces(transaction, row.id, &torn)
+            })?;
+        }
+        let reserving = blobs.evictor.reserve();
+        blobs
+            .evictor
+            .make_room(&reserving, 0, fill.missing_bytes(), &mut Swept::default())
+            .map_err(|error| no_room(error, fill.missing_bytes()))?;
+        Ok(Some(self.attach(Arc::new(fill))))
+    }
+
+    fn start(&self, id: FillId) -> Result<Arc<Handle>, BeginFillError> {
+        let (blobs, digest, blob_bytes) = (self.blobs, self.lock.digest(), self.map.blob_bytes());
+        // Until the fill is attached, only this lock reserves the space that it has still to write.
+        let reserving = blobs.evictor.reserve();
+        blobs
+            .evictor
+            .make_room(&reserving, blob_bytes, blob_bytes, &mut Swept::default())
+            .map_err(|error| no_room(error, blob_bytes))?;
+        let now = blobs.index.now();
+        blobs.inventory.ledger().insert(*digest, Kind::Partial, blob_bytes, now);
+        match self.make_partial(id) {
+            Ok(fill) => Ok(self.attach(Arc::new(fill))),
+            Err(error) => {
+                if let Err(error) = blobs.evictor.discard(self.lock, &mut Swept::default()) {
+                    warn!(blob.digest = %digest, error = &error as &dyn std::error::Error, "failed to clean up {digest}");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn make_partial(&self, id: FillId) -> Result<Fill, BeginFillError> {
+        let (blobs, digest, now) = (self.blobs, self.lock.digest(), self.blobs.index.now());
+        let row = blobs.index.write(Durability::Batched, |transaction| {
+            partials::insert(transaction, digest, self.map, id, now)
+        })?;
+        let file = blobs.files.create_partial(digest, self.map)?;
+        Ok(Fill::new(*digest, self.map, id, row, file))
+    }
+
+    /// Makes the first handle of a fill. The digest's lock keeps its entry from leaving.
+    fn attach(&self, fill: Arc<Fill>) -> Arc<Handle> {
+        let (inventory, digest) = (&self.blobs.inventory, fill.digest());
+        let now = self.blobs.index.now();
+        {
+            let mut ledger = inventory.ledger();
+            if ledger.get(digest).is_none() {
+                ledger.insert(*digest, Kind::Partial, fill.map().blob_bytes(), now);
+            }
+        }
+        let pin = inventory.pin(digest).expect("the entry is there and its lock is held");
+        let handle = Arc::new(Handle::stored(fill, pin));
+        self.blobs.live.insert(&handle);
+        handle
+    }
+}
+
+/// A quota as text for people.
+fn quota_text(quota_bytes: Option<u64>) -> String {
+    quota_bytes.map_or_else(|| "none".to_owned(), |bytes| format!("{bytes} bytes"))
+}
+
+/// Takes over each piece of the row whose bytes have their hash; returns the others.
+fn rehash(fill: &Fill, row: &PartialRow) -> Vec<u32> {
+    let mut torn = Vec::new();
+    for &(index, hash) in &row.pieces {
+        match read_range(fill.file().as_ref(), fill.map().range(index)) {
+            Ok(bytes) if Digest::of(&bytes) == Digest::Sha256(hash) => {
+                fill.adopt(index, hash);
+                fill.advance_found(index, &bytes);
+            }
+            // Also when it cannot be read: fetching it again writes it elsewhere.
+            _ => torn.push(index),
+        }
+    }
+    torn
+}
+
+fn no_room(error: RoomError, needed: u64) -> BeginFillError {
+    match error {
+        RoomError::NoSpace {
+            quota_bytes,
+            free_bytes,
+        } => BeginFillError::NoSpace {
+            needed,
+            quota_bytes,
+            free_bytes,
+        },
+        RoomError::Io(error) => error.into(),
+    }
+}

@@ -1,0 +1,248 @@
+//! Eviction: making room, and removing what was unused for the TTL.
+//!
+//! Pinned blobs and live fills are never evicted. A file is removed before its row: a crash in between leaves a row without
+//! a file, which recovery drops, and never bytes that are not accounted for.
+
+use std::{collections::HashSet, io, sync::Arc, time::Duration};
+
+use parking_lot::{Mutex, MutexGuard};
+use piecemeal_proto::Digest;
+use tokio::sync::broadcast;
+use tracing::{debug, warn};
+
+use super::{
+    blob_files::BlobFiles,
+    counters::Counters,
+    digest_lock::{DigestGuard, DigestLocks},
+    inventory::Inventory,
+    ledger::{Kind, Space},
+    live_fills::LiveFills,
+};
+use crate::{
+    index::{Durability, Index, blobs, partials},
+    values::{clock::Age, error::IndexError},
+};
+
+/// A slow listener loses the oldest evictions beyond these, and is told so; it then reads the inventory again.
+const EVICTIONS_MAX: usize = 1024;
+
+/// Makes room, and removes what goes.
+pub(crate) struct Evictor {
+    index: Arc<Index>,
+    files: Arc<BlobFiles>,
+    inventory: Arc<Inventory>,
+    live: Arc<LiveFills>,
+    locks: DigestLocks,
+    /// Held while space is looked for, so that two fills never count on the same bytes.
+    reserving: Mutex<()>,
+    limits: Mutex<Limits>,
+    evictions: broadcast::Sender<Digest>,
+    pub(crate) counters: Counters,
+}
+
+/// How much a store may take, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) quota_bytes: Option<u64>,
+    pub(crate) free_bytes_min: u64,
+    pub(crate) ttl: Duration,
+}
+
+/// What a sweep removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// The complete blobs that were removed.
+    pub blobs: Vec<Digest>,
+    /// Bytes no longer counted, those of stale partials included.
+    pub bytes: u64,
+}
+
+/// Why there is no room.
+#[derive(Debug)]
+pub(crate) enum RoomError {
+    /// Evicting everything that may go would not make room.
+    NoSpace {
+        quota_bytes: Option<u64>,
+        free_bytes: u64,
+    },
+    Io(io::Error),
+}
+
+impl Evictor {
+    pub(crate) fn new(
+        index: Arc<Index>,
+        files: Arc<BlobFiles>,
+        inventory: Arc<Inventory>,
+        live: Arc<LiveFills>,
+        locks: DigestLocks,
+        limits: Limits,
+    ) -> Self {
+        Self {
+            index,
+            files,
+            inventory,
+            live,
+            locks,
+            reserving: Mutex::default(),
+            limits: Mutex::new(limits),
+            evictions: broadcast::Sender::new(EVICTIONS_MAX),
+            counters: Counters::default(),
+        }
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        *self.limits.lock()
+    }
+
+    pub(crate) fn set_limits(&self, limits: Limits) {
+        *self.limits.lock() = limits;
+    }
+
+    /// The complete blobs that leave.
+    pub(crate) fn evictions(&self) -> broadcast::Receiver<Digest> {
+        self.evictions.subscribe()
+    }
+
+    /// Tells the listeners that a complete blob has left.
+    pub(crate) fn tell(&self, digest: &Digest) {
+        // A send without receivers is no error.
+        let _ = self.evictions.send(*digest);
+    }
+
+    /// Keeps others from looking for space.
+    pub(crate) fn reserve(&self) -> MutexGuard<'_, ()> {
+        self.reserving.lock()
+    }
+
+    /// Removes what was last used at `moment` or before.
+    pub(crate) fn expire(&self, moment: Age, swept: &mut Swept) {
+        let unused: Vec<Digest> = self.inventory.ledger().unused_since(moment).collect();
+        for digest in unused {
+            // Skipped if it was used again in the meantime, or if another task works on it.
+            if let Some(lock) = self.locks.try_enter(&digest)
+                && self.inventory.ledger().start_leaving(&digest)
+            {
+                let blobs_before = swept.blobs.len();
+                self.evict(&lock, swept);
+                self.counters
+                    .expired_blobs
+                    .add((swept.blobs.len() - blobs_before) as u64);
+            }
+        }
+    }
+
+    /// Evicts until `new_bytes` more may be counted and `unwritten_bytes` more be written. Evicts nothing when evicting
+    /// everything would not suffice.
+    pub(crate) fn make_room(
+        &self,
+        _reserving: &MutexGuard<'_, ()>,
+        new_bytes: u64,
+        unwritten_bytes: u64,
+        swept: &mut Swept,
+    ) -> Result<(), RoomError> {
+        let mut stuck = HashSet::new();
+        let mut free_bytes = 0;
+        loop {
+            // A file system may count freed space late; what was freed here counts at once, or a whole cache would go.
+            free_bytes = self.files.free_bytes().map_err(RoomError::Io)?.max(free_bytes);
+            let victims = {
+                let (limits, promised_bytes) = (self.limits(), self.live.unwritten_bytes());
+                let mut ledger = self.inventory.ledger();
+                let space = Space {
+                    quota_bytes: limits.quota_bytes,
+                    used_bytes: ledger.bytes(),
+                    free_bytes_min: limits.free_bytes_min,
+                    free_bytes,
+                    promised_bytes,
+                };
+                let shortage_bytes = space.shortage_bytes(new_bytes, unwritten_bytes);
+                if shortage_bytes == 0 {
+                    return Ok(());
+                }
+                let enter = |digest: &Digest| {
+                    let free = !stuck.contains(digest);
+                    free.then(|| self.locks.try_enter(digest)).flatten()
+                };
+                let victims = ledger.victims(shortage_bytes, enter);
+                for lock in victims.iter().flatten() {
+                    ledger.start_leaving(lock.digest());
+                }
+                victims
+            };
+            let Some(victims) = victims else {
+                let quota_bytes = self.limits().quota_bytes;
+                return Err(RoomError::NoSpace {
+                    quota_bytes,
+                    free_bytes,
+                });
+            };
+            for lock in victims {
+                let blobs_before = swept.blobs.len();
+                let evicted = self.evict(&lock, swept);
+                self.counters
+                    .evicted_blobs
+                    .add((swept.blobs.len() - blobs_before) as u64);
+                match evicted {
+                    Some(freed_bytes) => free_bytes = free_bytes.saturating_add(freed_bytes),
+                    None => _ = stuck.insert(*lock.digest()),
+                }
+            }
+        }
+    }
+
+    /// Removes an entry that is marked as leaving; returns what that freed at least, or `None` when it had to stay.
+    fn evict(&self, lock: &DigestGuard, swept: &mut Swept) -> Option<u64> {
+        let digest = lock.digest();
+        let before_bytes = swept.bytes;
+        let blobs_before = swept.blobs.len();
+        match self.discard(lock, swept) {
+            Ok(_) => {
+                debug!(blob.digest = %digest, "evicted {digest}");
+                // A partial is sparse: what it freed is known only to the disk.
+                let was_blob = swept.blobs.len() > blobs_before;
+                Some(if was_blob { swept.bytes - before_bytes } else { 0 })
+            }
+            Err(error) => {
+                self.inventory.ledger().stop_leaving(digest);
+                warn!(blob.digest = %digest, error = &error as &dyn std::error::Error, "failed to evict {digest}");
+                None
+            }
+        }
+    }
+
+    /// Removes everything of the digest: files, rows, entry. Returns whether there was anything. On an error, the entry
+    /// stays.
+    pub(crate) fn discard(&self, lock: &DigestGuard, swept: &mut Swept) -> io::Result<bool> {
+        let digest = lock.digest();
+        // A blob's own removal is one step: done or not. What is no blob may lie under either name, if publishing failed.
+        let kind = self.inventory.ledger().kind(digest);
+        if kind != Some(Kind::Blob) {
+            self.files.remove_partial(digest)?;
+        }
+        self.files.remove_blob(digest)?;
+        if let Err(error) = self.delete_rows(digest) {
+            // A row without a file is dropped when its blob is next asked for, and by recovery.
+            warn!(blob.digest = %digest, error = &error as &dyn std::error::Error, "failed to delete the row of {digest}");
+        }
+        self.live.forget_stored(digest);
+        let entry = self.inventory.ledger().remove(digest);
+        if let Some(entry) = entry {
+            swept.bytes += entry.bytes;
+            if entry.kind == Kind::Blob {
+                self.counters.freed_bytes.add(entry.bytes);
+                swept.blobs.push(*digest);
+                self.tell(digest);
+            }
+        }
+        Ok(entry.is_some())
+    }
+
+    /// Deletes the digest's rows of blob and partial.
+    pub(crate) fn delete_rows(&self, digest: &Digest) -> Result<(), IndexError> {
+        let key = digest.to_string();
+        self.index.write(Durability::Batched, |transaction| {
+            blobs::delete(transaction, &key)?;
+            partials::delete(transaction, &key)
+        })
+    }
+}

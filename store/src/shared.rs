@@ -1,0 +1,223 @@
+//! What all handles of a store share: its blobs, its names, and the batches in which both reach the index.
+//!
+//! A commit per piece would cost more than the piece. Pieces that landed, partial pieces and last uses are hints, so losing the
+//! last batch in a crash costs a few pieces again and makes a blob look a little older. The batch is written by the first operation
+//! that finds the last one [`BATCH_INTERVAL`] old, by a sweep, and on close: there is no thread that could outlive its store.
+
+use std::{fs, io, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use piecemeal_proto::{Digest, NodeKey};
+use tracing::warn;
+
+use crate::{
+    blobs::{
+        blob_files::BlobFiles,
+        blob_store::BlobStore,
+        damage,
+        evictor::{Limits, RoomError, Swept},
+        fill::Fill,
+        ledger::Generation,
+        random::Random,
+    },
+    disk::{blocking::blocking, layout::Layout},
+    index::{Durability, Index, Progress, blobs, partials},
+    names::{name_store::NameStore, name_uses::NameUses},
+    open::{
+        claim::claim,
+        config::{Env, StoreConfig},
+        error::OpenStoreError,
+        recover::recover,
+    },
+    values::{
+        clock::Age,
+        error::{IndexError, StoreError},
+    },
+};
+
+/// The progress that a crash may lose and that is downloaded again: at 100 Mbit/s some 60 KB. A commit that need not reach
+/// the disk costs some 100 µs, so that two hundred a second cost little.
+const BATCH_INTERVAL: Duration = Duration::from_millis(5);
+/// The same for last uses, which may lose a second: a node that only serves complete blobs hardly writes to its disk.
+const USES_INTERVAL: Duration = Duration::from_secs(1);
+/// Last uses remembered before a batch is due early.
+const USES_MAX: usize = 10_000;
+
+/// An open store.
+pub(crate) struct Shared {
+    pub(crate) blobs: BlobStore,
+    pub(crate) names: NameStore,
+    pub(crate) index: Arc<Index>,
+    pub(crate) node_key: Arc<NodeKey>,
+    /// When the last batch was written, by the monotonic clock.
+    batched_at: Mutex<Duration>,
+    #[expect(dead_code, reason = "the folder is this store's while this is open")]
+    lock: fs::File,
+}
+
+/// One batch; given back when it could not be written.
+struct Batch {
+    fills: Vec<(Arc<Fill>, Progress)>,
+    blobs: Vec<(Digest, Age)>,
+    names: NameUses,
+}
+
+impl Shared {
+    pub(crate) fn open(config: StoreConfig, env: Env) -> Result<Self, OpenStoreError> {
+        let layout = Layout::new(config.dir);
+        let opened = claim(&layout, env.clock)?;
+        // A store of the last release has had a random id until now.
+        opened
+            .index
+            .set_identity(opened.node_key.id())
+            .map_err(|source| OpenStoreError::Index {
+                path: layout.index(),
+                source,
+            })?;
+        let ledger = recover(&layout, env.files.as_ref(), &opened.index)?;
+        let limits = Limits {
+            quota_bytes: config.quota_bytes,
+            free_bytes_min: config.free_bytes_min,
+            ttl: config.ttl,
+        };
+        let index = Arc::new(opened.index);
+        let files = BlobFiles::new(layout, env.files);
+        Ok(Self {
+            blobs: BlobStore::new(Arc::clone(&index), files, ledger, limits, Random::new(env.seed)),
+            names: NameStore::new(Arc::clone(&index)),
+            batched_at: Mutex::new(index.monotonic()),
+            index,
+            node_key: Arc::new(opened.node_key),
+            lock: opened.lock,
+        })
+    }
+
+    /// Runs disk work on a blocking thread.
+    pub(crate) async fn run<T, E>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<io::Error> + Send + 'static,
+    {
+        let shared = Arc::clone(self);
+        blocking(move || work(&shared)).await?
+    }
+
+    /// Drops a damaged blob, if it is still the one of that generation.
+    pub(crate) async fn drop_damaged(
+        self: &Arc<Self>,
+        digest: Digest,
+        generation: Generation,
+    ) -> Result<(), StoreError> {
+        let lock = self.blobs.locks.enter(&digest).await;
+        self.run(move |shared| Ok(damage::discard_damaged(&shared.blobs, &lock, generation)?))
+            .await
+    }
+
+    /// As [`Shared::drop_damaged`], for a caller that has an error of its own to return.
+    pub(crate) async fn drop_damaged_logged(self: &Arc<Self>, digest: Digest, generation: Generation) {
+        if let Err(error) = self.drop_damaged(digest, generation).await {
+            warn!(blob.digest = %digest, error = &error as &dyn std::error::Error, "failed to drop the damaged {digest}");
+        }
+    }
+
+    /// Removes what was not used for the TTL, and then what is over the limits. Writes a batch.
+    pub(crate) fn sweep(&self) -> Result<Swept, StoreError> {
+        let evictor = &self.blobs.evictor;
+        // Set again if the trouble lasts.
+        *self.blobs.trouble.lock() = None;
+        self.write_batch(Durability::Synced);
+        let mut swept = Swept::default();
+        let unused_since = self.index.now().before(evictor.limits().ttl);
+        if let Some(moment) = unused_since {
+            evictor.expire(moment, &mut swept);
+        }
+        self.names.expire(unused_since)?;
+        let reserving = evictor.reserve();
+        match evictor.make_room(&reserving, 0, 0, &mut swept) {
+            // All that may go is gone; what is left is in use.
+            Ok(()) | Err(RoomError::NoSpace { .. }) => Ok(swept),
+            Err(RoomError::Io(error)) => Err(error.into()),
+        }
+    }
+
+    /// Writes a batch and tidies the index.
+    pub(crate) fn close(&self) {
+        self.write_batch(Durability::Synced);
+        if let Err(error) = self.index.checkpoint() {
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "failed to tidy the store's index"
+            );
+        }
+    }
+
+    /// Writes a batch if one is due and the index is idle: the caller has a piece to hand on, and the next call finds the
+    /// batch still due. Call on a blocking thread, holding no lock.
+    pub(crate) fn batch_if_due(&self) {
+        let waited = self.index.monotonic().saturating_sub(*self.batched_at.lock());
+        let due = waited >= USES_INTERVAL
+            || self.uses() >= USES_MAX
+            || (waited >= BATCH_INTERVAL && self.blobs.live.has_unsaved());
+        if due && self.index.is_idle() {
+            self.write_batch(Durability::Batched);
+        }
+    }
+
+    /// Last uses since the last batch.
+    fn uses(&self) -> usize {
+        self.blobs.inventory.uses() + self.names.uses()
+    }
+
+    pub(crate) fn write_batch(&self, durability: Durability) {
+        *self.batched_at.lock() = self.index.monotonic();
+        let batch = Batch {
+            names: self.names.take_uses(),
+            blobs: self.blobs.inventory.take_uses(),
+            fills: self.blobs.live.take_unsaved(),
+        };
+        match self.write_rows(durability, &batch) {
+            Ok(()) => self.blobs.live.retire(),
+            Err(error) => {
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    "failed to record progress; a crash now would lose more of it"
+                );
+                self.give_back(batch);
+            }
+        }
+    }
+
+    fn write_rows(&self, durability: Durability, batch: &Batch) -> Result<(), IndexError> {
+        let now = self.index.now();
+        self.index.write(durability, |transaction| {
+            for (fill, progress) in &batch.fills {
+                partials::save(transaction, fill.row(), progress, now)?;
+            }
+            for (digest, used) in &batch.blobs {
+                blobs::touch(transaction, digest, *used)?;
+            }
+            batch.names.write(transaction)
+        })
+    }
+
+    fn give_back(&self, batch: Batch) {
+        for (fill, progress) in batch.fills {
+            fill.give_back_unsaved(progress);
+        }
+        // Bounded even while the index fails: last uses beyond that are forgotten.
+        if self.uses() < USES_MAX {
+            self.blobs.inventory.give_back_uses(&batch.blobs);
+            self.names.give_back_uses(batch.names);
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // For callers that did not call `close`: this saves their last half second.
+        self.write_batch(Durability::Batched);
+    }
+}

@@ -1,0 +1,33 @@
+//! Errors that any operation of the store may end with.
+
+use std::io;
+
+use piecemeal_proto::Digest;
+
+/// The index could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    #[error("the store's index failed")]
+    Sqlite(#[from] rusqlite::Error),
+    #[error("the store's index could not be synced")]
+    Sync(#[source] io::Error),
+}
+
+/// Why the store could not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The bytes are not what the digest says; nothing was stored.
+    #[error("digest mismatch: expected {expected}, computed {computed}")]
+    DigestMismatch {
+        expected: Box<Digest>,
+        computed: Box<Digest>,
+    },
+    /// Nothing was stored.
+    #[error("a manifest of {bytes} bytes is larger than {bytes_max}")]
+    ManifestTooLarge { bytes: u64, bytes_max: u64 },
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// The local disk; everything else is still good.
+    #[error("the store's disk failed")]
+    Io(#[from] io::Error),
+}
