@@ -148,7 +148,7 @@ impl Mirror {
         let upstream_names = UpstreamNames::new(names.clone(), config.default_upstream.clone());
         let content = Content {
             blobs: blobs.clone(),
-            tags: Arc::new(tags),
+            tags,
         };
         let cache = Cache::new(CacheParts {
             store: store.clone(),

@@ -166,7 +166,7 @@ impl Peer {
         let names = UpstreamNames::new(names, config.default_upstream.clone());
         let content = Content {
             blobs: Arc::new(blobs),
-            tags: Arc::new(tags),
+            tags,
         };
         let cache = Cache::new(CacheParts {
             store: store.clone(),

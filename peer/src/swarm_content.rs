@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use piecemeal_proto::{Digest, Reference};
 use piecemeal_proxy::{
-    Access, BlobSizes, Blobs, Item, Joining, Known, ManifestSource, OpenBlob, RightSource, Transfer, Transfers,
+    BlobSizes, Blobs, Item, Joining, Known, ManifestSource, OpenBlob, RightSource, Rights, Transfer, Transfers,
 };
 use piecemeal_store::{Holder, Repository, Shown};
 use piecemeal_upstream::{
@@ -16,7 +16,7 @@ use crate::{DirectFallback, download::Parts, mirror_client::MirrorClient};
 /// Blobs from the swarm.
 pub(crate) struct SwarmBlobs {
     pub(crate) parts: Parts,
-    pub(crate) access: Arc<dyn Access>,
+    pub(crate) access: Arc<Rights>,
     pub(crate) source: Arc<MirrorFirst>,
     pub(crate) sizes: BlobSizes,
     pub(crate) transfers: Transfers,

@@ -48,6 +48,6 @@ pub use nodes::{Admitted, Nodes, RefuseClaimError, respond as node_refusal};
 pub use pulls::Pulls;
 pub use scrub::{Suspects, Suspicions, scrub};
 pub use sizes::BlobSizes;
-pub use source::{Access, Blobs, Content, Item, Tags};
+pub use source::{Blobs, Content, Item};
 pub use store_metrics::register_store;
 pub use transfer::{Arrived, Joining, KnownHere, OpenBlob, Progress, Transfer, Transfers};

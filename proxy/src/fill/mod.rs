@@ -23,7 +23,7 @@ use piecemeal_swarm::Limiter;
 use tracing::{info, warn};
 
 use self::{lane::Body, pour::Pour};
-use crate::{Access, Arrived, BlobSizes, Blobs, Item, Joining, OpenBlob, Right, Transfer, Transfers, callers::Callers};
+use crate::{Arrived, BlobSizes, Blobs, Item, Joining, OpenBlob, Right, Rights, Transfer, Transfers, callers::Callers};
 use piecemeal_upstream::{ANSWER_TIMEOUT, BlobAnswer, Caller, PullError, Served, Upstream, Upstreams, innermost};
 
 /// How long upstream may send nothing new before a fill is given up.
@@ -59,7 +59,7 @@ pub trait FillObserver: Send + Sync {
 pub struct UpstreamBlobs {
     pub store: Store,
     pub upstreams: Upstreams,
-    pub access: Arc<dyn Access>,
+    pub access: Arc<Rights>,
     pub sizes: BlobSizes,
     pub transfers: Transfers,
     pub observer: Arc<dyn FillObserver>,
