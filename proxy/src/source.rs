@@ -1,44 +1,27 @@
-//! The traits between the registry front and its content sources. A mirror and a peer differ only behind these.
+//! What a mirror and a peer differ behind: the source of blobs.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use piecemeal_proto::Digest;
 use piecemeal_store::Repository;
-
-use crate::{Manifests, OpenBlob};
 use piecemeal_upstream::{Caller, PullError};
 
-/// Where a blob's bytes come from.
+use crate::{Arrived, Right, Transfer};
+
+/// The source of blobs: the registries, or the swarm with a mirror in front of them.
 #[async_trait]
-pub trait Blobs: Send + Sync {
-    /// Opens a blob, starting its transfer when it is not here. Answers within [`piecemeal_upstream::ANSWER_TIMEOUT`] or so; the bytes may come later.
-    async fn open(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<OpenBlob, PullError>;
+pub trait Source: Send + Sync {
+    /// Carries out the download of a blob with this right.
+    async fn transfer(&self, right: Right, digest: Digest, transfer: Arc<Transfer>) -> Result<Arrived, PullError>;
 
-    /// The blob's size in bytes; nothing is downloaded for it.
-    async fn stat(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<u64, PullError>;
-}
+    /// Asks for the blob with the caller's own right: the size in bytes, where it is stated.
+    async fn head_blob(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<Option<u64>, PullError>;
 
-/// What a right is asked for.
-#[derive(Clone, Copy)]
-pub enum Item<'a> {
-    Manifest(&'a Digest),
-    Blob(&'a Digest),
-    /// A blob on its way from this upstream, which has answered for it under this very repository.
-    Answered(&'a Digest),
-}
+    /// Whether a caller is answered with the size that a manifest tells while its own transfer has not started. Such a transfer
+    /// must yield no byte before the source has given this caller its verdict.
+    fn answers_early(&self) -> bool;
 
-impl Item<'_> {
-    pub fn digest(&self) -> &Digest {
-        match self {
-            Self::Manifest(digest) | Self::Blob(digest) | Self::Answered(digest) => digest,
-        }
-    }
-}
-
-/// What the front serves from.
-#[derive(Clone)]
-pub struct Content {
-    pub blobs: Arc<dyn Blobs>,
-    pub tags: Manifests,
+    /// The error where neither the source nor a manifest tells the blob's size.
+    fn states_no_size(&self, at: &Repository, digest: &Digest) -> PullError;
 }

@@ -322,7 +322,7 @@ pub(super) async fn fetch(
 async fn open(cache: &Cache, at: &Repository, digest: &Digest) -> Result<OpenBlob, PullError> {
     let started = Instant::now();
     loop {
-        let opened = cache.parts.content.blobs.open(&cache.parts.caller, at, digest).await;
+        let opened = cache.parts.content.open(&cache.parts.caller, at, digest).await;
         match opened {
             Err(PullError::Unavailable(_)) if started.elapsed() < OPEN_PATIENCE => sleep(OPEN_AGAIN).await,
             opened => return opened,
