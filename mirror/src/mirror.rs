@@ -141,14 +141,18 @@ impl Mirror {
             store.clone(),
             Arc::new(upstreams.clone()),
             access.clone(),
-            sizes,
+            sizes.clone(),
             tag_ttl.clone(),
         );
         let names: Vec<String> = config.upstreams.iter().map(|upstream| upstream.name.clone()).collect();
         let upstream_names = UpstreamNames::new(names.clone(), config.default_upstream.clone());
         let content = Content {
-            blobs: blobs.clone(),
-            tags: Arc::new(tags),
+            store: store.clone(),
+            source: blobs,
+            access: access.clone(),
+            sizes,
+            transfers: transfers.clone(),
+            tags,
         };
         let cache = Cache::new(CacheParts {
             store: store.clone(),
@@ -167,7 +171,7 @@ impl Mirror {
             .as_ref()
             .map(|authority| Arc::new(Nodes::new(authority, config.revoked.clone(), unix_seconds)));
         let front = Front {
-            content,
+            content: content.clone(),
             names: upstream_names.clone(),
             pulls: pulls.clone(),
             suspicions,
@@ -181,7 +185,7 @@ impl Mirror {
         if let Some((authority, nodes)) = config.authority_key.as_ref().zip(nodes.as_ref()) {
             router = router.merge(node_router(Arc::new(NodePort {
                 store: store.clone(),
-                blobs,
+                content: content.clone(),
                 names: upstream_names,
                 authority: Arc::clone(authority),
                 nodes: Arc::clone(nodes),

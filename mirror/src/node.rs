@@ -17,7 +17,7 @@ use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
 use piecemeal_http::Slot;
 use piecemeal_proto::{AuthorityKey, Digest, Grant, NodeId, ParseReferenceError, RepositoryName};
 use piecemeal_proxy::{
-    Admitted, Blobs, INLINE_BYTES_MAX, NodeBlob, Nodes, OpenBlob, UpstreamNames, error_response, node_refusal,
+    Admitted, Content, INLINE_BYTES_MAX, NodeBlob, Nodes, OpenBlob, UpstreamNames, error_response, node_refusal,
 };
 use piecemeal_store::{Repository, Store};
 use piecemeal_upstream::{ANSWER_TIMEOUT, Caller, PullError};
@@ -29,7 +29,7 @@ const GRANT_LIFE: Duration = Duration::from_secs(6 * 3600);
 /// The mirror's side.
 pub(crate) struct NodePort {
     pub store: Store,
-    pub blobs: Arc<dyn Blobs>,
+    pub content: Content,
     pub names: UpstreamNames,
     pub authority: Arc<AuthorityKey>,
     /// The nodes that may ask.
@@ -112,11 +112,11 @@ impl NodePort {
         };
         at.name.parse::<RepositoryName>().map_err(PullError::from)?;
         self.names.require(&at.upstream)?;
-        let mut open = self.blobs.open(&caller, &at, &digest).await?;
+        let mut open = self.content.open(&caller, &at, &digest).await?;
         if let Some(piece) = query.suspect
             && self.store.recheck(&digest, piece).await.map_err(PullError::from)?
         {
-            open = self.blobs.open(&caller, &at, &digest).await?;
+            open = self.content.open(&caller, &at, &digest).await?;
         }
         Ok(self.describe(node.id, digest, open).await?)
     }

@@ -154,19 +154,26 @@ impl Peer {
         };
         let blobs = SwarmBlobs {
             parts,
-            access: access.clone(),
             source: Arc::clone(&source),
-            sizes: sizes.clone(),
-            transfers: transfers.clone(),
         };
         // The mirror remembers for the whole site when a tag was checked.
         let tag_ttl = LiveDuration::new(Duration::ZERO);
-        let tags = Manifests::new(store.clone(), Arc::clone(&source) as _, access.clone(), sizes, tag_ttl);
+        let tags = Manifests::new(
+            store.clone(),
+            Arc::clone(&source) as _,
+            access.clone(),
+            sizes.clone(),
+            tag_ttl,
+        );
         let names = config.upstreams.iter().map(|upstream| upstream.name.clone());
         let names = UpstreamNames::new(names, config.default_upstream.clone());
         let content = Content {
-            blobs: Arc::new(blobs),
-            tags: Arc::new(tags),
+            store: store.clone(),
+            source: Arc::new(blobs),
+            access: access.clone(),
+            sizes,
+            transfers: transfers.clone(),
+            tags,
         };
         let cache = Cache::new(CacheParts {
             store: store.clone(),

@@ -2,13 +2,9 @@
 
 use async_trait::async_trait;
 use piecemeal_proto::{Digest, Reference};
-use piecemeal_proxy::{
-    Access, BlobSizes, Blobs, Item, Joining, Known, ManifestSource, OpenBlob, RightSource, Transfer, Transfers,
-};
+use piecemeal_proxy::{Arrived, Item, Known, ManifestSource, Right, RightSource, Source, Transfer};
 use piecemeal_store::{Holder, Repository, Shown};
-use piecemeal_upstream::{
-    ANSWER_TIMEOUT, Caller, FetchedManifest, ListAnswer, ManifestAnswer, PullError, Upstream, Upstreams,
-};
+use piecemeal_upstream::{Caller, FetchedManifest, ListAnswer, ManifestAnswer, PullError, Upstream, Upstreams};
 use std::{sync::Arc, time::Duration};
 
 use crate::{DirectFallback, download::Parts, mirror_client::MirrorClient};
@@ -16,68 +12,25 @@ use crate::{DirectFallback, download::Parts, mirror_client::MirrorClient};
 /// Blobs from the swarm.
 pub(crate) struct SwarmBlobs {
     pub(crate) parts: Parts,
-    pub(crate) access: Arc<dyn Access>,
     pub(crate) source: Arc<MirrorFirst>,
-    pub(crate) sizes: BlobSizes,
-    pub(crate) transfers: Transfers,
 }
 
 #[async_trait]
-impl Blobs for SwarmBlobs {
-    async fn open(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<OpenBlob, PullError> {
-        if let Some(blob) = self.parts.store.blob(digest).await? {
-            self.access.require(caller, at, Item::Blob(digest)).await?;
-            return Ok(OpenBlob::Complete(blob));
-        }
-        let (parts, digest_of_run) = (self.parts.clone(), *digest);
-        let run = move |right, transfer: Arc<Transfer>| {
-            let parts = parts.clone();
-            async move {
-                let arrived = parts
-                    .clone()
-                    .transfer(right, digest_of_run, Arc::clone(&transfer))
-                    .await?;
-                transfer.record_sources(&parts.store).await?;
-                Ok(arrived)
-            }
-        };
-        let prove = async || self.source.head_blob(caller, at, digest).await.map(drop);
-        let joining = Joining {
-            caller,
-            at,
-            digest,
-            blob_bytes: self.sizes.get(at, digest),
-            patience: ANSWER_TIMEOUT,
-            access: &*self.access,
-        };
-        let opened = self.transfers.open(joining, run, prove).await;
-        if let Err(error) = &opened {
-            self.access.refused(caller, at, error).await?;
-        }
-        let (transfer, opened) = opened?;
-        // A transfer of this very caller that has not started yet yields no byte before the mirror has given its verdict.
-        let verdict_pending = matches!(opened, OpenBlob::Starting { .. }) && transfer.is_of(caller, at);
-        if verdict_pending {
-            return Ok(opened);
-        }
-        let verdict = self
-            .access
-            .require(caller, at, opened.item(&transfer, at, digest))
-            .await;
-        transfer.judged(caller, at, &verdict);
-        verdict?;
-        Ok(opened.proven())
+impl Source for SwarmBlobs {
+    async fn transfer(&self, right: Right, digest: Digest, transfer: Arc<Transfer>) -> Result<Arrived, PullError> {
+        self.parts.clone().transfer(right, digest, transfer).await
     }
 
-    async fn stat(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<u64, PullError> {
-        if let Some(known) = self.transfers.known_here(&self.parts.store, at, digest).await? {
-            self.access.require(caller, at, known.item(digest)).await?;
-            return Ok(known.blob_bytes);
-        }
-        let stated = self.source.head_blob(caller, at, digest).await?;
-        stated
-            .or_else(|| self.sizes.get(at, digest))
-            .ok_or_else(|| PullError::BadGateway(format!("neither the mirror nor a peer states the size of {digest}")))
+    async fn head_blob(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<Option<u64>, PullError> {
+        self.source.head_blob(caller, at, digest).await
+    }
+
+    fn answers_early(&self) -> bool {
+        true
+    }
+
+    fn states_no_size(&self, _at: &Repository, digest: &Digest) -> PullError {
+        PullError::BadGateway(format!("neither the mirror nor a peer states the size of {digest}"))
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::{
 
 use futures_util::{StreamExt, stream};
 use piecemeal_proto::{Digest, Manifest, Reference, wire};
-use piecemeal_proxy::{Cache, Tags};
+use piecemeal_proxy::{Cache, Manifests};
 use piecemeal_store::{Counts, Presence, Repository, Store};
 use piecemeal_upstream::Caller;
 use tokio::sync::mpsc;
@@ -40,14 +40,14 @@ struct Waiting {
 /// The task that carries out the orders.
 struct Worker {
     store: Store,
-    tags: Arc<dyn Tags>,
+    tags: Manifests,
     cache: Cache,
     caller: Caller,
 }
 
 impl Warmer {
     /// Also returns the worker's future, which never ends by itself.
-    pub(crate) fn new(store: Store, tags: Arc<dyn Tags>, cache: Cache) -> (Self, impl Future<Output = ()> + Send) {
+    pub(crate) fn new(store: Store, tags: Manifests, cache: Cache) -> (Self, impl Future<Output = ()> + Send) {
         let (orders, mut received) = mpsc::channel::<Waiting>(ORDERS_MAX);
         let waiting = Arc::new(AtomicUsize::new(0));
         let worker = Worker {

@@ -27,7 +27,7 @@ use prometheus_client::{
 };
 use tracing::info;
 
-use crate::{Access, Item};
+use crate::Item;
 use piecemeal_upstream::{Caller, LiveDuration, PullError, Upstreams, Who};
 
 /// Where rights are proven: at the registry, or for a peer at its mirror.
@@ -190,6 +190,57 @@ impl Rights {
         self.verdicts.get_or_create(&[("verdict", verdict)]).inc_by(count);
     }
 
+    /// Whether this caller may pull content that is here already. For other content the fetch itself proves the right.
+    ///
+    /// # Errors
+    /// The source's own verdict, or why there is none.
+    pub async fn require(&self, caller: &Caller, at: &Repository, item: Item<'_>) -> Result<(), PullError> {
+        let digest = item.digest();
+        if self.source.allows(caller, at) && self.has_source(at, item).await? {
+            self.verdict(REMEMBERED, 1);
+            return self.note(caller, at, Verdict::Served).await;
+        }
+        match self.prove(caller, at, item).await {
+            Ok(is_here) => {
+                self.verdict(PROVEN, 1);
+                if is_here {
+                    self.store.record_source(at, digest).await?;
+                }
+                self.note(caller, at, Verdict::Served).await
+            }
+            Err(error) if error.is_verdict() => {
+                self.verdict(REFUSED, 1);
+                // Of what it once served.
+                if matches!(error, PullError::Denied { .. }) {
+                    self.note(caller, at, Verdict::Refused).await?;
+                }
+                Err(error)
+            }
+            Err(error) if self.holds_unanswered(caller, at, item, &error).await? => {
+                self.verdict(OFFLINE, 1);
+                info!(upstream = at.upstream, repository = at.name, %error, "serving cached content: {error}");
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The source has just refused another request of the caller: its recorded right to the repository ends.
+    ///
+    /// # Errors
+    /// [`PullError::Store`].
+    pub async fn refused(&self, caller: &Caller, at: &Repository, error: &PullError) -> Result<(), PullError> {
+        if matches!(error, PullError::Denied { .. }) {
+            self.note(caller, at, Verdict::Refused).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether it is known already, without asking the source, that the caller may pull from the repository.
+    pub fn allows(&self, caller: &Caller, at: &Repository) -> bool {
+        self.source.allows(caller, at)
+    }
+
     /// Asks the source, which has to know what it says that it has. Says whether it was compared with what is here: until then an
     /// answer is a word, and a source is written down for no word.
     async fn prove(&self, caller: &Caller, at: &Repository, item: Item<'_>) -> Result<bool, PullError> {
@@ -289,51 +340,6 @@ fn offline_age(shown: Option<Shown>, right: &NodeRight) -> Option<Duration> {
         Some(_) if right.is_known => right.by_this,
         // A site that is cut off gets no new token, and a client sends no credential before it is challenged.
         Some(_) | None => right.by_any,
-    }
-}
-
-#[async_trait]
-impl Access for Rights {
-    async fn require(&self, caller: &Caller, at: &Repository, item: Item<'_>) -> Result<(), PullError> {
-        let digest = item.digest();
-        if self.source.allows(caller, at) && self.has_source(at, item).await? {
-            self.verdict(REMEMBERED, 1);
-            return self.note(caller, at, Verdict::Served).await;
-        }
-        match self.prove(caller, at, item).await {
-            Ok(is_here) => {
-                self.verdict(PROVEN, 1);
-                if is_here {
-                    self.store.record_source(at, digest).await?;
-                }
-                self.note(caller, at, Verdict::Served).await
-            }
-            Err(error) if error.is_verdict() => {
-                self.verdict(REFUSED, 1);
-                // Of what it once served.
-                if matches!(error, PullError::Denied { .. }) {
-                    self.note(caller, at, Verdict::Refused).await?;
-                }
-                Err(error)
-            }
-            Err(error) if self.holds_unanswered(caller, at, item, &error).await? => {
-                self.verdict(OFFLINE, 1);
-                info!(upstream = at.upstream, repository = at.name, %error, "serving cached content: {error}");
-                Ok(())
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn refused(&self, caller: &Caller, at: &Repository, error: &PullError) -> Result<(), PullError> {
-        if matches!(error, PullError::Denied { .. }) {
-            self.note(caller, at, Verdict::Refused).await?;
-        }
-        Ok(())
-    }
-
-    fn allows(&self, caller: &Caller, at: &Repository) -> bool {
-        self.source.allows(caller, at)
     }
 }
 

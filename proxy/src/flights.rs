@@ -283,7 +283,7 @@ mod tests {
         };
         let landed = flights.join((), boarding, work, prove).await?;
         if !landed.own {
-            // As `Access` does for a caller that the source has not answered.
+            // As `Rights` does for a caller that the source has not answered.
             source.answer(&right(token)).await?;
         }
         Ok(landed.value)

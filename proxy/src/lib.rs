@@ -1,7 +1,7 @@
 //! The pull-through proxy that a mirror and a peer both are: the OCI front, who may have what, one download for all callers, and what
 //! keeps the store in order.
 //!
-//! A mirror puts it over the registries, a peer over its swarm. They differ behind the traits [`Blobs`], [`ManifestSource`] and
+//! A mirror puts it over the registries, a peer over its swarm. They differ behind the traits [`Source`], [`ManifestSource`] and
 //! [`RightSource`].
 
 mod access;
@@ -9,12 +9,14 @@ mod announce;
 mod cache;
 mod callers;
 mod config;
+mod content;
 mod daemon;
 mod fill;
 mod flights;
 mod front;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+mod item;
 mod lists;
 mod manifests;
 mod metrics;
@@ -35,11 +37,13 @@ pub use cache::{
 };
 pub use callers::Right;
 pub use config::CacheConfig;
+pub use content::Content;
 pub use daemon::{
     advertised, host_name, incarnation, keep_clean, open_store, rebound, store_problem, store_status, traffic_status,
 };
 pub use fill::{FillObserver, UpstreamBlobs, pass};
 pub use front::{Admission, Front, UpstreamNames, error_response, front_router};
+pub use item::Item;
 pub use lists::{List, ListQuery};
 pub use manifests::{ManifestSource, Manifests};
 pub use metrics::{Destination, Origin, Traffic};
@@ -48,6 +52,6 @@ pub use nodes::{Admitted, Nodes, RefuseClaimError, respond as node_refusal};
 pub use pulls::Pulls;
 pub use scrub::{Suspects, Suspicions, scrub};
 pub use sizes::BlobSizes;
-pub use source::{Access, Blobs, Content, Item, Tags};
+pub use source::Source;
 pub use store_metrics::register_store;
 pub use transfer::{Arrived, Joining, KnownHere, OpenBlob, Progress, Transfer, Transfers};

@@ -424,7 +424,7 @@ impl Manifests {
         let subject = subject.to_string();
         let (algorithm, hex) = subject.split_once(':').unwrap_or_default();
         let tag = format!("{:.32}-{:.64}", algorithm, hex);
-        let found = crate::Tags::manifest(self, caller, at, &Reference::Tag(tag)).await;
+        let found = self.manifest(caller, at, &Reference::Tag(tag)).await;
         match found {
             Ok(manifest) => Ok((read(at, &manifest.bytes)?, false, manifest.warning)),
             Err(PullError::Unknown(_)) => Ok((empty_index(), false, None)),

@@ -11,7 +11,7 @@ use piecemeal_store::{Repository, Store};
 use tracing::warn;
 
 use crate::{
-    Access, BlobSizes, Item, List, ListQuery, Right, Tags,
+    BlobSizes, Item, List, ListQuery, Right, Rights,
     callers::Standing,
     flights::{Boarding, Flights},
     lists::Lists,
@@ -62,7 +62,7 @@ impl ManifestSource for Upstreams {
 pub struct Manifests {
     pub(crate) store: Store,
     pub(crate) source: Arc<dyn ManifestSource>,
-    pub(crate) access: Arc<dyn Access>,
+    pub(crate) access: Arc<Rights>,
     sizes: BlobSizes,
     pub(crate) tag_ttl: LiveDuration,
     pub(crate) lists: Lists,
@@ -81,7 +81,7 @@ impl Manifests {
     pub fn new(
         store: Store,
         source: Arc<dyn ManifestSource>,
-        access: Arc<dyn Access>,
+        access: Arc<Rights>,
         sizes: BlobSizes,
         tag_ttl: LiveDuration,
     ) -> Self {
@@ -93,6 +93,44 @@ impl Manifests {
             tag_ttl,
             lists: Lists::default(),
             running: Flights::default(),
+        }
+    }
+
+    /// The manifest that `reference` names now.
+    ///
+    /// # Errors
+    /// What the source or the caller's right says.
+    pub async fn manifest(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, PullError> {
+        let manifest = match self.at_hand(at, reference).await? {
+            Some(manifest) => Ok(manifest),
+            None => self.current(caller, at, reference).await,
+        };
+        if let Err(error) = &manifest {
+            self.access.refused(caller, at, error).await?;
+        }
+        let manifest = manifest?;
+        self.access
+            .require(caller, at, Item::Manifest(&manifest.digest))
+            .await?;
+        Ok(manifest)
+    }
+
+    /// A list of what the repository has: its tags, or what refers to a manifest.
+    ///
+    /// # Errors
+    /// As [`Manifests::manifest`].
+    pub async fn list(&self, caller: &Caller, at: &Repository, query: &ListQuery) -> Result<List, PullError> {
+        // A registry may serve images to a caller and refuse it lists: a refusal revokes no right.
+        match query {
+            ListQuery::Tags { n, last } => self.tags(caller, at, *n, last.as_deref()).await,
+            ListQuery::Referrers { subject, artifact_type } => {
+                self.referrers(caller, at, subject, artifact_type.as_deref()).await
+            }
         }
     }
 
@@ -295,39 +333,6 @@ impl Manifests {
             warning: None,
             fetched: false,
         }))
-    }
-}
-
-#[async_trait]
-impl Tags for Manifests {
-    async fn manifest(
-        &self,
-        caller: &Caller,
-        at: &Repository,
-        reference: &Reference,
-    ) -> Result<FetchedManifest, PullError> {
-        let manifest = match self.at_hand(at, reference).await? {
-            Some(manifest) => Ok(manifest),
-            None => self.current(caller, at, reference).await,
-        };
-        if let Err(error) = &manifest {
-            self.access.refused(caller, at, error).await?;
-        }
-        let manifest = manifest?;
-        self.access
-            .require(caller, at, Item::Manifest(&manifest.digest))
-            .await?;
-        Ok(manifest)
-    }
-
-    async fn list(&self, caller: &Caller, at: &Repository, query: &ListQuery) -> Result<List, PullError> {
-        // A registry may serve images to a caller and refuse it lists: a refusal revokes no right.
-        match query {
-            ListQuery::Tags { n, last } => self.tags(caller, at, *n, last.as_deref()).await,
-            ListQuery::Referrers { subject, artifact_type } => {
-                self.referrers(caller, at, subject, artifact_type.as_deref()).await
-            }
-        }
     }
 }
 

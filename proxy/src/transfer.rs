@@ -34,7 +34,7 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    Access, Item,
+    Item, Rights,
     callers::{Callers, Right, RightKey, Standing},
 };
 use piecemeal_upstream::{Caller, Places, PullError};
@@ -362,7 +362,7 @@ pub struct Joining<'a> {
     pub blob_bytes: Option<u64>,
     /// How long the caller waits until it can be answered.
     pub patience: Duration,
-    pub access: &'a dyn Access,
+    pub access: &'a Rights,
 }
 
 impl Joining<'_> {

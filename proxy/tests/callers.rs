@@ -22,7 +22,7 @@ use axum::{
 use bytes::Bytes;
 use futures_util::{future::join_all, stream};
 use piecemeal_proto::{Digest, FillId, PieceHash, PieceMap};
-use piecemeal_proxy::{BlobSizes, Blobs, FillObserver, OpenBlob, Rights, Transfers, UpstreamBlobs};
+use piecemeal_proxy::{BlobSizes, Content, FillObserver, Manifests, OpenBlob, Rights, Transfers, UpstreamBlobs};
 use piecemeal_store::{Env, Filling, Repository, Store, StoreConfig};
 use piecemeal_swarm::Limiter;
 use piecemeal_upstream::{
@@ -165,7 +165,7 @@ impl FillObserver for NoObserver {
     fn received(&self, _: usize) {}
 }
 
-fn blobs(dir: &Folder, upstreams: &[(&str, SocketAddr)]) -> UpstreamBlobs {
+fn blobs(dir: &Folder, upstreams: &[(&str, SocketAddr)]) -> Content {
     // As the binary does at its start; an error says that another test has.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let config = StoreConfig {
@@ -187,14 +187,31 @@ fn blobs(dir: &Folder, upstreams: &[(&str, SocketAddr)]) -> UpstreamBlobs {
     let upstreams = Upstreams::new(&upstreams, &client, store.node_id()).unwrap();
     let grace = LiveDuration::new(Duration::from_secs(3600));
     let rights = Rights::new(store.clone(), Arc::new(upstreams.clone()), grace, None);
-    UpstreamBlobs {
-        store,
+    let (access, sizes, transfers) = (Arc::new(rights), BlobSizes::default(), Transfers::default());
+    let tag_ttl = LiveDuration::new(Duration::ZERO);
+    let tags = Manifests::new(
+        store.clone(),
+        Arc::new(upstreams.clone()),
+        access.clone(),
+        sizes.clone(),
+        tag_ttl,
+    );
+    let source = UpstreamBlobs {
+        store: store.clone(),
         upstreams,
-        access: Arc::new(rights),
-        sizes: BlobSizes::default(),
-        transfers: Transfers::default(),
+        access: access.clone(),
+        sizes: sizes.clone(),
+        transfers: transfers.clone(),
         observer: Arc::new(NoObserver),
         limiter: Limiter::new(None),
+    };
+    Content {
+        store,
+        source: Arc::new(source),
+        access,
+        sizes,
+        transfers,
+        tags,
     }
 }
 
@@ -231,7 +248,7 @@ fn manifest(blob: &[u8]) -> String {
 }
 
 /// Pulls as a client does: the whole blob, once.
-async fn pull(blobs: &UpstreamBlobs, token: &str, upstream: &str, digest: &Digest) -> Result<Vec<u8>, PullError> {
+async fn pull(blobs: &Content, token: &str, upstream: &str, digest: &Digest) -> Result<Vec<u8>, PullError> {
     let mut open = blobs.open(&caller(token), &at(upstream), digest).await?;
     let blob_bytes = open.blob_bytes();
     let mut bytes = Vec::new();

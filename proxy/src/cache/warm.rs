@@ -328,7 +328,7 @@ pub(super) async fn fetch(
 async fn open(parts: &CacheParts, at: &Repository, digest: &Digest) -> Result<OpenBlob, PullError> {
     let started = Instant::now();
     loop {
-        let opened = parts.content.blobs.open(&parts.caller, at, digest).await;
+        let opened = parts.content.open(&parts.caller, at, digest).await;
         match opened {
             Err(PullError::Unavailable(_)) if started.elapsed() < OPEN_PATIENCE => sleep(OPEN_AGAIN).await,
             opened => return opened,

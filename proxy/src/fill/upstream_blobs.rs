@@ -1,6 +1,6 @@
 //! Blobs from upstream registries, by way of the store.
 //!
-//! A caller reads no byte before its right to the blob is proven.
+//! `Content` decides who may read them (`content.rs`).
 
 use std::sync::Arc;
 
@@ -10,15 +10,15 @@ use piecemeal_store::{Repository, Store};
 use piecemeal_swarm::Limiter;
 
 use super::observer::FillObserver;
-use crate::{Access, BlobSizes, Blobs, Item, Joining, OpenBlob, Right, Transfer, Transfers, callers::Callers};
-use piecemeal_upstream::{ANSWER_TIMEOUT, Caller, PullError, Upstream, Upstreams};
+use crate::{Arrived, BlobSizes, Right, Rights, Source, Transfer, Transfers, callers::Callers};
+use piecemeal_upstream::{Caller, PullError, Upstream, Upstreams};
 
 /// Blobs from upstream, by way of the store.
 #[derive(Clone)]
 pub struct UpstreamBlobs {
     pub store: Store,
     pub upstreams: Upstreams,
-    pub access: Arc<dyn Access>,
+    pub access: Arc<Rights>,
     pub sizes: BlobSizes,
     pub transfers: Transfers,
     pub observer: Arc<dyn FillObserver>,
@@ -35,59 +35,21 @@ pub(super) struct FillSource<'a> {
 }
 
 #[async_trait]
-impl Blobs for UpstreamBlobs {
-    async fn open(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<OpenBlob, PullError> {
-        if let Some(blob) = self.store.blob(digest).await? {
-            self.access.require(caller, at, Item::Blob(digest)).await?;
-            return Ok(OpenBlob::Complete(blob));
-        }
-        let (blobs, digest_of_fill) = (self.clone(), *digest);
-        let fill = move |right, transfer: Arc<Transfer>| {
-            let blobs = blobs.clone();
-            async move {
-                let arrived = blobs.clone().fill(right, digest_of_fill, Arc::clone(&transfer)).await?;
-                transfer.record_sources(&blobs.store).await?;
-                Ok(arrived)
-            }
-        };
-        let prove = async || {
-            self.upstreams
-                .get(&at.upstream)?
-                .head_blob(caller, at, digest)
-                .await
-                .map(drop)
-        };
-        let joining = Joining {
-            caller,
-            at,
-            digest,
-            blob_bytes: None,
-            patience: ANSWER_TIMEOUT,
-            access: &*self.access,
-        };
-        let opened = self.transfers.open(joining, fill, prove).await;
-        if let Err(error) = &opened {
-            self.access.refused(caller, at, error).await?;
-        }
-        let (transfer, opened) = opened?;
-        let verdict = self
-            .access
-            .require(caller, at, opened.item(&transfer, at, digest))
-            .await;
-        transfer.judged(caller, at, &verdict);
-        verdict?;
-        Ok(opened.proven())
+impl Source for UpstreamBlobs {
+    async fn transfer(&self, right: Right, digest: Digest, transfer: Arc<Transfer>) -> Result<Arrived, PullError> {
+        self.clone().fill(right, digest, transfer).await
     }
 
-    async fn stat(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<u64, PullError> {
-        if let Some(known) = self.transfers.known_here(&self.store, at, digest).await? {
-            self.access.require(caller, at, known.item(digest)).await?;
-            return Ok(known.blob_bytes);
-        }
-        let stated = self.upstreams.get(&at.upstream)?.head_blob(caller, at, digest).await?;
-        stated
-            .or_else(|| self.sizes.get(at, digest))
-            .ok_or_else(|| PullError::BadGateway(format!("{} does not state the size of {digest}", at.upstream)))
+    async fn head_blob(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<Option<u64>, PullError> {
+        self.upstreams.get(&at.upstream)?.head_blob(caller, at, digest).await
+    }
+
+    fn answers_early(&self) -> bool {
+        false
+    }
+
+    fn states_no_size(&self, at: &Repository, digest: &Digest) -> PullError {
+        PullError::BadGateway(format!("{} does not state the size of {digest}", at.upstream))
     }
 }
 

@@ -171,11 +171,11 @@ impl Front {
                     error_response(&error, "NAME_UNKNOWN")
                 }
             },
-            Endpoint::Blob(at, digest) if head => match self.content.blobs.stat(caller, &at, &digest).await {
+            Endpoint::Blob(at, digest) if head => match self.content.stat(caller, &at, &digest).await {
                 Ok(blob_bytes) => blob::respond_head(&digest, blob_bytes),
                 Err(error) => error_response(&error, "BLOB_UNKNOWN"),
             },
-            Endpoint::Blob(at, digest) => match self.content.blobs.open(caller, &at, &digest).await {
+            Endpoint::Blob(at, digest) => match self.content.open(caller, &at, &digest).await {
                 Ok(open) => {
                     let local = matches!(open, OpenBlob::Complete(_));
                     let delivery = Delivery {

@@ -1,0 +1,20 @@
+//! Item that a right is asked for.
+
+use piecemeal_proto::Digest;
+
+/// What a right is asked for.
+#[derive(Clone, Copy)]
+pub enum Item<'a> {
+    Manifest(&'a Digest),
+    Blob(&'a Digest),
+    /// A blob on its way from this upstream, which has answered for it under this very repository.
+    Answered(&'a Digest),
+}
+
+impl Item<'_> {
+    pub fn digest(&self) -> &Digest {
+        match self {
+            Self::Manifest(digest) | Self::Blob(digest) | Self::Answered(digest) => digest,
+        }
+    }
+}
