@@ -4,7 +4,8 @@
 //! directly while the scheduler is lost, and from upstream when the mirror is lost too.
 
 mod config;
-mod download;
+/// Public for the simulator of the scheduler, which runs the real decisions of a download instead of a model of them.
+pub mod download;
 mod live;
 mod mirror_client;
 mod peer;

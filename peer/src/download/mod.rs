@@ -1,8 +1,23 @@
-//! How a peer gets one blob: what to do next (pure), and the task that does it.
+//! Download of one blob: the machine, which decides and is pure, and the task, which does its I/O.
 
-mod lease;
+mod action;
+mod ended;
+mod fetch;
+mod machine;
 mod mode;
-mod run;
-mod window;
+mod order;
+mod parts;
+mod pieces;
+#[cfg(test)]
+mod stories;
+mod task;
+mod transfer;
 
-pub(crate) use run::{Order, Parts};
+pub(crate) use parts::Parts;
+pub use {
+    action::{Action, Failure},
+    ended::Ended,
+    machine::{Beginning, Download, Reopened},
+    mode::Facts,
+    order::Order,
+};

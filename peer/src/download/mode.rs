@@ -1,9 +1,9 @@
-//! Where a download gets its pieces: by lease, from the mirror, or from upstream. Pure: facts in, the mode out.
+//! Mode of a download: where it gets its pieces, by lease, from the mirror, or from upstream. Pure: facts in, the mode out.
 //!
 //! The scheduler's leases come first. Without a lease a peer asks the mirror while the scheduler is silent, and upstream
 //! while mirror and scheduler are lost. In every mode, a connected client is never left without a byte.
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 /// A client without a byte for this long has its piece fetched from the mirror, even if the scheduler is well: it may not
 /// know of the mirror's pieces, for example while their session is broken.
@@ -11,54 +11,67 @@ const STARVED_AFTER: Duration = Duration::from_secs(3);
 /// Without a new piece for this long the mirror is asked again: after a restart it fills what is asked for.
 const REOPEN_AFTER: Duration = Duration::from_secs(2);
 /// Requests in flight at the mirror: enough to hide the round trip, few enough that order still means something.
-const DIRECT_WINDOW: usize = 4;
+pub(super) const DIRECT_WINDOW: usize = 4;
 
-/// The facts that decide a download's mode.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Facts {
+/// The state of the scheduler, the mirror and the store, as the task reads it before each step.
+#[derive(Clone, Debug)]
+pub struct Facts {
     /// The scheduler is connected and not silent.
-    pub(crate) scheduler_up: bool,
+    pub scheduler_up: bool,
     /// For how long the mirror has not answered; `None` while it does.
-    pub(crate) mirror_lost: Option<Duration>,
-    pub(crate) mirror_configured: bool,
-    /// For how long the client that waits longest has received no byte.
-    pub(crate) starved: Option<Duration>,
-    /// The time since the last piece landed.
-    pub(crate) idle: Duration,
-    pub(crate) may_use_upstream: bool,
-    pub(crate) mirror_grace: Duration,
+    pub mirror_lost: Option<Duration>,
+    /// How long the mirror may be lost before upstream is asked.
+    pub mirror_grace: Duration,
+    /// The lowest missing piece that a client waits for.
+    pub waited_for: Option<u32>,
+    /// The client that waits longest: the piece that it needs, and for how long it has received no byte.
+    pub longest_wait: Option<(u32, Duration)>,
+    /// An unstored blob has clients. A stored one counts as read.
+    pub has_readers: bool,
+    /// The pieces of an unstored blob that there is room for.
+    pub window: Option<Range<u32>>,
+    /// The store has ended the fill without its blob.
+    pub fill_failed: bool,
+}
+
+/// The sources that a download may use.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sources {
+    pub(super) mirror_configured: bool,
+    pub(super) may_use_upstream: bool,
     /// Drawn once per download, so that the peers of a site do not go upstream in the same instant.
-    pub(crate) jitter: Duration,
+    pub(super) jitter: Duration,
 }
 
 /// What a download does now, besides its leases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Mode {
+pub(super) struct Mode {
     /// The most requests in flight at the mirror without a lease.
-    pub(crate) direct_window: usize,
+    pub(super) direct_window: usize,
     /// Ask the mirror again for the blob.
-    pub(crate) reopen: bool,
+    pub(super) reopen: bool,
     /// Fetch all that is missing from upstream.
-    pub(crate) upstream: bool,
+    pub(super) upstream: bool,
 }
 
-impl Facts {
-    pub(crate) fn mode(&self) -> Mode {
-        let mirror_up = self.mirror_configured && self.mirror_lost.is_none();
-        let starved = self.starved.is_some_and(|starved| starved >= STARVED_AFTER);
-        let direct_window = match (mirror_up, self.scheduler_up) {
+impl Sources {
+    /// `idle`: the time since the last piece landed.
+    pub(super) fn mode(&self, facts: &Facts, idle: Duration) -> Mode {
+        let mirror_up = self.mirror_configured && facts.mirror_lost.is_none();
+        let starved = facts.longest_wait.is_some_and(|(_, waited)| waited >= STARVED_AFTER);
+        let direct_window = match (mirror_up, facts.scheduler_up) {
             (false, _) => 0,
             (true, false) => DIRECT_WINDOW,
             (true, true) => usize::from(starved),
         };
         let grace_over = !self.mirror_configured
-            || self
+            || facts
                 .mirror_lost
-                .is_some_and(|lost| lost >= self.mirror_grace.saturating_add(self.jitter));
+                .is_some_and(|lost| lost >= facts.mirror_grace.saturating_add(self.jitter));
         Mode {
             direct_window,
-            reopen: self.mirror_configured && self.idle >= REOPEN_AFTER,
-            upstream: self.may_use_upstream && !self.scheduler_up && grace_over,
+            reopen: self.mirror_configured && idle >= REOPEN_AFTER,
+            upstream: self.may_use_upstream && !facts.scheduler_up && grace_over,
         }
     }
 }
@@ -67,16 +80,22 @@ impl Facts {
 mod tests {
     use super::*;
 
+    const SOURCES: Sources = Sources {
+        mirror_configured: true,
+        may_use_upstream: true,
+        jitter: Duration::from_secs(1),
+    };
+
     fn well() -> Facts {
         Facts {
             scheduler_up: true,
             mirror_lost: None,
-            mirror_configured: true,
-            starved: None,
-            idle: Duration::ZERO,
-            may_use_upstream: true,
             mirror_grace: Duration::from_secs(30),
-            jitter: Duration::from_secs(1),
+            waited_for: None,
+            longest_wait: None,
+            has_readers: true,
+            window: None,
+            fill_failed: false,
         }
     }
 
@@ -88,7 +107,7 @@ mod tests {
 
     #[test]
     fn while_all_is_well_only_leases_are_followed() {
-        assert_eq!(well().mode(), NOTHING);
+        assert_eq!(SOURCES.mode(&well(), Duration::ZERO), NOTHING);
     }
 
     #[test]
@@ -97,10 +116,11 @@ mod tests {
             scheduler_up: false,
             ..well()
         };
+        let direct_window = DIRECT_WINDOW;
         assert_eq!(
-            facts.mode(),
+            SOURCES.mode(&facts, Duration::ZERO),
             Mode {
-                direct_window: DIRECT_WINDOW,
+                direct_window,
                 ..NOTHING
             }
         );
@@ -109,13 +129,14 @@ mod tests {
     #[test]
     fn a_starved_client_has_its_piece_fetched_from_the_mirror() {
         let facts = Facts {
-            starved: Some(STARVED_AFTER),
+            longest_wait: Some((0, STARVED_AFTER)),
             ..well()
         };
+        let direct_window = 1;
         assert_eq!(
-            facts.mode(),
+            SOURCES.mode(&facts, Duration::ZERO),
             Mode {
-                direct_window: 1,
+                direct_window,
                 ..NOTHING
             }
         );
@@ -128,55 +149,37 @@ mod tests {
             mirror_lost: Some(Duration::from_secs(seconds)),
             ..well()
         };
-        assert!(!lost(30).mode().upstream);
-        assert!(lost(31).mode().upstream);
-        assert!(
-            !Facts {
-                may_use_upstream: false,
-                ..lost(31)
-            }
-            .mode()
-            .upstream
-        );
-        assert!(
-            !Facts {
-                scheduler_up: true,
-                ..lost(31)
-            }
-            .mode()
-            .upstream,
-            "the scheduler leases it to one peer"
-        );
-        assert!(
-            Facts {
-                scheduler_up: false,
-                mirror_configured: false,
-                ..well()
-            }
-            .mode()
-            .upstream
-        );
+        let upstream = |sources: Sources, facts: &Facts| sources.mode(facts, Duration::ZERO).upstream;
+        assert!(!upstream(SOURCES, &lost(30)));
+        assert!(upstream(SOURCES, &lost(31)));
+        let forbidden = Sources {
+            may_use_upstream: false,
+            ..SOURCES
+        };
+        assert!(!upstream(forbidden, &lost(31)));
+        let scheduled = Facts {
+            scheduler_up: true,
+            ..lost(31)
+        };
+        assert!(!upstream(SOURCES, &scheduled), "the scheduler leases it to one peer");
+        let alone = Sources {
+            mirror_configured: false,
+            ..SOURCES
+        };
+        let silent = Facts {
+            scheduler_up: false,
+            ..well()
+        };
+        assert!(upstream(alone, &silent));
     }
 
     #[test]
     fn an_idle_download_asks_the_mirror_again() {
-        assert!(
-            Facts {
-                idle: REOPEN_AFTER,
-                ..well()
-            }
-            .mode()
-            .reopen
-        );
-        assert!(
-            Facts {
-                idle: REOPEN_AFTER,
-                mirror_lost: Some(REOPEN_AFTER),
-                ..well()
-            }
-            .mode()
-            .reopen,
-            "it may be back"
-        );
+        assert!(SOURCES.mode(&well(), REOPEN_AFTER).reopen);
+        let lost = Facts {
+            mirror_lost: Some(REOPEN_AFTER),
+            ..well()
+        };
+        assert!(SOURCES.mode(&lost, REOPEN_AFTER).reopen, "it may be back");
     }
 }

@@ -1,4 +1,4 @@
-//! Fetching pieces from one source and putting them into the store, each verified before it is kept.
+//! Fetches of pieces from one source into the store. A piece is kept only once it is verified.
 
 use std::{net::SocketAddr, pin::pin};
 
@@ -13,19 +13,7 @@ use piecemeal_swarm::{FetchPiecesError, PieceRequest};
 use piecemeal_upstream::Caller;
 use tracing::{debug, warn};
 
-use super::run::Parts;
-
-/// How a fetch has ended: the outcome for the scheduler, and the piece that it concerns.
-pub(super) struct Ended {
-    pub(super) outcome: Outcome,
-    pub(super) piece: u32,
-}
-
-impl From<Outcome> for Ended {
-    fn from(outcome: Outcome) -> Self {
-        Self { outcome, piece: 0 }
-    }
-}
+use super::{ended::Ended, parts::Parts};
 
 /// One fetch: these pieces from there.
 pub(super) struct Fetch {
@@ -80,16 +68,7 @@ impl Parts {
                 .collect(),
             patient: false,
         };
-        let ended = self.fetch_pieces(&filling, fetch).await;
-        // Pieces that were on their way already are left out above. Only pieces that are here may be reported as done: the
-        // scheduler offers them to others.
-        let have = filling.have();
-        let all_here = (lease.first..lease.first.saturating_add(lease.count)).all(|piece| have.contains(piece));
-        if ended.outcome == Outcome::Done && !all_here {
-            Outcome::Cancelled.into()
-        } else {
-            ended
-        }
+        self.fetch_pieces(&filling, fetch).await
     }
 
     /// Fetches pieces from a peer or the mirror, run by run.

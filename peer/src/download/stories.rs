@@ -1,0 +1,516 @@
+//! Stories of a download on a virtual clock, each event by hand, and many more by seed.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use piecemeal_proto::{
+    FillId, PieceMap, PieceSet,
+    wire::{Lease, Outcome},
+};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+
+use super::{
+    Action, Beginning, Download, Ended, Facts, Failure, Order, Reopened,
+    machine::{IDLE_MAX, REFUSED_PATIENCE, REOPEN_DELAY, TICK, WAITING_AFTER},
+    mode::DIRECT_WINDOW,
+};
+
+const PIECES: u32 = 40;
+const FILL: u64 = 7;
+const GRACE: Duration = Duration::from_secs(5);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A download, the store and the sources around it.
+struct Story {
+    machine: Download,
+    now: Duration,
+    facts: Facts,
+    store: PieceSet,
+    /// The pieces that each lease's fetch brings.
+    leases: BTreeMap<u64, Vec<u32>>,
+    direct: Vec<u32>,
+    reopening: bool,
+    rest: bool,
+    /// Every action that was carried out, in order.
+    actions: Vec<Action>,
+    end: Option<Result<(), Failure>>,
+}
+
+impl Story {
+    fn begin(change: impl FnOnce(&mut Beginning, &mut Facts)) -> Self {
+        let map = PieceMap::new(u64::from(PIECES) * 1000, 1000).unwrap();
+        let mut beginning = Beginning {
+            fill: FillId(FILL),
+            map,
+            landed: PieceSet::new(PIECES),
+            mirror_configured: true,
+            may_use_upstream: true,
+            seed: 500,
+        };
+        let mut facts = Facts {
+            scheduler_up: true,
+            mirror_lost: None,
+            mirror_grace: GRACE,
+            waited_for: None,
+            longest_wait: None,
+            has_readers: true,
+            window: None,
+            fill_failed: false,
+        };
+        change(&mut beginning, &mut facts);
+        let mut story = Self {
+            store: beginning.landed.clone(),
+            machine: Download::new(Duration::ZERO, beginning),
+            now: Duration::ZERO,
+            facts,
+            leases: BTreeMap::new(),
+            direct: Vec::new(),
+            reopening: false,
+            rest: false,
+            actions: Vec::new(),
+            end: None,
+        };
+        story.settle();
+        story
+    }
+
+    /// Carries out what the machine decides, as its task does.
+    fn settle(&mut self) {
+        self.machine.handle_stored(self.now, self.store.clone());
+        while self.end.is_none() {
+            let Some(action) = self.machine.poll_action(self.now, &self.facts) else {
+                return;
+            };
+            match &action {
+                Action::FetchLease { lease, pieces } => {
+                    self.assert_wanted(pieces);
+                    assert!(self.leases.insert(lease.lease, pieces.clone()).is_none());
+                }
+                Action::AbortLease(lease) => assert!(self.leases.remove(lease).is_some()),
+                Action::FetchPiece(piece) => {
+                    self.assert_wanted(&[*piece]);
+                    self.direct.push(*piece);
+                    assert!(self.direct.len() <= DIRECT_WINDOW);
+                }
+                Action::FetchRest => assert!(!std::mem::replace(&mut self.rest, true), "one fetch of the rest"),
+                Action::Reopen { .. } => {
+                    assert!(!std::mem::replace(&mut self.reopening, true), "one question at a time");
+                }
+                Action::TakeBack(pieces) => {
+                    pieces.iter().for_each(|piece| _ = self.store.remove(*piece));
+                    self.machine.handle_stored(self.now, self.store.clone());
+                }
+                Action::Publish(_) => {
+                    assert!(self.store.is_full(), "only a whole blob is published");
+                    self.end = Some(Ok(()));
+                }
+                Action::Fail(failure) => self.end = Some(Err(*failure)),
+                Action::Compare(_) => self.machine.handle_compared(Vec::new()),
+                _ => {}
+            }
+            self.actions.push(action);
+        }
+    }
+
+    /// A piece is asked for only while no other fetch brings it, and the store does not have it.
+    fn assert_wanted(&self, pieces: &[u32]) {
+        let in_flight = || self.direct.iter().chain(self.leases.values().flatten());
+        for piece in pieces {
+            assert!(!self.store.contains(*piece), "piece {piece} is here");
+            assert!(in_flight().all(|other| other != piece), "piece {piece} is in flight");
+        }
+    }
+
+    fn after(&mut self, time: Duration) {
+        let until = self.now + time;
+        while self.end.is_none() {
+            let Some(timeout) = self.machine.poll_timeout().filter(|timeout| *timeout <= until) else {
+                break;
+            };
+            let waited = timeout.saturating_sub(self.now);
+            self.now = self.now.max(timeout);
+            for time in [
+                self.facts.mirror_lost.as_mut(),
+                self.facts.longest_wait.as_mut().map(|(_, time)| time),
+            ] {
+                time.into_iter().for_each(|time| *time += waited);
+            }
+            self.machine.handle_timeout(self.now, &self.facts);
+            self.settle();
+        }
+        self.now = until;
+    }
+
+    fn order(&mut self, order: Order) {
+        self.machine.handle_order(order);
+        self.settle();
+    }
+
+    fn lease(&mut self, lease: u64, first: u32, count: u32) {
+        self.order(Order::Lease(Lease {
+            lease,
+            fill: FILL,
+            first,
+            count,
+            ..Lease::default()
+        }));
+    }
+
+    /// A lease's fetch ends, with so many of its pieces.
+    fn end_lease(&mut self, lease: u64, outcome: Outcome, landed: usize) {
+        let pieces = self.leases.remove(&lease).expect("it is under way");
+        pieces
+            .iter()
+            .take(landed)
+            .for_each(|piece| _ = self.store.insert(*piece));
+        let piece = pieces.get(landed).copied().unwrap_or_default();
+        let have = self.store.clone();
+        self.machine.handle_lease_ended(lease, Ended { outcome, piece }, &have);
+        self.settle();
+    }
+
+    fn end_piece(&mut self, piece: u32, outcome: Outcome) {
+        self.direct.retain(|direct| *direct != piece);
+        if outcome == Outcome::Done {
+            self.store.insert(piece);
+        }
+        self.machine.handle_piece(self.now, piece, Ended { outcome, piece });
+        self.settle();
+    }
+
+    fn reopened(&mut self, reopened: Reopened) {
+        assert!(std::mem::take(&mut self.reopening), "the mirror was asked");
+        self.machine.handle_reopened(self.now, reopened);
+        self.settle();
+    }
+
+    fn end_rest(&mut self) {
+        self.rest = false;
+        self.store = PieceSet::full(PIECES);
+        self.machine.handle_rest_ended(true);
+        self.settle();
+    }
+
+    fn count(&self, is: impl Fn(&Action) -> bool) -> usize {
+        self.actions.iter().filter(|action| is(action)).count()
+    }
+
+    fn last_lease_end(&self) -> Option<(u64, Outcome)> {
+        self.actions.iter().rev().find_map(|action| match action {
+            Action::EndLease { lease, ended } => Some((*lease, ended.outcome)),
+            _ => None,
+        })
+    }
+}
+
+fn scheduler_silent(_: &mut Beginning, facts: &mut Facts) {
+    facts.scheduler_up = false;
+}
+
+#[test]
+fn leases_bring_the_blob_and_nothing_is_asked_for_besides() {
+    let mut story = Story::begin(|_, _| {});
+    for lease in 0..4 {
+        story.lease(lease, u32::try_from(lease).unwrap() * 10, 10);
+    }
+    for lease in 0..4 {
+        story.end_lease(lease, Outcome::Done, 10);
+    }
+    assert_eq!(story.end, Some(Ok(())));
+    assert_eq!(
+        story.count(|action| matches!(action, Action::FetchPiece(_) | Action::FetchRest)),
+        0
+    );
+}
+
+#[test]
+fn without_a_scheduler_pieces_are_asked_for_in_order_four_at_a_time_and_the_readers_first() {
+    let mut story = Story::begin(scheduler_silent);
+    assert_eq!(story.direct, [0, 1, 2, 3]);
+    story.facts.waited_for = Some(30);
+    story.end_piece(1, Outcome::Done);
+    assert_eq!(story.direct, [0, 2, 3, 30]);
+    while let Some(piece) = story.direct.first().copied() {
+        story.end_piece(piece, Outcome::Done);
+    }
+    assert_eq!(story.end, Some(Ok(())));
+}
+
+#[test]
+fn a_request_that_fails_pauses_the_next_ones_for_a_tick_and_the_mirror_is_asked_again() {
+    let mut story = Story::begin(scheduler_silent);
+    for piece in 0..4 {
+        story.end_piece(piece, Outcome::Unreachable);
+    }
+    assert!(story.direct.is_empty());
+    assert_eq!(story.count(|action| matches!(action, Action::NoteMirrorLost)), 4);
+    story.after(REOPEN_DELAY + TICK);
+    assert_eq!(story.direct, [0, 1, 2, 3]);
+    story.reopened(Reopened::Renewed);
+    assert_eq!(story.count(|action| matches!(action, Action::RenewWant)), 1);
+}
+
+#[test]
+fn upstream_is_asked_once_the_mirror_was_lost_for_its_grace_and_the_jitter() {
+    let mut story = Story::begin(|_, facts| (facts.scheduler_up, facts.mirror_lost) = (false, Some(Duration::ZERO)));
+    story.after(GRACE);
+    assert!(!story.rest && story.direct.is_empty());
+    story.after(SECOND);
+    assert!(story.rest, "500 ms of jitter");
+    story.end_rest();
+    assert_eq!(story.end, Some(Ok(())));
+}
+
+#[test]
+fn where_upstream_is_forbidden_a_download_that_gets_nothing_ends_after_the_grace_and_half_a_minute() {
+    let mut story = Story::begin(|beginning, facts| {
+        beginning.may_use_upstream = false;
+        (facts.scheduler_up, facts.mirror_lost) = (false, Some(Duration::ZERO));
+    });
+    story.after(GRACE + IDLE_MAX - SECOND);
+    assert_eq!((story.end, story.rest), (None, false));
+    story.after(2 * SECOND);
+    let seconds = (GRACE + IDLE_MAX).as_secs();
+    assert_eq!(story.end, Some(Err(Failure::Idle { seconds })));
+}
+
+#[test]
+fn a_damaged_piece_makes_the_mirror_verify_its_own() {
+    let mut story = Story::begin(|_, _| {});
+    story.lease(1, 0, 4);
+    story.end_lease(1, Outcome::Corrupt, 2);
+    assert_eq!(story.last_lease_end(), Some((1, Outcome::Corrupt)));
+    story.after(REOPEN_DELAY);
+    assert_eq!(
+        story.count(|action| matches!(action, Action::Reopen { suspect: Some(2) })),
+        1
+    );
+    story.reopened(Reopened::Renewed);
+    story.lease(2, 0, 4);
+    assert_eq!(story.leases[&2], [2, 3], "what has landed is not asked for again");
+}
+
+#[test]
+fn a_lease_is_done_only_when_all_of_its_pieces_are_here() {
+    let mut story = Story::begin(|_, _| {});
+    story.lease(1, 0, 4);
+    story.lease(2, 2, 4);
+    assert_eq!(story.leases[&2], [4, 5], "the others are in flight");
+    story.end_lease(2, Outcome::Done, 2);
+    assert_eq!(story.last_lease_end(), Some((2, Outcome::Cancelled)));
+    story.end_lease(1, Outcome::Done, 4);
+    assert_eq!(story.last_lease_end(), Some((1, Outcome::Done)));
+}
+
+#[test]
+fn a_cancelled_lease_is_stopped_and_one_of_another_fill_is_given_back_at_once() {
+    let mut story = Story::begin(|_, _| {});
+    story.lease(1, 0, 4);
+    story.order(Order::Cancel(1));
+    assert!(story.leases.is_empty());
+    story.order(Order::Cancel(1));
+    story.order(Order::Lease(Lease {
+        lease: 2,
+        fill: FILL + 1,
+        first: 0,
+        count: 4,
+        ..Lease::default()
+    }));
+    assert!(story.leases.is_empty());
+    assert_eq!(story.last_lease_end(), Some((2, Outcome::Cancelled)));
+}
+
+#[test]
+fn dropped_pieces_are_reported_and_fetched_again() {
+    let mut story = Story::begin(|beginning, _| (0..PIECES - 1).for_each(|piece| _ = beginning.landed.insert(piece)));
+    let wants = |story: &Story| story.count(|action| matches!(action, Action::SendWant));
+    let before = wants(&story);
+    story.order(Order::Drop {
+        fill: FILL,
+        pieces: vec![3..5, 38..1000],
+    });
+    assert_eq!(wants(&story), before + 1);
+    story.lease(1, 0, PIECES);
+    assert_eq!(story.leases[&1], [3, 4, 38, 39]);
+    story.end_lease(1, Outcome::Done, 4);
+    assert_eq!(story.end, Some(Ok(())));
+}
+
+#[test]
+fn a_whole_blob_of_which_pieces_are_dropped_is_not_published_without_them() {
+    let mut story = Story::begin(|_, _| {});
+    story.store = PieceSet::full(PIECES);
+    story.order(Order::Drop {
+        fill: FILL,
+        pieces: vec![3..4],
+    });
+    assert_eq!(story.end, None);
+    story.lease(1, 0, PIECES);
+    story.end_lease(1, Outcome::Done, 1);
+    assert_eq!(story.end, Some(Ok(())));
+}
+
+#[test]
+fn a_revoked_fill_is_discarded_and_that_of_another_is_nothing() {
+    let mut story = Story::begin(|_, _| {});
+    story.order(Order::Revoked(FILL + 1));
+    assert_eq!(story.end, None);
+    story.order(Order::Revoked(FILL));
+    assert_eq!(story.end, Some(Err(Failure::Revoked)));
+    assert_eq!(story.count(|action| matches!(action, Action::Abandon)), 1);
+}
+
+#[test]
+fn a_want_that_was_refused_gets_a_new_grant() {
+    let mut story = Story::begin(|_, _| {});
+    story.after(SECOND);
+    story.order(Order::WantRefused("it is old".to_owned()));
+    story.after(TICK);
+    story.reopened(Reopened::Renewed);
+    assert_eq!(story.count(|action| matches!(action, Action::RenewWant)), 1);
+}
+
+#[test]
+fn the_mirrors_answer_decides_whether_a_download_goes_on() {
+    let asked = || {
+        let mut story = Story::begin(|_, _| {});
+        story.after(3 * SECOND);
+        story
+    };
+    for (answer, failure) in [
+        (Reopened::OtherFill, Failure::OtherFill),
+        (Reopened::Refused, Failure::Mirror),
+    ] {
+        let mut story = asked();
+        story.reopened(answer);
+        assert_eq!(story.end, Some(Err(failure)));
+    }
+    let mut story = asked();
+    let first = story.now;
+    while story.end.is_none() {
+        story.reopened(Reopened::Failed);
+        story.after(SECOND);
+        assert!(story.now < first + REFUSED_PATIENCE + 3 * SECOND);
+    }
+    assert_eq!(story.end, Some(Err(Failure::Mirror)), "it fails for too long");
+    let mut story = asked();
+    story.reopened(Reopened::Lost);
+    story.after(SECOND);
+    assert_eq!((story.end, story.reopening), (None, true), "it may come back");
+}
+
+#[test]
+fn a_reader_that_waits_is_reported_once_a_second() {
+    let mut story = Story::begin(|_, facts| facts.longest_wait = Some((9, Duration::ZERO)));
+    let waiting = |story: &Story| story.count(|action| matches!(action, Action::SendWaiting(9)));
+    story.after(WAITING_AFTER - TICK);
+    assert_eq!(waiting(&story), 0);
+    story.after(2 * SECOND);
+    assert_eq!(waiting(&story), 2);
+    story.after(2 * SECOND);
+    assert_eq!(story.direct, [0], "starved, it is served by the mirror");
+}
+
+#[test]
+fn a_window_is_told_when_it_has_moved_by_a_sixteenth_or_is_done() {
+    let mut story = Story::begin(|_, facts| facts.window = Some(0..32));
+    let wants = |story: &Story| story.count(|action| matches!(action, Action::SendWant));
+    let first = wants(&story);
+    story.facts.window = Some(1..33);
+    story.settle();
+    assert_eq!(wants(&story), first, "less than a sixteenth");
+    story.facts.window = Some(2..34);
+    story.settle();
+    assert_eq!(wants(&story), first + 1);
+    story.lease(1, 2, 32);
+    story.end_lease(1, Outcome::Done, 32);
+    story.facts.window = Some(3..35);
+    story.settle();
+    assert_eq!(wants(&story), first + 2, "all of it has landed");
+}
+
+#[test]
+fn a_blob_that_is_not_kept_ends_half_a_minute_after_its_last_reader() {
+    let mut story = Story::begin(|_, _| {});
+    story.lease(1, 0, 4);
+    story.facts.has_readers = false;
+    story.after(IDLE_MAX + SECOND);
+    assert_eq!(story.end, Some(Err(Failure::Unread)));
+    story.machine.handle_closed(false, true);
+    let closing: Vec<Action> = std::iter::from_fn(|| story.machine.poll_action(story.now, &story.facts)).collect();
+    let kinds = matches!(
+        closing[..],
+        [Action::EndLease { lease: 1, .. }, Action::SendUnwant, Action::SendLost]
+    );
+    assert!(kinds, "{closing:?}");
+}
+
+/// Whatever comes, no piece is asked for twice at a time; and once the sources are back, the blob comes.
+#[test]
+fn whatever_happens_to_its_sources_a_download_ends_with_its_blob_once_they_are_back() {
+    for seed in 0..500 {
+        let mut random = StdRng::seed_from_u64(seed);
+        let mut story = Story::begin(|beginning, facts| {
+            beginning.seed = seed;
+            facts.scheduler_up = seed % 2 == 0;
+        });
+        let mut lease = 0;
+        for _ in 0..random.random_range(20..200) {
+            match random.random_range(0..12) {
+                0..3 => {
+                    lease += 1;
+                    story.lease(lease, random.random_range(0..PIECES), random.random_range(1..12));
+                }
+                3 => story.order(Order::Cancel(random.random_range(0..=lease))),
+                4 | 5 => {
+                    if let Some(id) = story.leases.keys().next().copied() {
+                        let outcomes = [
+                            Outcome::Done,
+                            Outcome::Corrupt,
+                            Outcome::Unreachable,
+                            Outcome::Cancelled,
+                        ];
+                        story.end_lease(id, outcomes[random.random_range(0..4)], random.random_range(0..12));
+                    }
+                }
+                6 | 7 => {
+                    if let Some(piece) = story.direct.first().copied() {
+                        let outcomes = [Outcome::Done, Outcome::Corrupt, Outcome::Unreachable];
+                        story.end_piece(piece, outcomes[random.random_range(0..3)]);
+                    }
+                }
+                8 => story.facts.scheduler_up = random.random(),
+                9 => story.facts.mirror_lost = random.random::<bool>().then_some(SECOND),
+                10 => {
+                    let first = random.random_range(0..PIECES);
+                    story.order(Order::Drop {
+                        fill: FILL,
+                        pieces: vec![first..first + 3],
+                    });
+                }
+                _ => story.after(Duration::from_millis(random.random_range(0..700))),
+            }
+            if story.reopening && random.random() {
+                let answers = [Reopened::Renewed, Reopened::Lost, Reopened::Failed];
+                story.reopened(answers[random.random_range(0..3)]);
+            }
+        }
+        // Mirror and peers are back, the scheduler is not.
+        (story.facts.scheduler_up, story.facts.mirror_lost) = (false, None);
+        for _ in 0..200 {
+            if story.reopening {
+                story.reopened(Reopened::Renewed);
+            }
+            if let Some(id) = story.leases.keys().next().copied() {
+                story.end_lease(id, Outcome::Done, usize::MAX);
+            }
+            if let Some(piece) = story.direct.first().copied() {
+                story.end_piece(piece, Outcome::Done);
+            }
+            if story.rest {
+                story.end_rest();
+            }
+            story.after(TICK);
+        }
+        assert_eq!(story.end, Some(Ok(())), "seed {seed}");
+    }
+}
