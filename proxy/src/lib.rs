@@ -17,6 +17,7 @@ mod front;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod item;
+mod listing;
 mod lists;
 mod manifests;
 mod metrics;

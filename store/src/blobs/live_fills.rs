@@ -96,7 +96,8 @@ impl LiveFills {
             fill: Arc::clone(&handle.fill),
             handle: Arc::downgrade(handle),
         };
-        self.fills.lock().insert(*handle.fill.digest(), live);
+        let replaced = self.fills.lock().insert(*handle.fill.digest(), live);
+        drop(replaced);
     }
 
     /// Forgets this fill, and no other of its digest.
@@ -111,9 +112,11 @@ impl LiveFills {
 
     fn forget_if(&self, digest: &Digest, suits: impl FnOnce(&Arc<Fill>) -> bool) {
         let mut fills = self.fills.lock();
-        if fills.get(digest).is_some_and(|live| suits(&live.fill)) {
-            fills.remove(digest);
-        }
+        let fits = fills.get(digest).is_some_and(|live| suits(&live.fill));
+        let gone = fits.then(|| fills.remove(digest)).flatten();
+        drop(fills);
+        // After the lock: the last handle of a file that was removed has the system free all of it.
+        drop(gone);
     }
 
     /// The bytes that all fills have still to write to the disk.
