@@ -1,6 +1,11 @@
-//! The crates stand as docs/ARCHITECTURE.md draws them: each may know those below it, and no other.
+//! The crates stand as docs/ARCHITECTURE.md draws them: each may know those below it, and no other. Within a crate no file imports one
+//! that imports it.
+
+mod imports;
 
 use std::{collections::BTreeMap, fs, path::Path};
+
+use imports::circles;
 
 /// Each crate, and the crates of this workspace that it may depend on.
 const MAY_KNOW: &[(&str, &[&str])] = &[
@@ -46,6 +51,52 @@ fn every_crate_of_the_workspace_has_its_place() {
             file!()
         );
     }
+}
+
+#[test]
+fn no_file_imports_one_that_imports_it() {
+    let crates = MAY_KNOW.iter().map(|(name, _)| format!("{name}/src"));
+    let found: Vec<String> = crates
+        .chain(["src".to_owned(), "xtask/src".to_owned()])
+        .flat_map(|src| {
+            let circles = circles(&Path::new(env!("CARGO_MANIFEST_DIR")).join(&src));
+            circles.into_iter().map(move |circle| format!("{src}: {circle}"))
+        })
+        .collect();
+    assert!(
+        found.is_empty(),
+        "files import each other in a circle:\n{}",
+        found.join("\n")
+    );
+}
+
+#[test]
+fn a_circle_is_found_through_a_reexport_a_path_in_code_and_a_module_of_others() {
+    let src = tempfile::tempdir().expect("a folder");
+    for (file, text) in [
+        ("lib.rs", "mod a;\nmod b;\nmod c;\nmod d;\npub use b::B;\n"),
+        ("a.rs", "use crate::B;\npub struct A(B);\n"),
+        ("b.rs", "pub struct B;\nfn b() { crate::c::inner::c() }\n"),
+        ("c/mod.rs", "pub mod inner;\n"),
+        ("c/inner.rs", "use super::super::a::A;\npub fn c() {}\n"),
+        (
+            "d.rs",
+            "use crate::a::A;\n#[cfg(test)]\nmod tests { use crate::d::D; }\npub struct D(A);\n",
+        ),
+    ] {
+        let path = src.path().join(file);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        fs::write(path, text).expect("a file");
+    }
+    let found = circles(src.path());
+    assert_eq!(
+        found,
+        [
+            "a.rs imports b.rs",
+            "b.rs imports c/inner.rs",
+            "c/inner.rs imports a.rs"
+        ]
+    );
 }
 
 /// The crates of this workspace in a manifest's `[dependencies]`.
