@@ -1,6 +1,6 @@
 //! Stories of a download on a virtual clock, each event by hand, and many more by seed.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, ops::Range, time::Duration};
 
 use piecemeal_proto::{
     FillId, PieceMap, PieceSet,
@@ -202,6 +202,13 @@ impl Story {
     }
 }
 
+fn drop_pieces(pieces: &Range<u32>) -> Order {
+    Order::Drop {
+        fill: FILL,
+        pieces: std::iter::once(pieces.clone()).collect(),
+    }
+}
+
 fn scheduler_silent(_: &mut Beginning, facts: &mut Facts) {
     facts.scheduler_up = false;
 }
@@ -339,10 +346,7 @@ fn dropped_pieces_are_reported_and_fetched_again() {
 fn a_whole_blob_of_which_pieces_are_dropped_is_not_published_without_them() {
     let mut story = Story::begin(|_, _| {});
     story.store = PieceSet::full(PIECES);
-    story.order(Order::Drop {
-        fill: FILL,
-        pieces: vec![3..4],
-    });
+    story.order(drop_pieces(&(3..4)));
     assert_eq!(story.end, None);
     story.lease(1, 0, PIECES);
     story.end_lease(1, Outcome::Done, 1);
@@ -482,10 +486,7 @@ fn whatever_happens_to_its_sources_a_download_ends_with_its_blob_once_they_are_b
                 9 => story.facts.mirror_lost = random.random::<bool>().then_some(SECOND),
                 10 => {
                     let first = random.random_range(0..PIECES);
-                    story.order(Order::Drop {
-                        fill: FILL,
-                        pieces: vec![first..first + 3],
-                    });
+                    story.order(drop_pieces(&(first..first + 3)));
                 }
                 _ => story.after(Duration::from_millis(random.random_range(0..700))),
             }
