@@ -18,7 +18,7 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     pub(crate) fn register(self, registry: &mut Registry) {
-        let Metrics {
+        let Self {
             ready,
             files,
             repairs,
