@@ -8,7 +8,7 @@ use toml::{Table, Value};
 
 use crate::problem::{Problem, Remedy};
 
-/// The configuration as read from disk: the file itself, then what it imports, in their order.
+/// Configuration as read from disk: the file itself, then its imports in their order.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Config {
     /// Path and text each; the first is the main one. Empty: there is no file, and containerd has its own defaults.
@@ -26,7 +26,7 @@ pub(crate) struct Verdict {
     pub dir: String,
     /// Whether the folder is certain. Nothing is written into a guessed one.
     pub is_known: bool,
-    /// Why they are not read there, and what to do about it; none: they are read.
+    /// Reason why containerd does not read them there; none: it reads them.
     pub problem: Option<Problem>,
     /// Why this containerd is not to be wired.
     pub aside: Option<String>,
@@ -113,7 +113,7 @@ impl Config {
         self.files.iter().map(table).collect()
     }
 
-    /// The first file that has what containerd refuses beside `config_path`, and the keys.
+    /// The first file with keys that containerd refuses beside `config_path`, and these keys.
     ///
     /// Every file is looked at, of whatever version: how they are merged differs between releases, and to be wrong here would
     /// cost the node.
@@ -172,7 +172,7 @@ fn refused_keys(table: &Table) -> Vec<String> {
     keys
 }
 
-/// What has to be moved by hand, and where to.
+/// Instruction to move the refused keys by hand.
 fn moving(file: &str, keys: &[String], dir: &str, has_config_path: bool) -> String {
     let keys = keys.join(", ");
     let state = if has_config_path {
@@ -202,7 +202,7 @@ pub(crate) fn config_of(arguments: &[String]) -> &str {
     DEFAULT_CONFIG
 }
 
-/// What a configuration imports: paths and patterns as they stand.
+/// Imports of a configuration: paths and patterns as they stand.
 pub(crate) fn imports(text: &str) -> Vec<String> {
     let table: Table = text.parse().unwrap_or_default();
     let imports = table
@@ -250,7 +250,7 @@ fn plugin_names(version: i64) -> &'static [&'static str] {
 
 /// The CRI plugin's table about registries, of all files together.
 ///
-/// A file of version 3 is merged key by key; in those before, what a later file says of a plugin replaces all that was said.
+/// containerd merges files of version 3 key by key. In earlier versions a later file's table of a plugin replaces the former one.
 fn registry(tables: &[Table], version: i64) -> Table {
     let mut registry = Table::new();
     for table in tables {

@@ -83,7 +83,7 @@ fn location(registry: &Registry) -> String {
     rest.trim_end_matches('/').to_owned()
 }
 
-/// The registries that the administrator's files say something about. Ours are not counted.
+/// Registries that the administrator's files configure. Files with our mark do not count.
 pub(crate) fn configured<'a>(files: impl Iterator<Item = &'a str>) -> BTreeSet<String> {
     let theirs = files.filter(|text| Mark::of(text).is_none());
     let tables = theirs.filter_map(|text| text.parse::<Table>().ok());

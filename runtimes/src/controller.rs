@@ -51,7 +51,7 @@ pub struct ControllerConfig {
 pub type RestartAt = fn(&Path, RuntimeKind) -> Result<(), String>;
 
 impl ControllerConfig {
-    /// What the node should be like, by the hosts that are met by now.
+    /// Settings of the node, with the hosts that the webhook has recorded by now.
     ///
     /// # Errors
     /// The file of hosts cannot be read.
@@ -192,7 +192,7 @@ impl Controller {
     }
 }
 
-/// The control loop, and what it remembers.
+/// Control loop and its state.
 struct Reconciler {
     config: ControllerConfig,
     metrics: Metrics,
@@ -263,7 +263,7 @@ fn problem(report: &Report) -> Option<String> {
     Some(format!("{} {}", failed.path, failed.why.as_deref().unwrap_or_default()))
 }
 
-/// What has changed, once.
+/// Logs each change once.
 fn tell(report: &Report, before: &[RuntimeReport]) {
     let changed = |file: &&FileReport| matches!(file.outcome, Outcome::Written | Outcome::Restored | Outcome::Deleted);
     for file in report.files.iter().filter(changed) {

@@ -12,7 +12,7 @@ pub(crate) const FILE: &str = "/etc/docker/daemon.json";
 /// The only registry that Docker has mirrors for.
 pub(crate) const REGISTRY: &str = "docker.io";
 
-/// Where systemd and distributions keep what dockerd is started with.
+/// Files in which systemd and distributions keep dockerd's arguments.
 pub(crate) const STARTED_BY: [&str; 5] = [
     "/etc/systemd/system/docker.service",
     "/usr/lib/systemd/system/docker.service",
@@ -41,7 +41,7 @@ struct Mirrors<'a> {
     mirrors: Option<&'a RawValue>,
 }
 
-/// The file with the peer as Docker Hub's first mirror, and without the one that was put there for another port.
+/// The edit that makes the peer Docker Hub's first mirror, in place of a mirror that an earlier port left there.
 pub(crate) fn edit(port: u16, before: Option<u16>, current: Option<&str>) -> Edit {
     let (Some(before), Some(text)) = (before.filter(|before| *before != port), current) else {
         return add(port, current);
@@ -161,7 +161,7 @@ fn addition(url: &str, place: Place, is_last: bool) -> String {
     }
 }
 
-/// Whether `text` says what `before` says but for the mirror; the list may have gone with its only one.
+/// Whether `text` equals `before` without the mirror `url`. A list that becomes empty may be absent.
 fn is_without(text: &str, before: &str, url: &str) -> bool {
     let (Ok(text), Ok(mut wanted)) = (
         serde_json::from_str::<Value>(text),

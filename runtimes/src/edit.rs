@@ -1,13 +1,13 @@
-//! The edit of one file: write, delete or leave.
+//! Edit of one file: write, delete or leave.
 
-/// Made of what a file has now and what it should have; carried out elsewhere.
+/// Decided from a file's present and wanted text; a run carries it out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Edit {
-    /// It is as it should be.
+    /// The text is as wanted.
     Nothing,
     Write(String),
     Delete,
-    /// It is not ours. The text says why nothing can be added to it, or what has to be done by hand.
+    /// The file stays, for the given reason or with the given instruction to the administrator.
     Leave(String),
 }
 

@@ -85,7 +85,7 @@ fn unreadable(path: &str, error: &io::Error) -> String {
     format!("{path} cannot be read ({error}); make it readable, or take it away")
 }
 
-/// Where dockerd is given `--registry-mirror`, by a process that runs or by what will start one.
+/// The command line or unit file that gives dockerd `--registry-mirror`.
 fn docker_flag(root: &Root, running: &[Running]) -> Option<String> {
     let mut runs = running.iter().filter(|process| process.name == "dockerd");
     if runs.any(|process| {
@@ -117,7 +117,7 @@ fn docker_flag(root: &Root, running: &[Running]) -> Option<String> {
     })
 }
 
-/// A containerd's configuration with what it imports, each file once, as far as it can be read.
+/// A containerd's configuration with its imports, each file once, as far as the files are readable.
 fn config(root: &Root, main: &str) -> Config {
     let mut config = Config::default();
     if let Err((path, error)) = read_config(root, main, &mut config) {

@@ -19,7 +19,7 @@ use crate::{
     names::Registry,
 };
 
-/// What one hosts.toml is to say.
+/// Wanted content of one hosts.toml.
 #[derive(Clone, Debug)]
 pub(crate) struct Hosts<'a> {
     /// The name whose pulls it is about.
@@ -28,7 +28,7 @@ pub(crate) struct Hosts<'a> {
     pub is_accelerated: bool,
     /// The port of the node's peer, if there is one.
     pub peer: Option<u16>,
-    /// What to trust at the registry: lines of [`trust`](crate::trust::trust).
+    /// Trust settings of the registry: lines of [`trust`](crate::trust::trust).
     pub trust: &'a str,
 }
 
@@ -142,7 +142,7 @@ fn has_hosts(table: &Table) -> bool {
         .is_some_and(|hosts| !hosts.is_empty())
 }
 
-/// Whether `text` says what `theirs` says, and the host `url` besides.
+/// Whether `text` equals `theirs` with the host `url` added.
 fn adds_only(text: &str, theirs: &Table, url: &str) -> bool {
     let Ok(mut table) = text.parse::<Table>() else {
         return false;

@@ -39,7 +39,7 @@ impl RuntimeKind {
         }
     }
 
-    /// Any of these says that it is on the node. A container may see only some of them.
+    /// Paths that each prove that the runtime is on the node. A container may see only some of them.
     pub(crate) fn traces(self) -> &'static [&'static str] {
         match self {
             Self::Containerd => &[
@@ -96,12 +96,11 @@ impl RuntimeKind {
         self == other || (has_drop_ins(self) && has_drop_ins(other))
     }
 
-    /// What it reads, and what it has to be told after a change; its process, too.
+    /// The process that rereads its configuration at SIGHUP. Other runtimes read their files at every pull.
     pub(crate) fn process(self) -> Option<&'static str> {
         match self {
             Self::Crio => Some("crio"),
             Self::Docker => Some("dockerd"),
-            // These read their files at every pull.
             Self::Containerd | Self::K3s | Self::Rke2 | Self::Podman => None,
         }
     }

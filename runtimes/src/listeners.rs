@@ -1,4 +1,4 @@
-//! The processes that listen on a port, from /proc. Source: proc_pid_net(5).
+//! Listeners on a port, from /proc. Source: proc_pid_net(5).
 
 use std::{
     collections::BTreeMap,

@@ -1,4 +1,6 @@
-//! The first line by which a file says that Piecemeal wrote it. A file without that mark is neither changed nor deleted.
+//! Mark of a file that Piecemeal wrote: its first line.
+//!
+//! A file without a mark is neither changed nor deleted.
 
 /// The purpose of one of our files, as its first line states it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +18,7 @@ pub(crate) enum Mark {
 impl Mark {
     const ALL: [Self; 4] = [Self::Accelerated, Self::Fallback, Self::Original, Self::Shared];
 
-    /// What the first line begins with. Nodes keep files for longer than a release: these words are only ever added to.
+    /// Start of the first line. Nodes keep files for longer than a release: a tag may be added, and none may change.
     fn tag(self) -> &'static str {
         match self {
             Self::Accelerated => "# piecemeal node (accelerated name): ",
@@ -45,8 +47,8 @@ impl Mark {
     }
 }
 
-/// What has to stay before our first line, and the rest: a byte order mark, or the line by which K3s and RKE2 know what they
-/// have made. Without that line first they would neither renew the file nor remove it.
+/// Splits off the part that has to stay before our first line: a byte order mark, or the line by which K3s and RKE2 recognise their own
+/// files. Without that line first they would neither renew nor remove the file.
 pub(crate) fn split_head(text: &str) -> (&str, &str) {
     let head = if text.starts_with(BYTE_ORDER_MARK) {
         BYTE_ORDER_MARK.len_utf8()

@@ -1,4 +1,4 @@
-//! The registries that get files, and the names that the files are for.
+//! Registries of the node's peer, and the names of each that lead to it.
 
 use std::collections::BTreeSet;
 

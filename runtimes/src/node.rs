@@ -35,7 +35,7 @@ pub struct Node {
     pub(crate) root: Root,
 }
 
-/// Why nothing was decided. What goes wrong with one file is told in the [`Report`].
+/// Why a run did not begin or end. A failure of one file is in the [`Report`].
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
     #[error("cannot open {path} as the node's root; give the folder where its file system is with --root")]
@@ -66,7 +66,7 @@ impl Node {
     /// Brings every file to what `settings` ask for. A second time changes nothing.
     ///
     /// # Errors
-    /// Nothing could be decided, or what was written could not be noted.
+    /// The run could not begin, or its state file could not be written.
     pub fn install(&self, settings: &Settings, restart: Option<Restart<'_>>) -> Result<Report, NodeError> {
         let mut run = self.begin(PATIENCE)?;
         let mut facts = self.facts();
@@ -106,10 +106,10 @@ impl Node {
         run.finish().map_err(NodeError::State)
     }
 
-    /// Takes back what is ours. Accelerated names go on leading to their registries unless `purge` says otherwise.
+    /// Removes our files and our parts of shared ones. Without `purge` accelerated names still lead to their registries.
     ///
     /// # Errors
-    /// Nothing could be decided, or what is left could not be noted.
+    /// The run could not begin, or its state file could not be written.
     pub fn remove(&self, settings: &Settings, purge: bool) -> Result<Report, NodeError> {
         let mut run = self.begin(PATIENCE)?;
         let facts = self.facts();
@@ -137,7 +137,7 @@ impl Node {
         run.finish().map_err(NodeError::State)
     }
 
-    /// What is there now. Nothing is changed.
+    /// The node's present status. Changes nothing.
     ///
     /// # Errors
     /// Nothing could be decided.
@@ -224,7 +224,7 @@ impl Node {
         }
     }
 
-    /// Every file on the node that says that it is ours, or that a part of it is.
+    /// Every file on the node with our mark, or with our mirror.
     fn ours(&self, facts: &Facts, state: &State, peer_port: u16) -> BTreeMap<String, RuntimeKind> {
         let mut ours = BTreeMap::new();
         for (dir, runtime) in certs_dirs(facts, state) {

@@ -1,4 +1,4 @@
-//! Processes of the node, by /proc.
+//! Processes of the node, from /proc.
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
@@ -56,7 +56,7 @@ fn started(stat: &str) -> Option<i64> {
     Some(ticks / TICKS_PER_SECOND)
 }
 
-/// What the kernel shows to programs, whatever it counts in itself.
+/// The kernel's unit in /proc, whatever its own timer runs at.
 const TICKS_PER_SECOND: i64 = 100;
 
 /// Every process that can be seen, with its name.
@@ -72,9 +72,9 @@ pub(crate) fn all() -> Vec<(u32, String)> {
         .collect()
 }
 
-/// Tells the processes of this name to read their files again; whether there was one.
+/// Sends SIGHUP to the processes of this name; whether there was one.
 ///
-/// Only those that have this root for theirs: another's may have the same name, in a container or beside one.
+/// Only to those at this root: a process of a container may have the same name.
 pub(crate) fn hang_up(name: &str, root: &Path) -> bool {
     let place = |path: &Path| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
     let Some(here) = place(root) else { return false };

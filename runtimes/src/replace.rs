@@ -86,7 +86,7 @@ fn give_away(new: &OwnedFd, old: &Stat) -> Result<(), String> {
     })
 }
 
-/// Removes what a crash has left. The caller has the lock, without which no other process writes.
+/// Removes scratch files that a crash left. The caller holds the lock, so that no other run is writing one.
 fn remove_leftovers(folder: &OwnedFd) -> io::Result<()> {
     for entry in fs::Dir::new(readable(folder)?)? {
         let entry = entry?;

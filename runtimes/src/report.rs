@@ -6,26 +6,26 @@ use serde::Serialize;
 
 use crate::{kind::RuntimeKind, listeners::Listener, problem::Remedy, runtime::Runtime};
 
-/// What `install` or `remove` has done, and what remains to do.
+/// Result of `install` or `remove`, and the steps that remain.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
     pub runtimes: Vec<RuntimeReport>,
     pub files: Vec<FileReport>,
-    /// How many of our files had been changed or removed by others since.
+    /// Number of our files that another program had changed or removed, and that were repaired.
     pub repairs: u64,
-    /// What was done besides, in words.
+    /// Other actions, one sentence each.
     pub done: Vec<String>,
-    /// What the administrator still has to do by hand, in words.
+    /// Steps that the administrator still has to take, one sentence each.
     pub remains: Vec<String>,
 }
 
-/// What `status` says.
+/// Result of `status`.
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
     pub runtimes: Vec<RuntimeReport>,
     pub files: Vec<StatusFile>,
     pub peer_port: u16,
-    /// Who listens there.
+    /// Sockets that listen on that port.
     pub listeners: Vec<Listener>,
 }
 
@@ -34,20 +34,20 @@ pub struct Status {
 pub struct RuntimeReport {
     pub runtime: RuntimeKind,
     pub detected: bool,
-    /// Whether it reads what is written for it.
+    /// Whether it reads the files that are written for it.
     pub ready: bool,
     /// Where hosts.toml files go, for those that have them.
     pub dir: Option<String>,
     /// Why it is not ready.
     pub why: Option<String>,
-    /// Why it is left out although it is not ready: it need not be.
+    /// Reason to leave it out on purpose, although it is not ready.
     pub aside: Option<String>,
     /// The one line that makes it ready, if that is all.
     pub add: Option<Remedy>,
     pub notes: Vec<String>,
 }
 
-/// What has become of one file.
+/// Outcome for one file.
 #[derive(Clone, Debug, Serialize)]
 pub struct FileReport {
     pub path: String,
@@ -58,16 +58,16 @@ pub struct FileReport {
     pub why: Option<String>,
 }
 
-/// What has become of a file.
+/// Outcome for a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     Unchanged,
     Written,
-    /// What is ours was taken out of it; the rest is as it was, or leads to the registry alone.
+    /// Our part was taken out: the rest is as before, or leads to the registry alone.
     Restored,
     Deleted,
-    /// It is not ours, and stays as it is.
+    /// The file stays as it is, for the reason given.
     Left,
     /// It could not be written.
     Failed,
@@ -80,7 +80,7 @@ pub struct StatusFile {
     pub standing: Standing,
 }
 
-/// What a file is to us.
+/// Relation of a file to node set-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Standing {
@@ -90,7 +90,7 @@ pub enum Standing {
     Drifted,
     /// It was written, and is gone.
     Missing,
-    /// It is not ours, but has the path of one that would be.
+    /// Another program wrote a file at one of our paths.
     Foreign,
 }
 

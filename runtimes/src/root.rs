@@ -59,7 +59,7 @@ impl Root {
         .is_ok()
     }
 
-    /// Whether the last part of `path` is a symbolic link: to be read, but not ours to replace.
+    /// Whether the last part of `path` is a symbolic link: such a file is read, and never replaced.
     pub(crate) fn is_link(&self, path: &str) -> bool {
         let stat = self.with(path, |folder, name| fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW));
         stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink)
@@ -71,7 +71,7 @@ impl Root {
         Some(fs::fstat(file).ok()?.st_mtime)
     }
 
-    /// Opens what a path of the node's leads to, as a path of this process.
+    /// Calls `work` with a path of this process that leads to the node's `path`.
     ///
     /// # Errors
     /// Its folder cannot be opened.
@@ -90,7 +90,7 @@ impl Root {
         Ok(self.see(path)?.text)
     }
 
-    /// The same, with what tells whether it is still the same file later.
+    /// The text with the file's stamp, by which a later change shows.
     ///
     /// # Errors
     /// As [`Root::read`].
@@ -144,7 +144,7 @@ impl Root {
         stat.ok().as_ref().map(stamp)
     }
 
-    /// Makes a folder, and those that it lies in; what was made is added to `made`.
+    /// Makes a folder and its parents; those that were absent are added to `made`.
     ///
     /// # Errors
     /// It cannot be made.
@@ -200,7 +200,7 @@ impl Root {
         Err(Errno::LOOP.into())
     }
 
-    /// Does something with the folder that `path` lies in and its name there.
+    /// Calls `work` with the folder that `path` lies in and its name there.
     fn with<T>(&self, path: &str, work: impl Fn(&OwnedFd, &OsStr) -> Result<T, Errno>) -> Result<T, Errno> {
         let (parent, name) = split(path).map_err(|_| Errno::INVAL)?;
         work(&self.folder(parent, None)?, name)

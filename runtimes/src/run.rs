@@ -91,7 +91,7 @@ impl<'a> Run<'a> {
     }
 
     /// Decides on a file's text and carries the decision out, and does both again where the file changes in between. Returns
-    /// what the file said, what was decided, and the outcome.
+    /// the file's text, the decision and the outcome.
     pub(crate) fn change(
         &mut self,
         path: &str,
@@ -240,7 +240,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// What has become of a file, and why.
+/// Outcome for a file, and its reason.
 pub(crate) type Told = (Outcome, Option<String>);
 
 /// A file was changed between its being read and its being replaced.

@@ -13,16 +13,16 @@ use crate::{
     processes::Running,
 };
 
-/// What one runtime on the node is like.
+/// One runtime of the node, and whether it is ready.
 #[derive(Clone, Debug)]
 pub(crate) struct Runtime {
     pub kind: RuntimeKind,
     pub detected: bool,
     /// Where hosts.toml files go.
     pub certs_dir: Option<String>,
-    /// Why it does not read what is written, or why nothing is.
+    /// Reason why it does not read our files, or why none are written.
     pub problem: Option<Problem>,
-    /// Why it is left out although it is not ready: it need not be.
+    /// Reason to leave it out on purpose, although it is not ready.
     pub aside: Option<String>,
     /// Whether it was found and not asked for, and another that Kubernetes can use was, too.
     pub is_beside: bool,
@@ -34,7 +34,7 @@ pub(crate) struct Runtime {
 }
 
 impl Runtime {
-    /// Whether it reads what is written for it.
+    /// Whether it reads the files that are written for it.
     pub(crate) fn is_ready(&self) -> bool {
         self.problem.is_none() && self.aside.is_none()
     }
@@ -138,7 +138,7 @@ fn of_generated(problem: &mut Problem, kind: RuntimeKind, main: &str, config: &C
     };
 }
 
-/// Whether what the file says is what a running containerd goes by.
+/// Whether a running containerd uses the configuration that the file has.
 enum Read {
     Now,
     Perhaps(String),

@@ -1,22 +1,24 @@
-//! Settings of node set-up: what a node should be like.
+//! Settings of node set-up.
+//!
+//! They hold what the administrator asks for, and nothing that was found on the node.
 
 use crate::{
     kind::RuntimeKind,
     names::{Names, Registry},
 };
 
-/// What a node should be like.
+/// Wanted state of a node.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Of [`crate::registries`].
+    /// Result of [`crate::registries`].
     pub registries: Vec<Registry>,
     pub peer_port: u16,
-    /// Whether there is a peer here, or will be.
+    /// Whether the node has a peer, now or later.
     pub has_peer: bool,
     pub names: Names,
-    /// Empty: those that are found.
+    /// Runtimes to wire; empty: those that are found.
     pub runtimes: Vec<RuntimeKind>,
-    /// Whether these are all registries that there are. If not, files for others are left as they are.
+    /// Whether `registries` is the full list. If not, files for other registries stay.
     pub is_complete: bool,
 }
 

@@ -1,4 +1,4 @@
-//! State file of what was written on this node: `/etc/piecemeal/node-state.json`.
+//! State file of node set-up: `/etc/piecemeal/node-state.json`.
 //!
 //! It tells drift from a change of settings and records the folders that were made. Each of our files bears its own mark: without
 //! the state file, or with one that cannot be read, the files can still be taken back.
@@ -20,7 +20,7 @@ const FOLDER: &str = "/etc/piecemeal";
 #[serde(default)]
 pub(crate) struct State {
     version: u32,
-    /// The digest of what was written, by path.
+    /// Digest of each written text, by path.
     pub files: BTreeMap<String, String>,
     /// Folders that were made for them.
     pub folders: BTreeSet<String>,
@@ -33,14 +33,14 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// The state on disk; an empty one where there is none that can be read.
+    /// The state on disk; an empty one where no file is readable.
     pub(crate) fn load(root: &Root) -> Self {
         let text = root.read(FILE).ok().flatten();
         let state: Option<Self> = text.and_then(|text| serde_json::from_str(&text).ok());
         state.filter(|state| state.version <= VERSION).unwrap_or_default()
     }
 
-    /// Writes it if it has changed; one that says nothing goes.
+    /// Writes the file if the state has changed, and deletes it if the state is empty.
     pub(crate) fn save(mut self, root: &Root) -> io::Result<()> {
         if self.files.is_empty() {
             self.certs_dirs.clear();
@@ -72,7 +72,7 @@ impl State {
         self.files.get(path).is_some_and(|written| *written == digest(text))
     }
 
-    /// The ports of mirrors in Docker's configuration that are ours: the one that was written there, and the one of today.
+    /// Ports by which our mirror in Docker's configuration is known: the written one, and today's.
     pub(crate) fn docker_ports(&self, peer_port: u16) -> Vec<u16> {
         self.docker_port.into_iter().chain([peer_port]).collect()
     }

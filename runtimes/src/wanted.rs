@@ -17,7 +17,7 @@ use crate::{
     settings::Settings,
 };
 
-/// A file that a runtime should have, and what it should say.
+/// A file that a runtime should have, and its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Wanted {
     pub runtime: RuntimeKind,
@@ -43,7 +43,7 @@ enum What {
 }
 
 impl Wanted {
-    /// What becomes of the file when this is its text now.
+    /// The edit of the file whose present text is `current`.
     pub(crate) fn edit(&self, settings: &Settings, current: Option<&str>) -> Edit {
         let peer = settings.peer();
         match &self.what {
@@ -66,7 +66,7 @@ impl Wanted {
     }
 }
 
-/// The files of one runtime. What is good to know about them is added to its notes.
+/// The files of one runtime. Hints about them are added to its notes.
 pub(crate) fn wanted(
     runtime: &mut Runtime,
     settings: &Settings,
