@@ -202,21 +202,17 @@ fn is_host_and_port(text: &str) -> bool {
 }
 
 #[cfg(test)]
+#[path = "../../fuzz/kept.rs"]
+mod kept;
+
+#[cfg(test)]
 mod tests {
-    use std::fs;
+    use super::kept::kept;
 
     #[test]
     fn whatever_the_fuzzer_has_kept_holds() {
         kept("reference").iter().for_each(|input| super::reference(input));
         kept("manifest").iter().for_each(|input| super::manifest(input));
         kept("piece_map").iter().for_each(|input| super::piece_map(input));
-    }
-
-    fn kept(target: &str) -> Vec<Vec<u8>> {
-        let folder = format!("{}/../fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
-        let files = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder}: {error}"));
-        let kept: Vec<_> = files.map(|file| fs::read(file.unwrap().path()).unwrap()).collect();
-        assert!(!kept.is_empty(), "{folder} is empty");
-        kept
     }
 }

@@ -310,13 +310,14 @@ const REGISTRY_PLUGINS: [&str; 3] = ["cri", "io.containerd.grpc.v1.cri", "io.con
 const UNKNOWN: &str = "until then the folder of hosts.toml files is unknown, and none is written";
 
 #[cfg(test)]
-mod tests {
-    use super::*;
+pub(crate) mod testing {
+    use super::{Config, Verdict};
 
-    const MAIN: &str = "/etc/containerd/config.toml";
-    const CERTS: &str = "/etc/containerd/certs.d";
+    pub(crate) const MAIN: &str = "/etc/containerd/config.toml";
+    pub(crate) const CERTS: &str = "/etc/containerd/certs.d";
 
-    fn verdict(texts: &[&str]) -> Verdict {
+    /// The verdict on a configuration of these texts.
+    pub(crate) fn verdict(texts: &[&str]) -> Verdict {
         let files = texts.iter().map(|text| (MAIN.to_owned(), (*text).to_owned())).collect();
         let config = Config {
             files,
@@ -324,6 +325,14 @@ mod tests {
         };
         config.verdict(MAIN, CERTS)
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        testing::{CERTS, MAIN, verdict},
+        *,
+    };
 
     #[test]
     fn config_path_is_found_in_every_version_of_the_file() {

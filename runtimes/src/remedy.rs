@@ -103,19 +103,9 @@ const REMEDY_WAS: &str = "# piecemeal node: it was: ";
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::containerd::Verdict;
+    use crate::containerd::testing::verdict;
 
-    const MAIN: &str = "/etc/containerd/config.toml";
     const CERTS: &str = "/etc/containerd/certs.d";
-
-    fn verdict(texts: &[&str]) -> Verdict {
-        let files = texts.iter().map(|text| (MAIN.to_owned(), (*text).to_owned())).collect();
-        let config = Config {
-            files,
-            ..Config::default()
-        };
-        config.verdict(MAIN, CERTS)
-    }
 
     #[test]
     fn the_line_is_added_where_it_belongs_and_taken_out_again() {

@@ -113,18 +113,8 @@ const CHANGED: &str = "was changed by another program at the same time; run this
 mod tests {
     use std::{fs, time::Duration};
 
-    use tempfile::TempDir;
-
     use super::*;
-    use crate::lock::lock;
-
-    fn root() -> (TempDir, Root) {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir_all(dir.path().join("node/etc")).unwrap();
-        fs::write(dir.path().join("outside"), "secret").unwrap();
-        let root = Root::open(&dir.path().join("node")).unwrap();
-        (dir, root)
-    }
+    use crate::{lock::lock, root::testing::root};
 
     #[test]
     fn a_file_that_was_changed_since_it_was_seen_is_not_written_over() {

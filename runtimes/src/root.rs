@@ -292,24 +292,33 @@ const LINKS_MAX: usize = 40;
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
 #[cfg(test)]
-mod tests {
-    use std::{
-        fs,
-        os::unix::fs::{PermissionsExt, symlink},
-    };
+pub(crate) mod testing {
+    use std::fs;
 
     use tempfile::TempDir;
 
-    use super::*;
-    use crate::replace::write;
+    use super::Root;
 
-    fn root() -> (TempDir, Root) {
+    /// A root in a folder of its own, beside a file that it must not reach.
+    pub(crate) fn root() -> (TempDir, Root) {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("node/etc")).unwrap();
         fs::write(dir.path().join("outside"), "secret").unwrap();
         let root = Root::open(&dir.path().join("node")).unwrap();
         (dir, root)
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        os::unix::fs::{PermissionsExt, symlink},
+    };
+
+    use super::testing::root;
+    use super::*;
+    use crate::replace::write;
 
     #[test]
     fn runtimes_of_other_users_read_what_is_made_whatever_the_umask() {

@@ -65,19 +65,15 @@ fn is_near(a: &Url, b: &Url) -> bool {
 }
 
 #[cfg(test)]
+#[path = "../../fuzz/kept.rs"]
+mod kept;
+
+#[cfg(test)]
 mod tests {
-    use std::fs;
+    use super::kept::kept;
 
     #[test]
     fn whatever_the_fuzzer_has_kept_holds() {
         kept("challenge").iter().for_each(|input| super::challenge(input));
-    }
-
-    fn kept(target: &str) -> Vec<Vec<u8>> {
-        let folder = format!("{}/../fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
-        let files = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder}: {error}"));
-        let kept: Vec<_> = files.map(|file| fs::read(file.unwrap().path()).unwrap()).collect();
-        assert!(!kept.is_empty(), "{folder} is empty");
-        kept
     }
 }
