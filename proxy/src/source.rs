@@ -1,4 +1,4 @@
-//! What a mirror and a peer differ behind: the source of blobs.
+//! Source of blobs: a mirror and a peer each have their own.
 
 use std::sync::Arc;
 
