@@ -34,7 +34,7 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    Item, Rights,
+    Item,
     callers::{Callers, Right, RightKey, Standing},
 };
 use piecemeal_upstream::{Caller, Places, PullError};
@@ -354,7 +354,7 @@ enum NotOpened {
 
 /// A caller that asks for a blob.
 #[derive(Clone, Copy)]
-pub struct Joining<'a> {
+pub(crate) struct Joining<'a> {
     pub caller: &'a Caller,
     pub at: &'a Repository,
     pub digest: &'a Digest,
@@ -362,7 +362,8 @@ pub struct Joining<'a> {
     pub blob_bytes: Option<u64>,
     /// How long the caller waits until it can be answered.
     pub patience: Duration,
-    pub access: &'a Rights,
+    /// Whether the source has recently served a caller from the repository.
+    pub allows: &'a (dyn Fn(&Caller) -> bool + Sync),
 }
 
 impl Joining<'_> {
@@ -371,11 +372,11 @@ impl Joining<'_> {
     }
 
     fn join(&self, transfer: &Transfer) {
-        let standing = match self.access.allows(self.caller, self.at) {
+        let standing = match (self.allows)(self.caller) {
             true => Standing::Proven,
             false => Standing::Unknown,
         };
-        let public = self.access.allows(&Caller::default(), self.at);
+        let public = (self.allows)(&Caller::default());
         transfer.callers.join(&self.right(), standing, public);
     }
 }
@@ -400,7 +401,7 @@ impl Default for Disputes {
 }
 
 /// What is known of a blob that is here, or on its way.
-pub struct KnownHere {
+pub(crate) struct KnownHere {
     pub blob_bytes: u64,
     /// It is on its way, and its upstream has answered for it under the repository.
     is_answered: bool,
@@ -408,7 +409,7 @@ pub struct KnownHere {
 
 impl KnownHere {
     /// What a caller's right is asked for.
-    pub fn item<'a>(&self, digest: &'a Digest) -> Item<'a> {
+    pub(crate) fn item<'a>(&self, digest: &'a Digest) -> Item<'a> {
         match self.is_answered {
             true => Item::Answered(digest),
             false => Item::Blob(digest),
@@ -479,7 +480,7 @@ impl Transfers {
     ///
     /// # Errors
     /// [`PullError::Store`].
-    pub async fn known_here(
+    pub(crate) async fn known_here(
         &self,
         store: &Store,
         at: &Repository,
@@ -518,7 +519,7 @@ impl Transfers {
     /// # Errors
     /// What the source said to this caller; why the transfer failed; the last failure, while the digest cools down after it
     /// for this caller.
-    pub async fn open<F, P>(
+    pub(crate) async fn open<F, P>(
         &self,
         joining: Joining<'_>,
         run: impl Fn(Right, Arc<Transfer>) -> F + Clone + Send + 'static,

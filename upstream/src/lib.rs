@@ -44,7 +44,7 @@ pub use answer::innermost;
 pub use caller::{Caller, Credential, Fingerprint};
 pub use client::{BlobAnswer, FILTERS_APPLIED, FetchedManifest, ListAnswer, ManifestAnswer, Served};
 pub use concurrency::{Lanes, Seat, WIDTH_MAX};
-pub use config::{ClientConfig, ProxyConfig, UpstreamConfig};
+pub use config::{ClientConfig, HttpProxy, UpstreamConfig};
 pub use cover::require_cover;
 pub use error::{ANSWER_TIMEOUT, MANIFEST_TIMEOUT, PullError, SOURCE_TIMEOUT};
 pub use exchange::mirror_unanswered;

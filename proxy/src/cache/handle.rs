@@ -25,7 +25,7 @@ pub struct Cache {
 }
 
 impl Cache {
-    pub fn new(parts: CacheParts) -> Self {
+    pub(crate) fn new(parts: CacheParts) -> Self {
         Self {
             parts: Arc::new(parts),
             verifying: Arc::new(Semaphore::new(1)),

@@ -9,11 +9,11 @@ mod follow;
 mod observer;
 mod plan;
 mod publish;
+mod registry_source;
 mod run;
 mod sample;
 mod segment;
-mod upstream_blobs;
 
 pub use observer::FillObserver;
 pub use publish::pass;
-pub use upstream_blobs::UpstreamBlobs;
+pub use registry_source::RegistrySource;

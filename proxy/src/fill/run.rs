@@ -15,8 +15,8 @@ use tracing::{debug, warn};
 
 use super::{
     plan::{Pace, Plan},
+    registry_source::{FillSource, RegistrySource},
     segment::{Body, Segment, SegmentContext},
-    upstream_blobs::{FillSource, UpstreamBlobs},
 };
 use crate::{Right, callers::Callers};
 use piecemeal_upstream::{BlobAnswer, PullError, Seat, WIDTH_MAX};
@@ -67,7 +67,7 @@ enum Step {
 impl<'a> Run<'a> {
     /// Of what is missing of `within`. `patience`: how long upstream may send nothing new.
     pub(super) fn new(
-        blobs: &'a UpstreamBlobs,
+        blobs: &'a RegistrySource,
         FillSource {
             upstream,
             right,

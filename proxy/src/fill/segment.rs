@@ -15,7 +15,7 @@ use piecemeal_store::Filling;
 use tokio::sync::Notify;
 use tracing::debug;
 
-use super::upstream_blobs::UpstreamBlobs;
+use super::registry_source::RegistrySource;
 use crate::Right;
 use piecemeal_upstream::{BlobAnswer, PullError, Served, Upstream, innermost};
 
@@ -51,7 +51,7 @@ impl Ending {
 #[derive(Clone)]
 pub(super) struct SegmentContext<'a> {
     pub(super) ending: Arc<Ending>,
-    pub(super) blobs: &'a UpstreamBlobs,
+    pub(super) blobs: &'a RegistrySource,
     pub(super) upstream: &'a Upstream,
     pub(super) right: Arc<Right>,
     pub(super) filling: &'a Filling,
