@@ -2,10 +2,11 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
 
 use async_trait::async_trait;
+use parking_lot::{Mutex, MutexGuard};
 use piecemeal_proto::{
     Digest, PieceSet, SignedPieceHashes,
     wire::{LeaseEnded, Outcome, report::Report},
@@ -160,8 +161,8 @@ impl LiveDownloads {
         rows.collect()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Table> {
-        self.0.lock().expect("no holder of this lock panics")
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.0.lock()
     }
 }
 

@@ -12,12 +12,13 @@
 
 use std::{
     num::NonZeroUsize,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use lru::LruCache;
+use parking_lot::{Mutex, MutexGuard};
 use piecemeal_proto::Reference;
 use piecemeal_store::{Blob, Holder, NodeRight, Repository, Shown, Store};
 use prometheus_client::{
@@ -248,7 +249,7 @@ impl Rights {
     }
 
     fn noted(&self) -> MutexGuard<'_, LruCache<(Holder, Repository), (Verdict, Instant)>> {
-        self.noted.lock().expect("no holder of this lock panics")
+        self.noted.lock()
     }
 
     /// Whether the source itself has answered for the item under the repository.

@@ -7,11 +7,12 @@
 use std::{
     net::IpAddr,
     num::NonZeroUsize,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use lru::LruCache;
+use parking_lot::{Mutex, MutexGuard};
 use piecemeal_proto::Digest;
 use piecemeal_store::{Store, StoreError, Verified};
 use piecemeal_swarm::Limiter;
@@ -104,7 +105,7 @@ impl Suspicions {
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().expect("no holder of this lock panics")
+        self.table.lock()
     }
 }
 

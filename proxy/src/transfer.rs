@@ -16,7 +16,7 @@ use std::{
     num::NonZeroUsize,
     ops::Range,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -24,6 +24,7 @@ use std::{
 
 use bytes::Bytes;
 use lru::LruCache;
+use parking_lot::{Mutex, MutexGuard};
 use piecemeal_proto::{Digest, FillId};
 use piecemeal_store::{Blob, Extent, FillFailure, Filling, ReadBlobError, Repository, Store};
 use prometheus_client::{
@@ -161,7 +162,7 @@ impl Transfer {
     }
 
     fn answered_under(&self, at: &Repository) {
-        let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut answered = self.answered.lock();
         if !answered.contains(at) {
             let surplus = (answered.len() + 1).saturating_sub(ANSWERED_MAX);
             answered.drain(..surplus);
@@ -171,7 +172,7 @@ impl Transfer {
 
     /// Whether the upstream has answered for the digest under this repository.
     pub fn has_answered(&self, at: &Repository) -> bool {
-        let answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        let answered = self.answered.lock();
         answered.contains(at)
     }
 
@@ -181,7 +182,7 @@ impl Transfer {
         if !self.shown.load(Ordering::Relaxed) {
             return Vec::new();
         }
-        self.answered.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.answered.lock().clone()
     }
 
     /// Records the [`Transfer::sources`] of a blob that another transfer has published, and those that were added meanwhile.
@@ -472,7 +473,7 @@ impl Transfers {
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().expect("no holder of this lock panics")
+        self.table.lock()
     }
 
     /// The size in bytes of a blob that is here, whole or on its way from the same upstream; `None` when it is unknown. The size
