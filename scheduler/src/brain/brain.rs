@@ -159,8 +159,8 @@ impl Brain {
     /// Matches the members that gained room or pieces: sources first, since they find the least complete receiver.
     fn settle(&mut self, out: &mut Vec<Command>) {
         loop {
-            if let Some((swarm, seat)) = self.takers.pop_front() {
-                self.supply(swarm, seat, out);
+            if let Some((swarm, index)) = self.takers.pop_front() {
+                self.supply(swarm, index, out);
                 self.rouse(swarm);
             } else if let Some((member, swarm)) = self.givers.pop_front() {
                 self.give(member, swarm, out);
@@ -186,7 +186,7 @@ impl Brain {
     fn tick(&mut self, swarm: u32, out: &mut Vec<Command>) {
         self.swarms[swarm].tick_at = None;
         if self.swarms[swarm].is_live() {
-            self.seat_holders(swarm);
+            self.add_holders(swarm);
         }
         self.describe(swarm, out);
         self.steal(swarm, out);
@@ -200,31 +200,31 @@ impl Brain {
             self.sample(swarm, |state| &state.idle, &mut takers);
         }
         self.sample(swarm, |state| &state.unproven, &mut unproven);
-        for seat in unproven {
-            self.compare(swarm, seat, out);
+        for index in unproven {
+            self.compare(swarm, index, out);
         }
-        self.takers.extend(takers.into_iter().map(|seat| (swarm, seat)));
+        self.takers.extend(takers.into_iter().map(|index| (swarm, index)));
         self.rouse(swarm);
     }
 
-    pub(super) fn seat_of(&self, member: u32, digest: &Digest) -> Option<(u32, u32)> {
+    pub(super) fn find_swarm_member(&self, member: u32, digest: &Digest) -> Option<(u32, u32)> {
         let member = &self.members[member];
         let &swarm = self.digests.get(&(member.pool, *digest))?;
-        Some((swarm, *member.seats.get(&swarm)?))
+        Some((swarm, *member.swarms.get(&swarm)?))
     }
 
     /// After a seat has changed: onto its rolls, and to be matched.
-    pub(super) fn touch(&mut self, swarm: u32, seat: u32) {
+    pub(super) fn touch(&mut self, swarm: u32, index: u32) {
         let state = &mut self.swarms[swarm];
-        state.refresh(seat, self.policy.leases_deep);
+        state.refresh(index, self.policy.leases_deep);
         if state.is_live() {
-            let member = state.seats[seat].member;
+            let member = state.members[index].slot;
             self.members[member].live.insert(swarm);
-            if state.sources.contains(seat) {
+            if state.sources.contains(index) {
                 self.givers.push_back((member, swarm));
             }
-            if state.hungry.contains(seat) || state.waiting.contains(seat) {
-                self.takers.push_back((swarm, seat));
+            if state.hungry.contains(index) || state.waiting.contains(index) {
+                self.takers.push_back((swarm, index));
             }
         }
     }

@@ -8,14 +8,14 @@ impl Brain {
     /// Orders `run` from `source` (`None`: upstream) to a seat that lacks all of it.
     pub(super) fn grant(
         &mut self,
-        (swarm, seat): (u32, u32),
+        (swarm, index): (u32, u32),
         source: Option<u32>,
         run: Run,
         priority: Priority,
         out: &mut Vec<Command>,
     ) {
         let now = self.now;
-        let receiver = self.swarms[swarm].seats[seat].member;
+        let receiver = self.swarms[swarm].members[index].slot;
         if let Some(source) = source.filter(|&source| self.members[source].is_full(&self.policy))
             && let Some(idle) = self.overtaken_by(receiver, source)
         {
@@ -25,27 +25,27 @@ impl Brain {
         let id = self.leases.insert(|id| LeaseState {
             id,
             swarm,
-            seat,
+            index,
             receiver,
             source,
             run,
             granted: now,
         });
         for piece in run.pieces() {
-            state.lend(seat, piece, now);
+            state.lend(index, piece, now);
         }
-        let taker = &mut state.seats[seat];
+        let taker = &mut state.members[index];
         taker.leases += 1;
         taker.taken += run.count;
         taker.fed_at = now;
         if source.is_none() {
-            state.upstream = Some(seat);
+            state.upstream = Some(index);
         }
         state.outstanding += 1;
         state.granted.push_back(id);
         self.trim(swarm);
         let state = &mut self.swarms[swarm];
-        state.refresh(seat, self.policy.leases_deep);
+        state.refresh(index, self.policy.leases_deep);
         let fill = state.fill.as_mut().expect("who wants a blob has stated a fill");
         if source.is_some() {
             fill.note_use(run.pieces());
@@ -89,9 +89,9 @@ impl Brain {
     pub(super) fn take_back(&mut self, id: LeaseId) -> Option<(LeaseState, u32)> {
         let lease = self.leases.remove(id)?;
         let state = &mut self.swarms[lease.swarm];
-        let missing = lease.run.pieces().filter(|&piece| state.take_back(lease.seat, piece));
+        let missing = lease.run.pieces().filter(|&piece| state.take_back(lease.index, piece));
         let missing = u32::try_from(missing.count()).expect("a run's length is u32");
-        state.seats[lease.seat].leases -= 1;
+        state.members[lease.index].leases -= 1;
         state.outstanding -= 1;
         if state.outstanding == 0 {
             state.granted.clear();
@@ -101,7 +101,7 @@ impl Brain {
             self.members[source].serving.retain(|&other| other != id);
             self.givers.push_back((source, lease.swarm));
         }
-        self.touch(lease.swarm, lease.seat);
+        self.touch(lease.swarm, lease.index);
         Some((lease, missing))
     }
 
@@ -110,8 +110,8 @@ impl Brain {
         let Some((lease, missing)) = self.take_back(id) else {
             return;
         };
-        let seat = &mut self.swarms[lease.swarm].seats[lease.seat];
-        seat.taken = seat.taken.saturating_sub(missing).max(seat.accounted());
+        let member = &mut self.swarms[lease.swarm].members[lease.index];
+        member.taken = member.taken.saturating_sub(missing).max(member.accounted());
         out.push(Command::Cancel {
             to: self.members[lease.receiver].id,
             lease: id,

@@ -40,13 +40,13 @@ impl Brain {
         };
         self.drop_leases(slot, out);
         out.retain(|command| command.to() != id);
-        let seats: Vec<(u32, u32)> = self.members[slot]
-            .seats
+        let members: Vec<(u32, u32)> = self.members[slot]
+            .swarms
             .iter()
-            .map(|(&swarm, &seat)| (swarm, seat))
+            .map(|(&swarm, &index)| (swarm, index))
             .collect();
-        for (swarm, seat) in seats {
-            self.leave_seat(swarm, seat);
+        for (swarm, index) in members {
+            self.leave_swarm(swarm, index);
             self.idle(swarm);
         }
         self.holdings.remove_member(slot);
@@ -87,9 +87,9 @@ impl Brain {
         let member = &self.members[slot];
         let swarms: Vec<u32> = member.live.iter().copied().take(SWARMS_WELCOMED).collect();
         for swarm in swarms {
-            let seat = self.members[slot].seats.get(&swarm).copied();
-            if let Some(seat) = seat {
-                self.touch(swarm, seat);
+            let index = self.members[slot].swarms.get(&swarm).copied();
+            if let Some(index) = index {
+                self.touch(swarm, index);
             }
         }
     }
@@ -143,10 +143,10 @@ impl Brain {
         let upstream: Vec<(u32, u32)> = self.members[slot]
             .live
             .iter()
-            .filter_map(|swarm| Some((*swarm, *self.members[slot].seats.get(swarm)?)))
+            .filter_map(|swarm| Some((*swarm, *self.members[slot].swarms.get(swarm)?)))
             .collect();
-        for (swarm, seat) in upstream {
-            self.pass_upstream_on(swarm, seat);
+        for (swarm, index) in upstream {
+            self.pass_upstream_on(swarm, index);
         }
     }
 }

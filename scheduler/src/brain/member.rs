@@ -74,7 +74,7 @@ pub(super) struct MemberState {
     /// A timer for its stalling is set.
     pub(super) taking_watched: bool,
     /// SwarmMember by swarm.
-    pub(super) seats: BTreeMap<u32, u32>,
+    pub(super) swarms: BTreeMap<u32, u32>,
     /// Those of its swarms that a member wants and in which it has been seen; others may linger.
     pub(super) live: BTreeSet<u32>,
     /// The swarm that it served last; the next has the next turn.
@@ -113,7 +113,7 @@ impl MemberState {
             gave_up: 0,
             taking: Backoff::default(),
             taking_watched: false,
-            seats: BTreeMap::new(),
+            swarms: BTreeMap::new(),
             live: BTreeSet::new(),
             turn: 0,
             wants: 0,

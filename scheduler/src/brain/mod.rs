@@ -35,7 +35,7 @@ mod report;
 mod rng;
 mod run;
 mod sample_set;
-mod seating;
+mod membership;
 mod slab;
 mod status;
 mod straggler;

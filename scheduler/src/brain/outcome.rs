@@ -27,8 +27,8 @@ impl Brain {
         let Some(source) = lease.source else {
             if outcome != Outcome::Done && outcome != Outcome::Cancelled {
                 let state = &mut self.swarms[lease.swarm];
-                state.seats[lease.seat].upstream.strike(self.now, &self.policy);
-                self.retire_from_upstream(lease.swarm, lease.seat, out);
+                state.members[lease.index].upstream.strike(self.now, &self.policy);
+                self.retire_from_upstream(lease.swarm, lease.index, out);
             }
             return;
         };
@@ -57,10 +57,10 @@ impl Brain {
         };
         let state = &mut self.swarms[lease.swarm];
         for piece in lease.run.pieces() {
-            state.gain(lease.seat, piece, self.now);
+            state.gain(lease.index, piece, self.now);
         }
-        let seat = &mut state.seats[lease.seat];
-        seat.stolen = seat.stolen.saturating_sub(1);
+        let member = &mut state.members[lease.index];
+        member.stolen = member.stolen.saturating_sub(1);
         let Some(source) = lease.source else {
             return;
         };
@@ -79,12 +79,12 @@ impl Brain {
     }
 
     fn is_leased(&self, lease: &LeaseState, piece: u32) -> bool {
-        self.swarms[lease.swarm].seats[lease.seat].leased.contains(piece)
+        self.swarms[lease.swarm].members[lease.index].leased.contains(piece)
     }
 
     /// The source does not hold a piece that it claimed.
     fn strike_piece(&mut self, lease: &LeaseState, source: u32, piece: u32) {
-        let Some(&seat) = self.members[source].seats.get(&lease.swarm) else {
+        let Some(&index) = self.members[source].swarms.get(&lease.swarm) else {
             return;
         };
         if !lease.run.contains(piece) {
@@ -92,12 +92,12 @@ impl Brain {
         }
         let covered = self.is_covered(source, lease.swarm, piece);
         let state = &mut self.swarms[lease.swarm];
-        if state.seats[seat].complete {
-            state.spell_out(seat, self.now);
+        if state.members[index].complete {
+            state.spell_out(index, self.now);
         }
-        state.lose(seat, piece, covered);
-        self.touch(lease.swarm, seat);
-        self.tidy(lease.swarm, seat);
+        state.lose(index, piece, covered);
+        self.touch(lease.swarm, index);
+        self.tidy(lease.swarm, index);
     }
 
     /// The source sent other bytes than it claimed. A peer is believed a few such reports: with more, one liar could take every
@@ -108,14 +108,14 @@ impl Brain {
         self.members[source].asides.strike(accuser, self.now, &self.policy);
         let id = self.members[source].id;
         let is_claimants_fault = lease.run.contains(piece) && self.doubt_claim(lease.swarm, id, piece);
-        let Some(&seat) = self.members[source].seats.get(&lease.swarm) else {
+        let Some(&index) = self.members[source].swarms.get(&lease.swarm) else {
             return;
         };
         let digest = self.swarms[lease.swarm].digest;
         if is_claimants_fault || self.members[source].is_mirror() || !self.may_accuse(lease.receiver, digest) {
             return;
         }
-        self.expel(lease.swarm, seat, out);
+        self.expel(lease.swarm, index, out);
     }
 
     /// Counts a report by which a source is left alone. The count is the member's and the blob's: one that gives the blob up and
@@ -259,7 +259,7 @@ mod tests {
         site.end(peer(1), lease.id, Outcome::Missing { piece: 1 });
         site.end(peer(1), lease.id, Outcome::Missing { piece: 9 });
         let (_, swarm) = site.brain.swarms.iter().next().unwrap();
-        let held = swarm.seats.iter().map(|(_, seat)| seat).find(|seat| seat.member == 1);
+        let held = swarm.members.iter().map(|(_, member)| member).find(|member| member.slot == 1);
         assert_eq!(held.unwrap().have.iter().collect::<Vec<_>>(), [0, 2]);
     }
 }

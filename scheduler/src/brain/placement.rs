@@ -56,7 +56,7 @@ impl Brain {
                 .or_else(|| member.live.first());
             let &swarm = next?;
             member.turn = swarm;
-            if member.seats.contains_key(&swarm) && self.swarms[swarm].is_live() {
+            if member.swarms.contains_key(&swarm) && self.swarms[swarm].is_live() {
                 return Some(swarm);
             }
             self.members[giver].live.remove(&swarm);
@@ -65,7 +65,7 @@ impl Brain {
     }
 
     fn give_once(&mut self, giver: u32, swarm: u32, choice: Choice, out: &mut Vec<Command>) -> bool {
-        let Some(&source) = self.members[giver].seats.get(&swarm) else {
+        let Some(&source) = self.members[giver].swarms.get(&swarm) else {
             return false;
         };
         let state = &self.swarms[swarm];
@@ -102,18 +102,18 @@ impl Brain {
         }
         let state = &self.swarms[swarm];
         let pieces = state.pieces();
-        let zone = state.seats[source].zone;
+        let zone = state.members[source].zone;
         // Equals come as the sample has them: by their seats, the first to come would always be the first.
         let mut ranked: Vec<(bool, bool, u32, bool, usize, u32)> = sampled
             .into_iter()
             .enumerate()
             .map(|(place, receiver)| {
-                let seat = &state.seats[receiver];
+                let member = &state.members[receiver];
                 // Every receiver waits for a piece that only a slow uplink has.
-                let slow = choice == Choice::Inject && self.members[seat.member].slow;
-                let rank = seat.rank(pieces, self.now, self.policy.aging);
-                let doubtful = self.members[seat.member].is_doubtful();
-                (doubtful, slow, rank, seat.zone != zone, place, receiver)
+                let slow = choice == Choice::Inject && self.members[member.slot].slow;
+                let rank = member.rank(pieces, self.now, self.policy.aging);
+                let doubtful = self.members[member.slot].is_doubtful();
+                (doubtful, slow, rank, member.zone != zone, place, receiver)
             })
             .collect();
         while let Some((.., receiver)) = take_least(&mut ranked) {
@@ -129,29 +129,29 @@ impl Brain {
     pub(super) fn sample(&mut self, swarm: u32, roll: fn(&Swarm) -> &SampleSet, into: &mut Vec<u32>) {
         let roll = roll(&self.swarms[swarm]);
         let start = self.dice.below(roll.len());
-        let seats = roll.as_slice().iter().cycle().skip(start);
-        into.extend(seats.take(self.policy.receivers_sampled.min(roll.len())));
+        let members = roll.as_slice().iter().cycle().skip(start);
+        into.extend(members.take(self.policy.receivers_sampled.min(roll.len())));
     }
 
     /// Finds sources for a receiver while it has room.
-    pub(super) fn supply(&mut self, swarm: u32, seat: u32, out: &mut Vec<Command>) {
-        while self.supply_waiting(swarm, seat, out) || self.supply_once(swarm, seat, out) {}
+    pub(super) fn supply(&mut self, swarm: u32, index: u32, out: &mut Vec<Command>) {
+        while self.supply_waiting(swarm, index, out) || self.supply_once(swarm, index, out) {}
     }
 
-    fn supply_once(&mut self, swarm: u32, seat: u32, out: &mut Vec<Command>) -> bool {
-        if !self.swarms.get(swarm).is_some_and(|state| state.hungry.contains(seat)) {
+    fn supply_once(&mut self, swarm: u32, index: u32, out: &mut Vec<Command>) -> bool {
+        if !self.swarms.get(swarm).is_some_and(|state| state.hungry.contains(index)) {
             return false;
         }
         let found = self
-            .pick_source(swarm, seat, Choice::Inject, true)
-            .or_else(|| self.pick_source(swarm, seat, Choice::Rarest, true))
-            .or_else(|| self.pick_source(swarm, seat, Choice::Rarest, false));
+            .pick_source(swarm, index, Choice::Inject, true)
+            .or_else(|| self.pick_source(swarm, index, Choice::Rarest, true))
+            .or_else(|| self.pick_source(swarm, index, Choice::Rarest, false));
         match found {
             Some((source, run)) => {
-                self.grant((swarm, seat), Some(source), run, Priority::Normal, out);
+                self.grant((swarm, index), Some(source), run, Priority::Normal, out);
                 true
             }
-            None => self.supply_from_upstream(swarm, seat, out),
+            None => self.supply_from_upstream(swarm, index, out),
         }
     }
 
@@ -168,21 +168,21 @@ impl Brain {
         let mut sample: Vec<(bool, usize, u32)> = if mirrors {
             state.mirrors.iter().map(|&source| (false, 0, source)).collect()
         } else {
-            let zone = state.seats[receiver].zone;
+            let zone = state.members[receiver].zone;
             let start = self.dice.below(state.sources.len());
             let sample = state.sources.as_slice().iter().cycle().skip(start);
             sample
                 .take(self.policy.sources_sampled.min(state.sources.len()))
-                .filter(|&&source| !state.seats[source].mirror)
-                .filter(|&&source| self.has_room(state.seats[source].member, urgent))
+                .filter(|&&source| !state.members[source].mirror)
+                .filter(|&&source| self.has_room(state.members[source].slot, urgent))
                 .map(|&source| {
-                    let member = &self.members[state.seats[source].member];
-                    (state.seats[source].zone != zone, member.serving.len(), source)
+                    let member = &self.members[state.members[source].slot];
+                    (state.members[source].zone != zone, member.serving.len(), source)
                 })
                 .collect()
         };
         while let Some((_, _, source)) = take_least(&mut sample) {
-            let giver = self.swarms[swarm].seats[source].member;
+            let giver = self.swarms[swarm].members[source].slot;
             if self.has_room(giver, urgent)
                 && let Some(run) = self.match_pair(swarm, source, receiver, choice)
             {
@@ -195,17 +195,17 @@ impl Brain {
     /// What the receiver should take from the source, if the two may be matched at all.
     pub(super) fn match_pair(&mut self, swarm: u32, source: u32, receiver: u32, choice: Choice) -> Option<Run> {
         let state = &self.swarms[swarm];
-        let (giving, taking) = (&state.seats[source], &state.seats[receiver]);
+        let (giving, taking) = (&state.members[source], &state.members[receiver]);
         let urgent = usize::from(matches!(choice, Choice::Piece(_)));
-        let member = &self.members[taking.member];
-        if giving.member == taking.member
+        let member = &self.members[taking.slot];
+        if giving.slot == taking.slot
             || !state.sources.contains(source)
-            || !self.is_usable(taking.member)
+            || !self.is_usable(taking.slot)
             || member.fetching.len() >= self.policy.leases_max as usize + urgent
-            || !self.may_take(taking.member, urgent > 0)
-            || !(member.proven || urgent > 0 || self.members[giving.member].has_room_to_try(&self.policy))
-            || !self.has_room_for(giving.member, taking.member)
-            || self.members[giving.member].asides.between(member.id, self.now)
+            || !self.may_take(taking.slot, urgent > 0)
+            || !(member.proven || urgent > 0 || self.members[giving.slot].has_room_to_try(&self.policy))
+            || !self.has_room_for(giving.slot, taking.slot)
+            || self.members[giving.slot].asides.between(member.id, self.now)
         {
             return None;
         }

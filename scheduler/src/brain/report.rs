@@ -26,43 +26,43 @@ impl Brain {
             return;
         }
         let mirror = self.members[slot].is_mirror();
-        let wanted = self.seat_of(slot, &digest);
-        let first = wanted.is_none_or(|(swarm, seat)| !self.swarms[swarm].seats[seat].wants);
+        let wanted = self.find_swarm_member(slot, &digest);
+        let first = wanted.is_none_or(|(swarm, index)| !self.swarms[swarm].members[index].wants);
         if first && !mirror && self.members[slot].wants >= self.policy.wants_max {
             return;
         }
-        let Some((swarm, seat)) = self.sit(slot, digest) else {
+        let Some((swarm, index)) = self.enter_swarm(slot, digest) else {
             return;
         };
-        let in_force = self.agree((swarm, seat), (fill, map), true, out);
-        if !self.reserve(swarm, seat) {
-            self.tidy(swarm, seat);
+        let in_force = self.agree((swarm, index), (fill, map), true, out);
+        if !self.reserve(swarm, index) {
+            self.tidy(swarm, index);
             return;
         }
-        if self.swarms[swarm].seats[seat].complete {
-            self.swarms[swarm].forget_claims(seat);
+        if self.swarms[swarm].members[index].complete {
+            self.swarms[swarm].forget_claims(index);
         }
-        self.swarms[swarm].seats[seat].window = window;
-        let old: Vec<u32> = self.swarms[swarm].seats[seat].have.iter().collect();
+        self.swarms[swarm].members[index].window = window;
+        let old: Vec<u32> = self.swarms[swarm].members[index].have.iter().collect();
         for piece in old {
             if !in_force || !have.contains(piece) {
                 let covered = self.is_covered(slot, swarm, piece);
-                self.swarms[swarm].lose(seat, piece, covered);
+                self.swarms[swarm].lose(index, piece, covered);
             }
         }
         if in_force {
             for piece in have.iter() {
-                let news = self.swarms[swarm].gain(seat, piece, self.now);
+                let news = self.swarms[swarm].gain(index, piece, self.now);
                 if news && !mirror {
-                    self.swarms[swarm].note_unproven(seat, piece);
+                    self.swarms[swarm].note_unproven(index, piece);
                 }
             }
         }
         if first && !mirror {
             let state = &mut self.swarms[swarm];
-            state.seats[seat].wants = true;
-            state.seats[seat].fed_at = self.now;
-            state.seats[seat].is_known = self.members[slot].landed;
+            state.members[index].wants = true;
+            state.members[index].fed_at = self.now;
+            state.members[index].is_known = self.members[slot].landed;
             if state.wanting == 0 {
                 state.live_since = self.now;
             }
@@ -70,13 +70,13 @@ impl Brain {
             self.members[slot].wants += 1;
             let pool = state.pool;
             self.pools[pool].miss_mirror(self.now);
-            self.seat_holders(swarm);
-            self.send_list(swarm, seat, out);
+            self.add_holders(swarm);
+            self.send_list(swarm, index, out);
         }
         self.use_list(swarm, out);
-        self.compare(swarm, seat, out);
-        self.touch(swarm, seat);
-        self.tidy(swarm, seat);
+        self.compare(swarm, index, out);
+        self.touch(swarm, index);
+        self.tidy(swarm, index);
         self.describe(swarm, out);
     }
 
@@ -84,7 +84,7 @@ impl Brain {
         let Some(slot) = self.hear(member) else {
             return;
         };
-        if let Some((swarm, seat)) = self.seat_of(slot, digest) {
+        if let Some((swarm, index)) = self.find_swarm_member(slot, digest) {
             let fetching = self.members[slot].fetching.iter().filter_map(|&id| self.leases.get(id));
             let granted = fetching
                 .filter(|lease| lease.swarm == swarm)
@@ -94,8 +94,8 @@ impl Brain {
             if let Some(granted) = granted {
                 self.note_given_up(slot, granted);
             }
-            self.stop_wanting(swarm, seat);
-            self.tidy(swarm, seat);
+            self.stop_wanting(swarm, index);
+            self.tidy(swarm, index);
         }
     }
 
@@ -126,33 +126,33 @@ impl Brain {
         if !fits || hashes.is_empty() || !(mirror || live) {
             return;
         }
-        let Some((swarm, seat)) = self.sit(slot, digest) else {
+        let Some((swarm, index)) = self.enter_swarm(slot, digest) else {
             return;
         };
         let state = &self.swarms[swarm];
-        let verified = state.seats[seat].complete && state.fill.as_ref().is_some_and(|known| known.map == map);
+        let verified = state.members[index].complete && state.fill.as_ref().is_some_and(|known| known.map == map);
         let good =
-            verified && !mirror || self.agree((swarm, seat), (fill, map), mirror, out) && self.reserve(swarm, seat);
+            verified && !mirror || self.agree((swarm, index), (fill, map), mirror, out) && self.reserve(swarm, index);
         if !good {
-            self.tidy(swarm, seat);
+            self.tidy(swarm, index);
             return;
         }
         let unhashed = if mirror {
             let state = &mut self.swarms[swarm];
-            let (complete, mut news) = (state.seats[seat].complete, false);
+            let (complete, mut news) = (state.members[index].complete, false);
             for piece in (first..).take(hashes.len()) {
-                news |= !complete && state.gain(seat, piece, self.now);
+                news |= !complete && state.gain(index, piece, self.now);
             }
             if news {
                 self.note_progress(swarm);
             }
-            self.state_hashes((swarm, seat), first, hashes, out);
+            self.state_hashes((swarm, index), first, hashes, out);
             let fill = self.swarms[swarm].fill.as_ref();
             fill.is_some_and(|fill| (first..).take(hashes.len()).any(|piece| !fill.hashed.contains(piece)))
         } else {
-            self.claim_hashes((swarm, seat), first, hashes, out)
+            self.claim_hashes((swarm, index), first, hashes, out)
         };
-        self.touch(swarm, seat);
+        self.touch(swarm, index);
         if unhashed {
             self.describe(swarm, out);
         }
@@ -164,28 +164,28 @@ impl Brain {
         };
         let key = (self.members[slot].pool, digest);
         let swarm = self.digests.get(&key).map(|&swarm| &self.swarms[swarm]);
-        if self.seat_of(slot, &digest).is_none() && !swarm.is_some_and(Swarm::is_live) {
+        if self.find_swarm_member(slot, &digest).is_none() && !swarm.is_some_and(Swarm::is_live) {
             self.note_holding(slot, &digest);
             return;
         }
-        let Some((swarm, seat)) = self.sit(slot, digest) else {
+        let Some((swarm, index)) = self.enter_swarm(slot, digest) else {
             return;
         };
         self.cancel_fetches(slot, swarm, out);
-        let held = &self.swarms[swarm].seats[seat];
+        let held = &self.swarms[swarm].members[index];
         if held.mirror && held.have.capacity() > 0 && held.have.is_full() {
             // All that it stated of this fill is of the blob that it has proven.
             self.judge(swarm, out);
         }
-        self.release(swarm, seat);
-        self.swarms[swarm].complete(seat);
-        self.stop_wanting(swarm, seat);
-        if self.seat_of(slot, &digest).is_none() {
+        self.release(swarm, index);
+        self.swarms[swarm].complete(index);
+        self.stop_wanting(swarm, index);
+        if self.find_swarm_member(slot, &digest).is_none() {
             // No member wants it any more.
             return;
         }
-        self.touch(swarm, seat);
-        self.tidy(swarm, seat);
+        self.touch(swarm, index);
+        self.tidy(swarm, index);
         self.describe(swarm, out);
     }
 
@@ -195,17 +195,17 @@ impl Brain {
         };
         let key = Key::new(self.members[slot].pool, digest);
         self.holdings.remove(slot, key);
-        if let Some((swarm, seat)) = self.seat_of(slot, digest) {
+        if let Some((swarm, index)) = self.find_swarm_member(slot, digest) {
             self.cancel_fetches(slot, swarm, out);
             self.cancel_uploads(slot, swarm, out);
-            self.swarms[swarm].forget_claims(seat);
-            self.touch(swarm, seat);
-            self.tidy(swarm, seat);
+            self.swarms[swarm].forget_claims(index);
+            self.touch(swarm, index);
+            self.tidy(swarm, index);
         }
     }
 
     pub(super) fn proven(&mut self, member: MemberId, digest: &Digest, fill: FillId, out: &mut Vec<Command>) {
-        let Some((swarm, _)) = self.mirror_seat(member, digest) else {
+        let Some((swarm, _)) = self.find_mirror(member, digest) else {
             return;
         };
         let is_in_force = self.swarms[swarm].fill.as_ref().is_some_and(|filled| filled.id == fill);
@@ -215,7 +215,7 @@ impl Brain {
     }
 
     pub(super) fn revoke(&mut self, member: MemberId, digest: &Digest, fill: FillId, out: &mut Vec<Command>) {
-        let Some((swarm, _)) = self.mirror_seat(member, digest) else {
+        let Some((swarm, _)) = self.find_mirror(member, digest) else {
             return;
         };
         let state = &mut self.swarms[swarm];
@@ -224,7 +224,7 @@ impl Brain {
             state.revoked.drain(..state.revoked.len().saturating_sub(REVOKED_MAX));
         }
         let revoked = Some(fill) == state.fill.as_ref().map(|filled| filled.id);
-        let told = state.seats.iter().map(|(_, seat)| self.members[seat.member].id);
+        let told = state.members.iter().map(|(_, member)| self.members[member.slot].id);
         out.extend(told.map(|to| Command::Revoked {
             to,
             digest: *digest,
@@ -236,26 +236,26 @@ impl Brain {
         }
     }
 
-    fn mirror_seat(&mut self, member: MemberId, digest: &Digest) -> Option<(u32, u32)> {
+    fn find_mirror(&mut self, member: MemberId, digest: &Digest) -> Option<(u32, u32)> {
         let slot = self.hear(member).filter(|&slot| self.members[slot].is_mirror())?;
-        self.seat_of(slot, digest)
+        self.find_swarm_member(slot, digest)
     }
 
     /// Settles which fill is in force after a seat's report of `fill`, which a mirror stated or `granted`; says whether it is that
     /// one.
     fn agree(
         &mut self,
-        (swarm, seat): (u32, u32),
+        (swarm, index): (u32, u32),
         (fill, map): (FillId, PieceMap),
         granted: bool,
         out: &mut Vec<Command>,
     ) -> bool {
         let state = &mut self.swarms[swarm];
-        let mirror = state.seats[seat].mirror;
+        let mirror = state.members[index].mirror;
         let kept_by_another_mirror = state
             .mirrors
             .iter()
-            .any(|&other| other != seat && !state.seats[other].have.is_empty());
+            .any(|&other| other != index && !state.members[other].have.is_empty());
         if state.revoked.contains(&fill) || (mirror && fill == NO_FILL) {
             if state.fill.is_none() {
                 self.replace_fill(swarm, None, map, out);
@@ -288,21 +288,21 @@ impl Brain {
         }
         let fill = fill.unwrap_or_else(|| FillId(self.dice.next().max(1)));
         let state = &mut self.swarms[swarm];
-        let seats: Vec<u32> = state.seats.iter().map(|(index, _)| index).collect();
+        let members: Vec<u32> = state.members.iter().map(|(index, _)| index).collect();
         state.fill = Some(match state.fill.take() {
             Some(old) => old.succeed(fill, map),
             None => Fill::new(fill, map),
         });
         state.usual = None;
-        for index in seats {
+        for index in members {
             let state = &mut self.swarms[swarm];
-            let seat = &mut state.seats[index];
-            if !seat.complete {
-                seat.have = PieceSet::new(map.count());
-                seat.unproven = PieceSet::default();
-                seat.leased = PieceSet::new(map.count());
-                seat.taken = 0;
-                seat.waiting = None;
+            let member = &mut state.members[index];
+            if !member.complete {
+                member.have = PieceSet::new(map.count());
+                member.unproven = PieceSet::default();
+                member.leased = PieceSet::new(map.count());
+                member.taken = 0;
+                member.waiting = None;
             }
             state.acquit(index);
             state.refresh(index, self.policy.leases_deep);

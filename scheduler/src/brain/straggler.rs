@@ -33,9 +33,9 @@ impl Brain {
         let Some(lease) = self.leases.get(id) else {
             return;
         };
-        let (swarm, seat, slow, run) = (lease.swarm, lease.seat, lease.source, lease.run);
+        let (swarm, index, slow, run) = (lease.swarm, lease.index, lease.source, lease.run);
         let state = &self.swarms[swarm];
-        let taking = &state.seats[seat];
+        let taking = &state.members[index];
         let finishing = !taking.is_lacking(state.pieces());
         let waited_for = taking.waiting.is_some_and(|piece| run.contains(piece));
         let Some(piece) = run.pieces().find(|&piece| taking.leased.contains(piece)) else {
@@ -47,21 +47,21 @@ impl Brain {
             return;
         }
         let faster = self
-            .pick_holder(swarm, seat, piece, slow, false)
-            .or_else(|| self.pick_holder(swarm, seat, piece, slow, true));
+            .pick_holder(swarm, index, piece, slow, false)
+            .or_else(|| self.pick_holder(swarm, index, piece, slow, true));
         let Some(faster) = faster else {
             return;
         };
         self.cancel(id, out);
-        self.swarms[swarm].seats[seat].stolen += 1;
-        let source = self.members[faster].seats[&swarm];
-        if let Some(run) = self.match_pair(swarm, source, seat, Choice::Piece(piece)) {
-            self.grant((swarm, seat), Some(faster), run, Priority::Waiting, out);
+        self.swarms[swarm].members[index].stolen += 1;
+        let source = self.members[faster].swarms[&swarm];
+        if let Some(run) = self.match_pair(swarm, source, index, Choice::Piece(piece)) {
+            self.grant((swarm, index), Some(faster), run, Priority::Waiting, out);
         }
     }
 
     /// Another source than `slow` with room that holds `piece`.
-    fn pick_holder(&mut self, swarm: u32, seat: u32, piece: u32, slow: Option<u32>, mirrors: bool) -> Option<u32> {
+    fn pick_holder(&mut self, swarm: u32, index: u32, piece: u32, slow: Option<u32>, mirrors: bool) -> Option<u32> {
         let state = &self.swarms[swarm];
         let roll = if mirrors {
             &state.mirrors
@@ -69,21 +69,21 @@ impl Brain {
             state.sources.as_slice()
         };
         let start = self.dice.below(roll.len());
-        let receiver = self.members[state.seats[seat].member].id;
+        let receiver = self.members[state.members[index].slot].id;
         let sample = roll
             .iter()
             .cycle()
             .skip(start)
             .take(roll.len().min(self.policy.sources_sampled));
         sample
-            .map(|&source| &state.seats[source])
+            .map(|&source| &state.members[source])
             .find(|source| {
                 source.holds(piece)
-                    && Some(source.member) != slow
-                    && self.has_room(source.member, true)
-                    && !self.members[source.member].asides.between(receiver, self.now)
+                    && Some(source.slot) != slow
+                    && self.has_room(source.slot, true)
+                    && !self.members[source.slot].asides.between(receiver, self.now)
             })
-            .map(|source| source.member)
+            .map(|source| source.slot)
     }
 }
 

@@ -11,7 +11,7 @@ use super::{Time, backoff::Backoff};
 #[derive(Default)]
 pub(super) struct SwarmMember {
     /// The member's slot.
-    pub(super) member: u32,
+    pub(super) slot: u32,
     pub(super) mirror: bool,
     /// Equal for members of one zone.
     pub(super) zone: u64,

@@ -110,11 +110,11 @@ impl Brain {
             let Some(lease) = self.leases.get(id) else {
                 continue;
             };
-            let (swarm, seat) = (lease.swarm, lease.seat);
+            let (swarm, index) = (lease.swarm, lease.index);
             self.givers.extend(lease.source.map(|source| (source, swarm)));
             if !self.members[slot].landed {
-                self.swarms[swarm].seats[seat].idle = true;
-                self.swarms[swarm].refresh(seat, self.policy.leases_deep);
+                self.swarms[swarm].members[index].idle = true;
+                self.swarms[swarm].refresh(index, self.policy.leases_deep);
             }
         }
     }
@@ -170,9 +170,9 @@ impl Brain {
             let to = self.members[slot].id;
             out.push(Command::Cancel { to, lease: id });
             if lease.source.is_none() {
-                let seat = &mut self.swarms[lease.swarm].seats[lease.seat];
-                seat.upstream.strike(self.now, &self.policy);
-                self.pass_upstream_on(lease.swarm, lease.seat);
+                let member = &mut self.swarms[lease.swarm].members[lease.index];
+                member.upstream.strike(self.now, &self.policy);
+                self.pass_upstream_on(lease.swarm, lease.index);
             }
         }
         let member = &mut self.members[slot];

@@ -42,8 +42,8 @@ impl Brain {
         for (liar, conviction) in liars {
             self.convicted.put((conviction.node, conviction.signed), ());
             self.convictions.push(conviction);
-            if let Some(seat) = self.seat_of_member(swarm, liar) {
-                self.expel(swarm, seat, out);
+            if let Some(index) = self.index_of(swarm, liar) {
+                self.expel(swarm, index, out);
             }
         }
         self.convictions
@@ -56,20 +56,20 @@ impl Brain {
         let claimants = differing.iter().map(|(_, claim)| claim.member).collect();
         self.forget_words(swarm, &claimants);
         for claimant in claimants {
-            if let Some(seat) = self.seat_of_member(swarm, claimant)
-                && self.swarms[swarm].seats[seat].complete
+            if let Some(index) = self.index_of(swarm, claimant)
+                && self.swarms[swarm].members[index].complete
             {
-                let member = self.swarms[swarm].seats[seat].member;
-                self.swarms[swarm].dispute(seat);
+                let member = self.swarms[swarm].members[index].slot;
+                self.swarms[swarm].dispute(index);
                 self.cancel_uploads(member, swarm, out);
-                self.touch(swarm, seat);
+                self.touch(swarm, index);
             }
         }
     }
 
-    fn seat_of_member(&self, swarm: u32, member: MemberId) -> Option<u32> {
+    fn index_of(&self, swarm: u32, member: MemberId) -> Option<u32> {
         let &slot = self.ids.get(&member)?;
-        self.members[slot].seats.get(&swarm).copied()
+        self.members[slot].swarms.get(&swarm).copied()
     }
 
     /// Pieces that were taken by wrong claims are taken back, and ordered to be dropped by every peer that wants the blob: a peer may
@@ -86,31 +86,31 @@ impl Brain {
         for id in self.swarms[swarm].granted.clone() {
             let lease = self.leases.get(id);
             if let Some(lease) = lease.filter(|lease| lease.run.pieces().any(|piece| wrong.contains(piece))) {
-                fetching.insert(lease.seat);
+                fetching.insert(lease.index);
                 self.cancel(id, out);
             }
         }
         let state = &self.swarms[swarm];
-        let seats = state.seats.iter().filter(|(_, seat)| !seat.mirror && !seat.complete);
+        let members = state.members.iter().filter(|(_, member)| !member.mirror && !member.complete);
         // A daemon of the last release can only be told to drop all.
-        let all = |(index, seat): (u32, &SwarmMember)| {
-            let drops_all = !self.members[seat.member].info.features.drop;
-            let is_concerned = fetching.contains(&index) || seat.have.has_any(&wrong);
+        let all = |(index, member): (u32, &SwarmMember)| {
+            let drops_all = !self.members[member.slot].info.features.drop;
+            let is_concerned = fetching.contains(&index) || member.have.has_any(&wrong);
             (index, drops_all.then_some(is_concerned))
         };
-        let seats: Vec<(u32, Option<bool>)> = seats.map(all).collect();
+        let members: Vec<(u32, Option<bool>)> = members.map(all).collect();
         self.swarms[swarm].take_from_all(&wrong);
         let pieces = ranges(wrong.iter());
-        for (seat, drops_all) in seats {
+        for (index, drops_all) in members {
             match drops_all {
-                None => self.say_drop((swarm, seat), Arc::clone(&pieces), out),
-                Some(true) => self.drop_all((swarm, seat), out),
+                None => self.say_drop((swarm, index), Arc::clone(&pieces), out),
+                Some(true) => self.drop_all((swarm, index), out),
                 Some(false) => {}
             }
-            self.swarms[swarm].refresh(seat, self.policy.leases_deep);
+            self.swarms[swarm].refresh(index, self.policy.leases_deep);
         }
         let sources = self.swarms[swarm].mirrors.iter();
-        let sources = sources.map(|&seat| (self.swarms[swarm].seats[seat].member, swarm));
+        let sources = sources.map(|&index| (self.swarms[swarm].members[index].slot, swarm));
         self.givers.extend(sources);
         self.rouse(swarm);
     }
@@ -121,55 +121,55 @@ impl Brain {
             fill.set_claims_aside(claimants);
         }
         for &claimant in claimants {
-            if let Some(seat) = self.seat_of_member(swarm, claimant) {
+            if let Some(index) = self.index_of(swarm, claimant) {
                 let state = &mut self.swarms[swarm];
-                state.seats[seat].word.strike(self.now, &self.policy);
-                state.stater = state.stater.filter(|&stater| stater != seat);
+                state.members[index].word.strike(self.now, &self.policy);
+                state.stater = state.stater.filter(|&stater| stater != index);
             }
         }
     }
 
     /// What the seat holds counts for nothing any more, and nothing is fetched from it.
-    pub(super) fn expel(&mut self, swarm: u32, seat: u32, out: &mut Vec<Command>) {
-        let member = self.swarms[swarm].seats[seat].member;
-        self.swarms[swarm].ban(seat);
+    pub(super) fn expel(&mut self, swarm: u32, index: u32, out: &mut Vec<Command>) {
+        let member = self.swarms[swarm].members[index].slot;
+        self.swarms[swarm].ban(index);
         self.cancel_uploads(member, swarm, out);
-        self.retire_from_upstream(swarm, seat, out);
-        self.touch(swarm, seat);
+        self.retire_from_upstream(swarm, index, out);
+        self.touch(swarm, index);
     }
 
     /// A peer drops pieces that it says it holds and that are not what their hash says; of the last release it can only be told to
     /// drop all.
-    pub(super) fn order_drop(&mut self, (swarm, seat): (u32, u32), wrong: &[u32], out: &mut Vec<Command>) {
-        let slot = self.swarms[swarm].seats[seat].member;
+    pub(super) fn order_drop(&mut self, (swarm, index): (u32, u32), wrong: &[u32], out: &mut Vec<Command>) {
+        let slot = self.swarms[swarm].members[index].slot;
         if self.members[slot].info.features.drop {
             for &piece in wrong {
                 let covered = self.is_covered(slot, swarm, piece);
-                self.swarms[swarm].lose(seat, piece, covered);
+                self.swarms[swarm].lose(index, piece, covered);
             }
-            self.say_drop((swarm, seat), ranges(wrong.iter().copied()), out);
+            self.say_drop((swarm, index), ranges(wrong.iter().copied()), out);
         } else {
-            self.drop_all((swarm, seat), out);
+            self.drop_all((swarm, index), out);
         }
-        self.touch(swarm, seat);
+        self.touch(swarm, index);
     }
 
-    fn say_drop(&self, (swarm, seat): (u32, u32), pieces: Arc<[Range<u32>]>, out: &mut Vec<Command>) {
+    fn say_drop(&self, (swarm, index): (u32, u32), pieces: Arc<[Range<u32>]>, out: &mut Vec<Command>) {
         let state = &self.swarms[swarm];
         out.push(Command::Drop {
-            to: self.members[state.seats[seat].member].id,
+            to: self.members[state.members[index].slot].id,
             digest: state.digest,
             fill: state.fill.as_ref().expect(FILLED).id,
             pieces,
         });
     }
 
-    fn drop_all(&mut self, (swarm, seat): (u32, u32), out: &mut Vec<Command>) {
-        let slot = self.swarms[swarm].seats[seat].member;
+    fn drop_all(&mut self, (swarm, index): (u32, u32), out: &mut Vec<Command>) {
+        let slot = self.swarms[swarm].members[index].slot;
         self.cancel_fetches(slot, swarm, out);
-        let held: Vec<u32> = self.swarms[swarm].seats[seat].have.iter().collect();
+        let held: Vec<u32> = self.swarms[swarm].members[index].have.iter().collect();
         for piece in held {
-            self.swarms[swarm].lose(seat, piece, false);
+            self.swarms[swarm].lose(index, piece, false);
         }
         let state = &self.swarms[swarm];
         out.push(Command::Revoked {
@@ -183,7 +183,7 @@ impl Brain {
     /// to have proven the whole is left alone from then on; as with wrong bytes, a peer is believed a few such reports, and none that
     /// was never leased a piece here which landed.
     pub(super) fn doubt(&mut self, member: MemberId, digest: &Digest, fill: FillId, out: &mut Vec<Command>) {
-        let Some((swarm, seat)) = self.hear(member).and_then(|slot| self.seat_of(slot, digest)) else {
+        let Some((swarm, index)) = self.hear(member).and_then(|slot| self.find_swarm_member(slot, digest)) else {
             return;
         };
         let state = &mut self.swarms[swarm];
@@ -191,16 +191,16 @@ impl Brain {
             return;
         };
         let claimants = filled.claimants();
-        let doubting = &state.seats[seat];
-        let (may, slot) = (doubting.wants && doubting.landed, doubting.member);
+        let doubting = &state.members[index];
+        let (may, slot) = (doubting.wants && doubting.landed, doubting.slot);
         if claimants.is_empty() || !may || !self.may_accuse(slot, *digest) {
             return;
         }
         self.forget_words(swarm, &claimants);
         for claimant in claimants {
-            let seat = self.seat_of_member(swarm, claimant);
-            if let Some(seat) = seat.filter(|&seat| self.swarms[swarm].seats[seat].complete) {
-                self.expel(swarm, seat, out);
+            let index = self.index_of(swarm, claimant);
+            if let Some(index) = index.filter(|&index| self.swarms[swarm].members[index].complete) {
+                self.expel(swarm, index, out);
             }
         }
         self.rouse(swarm);
@@ -298,7 +298,7 @@ mod tests {
         let slot = site.brain.ids[&peer(number)];
         let (_, swarm) = site.brain.swarms.iter().next().unwrap();
         let mut sources = swarm.sources.as_slice().iter();
-        sources.any(|&seat| swarm.seats[seat].member == slot)
+        sources.any(|&index| swarm.members[index].slot == slot)
     }
 
     #[test]

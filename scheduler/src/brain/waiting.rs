@@ -9,14 +9,14 @@ use super::{Brain, Command, MemberId, Priority, placement::Choice};
 impl Brain {
     /// A client of `member` waits in `piece`; the latest report counts.
     pub(super) fn wait(&mut self, member: MemberId, digest: &Digest, piece: u32) {
-        let Some((swarm, seat)) = self.hear(member).and_then(|slot| self.seat_of(slot, digest)) else {
+        let Some((swarm, index)) = self.hear(member).and_then(|slot| self.find_swarm_member(slot, digest)) else {
             return;
         };
-        let member = self.swarms[swarm].seats[seat].member;
+        let member = self.swarms[swarm].members[index].slot;
         let state = &mut self.swarms[swarm];
         if piece < state.pieces() && self.members[member].allowance > 1 {
-            state.seats[seat].waiting = Some(piece);
-            self.touch(swarm, seat);
+            state.members[index].waiting = Some(piece);
+            self.touch(swarm, index);
         }
     }
 
@@ -28,10 +28,10 @@ impl Brain {
         for step in 0..len.min(self.policy.receivers_sampled) {
             let state = &self.swarms[swarm];
             let receiver = state.waiting.as_slice()[(start + step) % len];
-            let Some(piece) = state.seats[receiver].waiting else {
+            let Some(piece) = state.members[receiver].waiting else {
                 continue;
             };
-            let giver = state.seats[source].member;
+            let giver = state.members[source].slot;
             if let Some(run) = self.match_pair(swarm, source, receiver, Choice::Piece(piece)) {
                 self.grant((swarm, receiver), Some(giver), run, Priority::Waiting, out);
                 return true;
@@ -41,21 +41,21 @@ impl Brain {
     }
 
     /// Finds a source for what a receiver waits in.
-    pub(super) fn supply_waiting(&mut self, swarm: u32, seat: u32, out: &mut Vec<Command>) -> bool {
-        let Some(state) = self.swarms.get(swarm).filter(|state| state.waiting.contains(seat)) else {
+    pub(super) fn supply_waiting(&mut self, swarm: u32, index: u32, out: &mut Vec<Command>) -> bool {
+        let Some(state) = self.swarms.get(swarm).filter(|state| state.waiting.contains(index)) else {
             return false;
         };
-        let Some(piece) = state.seats[seat].waiting else {
+        let Some(piece) = state.members[index].waiting else {
             return false;
         };
         let choice = Choice::Piece(piece);
         let found = self
-            .pick_source(swarm, seat, choice, true)
-            .or_else(|| self.pick_source(swarm, seat, choice, false));
+            .pick_source(swarm, index, choice, true)
+            .or_else(|| self.pick_source(swarm, index, choice, false));
         let Some((source, run)) = found else {
             return false;
         };
-        self.grant((swarm, seat), Some(source), run, Priority::Waiting, out);
+        self.grant((swarm, index), Some(source), run, Priority::Waiting, out);
         true
     }
 }

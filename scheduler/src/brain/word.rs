@@ -34,24 +34,24 @@ impl Brain {
 
     /// Whether the seat's word for `piece` is used now: of the one peer that states hashes, and of what a seat itself had from
     /// upstream in the mirror's place.
-    fn may_claim(&mut self, swarm: u32, seat: u32) -> bool {
-        let member = &self.members[self.swarms[swarm].seats[seat].member];
+    fn may_claim(&mut self, swarm: u32, index: u32) -> bool {
+        let member = &self.members[self.swarms[swarm].members[index].slot];
         if member.is_mirror() || self.has_lied(&member.info) || !self.words_count(swarm) {
             return false;
         }
         let now = self.now;
         let state = &mut self.swarms[swarm];
-        let taking = &state.seats[seat];
+        let taking = &state.members[index];
         if taking.banned || taking.word.is_active(now) {
             return false;
         }
-        if state.upstream == Some(seat) {
+        if state.upstream == Some(index) {
             return true;
         }
         if state.stater.is_none() && (taking.complete || state.complete_peers == 0) {
-            state.stater = Some(seat);
+            state.stater = Some(index);
         }
-        let is_turn = state.stater == Some(seat);
+        let is_turn = state.stater == Some(index);
         state.stater_owes &= !is_turn;
         is_turn
     }
@@ -63,7 +63,7 @@ impl Brain {
     /// A mirror states hashes of the pieces from `first`.
     pub(super) fn state_hashes(
         &mut self,
-        (swarm, seat): (u32, u32),
+        (swarm, index): (u32, u32),
         first: u32,
         hashes: &[Option<PieceHash>],
         out: &mut Vec<Command>,
@@ -72,7 +72,7 @@ impl Brain {
         let Some(fill) = &mut state.fill else {
             return;
         };
-        let proven = fill.proven || state.seats[seat].complete;
+        let proven = fill.proven || state.members[index].complete;
         let (mut differing, mut news) = (Vec::new(), false);
         for (piece, hash) in (first..).zip(hashes) {
             let Some(hash) = hash else {
@@ -96,15 +96,15 @@ impl Brain {
     /// is taken if its turn has come. Says whether hashes are still to be asked for.
     pub(super) fn claim_hashes(
         &mut self,
-        (swarm, seat): (u32, u32),
+        (swarm, index): (u32, u32),
         first: u32,
         hashes: &[Option<PieceHash>],
         out: &mut Vec<Command>,
     ) -> bool {
-        let may_claim = hashes.iter().any(Option::is_some) && self.may_claim(swarm, seat);
+        let may_claim = hashes.iter().any(Option::is_some) && self.may_claim(swarm, index);
         let now = self.now;
         let state = &mut self.swarms[swarm];
-        let member = &self.members[state.seats[seat].member];
+        let member = &self.members[state.members[index].slot];
         let (member, node, signed) = (member.id, member.info.node, member.info.signed);
         let mut wrong = Vec::new();
         let (mut unhashed, mut landed, mut contradicts) = (false, false, false);
@@ -129,15 +129,15 @@ impl Brain {
             }
             let known = fill.hash(piece);
             unhashed |= known.is_none();
-            if state.seats[seat].complete {
+            if state.members[index].complete {
                 continue;
             }
-            landed |= state.seats[seat].leased.contains(piece);
-            state.gain(seat, piece, now);
+            landed |= state.members[index].leased.contains(piece);
+            state.gain(index, piece, now);
             match hash {
-                Some(hash) if known == Some(*hash) => drop(state.seats[seat].unproven.remove(piece)),
+                Some(hash) if known == Some(*hash) => drop(state.members[index].unproven.remove(piece)),
                 // Compared once the authority has spoken.
-                Some(_) => state.note_unproven(seat, piece),
+                Some(_) => state.note_unproven(index, piece),
                 None => {}
             }
         }
@@ -145,13 +145,13 @@ impl Brain {
             // Another's turn.
             self.forget_words(swarm, &BTreeSet::from([member]));
         }
-        let taking = &self.swarms[swarm].seats[seat];
-        let (complete, slot) = (taking.complete, taking.member);
+        let taking = &self.swarms[swarm].members[index];
+        let (complete, slot) = (taking.complete, taking.slot);
         if landed {
             self.note_landing(slot);
         }
         if !wrong.is_empty() && !complete {
-            self.order_drop((swarm, seat), &wrong, out);
+            self.order_drop((swarm, index), &wrong, out);
         }
         unhashed
     }
@@ -174,16 +174,16 @@ impl Brain {
         let is_better = |known: &Arc<SignedPieceHashes>| cut == Some(list.map()) && cut != Some(known.map());
         if state.list.as_ref().is_none_or(is_better) {
             state.list = Some(Arc::clone(list));
-            let told: Vec<u32> = state.seats.iter().map(|(index, _)| index).collect();
-            for seat in told {
-                if self.swarms[swarm].seats[seat].member != slot {
-                    self.send_list(swarm, seat, out);
+            let told: Vec<u32> = state.members.iter().map(|(index, _)| index).collect();
+            for index in told {
+                if self.swarms[swarm].members[index].slot != slot {
+                    self.send_list(swarm, index, out);
                 }
             }
         }
         self.use_list(swarm, out);
-        if let Some(&seat) = self.members[slot].seats.get(&swarm) {
-            self.touch(swarm, seat);
+        if let Some(&index) = self.members[slot].swarms.get(&swarm) {
+            self.touch(swarm, index);
         }
         self.rouse(swarm);
     }
@@ -209,17 +209,17 @@ impl Brain {
         self.take_wrong_back(swarm, &lies, out);
         self.convict_liars(swarm, &lies, out);
         let state = &mut self.swarms[swarm];
-        let disputed = state.seats.iter().filter(|(_, seat)| seat.disputed && !seat.banned);
-        for seat in disputed.map(|(index, _)| index).collect::<Vec<_>>() {
-            self.swarms[swarm].acquit(seat);
-            self.touch(swarm, seat);
+        let disputed = state.members.iter().filter(|(_, member)| member.disputed && !member.banned);
+        for index in disputed.map(|(index, _)| index).collect::<Vec<_>>() {
+            self.swarms[swarm].acquit(index);
+            self.touch(swarm, index);
         }
     }
 
     /// The swarm's list, for a member that keeps it.
-    pub(super) fn send_list(&self, swarm: u32, seat: u32, out: &mut Vec<Command>) {
+    pub(super) fn send_list(&self, swarm: u32, index: u32, out: &mut Vec<Command>) {
         let state = &self.swarms[swarm];
-        let member = &self.members[state.seats[seat].member];
+        let member = &self.members[state.members[index].slot];
         if let Some(list) = &state.list
             && member.info.features.piece_hashes
             && !member.is_mirror()
