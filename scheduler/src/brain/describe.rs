@@ -22,10 +22,10 @@ impl Brain {
             return;
         }
         let len = state.sources.len();
-        let start = self.dice.below(len);
-        let word = self.dice.below(fill.hashed.words().len());
-        let words_count = self.words_count(swarm);
-        let may_claim = |index: u32| words_count && self.may_be_asked(swarm, index);
+        let start = self.rng.below(len);
+        let word = self.rng.below(fill.hashed.words().len());
+        let accepts_claims = self.accepts_claims(swarm);
+        let may_claim = |index: u32| accepts_claims && self.may_be_asked(swarm, index);
         let keeps_lists = |index: u32| self.members[state.members[index].slot].info.features.piece_hashes;
         let is_holder = |index: u32| {
             self.is_usable(state.members[index].slot) && state.sources.contains(index) && knows_more(state, index, word)
@@ -35,10 +35,10 @@ impl Brain {
             let sample = sample.clone().take(len.min(self.policy.sources_sampled)).copied();
             sample.filter(|&index| (may_claim(index) || keeps_lists(index)) && is_holder(index))
         };
-        let stater = state.stater.filter(|_| !state.stater_owes);
+        let hash_source = state.hash_source.filter(|_| !state.hash_source_owes);
         let holder = state.mirrors.iter().copied().find(|&index| is_holder(index));
         let holder = holder
-            .or_else(|| stater.filter(|&index| may_claim(index) && is_holder(index)))
+            .or_else(|| hash_source.filter(|&index| may_claim(index) && is_holder(index)))
             .or_else(|| peers().find(|&index| state.members[index].complete))
             .or_else(|| peers().next());
         let Some(index) = holder else {
@@ -55,16 +55,16 @@ impl Brain {
         if !takes_turn {
             return;
         }
-        if let Some(silent) = state.stater.filter(|_| state.stater_owes) {
-            state.members[silent].word.strike(now, policy);
+        if let Some(silent) = state.hash_source.filter(|_| state.hash_source_owes) {
+            state.members[silent].claim_backoff.strike(now, policy);
         }
-        (state.stater, state.stater_owes) = (Some(index), true);
+        (state.hash_source, state.hash_source_owes) = (Some(index), true);
     }
 
     /// Whether the seat's word may be the one that is used.
     fn may_be_asked(&self, swarm: u32, index: u32) -> bool {
         let member = &self.swarms[swarm].members[index];
-        !member.mirror && !member.word.is_active(self.now) && !self.has_lied(&self.members[member.slot].info)
+        !member.mirror && !member.claim_backoff.is_active(self.now) && !self.has_lied(&self.members[member.slot].info)
     }
 
     /// Asks a peer for the hashes of what it brought along, now that some can be compared.

@@ -251,7 +251,7 @@ impl Fill {
     }
 
     /// Uses no claim of these members any more.
-    pub(super) fn set_claims_aside(&mut self, members: &BTreeSet<MemberId>) {
+    pub(super) fn retract_claims(&mut self, members: &BTreeSet<MemberId>) {
         for (&piece, claims) in &self.claims {
             let is_theirs = claims.last().is_some_and(|claim| members.contains(&claim.member));
             if is_theirs && !self.stated.contains(piece) && self.hashed.remove(piece) {
@@ -317,7 +317,7 @@ mod tests {
         fill.claim(0, of(1, 1));
         fill.note_use(0..3);
         for node in 2..40 {
-            fill.set_claims_aside(&all(1..40));
+            fill.retract_claims(&all(1..40));
             fill.claim(0, of(node, node));
             assert_eq!(fill.hash(0), Some([node; 32]));
         }
@@ -325,7 +325,7 @@ mod tests {
         assert_eq!((nodes.len(), nodes[0], nodes[7]), (CLAIMS_MAX, 1, 39));
         for node in 40..60 {
             fill.note_use(0..1);
-            fill.set_claims_aside(&all(1..60));
+            fill.retract_claims(&all(1..60));
             fill.claim(0, of(node, node));
         }
         assert_eq!(fill.hash(0), None, "no more is used than can be compared");
@@ -367,7 +367,7 @@ mod tests {
         fill.claim(2, claim(6));
         assert_eq!(fill.claimants(), BTreeSet::from([MemberId(7)]));
         fill.note_use(0..3);
-        fill.set_claims_aside(&BTreeSet::from([MemberId(7)]));
+        fill.retract_claims(&BTreeSet::from([MemberId(7)]));
         assert_eq!((fill.hash(1), fill.hash(2)), (Some([5; 32]), None));
         assert_eq!(fill.claimants(), BTreeSet::new());
         assert!(fill.claim(2, claim(8)), "it said otherwise");

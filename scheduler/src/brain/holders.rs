@@ -27,7 +27,7 @@ impl Brain {
     pub(super) fn add_holders(&mut self, swarm: u32) {
         let state = &self.swarms[swarm];
         let (digest, key) = (state.digest, Key::new(state.pool, &state.digest));
-        let start = self.dice.below(u32::MAX as usize);
+        let start = self.rng.below(u32::MAX as usize);
         let start = u32::try_from(start).unwrap_or(0);
         let holders: Vec<u32> = self.holdings.holders(key, start).take(HOLDERS_ADDED).collect();
         for slot in holders {
@@ -39,7 +39,7 @@ impl Brain {
             if !state.members[index].complete && !state.members[index].wants {
                 state.complete(index);
             }
-            self.touch(swarm, index);
+            self.requeue(swarm, index);
         }
     }
 

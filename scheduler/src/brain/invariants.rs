@@ -6,7 +6,7 @@ use super::{
     Brain,
     brain::Timer,
     lease_table::LeaseState,
-    member::{STALLED_FACTOR, Standing},
+    member::{ReceiverClass, STALLED_FACTOR},
     swarm::Swarm,
 };
 
@@ -14,7 +14,7 @@ impl Brain {
     /// Asserts everything that the other files promise. For tests: it costs O(everything).
     pub fn check_invariants(&self) {
         assert!(
-            self.givers.is_empty() && self.takers.is_empty(),
+            self.pending_sources.is_empty() && self.pending_receivers.is_empty(),
             "every member was matched"
         );
         self.check_members();
@@ -26,10 +26,14 @@ impl Brain {
             let member = &self.swarms[lease.swarm].members[lease.index];
             assert_eq!(member.slot, lease.receiver);
             assert!(self.members[lease.receiver].fetching.contains(&lease.id));
-            assert!(self.swarms[lease.swarm].granted.contains(&lease.id));
+            assert!(self.swarms[lease.swarm].issued.contains(&lease.id));
             match lease.source {
                 Some(source) => assert!(self.members[source].serving.contains(&lease.id)),
-                None => assert_eq!(self.swarms[lease.swarm].upstream, Some(lease.index), "one asks upstream"),
+                None => assert_eq!(
+                    self.swarms[lease.swarm].upstream,
+                    Some(lease.index),
+                    "one asks upstream"
+                ),
             }
         }
     }
@@ -40,7 +44,7 @@ impl Brain {
             .timers
             .iter()
             .filter(|(_, timer)| matches!(timer, Timer::Silence(_)));
-        assert!(watches.count() >= self.members.iter().filter(|(_, member)| member.watched).count());
+        assert!(watches.count() >= self.members.iter().filter(|(_, member)| member.silence_watched).count());
         let mut fetching = 0;
         for (slot, member) in self.members.iter() {
             assert_eq!(self.ids[&member.id], slot);
@@ -54,13 +58,13 @@ impl Brain {
                 "a receiver's too"
             );
             fetching += member.fetching.len();
-            for standing in Standing::ALL {
+            for class in ReceiverClass::ALL {
                 let serving = member.serving.iter().filter_map(|&id| self.leases.get(id));
-                let counted = serving.filter(|lease| self.members[lease.receiver].standing() == standing);
-                assert_eq!(counted.count(), member.count(standing), "{standing:?}");
+                let counted = serving.filter(|lease| self.members[lease.receiver].receiver_class() == class);
+                assert_eq!(counted.count(), member.count(class), "{class:?}");
             }
             assert!(
-                member.taking_watched || member.fetching.is_empty(),
+                member.stall_watched || member.fetching.is_empty(),
                 "a stall would be noticed"
             );
             if member.silent {
@@ -69,9 +73,9 @@ impl Brain {
                     "the silent are not used"
                 );
             }
-            let watched = member.watched;
+            let silence_watched = member.silence_watched;
             let idle = member.serving.is_empty() && member.fetching.is_empty() && !member.is_mirror();
-            assert!(watched || idle || member.silent, "silence would be noticed");
+            assert!(silence_watched || idle || member.silent, "silence would be noticed");
             let members = member
                 .swarms
                 .iter()
@@ -142,14 +146,14 @@ impl Brain {
             assert!(member.complete || member.have.capacity() == pieces);
             let lacking = member.wants && member.is_lacking(pieces);
             assert_eq!(
-                swarm.hungry.contains(index),
+                swarm.receivers.contains(index),
                 lacking && member.leases < self.policy.leases_deep
             );
-            let parts = [&swarm.landing, &swarm.idle, &swarm.new];
-            let parts = parts.iter().filter(|roll| roll.contains(index)).count();
+            let parts = [&swarm.landing_receivers, &swarm.idle_receivers, &swarm.new_receivers];
+            let parts = parts.iter().filter(|set| set.contains(index)).count();
             assert_eq!(
                 parts,
-                usize::from(swarm.hungry.contains(index)),
+                usize::from(swarm.receivers.contains(index)),
                 "each of the hungry is of one part"
             );
             assert_eq!(

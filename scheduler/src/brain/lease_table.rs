@@ -14,7 +14,7 @@ pub(super) struct LeaseState {
     /// The source's slot; `None` is upstream.
     pub(super) source: Option<u32>,
     pub(super) run: Run,
-    pub(super) granted: Time,
+    pub(super) issued_at: Time,
 }
 
 /// Outstanding leases. An id names its slot in its low bits, a serial number in the others.

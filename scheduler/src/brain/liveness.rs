@@ -29,7 +29,7 @@ impl Brain {
         self.ids.insert(id, slot);
         if mirror {
             self.pools[pool].gain_mirror(self.now);
-            self.watch(slot);
+            self.watch_silence(slot);
         }
     }
 
@@ -47,7 +47,7 @@ impl Brain {
             .collect();
         for (swarm, index) in members {
             self.leave_swarm(swarm, index);
-            self.idle(swarm);
+            self.shrink_if_unwanted(swarm);
         }
         self.holdings.remove_member(slot);
         let member = self.members.remove(slot).expect("its id was known");
@@ -66,7 +66,7 @@ impl Brain {
     }
 
     /// The slot of a known member, which is not silent now.
-    pub(super) fn hear(&mut self, id: MemberId) -> Option<u32> {
+    pub(super) fn note_heard(&mut self, id: MemberId) -> Option<u32> {
         let &slot = self.ids.get(&id)?;
         let member = &mut self.members[slot];
         let was_usable = !member.silent && member.heard + self.policy.silent_after > self.now;
@@ -74,7 +74,7 @@ impl Brain {
         if std::mem::take(&mut member.silent) && member.is_mirror() {
             let pool = member.pool;
             self.pools[pool].gain_mirror(self.now);
-            self.watch(slot);
+            self.watch_silence(slot);
         }
         if !was_usable {
             self.welcome_back(slot);
@@ -85,11 +85,11 @@ impl Brain {
     /// Matches a member that may be used again in the swarms where it sits, as far as one event may cost; their ticks do the rest.
     fn welcome_back(&mut self, slot: u32) {
         let member = &self.members[slot];
-        let swarms: Vec<u32> = member.live.iter().copied().take(SWARMS_WELCOMED).collect();
+        let swarms: Vec<u32> = member.live_swarms.iter().copied().take(SWARMS_WELCOMED).collect();
         for swarm in swarms {
             let index = self.members[slot].swarms.get(&swarm).copied();
             if let Some(index) = index {
-                self.touch(swarm, index);
+                self.requeue(swarm, index);
             }
         }
     }
@@ -101,28 +101,28 @@ impl Brain {
     }
 
     /// Sets the timer for a member's silence.
-    pub(super) fn watch(&mut self, slot: u32) {
+    pub(super) fn watch_silence(&mut self, slot: u32) {
         let member = &mut self.members[slot];
-        if !std::mem::replace(&mut member.watched, true) {
+        if !std::mem::replace(&mut member.silence_watched, true) {
             let at = member.heard.max(self.awake_since) + self.policy.silent_after;
             self.timers.insert((at, Timer::Silence(member.id)));
         }
     }
 
     /// The time has come at which a member may have fallen silent.
-    pub(super) fn listen(&mut self, id: MemberId, out: &mut Vec<Command>) {
+    pub(super) fn check_silence(&mut self, id: MemberId, out: &mut Vec<Command>) {
         let Some(&slot) = self.ids.get(&id) else {
             return;
         };
         let usable = self.is_usable(slot);
         let member = &mut self.members[slot];
-        member.watched = false;
+        member.silence_watched = false;
         let needed = member.is_mirror() || !member.fetching.is_empty() || !member.serving.is_empty();
         if !needed {
             return;
         }
         if usable {
-            self.watch(slot);
+            self.watch_silence(slot);
             return;
         }
         member.silent = true;
@@ -141,7 +141,7 @@ impl Brain {
             self.cancel(lease, out);
         }
         let upstream: Vec<(u32, u32)> = self.members[slot]
-            .live
+            .live_swarms
             .iter()
             .filter_map(|swarm| Some((*swarm, *self.members[slot].swarms.get(swarm)?)))
             .collect();

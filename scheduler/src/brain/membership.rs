@@ -64,12 +64,12 @@ impl Brain {
             self.members[member].wants -= 1;
         }
         self.pass_upstream_on(swarm, index);
-        self.swarms[swarm].refresh(index, self.policy.leases_deep);
-        self.idle(swarm);
+        self.swarms[swarm].update_sets(index, self.policy.leases_deep);
+        self.shrink_if_unwanted(swarm);
     }
 
     /// Of a swarm that no member wants any more remain the holders of the whole blob, in a few bytes, and the mirrors' fills.
-    pub(super) fn idle(&mut self, swarm: u32) {
+    pub(super) fn shrink_if_unwanted(&mut self, swarm: u32) {
         let Some(state) = self.swarms.get(swarm).filter(|state| !state.is_live()) else {
             return;
         };
@@ -91,7 +91,7 @@ impl Brain {
     }
 
     /// Empties a seat of which nothing is known, and with the last one the swarm.
-    pub(super) fn tidy(&mut self, swarm: u32, index: u32) {
+    pub(super) fn remove_if_vacant(&mut self, swarm: u32, index: u32) {
         let members = self.swarms.get(swarm).map(|state| &state.members);
         if members
             .and_then(|members| members.get(index))
@@ -132,7 +132,7 @@ impl Brain {
         state.remove(index);
         let empty = state.members.len() == 0;
         self.members[member].swarms.remove(&swarm);
-        self.members[member].live.remove(&swarm);
+        self.members[member].live_swarms.remove(&swarm);
         if empty {
             let state = self.swarms.remove(swarm).expect("it had a member just now");
             self.digests.remove(&(state.pool, state.digest));

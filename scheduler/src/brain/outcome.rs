@@ -8,7 +8,7 @@ use super::{Brain, Command, LeaseId, MemberId, Outcome, lease_table::LeaseState}
 
 impl Brain {
     pub(super) fn ended(&mut self, member: MemberId, id: LeaseId, outcome: Outcome, out: &mut Vec<Command>) {
-        let Some(slot) = self.hear(member) else {
+        let Some(slot) = self.note_heard(member) else {
             return;
         };
         if self.leases.get(id).is_none_or(|lease| lease.receiver != slot) {
@@ -17,29 +17,31 @@ impl Brain {
         if outcome == Outcome::Done {
             self.land(id);
         }
-        let Some((lease, _)) = self.take_back(id) else {
+        let Some((lease, _)) = self.remove_lease(id) else {
             return;
         };
-        self.note_usual(slot, self.now - lease.granted, outcome);
+        self.note_lease_time(slot, self.now - lease.issued_at, outcome);
         if outcome == Outcome::Cancelled {
-            self.note_given_up(slot, lease.granted);
+            self.note_given_up(slot, lease.issued_at);
         }
         let Some(source) = lease.source else {
             if outcome != Outcome::Done && outcome != Outcome::Cancelled {
                 let state = &mut self.swarms[lease.swarm];
-                state.members[lease.index].upstream.strike(self.now, &self.policy);
+                state.members[lease.index]
+                    .upstream_backoff
+                    .strike(self.now, &self.policy);
                 self.retire_from_upstream(lease.swarm, lease.index, out);
             }
             return;
         };
-        let asides = &mut self.members[source].asides;
+        let source_backoff = &mut self.members[source].source_backoff;
         match outcome {
-            Outcome::Done => asides.serve(member),
+            Outcome::Done => source_backoff.serve(member),
             Outcome::Cancelled => {}
-            Outcome::Unreachable | Outcome::Stalled => asides.accuse(member, self.now, &self.policy),
-            Outcome::Refused => asides.strike(member, self.now, &self.policy),
-            Outcome::Missing { piece } => self.strike_piece(&lease, source, piece),
-            Outcome::Corrupt { piece } => self.convict(&lease, source, piece, out),
+            Outcome::Unreachable | Outcome::Stalled => source_backoff.accuse(member, self.now, &self.policy),
+            Outcome::Refused => source_backoff.strike(member, self.now, &self.policy),
+            Outcome::Missing { piece } => self.report_missing(&lease, source, piece),
+            Outcome::Corrupt { piece } => self.report_corrupt(&lease, source, piece, out),
         }
     }
 
@@ -48,8 +50,9 @@ impl Brain {
         let Some(lease) = self.leases.get(id) else {
             return;
         };
-        let (receiver, granted) = (lease.receiver, lease.granted);
-        if self.members[receiver].landed_at <= granted || lease.run.pieces().any(|piece| self.is_leased(lease, piece)) {
+        let (receiver, issued_at) = (lease.receiver, lease.issued_at);
+        if self.members[receiver].landed_at <= issued_at || lease.run.pieces().any(|piece| self.is_leased(lease, piece))
+        {
             self.note_landing(receiver);
         }
         let Some(lease) = self.leases.get(id) else {
@@ -64,17 +67,17 @@ impl Brain {
         let Some(source) = lease.source else {
             return;
         };
-        if lease.granted < self.awake_since {
+        if lease.issued_at < self.awake_since {
             return;
         }
-        let took = self.now - lease.granted;
+        let took = self.now - lease.issued_at;
         let member = &mut self.members[source];
-        if let Some(usual) = state.usual {
-            member.note_pace(took, usual, &self.policy);
+        if let Some(lease_time) = state.lease_time {
+            member.note_pace(took, lease_time, &self.policy);
         }
         if !member.is_mirror() {
-            let usual = state.usual.unwrap_or(took);
-            state.usual = Some(usual - usual / USUAL_WEIGHT + took / USUAL_WEIGHT);
+            let lease_time = state.lease_time.unwrap_or(took);
+            state.lease_time = Some(lease_time - lease_time / LEASE_TIME_WEIGHT + took / LEASE_TIME_WEIGHT);
         }
     }
 
@@ -83,7 +86,7 @@ impl Brain {
     }
 
     /// The source does not hold a piece that it claimed.
-    fn strike_piece(&mut self, lease: &LeaseState, source: u32, piece: u32) {
+    fn report_missing(&mut self, lease: &LeaseState, source: u32, piece: u32) {
         let Some(&index) = self.members[source].swarms.get(&lease.swarm) else {
             return;
         };
@@ -93,19 +96,21 @@ impl Brain {
         let covered = self.is_covered(source, lease.swarm, piece);
         let state = &mut self.swarms[lease.swarm];
         if state.members[index].complete {
-            state.spell_out(index, self.now);
+            state.unmark_complete(index, self.now);
         }
         state.lose(index, piece, covered);
-        self.touch(lease.swarm, index);
-        self.tidy(lease.swarm, index);
+        self.requeue(lease.swarm, index);
+        self.remove_if_vacant(lease.swarm, index);
     }
 
     /// The source sent other bytes than it claimed. A peer is believed a few such reports: with more, one liar could take every
     /// source from the others. A mirror, which verifies what it holds, is only left alone by this receiver; so is a source whose
     /// bytes differ from what another peer claims.
-    fn convict(&mut self, lease: &LeaseState, source: u32, piece: u32, out: &mut Vec<Command>) {
+    fn report_corrupt(&mut self, lease: &LeaseState, source: u32, piece: u32, out: &mut Vec<Command>) {
         let accuser = self.members[lease.receiver].id;
-        self.members[source].asides.strike(accuser, self.now, &self.policy);
+        self.members[source]
+            .source_backoff
+            .strike(accuser, self.now, &self.policy);
         let id = self.members[source].id;
         let is_claimants_fault = lease.run.contains(piece) && self.doubt_claim(lease.swarm, id, piece);
         let Some(&index) = self.members[source].swarms.get(&lease.swarm) else {
@@ -129,7 +134,7 @@ impl Brain {
 }
 
 /// One in so many parts of the usual lease time is the latest lease's.
-const USUAL_WEIGHT: u32 = 8;
+const LEASE_TIME_WEIGHT: u32 = 8;
 
 #[cfg(test)]
 mod tests {
@@ -251,7 +256,7 @@ mod tests {
     #[test]
     fn a_piece_that_a_whole_blob_lacks_is_struck_too() {
         let mut site = Site::new(3, 2);
-        site.brain.policy.word_patience = Time::ZERO;
+        site.brain.policy.claim_patience = Time::ZERO;
         site.complete(peer(2));
         site.want(peer(1), []);
         site.have(peer(2), 0..3);
@@ -259,7 +264,11 @@ mod tests {
         site.end(peer(1), lease.id, Outcome::Missing { piece: 1 });
         site.end(peer(1), lease.id, Outcome::Missing { piece: 9 });
         let (_, swarm) = site.brain.swarms.iter().next().unwrap();
-        let held = swarm.members.iter().map(|(_, member)| member).find(|member| member.slot == 1);
+        let held = swarm
+            .members
+            .iter()
+            .map(|(_, member)| member)
+            .find(|member| member.slot == 1);
         assert_eq!(held.unwrap().have.iter().collect::<Vec<_>>(), [0, 2]);
     }
 }

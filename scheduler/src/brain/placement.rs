@@ -4,7 +4,7 @@
 
 use super::{
     Brain, Command, Priority, Time,
-    member::Standing,
+    member::ReceiverClass,
     run::{Pairing, Run, patience},
     sample_set::SampleSet,
     swarm::Swarm,
@@ -12,7 +12,7 @@ use super::{
 
 /// What a source may be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Choice {
+pub(super) enum PieceSelection {
     /// What no peer has or is being sent: a mirror's first duty.
     Inject,
     /// The rarest; of a mirror only what the swarm has had its time to pass on.
@@ -23,21 +23,21 @@ pub(super) enum Choice {
 
 impl Brain {
     /// Finds receivers for a source while it has room, in `swarm` first, then in the others in which it sits, in turn.
-    pub(super) fn give(&mut self, giver: u32, swarm: u32, out: &mut Vec<Command>) {
+    pub(super) fn find_receivers(&mut self, giver: u32, swarm: u32, out: &mut Vec<Command>) {
         let mirror = self.members.get(giver).is_some_and(|member| member.is_mirror());
-        let choices: &[Choice] = if mirror {
-            &[Choice::Inject, Choice::Rarest]
+        let selections: &[PieceSelection] = if mirror {
+            &[PieceSelection::Inject, PieceSelection::Rarest]
         } else {
-            &[Choice::Rarest]
+            &[PieceSelection::Rarest]
         };
-        for &choice in choices {
+        for &selection in selections {
             let mut swarm = Some(swarm);
             let mut misses = 0;
             while let Some(tried) = swarm
                 && misses < SWARMS_SAMPLED
                 && self.has_room(giver, false)
             {
-                if !self.give_once(giver, tried, choice, out) {
+                if !self.lease_in_swarm(giver, tried, selection, out) {
                     misses += 1;
                     swarm = self.next_swarm(giver);
                 }
@@ -50,21 +50,21 @@ impl Brain {
         for _ in 0..SWARMS_SAMPLED {
             let member = &mut self.members[giver];
             let next = member
-                .live
-                .range(member.turn + 1..)
+                .live_swarms
+                .range(member.last_swarm + 1..)
                 .next()
-                .or_else(|| member.live.first());
+                .or_else(|| member.live_swarms.first());
             let &swarm = next?;
-            member.turn = swarm;
+            member.last_swarm = swarm;
             if member.swarms.contains_key(&swarm) && self.swarms[swarm].is_live() {
                 return Some(swarm);
             }
-            self.members[giver].live.remove(&swarm);
+            self.members[giver].live_swarms.remove(&swarm);
         }
         None
     }
 
-    fn give_once(&mut self, giver: u32, swarm: u32, choice: Choice, out: &mut Vec<Command>) -> bool {
+    fn lease_in_swarm(&mut self, giver: u32, swarm: u32, selection: PieceSelection, out: &mut Vec<Command>) -> bool {
         let Some(&source) = self.members[giver].swarms.get(&swarm) else {
             return false;
         };
@@ -72,33 +72,33 @@ impl Brain {
         if !state.is_live() || !state.sources.contains(source) {
             return false;
         }
-        if self.give_waiting((swarm, source), out) {
+        if self.lease_to_waiting((swarm, source), out) {
             return true;
         }
-        if self.members[giver].count(Standing::Idle) == 0 {
-            return self.give_sampled(giver, (swarm, source), &[|state| &state.hungry], choice, out);
+        if self.members[giver].count(ReceiverClass::Idle) == 0 {
+            return self.lease_to_sampled(giver, (swarm, source), &[|state| &state.receivers], selection, out);
         }
-        self.give_sampled(
+        self.lease_to_sampled(
             giver,
             (swarm, source),
-            &[|state| &state.landing, |state| &state.new],
-            choice,
+            &[|state| &state.landing_receivers, |state| &state.new_receivers],
+            selection,
             out,
-        ) || self.give_sampled(giver, (swarm, source), &[|state| &state.idle], choice, out)
+        ) || self.lease_to_sampled(giver, (swarm, source), &[|state| &state.idle_receivers], selection, out)
     }
 
     /// Gives to the first that can be served of a sample of each roll.
-    fn give_sampled(
+    fn lease_to_sampled(
         &mut self,
         giver: u32,
         (swarm, source): (u32, u32),
-        rolls: &[fn(&Swarm) -> &SampleSet],
-        choice: Choice,
+        sets: &[fn(&Swarm) -> &SampleSet],
+        selection: PieceSelection,
         out: &mut Vec<Command>,
     ) -> bool {
         let mut sampled = Vec::new();
-        for roll in rolls {
-            self.sample(swarm, *roll, &mut sampled);
+        for set in sets {
+            self.sample(swarm, *set, &mut sampled);
         }
         let state = &self.swarms[swarm];
         let pieces = state.pieces();
@@ -110,15 +110,15 @@ impl Brain {
             .map(|(place, receiver)| {
                 let member = &state.members[receiver];
                 // Every receiver waits for a piece that only a slow uplink has.
-                let slow = choice == Choice::Inject && self.members[member.slot].slow;
+                let slow = selection == PieceSelection::Inject && self.members[member.slot].slow;
                 let rank = member.rank(pieces, self.now, self.policy.aging);
                 let doubtful = self.members[member.slot].is_doubtful();
                 (doubtful, slow, rank, member.zone != zone, place, receiver)
             })
             .collect();
         while let Some((.., receiver)) = take_least(&mut ranked) {
-            if let Some(run) = self.match_pair(swarm, source, receiver, choice) {
-                self.grant((swarm, receiver), Some(giver), run, Priority::Normal, out);
+            if let Some(run) = self.match_pair(swarm, source, receiver, selection) {
+                self.issue_lease((swarm, receiver), Some(giver), run, Priority::Normal, out);
                 return true;
             }
         }
@@ -126,32 +126,36 @@ impl Brain {
     }
 
     /// As many seats of a roll as one event looks at, from a random one on.
-    pub(super) fn sample(&mut self, swarm: u32, roll: fn(&Swarm) -> &SampleSet, into: &mut Vec<u32>) {
-        let roll = roll(&self.swarms[swarm]);
-        let start = self.dice.below(roll.len());
-        let members = roll.as_slice().iter().cycle().skip(start);
-        into.extend(members.take(self.policy.receivers_sampled.min(roll.len())));
+    pub(super) fn sample(&mut self, swarm: u32, set: fn(&Swarm) -> &SampleSet, into: &mut Vec<u32>) {
+        let set = set(&self.swarms[swarm]);
+        let start = self.rng.below(set.len());
+        let members = set.as_slice().iter().cycle().skip(start);
+        into.extend(members.take(self.policy.receivers_sampled.min(set.len())));
     }
 
     /// Finds sources for a receiver while it has room.
-    pub(super) fn supply(&mut self, swarm: u32, index: u32, out: &mut Vec<Command>) {
-        while self.supply_waiting(swarm, index, out) || self.supply_once(swarm, index, out) {}
+    pub(super) fn find_sources(&mut self, swarm: u32, index: u32, out: &mut Vec<Command>) {
+        while self.lease_waited_for(swarm, index, out) || self.lease_from_source(swarm, index, out) {}
     }
 
-    fn supply_once(&mut self, swarm: u32, index: u32, out: &mut Vec<Command>) -> bool {
-        if !self.swarms.get(swarm).is_some_and(|state| state.hungry.contains(index)) {
+    fn lease_from_source(&mut self, swarm: u32, index: u32, out: &mut Vec<Command>) -> bool {
+        if !self
+            .swarms
+            .get(swarm)
+            .is_some_and(|state| state.receivers.contains(index))
+        {
             return false;
         }
         let found = self
-            .pick_source(swarm, index, Choice::Inject, true)
-            .or_else(|| self.pick_source(swarm, index, Choice::Rarest, true))
-            .or_else(|| self.pick_source(swarm, index, Choice::Rarest, false));
+            .pick_source(swarm, index, PieceSelection::Inject, true)
+            .or_else(|| self.pick_source(swarm, index, PieceSelection::Rarest, true))
+            .or_else(|| self.pick_source(swarm, index, PieceSelection::Rarest, false));
         match found {
             Some((source, run)) => {
-                self.grant((swarm, index), Some(source), run, Priority::Normal, out);
+                self.issue_lease((swarm, index), Some(source), run, Priority::Normal, out);
                 true
             }
-            None => self.supply_from_upstream(swarm, index, out),
+            None => self.lease_from_upstream(swarm, index, out),
         }
     }
 
@@ -160,16 +164,16 @@ impl Brain {
         &mut self,
         swarm: u32,
         receiver: u32,
-        choice: Choice,
+        selection: PieceSelection,
         mirrors: bool,
     ) -> Option<(u32, Run)> {
         let state = &self.swarms[swarm];
-        let urgent = matches!(choice, Choice::Piece(_));
+        let urgent = matches!(selection, PieceSelection::Piece(_));
         let mut sample: Vec<(bool, usize, u32)> = if mirrors {
             state.mirrors.iter().map(|&source| (false, 0, source)).collect()
         } else {
             let zone = state.members[receiver].zone;
-            let start = self.dice.below(state.sources.len());
+            let start = self.rng.below(state.sources.len());
             let sample = state.sources.as_slice().iter().cycle().skip(start);
             sample
                 .take(self.policy.sources_sampled.min(state.sources.len()))
@@ -184,7 +188,7 @@ impl Brain {
         while let Some((_, _, source)) = take_least(&mut sample) {
             let giver = self.swarms[swarm].members[source].slot;
             if self.has_room(giver, urgent)
-                && let Some(run) = self.match_pair(swarm, source, receiver, choice)
+                && let Some(run) = self.match_pair(swarm, source, receiver, selection)
             {
                 return Some((giver, run));
             }
@@ -193,19 +197,27 @@ impl Brain {
     }
 
     /// What the receiver should take from the source, if the two may be matched at all.
-    pub(super) fn match_pair(&mut self, swarm: u32, source: u32, receiver: u32, choice: Choice) -> Option<Run> {
+    pub(super) fn match_pair(
+        &mut self,
+        swarm: u32,
+        source: u32,
+        receiver: u32,
+        selection: PieceSelection,
+    ) -> Option<Run> {
         let state = &self.swarms[swarm];
         let (giving, taking) = (&state.members[source], &state.members[receiver]);
-        let urgent = usize::from(matches!(choice, Choice::Piece(_)));
+        let urgent = usize::from(matches!(selection, PieceSelection::Piece(_)));
         let member = &self.members[taking.slot];
         if giving.slot == taking.slot
             || !state.sources.contains(source)
             || !self.is_usable(taking.slot)
             || member.fetching.len() >= self.policy.leases_max as usize + urgent
             || !self.may_take(taking.slot, urgent > 0)
-            || !(member.proven || urgent > 0 || self.members[giving.slot].has_room_to_try(&self.policy))
+            || !(member.prompt || urgent > 0 || self.members[giving.slot].has_room_to_try(&self.policy))
             || !self.has_room_for(giving.slot, taking.slot)
-            || self.members[giving.slot].asides.between(member.id, self.now)
+            || self.members[giving.slot]
+                .source_backoff
+                .is_active_for(member.id, self.now)
         {
             return None;
         }
@@ -218,18 +230,18 @@ impl Brain {
                 .unwrap_or(u32::MAX)
                 .max(1),
         };
-        let patience = patience(state.usual, state.wanting);
+        let patience = patience(state.lease_time, state.wanting);
         let ripe = |piece, patience| {
             !giving.mirror || fill.is_scarce(piece) || fill.out_since(piece) <= self.now.saturating_sub(patience)
         };
-        match choice {
-            Choice::Piece(piece) => pairing
+        match selection {
+            PieceSelection::Piece(piece) => pairing
                 .at(piece)
                 .filter(|_| ripe(piece, patience.min(WAITING_PATIENCE))),
-            Choice::Inject if state.complete_peers > 0 => None,
-            Choice::Inject => pairing.scarcest(),
-            Choice::Rarest => {
-                let start = self.dice.next();
+            PieceSelection::Inject if state.complete_peers > 0 => None,
+            PieceSelection::Inject => pairing.scarcest(),
+            PieceSelection::Rarest => {
+                let start = self.rng.next();
                 pairing.rarest(start, self.policy.pieces_sampled, |piece| ripe(piece, patience))
             }
         }
@@ -238,9 +250,9 @@ impl Brain {
     /// Whether a source's room is for this receiver: those that do nothing with their leases get what the others leave.
     fn has_room_for(&self, giver: u32, taker: u32) -> bool {
         let giving = &self.members[giver];
-        match self.members[taker].standing() {
-            Standing::Idle => giving.has_room_for_idle(&self.policy),
-            _ => !giving.is_full(&self.policy) || self.overtaken_by(taker, giver).is_some(),
+        match self.members[taker].receiver_class() {
+            ReceiverClass::Idle => giving.has_room_for_idle(&self.policy),
+            _ => !giving.is_full(&self.policy) || self.preemptable_by(taker, giver).is_some(),
         }
     }
 
@@ -250,7 +262,7 @@ impl Brain {
             .get(slot)
             .is_some_and(|member| member.has_room(&self.policy, urgent))
             && self.is_usable(slot)
-            && !self.members[slot].asides.for_all(self.now)
+            && !self.members[slot].source_backoff.is_active_for_all(self.now)
     }
 }
 
@@ -329,7 +341,7 @@ mod tests {
         site.want(peer(2), []);
         let swarm = site.brain.digests[&(site.brain.members[0].pool, site.digest)];
         let state = &site.brain.swarms[swarm];
-        assert_eq!((state.new.len(), state.landing.len()), (1, 1));
+        assert_eq!((state.new_receivers.len(), state.landing_receivers.len()), (1, 1));
     }
 
     #[test]

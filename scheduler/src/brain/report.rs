@@ -19,7 +19,7 @@ impl Brain {
         window: Option<Range<u32>>,
         out: &mut Vec<Command>,
     ) {
-        let Some(slot) = self.hear(member) else {
+        let Some(slot) = self.note_heard(member) else {
             return;
         };
         if map.is_empty() || have.capacity() != map.count() {
@@ -34,9 +34,9 @@ impl Brain {
         let Some((swarm, index)) = self.enter_swarm(slot, digest) else {
             return;
         };
-        let in_force = self.agree((swarm, index), (fill, map), true, out);
+        let in_force = self.agree_on_fill((swarm, index), (fill, map), true, out);
         if !self.reserve(swarm, index) {
-            self.tidy(swarm, index);
+            self.remove_if_vacant(swarm, index);
             return;
         }
         if self.swarms[swarm].members[index].complete {
@@ -75,27 +75,27 @@ impl Brain {
         }
         self.use_list(swarm, out);
         self.compare(swarm, index, out);
-        self.touch(swarm, index);
-        self.tidy(swarm, index);
+        self.requeue(swarm, index);
+        self.remove_if_vacant(swarm, index);
         self.describe(swarm, out);
     }
 
     pub(super) fn unwant(&mut self, member: MemberId, digest: &Digest, out: &mut Vec<Command>) {
-        let Some(slot) = self.hear(member) else {
+        let Some(slot) = self.note_heard(member) else {
             return;
         };
         if let Some((swarm, index)) = self.find_swarm_member(slot, digest) {
             let fetching = self.members[slot].fetching.iter().filter_map(|&id| self.leases.get(id));
-            let granted = fetching
+            let issued_at = fetching
                 .filter(|lease| lease.swarm == swarm)
-                .map(|lease| lease.granted)
+                .map(|lease| lease.issued_at)
                 .min();
             self.cancel_fetches(slot, swarm, out);
-            if let Some(granted) = granted {
-                self.note_given_up(slot, granted);
+            if let Some(issued_at) = issued_at {
+                self.note_given_up(slot, issued_at);
             }
             self.stop_wanting(swarm, index);
-            self.tidy(swarm, index);
+            self.remove_if_vacant(swarm, index);
         }
     }
 
@@ -110,7 +110,7 @@ impl Brain {
         hashes: &[Option<[u8; 32]>],
         out: &mut Vec<Command>,
     ) {
-        let Some(slot) = self.hear(member) else {
+        let Some(slot) = self.note_heard(member) else {
             return;
         };
         let fits = u32::try_from(hashes.len())
@@ -131,10 +131,10 @@ impl Brain {
         };
         let state = &self.swarms[swarm];
         let verified = state.members[index].complete && state.fill.as_ref().is_some_and(|known| known.map == map);
-        let good =
-            verified && !mirror || self.agree((swarm, index), (fill, map), mirror, out) && self.reserve(swarm, index);
+        let good = verified && !mirror
+            || self.agree_on_fill((swarm, index), (fill, map), mirror, out) && self.reserve(swarm, index);
         if !good {
-            self.tidy(swarm, index);
+            self.remove_if_vacant(swarm, index);
             return;
         }
         let unhashed = if mirror {
@@ -152,14 +152,14 @@ impl Brain {
         } else {
             self.claim_hashes((swarm, index), first, hashes, out)
         };
-        self.touch(swarm, index);
+        self.requeue(swarm, index);
         if unhashed {
             self.describe(swarm, out);
         }
     }
 
     pub(super) fn complete(&mut self, member: MemberId, digest: Digest, out: &mut Vec<Command>) {
-        let Some(slot) = self.hear(member) else {
+        let Some(slot) = self.note_heard(member) else {
             return;
         };
         let key = (self.members[slot].pool, digest);
@@ -175,7 +175,7 @@ impl Brain {
         let held = &self.swarms[swarm].members[index];
         if held.mirror && held.have.capacity() > 0 && held.have.is_full() {
             // All that it stated of this fill is of the blob that it has proven.
-            self.judge(swarm, out);
+            self.prove_fill(swarm, out);
         }
         self.release(swarm, index);
         self.swarms[swarm].complete(index);
@@ -184,13 +184,13 @@ impl Brain {
             // No member wants it any more.
             return;
         }
-        self.touch(swarm, index);
-        self.tidy(swarm, index);
+        self.requeue(swarm, index);
+        self.remove_if_vacant(swarm, index);
         self.describe(swarm, out);
     }
 
     pub(super) fn lost(&mut self, member: MemberId, digest: &Digest, out: &mut Vec<Command>) {
-        let Some(slot) = self.hear(member) else {
+        let Some(slot) = self.note_heard(member) else {
             return;
         };
         let key = Key::new(self.members[slot].pool, digest);
@@ -199,8 +199,8 @@ impl Brain {
             self.cancel_fetches(slot, swarm, out);
             self.cancel_uploads(slot, swarm, out);
             self.swarms[swarm].forget_claims(index);
-            self.touch(swarm, index);
-            self.tidy(swarm, index);
+            self.requeue(swarm, index);
+            self.remove_if_vacant(swarm, index);
         }
     }
 
@@ -210,7 +210,7 @@ impl Brain {
         };
         let is_in_force = self.swarms[swarm].fill.as_ref().is_some_and(|filled| filled.id == fill);
         if is_in_force {
-            self.judge(swarm, out);
+            self.prove_fill(swarm, out);
         }
     }
 
@@ -237,13 +237,13 @@ impl Brain {
     }
 
     fn find_mirror(&mut self, member: MemberId, digest: &Digest) -> Option<(u32, u32)> {
-        let slot = self.hear(member).filter(|&slot| self.members[slot].is_mirror())?;
+        let slot = self.note_heard(member).filter(|&slot| self.members[slot].is_mirror())?;
         self.find_swarm_member(slot, digest)
     }
 
     /// Settles which fill is in force after a seat's report of `fill`, which a mirror stated or `granted`; says whether it is that
     /// one.
-    fn agree(
+    fn agree_on_fill(
         &mut self,
         (swarm, index): (u32, u32),
         (fill, map): (FillId, PieceMap),
@@ -282,18 +282,18 @@ impl Brain {
 
     /// Begins another fill (`None`: one that no member knows yet): every piece of the former one is forgotten, whole blobs are not.
     fn replace_fill(&mut self, swarm: u32, fill: Option<FillId>, map: PieceMap, out: &mut Vec<Command>) {
-        let leases: Vec<_> = self.swarms[swarm].granted.iter().copied().collect();
+        let leases: Vec<_> = self.swarms[swarm].issued.iter().copied().collect();
         for lease in leases {
             self.cancel(lease, out);
         }
-        let fill = fill.unwrap_or_else(|| FillId(self.dice.next().max(1)));
+        let fill = fill.unwrap_or_else(|| FillId(self.rng.next().max(1)));
         let state = &mut self.swarms[swarm];
         let members: Vec<u32> = state.members.iter().map(|(index, _)| index).collect();
         state.fill = Some(match state.fill.take() {
             Some(old) => old.succeed(fill, map),
             None => Fill::new(fill, map),
         });
-        state.usual = None;
+        state.lease_time = None;
         for index in members {
             let state = &mut self.swarms[swarm];
             let member = &mut state.members[index];
@@ -304,10 +304,10 @@ impl Brain {
                 member.taken = 0;
                 member.waiting = None;
             }
-            state.acquit(index);
-            state.refresh(index, self.policy.leases_deep);
+            state.clear_dispute(index);
+            state.update_sets(index, self.policy.leases_deep);
         }
-        self.rouse(swarm);
+        self.schedule_tick(swarm);
     }
 }
 

@@ -104,12 +104,12 @@ fn index(word: usize) -> u32 {
 const WORDS_MAX: usize = 256;
 
 /// What a lease is taken to last before the first one is done.
-pub(super) const USUAL_AT_FIRST: Time = Time::from_millis(250);
+pub(super) const LEASE_TIME_INITIAL: Time = Time::from_millis(250);
 
 /// How long the swarm gets to pass a piece on before a mirror sends it again: as many lease times as a copy needs to reach
 /// every peer by doubling, and some.
-pub(super) fn patience(usual: Option<Time>, wanting: u32) -> Time {
-    usual.unwrap_or(USUAL_AT_FIRST) * (4 + wanting.max(1).ilog2())
+pub(super) fn patience(lease_time: Option<Time>, wanting: u32) -> Time {
+    lease_time.unwrap_or(LEASE_TIME_INITIAL) * (4 + wanting.max(1).ilog2())
 }
 
 /// The first run of pieces, at most `bytes_max`, that no peer has or is being sent.

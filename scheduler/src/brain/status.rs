@@ -96,7 +96,11 @@ impl Brain {
             hashed: swarm.fill.as_ref().map_or(0, |fill| fill.hashed.count()),
             wanting: swarm.wanting,
             complete: count(members().filter(|member| member.complete).count()),
-            partial: count(members().filter(|member| !member.complete && !member.have.is_empty()).count()),
+            partial: count(
+                members()
+                    .filter(|member| !member.complete && !member.have.is_empty())
+                    .count(),
+            ),
             pieces_held: members()
                 .filter(|member| member.wants)
                 .map(|member| u64::from(member.have.count()))

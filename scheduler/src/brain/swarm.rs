@@ -17,13 +17,13 @@ pub(super) struct Swarm {
     pub(super) revoked: VecDeque<FillId>,
     pub(super) members: Slab<SwarmMember>,
     /// Seats that lack something and have room for a lease.
-    pub(super) hungry: SampleSet,
+    pub(super) receivers: SampleSet,
     /// Of the hungry: those whose members land pieces, those that did nothing with their leases, and the others.
-    pub(super) landing: SampleSet,
-    pub(super) idle: SampleSet,
-    pub(super) new: SampleSet,
+    pub(super) landing_receivers: SampleSet,
+    pub(super) idle_receivers: SampleSet,
+    pub(super) new_receivers: SampleSet,
     /// Seats in which a client waits for a missing piece.
-    pub(super) waiting: SampleSet,
+    pub(super) waiting_receivers: SampleSet,
     /// Seats that hold something that may be leased from them, mirrors included.
     pub(super) sources: SampleSet,
     /// Seats that brought along what is still to be compared with the authority's hashes.
@@ -35,15 +35,15 @@ pub(super) struct Swarm {
     /// Leases out to its seats.
     pub(super) outstanding: u32,
     /// Leases in the order of their grant, ended ones among them until they come to the front.
-    pub(super) granted: VecDeque<LeaseId>,
+    pub(super) issued: VecDeque<LeaseId>,
     /// What a lease usually takes.
-    pub(super) usual: Option<Time>,
+    pub(super) lease_time: Option<Time>,
     /// The one seat that fetches from upstream.
     pub(super) upstream: Option<u32>,
     /// The one peer whose word for hashes is used, where there is no other.
-    pub(super) stater: Option<u32>,
+    pub(super) hash_source: Option<u32>,
     /// It was asked, and has stated nothing since.
-    pub(super) stater_owes: bool,
+    pub(super) hash_source_owes: bool,
     /// The authority's signed word for the hashes of all pieces.
     pub(super) list: Option<Arc<SignedPieceHashes>>,
     /// Since when a member wants the blob.
@@ -62,22 +62,22 @@ impl Swarm {
             fill: None,
             revoked: VecDeque::new(),
             members: Slab::new(),
-            hungry: SampleSet::default(),
-            landing: SampleSet::default(),
-            idle: SampleSet::default(),
-            new: SampleSet::default(),
-            waiting: SampleSet::default(),
+            receivers: SampleSet::default(),
+            landing_receivers: SampleSet::default(),
+            idle_receivers: SampleSet::default(),
+            new_receivers: SampleSet::default(),
+            waiting_receivers: SampleSet::default(),
             sources: SampleSet::default(),
             unproven: SampleSet::default(),
             mirrors: Vec::new(),
             wanting: 0,
             complete_peers: 0,
             outstanding: 0,
-            granted: VecDeque::new(),
-            usual: None,
+            issued: VecDeque::new(),
+            lease_time: None,
             upstream: None,
-            stater: None,
-            stater_owes: false,
+            hash_source: None,
+            hash_source_owes: false,
             list: None,
             live_since: Time::ZERO,
             progress_at: Time::ZERO,
@@ -97,7 +97,7 @@ impl Swarm {
 
     /// Whether a tick could bring anything about.
     pub(super) fn is_busy(&self) -> bool {
-        !self.hungry.is_empty() || !self.waiting.is_empty() || self.outstanding > 0
+        !self.receivers.is_empty() || !self.waiting_receivers.is_empty() || self.outstanding > 0
     }
 
     pub(super) fn insert(&mut self, member: SwarmMember) -> u32 {
@@ -113,38 +113,43 @@ impl Swarm {
     pub(super) fn remove(&mut self, index: u32) {
         self.members.remove(index);
         self.mirrors.retain(|&mirror| mirror != index);
-        self.stater = self.stater.filter(|&stater| stater != index);
-        for roll in [
-            &mut self.hungry,
-            &mut self.landing,
-            &mut self.idle,
-            &mut self.new,
-            &mut self.waiting,
+        self.hash_source = self.hash_source.filter(|&hash_source| hash_source != index);
+        for set in [
+            &mut self.receivers,
+            &mut self.landing_receivers,
+            &mut self.idle_receivers,
+            &mut self.new_receivers,
+            &mut self.waiting_receivers,
             &mut self.sources,
             &mut self.unproven,
         ] {
-            roll.set(index, false);
+            set.set(index, false);
         }
     }
 
     /// Puts a seat that has changed onto the rolls where it belongs.
-    pub(super) fn refresh(&mut self, index: u32, leases_deep: u32) {
+    pub(super) fn update_sets(&mut self, index: u32, leases_deep: u32) {
         let pieces = self.pieces();
         let member = &mut self.members[index];
         let lacking = member.wants && member.is_lacking(pieces);
         member.taken = member.taken.max(member.accounted());
-        member.waiting = member.waiting.filter(|&piece| member.wants && !member.have.contains(piece));
-        let waiting = lacking && member.leases <= leases_deep && member.waiting.is_some_and(|piece| member.lacks(piece));
-        self.waiting.set(index, waiting);
+        member.waiting = member
+            .waiting
+            .filter(|&piece| member.wants && !member.have.contains(piece));
+        let waiting =
+            lacking && member.leases <= leases_deep && member.waiting.is_some_and(|piece| member.lacks(piece));
+        self.waiting_receivers.set(index, waiting);
         self.unproven.set(index, !member.unproven.is_empty());
         let hungry = lacking && member.leases < leases_deep;
-        self.hungry.set(index, hungry);
+        self.receivers.set(index, hungry);
         let lands = member.landed || member.is_known;
-        self.landing.set(index, hungry && !member.idle && lands);
-        self.idle.set(index, hungry && member.idle);
-        self.new.set(index, hungry && !member.idle && !lands);
-        self.sources
-            .set(index, member.is_believed() && (member.complete || !member.have.is_empty()));
+        self.landing_receivers.set(index, hungry && !member.idle && lands);
+        self.idle_receivers.set(index, hungry && member.idle);
+        self.new_receivers.set(index, hungry && !member.idle && !lands);
+        self.sources.set(
+            index,
+            member.is_believed() && (member.complete || !member.have.is_empty()),
+        );
     }
 
     /// Missing or leased becomes have; says whether it was news.
@@ -186,7 +191,7 @@ impl Swarm {
     }
 
     /// Missing becomes leased.
-    pub(super) fn lend(&mut self, index: u32, piece: u32, now: Time) {
+    pub(super) fn lease_piece(&mut self, index: u32, piece: u32, now: Time) {
         let member = &mut self.members[index];
         if member.leased.insert(piece) && member.counts() {
             self.fill.as_mut().expect(FILLED).add_copy(piece, now);
@@ -194,7 +199,7 @@ impl Swarm {
     }
 
     /// Leased becomes missing; says whether it was leased.
-    pub(super) fn take_back(&mut self, index: u32, piece: u32) -> bool {
+    pub(super) fn unlease_piece(&mut self, index: u32, piece: u32) -> bool {
         let member = &mut self.members[index];
         let was = member.leased.remove(piece);
         if was && member.counts() {
@@ -228,7 +233,7 @@ impl Swarm {
     }
 
     /// It does not hold the whole blob after all, but every piece of it.
-    pub(super) fn spell_out(&mut self, index: u32, now: Time) {
+    pub(super) fn unmark_complete(&mut self, index: u32, now: Time) {
         self.uncount(index);
         let pieces = self.pieces();
         let member = &mut self.members[index];
@@ -253,7 +258,7 @@ impl Swarm {
     }
 
     /// What it stated is not disputed any more. Its pieces, unless it holds them all, are forgotten already.
-    pub(super) fn acquit(&mut self, index: u32) {
+    pub(super) fn clear_dispute(&mut self, index: u32) {
         let member = &mut self.members[index];
         let was_disputed = std::mem::take(&mut member.disputed);
         if was_disputed && member.complete && member.counts() {

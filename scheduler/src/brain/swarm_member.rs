@@ -24,7 +24,7 @@ pub(super) struct SwarmMember {
     /// which of the two is wrong.
     pub(super) disputed: bool,
     /// What it stated is doubted, or it did not answer: for a while it is not asked for hashes on its own word.
-    pub(super) word: Backoff,
+    pub(super) claim_backoff: Backoff,
     pub(super) have: PieceSet,
     /// Of `have`, what it brought along and has not stated the hash of: not offered until that is compared. Empty: none.
     pub(super) unproven: PieceSet,
@@ -50,7 +50,7 @@ pub(super) struct SwarmMember {
     /// The piece in which a connected client waits.
     pub(super) waiting: Option<u32>,
     /// Its fetches from upstream failed.
-    pub(super) upstream: Backoff,
+    pub(super) upstream_backoff: Backoff,
     /// What its bitmaps count for in the member's budget.
     pub(super) reserved: u64,
 }

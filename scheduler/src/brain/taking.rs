@@ -9,8 +9,8 @@ use super::{
     Brain, Command, LeaseId, MemberId, Outcome, Time,
     brain::Timer,
     lease_table::LeaseState,
-    member::{MemberState, Standing},
-    run::USUAL_AT_FIRST,
+    member::{MemberState, ReceiverClass},
+    run::LEASE_TIME_INITIAL,
 };
 
 impl Brain {
@@ -21,18 +21,18 @@ impl Brain {
             0..=1 => 1,
             more => more + usize::from(urgent),
         };
-        !member.stalled && !member.taking.is_active(self.now) && member.fetching.len() < allowance
+        !member.stalled && !member.lease_backoff.is_active(self.now) && member.fetching.len() < allowance
     }
 
     /// A lease has gone out: from now on the receiver's silence about pieces is noticed.
-    pub(super) fn watch_taking(&mut self, slot: u32) {
+    pub(super) fn watch_stall(&mut self, slot: u32) {
         let now = self.now;
         let member = &mut self.members[slot];
         if member.fetching.len() == 1 {
             member.landed_at = now;
         }
-        if !std::mem::replace(&mut member.taking_watched, true) {
-            let timer = Timer::Taking(member.id);
+        if !std::mem::replace(&mut member.stall_watched, true) {
+            let timer = Timer::Stall(member.id);
             let at = now + self.stalls_after(slot);
             self.timers.insert((at, timer));
         }
@@ -49,36 +49,36 @@ impl Brain {
         let leases = member.fetching.iter().filter_map(|&id| self.leases.get(id));
         let times = leases.map(|lease| {
             let is_peers = lease.source.is_some_and(|source| !self.members[source].is_mirror());
-            let usual = self.swarms[lease.swarm].usual.filter(|_| is_peers);
-            usual.map_or(most, |usual| usual * self.policy.straggler_factor)
+            let lease_time = self.swarms[lease.swarm].lease_time.filter(|_| is_peers);
+            lease_time.map_or(most, |lease_time| lease_time * self.policy.straggler_factor)
         });
         let time = times.max().unwrap_or(most);
         time.clamp(self.policy.rematch_every * 2, most)
     }
 
     /// The time has come at which a receiver may have stalled.
-    pub(super) fn look_at_taking(&mut self, id: MemberId, out: &mut Vec<Command>) {
+    pub(super) fn check_stall(&mut self, id: MemberId, out: &mut Vec<Command>) {
         let Some(&slot) = self.ids.get(&id) else {
             return;
         };
         let since = self.members[slot].landed_at.max(self.awake_since);
-        let lapses_at = since + self.patience_with(slot);
+        let expires_at = since + self.patience_with(slot);
         let member = &mut self.members[slot];
-        member.taking_watched = false;
+        member.stall_watched = false;
         if member.fetching.is_empty() {
             return;
         }
-        if self.now >= lapses_at {
-            self.lapse(slot, out);
+        if self.now >= expires_at {
+            self.expire_leases(slot, out);
             return;
         }
         let stalls_at = since + self.stalls_after(slot);
-        let next = if self.now < stalls_at { stalls_at } else { lapses_at };
+        let next = if self.now < stalls_at { stalls_at } else { expires_at };
         if self.now >= stalls_at {
             self.stall(slot);
         }
-        self.members[slot].taking_watched = true;
-        self.timers.insert((next, Timer::Taking(id)));
+        self.members[slot].stall_watched = true;
+        self.timers.insert((next, Timer::Stall(id)));
     }
 
     /// How long a receiver may land nothing. Its own usual time counts, and each time that was not enough it gets twice as long, one
@@ -88,10 +88,12 @@ impl Brain {
         let from_upstream = |&id| self.leases.get(id).is_some_and(|lease| lease.source.is_none());
         let least = match member.fetching.iter().any(from_upstream) {
             true => self.policy.mirror_grace,
-            false => self.policy.lapses_after,
+            false => self.policy.expires_after,
         };
-        let usual = member.usual.map_or(Time::ZERO, |usual| usual * USUAL_FACTOR);
-        least.max(usual) * (1 << member.lapses.min(LAPSES_MAX))
+        let lease_time = member
+            .lease_time
+            .map_or(Time::ZERO, |lease_time| lease_time * LEASE_TIME_FACTOR);
+        least.max(lease_time) * (1 << member.expiries.min(EXPIRIES_MAX))
     }
 
     /// Its leases go on, and make room for others at their sources.
@@ -103,7 +105,7 @@ impl Brain {
             member.stalled = true;
             member.stalls += 1;
             if member.stalls >= STALLS_MAX {
-                (member.allowance, member.proven) = (1, false);
+                (member.allowance, member.prompt) = (1, false);
             }
         });
         for id in self.members[slot].fetching.clone() {
@@ -111,19 +113,19 @@ impl Brain {
                 continue;
             };
             let (swarm, index) = (lease.swarm, lease.index);
-            self.givers.extend(lease.source.map(|source| (source, swarm)));
+            self.pending_sources.extend(lease.source.map(|source| (source, swarm)));
             if !self.members[slot].landed {
                 self.swarms[swarm].members[index].idle = true;
-                self.swarms[swarm].refresh(index, self.policy.leases_deep);
+                self.swarms[swarm].update_sets(index, self.policy.leases_deep);
             }
         }
     }
 
     /// Changes what a receiver's leases count as, at each of its sources.
     fn reclassify(&mut self, slot: u32, change: impl FnOnce(&mut MemberState)) {
-        let before = self.members[slot].standing();
+        let before = self.members[slot].receiver_class();
         change(&mut self.members[slot]);
-        let after = self.members[slot].standing();
+        let after = self.members[slot].receiver_class();
         if before == after {
             return;
         }
@@ -138,47 +140,47 @@ impl Brain {
     /// The receiver whose lease of `source` ends if one more is given to `taker`, where that needs the room: an idle newcomer that
     /// had its time, of these the one that lost its leases most often, or has this one for the shortest time. So the others
     /// keep theirs until they lapse, in case all of them are only slow.
-    pub(super) fn overtaken_by(&self, taker: u32, source: u32) -> Option<u32> {
+    pub(super) fn preemptable_by(&self, taker: u32, source: u32) -> Option<u32> {
         let taking = &self.members[taker];
-        if taking.standing() == Standing::Idle {
+        if taking.receiver_class() == ReceiverClass::Idle {
             return None;
         }
         let had_its_time = |lease: &&LeaseState| {
-            let usual = self.swarms[lease.swarm].usual.unwrap_or_default();
-            let time = usual.max(taking.usual.unwrap_or(USUAL_AT_FIRST)) * self.policy.straggler_factor;
-            lease.granted.max(self.awake_since) + time <= self.now
+            let lease_time = self.swarms[lease.swarm].lease_time.unwrap_or_default();
+            let time = lease_time.max(taking.lease_time.unwrap_or(LEASE_TIME_INITIAL)) * self.policy.straggler_factor;
+            lease.issued_at.max(self.awake_since) + time <= self.now
         };
         let leases = self.members[source]
             .serving
             .iter()
             .filter_map(|&id| self.leases.get(id));
         leases
-            .filter(|lease| self.members[lease.receiver].standing() == Standing::Idle)
+            .filter(|lease| self.members[lease.receiver].receiver_class() == ReceiverClass::Idle)
             .filter(had_its_time)
-            .max_by_key(|lease| (self.members[lease.receiver].lapses, lease.granted))
+            .max_by_key(|lease| (self.members[lease.receiver].expiries, lease.issued_at))
             .map(|lease| lease.receiver)
     }
 
     /// It lands nothing: its leases end, and it waits before it gets another. If it was to fetch from upstream, another does.
-    pub(super) fn lapse(&mut self, slot: u32, out: &mut Vec<Command>) {
+    pub(super) fn expire_leases(&mut self, slot: u32, out: &mut Vec<Command>) {
         self.stall(slot);
         for id in self.members[slot].fetching.clone() {
             // What was taken stays taken: it goes behind those who land theirs.
-            let Some((lease, _)) = self.take_back(id) else {
+            let Some((lease, _)) = self.remove_lease(id) else {
                 continue;
             };
             let to = self.members[slot].id;
             out.push(Command::Cancel { to, lease: id });
             if lease.source.is_none() {
                 let member = &mut self.swarms[lease.swarm].members[lease.index];
-                member.upstream.strike(self.now, &self.policy);
+                member.upstream_backoff.strike(self.now, &self.policy);
                 self.pass_upstream_on(lease.swarm, lease.index);
             }
         }
         let member = &mut self.members[slot];
-        (member.allowance, member.proven, member.landed) = (1, false, false);
-        member.lapses += 1;
-        member.taking.strike(self.now, &self.policy);
+        (member.allowance, member.prompt, member.landed) = (1, false, false);
+        member.expiries += 1;
+        member.lease_backoff.strike(self.now, &self.policy);
     }
 
     /// A piece of one of its leases has landed.
@@ -186,10 +188,10 @@ impl Brain {
         let now = self.now;
         let most = self.policy.leases_max as usize;
         self.reclassify(slot, |member| {
-            (member.landed_at, member.lapses, member.gave_up) = (now, 0, 0);
-            (member.taking, member.landed) = (Default::default(), true);
+            (member.landed_at, member.expiries, member.gave_up) = (now, 0, 0);
+            (member.lease_backoff, member.landed) = (Default::default(), true);
             if !std::mem::take(&mut member.stalled) {
-                (member.proven, member.stalls) = (true, 0);
+                (member.prompt, member.stalls) = (true, 0);
                 member.allowance = (member.allowance * 2).min(most);
             }
         });
@@ -197,15 +199,15 @@ impl Brain {
 
     /// A lease begins: what it takes of its source's room.
     pub(super) fn note_lease(&mut self, receiver: u32, source: u32) {
-        let standing = self.members[receiver].standing();
-        *self.members[source].count_mut(standing) += 1;
+        let class = self.members[receiver].receiver_class();
+        *self.members[source].count_mut(class) += 1;
     }
 
     /// A lease is over: what it took of its source's room, and what it says of the receiver.
     pub(super) fn note_lease_over(&mut self, id: LeaseId, receiver: u32, source: Option<u32>) {
-        let standing = self.members[receiver].standing();
+        let class = self.members[receiver].receiver_class();
         if let Some(source) = source {
-            *self.members[source].count_mut(standing) -= 1;
+            *self.members[source].count_mut(class) -= 1;
         }
         self.members[receiver].fetching.retain(|&other| other != id);
         if self.members[receiver].fetching.is_empty() {
@@ -215,37 +217,37 @@ impl Brain {
     }
 
     /// The receiver itself ended a lease of which nothing has landed: a few in a row, and it waits before it gets another.
-    pub(super) fn note_given_up(&mut self, slot: u32, granted: Time) {
+    pub(super) fn note_given_up(&mut self, slot: u32, issued_at: Time) {
         let (now, policy) = (self.now, &self.policy);
         let member = &mut self.members[slot];
-        if member.landed_at > granted {
+        if member.landed_at > issued_at {
             return;
         }
         member.gave_up += 1;
         if member.gave_up >= policy.given_up_max {
-            (member.proven, member.allowance) = (false, 1);
-            member.taking.strike(now, policy);
+            (member.prompt, member.allowance) = (false, 1);
+            member.lease_backoff.strike(now, policy);
         }
     }
 
     /// As a receiver it took so long for a lease, in its own way of going about it.
-    pub(super) fn note_usual(&mut self, slot: u32, took: Time, outcome: Outcome) {
+    pub(super) fn note_lease_time(&mut self, slot: u32, took: Time, outcome: Outcome) {
         if outcome == Outcome::Done {
             let member = &mut self.members[slot];
-            let usual = member.usual.unwrap_or(took);
-            member.usual = Some(usual - usual / USUAL_WEIGHT + took / USUAL_WEIGHT);
+            let lease_time = member.lease_time.unwrap_or(took);
+            member.lease_time = Some(lease_time - lease_time / LEASE_TIME_WEIGHT + took / LEASE_TIME_WEIGHT);
         }
     }
 }
 
 /// A receiver may take so many times its usual time.
-const USUAL_FACTOR: u32 = 4;
+const LEASE_TIME_FACTOR: u32 = 4;
 /// One in so many parts of it is the latest lease's.
-const USUAL_WEIGHT: u32 = 8;
+const LEASE_TIME_WEIGHT: u32 = 8;
 /// A receiver that stalls so often without a piece in good time in between gets one lease at a time: once, it may be its sources.
 const STALLS_MAX: u32 = 2;
 /// The time doubles at most so often.
-const LAPSES_MAX: u32 = 5;
+const EXPIRIES_MAX: u32 = 5;
 
 #[cfg(test)]
 mod tests {

@@ -6,14 +6,14 @@ use super::{Brain, Command, Priority, run::scarce_run};
 
 impl Brain {
     /// Orders from upstream what no peer of the swarm has, if `seat` is or may become the one that asks there.
-    pub(super) fn supply_from_upstream(&mut self, swarm: u32, index: u32, out: &mut Vec<Command>) -> bool {
+    pub(super) fn lease_from_upstream(&mut self, swarm: u32, index: u32, out: &mut Vec<Command>) -> bool {
         let state = &self.swarms[swarm];
         let taking = &state.members[index];
         let member = &self.members[taking.slot];
         if !self.pools[state.pool].is_on_its_own(self.now, self.policy.mirror_grace)
             || !member.info.may_use_upstream
             || taking.banned
-            || taking.upstream.is_active(self.now)
+            || taking.upstream_backoff.is_active(self.now)
             || member.fetching.len() >= self.policy.leases_max as usize
             || !self.is_usable(taking.slot)
             || !self.may_take(taking.slot, false)
@@ -32,10 +32,10 @@ impl Brain {
             return false;
         };
         if let Some(better) = self.better_for_upstream(swarm, index) {
-            self.takers.push_back((swarm, better));
+            self.pending_receivers.push_back((swarm, better));
             return false;
         }
-        self.grant((swarm, index), None, run, Priority::Normal, out);
+        self.issue_lease((swarm, index), None, run, Priority::Normal, out);
         true
     }
 
@@ -51,14 +51,14 @@ impl Brain {
             let taking = &state.members[index];
             self.members[taking.slot].info.may_use_upstream
                 && !taking.banned
-                && !taking.upstream.is_active(self.now)
+                && !taking.upstream_backoff.is_active(self.now)
                 && self.is_usable(taking.slot)
                 && self.may_take(taking.slot, false)
         };
-        let rolls = [&state.landing, &state.new];
-        let others = rolls
+        let sets = [&state.landing_receivers, &state.new_receivers];
+        let others = sets
             .into_iter()
-            .flat_map(|roll| roll.as_slice().iter().take(RECEIVERS_COMPARED));
+            .flat_map(|set| set.as_slice().iter().take(RECEIVERS_COMPARED));
         others
             .copied()
             .find(|&other| rank(other) > rank(index) && may_ask(other))
@@ -89,11 +89,11 @@ impl Brain {
         };
         if state.upstream == Some(index) {
             state.upstream = None;
-            let hungry = state.hungry.as_slice().iter();
+            let hungry = state.receivers.as_slice().iter();
             let next = hungry
                 .filter(|&&other| other != index)
                 .take(self.policy.receivers_sampled);
-            self.takers.extend(next.map(|&other| (swarm, other)));
+            self.pending_receivers.extend(next.map(|&other| (swarm, other)));
         }
     }
 }

@@ -17,7 +17,7 @@ use super::{Brain, Command, Conviction, MemberId, fill::Claim, swarm_member::Swa
 
 impl Brain {
     /// The blob's own digest has shown that what the fill in force states is right: claims that differ were wrong.
-    pub(super) fn judge(&mut self, swarm: u32, out: &mut Vec<Command>) {
+    pub(super) fn prove_fill(&mut self, swarm: u32, out: &mut Vec<Command>) {
         if let Some(fill) = &mut self.swarms[swarm].fill {
             let lies = fill.prove();
             self.convict_liars(swarm, &lies, out);
@@ -38,7 +38,7 @@ impl Brain {
             };
             liars.entry(claim.member).or_insert(conviction);
         }
-        self.forget_words(swarm, &liars.keys().copied().collect());
+        self.discard_claims(swarm, &liars.keys().copied().collect());
         for (liar, conviction) in liars {
             self.convicted.put((conviction.node, conviction.signed), ());
             self.convictions.push(conviction);
@@ -54,7 +54,7 @@ impl Brain {
     /// be the one that is wrong. A claimant that holds the whole blob serves no peer until that is known.
     pub(super) fn dispute(&mut self, swarm: u32, differing: &[(u32, Claim)], out: &mut Vec<Command>) {
         let claimants = differing.iter().map(|(_, claim)| claim.member).collect();
-        self.forget_words(swarm, &claimants);
+        self.discard_claims(swarm, &claimants);
         for claimant in claimants {
             if let Some(index) = self.index_of(swarm, claimant)
                 && self.swarms[swarm].members[index].complete
@@ -62,7 +62,7 @@ impl Brain {
                 let member = self.swarms[swarm].members[index].slot;
                 self.swarms[swarm].dispute(index);
                 self.cancel_uploads(member, swarm, out);
-                self.touch(swarm, index);
+                self.requeue(swarm, index);
             }
         }
     }
@@ -74,7 +74,7 @@ impl Brain {
 
     /// Pieces that were taken by wrong claims are taken back, and ordered to be dropped by every peer that wants the blob: a peer may
     /// hold one without having reported it. It costs a few words of bitmap a peer, whatever the peers hold.
-    pub(super) fn take_wrong_back(&mut self, swarm: u32, claims: &[(u32, Claim)], out: &mut Vec<Command>) {
+    pub(super) fn recall_pieces(&mut self, swarm: u32, claims: &[(u32, Claim)], out: &mut Vec<Command>) {
         if claims.is_empty() {
             return;
         }
@@ -83,7 +83,7 @@ impl Brain {
             wrong.insert(piece);
         }
         let mut fetching = BTreeSet::new();
-        for id in self.swarms[swarm].granted.clone() {
+        for id in self.swarms[swarm].issued.clone() {
             let lease = self.leases.get(id);
             if let Some(lease) = lease.filter(|lease| lease.run.pieces().any(|piece| wrong.contains(piece))) {
                 fetching.insert(lease.index);
@@ -91,7 +91,10 @@ impl Brain {
             }
         }
         let state = &self.swarms[swarm];
-        let members = state.members.iter().filter(|(_, member)| !member.mirror && !member.complete);
+        let members = state
+            .members
+            .iter()
+            .filter(|(_, member)| !member.mirror && !member.complete);
         // A daemon of the last release can only be told to drop all.
         let all = |(index, member): (u32, &SwarmMember)| {
             let drops_all = !self.members[member.slot].info.features.drop;
@@ -103,28 +106,28 @@ impl Brain {
         let pieces = ranges(wrong.iter());
         for (index, drops_all) in members {
             match drops_all {
-                None => self.say_drop((swarm, index), Arc::clone(&pieces), out),
+                None => self.send_drop((swarm, index), Arc::clone(&pieces), out),
                 Some(true) => self.drop_all((swarm, index), out),
                 Some(false) => {}
             }
-            self.swarms[swarm].refresh(index, self.policy.leases_deep);
+            self.swarms[swarm].update_sets(index, self.policy.leases_deep);
         }
         let sources = self.swarms[swarm].mirrors.iter();
         let sources = sources.map(|&index| (self.swarms[swarm].members[index].slot, swarm));
-        self.givers.extend(sources);
-        self.rouse(swarm);
+        self.pending_sources.extend(sources);
+        self.schedule_tick(swarm);
     }
 
     /// The members' claims are used no more, and they are asked for no others.
-    pub(super) fn forget_words(&mut self, swarm: u32, claimants: &BTreeSet<MemberId>) {
+    pub(super) fn discard_claims(&mut self, swarm: u32, claimants: &BTreeSet<MemberId>) {
         if let Some(fill) = &mut self.swarms[swarm].fill {
-            fill.set_claims_aside(claimants);
+            fill.retract_claims(claimants);
         }
         for &claimant in claimants {
             if let Some(index) = self.index_of(swarm, claimant) {
                 let state = &mut self.swarms[swarm];
-                state.members[index].word.strike(self.now, &self.policy);
-                state.stater = state.stater.filter(|&stater| stater != index);
+                state.members[index].claim_backoff.strike(self.now, &self.policy);
+                state.hash_source = state.hash_source.filter(|&hash_source| hash_source != index);
             }
         }
     }
@@ -135,7 +138,7 @@ impl Brain {
         self.swarms[swarm].ban(index);
         self.cancel_uploads(member, swarm, out);
         self.retire_from_upstream(swarm, index, out);
-        self.touch(swarm, index);
+        self.requeue(swarm, index);
     }
 
     /// A peer drops pieces that it says it holds and that are not what their hash says; of the last release it can only be told to
@@ -147,14 +150,14 @@ impl Brain {
                 let covered = self.is_covered(slot, swarm, piece);
                 self.swarms[swarm].lose(index, piece, covered);
             }
-            self.say_drop((swarm, index), ranges(wrong.iter().copied()), out);
+            self.send_drop((swarm, index), ranges(wrong.iter().copied()), out);
         } else {
             self.drop_all((swarm, index), out);
         }
-        self.touch(swarm, index);
+        self.requeue(swarm, index);
     }
 
-    fn say_drop(&self, (swarm, index): (u32, u32), pieces: Arc<[Range<u32>]>, out: &mut Vec<Command>) {
+    fn send_drop(&self, (swarm, index): (u32, u32), pieces: Arc<[Range<u32>]>, out: &mut Vec<Command>) {
         let state = &self.swarms[swarm];
         out.push(Command::Drop {
             to: self.members[state.members[index].slot].id,
@@ -183,7 +186,10 @@ impl Brain {
     /// to have proven the whole is left alone from then on; as with wrong bytes, a peer is believed a few such reports, and none that
     /// was never leased a piece here which landed.
     pub(super) fn doubt(&mut self, member: MemberId, digest: &Digest, fill: FillId, out: &mut Vec<Command>) {
-        let Some((swarm, index)) = self.hear(member).and_then(|slot| self.find_swarm_member(slot, digest)) else {
+        let Some((swarm, index)) = self
+            .note_heard(member)
+            .and_then(|slot| self.find_swarm_member(slot, digest))
+        else {
             return;
         };
         let state = &mut self.swarms[swarm];
@@ -196,14 +202,14 @@ impl Brain {
         if claimants.is_empty() || !may || !self.may_accuse(slot, *digest) {
             return;
         }
-        self.forget_words(swarm, &claimants);
+        self.discard_claims(swarm, &claimants);
         for claimant in claimants {
             let index = self.index_of(swarm, claimant);
             if let Some(index) = index.filter(|&index| self.swarms[swarm].members[index].complete) {
                 self.expel(swarm, index, out);
             }
         }
-        self.rouse(swarm);
+        self.schedule_tick(swarm);
     }
 
     /// A source sent other bytes than a claim says. Which of the two is wrong cannot be known: after a few, the claim is given up.
@@ -217,11 +223,11 @@ impl Brain {
         claim.doubts += 1;
         let (claimant, doubts) = (claim.member, claim.doubts);
         if claimant == source {
-            self.forget_words(swarm, &BTreeSet::from([claimant]));
+            self.discard_claims(swarm, &BTreeSet::from([claimant]));
             return false;
         }
         if doubts >= self.policy.doubts_max {
-            self.forget_words(swarm, &BTreeSet::from([claimant]));
+            self.discard_claims(swarm, &BTreeSet::from([claimant]));
         }
         true
     }

@@ -17,11 +17,11 @@ use super::{Brain, Command, Member, MemberId, fill::Claim};
 impl Brain {
     /// Whether a peer's own word for hashes is better than to wait: no mirror has brought anything for a while, or nothing of this
     /// blob for a longer one.
-    pub(super) fn words_count(&self, swarm: u32) -> bool {
+    pub(super) fn accepts_claims(&self, swarm: u32) -> bool {
         let state = &self.swarms[swarm];
         let pool = &self.pools[state.pool];
         let quiet_since = state.live_since.max(state.progress_at).max(pool.mirrors_changed);
-        let is_idle = self.now >= pool.progress_at.max(quiet_since) + self.policy.word_patience;
+        let is_idle = self.now >= pool.progress_at.max(quiet_since) + self.policy.claim_patience;
         state.is_live() && (is_idle || self.now >= quiet_since + self.policy.mirror_grace)
     }
 
@@ -36,23 +36,23 @@ impl Brain {
     /// upstream in the mirror's place.
     fn may_claim(&mut self, swarm: u32, index: u32) -> bool {
         let member = &self.members[self.swarms[swarm].members[index].slot];
-        if member.is_mirror() || self.has_lied(&member.info) || !self.words_count(swarm) {
+        if member.is_mirror() || self.has_lied(&member.info) || !self.accepts_claims(swarm) {
             return false;
         }
         let now = self.now;
         let state = &mut self.swarms[swarm];
         let taking = &state.members[index];
-        if taking.banned || taking.word.is_active(now) {
+        if taking.banned || taking.claim_backoff.is_active(now) {
             return false;
         }
         if state.upstream == Some(index) {
             return true;
         }
-        if state.stater.is_none() && (taking.complete || state.complete_peers == 0) {
-            state.stater = Some(index);
+        if state.hash_source.is_none() && (taking.complete || state.complete_peers == 0) {
+            state.hash_source = Some(index);
         }
-        let is_turn = state.stater == Some(index);
-        state.stater_owes &= !is_turn;
+        let is_turn = state.hash_source == Some(index);
+        state.hash_source_owes &= !is_turn;
         is_turn
     }
 
@@ -84,7 +84,7 @@ impl Brain {
         if news {
             self.note_progress(swarm);
         }
-        self.take_wrong_back(swarm, &differing, out);
+        self.recall_pieces(swarm, &differing, out);
         if proven {
             self.convict_liars(swarm, &differing, out);
         } else {
@@ -143,7 +143,7 @@ impl Brain {
         }
         if contradicts {
             // Another's turn.
-            self.forget_words(swarm, &BTreeSet::from([member]));
+            self.discard_claims(swarm, &BTreeSet::from([member]));
         }
         let taking = &self.swarms[swarm].members[index];
         let (complete, slot) = (taking.complete, taking.slot);
@@ -158,7 +158,7 @@ impl Brain {
 
     /// A list that the authority signed: good under any fill that cuts the blob so.
     pub(super) fn piece_hashes(&mut self, member: MemberId, list: &Arc<SignedPieceHashes>, out: &mut Vec<Command>) {
-        let Some(slot) = self.hear(member) else {
+        let Some(slot) = self.note_heard(member) else {
             return;
         };
         let key = (self.members[slot].pool, *list.digest());
@@ -183,9 +183,9 @@ impl Brain {
         }
         self.use_list(swarm, out);
         if let Some(&index) = self.members[slot].swarms.get(&swarm) {
-            self.touch(swarm, index);
+            self.requeue(swarm, index);
         }
-        self.rouse(swarm);
+        self.schedule_tick(swarm);
     }
 
     /// Takes what a list says over into the fill in force, if it is cut alike.
@@ -206,13 +206,16 @@ impl Brain {
             })
             .collect();
         fill.signed = true;
-        self.take_wrong_back(swarm, &lies, out);
+        self.recall_pieces(swarm, &lies, out);
         self.convict_liars(swarm, &lies, out);
         let state = &mut self.swarms[swarm];
-        let disputed = state.members.iter().filter(|(_, member)| member.disputed && !member.banned);
+        let disputed = state
+            .members
+            .iter()
+            .filter(|(_, member)| member.disputed && !member.banned);
         for index in disputed.map(|(index, _)| index).collect::<Vec<_>>() {
-            self.swarms[swarm].acquit(index);
-            self.touch(swarm, index);
+            self.swarms[swarm].clear_dispute(index);
+            self.requeue(swarm, index);
         }
     }
 
