@@ -11,13 +11,8 @@ use lru::LruCache;
 use piecemeal_proto::{Digest, NodeId};
 
 use super::{
-    Command, Conviction, Event, MemberId, Policy, Time,
-    holdings::Holdings,
-    lease_table::Leases,
-    member::{MemberState, Pool},
-    rng::Rng,
-    slab::Slab,
-    swarm::Swarm,
+    Command, Conviction, Event, MemberId, Policy, Time, holdings::Holdings, lease_table::Leases, member::MemberState,
+    pool::Pool, rng::Rng, slab::Slab, swarm::Swarm,
 };
 
 /// The placement brain: decides which member fetches which pieces from which source.

@@ -3,11 +3,7 @@
 use piecemeal_proto::PieceSet;
 
 use super::{
-    Brain,
-    brain::Timer,
-    lease_table::LeaseState,
-    member::{ReceiverClass, STALLED_FACTOR},
-    swarm::Swarm,
+    Brain, brain::Timer, lease_table::LeaseState, member::STALLED_FACTOR, receiver_class::ReceiverClass, swarm::Swarm,
 };
 
 impl Brain {

@@ -2,11 +2,7 @@
 //!
 //! Invariant: a member with leases, and every mirror, has a timer for its silence.
 
-use super::{
-    Brain, Command, Member, MemberId,
-    brain::Timer,
-    member::{MemberState, Pool},
-};
+use super::{Brain, Command, Member, MemberId, brain::Timer, member::MemberState, pool::Pool};
 
 impl Brain {
     pub(super) fn join(&mut self, id: MemberId, info: Member, out: &mut Vec<Command>) {

@@ -11,25 +11,8 @@ use piecemeal_proto::Digest;
 use super::{
     LeaseId, Member, MemberId, Policy, Role, Time,
     backoff::{Backoff, SourceBackoff},
+    receiver_class::ReceiverClass,
 };
-
-/// How a receiver's leases count at their sources.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ReceiverClass {
-    /// It lands what it is leased: each lease takes a place.
-    Landing,
-    /// It has landed nothing yet, and had no time to: likewise.
-    New,
-    /// It has landed something, and nothing for a while: its leases take no place.
-    Stalled,
-    /// It has landed nothing, although it had the time: likewise, and its leases end when another needs the room.
-    Idle,
-}
-
-impl ReceiverClass {
-    const COUNT: usize = 4;
-    pub(super) const ALL: [Self; Self::COUNT] = [Self::Landing, Self::New, Self::Stalled, Self::Idle];
-}
 
 pub(super) struct MemberState {
     pub(super) id: MemberId,
@@ -217,59 +200,6 @@ impl MemberState {
 
 /// With those to stalled receivers a source has at most so many times its leases.
 pub(super) const STALLED_FACTOR: usize = 2;
-
-/// Members that can reach each other.
-pub(super) struct Pool {
-    pub(super) name: String,
-    pub(super) members: usize,
-    /// Mirrors that are connected and not silent.
-    pub(super) mirrors: usize,
-    /// When a mirror last came or went.
-    pub(super) mirrors_changed: Time,
-    /// When one last brought anything new of a blob.
-    pub(super) progress_at: Time,
-    /// Since when a member has had to do without a mirror.
-    pub(super) lost_since: Option<Time>,
-}
-
-impl Pool {
-    pub(super) fn new(name: String) -> Self {
-        Self {
-            name,
-            members: 0,
-            mirrors: 0,
-            mirrors_changed: Time::ZERO,
-            progress_at: Time::ZERO,
-            lost_since: None,
-        }
-    }
-
-    /// A mirror came (back).
-    pub(super) fn gain_mirror(&mut self, now: Time) {
-        self.mirrors += 1;
-        self.mirrors_changed = now;
-        self.lost_since = None;
-    }
-
-    /// A mirror left or fell silent.
-    pub(super) fn lose_mirror(&mut self, now: Time) {
-        self.mirrors -= 1;
-        self.mirrors_changed = now;
-        self.miss_mirror(now);
-    }
-
-    /// Starts the grace if there is no mirror and it has not started yet.
-    pub(super) fn miss_mirror(&mut self, now: Time) {
-        if self.mirrors == 0 {
-            self.lost_since.get_or_insert(now);
-        }
-    }
-
-    /// No mirror, for longer than streams wait for one.
-    pub(super) fn is_on_its_own(&self, now: Time, grace: Time) -> bool {
-        self.lost_since.is_some_and(|since| now >= since + grace)
-    }
-}
 
 /// FNV-1a, 64 bits.
 fn fnv1a(text: &str) -> u64 {

@@ -18,35 +18,43 @@
 mod backoff;
 #[expect(clippy::module_inception, reason = "the noun is a brain; the folder holds its parts")]
 mod brain;
+mod conviction;
 mod describe;
 mod fill;
+mod fill_in_force;
+mod have;
 mod holders;
 mod holdings;
 mod invariants;
 mod lease;
 mod lease_table;
+mod lease_time;
 mod liveness;
 mod member;
 mod membership;
 mod message;
 mod outcome;
+mod pairing;
 mod placement;
 mod policy;
-mod report;
+mod pool;
+mod recall;
+mod receiver;
+mod receiver_class;
 mod rng;
 mod run;
 mod sample_set;
 mod slab;
+mod stall;
 mod status;
 mod straggler;
 mod swarm;
 mod swarm_member;
-mod taking;
 #[cfg(test)]
 mod testing;
 mod upstream;
-mod verdict;
 mod waiting;
+mod want;
 mod word;
 
 pub use brain::Brain;

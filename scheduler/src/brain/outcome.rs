@@ -4,7 +4,7 @@
 
 use piecemeal_proto::Digest;
 
-use super::{Brain, Command, LeaseId, MemberId, Outcome, lease_table::LeaseState};
+use super::{Brain, Command, LeaseId, MemberId, Outcome, lease_table::LeaseState, lease_time};
 
 impl Brain {
     pub(super) fn ended(&mut self, member: MemberId, id: LeaseId, outcome: Outcome, out: &mut Vec<Command>) {
@@ -76,8 +76,7 @@ impl Brain {
             member.note_pace(took, lease_time, &self.policy);
         }
         if !member.is_mirror() {
-            let lease_time = state.lease_time.unwrap_or(took);
-            state.lease_time = Some(lease_time - lease_time / LEASE_TIME_WEIGHT + took / LEASE_TIME_WEIGHT);
+            state.lease_time = Some(lease_time::smoothed(state.lease_time, took));
         }
     }
 
@@ -132,9 +131,6 @@ impl Brain {
         may
     }
 }
-
-/// One in so many parts of the usual lease time is the latest lease's.
-const LEASE_TIME_WEIGHT: u32 = 8;
 
 #[cfg(test)]
 mod tests {

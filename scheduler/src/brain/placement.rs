@@ -3,23 +3,9 @@
 //! Invariant: no source ever has more leases than its uploads and queue allow, no receiver more than its depth.
 
 use super::{
-    Brain, Command, Priority, Time,
-    member::ReceiverClass,
-    run::{Pairing, Run, patience},
-    sample_set::SampleSet,
+    Brain, Command, Priority, pairing::PieceSelection, receiver_class::ReceiverClass, run::Run, sample_set::SampleSet,
     swarm::Swarm,
 };
-
-/// What a source may be asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum PieceSelection {
-    /// What no peer has or is being sent: a mirror's first duty.
-    Inject,
-    /// The rarest; of a mirror only what the swarm has had its time to pass on.
-    Rarest,
-    /// What a client waits for.
-    Piece(u32),
-}
 
 impl Brain {
     /// Finds receivers for a source while it has room, in `swarm` first, then in the others in which it sits, in turn.
@@ -195,75 +181,6 @@ impl Brain {
         }
         None
     }
-
-    /// What the receiver should take from the source, if the two may be matched at all.
-    pub(super) fn match_pair(
-        &mut self,
-        swarm: u32,
-        source: u32,
-        receiver: u32,
-        selection: PieceSelection,
-    ) -> Option<Run> {
-        let state = &self.swarms[swarm];
-        let (giving, taking) = (&state.members[source], &state.members[receiver]);
-        let urgent = usize::from(matches!(selection, PieceSelection::Piece(_)));
-        let member = &self.members[taking.slot];
-        if giving.slot == taking.slot
-            || !state.sources.contains(source)
-            || !self.is_usable(taking.slot)
-            || member.fetching.len() >= self.policy.leases_max as usize + urgent
-            || !self.may_take(taking.slot, urgent > 0)
-            || !(member.prompt || urgent > 0 || self.members[giving.slot].has_room_to_try(&self.policy))
-            || !self.has_room_for(giving.slot, taking.slot)
-            || self.members[giving.slot]
-                .source_backoff
-                .is_active_for(member.id, self.now)
-        {
-            return None;
-        }
-        let fill = state.fill.as_ref()?;
-        let pairing = Pairing {
-            fill,
-            source: giving,
-            receiver: taking,
-            run_max: u32::try_from(self.policy.lease_bytes_max / fill.map.piece_bytes())
-                .unwrap_or(u32::MAX)
-                .max(1),
-        };
-        let patience = patience(state.lease_time, state.wanting);
-        let ripe = |piece, patience| {
-            !giving.mirror || fill.is_scarce(piece) || fill.out_since(piece) <= self.now.saturating_sub(patience)
-        };
-        match selection {
-            PieceSelection::Piece(piece) => pairing
-                .at(piece)
-                .filter(|_| ripe(piece, patience.min(WAITING_PATIENCE))),
-            PieceSelection::Inject if state.complete_peers > 0 => None,
-            PieceSelection::Inject => pairing.scarcest(),
-            PieceSelection::Rarest => {
-                let start = self.rng.next();
-                pairing.rarest(start, self.policy.pieces_sampled, |piece| ripe(piece, patience))
-            }
-        }
-    }
-
-    /// Whether a source's room is for this receiver: those that do nothing with their leases get what the others leave.
-    fn has_room_for(&self, giver: u32, taker: u32) -> bool {
-        let giving = &self.members[giver];
-        match self.members[taker].receiver_class() {
-            ReceiverClass::Idle => giving.has_room_for_idle(&self.policy),
-            _ => !giving.is_full(&self.policy) || self.preemptable_by(taker, giver).is_some(),
-        }
-    }
-
-    /// Whether one more lease may name the member as its source.
-    pub(super) fn has_room(&self, slot: u32, urgent: bool) -> bool {
-        self.members
-            .get(slot)
-            .is_some_and(|member| member.has_room(&self.policy, urgent))
-            && self.is_usable(slot)
-            && !self.members[slot].source_backoff.is_active_for_all(self.now)
-    }
 }
 
 /// The first is nearly always taken, so sorting all of them would be a waste.
@@ -274,10 +191,6 @@ fn take_least<T: Ord>(sample: &mut Vec<T>) -> Option<T> {
 
 /// Swarms that a source with room looks at in one event.
 const SWARMS_SAMPLED: usize = 8;
-
-/// How long the swarm gets at most to pass on what a client waits for: with the second before its report, well below the 5 s in
-/// which it must get something.
-const WAITING_PATIENCE: Time = Time::from_secs(1);
 
 #[cfg(test)]
 mod tests {
@@ -301,7 +214,7 @@ mod tests {
             if is_from(&lease, MIRROR) {
                 injected.push(lease.first);
             }
-            site.now += super::Time::from_millis(10);
+            site.now += super::super::Time::from_millis(10);
             site.end(to, lease.id, Outcome::Done);
             leases.extend(site.leases());
         }
@@ -414,7 +327,7 @@ mod tests {
         };
         site.event(Event::Joined { member: peer(9), info });
         site.want(peer(9), []);
-        site.pass(super::Time::from_millis(200), &[]);
+        site.pass(super::super::Time::from_millis(200), &[]);
         assert!(site.leases().is_empty());
         assert_eq!(site.brain.status().swarms.len(), 1);
     }

@@ -2,14 +2,14 @@
 //!
 //! Invariant: a piece stays with one lease; the old one is cancelled before the new one is issued.
 
-use super::{Brain, Command, LeaseId, Priority, Time, placement::PieceSelection, run::LEASE_TIME_INITIAL};
+use super::{Brain, Command, LeaseId, Priority, Time, lease_time, pairing::PieceSelection};
 
 impl Brain {
     /// Looks at the swarm's oldest leases. A straggler is stolen when it is all that its receiver still waits for: before that, a
     /// slow source is better than none.
     pub(super) fn steal(&mut self, swarm: u32, out: &mut Vec<Command>) {
-        let lease_time = self.swarms[swarm].lease_time.unwrap_or(LEASE_TIME_INITIAL);
-        let limit = (lease_time * self.policy.straggler_factor).max(self.policy.rematch_every * 2);
+        let usual = self.swarms[swarm].lease_time.unwrap_or(lease_time::INITIAL);
+        let limit = (usual * self.policy.straggler_factor).max(self.policy.rematch_every * 2);
         for _ in 0..self.policy.receivers_sampled {
             let Some(&id) = self.swarms[swarm].issued.front() else {
                 return;

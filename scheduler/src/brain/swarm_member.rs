@@ -56,6 +56,15 @@ pub(super) struct SwarmMember {
 }
 
 impl SwarmMember {
+    /// Another fill of `pieces` pieces is in force, of which the member has none yet.
+    pub(super) fn begin_fill(&mut self, pieces: u32) {
+        self.have = PieceSet::new(pieces);
+        self.unproven = PieceSet::default();
+        self.leased = PieceSet::new(pieces);
+        self.taken = 0;
+        self.waiting = None;
+    }
+
     /// It holds the piece and may give it.
     pub(super) fn holds(&self, piece: u32) -> bool {
         self.complete || self.have.contains(piece) && !self.unproven.contains(piece)

@@ -4,7 +4,7 @@
 
 use piecemeal_proto::Digest;
 
-use super::{Brain, Command, MemberId, Priority, placement::PieceSelection};
+use super::{Brain, Command, MemberId, Priority, pairing::PieceSelection};
 
 impl Brain {
     /// A client of `member` waits in `piece`; the latest report counts.

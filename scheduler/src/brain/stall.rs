@@ -1,30 +1,11 @@
-//! How a receiver uses its leases: one that lands nothing holds up no other, and loses them.
+//! Stalls: a receiver that lands nothing makes room for others at its sources, and later loses its leases.
 //!
-//! Nothing here rests on a receiver's word alone but that a piece of its own lease has landed, and that ends its part in the lease.
-//!
-//! Invariant: a lease of a stalled receiver takes no place of its source's. Nor does one of a receiver that had its time and never
-//! landed a piece, and such a lease ends when another needs the room: however many they are, they keep no place from others.
+//! Invariant: a member with leases has a timer for its stall. A lease of a stalled receiver takes no place at its source.
 
-use super::{
-    Brain, Command, LeaseId, MemberId, Outcome, Time,
-    brain::Timer,
-    lease_table::LeaseState,
-    member::{MemberState, ReceiverClass},
-    run::LEASE_TIME_INITIAL,
-};
+use super::{Brain, Command, MemberId, Time, brain::Timer};
 
 impl Brain {
-    /// Whether a member may be leased one more. `urgent`: one beyond its depth.
-    pub(super) fn may_take(&self, slot: u32, urgent: bool) -> bool {
-        let member = &self.members[slot];
-        let allowance = match member.allowance {
-            0..=1 => 1,
-            more => more + usize::from(urgent),
-        };
-        !member.stalled && !member.lease_backoff.is_active(self.now) && member.fetching.len() < allowance
-    }
-
-    /// A lease has gone out: from now on the receiver's silence about pieces is noticed.
+    /// Sets the timer for a receiver that was just issued a lease.
     pub(super) fn watch_stall(&mut self, slot: u32) {
         let now = self.now;
         let member = &mut self.members[slot];
@@ -38,31 +19,13 @@ impl Brain {
         }
     }
 
-    /// How long a receiver may land nothing before its leases take no place. One that has never landed a piece gets a few times what
-    /// a lease usually takes from peers: from a mirror it may take longer, and without anything usual nothing is known.
-    fn stalls_after(&self, slot: u32) -> Time {
-        let most = self.policy.stalled_after;
-        let member = &self.members[slot];
-        if member.landed {
-            return most;
-        }
-        let leases = member.fetching.iter().filter_map(|&id| self.leases.get(id));
-        let times = leases.map(|lease| {
-            let is_peers = lease.source.is_some_and(|source| !self.members[source].is_mirror());
-            let lease_time = self.swarms[lease.swarm].lease_time.filter(|_| is_peers);
-            lease_time.map_or(most, |lease_time| lease_time * self.policy.straggler_factor)
-        });
-        let time = times.max().unwrap_or(most);
-        time.clamp(self.policy.rematch_every * 2, most)
-    }
-
-    /// The time has come at which a receiver may have stalled.
+    /// The timer of a receiver has come: it may have stalled, and its leases may expire.
     pub(super) fn check_stall(&mut self, id: MemberId, out: &mut Vec<Command>) {
         let Some(&slot) = self.ids.get(&id) else {
             return;
         };
         let since = self.members[slot].landed_at.max(self.awake_since);
-        let expires_at = since + self.patience_with(slot);
+        let expires_at = since + self.expires_after(slot);
         let member = &mut self.members[slot];
         member.stall_watched = false;
         if member.fetching.is_empty() {
@@ -81,22 +44,38 @@ impl Brain {
         self.timers.insert((next, Timer::Stall(id)));
     }
 
-    /// How long a receiver may land nothing. Its own usual time counts, and each time that was not enough it gets twice as long, one
-    /// lease at a time: its link or its cap may be that slow.
-    fn patience_with(&self, slot: u32) -> Time {
+    /// How long a receiver may land nothing before its leases take no place. A receiver that has never landed a piece gets a few times the
+    /// swarm's lease time, which is that of peers: a mirror may take longer, and without a lease time nothing is known.
+    fn stalls_after(&self, slot: u32) -> Time {
+        let most = self.policy.stalled_after;
+        let member = &self.members[slot];
+        if member.landed {
+            return most;
+        }
+        let leases = member.fetching.iter().filter_map(|&id| self.leases.get(id));
+        let times = leases.map(|lease| {
+            let is_peers = lease.source.is_some_and(|source| !self.members[source].is_mirror());
+            let lease_time = self.swarms[lease.swarm].lease_time.filter(|_| is_peers);
+            lease_time.map_or(most, |lease_time| lease_time * self.policy.straggler_factor)
+        });
+        let time = times.max().unwrap_or(most);
+        time.clamp(self.policy.rematch_every * 2, most)
+    }
+
+    /// How long a receiver may land nothing before its leases expire. Its own lease time counts. Each time that its leases expired it gets
+    /// twice as long, with one lease at a time: its link or its rate limit may be that slow.
+    fn expires_after(&self, slot: u32) -> Time {
         let member = &self.members[slot];
         let from_upstream = |&id| self.leases.get(id).is_some_and(|lease| lease.source.is_none());
         let least = match member.fetching.iter().any(from_upstream) {
             true => self.policy.mirror_grace,
             false => self.policy.expires_after,
         };
-        let lease_time = member
-            .lease_time
-            .map_or(Time::ZERO, |lease_time| lease_time * LEASE_TIME_FACTOR);
-        least.max(lease_time) * (1 << member.expiries.min(EXPIRIES_MAX))
+        let own = member.lease_time.unwrap_or_default() * LEASE_TIME_FACTOR;
+        least.max(own) * (1 << member.expiries.min(EXPIRIES_MAX))
     }
 
-    /// Its leases go on, and make room for others at their sources.
+    /// The leases of a receiver go on, and make room for others at their sources.
     fn stall(&mut self, slot: u32) {
         if self.members[slot].stalled {
             return;
@@ -121,51 +100,12 @@ impl Brain {
         }
     }
 
-    /// Changes what a receiver's leases count as, at each of its sources.
-    fn reclassify(&mut self, slot: u32, change: impl FnOnce(&mut MemberState)) {
-        let before = self.members[slot].receiver_class();
-        change(&mut self.members[slot]);
-        let after = self.members[slot].receiver_class();
-        if before == after {
-            return;
-        }
-        for id in self.members[slot].fetching.clone() {
-            if let Some(source) = self.leases.get(id).and_then(|lease| lease.source) {
-                *self.members[source].count_mut(before) -= 1;
-                *self.members[source].count_mut(after) += 1;
-            }
-        }
-    }
-
-    /// The receiver whose lease of `source` ends if one more is given to `taker`, where that needs the room: an idle newcomer that
-    /// had its time, of these the one that lost its leases most often, or has this one for the shortest time. So the others
-    /// keep theirs until they lapse, in case all of them are only slow.
-    pub(super) fn preemptable_by(&self, taker: u32, source: u32) -> Option<u32> {
-        let taking = &self.members[taker];
-        if taking.receiver_class() == ReceiverClass::Idle {
-            return None;
-        }
-        let had_its_time = |lease: &&LeaseState| {
-            let lease_time = self.swarms[lease.swarm].lease_time.unwrap_or_default();
-            let time = lease_time.max(taking.lease_time.unwrap_or(LEASE_TIME_INITIAL)) * self.policy.straggler_factor;
-            lease.issued_at.max(self.awake_since) + time <= self.now
-        };
-        let leases = self.members[source]
-            .serving
-            .iter()
-            .filter_map(|&id| self.leases.get(id));
-        leases
-            .filter(|lease| self.members[lease.receiver].receiver_class() == ReceiverClass::Idle)
-            .filter(had_its_time)
-            .max_by_key(|lease| (self.members[lease.receiver].expiries, lease.issued_at))
-            .map(|lease| lease.receiver)
-    }
-
-    /// It lands nothing: its leases end, and it waits before it gets another. If it was to fetch from upstream, another does.
+    /// Ends the leases of a receiver that lands nothing; it waits before it gets another. If it was to fetch from upstream, another
+    /// receiver does.
     pub(super) fn expire_leases(&mut self, slot: u32, out: &mut Vec<Command>) {
         self.stall(slot);
         for id in self.members[slot].fetching.clone() {
-            // What was taken stays taken: it goes behind those who land theirs.
+            // `taken` keeps these pieces, so that this receiver ranks behind those that land theirs.
             let Some((lease, _)) = self.remove_lease(id) else {
                 continue;
             };
@@ -182,71 +122,13 @@ impl Brain {
         member.expiries += 1;
         member.lease_backoff.strike(self.now, &self.policy);
     }
-
-    /// A piece of one of its leases has landed.
-    pub(super) fn note_landing(&mut self, slot: u32) {
-        let now = self.now;
-        let most = self.policy.leases_max as usize;
-        self.reclassify(slot, |member| {
-            (member.landed_at, member.expiries, member.gave_up) = (now, 0, 0);
-            (member.lease_backoff, member.landed) = (Default::default(), true);
-            if !std::mem::take(&mut member.stalled) {
-                (member.prompt, member.stalls) = (true, 0);
-                member.allowance = (member.allowance * 2).min(most);
-            }
-        });
-    }
-
-    /// A lease begins: what it takes of its source's room.
-    pub(super) fn note_lease(&mut self, receiver: u32, source: u32) {
-        let class = self.members[receiver].receiver_class();
-        *self.members[source].count_mut(class) += 1;
-    }
-
-    /// A lease is over: what it took of its source's room, and what it says of the receiver.
-    pub(super) fn note_lease_over(&mut self, id: LeaseId, receiver: u32, source: Option<u32>) {
-        let class = self.members[receiver].receiver_class();
-        if let Some(source) = source {
-            *self.members[source].count_mut(class) -= 1;
-        }
-        self.members[receiver].fetching.retain(|&other| other != id);
-        if self.members[receiver].fetching.is_empty() {
-            // Its sources may be what has stalled.
-            self.members[receiver].stalled = false;
-        }
-    }
-
-    /// The receiver itself ended a lease of which nothing has landed: a few in a row, and it waits before it gets another.
-    pub(super) fn note_given_up(&mut self, slot: u32, issued_at: Time) {
-        let (now, policy) = (self.now, &self.policy);
-        let member = &mut self.members[slot];
-        if member.landed_at > issued_at {
-            return;
-        }
-        member.gave_up += 1;
-        if member.gave_up >= policy.given_up_max {
-            (member.prompt, member.allowance) = (false, 1);
-            member.lease_backoff.strike(now, policy);
-        }
-    }
-
-    /// As a receiver it took so long for a lease, in its own way of going about it.
-    pub(super) fn note_lease_time(&mut self, slot: u32, took: Time, outcome: Outcome) {
-        if outcome == Outcome::Done {
-            let member = &mut self.members[slot];
-            let lease_time = member.lease_time.unwrap_or(took);
-            member.lease_time = Some(lease_time - lease_time / LEASE_TIME_WEIGHT + took / LEASE_TIME_WEIGHT);
-        }
-    }
 }
 
-/// A receiver may take so many times its usual time.
+/// A receiver's leases last at least so many times its own lease time.
 const LEASE_TIME_FACTOR: u32 = 4;
-/// One in so many parts of it is the latest lease's.
-const LEASE_TIME_WEIGHT: u32 = 8;
-/// A receiver that stalls so often without a piece in good time in between gets one lease at a time: once, it may be its sources.
+/// After so many stalls without a piece in good time in between a receiver gets one lease at a time. The first may be its sources' fault.
 const STALLS_MAX: u32 = 2;
-/// The time doubles at most so often.
+/// The time of a receiver whose leases expired doubles at most so often.
 const EXPIRIES_MAX: u32 = 5;
 
 #[cfg(test)]
