@@ -74,7 +74,9 @@ impl Brain {
             }
             _ if !granted => return false,
             Some(_) if mirror && kept_by_another_mirror => return false,
-            Some(known) if !mirror && (fill == NO_FILL || known.from_mirror || known.is_in_use()) => return false,
+            Some(known) if !mirror && (fill == NO_FILL || known.from_mirror || known.rarity.is_in_use()) => {
+                return false;
+            }
             _ => {}
         }
         let stated = (fill != NO_FILL).then_some(fill);

@@ -22,6 +22,7 @@ mod conviction;
 mod describe;
 mod fill;
 mod fill_in_force;
+mod hash_claims;
 mod have;
 mod holders;
 mod holdings;
@@ -35,9 +36,11 @@ mod membership;
 mod message;
 mod outcome;
 mod pairing;
+mod piece_hashes;
 mod placement;
 mod policy;
 mod pool;
+mod rarity;
 mod recall;
 mod receiver;
 mod receiver_class;
@@ -55,7 +58,6 @@ mod testing;
 mod upstream;
 mod waiting;
 mod want;
-mod word;
 
 pub use brain::Brain;
 pub use message::{

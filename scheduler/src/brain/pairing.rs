@@ -47,7 +47,9 @@ impl Brain {
         };
         let patience = patience(state.lease_time, state.wanting);
         let ripe = |piece, patience| {
-            !source.mirror || fill.is_scarce(piece) || fill.out_since(piece) <= self.now.saturating_sub(patience)
+            !source.mirror
+                || fill.rarity.is_scarce(piece)
+                || fill.rarity.out_since(piece) <= self.now.saturating_sub(patience)
         };
         match selection {
             PieceSelection::Piece(piece) => pairing
@@ -121,7 +123,7 @@ impl Pairing<'_> {
                 if !ripe(piece) {
                     continue;
                 }
-                let copies = self.fill.copies(piece);
+                let copies = self.fill.rarity.copies(piece);
                 if best.is_none_or(|(fewest, _)| copies < fewest) {
                     best = Some((copies, piece));
                 }
@@ -136,13 +138,13 @@ impl Pairing<'_> {
 
     /// The first piece that no peer has or is being sent.
     pub(super) fn scarcest(&self) -> Option<Run> {
-        let from = self.fill.scarce_from();
+        let from = self.fill.rarity.scarce_from();
         let words = self.fill.hashed.words().len().min(from + WORDS_MAX);
         (from..words).find_map(|word| {
-            let bits = self.word(word) & self.fill.scarce_word(word);
+            let bits = self.word(word) & self.fill.rarity.scarce_word(word);
             (bits != 0)
                 .then(|| first_piece(word) + bits.trailing_zeros())
-                .and_then(|piece| self.stretch(piece, |next| self.fill.is_scarce(next)))
+                .and_then(|piece| self.stretch(piece, |next| self.fill.rarity.is_scarce(next)))
         })
     }
 
@@ -204,7 +206,7 @@ mod tests {
                 fill.state(piece, [1; 32], true);
             }
             for &piece in &copied {
-                fill.add_copy(piece, Time::ZERO);
+                fill.rarity.add_copy(piece, Time::ZERO);
             }
             let source = SwarmMember { have: set(&held), ..SwarmMember::default() };
             let receiver = SwarmMember { have: set(&had), leased: PieceSet::new(PIECES), ..SwarmMember::default() };
@@ -216,7 +218,7 @@ mod tests {
             prop_assert_eq!(rarest.is_some(), !fitting.is_empty());
             if let Some(run) = rarest {
                 prop_assert!(run.count >= 1 && run.count <= run_max && run.pieces().all(|piece| fits(&piece)));
-                prop_assert_eq!(Some(fill.copies(run.first)), fitting.iter().map(|&piece| fill.copies(piece)).min());
+                prop_assert_eq!(Some(fill.rarity.copies(run.first)), fitting.iter().map(|&piece| fill.rarity.copies(piece)).min());
             }
             let scarce: Vec<u32> = fitting.iter().copied().filter(|piece| !copied.contains(piece)).collect();
             let scarcest = pairing.scarcest();

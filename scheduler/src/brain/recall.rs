@@ -198,7 +198,8 @@ mod tests {
                 .fill
                 .as_ref()
                 .unwrap()
-                .counted
+                .rarity
+                .changes
         };
         out.clear();
         let (before, started) = (counted(&site), std::time::Instant::now());

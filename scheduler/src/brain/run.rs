@@ -34,10 +34,10 @@ pub(super) const WORDS_MAX: usize = 256;
 /// The first run of pieces, at most `bytes_max`, that no peer has or is being sent.
 pub(super) fn scarce_run(fill: &Fill, bytes_max: u64) -> Option<Run> {
     let words = fill.hashed.words().len();
-    let word = (fill.scarce_from()..words).find(|&word| fill.scarce_word(word) != 0)?;
-    let first = first_piece(word) + fill.scarce_word(word).trailing_zeros();
+    let word = (fill.rarity.scarce_from()..words).find(|&word| fill.rarity.scarce_word(word) != 0)?;
+    let first = first_piece(word) + fill.rarity.scarce_word(word).trailing_zeros();
     let run_max = u32::try_from(bytes_max / fill.map.piece_bytes()).unwrap_or(u32::MAX);
-    let more = (first + 1..first.saturating_add(run_max)).take_while(|&piece| fill.is_scarce(piece));
+    let more = (first + 1..first.saturating_add(run_max)).take_while(|&piece| fill.rarity.is_scarce(piece));
     Some(Run {
         first,
         count: 1 + u32::try_from(more.count()).ok()?,

@@ -161,7 +161,7 @@ impl Swarm {
             (member.landed, member.idle) = (true, false);
         }
         if news && !was_leased && member.counts() {
-            self.fill.as_mut().expect(FILLED).add_copy(piece, now);
+            self.fill.as_mut().expect(FILLED).rarity.add_copy(piece, now);
         }
         news
     }
@@ -186,7 +186,7 @@ impl Swarm {
         if covered {
             member.leased.insert(piece);
         } else if member.counts() {
-            self.fill.as_mut().expect(FILLED).remove_copy(piece);
+            self.fill.as_mut().expect(FILLED).rarity.remove_copy(piece);
         }
     }
 
@@ -194,7 +194,7 @@ impl Swarm {
     pub(super) fn lease_piece(&mut self, index: u32, piece: u32, now: Time) {
         let member = &mut self.members[index];
         if member.leased.insert(piece) && member.counts() {
-            self.fill.as_mut().expect(FILLED).add_copy(piece, now);
+            self.fill.as_mut().expect(FILLED).rarity.add_copy(piece, now);
         }
     }
 
@@ -203,7 +203,7 @@ impl Swarm {
         let member = &mut self.members[index];
         let was = member.leased.remove(piece);
         if was && member.counts() {
-            self.fill.as_mut().expect(FILLED).remove_copy(piece);
+            self.fill.as_mut().expect(FILLED).rarity.remove_copy(piece);
         }
         was
     }
@@ -272,7 +272,7 @@ impl Swarm {
             member.have.subtract(pieces);
             member.unproven.subtract(pieces);
         }
-        self.fill.as_mut().expect(FILLED).remove_copies(pieces);
+        self.fill.as_mut().expect(FILLED).rarity.remove_copies(pieces);
     }
 
     /// Takes all that a seat adds to rarity out of the count.
@@ -285,7 +285,7 @@ impl Swarm {
             self.complete_peers -= 1;
         } else if let Some(fill) = &mut self.fill {
             for piece in member.have.iter().chain(member.leased.iter()) {
-                fill.remove_copy(piece);
+                fill.rarity.remove_copy(piece);
             }
         }
     }
