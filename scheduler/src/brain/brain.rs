@@ -11,13 +11,8 @@ use lru::LruCache;
 use piecemeal_proto::{Digest, NodeId};
 
 use super::{
-    Command, Conviction, Event, MemberId, Policy, Time,
-    holdings::Holdings,
-    lease_table::Leases,
-    member::{MemberState, Pool},
-    rng::Rng,
-    slab::Slab,
-    swarm::Swarm,
+    Command, Conviction, Event, MemberId, Policy, Time, holdings::Holdings, lease_table::Leases, member::MemberState,
+    pool::Pool, rng::Rng, slab::Slab, swarm::Swarm,
 };
 
 /// The placement brain: decides which member fetches which pieces from which source.
@@ -29,7 +24,7 @@ pub struct Brain {
     pub(super) now: Time,
     /// When the brain itself was last late: a member's silence before that may be the brain's own fault.
     pub(super) awake_since: Time,
-    pub(super) dice: Rng,
+    pub(super) rng: Rng,
     pub(super) members: Slab<MemberState>,
     pub(super) ids: BTreeMap<MemberId, u32>,
     pub(super) nodes: BTreeMap<NodeId, MemberId>,
@@ -46,9 +41,9 @@ pub struct Brain {
     pub(super) convictions: Vec<Conviction>,
     pub(super) timers: BTreeSet<(Time, Timer)>,
     /// Sources to be matched before this event is done: member and the swarm to begin with.
-    pub(super) givers: VecDeque<(u32, u32)>,
+    pub(super) pending_sources: VecDeque<(u32, u32)>,
     /// Receivers likewise: swarm and seat.
-    pub(super) takers: VecDeque<(u32, u32)>,
+    pub(super) pending_receivers: VecDeque<(u32, u32)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,7 +51,7 @@ pub(super) enum Timer {
     /// A member's slot: it may have fallen silent.
     Silence(MemberId),
     /// A receiver may have stalled.
-    Taking(MemberId),
+    Stall(MemberId),
     /// A swarm's slot: try again what the samples missed.
     Tick(u32),
 }
@@ -64,13 +59,13 @@ pub(super) enum Timer {
 impl Brain {
     /// `seed` decides every sample; equal seeds and events give equal commands.
     pub fn new(policy: Policy, seed: u64) -> Self {
-        let mut dice = Rng::new(seed);
+        let mut rng = Rng::new(seed);
         Self {
             policy,
             now: Time::ZERO,
             awake_since: Time::ZERO,
-            leases: Leases::new(dice.next()),
-            dice,
+            leases: Leases::new(rng.next()),
+            rng,
             members: Slab::new(),
             ids: BTreeMap::new(),
             nodes: BTreeMap::new(),
@@ -82,20 +77,20 @@ impl Brain {
             convicted: LruCache::new(NonZeroUsize::new(CONVICTED_MAX).expect("it is not 0")),
             convictions: Vec::new(),
             timers: BTreeSet::new(),
-            givers: VecDeque::new(),
-            takers: VecDeque::new(),
+            pending_sources: VecDeque::new(),
+            pending_receivers: VecDeque::new(),
         }
     }
 
     /// Takes one event and appends what follows from it. Events of unknown members, and anything that does not fit what is
     /// known of the blob, change nothing.
     pub fn handle(&mut self, now: Time, event: Event, out: &mut Vec<Command>) {
-        self.wake(now);
+        self.advance_clock(now);
         match event {
             Event::Joined { member, info } => self.join(member, info, out),
             Event::Left { member } => self.leave(member, out),
             Event::Heard { member } => {
-                self.hear(member);
+                self.note_heard(member);
             }
             Event::Want {
                 member,
@@ -123,7 +118,7 @@ impl Brain {
             Event::LeaseEnded { member, lease, outcome } => self.ended(member, lease, outcome, out),
             Event::Waiting { member, digest, piece } => self.wait(member, &digest, piece),
         }
-        self.settle(out);
+        self.match_pending(out);
     }
 
     /// When [`Brain::handle_timeout`] is due.
@@ -133,22 +128,22 @@ impl Brain {
 
     /// Every deadline at or before `now`.
     pub fn handle_timeout(&mut self, now: Time, out: &mut Vec<Command>) {
-        self.wake(now);
+        self.advance_clock(now);
         while let Some(&(at, timer)) = self.timers.first()
             && at <= self.now
         {
             self.timers.pop_first();
             match timer {
-                Timer::Silence(member) => self.listen(member, out),
-                Timer::Taking(member) => self.look_at_taking(member, out),
+                Timer::Silence(member) => self.check_silence(member, out),
+                Timer::Stall(member) => self.check_stall(member, out),
                 Timer::Tick(swarm) => self.tick(swarm, out),
             }
-            self.settle(out);
+            self.match_pending(out);
         }
     }
 
     /// A deadline long past says that the brain was not called: then the silence, and how long leases took, is its own.
-    fn wake(&mut self, now: Time) {
+    fn advance_clock(&mut self, now: Time) {
         self.now = self.now.max(now);
         let due = self.poll_timeout();
         if due.is_some_and(|due| self.now >= due + self.policy.silent_after / 4) {
@@ -157,13 +152,13 @@ impl Brain {
     }
 
     /// Matches the members that gained room or pieces: sources first, since they find the least complete receiver.
-    fn settle(&mut self, out: &mut Vec<Command>) {
+    fn match_pending(&mut self, out: &mut Vec<Command>) {
         loop {
-            if let Some((swarm, seat)) = self.takers.pop_front() {
-                self.supply(swarm, seat, out);
-                self.rouse(swarm);
-            } else if let Some((member, swarm)) = self.givers.pop_front() {
-                self.give(member, swarm, out);
+            if let Some((swarm, index)) = self.pending_receivers.pop_front() {
+                self.find_sources(swarm, index, out);
+                self.schedule_tick(swarm);
+            } else if let Some((slot, swarm)) = self.pending_sources.pop_front() {
+                self.find_receivers(slot, swarm, out);
             } else {
                 break;
             }
@@ -171,7 +166,7 @@ impl Brain {
     }
 
     /// Makes sure that a busy swarm has a tick ahead.
-    pub(super) fn rouse(&mut self, swarm: u32) {
+    pub(super) fn schedule_tick(&mut self, swarm: u32) {
         let at = self.now + self.policy.rematch_every;
         if let Some(state) = self.swarms.get_mut(swarm)
             && state.tick_at.is_none()
@@ -186,45 +181,46 @@ impl Brain {
     fn tick(&mut self, swarm: u32, out: &mut Vec<Command>) {
         self.swarms[swarm].tick_at = None;
         if self.swarms[swarm].is_live() {
-            self.seat_holders(swarm);
+            self.add_holders(swarm);
         }
         self.describe(swarm, out);
         self.steal(swarm, out);
-        let (mut takers, mut unproven) = (Vec::new(), Vec::new());
-        self.sample(swarm, |state| &state.waiting, &mut takers);
-        if self.swarms[swarm].idle.is_empty() {
-            self.sample(swarm, |state| &state.hungry, &mut takers);
+        let (mut receivers, mut unproven) = (Vec::new(), Vec::new());
+        self.sample(swarm, |state| &state.waiting_receivers, &mut receivers);
+        if self.swarms[swarm].idle_receivers.is_empty() {
+            self.sample(swarm, |state| &state.receivers, &mut receivers);
         } else {
-            self.sample(swarm, |state| &state.landing, &mut takers);
-            self.sample(swarm, |state| &state.new, &mut takers);
-            self.sample(swarm, |state| &state.idle, &mut takers);
+            self.sample(swarm, |state| &state.landing_receivers, &mut receivers);
+            self.sample(swarm, |state| &state.new_receivers, &mut receivers);
+            self.sample(swarm, |state| &state.idle_receivers, &mut receivers);
         }
         self.sample(swarm, |state| &state.unproven, &mut unproven);
-        for seat in unproven {
-            self.compare(swarm, seat, out);
+        for index in unproven {
+            self.compare(swarm, index, out);
         }
-        self.takers.extend(takers.into_iter().map(|seat| (swarm, seat)));
-        self.rouse(swarm);
+        self.pending_receivers
+            .extend(receivers.into_iter().map(|index| (swarm, index)));
+        self.schedule_tick(swarm);
     }
 
-    pub(super) fn seat_of(&self, member: u32, digest: &Digest) -> Option<(u32, u32)> {
+    pub(super) fn find_swarm_member(&self, member: u32, digest: &Digest) -> Option<(u32, u32)> {
         let member = &self.members[member];
         let &swarm = self.digests.get(&(member.pool, *digest))?;
-        Some((swarm, *member.seats.get(&swarm)?))
+        Some((swarm, *member.swarms.get(&swarm)?))
     }
 
     /// After a seat has changed: onto its rolls, and to be matched.
-    pub(super) fn touch(&mut self, swarm: u32, seat: u32) {
+    pub(super) fn requeue(&mut self, swarm: u32, index: u32) {
         let state = &mut self.swarms[swarm];
-        state.refresh(seat, self.policy.leases_deep);
+        state.update_sets(index, self.policy.leases_deep);
         if state.is_live() {
-            let member = state.seats[seat].member;
-            self.members[member].live.insert(swarm);
-            if state.sources.contains(seat) {
-                self.givers.push_back((member, swarm));
+            let member = state.members[index].slot;
+            self.members[member].live_swarms.insert(swarm);
+            if state.sources.contains(index) {
+                self.pending_sources.push_back((member, swarm));
             }
-            if state.hungry.contains(seat) || state.waiting.contains(seat) {
-                self.takers.push_back((swarm, seat));
+            if state.receivers.contains(index) || state.waiting_receivers.contains(index) {
+                self.pending_receivers.push_back((swarm, index));
             }
         }
     }

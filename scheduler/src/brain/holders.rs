@@ -24,22 +24,22 @@ impl Brain {
     }
 
     /// Seats holders of a blob that is wanted: as many as one event may cost. The swarm's tick seats more while it is hungry.
-    pub(super) fn seat_holders(&mut self, swarm: u32) {
+    pub(super) fn add_holders(&mut self, swarm: u32) {
         let state = &self.swarms[swarm];
         let (digest, key) = (state.digest, Key::new(state.pool, &state.digest));
-        let start = self.dice.below(u32::MAX as usize);
+        let start = self.rng.below(u32::MAX as usize);
         let start = u32::try_from(start).unwrap_or(0);
-        let holders: Vec<u32> = self.holdings.holders(key, start).take(HOLDERS_SEATED).collect();
+        let holders: Vec<u32> = self.holdings.holders(key, start).take(HOLDERS_ADDED).collect();
         for slot in holders {
             self.holdings.remove(slot, key);
-            let Some((swarm, seat)) = self.sit(slot, digest) else {
+            let Some((swarm, index)) = self.enter_swarm(slot, digest) else {
                 continue;
             };
             let state = &mut self.swarms[swarm];
-            if !state.seats[seat].complete && !state.seats[seat].wants {
-                state.complete(seat);
+            if !state.members[index].complete && !state.members[index].wants {
+                state.complete(index);
             }
-            self.touch(swarm, seat);
+            self.requeue(swarm, index);
         }
     }
 
@@ -57,6 +57,6 @@ impl Brain {
 }
 
 /// Holders that take their seats in one event.
-pub(super) const HOLDERS_SEATED: usize = 64;
+pub(super) const HOLDERS_ADDED: usize = 64;
 /// Holders that are sent a list.
 const LISTENERS_MAX: usize = 1024;

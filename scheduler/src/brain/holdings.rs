@@ -135,7 +135,7 @@ const GIVEN_UP_AT_ONCE: usize = 1024;
 mod tests {
     use super::super::{
         Event, Role,
-        holders::HOLDERS_SEATED,
+        holders::HOLDERS_ADDED,
         testing::{MIRROR, Site, peer},
     };
     use super::*;
@@ -219,7 +219,7 @@ mod tests {
         site.join(peer(500), 500, Role::Peer);
         site.want(peer(500), []);
         assert_eq!(site.described(), [MIRROR], "mirrors are seated first");
-        assert_eq!(site.brain.status().swarms[0].complete as usize, HOLDERS_SEATED);
+        assert_eq!(site.brain.status().swarms[0].complete as usize, HOLDERS_ADDED);
         site.have(MIRROR, 0..8);
         site.pass(std::time::Duration::from_millis(200), &[]);
         assert!(site.brain.status().swarms[0].complete > 100, "and more with each tick");

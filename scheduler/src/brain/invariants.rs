@@ -3,18 +3,14 @@
 use piecemeal_proto::PieceSet;
 
 use super::{
-    Brain,
-    brain::Timer,
-    lease_table::LeaseState,
-    member::{STALLED_FACTOR, Standing},
-    swarm::Swarm,
+    Brain, brain::Timer, lease_table::LeaseState, member::STALLED_FACTOR, receiver_class::ReceiverClass, swarm::Swarm,
 };
 
 impl Brain {
     /// Asserts everything that the other files promise. For tests: it costs O(everything).
     pub fn check_invariants(&self) {
         assert!(
-            self.givers.is_empty() && self.takers.is_empty(),
+            self.pending_sources.is_empty() && self.pending_receivers.is_empty(),
             "every member was matched"
         );
         self.check_members();
@@ -23,13 +19,17 @@ impl Brain {
             self.check_swarm(slot, swarm);
         }
         for lease in self.leases.iter() {
-            let seat = &self.swarms[lease.swarm].seats[lease.seat];
-            assert_eq!(seat.member, lease.receiver);
+            let member = &self.swarms[lease.swarm].members[lease.index];
+            assert_eq!(member.slot, lease.receiver);
             assert!(self.members[lease.receiver].fetching.contains(&lease.id));
-            assert!(self.swarms[lease.swarm].granted.contains(&lease.id));
+            assert!(self.swarms[lease.swarm].issued.contains(&lease.id));
             match lease.source {
                 Some(source) => assert!(self.members[source].serving.contains(&lease.id)),
-                None => assert_eq!(self.swarms[lease.swarm].upstream, Some(lease.seat), "one asks upstream"),
+                None => assert_eq!(
+                    self.swarms[lease.swarm].upstream,
+                    Some(lease.index),
+                    "one asks upstream"
+                ),
             }
         }
     }
@@ -40,7 +40,7 @@ impl Brain {
             .timers
             .iter()
             .filter(|(_, timer)| matches!(timer, Timer::Silence(_)));
-        assert!(watches.count() >= self.members.iter().filter(|(_, member)| member.watched).count());
+        assert!(watches.count() >= self.members.iter().filter(|(_, member)| member.silence_watched).count());
         let mut fetching = 0;
         for (slot, member) in self.members.iter() {
             assert_eq!(self.ids[&member.id], slot);
@@ -54,13 +54,13 @@ impl Brain {
                 "a receiver's too"
             );
             fetching += member.fetching.len();
-            for standing in Standing::ALL {
+            for class in ReceiverClass::ALL {
                 let serving = member.serving.iter().filter_map(|&id| self.leases.get(id));
-                let counted = serving.filter(|lease| self.members[lease.receiver].standing() == standing);
-                assert_eq!(counted.count(), member.count(standing), "{standing:?}");
+                let counted = serving.filter(|lease| self.members[lease.receiver].receiver_class() == class);
+                assert_eq!(counted.count(), member.count(class), "{class:?}");
             }
             assert!(
-                member.taking_watched || member.fetching.is_empty(),
+                member.stall_watched || member.fetching.is_empty(),
                 "a stall would be noticed"
             );
             if member.silent {
@@ -69,16 +69,16 @@ impl Brain {
                     "the silent are not used"
                 );
             }
-            let watched = member.watched;
+            let silence_watched = member.silence_watched;
             let idle = member.serving.is_empty() && member.fetching.is_empty() && !member.is_mirror();
-            assert!(watched || idle || member.silent, "silence would be noticed");
-            let seats = member
-                .seats
+            assert!(silence_watched || idle || member.silent, "silence would be noticed");
+            let members = member
+                .swarms
                 .iter()
-                .map(|(&swarm, &seat)| &self.swarms[swarm].seats[seat]);
-            assert!(seats.clone().all(|seat| seat.member == slot));
-            assert_eq!(seats.clone().filter(|seat| seat.wants).count(), member.wants);
-            assert_eq!(seats.map(|seat| seat.reserved).sum::<u64>(), member.pieces);
+                .map(|(&swarm, &index)| &self.swarms[swarm].members[index]);
+            assert!(members.clone().all(|member| member.slot == slot));
+            assert_eq!(members.clone().filter(|member| member.wants).count(), member.wants);
+            assert_eq!(members.map(|member| member.reserved).sum::<u64>(), member.pieces);
         }
         assert_eq!(fetching, self.leases.len());
         for (slot, pool) in self.pools.iter() {
@@ -95,14 +95,14 @@ impl Brain {
     }
 
     fn check_swarm(&self, slot: u32, swarm: &Swarm) {
-        let seats = || swarm.seats.iter().map(|(_, seat)| seat);
-        assert!(swarm.seats.len() > 0, "an empty swarm is forgotten");
-        assert_eq!(seats().filter(|seat| seat.wants).count(), swarm.wanting as usize);
+        let members = || swarm.members.iter().map(|(_, member)| member);
+        assert!(swarm.members.len() > 0, "an empty swarm is forgotten");
+        assert_eq!(members().filter(|member| member.wants).count(), swarm.wanting as usize);
         assert_eq!(
-            seats().filter(|seat| seat.complete && seat.counts()).count(),
+            members().filter(|member| member.complete && member.counts()).count(),
             swarm.complete_peers as usize
         );
-        assert_eq!(seats().map(|seat| seat.leases).sum::<u32>(), swarm.outstanding);
+        assert_eq!(members().map(|member| member.leases).sum::<u32>(), swarm.outstanding);
         let tick = swarm.tick_at.map(|at| (at, Timer::Tick(slot)));
         assert!(tick.is_none_or(|tick| self.timers.contains(&tick)));
         assert!(tick.is_some() || !swarm.is_busy(), "a busy swarm ticks");
@@ -111,53 +111,53 @@ impl Brain {
             "who wants a blob has stated a fill"
         );
         let mut copies = vec![0; swarm.pieces() as usize];
-        for (index, seat) in swarm.seats.iter() {
-            assert_eq!(self.members[seat.member].seats.get(&slot), Some(&index));
+        for (index, member) in swarm.members.iter() {
+            assert_eq!(self.members[member.slot].swarms.get(&slot), Some(&index));
             assert!(
-                !(seat.complete && (seat.wants || seat.leases > 0)),
-                "complete seats want nothing"
+                !(member.complete && (member.wants || member.leases > 0)),
+                "complete members want nothing"
             );
-            let fetching = self.members[seat.member].fetching.iter();
+            let fetching = self.members[member.slot].fetching.iter();
             let leases: Vec<&LeaseState> = fetching
                 .filter_map(|&id| self.leases.get(id))
-                .filter(|lease| lease.swarm == slot && lease.seat == index)
+                .filter(|lease| lease.swarm == slot && lease.index == index)
                 .collect();
-            assert_eq!(leases.len(), seat.leases as usize);
-            assert!(seat.leases <= self.policy.leases_deep + 1, "leases are a few deep");
-            assert!(seat.wants || leases.is_empty(), "only who wants is leased to");
-            assert!(!(seat.wants && seat.mirror), "a mirror only gives");
-            let mut leased = PieceSet::new(seat.have.capacity());
+            assert_eq!(leases.len(), member.leases as usize);
+            assert!(member.leases <= self.policy.leases_deep + 1, "leases are a few deep");
+            assert!(member.wants || leases.is_empty(), "only who wants is leased to");
+            assert!(!(member.wants && member.mirror), "a mirror only gives");
+            let mut leased = PieceSet::new(member.have.capacity());
             for piece in leases.iter().flat_map(|lease| lease.run.pieces()) {
-                if !seat.have.contains(piece) {
+                if !member.have.contains(piece) {
                     assert!(leased.insert(piece), "one copy in flight per receiver and piece");
                 }
             }
-            assert_eq!(leased, seat.leased, "had, leased or missing: exactly one");
-            if seat.counts() && !seat.complete {
-                for piece in seat.have.iter().chain(seat.leased.iter()) {
+            assert_eq!(leased, member.leased, "had, leased or missing: exactly one");
+            if member.counts() && !member.complete {
+                for piece in member.have.iter().chain(member.leased.iter()) {
                     copies[piece as usize] += 1;
                 }
             }
             let pieces = swarm.pieces();
-            assert!(seat.complete || seat.have.capacity() == pieces);
-            let lacking = seat.wants && seat.is_lacking(pieces);
+            assert!(member.complete || member.have.capacity() == pieces);
+            let lacking = member.wants && member.is_lacking(pieces);
             assert_eq!(
-                swarm.hungry.contains(index),
-                lacking && seat.leases < self.policy.leases_deep
+                swarm.receivers.contains(index),
+                lacking && member.leases < self.policy.leases_deep
             );
-            let parts = [&swarm.landing, &swarm.idle, &swarm.new];
-            let parts = parts.iter().filter(|roll| roll.contains(index)).count();
+            let parts = [&swarm.landing_receivers, &swarm.idle_receivers, &swarm.new_receivers];
+            let parts = parts.iter().filter(|set| set.contains(index)).count();
             assert_eq!(
                 parts,
-                usize::from(swarm.hungry.contains(index)),
+                usize::from(swarm.receivers.contains(index)),
                 "each of the hungry is of one part"
             );
             assert_eq!(
                 swarm.sources.contains(index),
-                seat.is_believed() && (seat.complete || !seat.have.is_empty())
+                member.is_believed() && (member.complete || !member.have.is_empty())
             );
-            assert_eq!(swarm.mirrors.contains(&index), seat.mirror);
-            assert_eq!(swarm.unproven.contains(index), !seat.unproven.is_empty());
+            assert_eq!(swarm.mirrors.contains(&index), member.mirror);
+            assert_eq!(swarm.unproven.contains(index), !member.unproven.is_empty());
         }
         if let Some(fill) = &swarm.fill {
             fill.check(&copies);

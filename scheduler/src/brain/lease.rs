@@ -6,46 +6,46 @@ use super::{Brain, Command, Lease, LeaseId, Priority, Source, lease_table::Lease
 
 impl Brain {
     /// Orders `run` from `source` (`None`: upstream) to a seat that lacks all of it.
-    pub(super) fn grant(
+    pub(super) fn issue_lease(
         &mut self,
-        (swarm, seat): (u32, u32),
+        (swarm, index): (u32, u32),
         source: Option<u32>,
         run: Run,
         priority: Priority,
         out: &mut Vec<Command>,
     ) {
         let now = self.now;
-        let receiver = self.swarms[swarm].seats[seat].member;
+        let receiver = self.swarms[swarm].members[index].slot;
         if let Some(source) = source.filter(|&source| self.members[source].is_full(&self.policy))
-            && let Some(idle) = self.overtaken_by(receiver, source)
+            && let Some(idle) = self.preemptable_by(receiver, source)
         {
-            self.lapse(idle, out);
+            self.expire_leases(idle, out);
         }
         let state = &mut self.swarms[swarm];
         let id = self.leases.insert(|id| LeaseState {
             id,
             swarm,
-            seat,
+            index,
             receiver,
             source,
             run,
-            granted: now,
+            issued_at: now,
         });
         for piece in run.pieces() {
-            state.lend(seat, piece, now);
+            state.lease_piece(index, piece, now);
         }
-        let taker = &mut state.seats[seat];
+        let taker = &mut state.members[index];
         taker.leases += 1;
         taker.taken += run.count;
         taker.fed_at = now;
         if source.is_none() {
-            state.upstream = Some(seat);
+            state.upstream = Some(index);
         }
         state.outstanding += 1;
-        state.granted.push_back(id);
+        state.issued.push_back(id);
         self.trim(swarm);
         let state = &mut self.swarms[swarm];
-        state.refresh(seat, self.policy.leases_deep);
+        state.update_sets(index, self.policy.leases_deep);
         let fill = state.fill.as_mut().expect("who wants a blob has stated a fill");
         if source.is_some() {
             fill.note_use(run.pieces());
@@ -63,21 +63,21 @@ impl Brain {
         };
         let to = self.members[receiver].id;
         self.members[receiver].fetching.push(id);
-        self.watch(receiver);
-        self.watch_taking(receiver);
+        self.watch_silence(receiver);
+        self.watch_stall(receiver);
         if let Some(source) = source {
             self.members[source].serving.push(id);
             self.note_lease(receiver, source);
-            self.members[source].live.insert(swarm);
-            self.watch(source);
+            self.members[source].live_swarms.insert(swarm);
+            self.watch_silence(source);
         }
-        self.rouse(swarm);
+        self.schedule_tick(swarm);
         out.push(Command::Lease { to, lease });
     }
 
     /// Ended leases leave the front of the queue, two for each that joins it.
     fn trim(&mut self, swarm: u32) {
-        let queue = &mut self.swarms[swarm].granted;
+        let queue = &mut self.swarms[swarm].issued;
         for _ in 0..2 {
             if queue.front().is_some_and(|&id| self.leases.get(id).is_none()) {
                 queue.pop_front();
@@ -86,32 +86,35 @@ impl Brain {
     }
 
     /// Forgets a lease; what has not landed is missing again. Returns it with the number of those pieces.
-    pub(super) fn take_back(&mut self, id: LeaseId) -> Option<(LeaseState, u32)> {
+    pub(super) fn remove_lease(&mut self, id: LeaseId) -> Option<(LeaseState, u32)> {
         let lease = self.leases.remove(id)?;
         let state = &mut self.swarms[lease.swarm];
-        let missing = lease.run.pieces().filter(|&piece| state.take_back(lease.seat, piece));
+        let missing = lease
+            .run
+            .pieces()
+            .filter(|&piece| state.unlease_piece(lease.index, piece));
         let missing = u32::try_from(missing.count()).expect("a run's length is u32");
-        state.seats[lease.seat].leases -= 1;
+        state.members[lease.index].leases -= 1;
         state.outstanding -= 1;
         if state.outstanding == 0 {
-            state.granted.clear();
+            state.issued.clear();
         }
         self.note_lease_over(id, lease.receiver, lease.source);
         if let Some(source) = lease.source {
             self.members[source].serving.retain(|&other| other != id);
-            self.givers.push_back((source, lease.swarm));
+            self.pending_sources.push_back((source, lease.swarm));
         }
-        self.touch(lease.swarm, lease.seat);
+        self.requeue(lease.swarm, lease.index);
         Some((lease, missing))
     }
 
     /// Takes a lease back for a reason that is not its receiver's, and tells it so.
     pub(super) fn cancel(&mut self, id: LeaseId, out: &mut Vec<Command>) {
-        let Some((lease, missing)) = self.take_back(id) else {
+        let Some((lease, missing)) = self.remove_lease(id) else {
             return;
         };
-        let seat = &mut self.swarms[lease.swarm].seats[lease.seat];
-        seat.taken = seat.taken.saturating_sub(missing).max(seat.accounted());
+        let member = &mut self.swarms[lease.swarm].members[lease.index];
+        member.taken = member.taken.saturating_sub(missing).max(member.accounted());
         out.push(Command::Cancel {
             to: self.members[lease.receiver].id,
             lease: id,

@@ -9,12 +9,12 @@ pub(super) struct LeaseState {
     pub(super) id: LeaseId,
     pub(super) swarm: u32,
     /// The receiver's seat and slot.
-    pub(super) seat: u32,
+    pub(super) index: u32,
     pub(super) receiver: u32,
     /// The source's slot; `None` is upstream.
     pub(super) source: Option<u32>,
     pub(super) run: Run,
-    pub(super) granted: Time,
+    pub(super) issued_at: Time,
 }
 
 /// Outstanding leases. An id names its slot in its low bits, a serial number in the others.

@@ -18,36 +18,46 @@
 mod backoff;
 #[expect(clippy::module_inception, reason = "the noun is a brain; the folder holds its parts")]
 mod brain;
+mod conviction;
 mod describe;
 mod fill;
+mod fill_in_force;
+mod hash_claims;
+mod have;
 mod holders;
 mod holdings;
 mod invariants;
 mod lease;
 mod lease_table;
+mod lease_time;
 mod liveness;
 mod member;
+mod membership;
 mod message;
 mod outcome;
+mod pairing;
+mod piece_hashes;
 mod placement;
 mod policy;
-mod report;
+mod pool;
+mod rarity;
+mod recall;
+mod receiver;
+mod receiver_class;
 mod rng;
 mod run;
 mod sample_set;
-mod seating;
 mod slab;
+mod stall;
 mod status;
 mod straggler;
 mod swarm;
 mod swarm_member;
-mod taking;
 #[cfg(test)]
 mod testing;
 mod upstream;
-mod verdict;
 mod waiting;
-mod word;
+mod want;
 
 pub use brain::Brain;
 pub use message::{

@@ -25,8 +25,8 @@ pub struct Policy {
     /// How long streams wait for a mirror's return before upstream is asked.
     pub mirror_grace: Time,
     /// How long a source that failed is left alone: doubling from the first to the last.
-    pub set_aside_first: Time,
-    pub set_aside_max: Time,
+    pub backoff_first: Time,
+    pub backoff_max: Time,
     /// So many distinct receivers in a row set a source aside for all.
     pub accusers: usize,
     /// Corrupt sources that are believed of one receiver and blob.
@@ -41,14 +41,14 @@ pub struct Policy {
     pub describe_every: Time,
     /// How long no mirror brings anything new of a blob, or none is there, before a peer's word for a piece's hash is used. Well
     /// below `mirror_grace`, above a mirror's restart and the time to a first byte from upstream.
-    pub word_patience: Time,
+    pub claim_patience: Time,
     /// Corrupt pieces of others by which a peer's word for their hash is given up.
     pub doubts_max: u32,
     /// A receiver that lands nothing for this long takes no place from others at its sources. One that has never landed a piece has
     /// `straggler_factor` usual lease times instead, where that is less.
     pub stalled_after: Time,
     /// One that lands nothing for this long, or four times its usual time, loses its leases.
-    pub lapses_after: Time,
+    pub expires_after: Time,
     /// Leases in a row that a receiver may give up before it has to wait for the next.
     pub given_up_max: u32,
     /// Hungry receivers that a source looks at. Source: 8 to 24 do as well as all of them.
@@ -82,18 +82,18 @@ impl Default for Policy {
             lease_bytes_max: 1 << 20,
             silent_after: Time::from_secs(1),
             mirror_grace: Time::from_secs(30),
-            set_aside_first: Time::from_secs(1),
-            set_aside_max: Time::from_secs(30),
+            backoff_first: Time::from_secs(1),
+            backoff_max: Time::from_secs(30),
             accusers: 3,
             accusations_max: 4,
             aging: Time::from_secs(4),
             straggler_factor: 3,
             rematch_every: Time::from_millis(50),
             describe_every: Time::from_secs(1),
-            word_patience: Time::from_secs(5),
+            claim_patience: Time::from_secs(5),
             doubts_max: 2,
             stalled_after: Time::from_secs(1),
-            lapses_after: Time::from_secs(5),
+            expires_after: Time::from_secs(5),
             given_up_max: 8,
             receivers_sampled: 12,
             sources_sampled: 8,

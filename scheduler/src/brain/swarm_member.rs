@@ -11,7 +11,7 @@ use super::{Time, backoff::Backoff};
 #[derive(Default)]
 pub(super) struct SwarmMember {
     /// The member's slot.
-    pub(super) member: u32,
+    pub(super) slot: u32,
     pub(super) mirror: bool,
     /// Equal for members of one zone.
     pub(super) zone: u64,
@@ -24,7 +24,7 @@ pub(super) struct SwarmMember {
     /// which of the two is wrong.
     pub(super) disputed: bool,
     /// What it stated is doubted, or it did not answer: for a while it is not asked for hashes on its own word.
-    pub(super) word: Backoff,
+    pub(super) claim_backoff: Backoff,
     pub(super) have: PieceSet,
     /// Of `have`, what it brought along and has not stated the hash of: not offered until that is compared. Empty: none.
     pub(super) unproven: PieceSet,
@@ -50,12 +50,21 @@ pub(super) struct SwarmMember {
     /// The piece in which a connected client waits.
     pub(super) waiting: Option<u32>,
     /// Its fetches from upstream failed.
-    pub(super) upstream: Backoff,
+    pub(super) upstream_backoff: Backoff,
     /// What its bitmaps count for in the member's budget.
     pub(super) reserved: u64,
 }
 
 impl SwarmMember {
+    /// Another fill of `pieces` pieces is in force, of which the member has none yet.
+    pub(super) fn begin_fill(&mut self, pieces: u32) {
+        self.have = PieceSet::new(pieces);
+        self.unproven = PieceSet::default();
+        self.leased = PieceSet::new(pieces);
+        self.taken = 0;
+        self.waiting = None;
+    }
+
     /// It holds the piece and may give it.
     pub(super) fn holds(&self, piece: u32) -> bool {
         self.complete || self.have.contains(piece) && !self.unproven.contains(piece)

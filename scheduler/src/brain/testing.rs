@@ -161,7 +161,7 @@ impl Site {
 
 pub(super) fn trusting() -> Policy {
     Policy {
-        word_patience: Time::ZERO,
+        claim_patience: Time::ZERO,
         ..Policy::default()
     }
 }

@@ -9,12 +9,12 @@ use super::{Brain, brain::Timer, swarm::Swarm, swarm_member::SwarmMember};
 
 impl Brain {
     /// The member's seat in the blob's swarm, taken if it has none; `None` when it sits in too many.
-    pub(super) fn sit(&mut self, slot: u32, digest: Digest) -> Option<(u32, u32)> {
-        if let Some(seated) = self.seat_of(slot, &digest) {
+    pub(super) fn enter_swarm(&mut self, slot: u32, digest: Digest) -> Option<(u32, u32)> {
+        if let Some(seated) = self.find_swarm_member(slot, &digest) {
             return Some(seated);
         }
         let member = &mut self.members[slot];
-        if member.seats.len() >= self.policy.blobs_max {
+        if member.swarms.len() >= self.policy.blobs_max {
             return None;
         }
         let key = (member.pool, digest);
@@ -24,65 +24,65 @@ impl Brain {
             .entry(key)
             .or_insert_with(|| swarms.insert(Swarm::new(key.0, digest)));
         let pieces = self.swarms[swarm].pieces();
-        let seat = self.swarms[swarm].seat(SwarmMember {
-            member: slot,
+        let index = self.swarms[swarm].insert(SwarmMember {
+            slot,
             mirror: member.is_mirror(),
             zone: member.zone,
             have: PieceSet::new(pieces),
             leased: PieceSet::new(pieces),
             ..SwarmMember::default()
         });
-        member.seats.insert(swarm, seat);
-        Some((swarm, seat))
+        member.swarms.insert(swarm, index);
+        Some((swarm, index))
     }
 
-    /// Counts a seat's bitmaps in its member's budget; says whether they fit.
-    pub(super) fn reserve(&mut self, swarm: u32, seat: u32) -> bool {
+    /// Counts a member's bitmaps in one swarm towards its `pieces_max`; says whether they fit.
+    pub(super) fn reserve(&mut self, swarm: u32, index: u32) -> bool {
         let pieces = u64::from(self.swarms[swarm].pieces());
-        let seat = &mut self.swarms[swarm].seats[seat];
-        let member = &mut self.members[seat.member];
-        let after = member.pieces - seat.reserved + pieces;
-        let fits = seat.mirror || after <= self.policy.pieces_max;
+        let in_swarm = &mut self.swarms[swarm].members[index];
+        let member = &mut self.members[in_swarm.slot];
+        let after = member.pieces - in_swarm.reserved + pieces;
+        let fits = in_swarm.mirror || after <= self.policy.pieces_max;
         if fits {
             member.pieces = after;
-            seat.reserved = pieces;
+            in_swarm.reserved = pieces;
         }
         fits
     }
 
-    pub(super) fn release(&mut self, swarm: u32, seat: u32) {
-        let seat = &mut self.swarms[swarm].seats[seat];
-        self.members[seat.member].pieces -= std::mem::take(&mut seat.reserved);
+    pub(super) fn release(&mut self, swarm: u32, index: u32) {
+        let in_swarm = &mut self.swarms[swarm].members[index];
+        self.members[in_swarm.slot].pieces -= std::mem::take(&mut in_swarm.reserved);
     }
 
     /// Its leases are over already.
-    pub(super) fn stop_wanting(&mut self, swarm: u32, seat: u32) {
+    pub(super) fn stop_wanting(&mut self, swarm: u32, index: u32) {
         let state = &mut self.swarms[swarm];
-        if std::mem::take(&mut state.seats[seat].wants) {
+        if std::mem::take(&mut state.members[index].wants) {
             state.wanting -= 1;
-            let member = state.seats[seat].member;
+            let member = state.members[index].slot;
             self.members[member].wants -= 1;
         }
-        self.pass_upstream_on(swarm, seat);
-        self.swarms[swarm].refresh(seat, self.policy.leases_deep);
-        self.idle(swarm);
+        self.pass_upstream_on(swarm, index);
+        self.swarms[swarm].update_sets(index, self.policy.leases_deep);
+        self.shrink_if_unwanted(swarm);
     }
 
     /// Of a swarm that no member wants any more remain the holders of the whole blob, in a few bytes, and the mirrors' fills.
-    pub(super) fn idle(&mut self, swarm: u32) {
+    pub(super) fn shrink_if_unwanted(&mut self, swarm: u32) {
         let Some(state) = self.swarms.get(swarm).filter(|state| !state.is_live()) else {
             return;
         };
         let leaving = state
-            .seats
+            .members
             .iter()
-            .filter(|(_, seat)| (seat.complete || !seat.mirror) && !seat.banned);
+            .filter(|(_, member)| (member.complete || !member.mirror) && !member.banned);
         let (digest, leaving) = (
             state.digest,
-            leaving.map(|(index, seat)| (index, seat.member, seat.complete)),
+            leaving.map(|(index, member)| (index, member.slot, member.complete)),
         );
-        for (seat, member, complete) in leaving.collect::<Vec<_>>() {
-            self.leave_seat(swarm, seat);
+        for (index, member, complete) in leaving.collect::<Vec<_>>() {
+            self.leave_swarm(swarm, index);
             if complete {
                 self.note_holding(member, &digest);
             }
@@ -91,13 +91,13 @@ impl Brain {
     }
 
     /// Empties a seat of which nothing is known, and with the last one the swarm.
-    pub(super) fn tidy(&mut self, swarm: u32, seat: u32) {
-        let seats = self.swarms.get(swarm).map(|state| &state.seats);
-        if seats
-            .and_then(|seats| seats.get(seat))
+    pub(super) fn remove_if_vacant(&mut self, swarm: u32, index: u32) {
+        let members = self.swarms.get(swarm).map(|state| &state.members);
+        if members
+            .and_then(|members| members.get(index))
             .is_some_and(SwarmMember::is_vacant)
         {
-            self.leave_seat(swarm, seat);
+            self.leave_swarm(swarm, index);
         }
         self.forget_fill(swarm);
     }
@@ -107,34 +107,34 @@ impl Brain {
         let Some(state) = self.swarms.get_mut(swarm).filter(|state| !state.is_live()) else {
             return;
         };
-        let filling = |&mirror: &u32| !state.seats[mirror].complete && !state.seats[mirror].have.is_empty();
+        let filling = |&mirror: &u32| !state.members[mirror].complete && !state.members[mirror].have.is_empty();
         if state.fill.is_some() && !state.mirrors.iter().any(filling) {
             state.fill = None;
-            for seat in state.seats.iter_mut() {
-                seat.have = PieceSet::default();
-                seat.unproven = PieceSet::default();
-                seat.leased = PieceSet::default();
+            for member in state.members.iter_mut() {
+                member.have = PieceSet::default();
+                member.unproven = PieceSet::default();
+                member.leased = PieceSet::default();
             }
         }
     }
 
     /// Its leases are over already.
-    pub(super) fn leave_seat(&mut self, swarm: u32, seat: u32) {
-        self.pass_upstream_on(swarm, seat);
-        self.release(swarm, seat);
+    pub(super) fn leave_swarm(&mut self, swarm: u32, index: u32) {
+        self.pass_upstream_on(swarm, index);
+        self.release(swarm, index);
         let state = &mut self.swarms[swarm];
-        let member = state.seats[seat].member;
-        if state.seats[seat].wants {
+        let member = state.members[index].slot;
+        if state.members[index].wants {
             state.wanting -= 1;
             self.members[member].wants -= 1;
         }
-        state.forget_claims(seat);
-        state.unseat(seat);
-        let empty = state.seats.len() == 0;
-        self.members[member].seats.remove(&swarm);
-        self.members[member].live.remove(&swarm);
+        state.forget_claims(index);
+        state.remove(index);
+        let empty = state.members.len() == 0;
+        self.members[member].swarms.remove(&swarm);
+        self.members[member].live_swarms.remove(&swarm);
         if empty {
-            let state = self.swarms.remove(swarm).expect("it had a seat just now");
+            let state = self.swarms.remove(swarm).expect("it had a member just now");
             self.digests.remove(&(state.pool, state.digest));
             if let Some(at) = state.tick_at {
                 self.timers.remove(&(at, Timer::Tick(swarm)));
