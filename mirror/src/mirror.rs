@@ -207,14 +207,11 @@ struct StoreInventory(Store);
 #[async_trait]
 impl Inventory for StoreInventory {
     async fn complete(&self) -> Vec<Digest> {
-        self.0.complete_digests().await.unwrap_or_else(|error| {
-            warn!(%error, "the inventory cannot be read: {error}");
-            Vec::new()
-        })
+        self.0.complete_digests()
     }
 
     async fn live(&self) -> Vec<wire::report::Report> {
-        let partials = self.0.partials().await.unwrap_or_default();
+        let partials = self.0.partials();
         partials
             .iter()
             .filter_map(|digest| self.0.filling(digest))

@@ -189,10 +189,7 @@ pub(crate) struct PeerInventory {
 #[async_trait]
 impl Inventory for PeerInventory {
     async fn complete(&self) -> Vec<Digest> {
-        self.store.complete_digests().await.unwrap_or_else(|error| {
-            warn!(%error, "the inventory cannot be read: {error}");
-            Vec::new()
-        })
+        self.store.complete_digests()
     }
 
     async fn live(&self) -> Vec<Report> {

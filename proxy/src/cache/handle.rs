@@ -116,7 +116,7 @@ impl Cache {
             })
             .await??;
         if request.names.is_empty() {
-            digests = self.parts.store.complete_digests().await?;
+            digests = self.parts.store.complete_digests();
         }
         digests.sort_unstable();
         digests.dedup();
