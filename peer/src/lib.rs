@@ -9,8 +9,8 @@ pub mod download;
 mod live;
 mod mirror_client;
 mod peer;
+mod prefetch;
 mod swarm_content;
-mod warmer;
 
 pub use config::{DirectFallback, DownloadPattern, PeerConfig};
 pub use peer::{Peer, StartPeerError};

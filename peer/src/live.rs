@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::{download::Order, warmer::Warmer};
+use crate::{download::Order, prefetch::Prefetcher};
 
 /// All downloads under way, by digest.
 #[derive(Clone, Default)]
@@ -76,7 +76,7 @@ impl LiveDownloads {
         self,
         store: Store,
         announcer: Announcer,
-        warmer: Warmer,
+        prefetcher: Prefetcher,
         mut events: mpsc::Receiver<SessionEvent>,
         stop: CancellationToken,
     ) {
@@ -131,7 +131,7 @@ impl LiveDownloads {
                 Some(SessionEvent::WantRefused { digest, reason }) => {
                     self.order(&digest, Order::WantRefused(reason)).await;
                 }
-                Some(SessionEvent::Warm(warm)) => warmer.order(warm),
+                Some(SessionEvent::Warm(image)) => prefetcher.enqueue(image),
             }
         }
     }

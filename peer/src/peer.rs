@@ -24,8 +24,8 @@ use crate::{
     download::Parts,
     live::{LiveDownloads, PeerInventory},
     mirror_client::MirrorClient,
+    prefetch::Prefetcher,
     swarm_content::{MirrorFirst, SwarmBlobs},
-    warmer::Warmer,
 };
 
 /// The most requests that the piece port works on at once: the scheduler leases a few, the rest is slack.
@@ -51,7 +51,7 @@ pub struct Peer {
     downloads: LiveDownloads,
     pool: String,
     cache: Cache,
-    warmer: Warmer,
+    prefetcher: Prefetcher,
 }
 
 /// Why a peer cannot start.
@@ -186,9 +186,9 @@ impl Peer {
             session: None,
             stop: stop.clone(),
         });
-        let (warmer, warming) = Warmer::new(store.clone(), content.tags.clone(), cache.clone());
+        let (prefetcher, prefetching) = Prefetcher::new(store.clone(), content.tags.clone(), cache.clone());
         let stopped = stop.clone();
-        tracker.spawn(async move { stopped.run_until_cancelled(warming).await });
+        tracker.spawn(async move { stopped.run_until_cancelled(prefetching).await });
         let front = Front {
             content,
             names,
@@ -223,11 +223,13 @@ impl Peer {
             tracker.spawn(async move { stopped.run_until_cancelled(mirror.check()).await });
         }
         if let Some(events) = events {
-            tracker.spawn(
-                downloads
-                    .clone()
-                    .dispatch(store.clone(), announcer, warmer.clone(), events, stop.clone()),
-            );
+            tracker.spawn(downloads.clone().dispatch(
+                store.clone(),
+                announcer,
+                prefetcher.clone(),
+                events,
+                stop.clone(),
+            ));
         }
         info!(listen = ?config.listen, pieces = %config.piece_listen, cache = %config.cache.dir.display(), "peer ready");
         Ok(Self {
@@ -249,7 +251,7 @@ impl Peer {
             downloads,
             pool: config.pool,
             cache,
-            warmer,
+            prefetcher,
         })
     }
 
@@ -284,7 +286,7 @@ impl Peer {
             "node": self.store.node_id().to_string(),
             "pool": self.pool,
             "downloads": self.downloads.status(),
-            "warming": self.warmer.status(),
+            "warming": self.prefetcher.status(),
             "store": store_status(&self.store).await,
             "bytes": traffic_status(&self.traffic),
         })
