@@ -33,14 +33,14 @@ const HOLD_MAX: Duration = Duration::from_secs(600);
 const CALM: Duration = Duration::from_secs(60);
 
 /// The connections of one upstream.
-pub struct Lanes(Mutex<State>);
+pub struct Lanes(Mutex<LanesState>);
 
-struct State {
+struct LanesState {
     width: Width,
     latency: Option<Duration>,
     fills: HashMap<u64, Load>,
     next: u64,
-    window: Window,
+    window: RateWindow,
     received_at: Option<Instant>,
 }
 
@@ -53,14 +53,14 @@ struct Load {
 }
 
 /// The bytes received since the last judgement.
-struct Window {
+struct RateWindow {
     since: Instant,
     bytes: u64,
     /// Of the window before this one; 0 in the first.
     lane_rate: u64,
 }
 
-impl Window {
+impl RateWindow {
     fn begin() -> Self {
         Self {
             since: Instant::now(),
@@ -72,12 +72,12 @@ impl Window {
 
 impl Default for Lanes {
     fn default() -> Self {
-        Self(Mutex::new(State {
+        Self(Mutex::new(LanesState {
             width: Width::default(),
             latency: None,
             fills: HashMap::new(),
             next: 0,
-            window: Window::begin(),
+            window: RateWindow::begin(),
             received_at: None,
         }))
     }
@@ -117,11 +117,11 @@ impl Lanes {
         self.0.lock().received_at.is_some_and(|at| at.elapsed() < time)
     }
 
-    /// A fill begins; it ends when the seat is dropped.
-    pub fn enter(&self, image: &Repository, missing_bytes: u64) -> Seat<'_> {
+    /// A fill begins; it ends when the share is dropped.
+    pub fn enter(&self, image: &Repository, missing_bytes: u64) -> LaneShare<'_> {
         let mut state = self.0.lock();
         if state.fills.is_empty() {
-            state.window = Window::begin();
+            state.window = RateWindow::begin();
         }
         state.next += 1;
         let id = state.next;
@@ -131,17 +131,17 @@ impl Lanes {
             busy: 0,
         };
         state.fills.insert(id, load);
-        Seat { lanes: self, id }
+        LaneShare { lanes: self, id }
     }
 }
 
-/// A fill's place among the others of its upstream.
-pub struct Seat<'a> {
+/// A fill's share of the connections to its upstream.
+pub struct LaneShare<'a> {
     lanes: &'a Lanes,
     id: u64,
 }
 
-impl Seat<'_> {
+impl LaneShare<'_> {
     /// How many connections the fill may use while it lacks `missing_bytes` and uses `busy`.
     pub fn share(&self, missing_bytes: u64, busy: usize) -> usize {
         let mut state = self.lanes.0.lock();
@@ -157,13 +157,13 @@ impl Seat<'_> {
     }
 }
 
-impl Drop for Seat<'_> {
+impl Drop for LaneShare<'_> {
     fn drop(&mut self) {
         self.lanes.0.lock().fills.remove(&self.id);
     }
 }
 
-impl State {
+impl LanesState {
     fn share(&self, id: u64) -> usize {
         let Some(own) = self.fills.get(&id) else {
             return 1;
@@ -192,7 +192,7 @@ impl State {
         let busy: usize = self.fills.values().map(|fill| fill.busy).sum();
         let rate = u64::try_from(u128::from(self.window.bytes) * 1000 / took.as_millis().max(1)).unwrap_or(u64::MAX);
         self.width.judge(rate, now);
-        self.window = Window {
+        self.window = RateWindow {
             since: now,
             bytes: 0,
             lane_rate: rate / busy.max(1) as u64,

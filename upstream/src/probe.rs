@@ -19,7 +19,7 @@ use crate::{
     answer::{innermost, is_page},
     endpoint::Endpoint,
     exchange::mirror_unanswered,
-    reach::{ANSWER_LIFE, DOUBT, RENEWAL, Reach, Standing},
+    reach::{ANSWER_LIFE, DOUBT, RENEWAL, Reach, Reachability},
     upstream::Upstream,
     wallet::Wallet,
 };
@@ -73,16 +73,16 @@ impl Upstream {
 
     /// Lets a request go to the endpoint, unless it would get no answer there.
     pub(crate) async fn require_reach(&self, endpoint: &Arc<Endpoint>) -> Result<(), PullError> {
-        let standing = endpoint.reach.borrow().standing(Instant::now());
-        match standing {
-            Standing::Open => Ok(()),
-            Standing::Silent { error, renew } => {
+        let reachability = endpoint.reach.borrow().reachability(Instant::now());
+        match reachability {
+            Reachability::Open => Ok(()),
+            Reachability::Silent { error, renew } => {
                 if renew {
                     self.begin_question(endpoint, RENEWAL);
                 }
                 Err(error)
             }
-            Standing::Unsure => self.lost(endpoint).await.map_or(Ok(()), Err),
+            Reachability::Unsure => self.lost(endpoint).await.map_or(Ok(()), Err),
         }
     }
 
