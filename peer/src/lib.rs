@@ -10,8 +10,8 @@ mod live;
 mod mirror_client;
 mod mirror_first;
 mod peer;
+mod prefetch;
 mod swarm_source;
-mod warmer;
 
 pub use config::{DirectFallback, DownloadPattern, PeerConfig};
 pub use peer::Peer;

@@ -17,7 +17,7 @@ use piecemeal_swarm::{Inventory, SessionEvent};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use crate::{download::Order, warmer::Warmer};
+use crate::{download::Order, prefetch::Prefetcher};
 
 /// All downloads under way, by digest.
 #[derive(Clone, Default)]
@@ -76,7 +76,7 @@ impl LiveDownloads {
         self,
         store: Store,
         announcer: Announcer,
-        warmer: Warmer,
+        prefetcher: Prefetcher,
         mut events: mpsc::Receiver<SessionEvent>,
     ) {
         while let Some(event) = events.recv().await {
@@ -125,7 +125,7 @@ impl LiveDownloads {
                 SessionEvent::WantRefused { digest, reason } => {
                     self.order(&digest, Order::WantRefused(reason)).await;
                 }
-                SessionEvent::Warm(warm) => warmer.order(warm),
+                SessionEvent::Warm(image) => prefetcher.enqueue(image),
             }
         }
     }

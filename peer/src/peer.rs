@@ -20,8 +20,8 @@ use crate::{
     live::{LiveDownloads, PeerInventory},
     mirror_client::MirrorClient,
     mirror_first::MirrorFirst,
+    prefetch::Prefetcher,
     swarm_source::SwarmSource,
-    warmer::Warmer,
 };
 
 /// The most requests that the piece port works on at once: the scheduler leases a few, the rest is slack.
@@ -37,7 +37,7 @@ pub struct Peer {
     registries: Arc<MirrorFirst>,
     downloads: LiveDownloads,
     pool: String,
-    warmer: Warmer,
+    prefetcher: Prefetcher,
 }
 
 impl Peer {
@@ -97,15 +97,15 @@ impl Peer {
             tls: None,
         };
         let proxy = Proxy::start(base, parts, |front| front);
-        let (warmer, warming) = Warmer::new(content.store.clone(), content.tags, proxy.cache());
-        proxy.spawn(warming);
+        let (prefetcher, prefetching) = Prefetcher::new(content.store.clone(), content.tags, proxy.cache());
+        proxy.spawn(prefetching);
         if let Some(mirror) = mirror.clone() {
             proxy.spawn(async move { mirror.check().await });
         }
         if let Some(events) = events {
             let orders = downloads
                 .clone()
-                .dispatch(content.store, announcer, warmer.clone(), events);
+                .dispatch(content.store, announcer, prefetcher.clone(), events);
             proxy.spawn(orders);
         }
         let shared = &config.proxy;
@@ -119,7 +119,7 @@ impl Peer {
             registries,
             downloads,
             pool: config.proxy.pool,
-            warmer,
+            prefetcher,
         })
     }
 
@@ -145,7 +145,7 @@ impl Peer {
             "node": self.proxy.store().node_id().to_string(),
             "pool": self.pool,
             "downloads": self.downloads.status(),
-            "warming": self.warmer.status(),
+            "warming": self.prefetcher.status(),
         });
         self.proxy.status(own).await
     }

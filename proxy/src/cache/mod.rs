@@ -8,9 +8,9 @@ mod lines;
 mod messages;
 mod name;
 mod parts;
+mod prefetch;
 mod verify;
 mod view;
-mod warm;
 
 pub use handle::Cache;
 pub use lines::CacheLines;

@@ -19,7 +19,7 @@ use super::{
     segment::{Body, Segment, SegmentContext},
 };
 use crate::{Right, callers::Callers};
-use piecemeal_upstream::{BlobAnswer, PullError, Seat, WIDTH_MAX};
+use piecemeal_upstream::{BlobAnswer, LaneShare, PullError, WIDTH_MAX};
 
 const RETRY_DELAY: Duration = Duration::from_millis(200);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(3);
@@ -36,7 +36,7 @@ pub(super) struct Run<'a> {
     context: SegmentContext<'a>,
     callers: Option<&'a Callers>,
     plan: Plan,
-    seat: Seat<'a>,
+    seat: LaneShare<'a>,
     lanes: FuturesUnordered<Pin<Box<dyn Future<Output = Step> + Send + 'a>>>,
     /// The number of `lanes` whose body has begun.
     receiving: usize,

@@ -73,7 +73,7 @@ async fn serve(
     slot: Option<Extension<Slot>>,
     headers: HeaderMap,
 ) -> Result<Response, ServePiecesError> {
-    let asked = Asked::parse(&digest, &fill, &pieces).ok_or(ServePiecesError::Malformed)?;
+    let asked = PiecesPath::parse(&digest, &fill, &pieces).ok_or(ServePiecesError::Malformed)?;
     let admitted = served.port.check_token(&headers, &asked.digest)?;
     if let Some(Extension(slot)) = slot {
         slot.belongs_to(admitted.node);
@@ -102,13 +102,13 @@ struct Admitted {
 }
 
 /// A well-formed path.
-struct Asked {
+struct PiecesPath {
     digest: Digest,
     fill: FillId,
     pieces: Range<u32>,
 }
 
-impl Asked {
+impl PiecesPath {
     fn parse(digest: &str, fill: &str, pieces: &str) -> Option<Self> {
         let is_fill = fill.len() == 16 && fill.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         let fill = is_fill.then(|| u64::from_str_radix(fill, 16).ok())??;
@@ -169,7 +169,7 @@ impl PiecePort {
 
     async fn answer(
         &self,
-        asked: &Asked,
+        asked: &PiecesPath,
         may_wait: bool,
         limiter: Limiter,
         sendfile: Option<SendfileQueue>,
@@ -279,7 +279,7 @@ mod tests {
     fn only_well_formed_paths_are_looked_at() {
         let digest = Digest::of(b"blob").to_string();
         let fill = "00000000000000ff";
-        let asked = Asked::parse(&digest, fill, "3-4").unwrap();
+        let asked = PiecesPath::parse(&digest, fill, "3-4").unwrap();
         assert_eq!((asked.fill, asked.pieces), (FillId(255), 3..5));
         for (digest, fill, pieces) in [
             ("sha256:..", fill, "0-0"),
@@ -293,7 +293,10 @@ mod tests {
             (&digest, fill, "0-1048576"),
             (&digest, fill, "0-99999999999"),
         ] {
-            assert!(Asked::parse(digest, fill, pieces).is_none(), "{digest} {fill} {pieces}");
+            assert!(
+                PiecesPath::parse(digest, fill, pieces).is_none(),
+                "{digest} {fill} {pieces}"
+            );
         }
     }
 }
