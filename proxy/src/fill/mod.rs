@@ -7,6 +7,7 @@
 //! [`Fill`] is the machine, which decides and is pure; the task does its I/O.
 
 mod action;
+mod comparison;
 mod connections;
 mod download;
 mod facts;
@@ -25,6 +26,8 @@ mod stories;
 mod tail;
 mod task;
 mod upstream_blobs;
+#[cfg(test)]
+mod worlds;
 
 pub use {
     action::{Action, Failure},
