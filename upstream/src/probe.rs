@@ -213,7 +213,7 @@ impl Upstream {
         let sent = Instant::now();
         let response = tokio::select! {
             response = request.send() => response,
-            () = patience(|| self.lanes.received_within(ANSWER_TIMEOUT)) => return Err(self.silent("registry", sent.elapsed())),
+            () = patience(|| self.concurrency.received_within(ANSWER_TIMEOUT)) => return Err(self.silent("registry", sent.elapsed())),
         };
         match response {
             Ok(response) if response.status().is_server_error() => Err(PullError::Unavailable(format!(
