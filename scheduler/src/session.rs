@@ -26,7 +26,8 @@ use crate::{
     limits::{HELLO_WAIT, StreamSlots},
     metrics::{Metrics, role_name},
     outbox::{ORDERS_QUEUED_MAX, OrderSender, Outgoing, write},
-    report::{ReadReportError, ReportReader},
+    report::ReportReader,
+    report_fields::ReadReportError,
     session_end::{REPORTS_MAX, SILENCE_MAX, SessionEnd},
     tickets::Tickets,
 };
