@@ -6,7 +6,7 @@
 use std::{collections::HashMap, hash::Hash, net::IpAddr, sync::Arc};
 
 use parking_lot::Mutex;
-use piecemeal_http::{Block, Share};
+use piecemeal_http::{AddressBlock, Share};
 use piecemeal_proto::NodeId;
 
 /// Cheap to clone.
@@ -20,7 +20,7 @@ struct Counts {
     per_address_max: usize,
     total: usize,
     nodes: HashMap<NodeId, usize>,
-    addresses: HashMap<Block, usize>,
+    addresses: HashMap<AddressBlock, usize>,
 }
 
 /// One request's place, for as long as it lives.
@@ -28,7 +28,7 @@ struct Counts {
 pub(super) struct Upload {
     uploads: Uploads,
     node: NodeId,
-    address: Option<Block>,
+    address: Option<AddressBlock>,
 }
 
 impl Uploads {
@@ -46,7 +46,7 @@ impl Uploads {
 
     /// A place for a request of `node`; `None`: the node must ask again later, or elsewhere.
     pub(super) fn take(&self, node: NodeId, address: Option<IpAddr>) -> Option<Upload> {
-        let address = address.map(Block::of);
+        let address = address.map(AddressBlock::of);
         self.0.lock().take(node, address).then(|| Upload {
             uploads: self.clone(),
             node,
@@ -56,7 +56,7 @@ impl Uploads {
 }
 
 impl Counts {
-    fn take(&mut self, node: NodeId, address: Option<Block>) -> bool {
+    fn take(&mut self, node: NodeId, address: Option<AddressBlock>) -> bool {
         let of_node = self.nodes.get(&node).copied().unwrap_or_default();
         let of_address = address.and_then(|address| self.addresses.get(&address)).copied();
         let is_near = self.total >= self.max - self.max / NEAR_PART;
