@@ -71,7 +71,7 @@ impl Clients {
     }
 }
 
-/// Tells clients with TLS from those without.
+/// Tells clients with TLS from clients without.
 #[derive(Clone)]
 struct Reception {
     tls: Option<Acceptor>,

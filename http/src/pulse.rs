@@ -1,7 +1,7 @@
-//! Pulse of one connection: what its stream reports without taking the lock of the port's table.
+//! Pulse of one connection: counters that its stream updates without the lock of the port's table.
 //!
-//! Invariant: a receiver is stuck only if bytes were ready for it nearly all the time. One that waits for bytes that this daemon does not
-//! have yet is not.
+//! Invariant: a receiver is stuck only if bytes were ready for it nearly all the time. One that waits for bytes that this
+//! daemon does not have yet is not.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},

@@ -105,12 +105,16 @@ pub async fn serve_http<G: Greet>(
     };
     stop.run_until_cancelled(serving).await;
     drop(listener);
+    drain(connections, limits.drain_max).await;
+}
+
+async fn drain(mut connections: JoinSet<()>, drain_max: Duration) {
     let drained = async { while connections.join_next().await.is_some() {} };
-    if timeout(limits.drain_max, drained).await.is_err() {
+    if timeout(drain_max, drained).await.is_err() {
         warn!(
             connections.open = connections.len(),
             "answers are still under way after {} s; they are cut",
-            limits.drain_max.as_secs()
+            drain_max.as_secs()
         );
     }
 }

@@ -3,14 +3,15 @@
 //! Invariant: there are never more connections than slots. Pure: time comes in as an argument, and no decision takes more than
 //! O(log n). A connection is *busy* while it is answered or has a session, and *idle* otherwise. Three rules:
 //!
-//! - While a slot is free, and the port is not nearly full, every newcomer gets one. Since an idle connection costs memory too, an
-//!   address that has its share gives one of its own for it once many are idle.
-//! - Once it is nearly full, an address that has its share already gets a slot only for one of its own idle connections.
-//! - Once it is full, an idle connection goes: the longest idle one of the address or node furthest over its share, else of all,
-//!   or for a newcomer whose address has its share, of those from there. A busy one goes only for a newcomer of another address
-//!   that has not, and only if its own address or node is over its share.
+//! - While a slot is free and the port is not nearly full, every newcomer gets one. Since an idle connection costs memory, too, an
+//!   address that has its share gives up an idle connection of its own for it once many are idle.
+//! - Once the port is nearly full, an address that has its share gets a slot only for one of its own idle connections.
+//! - Once the port is full, an idle connection is closed: the longest idle one of the address or node furthest over its share, else
+//!   the longest idle of all; for a newcomer whose address has its share, else the longest idle of its own address. A busy connection
+//!   is closed only for a newcomer of another address that does not have its share, and only if its own address or node is over its
+//!   share.
 //!
-//! A node that has proven itself counts by its identity, so that many behind one address have a share each. Since a host
+//! A node that has proven itself counts by its identity, so that many nodes behind one address have a share each. Since a host
 //! with `join.key` can make any number of identities, the address counts again where only busy connections are left.
 
 use std::{

@@ -1,4 +1,4 @@
-//! Admission of daemons: what a hello must state, prove and sign.
+//! Admission of daemons: checks what their hellos state, prove and sign.
 //!
 //! Invariant: the proof shows that the daemon belongs to the site, the signature shows which node it is. Both cover a nonce
 //! that was made for this connection alone, so that an overheard hello is refused elsewhere. A daemon of the last release does

@@ -1,7 +1,7 @@
 //! Limits of connections and sessions: their numbers, and how long a connection may take to become a session.
 //!
-//! Invariant: an admitted node counts by its identity among the connections, and by its address among the sessions, since a site's key
-//! lets one host be many nodes. A connection without a session is idle.
+//! Invariant: an admitted node counts by its identity among the connections, and by its address among the sessions, since a
+//! site's key lets one host be many nodes. A connection without a session is idle.
 
 use piecemeal_http::{Gate, Share, Slot, SlotPolicy, descriptors_max};
 use piecemeal_proto::NodeId;

@@ -59,7 +59,8 @@ pub(crate) fn outcome(ended: &wire::LeaseEnded) -> Outcome {
         wire::Outcome::Corrupt => Outcome::Corrupt { piece },
         wire::Outcome::Missing => Outcome::Missing { piece },
         wire::Outcome::Refused => Outcome::Refused,
-        // Also an outcome of a later release: the lease is over, and no source is to blame for a reason that this release does not know.
+        // Also an outcome of a later release: the lease is over, and no source is to blame for a reason that this release does
+        // not know.
         wire::Outcome::Cancelled | wire::Outcome::Unspecified => Outcome::Cancelled,
     }
 }
@@ -74,6 +75,6 @@ pub(crate) fn malformed(field: &'static str) -> ReadReportError {
     ReadReportError::Malformed { field }
 }
 
-/// Least size of a piece. Pieces smaller than twice their hash serve no purpose, and the hashes of a lease of them would not fit into a
-/// message.
+/// Least size of a piece. Pieces smaller than twice their hash serve no purpose, and the hashes of a lease of them would not
+/// fit into a message.
 pub(crate) const PIECE_BYTES_FLOOR: u64 = 2 * PIECE_HASH_BYTES as u64;

@@ -41,8 +41,8 @@ impl Brain {
         (state.hash_source, state.hash_source_owes) = (Some(index), true);
     }
 
-    /// The member to ask: a mirror, the hash source, or a peer of a sample of the sources from `start` on, complete ones first. `word`:
-    /// where the search for unknown hashes begins. `claims`: hashes that a peer itself states count, too.
+    /// The member to ask: a mirror, the hash source, or a peer of a sample of the sources from `start` on, complete ones first.
+    /// `word`: where the search for unknown hashes begins. `claims`: hashes that a peer itself states count, too.
     fn pick_describer(&self, swarm: u32, start: usize, word: usize, claims: bool) -> Option<u32> {
         let state = &self.swarms[swarm];
         let may_claim = |index: u32| claims && self.may_be_asked(swarm, index);

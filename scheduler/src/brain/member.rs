@@ -1,5 +1,5 @@
 //!
-//! Member: what the brain knows of one connected daemon, in all swarms.
+//! Member: state of one connected daemon, over all swarms.
 //!
 //! Invariant: a source never has more leases than [`MemberState::serving_max`] times [`STALLED_FACTOR`].
 

@@ -1,4 +1,4 @@
-//! The placement brain: who fetches which piece of which blob from whom.
+//! The placement brain: decides which member fetches which piece of which blob from which source.
 //!
 //! Pure: events and the time go in ([`Brain::handle`], [`Brain::handle_timeout`]), commands come out. No clock, no I/O, no
 //! randomness but the seed's, no iteration over unordered maps: equal histories give equal commands, in the server as in the
@@ -20,12 +20,12 @@
 //!
 //! | to change | see |
 //! |---|---|
-//! | who is connected, silent or gone | `liveness.rs`, `member.rs`, `pool.rs` |
-//! | what a member's report does | `want.rs`, `have.rs`, `fill_in_force.rs`, `outcome.rs`, `waiting.rs` |
+//! | when a member is silent or gone | `liveness.rs`, `member.rs`, `pool.rs` |
+//! | the effect of a member's report | `want.rs`, `have.rs`, `fill_in_force.rs`, `outcome.rs`, `waiting.rs` |
 //! | which receiver gets which piece from which source | `placement.rs`, `pairing.rs`, `rarity.rs`, `upstream.rs`, `straggler.rs` |
 //! | how many leases a member may have | `receiver.rs`, `receiver_class.rs`, `stall.rs`, `backoff.rs`, `policy.rs` |
 //! | which hash of a piece is believed | `describe.rs`, `piece_hashes.rs`, `hash_claims.rs`, `conviction.rs`, `recall.rs` |
-//! | what is remembered of unwanted blobs | `holdings.rs`, `holders.rs`, `membership.rs` |
+//! | the memory of unwanted blobs | `holdings.rs`, `holders.rs`, `membership.rs` |
 
 mod backoff;
 #[expect(clippy::module_inception, reason = "the noun is a brain; the folder holds its parts")]

@@ -1,4 +1,4 @@
-//! Outcome of leases: how they end, and what follows for their sources and receivers.
+//! Outcome of leases: how they end, and the consequences for their sources and receivers.
 //!
 //! Invariant: whatever the outcome, pieces that have not landed are missing again before anything is matched.
 

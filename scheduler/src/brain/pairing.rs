@@ -170,8 +170,8 @@ impl Pairing<'_> {
     }
 }
 
-/// How long the swarm gets at most to pass on a piece that a client waits for: with the second before the client's report, well below the
-/// 5 s in which the client must get a byte.
+/// How long the swarm gets at most to pass on a piece that a client waits for: with the second before the client's report, well
+/// below the 5 s in which the client must get a byte.
 const WAITING_PATIENCE: Time = Time::from_secs(1);
 
 #[cfg(test)]

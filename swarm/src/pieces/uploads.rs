@@ -1,7 +1,8 @@
-//! Limits on the requests that a piece port answers at once: in all, for each receiver, and, once the port is nearly full, from
-//! each address.
+//! Uploads of a piece port: the requests that it answers at once, in all, for each receiver, and, once the port is nearly full,
+//! from each address.
 //!
-//! A receiver is the node that its ticket or grant names. Since a site's key lets a host be many nodes, the address counts too.
+//! Invariant: no receiver, and no address, keeps all places from the others. A receiver is the node that its ticket or grant
+//! names. Since a site's key lets a host be many nodes, the address counts, too.
 
 use std::{collections::HashMap, hash::Hash, net::IpAddr, sync::Arc};
 
@@ -23,7 +24,7 @@ struct Counts {
     addresses: HashMap<AddressBlock, usize>,
 }
 
-/// One request's place, for as long as it lives.
+/// One request's place, given back when it is dropped.
 #[derive(Debug)]
 pub(super) struct Upload {
     uploads: Uploads,
@@ -92,11 +93,11 @@ fn one_less<K: Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
     }
 }
 
-/// One receiver has at most one in so many of the requests: more than it needs to fill its network.
+/// Part of the requests that one receiver has at most: more than it needs to fill its network.
 const NODE_PART: usize = 16;
-/// A small port's receivers have so many all the same: a few blobs at once, four requests each.
+/// Requests that a receiver has in any case, also at a small port: a few blobs at once, four requests each.
 const NODE_MIN: usize = 16;
-/// Addresses count when no more than this part is free.
+/// Part of the requests that is free when addresses begin to count.
 const NEAR_PART: usize = 8;
 
 #[cfg(test)]

@@ -54,8 +54,8 @@ pub(super) async fn connect(
     Ok((reports, Orders::new(stream)))
 }
 
-/// Connects to a scheduler of this site alone. It does not use tonic's own TLS, which cannot tell a server of another site from any other
-/// failure.
+/// Connects to a scheduler of this site alone. It does not use tonic's own TLS, which cannot tell a server of another site from
+/// any other failure.
 fn tls(authority: AuthorityPublic) -> impl Fn(Uri) -> BoxFuture<'static, io::Result<TokioIo<ClientStream>>> + use<> {
     let connector = Connector::new(authority, ServerRole::Scheduler);
     move |uri| {

@@ -1,7 +1,8 @@
 //! Connection to the scheduler, from the challenge to its end.
 //!
-//! Invariant: reading and writing go on side by side, so that neither direction's backpressure stops the other. A scheduler that is silent
-//! for a second counts as down at once; the connection ends only after a longer silence, since the scheduler may have been frozen.
+//! Invariant: reading and writing go on side by side, so that neither direction's backpressure stops the other. A scheduler
+//! that is silent for a second counts as down at once; the connection ends only after a longer silence, since the scheduler may
+//! have been frozen.
 
 use std::sync::Arc;
 

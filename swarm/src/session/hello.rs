@@ -1,4 +1,4 @@
-//! Hello of this daemon: what it states of itself, and the proof and the signature over it.
+//! Hello of this daemon: its statements about itself, and the proof and the signature over them.
 //!
 //! Invariant: the proof and the signature cover the challenge's nonce, so that an overheard hello is refused elsewhere.
 

@@ -1,7 +1,7 @@
 //! Session of a daemon with its site's scheduler.
 //!
-//! Invariant: each new stream begins with a report of all local content, from the [`Inventory`], since the scheduler's state is soft. So
-//! reports without a stream are dropped, and reports that overflow the queue cost the connection, never memory.
+//! Invariant: each new stream begins with a report of all local content, from the [`Inventory`], since the scheduler's state is
+//! soft. So reports without a stream are dropped, and reports that overflow the queue cost the connection, never memory.
 
 mod backoff;
 mod config;
