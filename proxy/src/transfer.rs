@@ -16,7 +16,7 @@ use std::{
     num::NonZeroUsize,
     ops::Range,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -24,6 +24,7 @@ use std::{
 
 use bytes::Bytes;
 use lru::LruCache;
+use parking_lot::{Mutex, MutexGuard};
 use piecemeal_proto::{Digest, FillId};
 use piecemeal_store::{Blob, Extent, FillFailure, Filling, ReadBlobError, Repository, Store};
 use prometheus_client::{
@@ -34,7 +35,7 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    Item, Rights,
+    Item,
     callers::{Callers, Right, RightKey, Standing},
 };
 use piecemeal_upstream::{Caller, Places, PullError};
@@ -161,7 +162,7 @@ impl Transfer {
     }
 
     fn answered_under(&self, at: &Repository) {
-        let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut answered = self.answered.lock();
         if !answered.contains(at) {
             let surplus = (answered.len() + 1).saturating_sub(ANSWERED_MAX);
             answered.drain(..surplus);
@@ -171,7 +172,7 @@ impl Transfer {
 
     /// Whether the upstream has answered for the digest under this repository.
     pub fn has_answered(&self, at: &Repository) -> bool {
-        let answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        let answered = self.answered.lock();
         answered.contains(at)
     }
 
@@ -181,7 +182,7 @@ impl Transfer {
         if !self.shown.load(Ordering::Relaxed) {
             return Vec::new();
         }
-        self.answered.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.answered.lock().clone()
     }
 
     /// Records the [`Transfer::sources`] of a blob that another transfer has published, and those that were added meanwhile.
@@ -354,7 +355,7 @@ enum NotOpened {
 
 /// A caller that asks for a blob.
 #[derive(Clone, Copy)]
-pub struct Joining<'a> {
+pub(crate) struct Joining<'a> {
     pub caller: &'a Caller,
     pub at: &'a Repository,
     pub digest: &'a Digest,
@@ -362,7 +363,8 @@ pub struct Joining<'a> {
     pub blob_bytes: Option<u64>,
     /// How long the caller waits until it can be answered.
     pub patience: Duration,
-    pub access: &'a Rights,
+    /// Whether the source has recently served a caller from the repository.
+    pub allows: &'a (dyn Fn(&Caller) -> bool + Sync),
 }
 
 impl Joining<'_> {
@@ -371,11 +373,11 @@ impl Joining<'_> {
     }
 
     fn join(&self, transfer: &Transfer) {
-        let standing = match self.access.allows(self.caller, self.at) {
+        let standing = match (self.allows)(self.caller) {
             true => Standing::Proven,
             false => Standing::Unknown,
         };
-        let public = self.access.allows(&Caller::default(), self.at);
+        let public = (self.allows)(&Caller::default());
         transfer.callers.join(&self.right(), standing, public);
     }
 }
@@ -400,7 +402,7 @@ impl Default for Disputes {
 }
 
 /// What is known of a blob that is here, or on its way.
-pub struct KnownHere {
+pub(crate) struct KnownHere {
     pub blob_bytes: u64,
     /// It is on its way, and its upstream has answered for it under the repository.
     is_answered: bool,
@@ -408,7 +410,7 @@ pub struct KnownHere {
 
 impl KnownHere {
     /// What a caller's right is asked for.
-    pub fn item<'a>(&self, digest: &'a Digest) -> Item<'a> {
+    pub(crate) fn item<'a>(&self, digest: &'a Digest) -> Item<'a> {
         match self.is_answered {
             true => Item::Answered(digest),
             false => Item::Blob(digest),
@@ -471,7 +473,7 @@ impl Transfers {
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().expect("no holder of this lock panics")
+        self.table.lock()
     }
 
     /// The size in bytes of a blob that is here, whole or on its way from the same upstream; `None` when it is unknown. The size
@@ -479,7 +481,7 @@ impl Transfers {
     ///
     /// # Errors
     /// [`PullError::Store`].
-    pub async fn known_here(
+    pub(crate) async fn known_here(
         &self,
         store: &Store,
         at: &Repository,
@@ -518,7 +520,7 @@ impl Transfers {
     /// # Errors
     /// What the source said to this caller; why the transfer failed; the last failure, while the digest cools down after it
     /// for this caller.
-    pub async fn open<F, P>(
+    pub(crate) async fn open<F, P>(
         &self,
         joining: Joining<'_>,
         run: impl Fn(Right, Arc<Transfer>) -> F + Clone + Send + 'static,

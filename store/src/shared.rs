@@ -18,6 +18,7 @@ use crate::{
         evictor::{Limits, RoomError, Swept},
         fill::Fill,
         ledger::Generation,
+        live_fills::Saving,
         random::Random,
     },
     disk::{blocking::blocking, layout::Layout},
@@ -161,8 +162,11 @@ impl Shared {
         let due = waited >= USES_INTERVAL
             || self.uses() >= USES_MAX
             || (waited >= BATCH_INTERVAL && self.blobs.live.has_unsaved());
-        if due && self.index.is_idle() {
-            self.write_batch(Durability::Batched);
+        if due
+            && self.index.is_idle()
+            && let Some(saving) = self.blobs.live.try_save()
+        {
+            self.commit_batch(&saving);
         }
     }
 
@@ -172,27 +176,38 @@ impl Shared {
     }
 
     pub(crate) fn write_batch(&self, durability: Durability) {
+        let is_committed = self.commit_batch(&self.blobs.live.save());
+        // The next batch need not wait for the disk.
+        if is_committed
+            && durability == Durability::Synced
+            && let Err(error) = self.index.sync()
+        {
+            warn_of_loss(&error);
+        }
+    }
+
+    /// Whether the batch is in the index.
+    fn commit_batch(&self, saving: &Saving<'_>) -> bool {
         *self.batched_at.lock() = self.index.monotonic();
         let batch = Batch {
             names: self.names.take_uses(),
             blobs: self.blobs.inventory.take_uses(),
-            fills: self.blobs.live.take_unsaved(),
+            fills: saving.take_unsaved(),
         };
-        match self.write_rows(durability, &batch) {
-            Ok(()) => self.blobs.live.retire(),
+        let written = self.write_rows(&batch);
+        match &written {
+            Ok(()) => saving.retire(),
             Err(error) => {
-                warn!(
-                    error = &error as &dyn std::error::Error,
-                    "failed to record progress; a crash now would lose more of it"
-                );
+                warn_of_loss(error);
                 self.give_back(batch);
             }
         }
+        written.is_ok()
     }
 
-    fn write_rows(&self, durability: Durability, batch: &Batch) -> Result<(), IndexError> {
+    fn write_rows(&self, batch: &Batch) -> Result<(), IndexError> {
         let now = self.index.now();
-        self.index.write(durability, |transaction| {
+        self.index.write(Durability::Batched, |transaction| {
             for (fill, progress) in &batch.fills {
                 partials::save(transaction, fill.row(), progress, now)?;
             }
@@ -213,6 +228,13 @@ impl Shared {
             self.names.give_back_uses(batch.names);
         }
     }
+}
+
+fn warn_of_loss(error: &IndexError) {
+    warn!(
+        error = error as &dyn std::error::Error,
+        "failed to record progress; a crash now would lose more of it"
+    );
 }
 
 impl Drop for Shared {

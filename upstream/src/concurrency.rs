@@ -1,4 +1,6 @@
-//! How many connections the fills from one upstream use: one to eight each, found by measuring.
+//! Concurrency of the fills from one upstream: how many connections each may use, found by measuring.
+//!
+//! A fill may use one to eight; all fills together 32, unless there are more fills than that.
 //!
 //! Over a long path one connection is slow: it begins with a few packets and doubles them once a round trip, and each loss
 //! sets it back. Several in parallel make up for that. Over a short path one is enough, and more only cost.
@@ -15,13 +17,13 @@ use parking_lot::Mutex;
 use piecemeal_store::Repository;
 
 /// The most connections of one fill.
-pub const WIDTH_MAX: usize = 8;
+pub const FILL_CONNECTIONS_MAX: usize = 8;
 /// The most connections for bodies from one upstream, unless there are more fills than that.
-const LANES_MAX: usize = 32;
-/// One more connection for each such time to the first byte, up to [`WIDTH_EXPECTED_MAX`].
-const LATENCY_PER_LANE: Duration = Duration::from_millis(16);
+const CONNECTIONS_MAX: usize = 32;
+/// One more connection for each such time to the first byte, up to [`EXPECTED_MAX`].
+const LATENCY_PER_CONNECTION: Duration = Duration::from_millis(16);
 /// Beyond this number only a measured gain adds connections: all that they have under way at the end arrives at once.
-const WIDTH_EXPECTED_MAX: usize = 6;
+const EXPECTED_MAX: usize = 6;
 /// How long a number of connections is tried before it is judged.
 const TRIAL: Duration = Duration::from_secs(1);
 /// The minimum gain of one more connection, in percent.
@@ -32,15 +34,16 @@ const HOLD_MAX: Duration = Duration::from_secs(600);
 /// The pause after upstream answered 429, or would not send ranges.
 const CALM: Duration = Duration::from_secs(60);
 
-/// The connections of one upstream.
-pub struct Lanes(Mutex<State>);
+/// The connections of one upstream. Reads the clock for [`Measured`], which decides.
+pub struct Concurrency(Mutex<Measured>);
 
-struct State {
-    width: Width,
+/// Fills of one upstream and what was measured of them. Times are passed in.
+struct Measured {
+    limit: FillLimit,
     latency: Option<Duration>,
     fills: HashMap<u64, Load>,
     next: u64,
-    window: Window,
+    window: RateWindow,
     received_at: Option<Instant>,
 }
 
@@ -53,46 +56,34 @@ struct Load {
 }
 
 /// The bytes received since the last judgement.
-struct Window {
+struct RateWindow {
     since: Instant,
     bytes: u64,
     /// Of the window before this one; 0 in the first.
-    lane_rate: u64,
+    connection_rate: u64,
 }
 
-impl Window {
-    fn begin() -> Self {
+impl RateWindow {
+    fn begin(now: Instant) -> Self {
         Self {
-            since: Instant::now(),
+            since: now,
             bytes: 0,
-            lane_rate: 0,
+            connection_rate: 0,
         }
     }
 }
 
-impl Default for Lanes {
+impl Default for Concurrency {
     fn default() -> Self {
-        Self(Mutex::new(State {
-            width: Width::default(),
-            latency: None,
-            fills: HashMap::new(),
-            next: 0,
-            window: Window::begin(),
-            received_at: None,
-        }))
+        Self(Mutex::new(Measured::new(Instant::now())))
     }
 }
 
-impl Lanes {
+impl Concurrency {
     /// Records how long an answer took to its status line. The shortest recent time counts: it has the least of upstream's own
     /// work in it.
     pub fn answered_after(&self, took: Duration) {
-        let mut state = self.0.lock();
-        let latency = state.latency.map_or(took, |latency| took.min(latency + latency / 20));
-        state.latency = Some(latency);
-        if state.fills.is_empty() {
-            state.width.expect(latency);
-        }
+        self.0.lock().answered_after(took);
     }
 
     /// How long an answer takes.
@@ -102,88 +93,113 @@ impl Lanes {
 
     /// Upstream answered 429, or sends a whole blob when asked for a range.
     pub fn calm_down(&self) {
-        self.0.lock().width.calm_down(Instant::now());
+        self.0.lock().limit.calm_down(Instant::now());
     }
 
     /// Bytes of a body have come.
     pub fn received(&self, bytes: usize) {
-        let (mut state, now) = (self.0.lock(), Instant::now());
-        state.received_at = Some(now);
-        state.received(bytes as u64, now);
+        self.0.lock().received(bytes as u64, Instant::now());
     }
 
     /// Whether bytes of a body have come within this time.
     pub fn received_within(&self, time: Duration) -> bool {
-        self.0.lock().received_at.is_some_and(|at| at.elapsed() < time)
+        self.0.lock().received_within(time, Instant::now())
     }
 
-    /// A fill begins; it ends when the seat is dropped.
-    pub fn enter(&self, image: &Repository, missing_bytes: u64) -> Seat<'_> {
-        let mut state = self.0.lock();
-        if state.fills.is_empty() {
-            state.window = Window::begin();
+    /// A fill begins; it ends when the share is dropped.
+    pub fn begin_fill(&self, image: &Repository, missing_bytes: u64) -> FillShare<'_> {
+        let id = self.0.lock().begin_fill(image, missing_bytes, Instant::now());
+        FillShare { concurrency: self, id }
+    }
+}
+
+/// A fill's share of the connections to its upstream.
+pub struct FillShare<'a> {
+    concurrency: &'a Concurrency,
+    id: u64,
+}
+
+impl FillShare<'_> {
+    /// How many connections the fill may use while it lacks `missing_bytes` and uses `busy`.
+    pub fn connections(&self, missing_bytes: u64, busy: usize) -> usize {
+        self.concurrency.0.lock().share(self.id, missing_bytes, busy)
+    }
+
+    /// The rate of one connection, in bytes a second; 0 while it is unknown.
+    pub fn connection_rate(&self) -> u64 {
+        self.concurrency.0.lock().window.connection_rate
+    }
+}
+
+impl Drop for FillShare<'_> {
+    fn drop(&mut self) {
+        self.concurrency.0.lock().fills.remove(&self.id);
+    }
+}
+
+impl Measured {
+    fn new(now: Instant) -> Self {
+        Self {
+            limit: FillLimit::default(),
+            latency: None,
+            fills: HashMap::new(),
+            next: 0,
+            window: RateWindow::begin(now),
+            received_at: None,
         }
-        state.next += 1;
-        let id = state.next;
+    }
+
+    fn answered_after(&mut self, took: Duration) {
+        let latency = self.latency.map_or(took, |latency| took.min(latency + latency / 20));
+        self.latency = Some(latency);
+        if self.fills.is_empty() {
+            self.limit.expect(latency);
+        }
+    }
+
+    fn received_within(&self, time: Duration, now: Instant) -> bool {
+        self.received_at
+            .is_some_and(|at| now.saturating_duration_since(at) < time)
+    }
+
+    /// Returns the fill's number.
+    fn begin_fill(&mut self, image: &Repository, missing_bytes: u64, now: Instant) -> u64 {
+        if self.fills.is_empty() {
+            self.window = RateWindow::begin(now);
+        }
+        self.next += 1;
         let load = Load {
             image: image.clone(),
             missing_bytes,
             busy: 0,
         };
-        state.fills.insert(id, load);
-        Seat { lanes: self, id }
-    }
-}
-
-/// A fill's place among the others of its upstream.
-pub struct Seat<'a> {
-    lanes: &'a Lanes,
-    id: u64,
-}
-
-impl Seat<'_> {
-    /// How many connections the fill may use while it lacks `missing_bytes` and uses `busy`.
-    pub fn share(&self, missing_bytes: u64, busy: usize) -> usize {
-        let mut state = self.lanes.0.lock();
-        if let Some(load) = state.fills.get_mut(&self.id) {
-            (load.missing_bytes, load.busy) = (missing_bytes, busy);
-        }
-        state.share(self.id)
+        self.fills.insert(self.next, load);
+        self.next
     }
 
-    /// The rate of one connection, in bytes a second; 0 while it is unknown.
-    pub fn lane_rate(&self) -> u64 {
-        self.lanes.0.lock().window.lane_rate
-    }
-}
-
-impl Drop for Seat<'_> {
-    fn drop(&mut self) {
-        self.lanes.0.lock().fills.remove(&self.id);
-    }
-}
-
-impl State {
-    fn share(&self, id: u64) -> usize {
-        let Some(own) = self.fills.get(&id) else {
+    fn share(&mut self, id: u64, missing_bytes: u64, busy: usize) -> usize {
+        let Some(own) = self.fills.get_mut(&id) else {
             return 1;
         };
-        let width = self.width.lanes.min(LANES_MAX / self.fills.len()).max(1);
+        (own.missing_bytes, own.busy) = (missing_bytes, busy);
+        let image = own.image.clone();
+        let limit = self.limit.connections.min(CONNECTIONS_MAX / self.fills.len()).max(1);
         // Slow start is crossed by numbers: all begin with all that they may have, and shrink as their segments end.
-        if self.window.lane_rate == 0 {
-            return width;
+        if self.window.connection_rate == 0 {
+            return limit;
         }
         let largest = self
             .fills
             .values()
-            .filter(|fill| fill.image == own.image)
+            .filter(|fill| fill.image == image)
             .map(|fill| fill.missing_bytes)
             .max()
             .unwrap_or_default();
-        proportion(width, own.missing_bytes, largest)
+        proportion(limit, missing_bytes, largest)
     }
 
     fn received(&mut self, bytes: u64, now: Instant) {
+        self.received_at = Some(now);
         self.window.bytes += bytes;
         let took = now.saturating_duration_since(self.window.since);
         if took < TRIAL {
@@ -191,34 +207,34 @@ impl State {
         }
         let busy: usize = self.fills.values().map(|fill| fill.busy).sum();
         let rate = u64::try_from(u128::from(self.window.bytes) * 1000 / took.as_millis().max(1)).unwrap_or(u64::MAX);
-        self.width.judge(rate, now);
-        self.window = Window {
+        self.limit.judge(rate, now);
+        self.window = RateWindow {
             since: now,
             bytes: 0,
-            lane_rate: rate / busy.max(1) as u64,
+            connection_rate: rate / busy.max(1) as u64,
         };
     }
 }
 
-/// `width` scaled by what a fill lacks of what the largest of its image lacks: at least 1.
-fn proportion(width: usize, missing_bytes: u64, largest: u64) -> usize {
-    let scaled = (width as u128 * u128::from(missing_bytes)).div_ceil(u128::from(largest.max(1)));
-    usize::try_from(scaled).unwrap_or(width).clamp(1, width)
+/// `limit` scaled by what a fill lacks of what the largest of its image lacks: at least 1.
+fn proportion(limit: usize, missing_bytes: u64, largest: u64) -> usize {
+    let scaled = (limit as u128 * u128::from(missing_bytes)).div_ceil(u128::from(largest.max(1)));
+    usize::try_from(scaled).unwrap_or(limit).clamp(1, limit)
 }
 
 /// The number of connections of one fill, climbing while that brings something.
-struct Width {
-    lanes: usize,
+struct FillLimit {
+    connections: usize,
     /// What came in a second before the last connection was added.
     trial: Option<u64>,
     hold: Duration,
     hold_until: Option<Instant>,
 }
 
-impl Default for Width {
+impl Default for FillLimit {
     fn default() -> Self {
         Self {
-            lanes: 1,
+            connections: 1,
             trial: None,
             hold: HOLD,
             hold_until: None,
@@ -226,14 +242,14 @@ impl Default for Width {
     }
 }
 
-impl Width {
-    /// The starting width, before anything has been measured.
+impl FillLimit {
+    /// The starting number, before anything has been measured.
     fn expect(&mut self, latency: Duration) {
         if self.hold_until.is_none() {
-            let lanes = latency.as_micros().div_ceil(LATENCY_PER_LANE.as_micros());
-            self.lanes = usize::try_from(lanes)
-                .unwrap_or(WIDTH_EXPECTED_MAX)
-                .clamp(1, WIDTH_EXPECTED_MAX);
+            let connections = latency.as_micros().div_ceil(LATENCY_PER_CONNECTION.as_micros());
+            self.connections = usize::try_from(connections)
+                .unwrap_or(EXPECTED_MAX)
+                .clamp(1, EXPECTED_MAX);
             self.trial = None;
         }
     }
@@ -243,18 +259,18 @@ impl Width {
         if let Some(before) = self.trial.take()
             && u128::from(rate) * 100 < u128::from(before) * u128::from(100 + GAIN_MIN)
         {
-            self.lanes -= 1;
+            self.connections -= 1;
             self.hold_until = Some(now + self.hold);
             self.hold = (self.hold * 2).min(HOLD_MAX);
         }
-        if self.lanes < WIDTH_MAX && self.hold_until.is_none_or(|until| now >= until) {
+        if self.connections < FILL_CONNECTIONS_MAX && self.hold_until.is_none_or(|until| now >= until) {
             self.trial = Some(rate);
-            self.lanes += 1;
+            self.connections += 1;
         }
     }
 
     fn calm_down(&mut self, now: Instant) {
-        (self.lanes, self.trial) = (1, None);
+        (self.connections, self.trial) = (1, None);
         self.hold_until = Some(now + CALM);
     }
 }
@@ -265,58 +281,129 @@ mod tests {
 
     /// Judges once a second what `carried` says of so many connections; returns how many there were.
     fn climb(start: Duration, seconds: u64, carried: impl Fn(usize) -> u64) -> Vec<usize> {
-        let mut width = Width::default();
-        width.expect(start);
+        let mut limit = FillLimit::default();
+        limit.expect(start);
         let begin = Instant::now();
         (0..seconds)
             .map(|second| {
-                let lanes = width.lanes;
-                width.judge(carried(lanes), begin + Duration::from_secs(second));
-                lanes
+                let connections = limit.connections;
+                limit.judge(carried(connections), begin + Duration::from_secs(second));
+                connections
             })
             .collect()
     }
 
     #[test]
     fn a_link_that_one_connection_fills_keeps_one() {
-        let lanes = climb(Duration::from_millis(1), 100, |_| 12_000_000);
-        let tried = lanes.iter().filter(|&&lanes| lanes > 1).count();
-        assert!(lanes.iter().all(|&lanes| lanes <= 2) && tried <= 5, "{lanes:?}");
+        let connections = climb(Duration::from_millis(1), 100, |_| 12_000_000);
+        let tried = connections.iter().filter(|&&connections| connections > 1).count();
+        assert!(
+            connections.iter().all(|&connections| connections <= 2) && tried <= 5,
+            "{connections:?}"
+        );
     }
 
     #[test]
     fn a_link_that_slows_each_connection_down_gets_all() {
         for start in [1, 100] {
-            let lanes = climb(Duration::from_millis(start), 10, |lanes| 200_000 * lanes as u64);
-            assert_eq!(lanes.last(), Some(&WIDTH_MAX));
+            let connections = climb(Duration::from_millis(start), 10, |connections| {
+                200_000 * connections as u64
+            });
+            assert_eq!(connections.last(), Some(&FILL_CONNECTIONS_MAX));
         }
     }
 
     #[test]
     fn a_long_way_begins_with_many() {
-        for (latency, lanes) in [
+        for (latency, connections) in [
             (0, 1),
             (16, 1),
             (17, 2),
             (40, 3),
-            (100, WIDTH_EXPECTED_MAX),
-            (900, WIDTH_EXPECTED_MAX),
+            (100, EXPECTED_MAX),
+            (900, EXPECTED_MAX),
         ] {
-            assert_eq!(climb(Duration::from_millis(latency), 1, |_| 1), [lanes], "{latency} ms");
+            assert_eq!(
+                climb(Duration::from_millis(latency), 1, |_| 1),
+                [connections],
+                "{latency} ms"
+            );
         }
     }
 
     #[test]
     fn who_is_asked_to_calm_down_does() {
-        let mut width = Width::default();
-        width.expect(Duration::from_secs(1));
+        let mut limit = FillLimit::default();
+        limit.expect(Duration::from_secs(1));
         let now = Instant::now();
-        width.calm_down(now);
-        width.expect(Duration::from_secs(1));
-        width.judge(1, now + CALM / 2);
-        assert_eq!(width.lanes, 1);
-        width.judge(1, now + CALM);
-        assert_eq!(width.lanes, 2);
+        limit.calm_down(now);
+        limit.expect(Duration::from_secs(1));
+        limit.judge(1, now + CALM / 2);
+        assert_eq!(limit.connections, 1);
+        limit.judge(1, now + CALM);
+        assert_eq!(limit.connections, 2);
+    }
+
+    fn image(name: &str) -> Repository {
+        Repository {
+            upstream: "a.io".to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
+    #[test]
+    fn layers_of_an_image_begin_with_all_connections_and_share_them_once_a_rate_is_known() {
+        let now = Instant::now();
+        let mut state = Measured::new(now);
+        state.answered_after(Duration::from_secs(1));
+        let [large, small] = [30, 10].map(|missing| state.begin_fill(&image("app"), missing, now));
+        let other = state.begin_fill(&image("other"), 10, now);
+        let shares = |state: &mut Measured| {
+            [(large, 30), (small, 10), (other, 10)].map(|(id, missing)| state.share(id, missing, 1))
+        };
+        assert_eq!(shares(&mut state), [EXPECTED_MAX; 3], "nothing is measured");
+        state.received(3000, now + TRIAL);
+        assert_eq!(state.window.connection_rate, 1000, "of three connections");
+        let [large, small, other] = shares(&mut state);
+        assert_eq!((large, small), (other, large.div_ceil(3)));
+        state.fills.clear();
+        assert_eq!(state.share(1, 30, 1), 1, "it has ended");
+    }
+
+    #[test]
+    fn a_rate_is_taken_over_a_second_and_begins_with_the_first_fill() {
+        let now = Instant::now();
+        let mut state = Measured::new(now);
+        let begun = now + TRIAL * 100;
+        let id = state.begin_fill(&image("app"), 30, begun);
+        state.share(id, 30, 1);
+        state.received(1000, begun + TRIAL / 2);
+        assert_eq!(state.window.connection_rate, 0, "too short");
+        state.received(1000, begun + TRIAL * 2);
+        assert_eq!(state.window.connection_rate, 1000);
+        state.fills.clear();
+        state.begin_fill(&image("app"), 30, begun + TRIAL * 9);
+        assert_eq!(state.window.connection_rate, 0, "what the last fill measured is old");
+    }
+
+    #[test]
+    fn bytes_show_for_a_time_that_the_link_is_there() {
+        let now = Instant::now();
+        let mut state = Measured::new(now);
+        assert!(!state.received_within(TRIAL, now), "none has come");
+        state.received(1, now);
+        assert!(state.received_within(TRIAL, now + TRIAL / 2));
+        assert!(!state.received_within(TRIAL, now + TRIAL));
+    }
+
+    #[test]
+    fn the_shortest_recent_answer_is_the_latency() {
+        let mut state = Measured::new(Instant::now());
+        let latency = |state: &Measured| state.latency.unwrap_or_default().as_millis();
+        for (took, expected) in [(100, 100), (40, 40), (400, 42)] {
+            state.answered_after(Duration::from_millis(took));
+            assert_eq!(latency(&state), expected);
+        }
     }
 
     #[test]

@@ -14,17 +14,18 @@ use std::{
 use lru::LruCache;
 use parking_lot::Mutex;
 use piecemeal_proto::{AuthorityPublic, NodeId};
+use piecemeal_store::Repository;
 use piecemeal_tls::{ServerRole, client_config};
 use prometheus_client::registry::Registry;
 use reqwest::{Certificate, ClientBuilder, Identity};
 use url::Url;
 
-use crate::{ClientConfig, LiveDuration, NodeIdentity, PullError, UpstreamConfig};
+use crate::{Caller, ClientConfig, LiveDuration, NodeIdentity, PullError, UpstreamConfig};
 use crate::{
     answer::innermost,
     auth::Tokens,
     breaker::CircuitBreakers,
-    concurrency::Lanes,
+    concurrency::Concurrency,
     endpoint::Endpoint,
     limits::Limits,
     metrics::RequestMetrics,
@@ -213,6 +214,19 @@ impl Upstreams {
         self.0.named.values()
     }
 
+    /// Whether the repository's upstream has recently served the caller from it.
+    pub fn allows(&self, caller: &Caller, at: &Repository) -> bool {
+        self.get(&at.upstream).is_ok_and(|upstream| upstream.allows(caller, at))
+    }
+
+    /// Whether the repository's upstream is lost. An unknown upstream is not.
+    pub async fn is_lost(&self, at: &Repository) -> bool {
+        match self.get(&at.upstream) {
+            Ok(upstream) => upstream.is_lost().await,
+            Err(_) => false,
+        }
+    }
+
     /// Changes [`ClientConfig::verdict_ttl`], for rights that count already too.
     pub fn set_verdict_ttl(&self, verdict_ttl: Duration) {
         let maker = &self.0.maker;
@@ -250,7 +264,7 @@ impl Maker {
             withheld: Once::new(),
             kept_home: Once::new(),
             via: self.via.clone(),
-            lanes: Lanes::default(),
+            concurrency: Concurrency::default(),
             limits,
         })
     }

@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::{api::core::v1::Event, jiff::Timestamp};
 use lru::LruCache;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::{
-    cluster::{Cluster, core_path, is_object_name},
+    cluster::{Cluster, is_object_name},
     decide::plan::Skip,
     metrics::Metrics,
 };
@@ -140,8 +140,7 @@ pub(crate) async fn write(cluster: Cluster, mut waiting: mpsc::Receiver<Value>, 
     let writing = async {
         while let Some(event) = waiting.recv().await {
             let namespace = event["metadata"]["namespace"].as_str().unwrap_or_default();
-            let path = core_path(namespace, "events", "");
-            if let Err(error) = cluster.create(&path, &event, false).await {
+            if let Err(error) = cluster.objects::<Event>(namespace).create(&event, false).await {
                 debug!("an event could not be written: {error}");
             }
         }

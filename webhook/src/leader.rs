@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::{api::coordination::v1::Lease, jiff::Timestamp};
 use serde_json::{Value, json};
 use tokio::{
     sync::watch,
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    cluster::{Cluster, ClusterError},
+    cluster::{Cluster, ClusterError, Objects},
     metrics::Metrics,
 };
 
@@ -59,11 +59,12 @@ pub(crate) async fn stand(
     metrics: Metrics,
     stop: CancellationToken,
 ) {
+    let leases = cluster.objects::<Lease>(&candidacy.namespace);
     let mut seen = None;
     let mut renewed = Instant::now();
     let running = async {
         loop {
-            let round = timeout(ROUND_TIME_MAX, round(&cluster, &candidacy, &mut seen));
+            let round = timeout(ROUND_TIME_MAX, round(&leases, &candidacy, &mut seen));
             let late = || ClusterError::Unreachable(format!("it takes more than {} s", ROUND_TIME_MAX.as_secs()));
             match round.await.unwrap_or_else(|_| Err(late())) {
                 Ok(is_leader) => {
@@ -81,7 +82,7 @@ pub(crate) async fn stand(
     };
     stop.run_until_cancelled(running).await;
     if leads.send_replace(false) {
-        let released = release(&cluster, &candidacy).await;
+        let released = release(&leases, &candidacy).await;
         if let Err(error) = released {
             warn!("the Lease {} stays until it expires: {error}", candidacy.lease);
         }
@@ -100,9 +101,8 @@ fn announce(leads: &watch::Sender<bool>, metrics: &Metrics, is_leader: bool) {
 }
 
 /// Whether this replica is the leader now.
-async fn round(cluster: &Cluster, candidacy: &Candidacy, seen: &mut Option<Seen>) -> Result<bool, ClusterError> {
-    let path = candidacy.path();
-    let lease = cluster.get(&path).await?;
+async fn round(leases: &Objects, candidacy: &Candidacy, seen: &mut Option<Seen>) -> Result<bool, ClusterError> {
+    let lease = leases.get(&candidacy.lease).await?;
     let now = Instant::now();
     let version = lease
         .as_ref()
@@ -113,11 +113,11 @@ async fn round(cluster: &Cluster, candidacy: &Candidacy, seen: &mut Option<Seen>
     let unchanged = seen.as_ref().map_or(Duration::ZERO, |seen| now.duration_since(seen.at));
     let written = match decide(lease.as_ref(), candidacy, unchanged) {
         Act::Wait => return Ok(false),
-        Act::Create(lease) => cluster.create(&candidacy.list(), &lease, false).await,
-        Act::Take(lease) | Act::Renew(lease) => cluster.replace(&path, &lease).await,
+        Act::Create(lease) => leases.create(&lease, false).await.map(|_| ()),
+        Act::Take(lease) | Act::Renew(lease) => leases.replace(&candidacy.lease, &lease).await,
     };
     match written {
-        Ok(_) => Ok(true),
+        Ok(()) => Ok(true),
         // Another replica was faster.
         Err(ClusterError::Conflict(_)) => Ok(false),
         Err(error) => Err(error),
@@ -168,9 +168,8 @@ fn decide(lease: Option<&Value>, candidacy: &Candidacy, unchanged: Duration) -> 
 }
 
 /// Another replica need not wait for the lease to run out.
-async fn release(cluster: &Cluster, candidacy: &Candidacy) -> Result<(), ClusterError> {
-    let path = candidacy.path();
-    let Some(mut lease) = cluster.get(&path).await? else {
+async fn release(leases: &Objects, candidacy: &Candidacy) -> Result<(), ClusterError> {
+    let Some(mut lease) = leases.get(&candidacy.lease).await? else {
         return Ok(());
     };
     if lease["spec"]["holderIdentity"] != *candidacy.identity {
@@ -179,17 +178,7 @@ async fn release(cluster: &Cluster, candidacy: &Candidacy) -> Result<(), Cluster
     if let Some(spec) = lease.get_mut("spec").and_then(Value::as_object_mut) {
         spec.insert("holderIdentity".to_owned(), json!(""));
     }
-    cluster.replace(&path, &lease).await.map(|_| ())
-}
-
-impl Candidacy {
-    fn list(&self) -> String {
-        format!("/apis/coordination.k8s.io/v1/namespaces/{}/leases", self.namespace)
-    }
-
-    fn path(&self) -> String {
-        format!("{}/{}", self.list(), self.lease)
-    }
+    leases.replace(&candidacy.lease, &lease).await
 }
 
 #[cfg(test)]

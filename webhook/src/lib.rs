@@ -17,7 +17,7 @@ mod review;
 mod webhook;
 
 pub use certificates::reconciler::CertificateSource;
-pub use cluster::{Cluster, ClusterError, core_path, is_object_name, with_labels};
+pub use cluster::{Cluster, ClusterError, Objects, is_object_name};
 pub use config::WebhookConfig;
 pub use copies::copy::{COPY_LABEL, CopyName, select_copies};
 pub use decide::{

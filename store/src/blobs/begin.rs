@@ -13,6 +13,7 @@ use super::{
     digest_lock::DigestGuard,
     evictor::{RoomError, Swept},
     fill::Fill,
+    inventory::Pin,
     ledger::Kind,
     live_fills::Handle,
     partial_piece::PartialPiece,
@@ -107,11 +108,9 @@ impl Beginning<'_> {
             return Ok(handle);
         }
         // Without a handle, but still in memory: as good as new.
-        if let Some(fill) = blobs.live.fill(digest)
-            && fill.is_open()
-            && fill.suits(self.map, self.id)
-        {
-            return Ok(self.attach(fill));
+        let suits = |fill: &Fill| fill.suits(self.map, self.id);
+        if let Some(handle) = blobs.live.revive(digest, suits, || self.pin()) {
+            return Ok(handle);
         }
         if let Some(handle) = self.resume()? {
             return Ok(handle);
@@ -156,7 +155,7 @@ impl Beginning<'_> {
             .evictor
             .make_room(&reserving, 0, fill.missing_bytes(), &mut Swept::default())
             .map_err(|error| no_room(error, fill.missing_bytes()))?;
-        Ok(Some(self.attach(Arc::new(fill))))
+        Ok(Some(self.attach(fill)))
     }
 
     fn start(&self, id: FillId) -> Result<Arc<Handle>, BeginFillError> {
@@ -170,7 +169,7 @@ impl Beginning<'_> {
         let now = blobs.index.now();
         blobs.inventory.ledger().insert(*digest, Kind::Partial, blob_bytes, now);
         match self.make_partial(id) {
-            Ok(fill) => Ok(self.attach(Arc::new(fill))),
+            Ok(fill) => Ok(self.attach(fill)),
             Err(error) => {
                 if let Err(error) = blobs.evictor.discard(self.lock, &mut Swept::default()) {
                     warn!(blob.digest = %digest, error = &error as &dyn std::error::Error, "failed to clean up {digest}");
@@ -189,20 +188,25 @@ impl Beginning<'_> {
         Ok(Fill::new(*digest, self.map, id, row, file))
     }
 
-    /// Makes the first handle of a fill. The digest's lock keeps its entry from leaving.
-    fn attach(&self, fill: Arc<Fill>) -> Arc<Handle> {
-        let (inventory, digest) = (&self.blobs.inventory, fill.digest());
-        let now = self.blobs.index.now();
-        {
-            let mut ledger = inventory.ledger();
-            if ledger.get(digest).is_none() {
-                ledger.insert(*digest, Kind::Partial, fill.map().blob_bytes(), now);
-            }
-        }
-        let pin = inventory.pin(digest).expect("the entry is there and its lock is held");
-        let handle = Arc::new(Handle::stored(fill, pin));
+    /// Makes the first handle of a fill.
+    fn attach(&self, fill: Fill) -> Arc<Handle> {
+        let handle = Arc::new(Handle::stored(Arc::new(fill), self.pin()));
         self.blobs.live.insert(&handle);
         handle
+    }
+
+    /// Pins the space of the whole blob. It was reserved: a stored fill in memory and a partial on the disk have their entry in the
+    /// ledger until [`super::evictor::Evictor::discard`] takes all three away, under the digest's lock.
+    fn pin(&self) -> Pin {
+        let (inventory, digest) = (&self.blobs.inventory, self.lock.digest());
+        debug_assert!(
+            inventory
+                .ledger()
+                .get(digest)
+                .is_some_and(|entry| (entry.kind, entry.bytes) == (Kind::Partial, self.map.blob_bytes())),
+            "the space of the whole blob is reserved"
+        );
+        inventory.pin(digest).expect("the entry is there and its lock is held")
     }
 }
 
@@ -238,5 +242,57 @@ fn no_room(error: RoomError, needed: u64) -> BeginFillError {
             free_bytes,
         },
         RoomError::Io(error) => error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, time::Duration};
+
+    use tokio::sync::Semaphore;
+
+    use super::*;
+    use crate::{
+        blobs::{blob_files::BlobFiles, evictor::Limits, ledger::Ledger, live_fills::LiveFills, random::Random},
+        disk::{disk_files::DiskFiles, layout::Layout},
+        index::Index,
+        values::clock::SystemClock,
+    };
+
+    fn store(dir: &Path, quota_bytes: u64) -> BlobStore {
+        let layout = Layout::new(dir.to_owned());
+        std::fs::create_dir_all(layout.partials()).unwrap();
+        let index = Index::open(&layout.index(), Arc::new(SystemClock::new())).unwrap();
+        let limits = Limits {
+            quota_bytes: Some(quota_bytes),
+            free_bytes_min: 0,
+            ttl: Duration::MAX,
+        };
+        let files = BlobFiles::new(layout, Arc::new(DiskFiles));
+        BlobStore::new(Arc::new(index), files, Ledger::default(), limits, Random::new(7))
+    }
+
+    #[tokio::test]
+    async fn an_unstored_fill_whose_last_handle_is_going_becomes_no_stored_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = store(dir.path(), 10);
+        let (digest, map) = (Digest::of(b"blob"), PieceMap::new(11, 4).unwrap());
+        let place = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
+        let fill = Arc::new(Fill::unstored(digest, map, FillId(5)));
+        // Its drop forgets the fill elsewhere: here it is found without its handle, as before the end of that drop.
+        let handle = Arc::new(Handle::unstored(fill, Arc::new(LiveFills::default()), place));
+        blobs.live.insert(&handle);
+        drop(handle);
+
+        let lock = blobs.locks.enter(&digest).await;
+        let begun = begin(&blobs, &lock, map, None);
+        assert!(matches!(begun, Err(BeginFillError::NoSpace { .. })));
+        assert_eq!(blobs.inventory.ledger().bytes(), 0);
+        blobs.evictor.set_limits(Limits {
+            quota_bytes: Some(11),
+            ..blobs.evictor.limits()
+        });
+        let handle = begin(&blobs, &lock, map, None).unwrap();
+        assert!(!handle.fill.is_unstored());
     }
 }

@@ -1,14 +1,14 @@
 //! Fills in memory, by digest, and the handle that keeps one live.
 //!
-//! Invariant: a fill stays here as long as it has a handle, and without one until its last pieces are in the index. The lock is
-//! never held across disk work, nor while a handle is dropped.
+//! Invariant: a fill stays here as long as it has a handle, and without one until its last pieces are in the index. As long as it is
+//! here its space is promised. The lock is never held across disk work, nor while a handle is dropped.
 
 use std::{
     collections::HashMap,
     sync::{Arc, Weak},
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use piecemeal_proto::Digest;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -19,6 +19,15 @@ use crate::index::Progress;
 #[derive(Default)]
 pub(crate) struct LiveFills {
     fills: Mutex<HashMap<Digest, Live>>,
+    /// Held from the moment when pieces are taken for the index until they are in it or are given back.
+    saving: Mutex<()>,
+}
+
+/// The right to bring pieces to the index. While it is held no other task takes pieces, and no fill whose pieces were taken leaves.
+pub(crate) struct Saving<'a> {
+    live: &'a LiveFills,
+    #[expect(dead_code, reason = "held for its drop")]
+    held: MutexGuard<'a, ()>,
 }
 
 /// A fill in memory. Without a handle it only waits until its last pieces are in the index.
@@ -79,15 +88,30 @@ impl LiveFills {
         handle.fill.is_open().then_some(handle)
     }
 
-    /// The digest's fill, with or without a handle.
-    pub(crate) fn fill(&self, digest: &Digest) -> Option<Arc<Fill>> {
-        self.fills.lock().get(digest).map(|live| Arc::clone(&live.fill))
-    }
-
     /// Whether the digest's fill has a handle.
     pub(crate) fn is_held(&self, digest: &Digest) -> bool {
         let fills = self.fills.lock();
         fills.get(digest).is_some_and(|live| live.handle.strong_count() > 0)
+    }
+
+    /// A new handle for the digest's open fill, which has none any more. Finding the fill and holding it is one step, or it could
+    /// be retired in between, and its space promised to another fill.
+    pub(crate) fn revive(
+        &self,
+        digest: &Digest,
+        suits: impl FnOnce(&Fill) -> bool,
+        pin: impl FnOnce() -> Pin,
+    ) -> Option<Arc<Handle>> {
+        let mut fills = self.fills.lock();
+        let live = fills.get_mut(digest)?;
+        // An unstored fill goes with its last handle: that has no space on the disk to give to the next.
+        if live.fill.is_unstored() || !live.fill.is_open() || !suits(&live.fill) {
+            return None;
+        }
+        debug_assert_eq!(live.handle.strong_count(), 0, "an open fill with a handle is joined");
+        let handle = Arc::new(Handle::stored(Arc::clone(&live.fill), pin()));
+        live.handle = Arc::downgrade(&handle);
+        Some(handle)
     }
 
     /// Makes the handle's fill the one of its digest.
@@ -128,9 +152,23 @@ impl LiveFills {
         self.fills.lock().values().any(|live| live.fill.has_unsaved())
     }
 
+    /// Waits until no other task brings pieces to the index.
+    pub(crate) fn save(&self) -> Saving<'_> {
+        let held = self.saving.lock();
+        Saving { live: self, held }
+    }
+
+    /// As [`LiveFills::save`], unless another task brings pieces to the index right now.
+    pub(crate) fn try_save(&self) -> Option<Saving<'_>> {
+        let held = self.saving.try_lock()?;
+        Some(Saving { live: self, held })
+    }
+}
+
+impl Saving<'_> {
     /// What the index does not know yet, of each fill.
     pub(crate) fn take_unsaved(&self) -> Vec<(Arc<Fill>, Progress)> {
-        let fills = self.fills.lock();
+        let fills = self.live.fills.lock();
         fills
             .values()
             .filter(|live| live.fill.has_unsaved())
@@ -140,7 +178,8 @@ impl LiveFills {
 
     /// Forgets the fills without a handle whose pieces are in the index; they wait on disk to be resumed.
     pub(crate) fn retire(&self) {
-        self.fills
+        self.live
+            .fills
             .lock()
             .retain(|_, live| live.handle.strong_count() > 0 || live.fill.has_unsaved());
     }

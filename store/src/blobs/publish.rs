@@ -170,6 +170,8 @@ impl Ending<'_> {
             self.discard_logged();
             return;
         }
+        // A batch may have taken some of its pieces, and give them back.
+        let _saving = live.save();
         self.save_pieces();
         live.forget(fill);
     }

@@ -74,19 +74,13 @@ impl Store {
     }
 
     /// Every complete blob, ascending.
-    ///
-    /// # Errors
-    /// None today; the inventory is in memory.
-    pub async fn complete_digests(&self) -> Result<Vec<Digest>, StoreError> {
-        Ok(self.shared.blobs.inventory.ledger().digests(Kind::Blob))
+    pub fn complete_digests(&self) -> Vec<Digest> {
+        self.shared.blobs.inventory.ledger().digests(Kind::Blob)
     }
 
     /// Every blob that is not complete, ascending.
-    ///
-    /// # Errors
-    /// None today; the inventory is in memory.
-    pub async fn partials(&self) -> Result<Vec<Digest>, StoreError> {
-        Ok(self.shared.blobs.inventory.ledger().digests(Kind::Partial))
+    pub fn partials(&self) -> Vec<Digest> {
+        self.shared.blobs.inventory.ledger().digests(Kind::Partial)
     }
 
     /// How a blob that is not complete is cut, so that a download of it can go on where it stopped.

@@ -102,7 +102,7 @@ impl Index {
     ) -> Result<T, IndexError> {
         let result = transact(&mut self.connection.lock(), stamp, work)?;
         if durability == Durability::Synced {
-            self.sync_log()?;
+            self.sync()?;
         }
         Ok(result)
     }
@@ -112,8 +112,8 @@ impl Index {
         !self.connection.is_locked()
     }
 
-    /// What was committed is in the log, or was synced when a checkpoint moved it.
-    fn sync_log(&self) -> Result<(), IndexError> {
+    /// Makes every transaction durable that was committed. They are in the log, or were synced when a checkpoint moved them.
+    pub(crate) fn sync(&self) -> Result<(), IndexError> {
         match File::open(&self.log).and_then(|log| log.sync_data()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(IndexError::Sync(error)),
             _ => Ok(()),

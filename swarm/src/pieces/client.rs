@@ -113,7 +113,7 @@ impl PieceClient {
             .try_flatten()
     }
 
-    async fn open(&self, request: PieceRequest) -> Result<Answer, FetchPiecesError> {
+    async fn open(&self, request: PieceRequest) -> Result<PiecesResponse, FetchPiecesError> {
         if request.count == 0 {
             return Err(FetchPiecesError::Missing);
         }
@@ -139,7 +139,7 @@ impl PieceClient {
         request: PieceRequest,
         (connection, response): (Connection, Response<Incoming>),
         stall: Duration,
-    ) -> Result<Answer, FetchPiecesError> {
+    ) -> Result<PiecesResponse, FetchPiecesError> {
         match response.status() {
             StatusCode::OK => {}
             StatusCode::NOT_FOUND => return Err(FetchPiecesError::Missing),
@@ -160,7 +160,7 @@ impl PieceClient {
             ));
         }
         let hashes = headers.get(HASHES).and_then(|text| text.to_str().ok());
-        Ok(Answer {
+        Ok(PiecesResponse {
             hashes: hashes
                 .and_then(|text| read_hashes(text, request.count))
                 .unwrap_or_default(),
@@ -211,7 +211,7 @@ async fn ask(
 }
 
 /// An answer while its body is read.
-struct Answer {
+struct PiecesResponse {
     connection: Option<Connection>,
     pool: Pool,
     body: Incoming,
@@ -230,7 +230,7 @@ struct Answer {
     end: u32,
 }
 
-impl Answer {
+impl PiecesResponse {
     async fn next_piece(&mut self) -> Result<Option<FetchedPiece>, FetchPiecesError> {
         if self.next == self.end {
             return Ok(None);

@@ -72,7 +72,7 @@ async fn serve(
     slot: Option<Extension<Slot>>,
     headers: HeaderMap,
 ) -> Result<Response, ServePiecesError> {
-    let path = PiecePath::parse(&digest, &fill, &pieces).ok_or(ServePiecesError::Malformed)?;
+    let path = PiecesPath::parse(&digest, &fill, &pieces).ok_or(ServePiecesError::Malformed)?;
     let claims = served.port.check_token(&headers, &path.digest)?;
     if let Some(Extension(slot)) = slot {
         slot.belongs_to(claims.node);
@@ -101,13 +101,13 @@ struct TokenClaims {
 }
 
 /// A well-formed path of a request.
-struct PiecePath {
+struct PiecesPath {
     digest: Digest,
     fill: FillId,
     pieces: Range<u32>,
 }
 
-impl PiecePath {
+impl PiecesPath {
     fn parse(digest: &str, fill: &str, pieces: &str) -> Option<Self> {
         let is_fill = fill.len() == 16 && fill.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         let fill = is_fill.then(|| u64::from_str_radix(fill, 16).ok())??;
@@ -168,7 +168,7 @@ impl PiecePort {
 
     async fn answer(
         &self,
-        path: &PiecePath,
+        path: &PiecesPath,
         may_wait: bool,
         limiter: Limiter,
         sendfile: Option<SendfileQueue>,
@@ -278,7 +278,7 @@ mod tests {
     fn only_well_formed_paths_are_looked_at() {
         let digest = Digest::of(b"blob").to_string();
         let fill = "00000000000000ff";
-        let path = PiecePath::parse(&digest, fill, "3-4").unwrap();
+        let path = PiecesPath::parse(&digest, fill, "3-4").unwrap();
         assert_eq!((path.fill, path.pieces), (FillId(255), 3..5));
         for (digest, fill, pieces) in [
             ("sha256:..", fill, "0-0"),
@@ -293,7 +293,7 @@ mod tests {
             (&digest, fill, "0-99999999999"),
         ] {
             assert!(
-                PiecePath::parse(digest, fill, pieces).is_none(),
+                PiecesPath::parse(digest, fill, pieces).is_none(),
                 "{digest} {fill} {pieces}"
             );
         }

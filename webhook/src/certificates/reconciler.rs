@@ -7,7 +7,10 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::{
+    api::{admissionregistration::v1::MutatingWebhookConfiguration, core::v1::Secret},
+    jiff::Timestamp,
+};
 use rustls::{
     ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer},
@@ -25,7 +28,7 @@ use super::{
     files::Files,
 };
 use crate::{
-    cluster::{Cluster, ClusterError, core_path},
+    cluster::{Cluster, ClusterError, Objects},
     metrics::Metrics,
 };
 
@@ -192,9 +195,9 @@ impl CertificateReconciler {
     /// The CA as the Secret has it. The leader makes it, and takes it a step further when that is due. `published`: the CAs that API
     /// servers have.
     async fn authority(&self, memory: &Memory, published: &str) -> Result<Authority, ReconcileError> {
-        let path = core_path(&self.namespace, "secrets", &self.secret);
+        let secrets = self.cluster.objects::<Secret>(&self.namespace);
         let leads = *self.leads.borrow();
-        let Some(secret) = self.cluster.get(&path).await? else {
+        let Some(secret) = secrets.get(&self.secret).await? else {
             if !leads {
                 return Err(ReconcileError::Waiting(format!(
                     "waiting for the leader to make Secret {}",
@@ -202,8 +205,7 @@ impl CertificateReconciler {
                 )));
             }
             let authority = self.renewed(memory)?;
-            let list = core_path(&self.namespace, "secrets", "");
-            self.cluster.create(&list, &self.object(&authority), false).await?;
+            secrets.create(&self.object(&authority), false).await?;
             info!("Secret {} has a new CA", self.secret);
             return Ok(authority);
         };
@@ -224,7 +226,7 @@ impl CertificateReconciler {
                 if let Some(fields) = object.as_object_mut() {
                     fields.insert("data".to_owned(), authority.data());
                 }
-                self.cluster.replace(&path, &object).await?;
+                secrets.replace(&self.secret, &object).await?;
                 info!("Secret {} has another CA", self.secret);
                 Ok(authority)
             }
@@ -251,7 +253,7 @@ impl CertificateReconciler {
     }
 
     async fn configuration(&self) -> Result<Value, ReconcileError> {
-        let configuration = self.cluster.get(&self.configuration_path()).await?;
+        let configuration = self.configurations().get(&self.configuration).await?;
         let missing = || {
             ReconcileError::Waiting(format!(
                 "there is no MutatingWebhookConfiguration {}",
@@ -261,9 +263,8 @@ impl CertificateReconciler {
         configuration.ok_or_else(missing)
     }
 
-    fn configuration_path(&self) -> String {
-        let name = &self.configuration;
-        format!("/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{name}")
+    fn configurations(&self) -> Objects {
+        self.cluster.objects::<MutatingWebhookConfiguration>("")
     }
 
     /// Writes `bundle` into every entry of the webhook's configuration. Only the leader does, and onto what it has read.
@@ -283,7 +284,7 @@ impl CertificateReconciler {
             "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
             "metadata": {"name": name, "resourceVersion": version}, "webhooks": entries,
         });
-        self.cluster.apply(&self.configuration_path(), &applied).await?;
+        self.configurations().apply(name, &applied).await?;
         info!("MutatingWebhookConfiguration {name} has the CA");
         Ok(())
     }

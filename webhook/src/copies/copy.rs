@@ -7,10 +7,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::keyring::{Form, Keyring};
-use crate::{
-    cluster::{is_object_name, with_labels},
-    decide::naming::Naming,
-};
+use crate::{cluster::is_object_name, decide::naming::Naming};
 
 /// The label, and its value, on everything that the webhook makes in a namespace.
 pub(crate) const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "piecemeal-webhook");
@@ -20,9 +17,9 @@ const SOURCE: &str = "piecemeal.dev/copy-of";
 const REGISTRIES: &str = "piecemeal.dev/copy-registries";
 /// What the copy was made from: a hash of its own content, in hexadecimal.
 const CONTENT_HASH: &str = "piecemeal.dev/copy-hash";
-/// What selects all copies in a list of Secrets, as a query of [`crate::Cluster::list`].
+/// The label selector of all copies, for [`crate::Objects::list`].
 pub fn select_copies() -> String {
-    with_labels(&[(COPY_LABEL, "true")])
+    format!("{COPY_LABEL}=true")
 }
 
 /// Since when no pod names the copy, RFC 3339. A copy that is taken into use again is written without it.

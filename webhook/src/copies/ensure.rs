@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use k8s_openapi::api::core::v1::Secret;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::time::sleep;
@@ -15,7 +16,7 @@ use super::{
     keyring::Keyring,
 };
 use crate::{
-    cluster::{Cluster, ClusterError, core_path},
+    cluster::{Cluster, ClusterError, Objects},
     decide::registries::Registries,
     metrics::{Metrics, Written},
 };
@@ -40,7 +41,10 @@ pub(crate) struct Copier {
 
 /// The writers of each copy in this replica: one writes after the other, since each would undo the other's try. Cheap to clone.
 #[derive(Clone, Default)]
-pub(crate) struct Queues(Arc<Mutex<HashMap<String, Weak<Queue>>>>);
+pub(crate) struct Queues(Arc<Mutex<QueuesByCopy>>);
+
+/// By the copy's namespace and name.
+type QueuesByCopy = HashMap<(String, String), Weak<Queue>>;
 
 /// Dropped with the last writer that waits in it.
 #[derive(Default)]
@@ -50,11 +54,13 @@ struct Queue {
 }
 
 impl Queues {
-    fn join(&self, path: &str, registries: &BTreeSet<String>) -> Arc<Queue> {
+    /// The queue of the copy `name`, in which `registries` are wanted too.
+    fn join(&self, namespace: &str, name: &str, registries: &BTreeSet<String>) -> Arc<Queue> {
         let mut queues = self.0.lock();
         queues.retain(|_, queue| queue.strong_count() > 0);
-        let queue = queues.get(path).and_then(Weak::upgrade).unwrap_or_default();
-        queues.insert(path.to_owned(), Arc::downgrade(&queue));
+        let key = (namespace.to_owned(), name.to_owned());
+        let queue = queues.get(&key).and_then(Weak::upgrade).unwrap_or_default();
+        queues.insert(key, Arc::downgrade(&queue));
         let mut all = queue.registries.lock();
         all.extend(registries.iter().cloned());
         drop(all);
@@ -123,25 +129,25 @@ impl Copier {
     }
 
     async fn ensure_as(&self, name: &str, wanted: &Wanted<'_>, is_dry_run: bool) -> Result<Outcome, NoCopyError> {
-        let path = core_path(wanted.namespace, "secrets", name);
-        match self.look(&path, wanted, wanted.registries).await? {
+        let secrets = self.cluster.objects::<Secret>(wanted.namespace);
+        match self.look(&secrets, name, wanted, wanted.registries).await? {
             Look::Taken => return Ok(Outcome::Taken),
             Look::Right => return Ok(Outcome::There),
             Look::ToWrite { .. } if is_dry_run => return Ok(Outcome::There),
             Look::ToWrite { .. } => {}
         }
-        let queue = self.queues.join(&path, wanted.registries);
+        let queue = self.queues.join(wanted.namespace, name, wanted.registries);
         let _turn = queue.turn.lock().await;
         for attempt in 0..TRIES_MAX {
             sleep(PAUSE * attempt).await;
             // The registries of the writers that wait are written too, so that nothing is left for them to write.
-            let (copy, existing) = match self.look(&path, wanted, &queue.wanted()).await? {
+            let (copy, existing) = match self.look(&secrets, name, wanted, &queue.wanted()).await? {
                 Look::Taken => return Ok(Outcome::Taken),
                 Look::Right => return Ok(Outcome::There),
                 Look::ToWrite { copy, existing } => (copy, existing),
             };
             let object = copy.object(wanted.namespace, name);
-            match self.write(&path, &object, existing.as_ref()).await {
+            match write(&secrets, name, &object, existing.as_ref()).await {
                 Ok(written) => {
                     self.metrics.wrote(written);
                     return Ok(Outcome::There);
@@ -182,9 +188,15 @@ impl Copier {
         Copy::of(source, keyring, &meant, &self.settings)
     }
 
-    /// What is at `path`, beside what should be.
-    async fn look(&self, path: &str, wanted: &Wanted<'_>, registries: &BTreeSet<String>) -> Result<Look, NoCopyError> {
-        let existing = self.cluster.get(path).await?;
+    /// The Secret `name`, beside what it should be.
+    async fn look(
+        &self,
+        secrets: &Objects,
+        name: &str,
+        wanted: &Wanted<'_>,
+        registries: &BTreeSet<String>,
+    ) -> Result<Look, NoCopyError> {
+        let existing = secrets.get(name).await?;
         let is_foreign = |existing: &Value| source_of(existing) != Some(wanted.source_name);
         if existing.as_ref().is_some_and(is_foreign) {
             return Ok(Look::Taken);
@@ -197,26 +209,30 @@ impl Copier {
             existing => Look::ToWrite { copy, existing },
         })
     }
+}
 
-    /// Onto the version that was looked at, so that of two writers who know different registries neither undoes the other.
-    async fn write(&self, path: &str, object: &Value, existing: Option<&Value>) -> Result<Written, ClusterError> {
-        match existing {
-            None => {
-                let list = path.rsplit_once('/').map_or(path, |(list, _)| list);
-                self.cluster.create(list, object, false).await?;
-                Ok(Written::Created)
-            }
-            // A Secret's type cannot be changed, and nothing of an immutable one.
-            Some(existing) if existing["type"] != object["type"] || existing["immutable"] == true => {
-                self.cluster.delete(path, Some(&existing["metadata"])).await?;
-                Err(ClusterError::Conflict("to be created again".to_owned()))
-            }
-            Some(existing) => {
-                let mut object = object.clone();
-                object["metadata"]["resourceVersion"] = json!(existing["metadata"]["resourceVersion"]);
-                self.cluster.replace(path, &object).await?;
-                Ok(Written::Updated)
-            }
+/// Onto the version that was looked at, so that of two writers who know different registries neither undoes the other.
+async fn write(
+    secrets: &Objects,
+    name: &str,
+    object: &Value,
+    existing: Option<&Value>,
+) -> Result<Written, ClusterError> {
+    match existing {
+        None => {
+            secrets.create(object, false).await?;
+            Ok(Written::Created)
+        }
+        // A Secret's type cannot be changed, and nothing of an immutable one.
+        Some(existing) if existing["type"] != object["type"] || existing["immutable"] == true => {
+            secrets.delete(name, Some(&existing["metadata"])).await?;
+            Err(ClusterError::Conflict("to be created again".to_owned()))
+        }
+        Some(existing) => {
+            let mut object = object.clone();
+            object["metadata"]["resourceVersion"] = json!(existing["metadata"]["resourceVersion"]);
+            secrets.replace(name, &object).await?;
+            Ok(Written::Updated)
         }
     }
 }

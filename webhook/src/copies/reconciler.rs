@@ -10,7 +10,10 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::select_all};
-use k8s_openapi::{api::core::v1::Secret, jiff::Timestamp};
+use k8s_openapi::{
+    api::core::v1::{Pod, Secret},
+    jiff::Timestamp,
+};
 use kube::{
     Api, ResourceExt,
     core::PartialObjectMeta,
@@ -33,7 +36,7 @@ use super::{
     keyring::{Form, Keyring},
 };
 use crate::{
-    cluster::{ClusterError, core_path, is_object_name},
+    cluster::{ClusterError, Objects, is_object_name},
     decide::{image::Image, patch::records},
     metrics::Written,
 };
@@ -169,12 +172,12 @@ impl CopyReconciler {
     /// Adds the namespaces whose pods name copies. No event tells of a copy that was missing before this replica led, or of one
     /// that a pod names because a user copied its text from a pod that the webhook had changed.
     async fn search(&self, agenda: &mut Agenda) {
-        let mut paths: Vec<String> = self.namespaces.iter().map(|name| core_path(name, "pods", "")).collect();
-        if paths.is_empty() {
-            paths.push("/api/v1/pods".to_owned());
+        let mut namespaces: Vec<&str> = self.namespaces.iter().map(String::as_str).collect();
+        if namespaces.is_empty() {
+            namespaces.push("");
         }
         let now = Instant::now();
-        for path in paths {
+        for namespace in namespaces {
             let note = |pod: Value| {
                 let mut needed = Needed::default();
                 needed.add(&pod);
@@ -182,7 +185,8 @@ impl CopyReconciler {
                     agenda.add(pod["metadata"]["namespace"].as_str().unwrap_or_default(), now);
                 }
             };
-            if let Err(error) = self.copier.cluster.each_metadata(&path, "", note).await {
+            let pods = self.copier.cluster.objects::<Pod>(namespace);
+            if let Err(error) = pods.each_metadata("", note).await {
                 warn!("the pods without their copy of a pull secret cannot be listed: {error}");
             }
         }
@@ -207,15 +211,17 @@ impl CopyReconciler {
         }
     }
 
+    fn secrets(&self, namespace: &str) -> Objects {
+        self.copier.cluster.objects::<Secret>(namespace)
+    }
+
     /// Whether there is a copy, or should be.
     async fn reconcile(&self, namespace: &str) -> Result<bool, ClusterError> {
-        let cluster = &self.copier.cluster;
-        let secrets = core_path(namespace, "secrets", "");
-        let copies = cluster.list(&secrets, &select_copies()).await?;
+        let copies = self.secrets(namespace).list(&select_copies()).await?;
         let copies: Vec<Value> = copies.into_iter().filter(|copy| source_of(copy).is_some()).collect();
         let mut needed = Needed::default();
-        let pods = core_path(namespace, "pods", "");
-        cluster.each_metadata(&pods, "", |pod| needed.add(&pod)).await?;
+        let pods = self.copier.cluster.objects::<Pod>(namespace);
+        pods.each_metadata("", |pod| needed.add(&pod)).await?;
         let mut needed = needed.0;
         if copies.is_empty() && needed.is_empty() {
             return Ok(false);
@@ -235,15 +241,12 @@ impl CopyReconciler {
     /// `wanted`: what the pods need it for that name it.
     async fn reconcile_one(&self, namespace: &str, copy: &Value, wanted: Option<Missing>) -> Result<(), ClusterError> {
         let source = source_of(copy).unwrap_or_default();
-        let path = core_path(
-            namespace,
-            "secrets",
-            copy["metadata"]["name"].as_str().unwrap_or_default(),
-        );
+        let name = copy["metadata"]["name"].as_str().unwrap_or_default();
+        let secrets = self.secrets(namespace);
         let delete = async |why: &str| {
             info!("the copy of Secret {namespace}/{source} is deleted: {why}");
             // In the version that was looked at: a replica that has put the copy to use since has also written it.
-            match self.copier.cluster.delete(&path, Some(&copy["metadata"])).await {
+            match secrets.delete(name, Some(&copy["metadata"])).await {
                 Ok(()) => self.copier.metrics.wrote(Written::Deleted),
                 Err(ClusterError::Conflict(_)) => {}
                 Err(error) => return Err(error),
@@ -254,19 +257,14 @@ impl CopyReconciler {
             return match unused_for(copy, Timestamp::now()) {
                 // The pod that it was made for may not be stored yet.
                 None if age(copy, Timestamp::now()) < GRACE.min(self.keep) => Ok(()),
-                None => self.mark_unused(&path, copy).await,
+                None => mark_unused(&secrets, name, copy).await,
                 Some(unused) if unused >= self.keep => delete("no pod names it any more").await,
                 Some(_) => Ok(()),
             };
         };
         // Not only by the copy's own annotations, which a user may have edited.
         let registries = registries_of(copy).union(&wanted.registries).cloned().collect();
-        let Some(source) = self
-            .copier
-            .cluster
-            .get(&core_path(namespace, "secrets", source))
-            .await?
-        else {
+        let Some(source) = secrets.get(source).await? else {
             // The garbage collector's, which knows its owner.
             return Ok(());
         };
@@ -277,7 +275,6 @@ impl CopyReconciler {
         if self.copier.is_right(copy, &source, &keyring, &registries) {
             return Ok(());
         }
-        let name = copy["metadata"]["name"].as_str().unwrap_or_default();
         match self
             .copier
             .restore(name, namespace, &source, &keyring, &registries)
@@ -293,27 +290,8 @@ impl CopyReconciler {
         }
     }
 
-    async fn mark_unused(&self, path: &str, copy: &Value) -> Result<(), ClusterError> {
-        let mut marked = copy.clone();
-        if let Some(annotations) = marked
-            .pointer_mut("/metadata/annotations")
-            .and_then(Value::as_object_mut)
-        {
-            annotations.insert(UNUSED_SINCE.to_owned(), json!(Timestamp::now().to_string()));
-        }
-        match self.copier.cluster.replace(path, &marked).await {
-            Ok(_) | Err(ClusterError::Conflict(_)) => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
     async fn bring_back(&self, namespace: &str, name: &str, missing: &Missing) -> Result<(), ClusterError> {
-        let Some(source) = self
-            .copier
-            .cluster
-            .get(&core_path(namespace, "secrets", &missing.source))
-            .await?
-        else {
+        let Some(source) = self.secrets(namespace).get(&missing.source).await? else {
             return Ok(());
         };
         let Ok(keyring) = Keyring::of(&source) else {
@@ -329,6 +307,21 @@ impl CopyReconciler {
             Err(error) => debug!("Secret {namespace}/{name}, which pods need, cannot be restored: {error}"),
         }
         Ok(())
+    }
+}
+
+/// Marks `copy` as unused from now on, unless it has changed since it was read.
+async fn mark_unused(secrets: &Objects, name: &str, copy: &Value) -> Result<(), ClusterError> {
+    let mut marked = copy.clone();
+    if let Some(annotations) = marked
+        .pointer_mut("/metadata/annotations")
+        .and_then(Value::as_object_mut)
+    {
+        annotations.insert(UNUSED_SINCE.to_owned(), json!(Timestamp::now().to_string()));
+    }
+    match secrets.replace(name, &marked).await {
+        Ok(()) | Err(ClusterError::Conflict(_)) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 

@@ -1,11 +1,12 @@
 //! The pull secrets that count for a pod, as the API has them.
 
 use futures_util::future::{join, join_all};
+use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use serde_json::Value;
 
 use super::{copy::source_of, keyring::Keyring};
 use crate::{
-    cluster::{Cluster, ClusterError, core_path, is_object_name},
+    cluster::{Cluster, ClusterError, is_object_name},
     decide::plan::{PullSecret, Rules, Unusable, Wish, names},
 };
 
@@ -70,7 +71,7 @@ async fn account(cluster: &Cluster, namespace: &str, name: &str, reader: Reader)
     if !is_object_name(name) {
         return Ok(Value::Null);
     }
-    match cluster.look(&core_path(namespace, "serviceaccounts", name)).await {
+    match cluster.objects::<ServiceAccount>(namespace).get_cached(name).await {
         Err(ClusterError::Forbidden(_)) if reader == Reader::Person => Ok(Value::Null),
         account => account.map(Option::unwrap_or_default),
     }
@@ -100,7 +101,7 @@ async fn read(cluster: &Cluster, namespace: &str, name: &str, reader: Reader) ->
             Unusable::Never("no Secret can have that name".to_owned()),
         ));
     }
-    let secret = match cluster.look(&core_path(namespace, "secrets", name)).await {
+    let secret = match cluster.objects::<Secret>(namespace).get_cached(name).await {
         Ok(Some(secret)) => secret,
         Ok(None) => {
             return Ok(unusable(

@@ -120,6 +120,8 @@ impl Filling {
         let live = self.live.clone();
         let has_way_back = blocking(move || {
             let fill = &live.handle.fill;
+            // A batch may have taken these pieces: its rows come before they are deleted here, and none is given back after.
+            let _saving = live.shared.blobs.live.save();
             let Some(taken) = fill.take_back(pieces) else {
                 return Ok(false);
             };

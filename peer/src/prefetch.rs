@@ -19,38 +19,38 @@ use tracing::{info, warn};
 /// Blobs that wait to be fetched.
 const BLOBS_MAX: usize = 1000;
 /// Images that wait, most of which may be here already.
-const ORDERS_MAX: usize = 1000;
+const IMAGES_MAX: usize = 1000;
 /// Blobs on their way at once.
 const BLOBS_AT_ONCE: usize = 4;
 
-/// Where orders go. Cheap to clone.
+/// Queue of the images that the mirror names. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Warmer {
-    orders: mpsc::Sender<Waiting>,
+pub(crate) struct Prefetcher {
+    queue: mpsc::Sender<QueuedImage>,
     store: Store,
     waiting: Arc<AtomicUsize>,
 }
 
-/// An order, and the blobs of it that were not here.
-struct Waiting {
-    warm: wire::Warm,
+/// An image that waits, and the number of its blobs that were not here.
+struct QueuedImage {
+    image: wire::Warm,
     missing: usize,
 }
 
-/// The task that carries out the orders.
-struct Worker {
+/// The task that fetches the queued images.
+struct PrefetchWorker {
     store: Store,
     tags: Manifests,
     cache: Cache,
     caller: Caller,
 }
 
-impl Warmer {
+impl Prefetcher {
     /// Also returns the worker's future, which never ends by itself.
     pub(crate) fn new(store: Store, tags: Manifests, cache: Cache) -> (Self, impl Future<Output = ()> + Send) {
-        let (orders, mut received) = mpsc::channel::<Waiting>(ORDERS_MAX);
+        let (queue, mut received) = mpsc::channel::<QueuedImage>(IMAGES_MAX);
         let waiting = Arc::new(AtomicUsize::new(0));
-        let worker = Worker {
+        let worker = PrefetchWorker {
             caller: Caller {
                 node: Some(store.node_id()),
                 ..Caller::default()
@@ -61,18 +61,18 @@ impl Warmer {
         };
         let done = Arc::clone(&waiting);
         let work = async move {
-            while let Some(Waiting { warm, missing }) = received.recv().await {
-                worker.warm(&warm).await;
+            while let Some(QueuedImage { image, missing }) = received.recv().await {
+                worker.prefetch(&image).await;
                 done.fetch_sub(missing, Ordering::Relaxed);
             }
         };
-        (Self { orders, store, waiting }, work)
+        (Self { queue, store, waiting }, work)
     }
 
-    /// Takes an order, or drops it when too many wait already. Never blocks.
-    pub(crate) fn order(&self, warm: wire::Warm) {
-        let name = name(&warm);
-        let missing = missing(&self.store, &digests(&warm.blobs)).len();
+    /// Queues an image, or drops it when too many wait already. Never blocks.
+    pub(crate) fn enqueue(&self, image: wire::Warm) {
+        let name = name(&image);
+        let missing = missing(&self.store, &digests(&image.blobs)).len();
         let waiting = self.waiting.load(Ordering::Relaxed);
         if !has_place(waiting, missing) {
             warn!(
@@ -82,26 +82,26 @@ impl Warmer {
             return;
         }
         self.waiting.fetch_add(missing, Ordering::Relaxed);
-        if self.orders.try_send(Waiting { warm, missing }).is_err() {
+        if self.queue.try_send(QueuedImage { image, missing }).is_err() {
             self.waiting.fetch_sub(missing, Ordering::Relaxed);
             warn!(
                 image = name,
-                "{name} is not fetched ahead: {ORDERS_MAX} images are already waiting"
+                "{name} is not fetched ahead: {IMAGES_MAX} images are already waiting"
             );
         }
     }
 
     /// For `piecemeal status`.
     pub(crate) fn status(&self) -> serde_json::Value {
-        let images = ORDERS_MAX - self.orders.capacity();
+        let images = IMAGES_MAX - self.queue.capacity();
         serde_json::json!({ "blobs": self.waiting.load(Ordering::Relaxed), "images_waiting": images })
     }
 }
 
-impl Worker {
-    async fn warm(&self, warm: &wire::Warm) {
-        let name = name(warm);
-        match self.try_warm(warm).await {
+impl PrefetchWorker {
+    async fn prefetch(&self, image: &wire::Warm) {
+        let name = name(image);
+        match self.try_prefetch(image).await {
             Ok(fetched) => info!(
                 image = name,
                 blobs = fetched,
@@ -111,18 +111,18 @@ impl Worker {
         }
     }
 
-    async fn try_warm(&self, warm: &wire::Warm) -> Result<usize, String> {
+    async fn try_prefetch(&self, image: &wire::Warm) -> Result<usize, String> {
         let at = Repository {
-            upstream: warm.upstream.clone(),
-            name: warm.repository.clone(),
+            upstream: image.upstream.clone(),
+            name: image.repository.clone(),
         };
         // The tag is asked for as a client does, so that it is known here.
-        let tag = Some(&warm.tag)
+        let tag = Some(&image.tag)
             .filter(|tag| !tag.is_empty())
             .cloned()
             .map(Reference::Tag);
-        let manifests = digests(&warm.manifests).into_iter().map(Reference::Digest);
-        let missing = missing(&self.store, &digests(&warm.blobs));
+        let manifests = digests(&image.manifests).into_iter().map(Reference::Digest);
+        let missing = missing(&self.store, &digests(&image.blobs));
         let mut missing_bytes = 0_u64;
         let mut sized = Vec::new();
         for reference in tag.into_iter().chain(manifests) {
@@ -138,7 +138,7 @@ impl Worker {
         if !has_room(&self.store.counts(), missing_bytes) {
             return Err(format!("there is no room for its {missing_bytes} bytes"));
         }
-        let mut fetches = stream::iter(digests(&warm.blobs))
+        let mut fetches = stream::iter(digests(&image.blobs))
             .map(|digest| {
                 let at = &at;
                 async move {
@@ -156,9 +156,9 @@ impl Worker {
     }
 }
 
-fn name(warm: &wire::Warm) -> String {
-    let (upstream, repository) = (&warm.upstream, &warm.repository);
-    match (warm.tag.as_str(), warm.manifests.first()) {
+fn name(image: &wire::Warm) -> String {
+    let (upstream, repository) = (&image.upstream, &image.repository);
+    match (image.tag.as_str(), image.manifests.first()) {
         ("", Some(digest)) => format!("{upstream}/{repository}@{digest}"),
         (tag, _) => format!("{upstream}/{repository}:{tag}"),
     }
@@ -212,15 +212,15 @@ mod tests {
     #[test]
     fn an_image_is_called_as_people_do() {
         let digest = Digest::of(b"x").to_string();
-        let mut warm = wire::Warm {
+        let mut image = wire::Warm {
             upstream: "docker.io".into(),
             repository: "library/alpine".into(),
             tag: "3".into(),
             manifests: vec![digest.clone()],
             blobs: Vec::new(),
         };
-        assert_eq!(name(&warm), "docker.io/library/alpine:3");
-        warm.tag.clear();
-        assert_eq!(name(&warm), format!("docker.io/library/alpine@{digest}"));
+        assert_eq!(name(&image), "docker.io/library/alpine:3");
+        image.tag.clear();
+        assert_eq!(name(&image), format!("docker.io/library/alpine@{digest}"));
     }
 }
