@@ -1,7 +1,7 @@
 //! Driver of placement: the task that owns the brain and the table of members.
 //!
-//! Invariant: the brain sees one history, since this task alone hands it events. The task never waits for a session: a daemon whose queue is
-//! full is cut off.
+//! Invariant: the brain sees one history, since this task alone hands it events. The task never waits for a session: a daemon
+//! whose queue is full is cut off.
 
 use std::sync::{
     Arc,
@@ -37,8 +37,8 @@ pub(crate) struct Driver {
     admission: Arc<Admission>,
     /// Commands of the brain that [`Driver::dispatch`] has not queued yet.
     commands: Vec<Command>,
-    /// Id of the latest member, shared with earlier drivers: a late input of one of their sessions must not reach a new session under
-    /// the same id.
+    /// Id of the latest member, shared with earlier drivers: a late input of one of their sessions must not reach a new session
+    /// under the same id.
     last_member: Arc<AtomicU32>,
     /// The source that leases from upstream name.
     upstream: Arc<wire::Source>,
@@ -197,8 +197,8 @@ impl Driver {
         }
     }
 
-    /// Passes a prefetch request on to the peers of the mirror's pool. The brain learns of it by the wants that follow. A peer whose queue is
-    /// full does not get the request, since nothing depends on it.
+    /// Passes a prefetch request on to the peers of the mirror's pool. The brain learns of it by the wants that follow. A peer
+    /// whose queue is full does not get the request, since nothing depends on it.
     fn send_warm(&self, mirror: MemberId, warm: &Arc<wire::Warm>) {
         let Some(pool) = self.members.get(mirror).map(|mirror| &mirror.pool) else {
             return;

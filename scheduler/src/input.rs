@@ -1,4 +1,4 @@
-//! Input of placement: what sessions and the admin port send to the task that owns the brain.
+//! Input of placement: messages of sessions and of the admin port to the task that owns the brain.
 //!
 //! Invariant: events and prefetch requests carry their share of the memory that may wait for placement.
 

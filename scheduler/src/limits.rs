@@ -1,9 +1,9 @@
 //! Limits of connections and sessions: their numbers, and how long a connection may take to become a session.
 //!
-//! Invariant: an admitted node counts by its identity among the connections, and by its address among the sessions, since a site's key
-//! lets one host be many nodes. A connection without a session is idle.
+//! Invariant: an admitted node counts by its identity among the connections, and by its address among the sessions, since a
+//! site's key lets one host be many nodes. A connection without a session is idle.
 
-use piecemeal_http::{Gate, Policy, Share, Slot, descriptors_max};
+use piecemeal_http::{Gate, Share, Slot, SlotPolicy, descriptors_max};
 use piecemeal_proto::NodeId;
 use tokio::time::Duration;
 
@@ -37,7 +37,7 @@ impl Gates {
         // A quarter of the descriptors is for everything else.
         let connections_max = (SESSIONS_MAX + SESSIONS_MAX / IDLE_PART).min(descriptors_max() / 4 * 3);
         let sessions_max = connections_max / (IDLE_PART + 1) * IDLE_PART;
-        let policy = |slots| Policy {
+        let policy = |slots| SlotPolicy {
             slots,
             share,
             greet_max: GREET_MAX,
@@ -48,7 +48,7 @@ impl Gates {
             busy_give_way: false,
         };
         // The session's own timeouts end it: this gate is not swept.
-        let session = Policy {
+        let session = SlotPolicy {
             greet_max: HELLO_WAIT,
             ..policy(sessions_max)
         };

@@ -128,9 +128,9 @@ impl ConnectedMember {
         }
     }
 
-    /// Whether a new session of the same node, in `role` with `incarnation`, replaces this one. A mirror's key outweighs a signature, and a
-    /// signature outweighs any incarnation: otherwise peers, which share one `join.key`, could replace the mirror, or each other, by
-    /// an id alone.
+    /// Whether a new session of the same node, in `role` with `incarnation`, replaces this one. A mirror's key outweighs a
+    /// signature, and a signature outweighs any incarnation: otherwise peers, which share one `join.key`, could replace the
+    /// mirror, or each other, by an id alone.
     pub(crate) fn yields_to(&self, role: Role, signed: bool, incarnation: u64) -> bool {
         match (self.role, role) {
             (Role::Peer, Role::Mirror) => true,

@@ -61,7 +61,7 @@ pub enum StartSchedulerError {
         #[source]
         source: io::Error,
     },
-    /// The system lacks what a key is made of.
+    /// The system has no randomness for a key.
     #[error(transparent)]
     Certificate(#[from] MakeCertificateError),
 }
@@ -72,14 +72,7 @@ impl Scheduler {
     /// # Errors
     /// [`StartSchedulerError`]: the address cannot be listened on, most likely.
     pub async fn start(config: SchedulerConfig) -> Result<Self, StartSchedulerError> {
-        let address = config.listen;
-        let failed = |source: io::Error| match source.kind() {
-            io::ErrorKind::AddrInUse => StartSchedulerError::AddressInUse { address },
-            _ => StartSchedulerError::Listen { address, source },
-        };
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
-        let local_addr = listener.local_addr().map_err(failed)?;
-
+        let (listener, local_addr) = bind(config.listen).await?;
         let tls = Acceptor::new(&config.authority_key, ServerRole::Scheduler)?;
 
         let (inputs, received) = mpsc::channel(INPUTS_MAX);
@@ -162,8 +155,8 @@ impl Scheduler {
         }
     }
 
-    /// Takes over the settings that can change while it runs: the generations of `join.key` and the nodes that are shut out. Sessions that
-    /// are not admitted any more end at once. The rest of `config` has no effect.
+    /// Takes over the settings that can change while it runs: the generations of `join.key` and the nodes that are shut out.
+    /// Sessions that are not admitted any more end at once. The rest of `config` has no effect.
     pub fn apply(&self, config: &SchedulerConfig) {
         self.admission.apply(&config.authority_key, config.revoked.clone());
         let inputs = self.inputs.clone();
@@ -190,6 +183,16 @@ impl Scheduler {
         };
         timeout(ANSWER_WAIT, ask).await.ok()?
     }
+}
+
+async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartSchedulerError> {
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::AddrInUse => StartSchedulerError::AddressInUse { address },
+        _ => StartSchedulerError::Listen { address, source },
+    };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let local_addr = listener.local_addr().map_err(failed)?;
+    Ok((listener, local_addr))
 }
 
 /// The gRPC service of the protocol: spawns a task for each stream.

@@ -1,7 +1,7 @@
 //! Session of one daemon: its stream from the challenge to the end.
 //!
-//! Invariant: placement sees only reports that the session has checked, and the session signs the tickets of placement's leases. So the one
-//! task that places does neither.
+//! Invariant: placement sees only reports that the session has checked, and the session signs the tickets of placement's
+//! leases. So the one task that places does neither.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -26,7 +26,8 @@ use crate::{
     limits::{HELLO_WAIT, StreamSlots},
     metrics::{Metrics, role_name},
     outbox::{ORDERS_QUEUED_MAX, OrderSender, Outgoing, write},
-    report::{ReadReportError, ReportReader},
+    report::ReportReader,
+    report_fields::ReadReportError,
     session_end::{REPORTS_MAX, SILENCE_MAX, SessionEnd},
     tickets::Tickets,
 };
@@ -291,7 +292,8 @@ impl Sessions {
             digest: digest.to_string(),
             reason,
         };
-        // Waits for a place in the queue: while a daemon does not read its refusals, its reports are not read either, and it is soon cut off.
+        // Waits for a place in the queue: while a daemon does not read its refusals, its reports are not read either, and it is
+        // soon cut off.
         let order = Outgoing::Order(OrderKind::WantRefused(refused));
         outbox.send(order).await.map_err(|_| SessionEnd::Stopping)
     }

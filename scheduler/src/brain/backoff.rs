@@ -1,4 +1,7 @@
-//! Sources that failed are left alone for a while, doubling each time.
+//!
+//! Back-off after failures: a member that failed is not used for a while, and the time doubles with each failure.
+//!
+//! Invariant: no wait is longer than `backoff_max`.
 
 use super::{MemberId, Policy, Time};
 
@@ -28,7 +31,7 @@ impl Backoff {
 #[derive(Default)]
 pub(super) struct SourceBackoff {
     all: Backoff,
-    /// At most [`RECEIVERS_MAX`], the latest to complain last.
+    /// Receivers that complained, at most [`RECEIVERS_MAX`], the latest last.
     receivers: Vec<(MemberId, Backoff)>,
     /// Distinct receivers that complained since the source last served a receiver.
     accusers: Vec<MemberId>,
@@ -45,7 +48,7 @@ impl SourceBackoff {
             .any(|(of, backoff)| *of == receiver && backoff.is_active(now))
     }
 
-    /// `receiver` alone leaves the source alone.
+    /// `receiver` alone does not use the source for a while.
     pub(super) fn strike(&mut self, receiver: MemberId, now: Time, policy: &Policy) {
         let known = self.receivers.iter().position(|(of, _)| *of == receiver);
         let (_, mut backoff) = match known {
@@ -59,7 +62,8 @@ impl SourceBackoff {
         self.receivers.push((receiver, backoff));
     }
 
-    /// `receiver` says that the source does not serve: enough distinct ones in a row, and all leave it alone.
+    /// `receiver` says that the source does not serve. After enough distinct receivers in a row, no receiver uses the source
+    /// for a while.
     pub(super) fn accuse(&mut self, receiver: MemberId, now: Time, policy: &Policy) {
         self.strike(receiver, now, policy);
         if !self.accusers.contains(&receiver) {
@@ -78,7 +82,7 @@ impl SourceBackoff {
     }
 }
 
-/// Complaints that one source's record keeps; beyond it the oldest is forgotten and may be tried again early.
+/// Receivers in one source's back-off. Beyond it the oldest is forgotten, and may use the source early.
 const RECEIVERS_MAX: usize = 32;
 
 #[cfg(test)]

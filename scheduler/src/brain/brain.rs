@@ -1,6 +1,6 @@
-//! The brain's tables and its two entrances; what happens behind them is in this folder's other files.
+//! Brain: its tables, and the two functions through which events and time go in.
 //!
-//! Invariant: between two calls the only members left to be matched are those that a tick will try again.
+//! Invariant: between two calls no member waits to be matched but those that a tick will try again.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -17,8 +17,9 @@ use super::{
 
 /// The placement brain: decides which member fetches which pieces from which source.
 ///
-/// Call [`Brain::handle`] with each event as it happens, and [`Brain::handle_timeout`] when [`Brain::poll_timeout`] has come. Time
-/// never runs backwards. Deliver the commands in their order; what cannot be delivered is lost with its member ([`Event::Left`]).
+/// Call [`Brain::handle`] with each event as it happens, and [`Brain::handle_timeout`] when [`Brain::poll_timeout`] has come.
+/// Time never runs backwards. Deliver the commands in their order; commands that cannot be delivered are lost with their member
+/// ([`Event::Left`]).
 pub struct Brain {
     pub(super) policy: Policy,
     pub(super) now: Time,
@@ -35,24 +36,25 @@ pub struct Brain {
     /// Holders of blobs that no member wants.
     pub(super) holdings: Holdings,
     pub(super) leases: Leases,
-    /// Nodes that stated wrong hashes: their statements are not used again, even after they reconnect.
+    /// Nodes that stated wrong hashes, with whether they had signed: their claims are not used again, even after they
+    /// reconnect.
     pub(super) convicted: LruCache<(NodeId, bool), ()>,
-    /// Not yet told.
+    /// Convictions that [`Brain::take_convictions`] has not yielded yet.
     pub(super) convictions: Vec<Conviction>,
     pub(super) timers: BTreeSet<(Time, Timer)>,
-    /// Sources to be matched before this event is done: member and the swarm to begin with.
+    /// Sources to be matched before this event is done: slot, and the swarm to begin with.
     pub(super) pending_sources: VecDeque<(u32, u32)>,
-    /// Receivers likewise: swarm and seat.
+    /// Receivers to be matched before this event is done: swarm and index.
     pub(super) pending_receivers: VecDeque<(u32, u32)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Timer {
-    /// A member's slot: it may have fallen silent.
+    /// A member may have fallen silent.
     Silence(MemberId),
     /// A receiver may have stalled.
     Stall(MemberId),
-    /// A swarm's slot: try again what the samples missed.
+    /// A swarm, by its slot, tries again what the samples missed.
     Tick(u32),
 }
 
@@ -82,8 +84,8 @@ impl Brain {
         }
     }
 
-    /// Takes one event and appends what follows from it. Events of unknown members, and anything that does not fit what is
-    /// known of the blob, change nothing.
+    /// Takes one event and appends the commands that follow from it. Events of unknown members, and events that do not fit what
+    /// is known of the blob, change nothing.
     pub fn handle(&mut self, now: Time, event: Event, out: &mut Vec<Command>) {
         self.advance_clock(now);
         match event {
@@ -126,7 +128,7 @@ impl Brain {
         self.timers.first().map(|&(at, _)| at)
     }
 
-    /// Every deadline at or before `now`.
+    /// Handles every deadline at or before `now`.
     pub fn handle_timeout(&mut self, now: Time, out: &mut Vec<Command>) {
         self.advance_clock(now);
         while let Some(&(at, timer)) = self.timers.first()
@@ -142,7 +144,8 @@ impl Brain {
         }
     }
 
-    /// A deadline long past says that the brain was not called: then the silence, and how long leases took, is its own.
+    /// Moves the brain's time on. A deadline long past says that the brain was not called in time: then silence, and long
+    /// leases, are its own fault.
     fn advance_clock(&mut self, now: Time) {
         self.now = self.now.max(now);
         let due = self.poll_timeout();
@@ -151,7 +154,7 @@ impl Brain {
         }
     }
 
-    /// Matches the members that gained room or pieces: sources first, since they find the least complete receiver.
+    /// Matches the members that gained room or pieces, receivers first.
     fn match_pending(&mut self, out: &mut Vec<Command>) {
         loop {
             if let Some((swarm, index)) = self.pending_receivers.pop_front() {
@@ -177,7 +180,7 @@ impl Brain {
         }
     }
 
-    /// Tries again what samples may have missed, what has become possible by time alone, and what takes too long.
+    /// Tries again what the samples may have missed, what time alone has made possible, and what takes too long.
     fn tick(&mut self, swarm: u32, out: &mut Vec<Command>) {
         self.swarms[swarm].tick_at = None;
         if self.swarms[swarm].is_live() {
@@ -203,21 +206,22 @@ impl Brain {
         self.schedule_tick(swarm);
     }
 
-    pub(super) fn find_swarm_member(&self, member: u32, digest: &Digest) -> Option<(u32, u32)> {
-        let member = &self.members[member];
+    /// The swarm of the blob and the member's index there, if it is in that swarm.
+    pub(super) fn find_swarm_member(&self, slot: u32, digest: &Digest) -> Option<(u32, u32)> {
+        let member = &self.members[slot];
         let &swarm = self.digests.get(&(member.pool, *digest))?;
         Some((swarm, *member.swarms.get(&swarm)?))
     }
 
-    /// After a seat has changed: onto its rolls, and to be matched.
+    /// After a member of a swarm has changed: updates its sets, and queues it to be matched.
     pub(super) fn requeue(&mut self, swarm: u32, index: u32) {
         let state = &mut self.swarms[swarm];
         state.update_sets(index, self.policy.leases_deep);
         if state.is_live() {
-            let member = state.members[index].slot;
-            self.members[member].live_swarms.insert(swarm);
+            let slot = state.members[index].slot;
+            self.members[slot].live_swarms.insert(swarm);
             if state.sources.contains(index) {
-                self.pending_sources.push_back((member, swarm));
+                self.pending_sources.push_back((slot, swarm));
             }
             if state.receivers.contains(index) || state.waiting_receivers.contains(index) {
                 self.pending_receivers.push_back((swarm, index));
@@ -226,5 +230,5 @@ impl Brain {
     }
 }
 
-/// Nodes that are remembered as liars; beyond it the one that was convicted first is forgotten.
+/// Convicted nodes that are remembered. Beyond it the node that was convicted first is forgotten.
 const CONVICTED_MAX: usize = 4096;

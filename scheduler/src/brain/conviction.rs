@@ -1,7 +1,7 @@
 //! Conviction of peers that stated wrong piece hashes, and dispute of hashes that may be wrong.
 //!
-//! Invariant: only proven bytes convict: a signed list, a mirror that holds the whole blob, or a mirror that has proven its download. Until
-//! then a mirror's download may be the bad one, and a peer that states other hashes is disputed, not convicted.
+//! Invariant: only proven bytes convict: a signed list, a mirror that holds the whole blob, or a mirror that has proven its
+//! download. Until then a mirror's download may be the bad one, and a peer that states other hashes is disputed, not convicted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -44,8 +44,8 @@ impl Brain {
             .drain(..self.convictions.len().saturating_sub(CONVICTIONS_MAX));
     }
 
-    /// A mirror states other hashes than these claims, and has not proven its download yet. It is the authority for the fill, but it may
-    /// be wrong. A claimant that holds the whole blob serves no peer until the bytes are proven.
+    /// A mirror states other hashes than these claims, and has not proven its download yet. It is the authority for the fill,
+    /// but it may be wrong. A claimant that holds the whole blob serves no peer until the bytes are proven.
     pub(super) fn dispute(&mut self, swarm: u32, differing: &[(u32, Claim)], out: &mut Vec<Command>) {
         let claimants = differing.iter().map(|(_, claim)| claim.member).collect();
         self.discard_claims(swarm, &claimants);
@@ -61,8 +61,9 @@ impl Brain {
         }
     }
 
-    /// A peer held every piece, and the whole did not have the blob's digest: one of the claims in use was wrong. A claimant that says it
-    /// holds the whole blob is expelled. The brain believes a few such reports of a peer, and none of a peer that landed no piece here.
+    /// A peer held every piece, and the whole did not have the blob's digest: one of the claims in use was wrong. A claimant
+    /// that says it holds the whole blob is expelled. The brain believes a few such reports of a peer, and none of a peer that
+    /// landed no piece here.
     pub(super) fn doubt(&mut self, member: MemberId, digest: &Digest, fill: FillId, out: &mut Vec<Command>) {
         let Some((swarm, index)) = self
             .note_heard(member)
@@ -90,8 +91,8 @@ impl Brain {
         self.schedule_tick(swarm);
     }
 
-    /// A source sent other bytes than a claim says; says whether the claimant may be at fault. Which of the two is wrong cannot be known:
-    /// after a few doubts the claim is discarded.
+    /// A source sent other bytes than a claim says; says whether the claimant may be at fault. Which of the two is wrong cannot
+    /// be known: after a few doubts the claim is discarded.
     pub(super) fn doubt_claim(&mut self, swarm: u32, source: MemberId, piece: u32) -> bool {
         let Some(fill) = &mut self.swarms[swarm].fill else {
             return false;

@@ -1,7 +1,7 @@
 //! Fill: one download of a blob by a mirror, with its cut into pieces and their hashes.
 //!
-//! Invariant: a known hash is the authority's (`stated`) or a peer's (the last of the piece's `claims`), never both. A claim by which a
-//! piece was leased is kept until it is compared with proven bytes, or the fill goes with all its pieces.
+//! Invariant: a known hash is the authority's (`stated`) or a peer's (the last of the piece's `claims`), never both. A claim by
+//! which a piece was leased is kept until it is compared with proven bytes, or the fill goes with all its pieces.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -37,8 +37,8 @@ pub(super) struct Fill {
     stated: PieceSet,
     /// By piece; empty until a hash is known.
     hashes: Vec<Option<PieceHash>>,
-    /// By piece: the claims of peers, at most [`CLAIMS_MAX`] and one a node, the latest last. They are kept until proven bytes are there
-    /// to compare. A claim that is used no more is compared, too: other peers may hold a piece by it.
+    /// By piece: the claims of peers, at most [`CLAIMS_MAX`] and one a node, the latest last. They are kept until proven bytes
+    /// are there to compare. A claim that is used no more is compared, too: other peers may hold a piece by it.
     claims: BTreeMap<u32, Vec<Claim>>,
     pub(super) rarity: Rarity,
 }
@@ -60,8 +60,8 @@ impl Fill {
         }
     }
 
-    /// The fill `id` in place of this one. If both are cut alike, the hashes of a signed list stay, and so do the claims of peers, which are
-    /// still to be compared.
+    /// The fill `id` in place of this one. If both are cut alike, the hashes of a signed list stay, and so do the claims of
+    /// peers, which are still to be compared.
     pub(super) fn succeed(self, id: FillId, map: PieceMap) -> Self {
         let mut next = Self::new(id, map);
         if map == self.map {
@@ -83,8 +83,9 @@ impl Fill {
         self.hash(piece).filter(|_| self.stated.contains(piece))
     }
 
-    /// Takes a hash that the authority states; yields the claims that differ from it. `proven`: the blob's own digest has proven the bytes.
-    /// Before that a mirror may find that its download was bad, and the claims are kept to be compared with the next download.
+    /// Takes a hash that the authority states; yields the claims that differ from it. `proven`: the blob's own digest has
+    /// proven the bytes. Before that a mirror may find that its download was bad, and the claims are kept to be compared with
+    /// the next download.
     pub(super) fn state(&mut self, piece: u32, hash: PieceHash, proven: bool) -> Vec<Claim> {
         let is_known = self.stated_hash(piece) == Some(hash);
         if piece >= self.map.count() || self.signed || (is_known && !proven) {
@@ -116,8 +117,8 @@ impl Fill {
         wrong
     }
 
-    /// Takes a peer's claim for a piece of which no hash is known; says whether the node contradicts itself. It takes no claim of a node
-    /// whose other claim was used, and none that would push out a used claim: each of these is still to be compared.
+    /// Takes a peer's claim for a piece of which no hash is known; says whether the node contradicts itself. It takes no claim
+    /// of a node whose other claim was used, and none that would push out a used claim: each of these is still to be compared.
     pub(super) fn claim(&mut self, piece: u32, mut claim: Claim) -> bool {
         if piece >= self.map.count() || self.hashed.contains(piece) {
             return false;
@@ -198,8 +199,8 @@ impl Fill {
     }
 }
 
-/// Claims of one piece that are kept. A further claim takes the place of one by which no piece was leased; without such a one it is not
-/// taken.
+/// Claims of one piece that are kept. A further claim takes the place of one by which no piece was leased; without such a one
+/// it is not taken.
 const CLAIMS_MAX: usize = 8;
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The fill in force: which download of a blob the pieces of a swarm belong to.
 //!
-//! Invariant: a mirror's word sets it. A peer's want, whose grant a mirror signed, sets it only while no mirror has spoken and no peer has
-//! a piece of another fill.
+//! Invariant: a mirror's word sets it. A peer's want, whose grant a mirror signed, sets it only while no mirror has spoken and
+//! no peer has a piece of another fill.
 
 use piecemeal_proto::{Digest, FillId, PieceMap};
 
@@ -46,8 +46,8 @@ impl Brain {
         self.find_swarm_member(slot, digest)
     }
 
-    /// Decides which fill is in force after a member's report of `fill`; says whether it is that one. `granted`: a mirror stated the
-    /// fill, in its session or in the grant that the member showed.
+    /// Decides which fill is in force after a member's report of `fill`; says whether it is that one. `granted`: a mirror
+    /// stated the fill, in its session or in the grant that the member showed.
     pub(super) fn agree_on_fill(
         &mut self,
         (swarm, index): (u32, u32),
@@ -87,8 +87,8 @@ impl Brain {
         stated.is_some()
     }
 
-    /// Puts another fill in force (`None`: one that no member knows yet). Every piece of the former fill is forgotten, whole blobs are
-    /// not.
+    /// Puts another fill in force (`None`: one that no member knows yet). Every piece of the former fill is forgotten, whole
+    /// blobs are not.
     fn replace_fill(&mut self, swarm: u32, fill: Option<FillId>, map: PieceMap, out: &mut Vec<Command>) {
         let leases: Vec<_> = self.swarms[swarm].issued.iter().copied().collect();
         for lease in leases {

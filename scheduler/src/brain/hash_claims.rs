@@ -1,17 +1,17 @@
 //! Hash claims: the hashes that peers state of pieces for which the authority has stated none yet.
 //!
-//! Invariant: claims are used only where no mirror has the piece or brings it in time, and of one peer at a time; a node that was convicted
-//! is not believed again.
+//! Invariant: claims are used only where no mirror has the piece or brings it in time, and of one peer at a time; a node that
+//! was convicted is not believed again.
 
 use std::collections::BTreeSet;
 
 use piecemeal_proto::PieceHash;
 
-use super::{Brain, Command, Member, Time, fill::Claim, swarm::Swarm};
+use super::{Brain, Command, Member, Time, fill::Claim, member::MemberState, swarm::Swarm};
 
 impl Brain {
-    /// Whether to use a peer's claims instead of waiting: no mirror has brought anything for `claim_patience`, or nothing of this blob
-    /// for `mirror_grace`.
+    /// Whether to use a peer's claims instead of waiting: no mirror has brought anything for `claim_patience`, or nothing of
+    /// this blob for `mirror_grace`.
     pub(super) fn accepts_claims(&self, swarm: u32) -> bool {
         let state = &self.swarms[swarm];
         let pool = &self.pools[state.pool];
@@ -20,8 +20,8 @@ impl Brain {
         state.is_live() && (is_idle || self.now >= quiet_since + self.policy.mirror_grace)
     }
 
-    /// Whether the member's claims are used now: those of the swarm's hash source, and those of the member that fetches from upstream
-    /// in the mirror's place.
+    /// Whether the member's claims are used now: those of the swarm's hash source, and those of the member that fetches from
+    /// upstream in the mirror's place.
     fn may_claim(&mut self, swarm: u32, index: u32) -> bool {
         let member = &self.members[self.swarms[swarm].members[index].slot];
         if member.is_mirror() || self.has_lied(&member.info) || !self.accepts_claims(swarm) {
@@ -49,8 +49,8 @@ impl Brain {
         self.convicted.contains(&(of.node, of.signed))
     }
 
-    /// A peer states hashes of pieces that it says it holds; says whether hashes are still to be asked for. Pieces whose hash differs from
-    /// the authority's are dropped; hashes that no member has stated are taken if it is the peer's turn.
+    /// A peer states hashes of pieces that it says it holds; says whether hashes are still to be asked for. Pieces whose hash
+    /// differs from the authority's are dropped; hashes that no member has stated are taken if it is the peer's turn.
     pub(super) fn claim_hashes(
         &mut self,
         (swarm, index): (u32, u32),
@@ -63,14 +63,6 @@ impl Brain {
         let state = &mut self.swarms[swarm];
         let slot = state.members[index].slot;
         let member = &self.members[slot];
-        let claim = |hash| Claim {
-            hash,
-            member: member.id,
-            node: member.info.node,
-            signed: member.info.signed,
-            doubts: 0,
-            used: false,
-        };
         let mut wrong = Vec::new();
         let (mut unhashed, mut landed, mut contradicts) = (false, false, false);
         for (piece, &hash) in (first..).zip(hashes) {
@@ -81,7 +73,7 @@ impl Brain {
                 continue;
             }
             if let (None, Some(hash), true) = (fill.hash(piece), hash, may_claim) {
-                contradicts |= fill.claim(piece, claim(hash));
+                contradicts |= fill.claim(piece, claim(member, hash));
             }
             unhashed |= fill.hash(piece).is_none();
             landed |= claim_piece(state, index, (piece, hash), now);
@@ -97,6 +89,17 @@ impl Brain {
             self.order_drop((swarm, index), &wrong, out);
         }
         unhashed
+    }
+}
+
+fn claim(member: &MemberState, hash: PieceHash) -> Claim {
+    Claim {
+        hash,
+        member: member.id,
+        node: member.info.node,
+        signed: member.info.signed,
+        doubts: 0,
+        used: false,
     }
 }
 

@@ -1,4 +1,4 @@
-//! Members come, fall silent, are heard again, and leave.
+//! Liveness of members: they join, fall silent, are heard again, and leave.
 //!
 //! Invariant: a member with leases, and every mirror, has a timer for its silence.
 
@@ -29,7 +29,7 @@ impl Brain {
         }
     }
 
-    /// Everything of it goes; what others fetched from it is cancelled.
+    /// Removes a member and everything that it holds; leases to and from it are cancelled.
     pub(super) fn leave(&mut self, id: MemberId, out: &mut Vec<Command>) {
         let Some(slot) = self.ids.remove(&id) else {
             return;
@@ -78,7 +78,7 @@ impl Brain {
         Some(slot)
     }
 
-    /// Matches a member that may be used again in the swarms where it sits, as far as one event may cost; their ticks do the rest.
+    /// Matches a member that may be used again, in as many of its swarms as one event may cost; their ticks do the rest.
     fn welcome_back(&mut self, slot: u32) {
         let member = &self.members[slot];
         let swarms: Vec<u32> = member.live_swarms.iter().copied().take(SWARMS_WELCOMED).collect();
@@ -90,7 +90,7 @@ impl Brain {
         }
     }
 
-    /// Whether leases may go out to or from the member: it was heard at most `silent_after` ago.
+    /// Whether leases may go to or from the member: it was heard at most `silent_after` ago.
     pub(super) fn is_usable(&self, slot: u32) -> bool {
         let member = &self.members[slot];
         !member.silent && member.heard.max(self.awake_since) + self.policy.silent_after > self.now
@@ -105,7 +105,7 @@ impl Brain {
         }
     }
 
-    /// The time has come at which a member may have fallen silent.
+    /// The timer of a member has come: it may have fallen silent.
     pub(super) fn check_silence(&mut self, id: MemberId, out: &mut Vec<Command>) {
         let Some(&slot) = self.ids.get(&id) else {
             return;

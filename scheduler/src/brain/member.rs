@@ -1,4 +1,7 @@
-//! Members and pools.
+//!
+//! Member: state of one connected daemon, over all swarms.
+//!
+//! Invariant: a source never has more leases than [`MemberState::serving_max`] times [`STALLED_FACTOR`].
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,56 +20,61 @@ use super::{
 pub(super) struct MemberState {
     pub(super) id: MemberId,
     pub(super) info: Member,
+    /// Slot of its pool.
     pub(super) pool: u32,
-    /// A hash of the zone's name: only a preference hangs on it.
+    /// Hash of the zone's name. It decides a preference only.
     pub(super) zone: u64,
+    /// When its latest message came.
     pub(super) heard: Time,
-    /// Had leases and said nothing: not used until it is heard again.
+    /// It had leases and sent nothing: it is not used until it is heard again.
     pub(super) silent: bool,
     /// A timer for its silence is set.
     pub(super) silence_watched: bool,
-    /// Its latest leases as a source took far longer than others': it gets one lease at a time, so that little waits behind it.
+    /// As a source: its latest lease took far longer than usual. It gets one lease at a time, so that little waits behind it.
     pub(super) slow: bool,
-    /// Of a mirror: how many leases may name it as the source now.
+    /// Of a mirror: leases that may name it as the source now.
     concurrency: usize,
-    /// Leases out to it.
+    /// Leases to it.
     pub(super) fetching: Vec<LeaseId>,
     /// Leases that name it as the source.
     pub(super) serving: Vec<LeaseId>,
-    /// Of `serving`, how many are of which standing.
+    /// Number of leases in `serving` by the class of their receiver.
     serving_by_class: [usize; ReceiverClass::COUNT],
-    /// As a receiver: when a piece of its leases last landed, or the first of them was given.
+    /// As a receiver: when a piece of its leases last landed, or the first of its leases was issued.
     pub(super) landed_at: Time,
-    /// What a lease usually takes it.
+    /// As a receiver: its own lease time, smoothed.
     pub(super) lease_time: Option<Time>,
-    /// It lands what it is leased in good time.
+    /// As a receiver: it lands its pieces in good time.
     pub(super) prompt: bool,
-    /// A piece of its leases has landed since it joined, or last lost its leases for landing nothing. Until then it is a newcomer.
+    /// As a receiver: a piece of its leases has landed since it joined, or since its leases last expired. Until then it is a
+    /// newcomer.
     pub(super) landed: bool,
-    /// It has landed nothing for a while.
+    /// As a receiver: it has landed nothing for a while.
     pub(super) stalled: bool,
-    /// Times that it did, since a piece last landed in good time.
+    /// Stalls since a piece last landed in good time.
     pub(super) stalls: u32,
-    /// Leases that it may have at once: one after a stall, twice as many with each piece that lands in time.
+    /// Leases that it may have at once: one after a stall, twice as many with each piece that lands in good time.
     pub(super) allowance: usize,
-    /// Times in a row that it lost its leases, and leases in a row that it gave up.
+    /// Times in a row that its leases expired.
     pub(super) expiries: u32,
+    /// Leases in a row that it gave up.
     pub(super) gave_up: u32,
-    /// Until then it gets no lease.
+    /// While it is active, the member gets no lease.
     pub(super) lease_backoff: Backoff,
-    /// A timer for its stalling is set.
+    /// A timer for its stall is set.
     pub(super) stall_watched: bool,
-    /// SwarmMember by swarm.
+    /// Its index in each swarm, by the slot of the swarm.
     pub(super) swarms: BTreeMap<u32, u32>,
-    /// Those of its swarms that a member wants and in which it has been seen; others may linger.
+    /// Swarms in which it was queued while a member wanted the blob; swarms that it has left may linger.
     pub(super) live_swarms: BTreeSet<u32>,
-    /// The swarm that it served last; the next has the next turn.
+    /// As a source: the swarm that it last looked at. The next one has the next turn.
     pub(super) last_swarm: u32,
+    /// Blobs that it wants.
     pub(super) wants: usize,
     /// Pieces of the blobs for which it has bitmaps.
     pub(super) pieces: u64,
     pub(super) source_backoff: SourceBackoff,
-    /// Sources that it got banned, by blob.
+    /// Its reports of corrupt sources that were believed, by blob.
     pub(super) accusations: LruCache<Digest, u32>,
 }
 
@@ -116,7 +124,7 @@ impl MemberState {
             && (!self.is_full(policy) || self.count(ReceiverClass::Idle) > 0)
     }
 
-    /// Whether it has as many leases as it may have at all: one more takes the place of an idle newcomer's.
+    /// Whether it has as many leases as it may have at all. Then one more takes the place of an idle receiver's.
     pub(super) fn is_full(&self, policy: &Policy) -> bool {
         self.serving.len() >= self.serving_max(policy) * STALLED_FACTOR
     }
@@ -130,12 +138,12 @@ impl MemberState {
         }
     }
 
-    /// Whether one more lease of an idle newcomer fits beside all that land pieces.
+    /// Whether one more lease of an idle receiver fits beside those of all that land pieces.
     pub(super) fn has_room_for_idle(&self, policy: &Policy) -> bool {
         self.count(ReceiverClass::Idle) < self.serving_max(policy) && !self.is_full(policy)
     }
 
-    /// Leases of this standing that name it as the source.
+    /// Leases to receivers of this class that name it as the source.
     pub(super) fn count(&self, class: ReceiverClass) -> usize {
         self.serving_by_class[class as usize]
     }
@@ -155,13 +163,13 @@ impl MemberState {
         }
     }
 
-    /// As a receiver it has landed nothing of what it was last leased: others come first, whatever they hold.
+    /// As a receiver it has landed nothing of its latest leases: other receivers come first, whatever they hold.
     pub(super) fn is_doubtful(&self) -> bool {
         self.stalls > 0 || self.expiries > 0 || self.gave_up > 0
     }
 
-    /// Leases that name it as the source and take a place. While there are idle newcomers among its receivers, the other newcomers
-    /// take half of the places at most, and share the room of the idle ones: most of them will be idle too.
+    /// Leases that name it as the source and take a place. While it has idle receivers, the new ones take half of the places at
+    /// most, and share the room of the idle ones, since most of them will be idle, too.
     fn allocated(&self, policy: &Policy) -> usize {
         let new = self.count(ReceiverClass::New);
         let new = match self.count(ReceiverClass::Idle) {
@@ -171,12 +179,12 @@ impl MemberState {
         self.count(ReceiverClass::Landing) + new
     }
 
-    /// Whether one more lease to a receiver that has not shown that it lands any would leave a mirror a place for one that has.
+    /// Whether a lease to a receiver that has not shown that it lands pieces would leave a mirror a place for one that has.
     pub(super) fn has_room_to_try(&self, policy: &Policy) -> bool {
         self.info.role == Role::Peer || self.allocated(policy) + 1 < self.concurrency
     }
 
-    /// The most leases that may ever name it as the source at once.
+    /// The most leases that may ever name it as the source and take a place.
     pub(super) fn serving_max(&self, policy: &Policy) -> usize {
         let uploads = match self.info.role {
             Role::Peer => policy.uploads_max + policy.queued_max,
@@ -185,8 +193,9 @@ impl MemberState {
         uploads as usize
     }
 
-    /// One of its uploads took `took`, where `usual` is usual among peers. A mirror gets more leases at once while it is no slower
-    /// than peers are, fewer when it is: its link may be much faster than theirs, or the only one that is full.
+    /// One of its uploads took `took`, where the swarm's lease time is `lease_time`. A mirror gets more leases at once while it
+    /// is no slower than peers are, and fewer when it is slower: its link may be much faster than theirs, or the only one that
+    /// is full.
     pub(super) fn note_pace(&mut self, took: Time, lease_time: Time, policy: &Policy) {
         match self.info.role {
             Role::Peer => self.slow = took > lease_time * policy.straggler_factor,
@@ -198,7 +207,7 @@ impl MemberState {
     }
 }
 
-/// With those to stalled receivers a source has at most so many times its leases.
+/// With its leases to stalled receivers a source has at most so many times `serving_max`.
 pub(super) const STALLED_FACTOR: usize = 2;
 
 /// FNV-1a, 64 bits.
@@ -208,7 +217,7 @@ fn fnv1a(text: &str) -> u64 {
     })
 }
 
-/// Blobs of which a member's accusations are counted: more than it may want at once for long.
+/// Blobs for which a member's reports are counted: more than it may want at once for long.
 const ACCUSED_BLOBS_MAX: NonZeroUsize = NonZeroUsize::new(256).expect("not 0");
 
 #[cfg(test)]

@@ -1,14 +1,14 @@
-//! Seats in swarms: they are taken, accounted for, and left; a swarm begins and ends with its seats.
+//! Membership in swarms: a member enters a swarm, counts there, and leaves it. A swarm ends with its last member.
 //!
-//! Invariant: of a blob that no member wants, only the holders of all of it (`holdings.rs`), the mirrors' fills, and the banned seats are
-//! kept.
+//! Invariant: of a blob that no member wants, the brain keeps only the holders of the whole blob (`holdings.rs`), the mirrors'
+//! fills, and the banned members.
 
 use piecemeal_proto::{Digest, PieceSet};
 
 use super::{Brain, brain::Timer, swarm::Swarm, swarm_member::SwarmMember};
 
 impl Brain {
-    /// The member's seat in the blob's swarm, taken if it has none; `None` when it sits in too many.
+    /// The member's swarm and index for the blob; it enters the swarm if it is not in it. `None`: it is in too many swarms.
     pub(super) fn enter_swarm(&mut self, slot: u32, digest: Digest) -> Option<(u32, u32)> {
         if let Some(seated) = self.find_swarm_member(slot, &digest) {
             return Some(seated);
@@ -55,20 +55,21 @@ impl Brain {
         self.members[in_swarm.slot].pieces -= std::mem::take(&mut in_swarm.reserved);
     }
 
-    /// Its leases are over already.
+    /// The member does not want the blob any more. Its leases are over already.
     pub(super) fn stop_wanting(&mut self, swarm: u32, index: u32) {
         let state = &mut self.swarms[swarm];
         if std::mem::take(&mut state.members[index].wants) {
             state.wanting -= 1;
-            let member = state.members[index].slot;
-            self.members[member].wants -= 1;
+            let slot = state.members[index].slot;
+            self.members[slot].wants -= 1;
         }
         self.pass_upstream_on(swarm, index);
         self.swarms[swarm].update_sets(index, self.policy.leases_deep);
         self.shrink_if_unwanted(swarm);
     }
 
-    /// Of a swarm that no member wants any more remain the holders of the whole blob, in a few bytes, and the mirrors' fills.
+    /// Where no member wants the blob any more, removes all members of its swarm but the mirrors that fill it. Holders of the
+    /// whole blob go to the table of holdings.
     pub(super) fn shrink_if_unwanted(&mut self, swarm: u32) {
         let Some(state) = self.swarms.get(swarm).filter(|state| !state.is_live()) else {
             return;
@@ -81,16 +82,16 @@ impl Brain {
             state.digest,
             leaving.map(|(index, member)| (index, member.slot, member.complete)),
         );
-        for (index, member, complete) in leaving.collect::<Vec<_>>() {
+        for (index, slot, complete) in leaving.collect::<Vec<_>>() {
             self.leave_swarm(swarm, index);
             if complete {
-                self.note_holding(member, &digest);
+                self.note_holding(slot, &digest);
             }
         }
         self.forget_fill(swarm);
     }
 
-    /// Empties a seat of which nothing is known, and with the last one the swarm.
+    /// Removes a member of which nothing is known, and with the last one the swarm.
     pub(super) fn remove_if_vacant(&mut self, swarm: u32, index: u32) {
         let members = self.swarms.get(swarm).map(|state| &state.members);
         if members
@@ -118,21 +119,21 @@ impl Brain {
         }
     }
 
-    /// Its leases are over already.
+    /// Removes a member whose leases are over already; the swarm goes with its last member.
     pub(super) fn leave_swarm(&mut self, swarm: u32, index: u32) {
         self.pass_upstream_on(swarm, index);
         self.release(swarm, index);
         let state = &mut self.swarms[swarm];
-        let member = state.members[index].slot;
+        let slot = state.members[index].slot;
         if state.members[index].wants {
             state.wanting -= 1;
-            self.members[member].wants -= 1;
+            self.members[slot].wants -= 1;
         }
         state.forget_claims(index);
         state.remove(index);
         let empty = state.members.len() == 0;
-        self.members[member].swarms.remove(&swarm);
-        self.members[member].live_swarms.remove(&swarm);
+        self.members[slot].swarms.remove(&swarm);
+        self.members[slot].live_swarms.remove(&swarm);
         if empty {
             let state = self.swarms.remove(swarm).expect("it had a member just now");
             self.digests.remove(&(state.pool, state.digest));

@@ -1,6 +1,6 @@
-//! How leases end, and what follows for their sources.
+//! Outcome of leases: how they end, and the consequences for their sources and receivers.
 //!
-//! Invariant: whatever the outcome, what has not landed is missing again before anything is matched.
+//! Invariant: whatever the outcome, pieces that have not landed are missing again before anything is matched.
 
 use piecemeal_proto::Digest;
 
@@ -84,7 +84,7 @@ impl Brain {
         self.swarms[lease.swarm].members[lease.index].leased.contains(piece)
     }
 
-    /// The source does not hold a piece that it claimed.
+    /// The source does not hold a piece that it said it holds: it has only the others.
     fn report_missing(&mut self, lease: &LeaseState, source: u32, piece: u32) {
         let Some(&index) = self.members[source].swarms.get(&lease.swarm) else {
             return;
@@ -102,9 +102,9 @@ impl Brain {
         self.remove_if_vacant(lease.swarm, index);
     }
 
-    /// The source sent other bytes than it claimed. A peer is believed a few such reports: with more, one liar could take every
-    /// source from the others. A mirror, which verifies what it holds, is only left alone by this receiver; so is a source whose
-    /// bytes differ from what another peer claims.
+    /// The source sent other bytes than the hash says. The brain believes a few such reports of a peer: with more, one liar
+    /// could take every source from the others. Only this receiver stops to use a mirror, which verifies what it holds, and a
+    /// source whose bytes differ from what another peer claims.
     fn report_corrupt(&mut self, lease: &LeaseState, source: u32, piece: u32, out: &mut Vec<Command>) {
         let accuser = self.members[lease.receiver].id;
         self.members[source]
@@ -122,8 +122,8 @@ impl Brain {
         self.expel(lease.swarm, index, out);
     }
 
-    /// Counts a report by which a source is left alone. The count is the member's and the blob's: one that gives the blob up and
-    /// wants it again has said no less.
+    /// Counts a report by which a source is expelled; says whether it is believed. The count is per member and blob: a member
+    /// that gives the blob up and wants it again keeps its count.
     pub(super) fn may_accuse(&mut self, accuser: u32, digest: Digest) -> bool {
         let count = self.members[accuser].accusations.get_or_insert_mut(digest, || 0);
         let may = *count < self.policy.accusations_max;

@@ -65,25 +65,25 @@ impl Brain {
     }
 
     fn may_match(&self, state: &Swarm, source: u32, receiver: u32, selection: PieceSelection) -> bool {
-        let (giver, taker) = (state.members[source].slot, state.members[receiver].slot);
+        let (source_slot, receiver_slot) = (state.members[source].slot, state.members[receiver].slot);
         let urgent = matches!(selection, PieceSelection::Piece(_));
-        let (giving, taking) = (&self.members[giver], &self.members[taker]);
-        giver != taker
+        let (giving, taking) = (&self.members[source_slot], &self.members[receiver_slot]);
+        source_slot != receiver_slot
             && state.sources.contains(source)
-            && self.is_usable(taker)
+            && self.is_usable(receiver_slot)
             && taking.fetching.len() < self.policy.leases_max as usize + usize::from(urgent)
-            && self.may_take(taker, urgent)
+            && self.may_take(receiver_slot, urgent)
             && (taking.prompt || urgent || giving.has_room_to_try(&self.policy))
-            && self.has_room_for(giver, taker)
+            && self.has_room_for(source_slot, receiver_slot)
             && !giving.source_backoff.is_active_for(taking.id, self.now)
     }
 
     /// Whether a source has room for this receiver: idle receivers get the room that the others leave.
-    fn has_room_for(&self, giver: u32, taker: u32) -> bool {
-        let giving = &self.members[giver];
-        match self.members[taker].receiver_class() {
+    fn has_room_for(&self, source_slot: u32, receiver_slot: u32) -> bool {
+        let giving = &self.members[source_slot];
+        match self.members[receiver_slot].receiver_class() {
             ReceiverClass::Idle => giving.has_room_for_idle(&self.policy),
-            _ => !giving.is_full(&self.policy) || self.preemptable_by(taker, giver).is_some(),
+            _ => !giving.is_full(&self.policy) || self.preemptable_by(receiver_slot, source_slot).is_some(),
         }
     }
 
@@ -170,8 +170,8 @@ impl Pairing<'_> {
     }
 }
 
-/// How long the swarm gets at most to pass on a piece that a client waits for: with the second before the client's report, well below the
-/// 5 s in which the client must get a byte.
+/// How long the swarm gets at most to pass on a piece that a client waits for: with the second before the client's report, well
+/// below the 5 s in which the client must get a byte.
 const WAITING_PATIENCE: Time = Time::from_secs(1);
 
 #[cfg(test)]

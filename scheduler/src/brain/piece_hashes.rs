@@ -1,4 +1,5 @@
-//! Piece hashes that the authority states: a mirror in its session, and lists that `authority.key` signed, which may come from any member.
+//! Piece hashes that the authority states: a mirror in its session, and lists that `authority.key` signed, which may come from
+//! any member.
 //!
 //! Invariant: pieces that were fetched by a claim that the authority contradicts are recalled before anything is matched again.
 

@@ -1,6 +1,6 @@
-//! Matching: sources with room find receivers, receivers with room find sources.
+//! Placement: sources with room find receivers, receivers with room find sources.
 //!
-//! Invariant: no source ever has more leases than its uploads and queue allow, no receiver more than its depth.
+//! Invariant: no source ever has more leases than its uploads and queue allow, and no receiver more than `leases_deep`.
 
 use super::{
     Brain, Command, Priority, pairing::PieceSelection, receiver_class::ReceiverClass, run::Run, sample_set::SampleSet,
@@ -8,9 +8,9 @@ use super::{
 };
 
 impl Brain {
-    /// Finds receivers for a source while it has room, in `swarm` first, then in the others in which it sits, in turn.
-    pub(super) fn find_receivers(&mut self, giver: u32, swarm: u32, out: &mut Vec<Command>) {
-        let mirror = self.members.get(giver).is_some_and(|member| member.is_mirror());
+    /// Finds receivers for a source while it has room, in `swarm` first, then in its other swarms, in turn.
+    pub(super) fn find_receivers(&mut self, source_slot: u32, swarm: u32, out: &mut Vec<Command>) {
+        let mirror = self.members.get(source_slot).is_some_and(|member| member.is_mirror());
         let selections: &[PieceSelection] = if mirror {
             &[PieceSelection::Inject, PieceSelection::Rarest]
         } else {
@@ -21,20 +21,20 @@ impl Brain {
             let mut misses = 0;
             while let Some(tried) = swarm
                 && misses < SWARMS_SAMPLED
-                && self.has_room(giver, false)
+                && self.has_room(source_slot, false)
             {
-                if !self.lease_in_swarm(giver, tried, selection, out) {
+                if !self.lease_in_swarm(source_slot, tried, selection, out) {
                     misses += 1;
-                    swarm = self.next_swarm(giver);
+                    swarm = self.next_swarm(source_slot);
                 }
             }
         }
     }
 
-    /// The swarm whose turn it is at a source; forgets those that no member wants any more.
-    fn next_swarm(&mut self, giver: u32) -> Option<u32> {
+    /// The swarm whose turn it is at a source; forgets the swarms that no member wants any more.
+    fn next_swarm(&mut self, source_slot: u32) -> Option<u32> {
         for _ in 0..SWARMS_SAMPLED {
-            let member = &mut self.members[giver];
+            let member = &mut self.members[source_slot];
             let next = member
                 .live_swarms
                 .range(member.last_swarm + 1..)
@@ -45,13 +45,19 @@ impl Brain {
             if member.swarms.contains_key(&swarm) && self.swarms[swarm].is_live() {
                 return Some(swarm);
             }
-            self.members[giver].live_swarms.remove(&swarm);
+            self.members[source_slot].live_swarms.remove(&swarm);
         }
         None
     }
 
-    fn lease_in_swarm(&mut self, giver: u32, swarm: u32, selection: PieceSelection, out: &mut Vec<Command>) -> bool {
-        let Some(&source) = self.members[giver].swarms.get(&swarm) else {
+    fn lease_in_swarm(
+        &mut self,
+        source_slot: u32,
+        swarm: u32,
+        selection: PieceSelection,
+        out: &mut Vec<Command>,
+    ) -> bool {
+        let Some(&source) = self.members[source_slot].swarms.get(&swarm) else {
             return false;
         };
         let state = &self.swarms[swarm];
@@ -61,22 +67,34 @@ impl Brain {
         if self.lease_to_waiting((swarm, source), out) {
             return true;
         }
-        if self.members[giver].count(ReceiverClass::Idle) == 0 {
-            return self.lease_to_sampled(giver, (swarm, source), &[|state| &state.receivers], selection, out);
+        if self.members[source_slot].count(ReceiverClass::Idle) == 0 {
+            return self.lease_to_sampled(
+                source_slot,
+                (swarm, source),
+                &[|state| &state.receivers],
+                selection,
+                out,
+            );
         }
         self.lease_to_sampled(
-            giver,
+            source_slot,
             (swarm, source),
             &[|state| &state.landing_receivers, |state| &state.new_receivers],
             selection,
             out,
-        ) || self.lease_to_sampled(giver, (swarm, source), &[|state| &state.idle_receivers], selection, out)
+        ) || self.lease_to_sampled(
+            source_slot,
+            (swarm, source),
+            &[|state| &state.idle_receivers],
+            selection,
+            out,
+        )
     }
 
-    /// Gives to the first that can be served of a sample of each roll.
+    /// Leases from the source to the best receiver of a sample of each set that it can serve.
     fn lease_to_sampled(
         &mut self,
-        giver: u32,
+        source_slot: u32,
         (swarm, source): (u32, u32),
         sets: &[fn(&Swarm) -> &SampleSet],
         selection: PieceSelection,
@@ -89,13 +107,13 @@ impl Brain {
         let state = &self.swarms[swarm];
         let pieces = state.pieces();
         let zone = state.members[source].zone;
-        // Equals come as the sample has them: by their seats, the first to come would always be the first.
+        // Equals come in the order of the sample: by index, the first to join would always come first.
         let mut ranked: Vec<(bool, bool, u32, bool, usize, u32)> = sampled
             .into_iter()
             .enumerate()
             .map(|(place, receiver)| {
                 let member = &state.members[receiver];
-                // Every receiver waits for a piece that only a slow uplink has.
+                // A piece that only a slow uplink has keeps every receiver waiting.
                 let slow = selection == PieceSelection::Inject && self.members[member.slot].slow;
                 let rank = member.rank(pieces, self.now, self.policy.aging);
                 let doubtful = self.members[member.slot].is_doubtful();
@@ -104,14 +122,14 @@ impl Brain {
             .collect();
         while let Some((.., receiver)) = take_least(&mut ranked) {
             if let Some(run) = self.match_pair(swarm, source, receiver, selection) {
-                self.issue_lease((swarm, receiver), Some(giver), run, Priority::Normal, out);
+                self.issue_lease((swarm, receiver), Some(source_slot), run, Priority::Normal, out);
                 return true;
             }
         }
         false
     }
 
-    /// As many seats of a roll as one event looks at, from a random one on.
+    /// Samples as many members of a set as one event looks at, from a random one on.
     pub(super) fn sample(&mut self, swarm: u32, set: fn(&Swarm) -> &SampleSet, into: &mut Vec<u32>) {
         let set = set(&self.swarms[swarm]);
         let start = self.rng.below(set.len());
@@ -145,7 +163,7 @@ impl Brain {
         }
     }
 
-    /// A mirror, or the nearest and least busy peer of a sample, that can serve the receiver.
+    /// A mirror, or the nearest and least busy peer of a sample, that can serve the receiver; with the pieces to fetch.
     pub(super) fn pick_source(
         &mut self,
         swarm: u32,
@@ -172,18 +190,18 @@ impl Brain {
                 .collect()
         };
         while let Some((_, _, source)) = take_least(&mut sample) {
-            let giver = self.swarms[swarm].members[source].slot;
-            if self.has_room(giver, urgent)
+            let source_slot = self.swarms[swarm].members[source].slot;
+            if self.has_room(source_slot, urgent)
                 && let Some(run) = self.match_pair(swarm, source, receiver, selection)
             {
-                return Some((giver, run));
+                return Some((source_slot, run));
             }
         }
         None
     }
 }
 
-/// The first is nearly always taken, so sorting all of them would be a waste.
+/// Takes the least out. The first match nearly always succeeds, so sorting all would be a waste.
 fn take_least<T: Ord>(sample: &mut Vec<T>) -> Option<T> {
     let least = (0..sample.len()).min_by_key(|&index| &sample[index])?;
     Some(sample.swap_remove(least))

@@ -9,8 +9,8 @@ use piecemeal_proto::PieceSet;
 use super::{Brain, Command, fill::Claim, swarm_member::SwarmMember};
 
 impl Brain {
-    /// Takes back the pieces of wrong claims, and orders every peer that wants the blob to drop them: a peer may hold one that it has not
-    /// reported. It costs a few words of bitmap a peer.
+    /// Takes back the pieces of wrong claims, and orders every peer that wants the blob to drop them: a peer may hold one that
+    /// it has not reported. It costs a few words of bitmap a peer.
     pub(super) fn recall_pieces(&mut self, swarm: u32, claims: &[(u32, Claim)], out: &mut Vec<Command>) {
         if claims.is_empty() {
             return;
@@ -62,8 +62,8 @@ impl Brain {
         peers.map(|(index, member)| (index, recall(index, member))).collect()
     }
 
-    /// Orders a peer to drop the pieces that it says it holds and that do not have their hash. A peer of the last release can only be
-    /// told to drop all pieces.
+    /// Orders a peer to drop the pieces that it says it holds and that do not have their hash. A peer of the last release can
+    /// only be told to drop all pieces.
     pub(super) fn order_drop(&mut self, (swarm, index): (u32, u32), wrong: &[u32], out: &mut Vec<Command>) {
         let slot = self.swarms[swarm].members[index].slot;
         if self.members[slot].info.features.drop {

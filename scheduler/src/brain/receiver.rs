@@ -1,7 +1,7 @@
-//! Receivers: how a member uses its leases, and what it may be leased because of that.
+//! Receivers: how a member uses its leases, and how many more it may get.
 //!
-//! Invariant: nothing here rests on a receiver's word alone, but that a piece of its own lease has landed, and that ends its part in the
-//! lease. Receivers that land nothing keep no place of a source from others, however many they are.
+//! Invariant: nothing here rests on a receiver's word alone, but that a piece of its own lease has landed, and that ends its
+//! part in the lease. Receivers that land nothing keep no place of a source from others, however many they are.
 
 use super::{
     Brain, LeaseId, Outcome, Time, lease_table::LeaseState, lease_time, member::MemberState,
@@ -90,8 +90,8 @@ impl Brain {
         }
     }
 
-    /// The receiver that `taker` preempts at a full source: its leases expire to make room. It is an idle receiver that had its time;
-    /// of these the one whose leases expired most often, or that has this lease for the shortest time. So the others keep
+    /// The receiver that `taker` preempts at a full source: its leases expire to make room. It is an idle receiver that had its
+    /// time; of these the one whose leases expired most often, or that has this lease for the shortest time. So the others keep
     /// theirs until they expire, in case all of them are only slow.
     pub(super) fn preemptable_by(&self, taker: u32, source: u32) -> Option<u32> {
         let taking = &self.members[taker];

@@ -44,8 +44,9 @@ impl Brain {
         self.timers.insert((next, Timer::Stall(id)));
     }
 
-    /// How long a receiver may land nothing before its leases take no place. A receiver that has never landed a piece gets a few times the
-    /// swarm's lease time, which is that of peers: a mirror may take longer, and without a lease time nothing is known.
+    /// How long a receiver may land nothing before its leases take no place. A receiver that has never landed a piece gets a
+    /// few times the swarm's lease time, which is that of peers: a mirror may take longer, and without a lease time nothing is
+    /// known.
     fn stalls_after(&self, slot: u32) -> Time {
         let most = self.policy.stalled_after;
         let member = &self.members[slot];
@@ -62,8 +63,8 @@ impl Brain {
         time.clamp(self.policy.rematch_every * 2, most)
     }
 
-    /// How long a receiver may land nothing before its leases expire. Its own lease time counts. Each time that its leases expired it gets
-    /// twice as long, with one lease at a time: its link or its rate limit may be that slow.
+    /// How long a receiver may land nothing before its leases expire. Its own lease time counts. Each time that its leases
+    /// expired it gets twice as long, with one lease at a time: its link or its rate limit may be that slow.
     fn expires_after(&self, slot: u32) -> Time {
         let member = &self.members[slot];
         let from_upstream = |&id| self.leases.get(id).is_some_and(|lease| lease.source.is_none());
@@ -100,8 +101,8 @@ impl Brain {
         }
     }
 
-    /// Ends the leases of a receiver that lands nothing; it waits before it gets another. If it was to fetch from upstream, another
-    /// receiver does.
+    /// Ends the leases of a receiver that lands nothing; it waits before it gets another. If it was to fetch from upstream,
+    /// another receiver does.
     pub(super) fn expire_leases(&mut self, slot: u32, out: &mut Vec<Command>) {
         self.stall(slot);
         for id in self.members[slot].fetching.clone() {
@@ -126,7 +127,8 @@ impl Brain {
 
 /// A receiver's leases last at least so many times its own lease time.
 const LEASE_TIME_FACTOR: u32 = 4;
-/// After so many stalls without a piece in good time in between a receiver gets one lease at a time. The first may be its sources' fault.
+/// After so many stalls without a piece in good time in between a receiver gets one lease at a time. The first may be its
+/// sources' fault.
 const STALLS_MAX: u32 = 2;
 /// The time of a receiver whose leases expired doubles at most so often.
 const EXPIRIES_MAX: u32 = 5;
@@ -144,8 +146,8 @@ mod tests {
     /// Chance decides for some seconds which newcomer gets a mirror's free place.
     const PULL_MAX: Time = Time::from_secs(10);
 
-    /// A mirror that holds 64 pieces, 60 members that want them and do `act` every 100 ms with what they were leased, and one honest
-    /// peer that comes 20 s later and lands each lease after 10 ms. Says how long that one takes.
+    /// A mirror that holds 64 pieces, 60 members that want them and do `act` every 100 ms with what they were leased, and one
+    /// honest peer that comes 20 s later and lands each lease after 10 ms. Says how long that one takes.
     fn honest_pull(mut act: impl FnMut(&mut Site, MemberId, &[Lease])) -> Time {
         let mut site = Site::new(64, 0);
         site.have(MIRROR, 0..64);

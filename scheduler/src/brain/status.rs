@@ -1,4 +1,7 @@
-//! Status of the brain for people: its members and swarms.
+//!
+//! Status of the brain: its members and swarms, for people to read.
+//!
+//! Invariant: a status changes nothing.
 
 use piecemeal_proto::{Digest, FillId, NodeId};
 
@@ -23,7 +26,7 @@ pub struct MemberStatus {
     pub pool: String,
     pub zone: String,
     pub silent: bool,
-    /// Leases out to it.
+    /// Leases to it.
     pub fetching: usize,
     /// Leases that name it as the source.
     pub serving: usize,
@@ -36,7 +39,7 @@ pub struct SwarmStatus {
     pub pool: String,
     pub digest: Digest,
     pub fill: Option<FillId>,
-    /// By the mirror.
+    /// A mirror has proven the blob's digest over the fill.
     pub proven: bool,
     pub blob_bytes: u64,
     pub piece_bytes: u64,
@@ -55,7 +58,7 @@ pub struct SwarmStatus {
 }
 
 impl Brain {
-    /// Everything at once: O(members + seats). For the admin port.
+    /// All members and swarms: O(members of swarms). For the admin port.
     pub fn status(&self) -> Status {
         let members = self.ids.values().map(|&slot| {
             let member = &self.members[slot];

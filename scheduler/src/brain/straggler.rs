@@ -1,12 +1,12 @@
-//! A lease that takes far longer than others is given to another source.
+//! Stragglers: a lease that takes far longer than usual goes to another source.
 //!
 //! Invariant: a piece stays with one lease; the old one is cancelled before the new one is issued.
 
 use super::{Brain, Command, LeaseId, Priority, Time, lease_time, pairing::PieceSelection};
 
 impl Brain {
-    /// Looks at the swarm's oldest leases. A straggler is stolen when it is all that its receiver still waits for: before that, a
-    /// slow source is better than none.
+    /// Looks at the swarm's oldest leases. A straggler is stolen when its receiver waits for nothing else: before that, a slow
+    /// source is better than none.
     pub(super) fn steal(&mut self, swarm: u32, out: &mut Vec<Command>) {
         let usual = self.swarms[swarm].lease_time.unwrap_or(lease_time::INITIAL);
         let limit = (usual * self.policy.straggler_factor).max(self.policy.rematch_every * 2);
@@ -27,8 +27,8 @@ impl Brain {
         }
     }
 
-    /// The more was stolen from a receiver's sources without anything coming through, the longer the next one gets: if it is the
-    /// receiver's own link that is slow, every theft only throws away what has arrived.
+    /// Steals one lease. The more leases of a receiver were stolen without one that came through, the longer the next one gets:
+    /// if the receiver's own link is slow, every theft only throws away what has arrived.
     fn steal_one(&mut self, id: LeaseId, limit: Time, out: &mut Vec<Command>) {
         let Some(lease) = self.leases.get(id) else {
             return;
@@ -89,7 +89,7 @@ impl Brain {
     }
 }
 
-/// The time doubles at most so often.
+/// Doublings of the time of one lease.
 const STOLEN_MAX: u32 = 10;
 
 #[cfg(test)]

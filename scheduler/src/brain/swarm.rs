@@ -1,54 +1,55 @@
-//! One blob in one pool: who sits in its swarm, and which seats are hungry, waiting, or a source.
+//! Swarm: the members of one blob in one pool, and which of them are receivers, waiting, or sources.
 //!
-//! Invariant: the rolls and counts follow from the seats: a function that changes a seat calls [`Swarm::refresh`] before anything is
-//! matched.
+//! Invariant: the sets and counts follow from the members: a function that changes a member calls [`Swarm::update_sets`] before
+//! anything is matched.
 
 use std::{collections::VecDeque, sync::Arc};
 
 use piecemeal_proto::{Digest, FillId, PieceSet, SignedPieceHashes};
 
-use super::{LeaseId, Time, fill::Fill, sample_set::SampleSet, slab::Slab, swarm_member::SwarmMember};
+use super::{LeaseId, Time, fill::Fill, run::Run, sample_set::SampleSet, slab::Slab, swarm_member::SwarmMember};
 
 pub(super) struct Swarm {
     pub(super) pool: u32,
     pub(super) digest: Digest,
-    /// Known whenever a member wants the blob.
+    /// The fill in force; known whenever a member wants the blob.
     pub(super) fill: Option<Fill>,
     pub(super) revoked: VecDeque<FillId>,
     pub(super) members: Slab<SwarmMember>,
-    /// Seats that lack something and have room for a lease.
+    /// Members that lack pieces and have room for a lease.
     pub(super) receivers: SampleSet,
-    /// Of the hungry: those whose members land pieces, those that did nothing with their leases, and the others.
+    /// Receivers that land pieces, those that did nothing with their leases, and the others: each receiver is in one of the
+    /// three.
     pub(super) landing_receivers: SampleSet,
     pub(super) idle_receivers: SampleSet,
     pub(super) new_receivers: SampleSet,
-    /// Seats in which a client waits for a missing piece.
+    /// Members whose client waits for a missing piece.
     pub(super) waiting_receivers: SampleSet,
-    /// Seats that hold something that may be leased from them, mirrors included.
+    /// Members from which pieces may be leased, mirrors included.
     pub(super) sources: SampleSet,
-    /// Seats that brought along what is still to be compared with the authority's hashes.
+    /// Members whose pieces are still to be compared with the authority's hashes.
     pub(super) unproven: SampleSet,
     pub(super) mirrors: Vec<u32>,
     pub(super) wanting: u32,
-    /// Counted peers that hold the whole blob.
+    /// Peers that hold the whole blob, without banned and disputed ones.
     pub(super) complete_peers: u32,
-    /// Leases out to its seats.
+    /// Leases to its members.
     pub(super) outstanding: u32,
-    /// Leases in the order of their grant, ended ones among them until they come to the front.
+    /// Leases in the order in which they were issued, ended ones among them until they come to the front.
     pub(super) issued: VecDeque<LeaseId>,
-    /// What a lease usually takes.
+    /// Smoothed time of a lease from a peer; `None` before the first.
     pub(super) lease_time: Option<Time>,
-    /// The one seat that fetches from upstream.
+    /// The one member that fetches from upstream.
     pub(super) upstream: Option<u32>,
-    /// The one peer whose word for hashes is used, where there is no other.
+    /// The one peer whose claims for hashes are used, where the authority has stated none.
     pub(super) hash_source: Option<u32>,
-    /// It was asked, and has stated nothing since.
+    /// The hash source was asked, and has stated nothing since.
     pub(super) hash_source_owes: bool,
-    /// The authority's signed word for the hashes of all pieces.
+    /// The list of the hashes of all pieces that the authority signed.
     pub(super) list: Option<Arc<SignedPieceHashes>>,
-    /// Since when a member wants the blob.
+    /// When a member began to want the blob.
     pub(super) live_since: Time,
-    /// When a mirror last brought anything new of it.
+    /// When a mirror last brought a new piece or hash of the blob.
     pub(super) progress_at: Time,
     pub(super) described_at: Option<Time>,
     pub(super) tick_at: Option<Time>,
@@ -95,7 +96,7 @@ impl Swarm {
         self.fill.as_ref().map_or(0, |fill| fill.map.count())
     }
 
-    /// Whether a tick could bring anything about.
+    /// Whether a tick could change anything.
     pub(super) fn is_busy(&self) -> bool {
         !self.receivers.is_empty() || !self.waiting_receivers.is_empty() || self.outstanding > 0
     }
@@ -109,7 +110,7 @@ impl Swarm {
         index
     }
 
-    /// Its leases are over and its claims forgotten already.
+    /// Removes a member whose leases are over and whose claims are forgotten.
     pub(super) fn remove(&mut self, index: u32) {
         self.members.remove(index);
         self.mirrors.retain(|&mirror| mirror != index);
@@ -127,7 +128,7 @@ impl Swarm {
         }
     }
 
-    /// Puts a seat that has changed onto the rolls where it belongs.
+    /// Puts a member that has changed into the sets where it belongs.
     pub(super) fn update_sets(&mut self, index: u32, leases_deep: u32) {
         let pieces = self.pieces();
         let member = &mut self.members[index];
@@ -140,19 +141,19 @@ impl Swarm {
             lacking && member.leases <= leases_deep && member.waiting.is_some_and(|piece| member.lacks(piece));
         self.waiting_receivers.set(index, waiting);
         self.unproven.set(index, !member.unproven.is_empty());
-        let hungry = lacking && member.leases < leases_deep;
-        self.receivers.set(index, hungry);
+        let is_receiver = lacking && member.leases < leases_deep;
+        self.receivers.set(index, is_receiver);
         let lands = member.landed || member.is_known;
-        self.landing_receivers.set(index, hungry && !member.idle && lands);
-        self.idle_receivers.set(index, hungry && member.idle);
-        self.new_receivers.set(index, hungry && !member.idle && !lands);
+        self.landing_receivers.set(index, is_receiver && !member.idle && lands);
+        self.idle_receivers.set(index, is_receiver && member.idle);
+        self.new_receivers.set(index, is_receiver && !member.idle && !lands);
         self.sources.set(
             index,
             member.is_believed() && (member.complete || !member.have.is_empty()),
         );
     }
 
-    /// Missing or leased becomes have; says whether it was news.
+    /// A missing or leased piece becomes have; says whether it was news.
     pub(super) fn gain(&mut self, index: u32, piece: u32, now: Time) -> bool {
         let member = &mut self.members[index];
         let news = member.have.insert(piece);
@@ -166,7 +167,7 @@ impl Swarm {
         news
     }
 
-    /// The seat brought a piece along that it has not stated the hash of.
+    /// The member brought a piece along and has not stated its hash.
     pub(super) fn note_unproven(&mut self, index: u32, piece: u32) {
         let pieces = self.pieces();
         let member = &mut self.members[index];
@@ -176,7 +177,7 @@ impl Swarm {
         member.unproven.insert(piece);
     }
 
-    /// Have becomes missing, or leased when one of its leases covers the piece.
+    /// A piece that the member has becomes missing, or leased when one of its leases covers it.
     pub(super) fn lose(&mut self, index: u32, piece: u32, covered: bool) {
         let member = &mut self.members[index];
         if !member.have.remove(piece) {
@@ -190,15 +191,31 @@ impl Swarm {
         }
     }
 
-    /// Missing becomes leased.
-    pub(super) fn lease_piece(&mut self, index: u32, piece: u32, now: Time) {
+    /// A lease of `run` goes out to a member.
+    pub(super) fn note_lease(&mut self, index: u32, id: LeaseId, run: Run, from_upstream: bool, now: Time) {
+        for piece in run.pieces() {
+            self.lease_piece(index, piece, now);
+        }
+        let member = &mut self.members[index];
+        member.leases += 1;
+        member.taken += run.count;
+        member.fed_at = now;
+        if from_upstream {
+            self.upstream = Some(index);
+        }
+        self.outstanding += 1;
+        self.issued.push_back(id);
+    }
+
+    /// A missing piece becomes leased.
+    fn lease_piece(&mut self, index: u32, piece: u32, now: Time) {
         let member = &mut self.members[index];
         if member.leased.insert(piece) && member.counts() {
             self.fill.as_mut().expect(FILLED).rarity.add_copy(piece, now);
         }
     }
 
-    /// Leased becomes missing; says whether it was leased.
+    /// A leased piece becomes missing; says whether it was leased.
     pub(super) fn unlease_piece(&mut self, index: u32, piece: u32) -> bool {
         let member = &mut self.members[index];
         let was = member.leased.remove(piece);
@@ -208,7 +225,7 @@ impl Swarm {
         was
     }
 
-    /// Everything that it holds is forgotten. Its leases are over already.
+    /// Forgets all that the member holds. Its leases are over already.
     pub(super) fn forget_claims(&mut self, index: u32) {
         self.uncount(index);
         let pieces = self.pieces();
@@ -219,7 +236,7 @@ impl Swarm {
         member.leased = PieceSet::new(pieces);
     }
 
-    /// It holds the whole blob. Its leases are over already.
+    /// The member holds the whole blob. Its leases are over already.
     pub(super) fn complete(&mut self, index: u32) {
         self.uncount(index);
         let member = &mut self.members[index];
@@ -232,7 +249,7 @@ impl Swarm {
         }
     }
 
-    /// It does not hold the whole blob after all, but every piece of it.
+    /// The member does not hold the whole blob after all: its pieces are marked one by one.
     pub(super) fn unmark_complete(&mut self, index: u32, now: Time) {
         self.uncount(index);
         let pieces = self.pieces();
@@ -251,13 +268,13 @@ impl Swarm {
         self.members[index].banned = true;
     }
 
-    /// It holds the whole blob, and a mirror's download that is not proven differs.
+    /// The member holds the whole blob, and a mirror's unproven download differs.
     pub(super) fn dispute(&mut self, index: u32) {
         self.uncount(index);
         self.members[index].disputed = true;
     }
 
-    /// What it stated is not disputed any more. Its pieces, unless it holds them all, are forgotten already.
+    /// The member's statements are not disputed any more. Its pieces, unless it holds them all, are forgotten already.
     pub(super) fn clear_dispute(&mut self, index: u32) {
         let member = &mut self.members[index];
         let was_disputed = std::mem::take(&mut member.disputed);
@@ -266,7 +283,7 @@ impl Swarm {
         }
     }
 
-    /// No peer holds any of `pieces` any more but those that hold the whole blob. Their leases are over already.
+    /// Takes `pieces` from all peers but those that hold the whole blob. Their leases are over already.
     pub(super) fn take_from_all(&mut self, pieces: &PieceSet) {
         for member in self.members.iter_mut().filter(|member| !member.mirror) {
             member.have.subtract(pieces);
@@ -275,7 +292,7 @@ impl Swarm {
         self.fill.as_mut().expect(FILLED).rarity.remove_copies(pieces);
     }
 
-    /// Takes all that a seat adds to rarity out of the count.
+    /// Takes everything that a member adds to rarity out of the count.
     fn uncount(&mut self, index: u32) {
         let member = &self.members[index];
         if !member.counts() {

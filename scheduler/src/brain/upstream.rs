@@ -1,11 +1,13 @@
-//! Without a mirror, one peer per blob fetches from upstream the pieces that no peer has; the others get it from that peer.
+//! Leases from upstream: without a mirror, one peer per blob fetches the pieces that no peer has; the other peers get them from
+//! it.
 //!
-//! Invariant: while a seat is chosen, no other seat of its swarm has a lease from upstream.
+//! Invariant: while a member is chosen, no other member of its swarm has a lease from upstream.
 
 use super::{Brain, Command, Priority, run::scarce_run};
 
 impl Brain {
-    /// Orders from upstream what no peer of the swarm has, if `seat` is or may become the one that asks there.
+    /// Leases the pieces that no peer of the swarm has from upstream, if the member is or may become the one that fetches
+    /// there.
     pub(super) fn lease_from_upstream(&mut self, swarm: u32, index: u32, out: &mut Vec<Command>) -> bool {
         let state = &self.swarms[swarm];
         let taking = &state.members[index];
@@ -39,8 +41,9 @@ impl Brain {
         true
     }
 
-    /// Another hungry seat that may ask upstream, of a member that lands pieces where this one's has not landed any, or has not had the
-    /// time to where this one's had. Each that does nothing there would hold the others up for the whole of its patience.
+    /// Another receiver that is better to fetch from upstream: a member that lands pieces where this one has not landed any, or
+    /// one that has not had the time to where this one had. An idle receiver would keep the others waiting until its leases
+    /// expire.
     fn better_for_upstream(&self, swarm: u32, index: u32) -> Option<u32> {
         let state = &self.swarms[swarm];
         let rank = |index: u32| {
@@ -64,16 +67,16 @@ impl Brain {
             .find(|&other| rank(other) > rank(index) && may_ask(other))
     }
 
-    /// The chosen seat has nothing under way and is not heard.
+    /// Whether the chosen member has no lease and is not heard.
     fn is_out_of_reach(&self, swarm: u32, chosen: u32) -> bool {
         let member = &self.swarms[swarm].members[chosen];
         member.leases == 0 && !self.is_usable(member.slot)
     }
 
-    /// The seat's fetches from upstream fail, or it is not to be trusted: it stops, and another takes over.
+    /// The member's fetches from upstream fail, or it is not trusted: it stops, and another member takes over.
     pub(super) fn retire_from_upstream(&mut self, swarm: u32, index: u32, out: &mut Vec<Command>) {
-        let member = self.swarms[swarm].members[index].slot;
-        for id in self.members[member].fetching.clone() {
+        let slot = self.swarms[swarm].members[index].slot;
+        for id in self.members[slot].fetching.clone() {
             let lease = self.leases.get(id);
             if lease.is_some_and(|lease| lease.swarm == swarm && lease.source.is_none()) {
                 self.cancel(id, out);
@@ -82,15 +85,15 @@ impl Brain {
         self.pass_upstream_on(swarm, index);
     }
 
-    /// The seat is not the one that asks upstream any more, if it was; the next hungry one that may takes over.
+    /// The member is not the one that fetches from upstream any more, if it was; the next receiver that may takes over.
     pub(super) fn pass_upstream_on(&mut self, swarm: u32, index: u32) {
         let Some(state) = self.swarms.get_mut(swarm) else {
             return;
         };
         if state.upstream == Some(index) {
             state.upstream = None;
-            let hungry = state.receivers.as_slice().iter();
-            let next = hungry
+            let receivers = state.receivers.as_slice().iter();
+            let next = receivers
                 .filter(|&&other| other != index)
                 .take(self.policy.receivers_sampled);
             self.pending_receivers.extend(next.map(|&other| (swarm, other)));
@@ -98,7 +101,7 @@ impl Brain {
     }
 }
 
-/// Seats of a roll that are looked at for one that is better to ask upstream.
+/// Receivers of a set that are compared for the one to fetch from upstream.
 const RECEIVERS_COMPARED: usize = 64;
 
 #[cfg(test)]

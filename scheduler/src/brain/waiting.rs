@@ -1,13 +1,14 @@
-//! Pieces that a connected client waits for: they are leased before anything else.
+//! Waiting receivers: pieces that a connected client waits for are leased before anything else.
 //!
-//! Invariant: a seat is on the waiting roll exactly while the piece that its client waits in is missing and it has room for it.
+//! Invariant: a member is in the set of waiting receivers exactly while the piece that its client waits for is missing and it
+//! has room for it.
 
 use piecemeal_proto::Digest;
 
 use super::{Brain, Command, MemberId, Priority, pairing::PieceSelection};
 
 impl Brain {
-    /// A client of `member` waits in `piece`; the latest report counts.
+    /// A client of `member` waits for `piece`; the latest report counts.
     pub(super) fn wait(&mut self, member: MemberId, digest: &Digest, piece: u32) {
         let Some((swarm, index)) = self
             .note_heard(member)
@@ -15,15 +16,15 @@ impl Brain {
         else {
             return;
         };
-        let member = self.swarms[swarm].members[index].slot;
+        let slot = self.swarms[swarm].members[index].slot;
         let state = &mut self.swarms[swarm];
-        if piece < state.pieces() && self.members[member].allowance > 1 {
+        if piece < state.pieces() && self.members[slot].allowance > 1 {
             state.members[index].waiting = Some(piece);
             self.requeue(swarm, index);
         }
     }
 
-    /// Serves a waiting receiver from a source with room.
+    /// Leases from a source with room to a waiting receiver.
     pub(super) fn lease_to_waiting(&mut self, (swarm, source): (u32, u32), out: &mut Vec<Command>) -> bool {
         let state = &self.swarms[swarm];
         let len = state.waiting_receivers.len();
@@ -34,16 +35,16 @@ impl Brain {
             let Some(piece) = state.members[receiver].waiting else {
                 continue;
             };
-            let giver = state.members[source].slot;
+            let source_slot = state.members[source].slot;
             if let Some(run) = self.match_pair(swarm, source, receiver, PieceSelection::Piece(piece)) {
-                self.issue_lease((swarm, receiver), Some(giver), run, Priority::Waiting, out);
+                self.issue_lease((swarm, receiver), Some(source_slot), run, Priority::Waiting, out);
                 return true;
             }
         }
         false
     }
 
-    /// Finds a source for what a receiver waits in.
+    /// Finds a source for the piece that a receiver waits for.
     pub(super) fn lease_waited_for(&mut self, swarm: u32, index: u32, out: &mut Vec<Command>) -> bool {
         let Some(state) = self
             .swarms
