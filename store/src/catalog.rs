@@ -8,8 +8,8 @@ use piecemeal_proto::{Digest, Manifest};
 use tracing::warn;
 
 use crate::{
-    blobs::{digest_lock::DigestGuard, evictor::Swept, ledger::Kind},
-    index::{Durability, catalog, names},
+    blobs::{digest_lock::DigestGuard, entry::EntryKind, evictor::Swept},
+    index::{Durability, manifests, sources, tags},
     shared::Shared,
     values::{
         clock::Age,
@@ -132,7 +132,7 @@ pub(crate) fn read(shared: &Shared) -> Result<Catalog, IndexError> {
     let (tags, sources) = (tags.collect(), index.all_sources()?);
     let entries = shared.blobs.inventory.ledger().all();
     let blobs = entries.into_iter().map(|(digest, entry)| {
-        let is_complete = entry.kind == Kind::Blob;
+        let is_complete = entry.kind == EntryKind::Blob;
         let landed = landed.get(&digest).copied().unwrap_or(0);
         let verified = verified.get(&digest).filter(|at| is_complete && at.0 > 0);
         KnownBlob {
@@ -193,16 +193,16 @@ pub(crate) fn take_out(shared: &Shared, removal: &Removal) -> Result<Swept, Remo
 fn forget(shared: &Shared, removal: &Removal) -> Result<(), IndexError> {
     let written = shared.index.write(Durability::Synced, |transaction| {
         for (at, tag) in &removal.tags {
-            names::delete_tag(transaction, at, tag)?;
+            tags::delete(transaction, at, tag)?;
         }
         for (at, digest) in removal.manifests.iter().chain(&removal.shared) {
-            names::delete_source(transaction, at, digest)?;
+            sources::delete(transaction, at, digest)?;
         }
         for (_, manifest) in &removal.manifests {
-            catalog::delete_orphan(transaction, manifest)?;
+            manifests::delete_orphan(transaction, manifest)?;
         }
         for blob in &removal.blobs {
-            catalog::delete_sources(transaction, blob)?;
+            sources::delete_all(transaction, blob)?;
         }
         Ok(())
     });

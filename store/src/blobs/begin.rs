@@ -11,12 +11,10 @@ use tracing::{debug, warn};
 use super::{
     blob_store::BlobStore,
     digest_lock::DigestGuard,
+    entry::EntryKind,
     evictor::{RoomError, Swept},
-    fill::Fill,
+    fills::{fill::Fill, live_fills::Handle, partial_piece::PartialPiece},
     inventory::Pin,
-    ledger::Kind,
-    live_fills::Handle,
-    partial_piece::PartialPiece,
 };
 use crate::{
     disk::files::read_range,
@@ -55,7 +53,7 @@ pub(crate) fn join(
     id: Option<FillId>,
 ) -> Result<Option<Arc<Handle>>, BeginFillError> {
     let kind = blobs.inventory.ledger().get(digest).map(|entry| entry.kind);
-    if kind == Some(Kind::Blob) {
+    if kind == Some(EntryKind::Blob) {
         return Err(BeginFillError::AlreadyComplete);
     }
     match blobs.live.open(digest) {
@@ -167,7 +165,10 @@ impl Beginning<'_> {
             .make_room(&reserving, blob_bytes, blob_bytes, &mut Swept::default())
             .map_err(|error| no_room(error, blob_bytes))?;
         let now = blobs.index.now();
-        blobs.inventory.ledger().insert(*digest, Kind::Partial, blob_bytes, now);
+        blobs
+            .inventory
+            .ledger()
+            .insert(*digest, EntryKind::Partial, blob_bytes, now);
         match self.make_partial(id) {
             Ok(fill) => Ok(self.attach(fill)),
             Err(error) => {
@@ -203,7 +204,7 @@ impl Beginning<'_> {
             inventory
                 .ledger()
                 .get(digest)
-                .is_some_and(|entry| (entry.kind, entry.bytes) == (Kind::Partial, self.map.blob_bytes())),
+                .is_some_and(|entry| (entry.kind, entry.bytes) == (EntryKind::Partial, self.map.blob_bytes())),
             "the space of the whole blob is reserved"
         );
         inventory.pin(digest).expect("the entry is there and its lock is held")
@@ -253,7 +254,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        blobs::{blob_files::BlobFiles, evictor::Limits, ledger::Ledger, live_fills::LiveFills, random::Random},
+        blobs::{blob_files::BlobFiles, evictor::Limits, fills::live_fills::LiveFills, ledger::Ledger, random::Random},
         disk::{disk_files::DiskFiles, layout::Layout},
         index::Index,
         values::clock::SystemClock,

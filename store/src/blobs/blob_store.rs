@@ -10,10 +10,10 @@ use super::{
     blob_files::BlobFiles,
     digest_lock::DigestLocks,
     evictor::{Evictor, Limits},
+    fills::live_fills::LiveFills,
     good_pieces::GoodPieces,
     inventory::{Inventory, Pin},
     ledger::Ledger,
-    live_fills::LiveFills,
     random::Random,
     unstored_places::Places,
 };

@@ -9,8 +9,8 @@ use tracing::warn;
 use super::{
     blob_store::BlobStore,
     digest_lock::DigestGuard,
+    entry::{EntryKind, Generation},
     evictor::Swept,
-    ledger::{Generation, Kind},
 };
 use crate::{
     index::{Durability, Progress, blobs, partials},
@@ -63,7 +63,7 @@ fn demote(store: &BlobStore, lock: &DigestGuard) -> Result<bool, StoreError> {
     store
         .inventory
         .ledger()
-        .insert(*digest, Kind::Partial, row.map.blob_bytes(), used);
+        .insert(*digest, EntryKind::Partial, row.map.blob_bytes(), used);
     store.evictor.tell(digest);
     Ok(true)
 }

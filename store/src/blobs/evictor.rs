@@ -14,9 +14,10 @@ use super::{
     blob_files::BlobFiles,
     counters::Counters,
     digest_lock::{DigestGuard, DigestLocks},
+    entry::EntryKind,
+    fills::live_fills::LiveFills,
     inventory::Inventory,
-    ledger::{Kind, Space},
-    live_fills::LiveFills,
+    space::Space,
 };
 use crate::{
     index::{Durability, Index, blobs, partials},
@@ -216,7 +217,7 @@ impl Evictor {
         let digest = lock.digest();
         // A blob's own removal is one step: done or not. What is no blob may lie under either name, if publishing failed.
         let kind = self.inventory.ledger().kind(digest);
-        if kind != Some(Kind::Blob) {
+        if kind != Some(EntryKind::Blob) {
             self.files.remove_partial(digest)?;
         }
         self.files.remove_blob(digest)?;
@@ -228,7 +229,7 @@ impl Evictor {
         let entry = self.inventory.ledger().remove(digest);
         if let Some(entry) = entry {
             swept.bytes += entry.bytes;
-            if entry.kind == Kind::Blob {
+            if entry.kind == EntryKind::Blob {
                 self.counters.freed_bytes.add(entry.bytes);
                 swept.blobs.push(*digest);
                 self.tell(digest);

@@ -12,11 +12,10 @@ use super::{
     blob_store::{BlobStore, OpenBlob},
     digest_lock::DigestGuard,
     evictor::Swept,
-    fill::Fill,
-    fill_failure::FillFailure,
+    fills::{end::End, failure::FillFailure, fill::Fill},
 };
 use crate::{
-    index::{BlobRow, Durability, blobs, names, partials},
+    index::{BlobRow, Durability, blobs, partials, sources},
     values::{
         error::{IndexError, StoreError},
         repository::Repository,
@@ -53,28 +52,24 @@ pub(crate) struct Ending<'a> {
 }
 
 impl Ending<'_> {
-    pub(crate) fn publish(&self, sources: &[Repository]) -> Result<OpenBlob, PublishBlobError> {
+    pub(crate) fn publish(&self, repositories: &[Repository]) -> Result<OpenBlob, PublishBlobError> {
         let fill = self.fill;
-        if let Some(why) = fill.failure() {
-            return Err(PublishBlobError::Abandoned(why));
+        match fill.end() {
+            Some(End::Failed(why)) => return Err(PublishBlobError::Abandoned(why)),
+            Some(End::Published) => return self.published(),
+            Some(End::Lost) => return Err(io::Error::other("an earlier attempt failed").into()),
+            Some(End::FinishedUnstored) | None => self.prove()?,
         }
-        if fill.is_published() {
-            return self.published();
-        }
-        if fill.is_lost() {
-            return Err(io::Error::other("an earlier attempt failed").into());
-        }
-        self.prove()?;
         let row = BlobRow {
             map: fill.map(),
             fill: fill.id(),
             piece_hashes: fill.hashes(),
             signature: None,
         };
-        match self.keep(&row, sources) {
+        match self.keep(&row, repositories) {
             Ok(()) => Ok(self.promote(row)),
             Err(error) => {
-                fill.end_lost();
+                fill.finish(End::Lost);
                 self.discard_for_good();
                 Err(error)
             }
@@ -87,7 +82,7 @@ impl Ending<'_> {
             return Err(PublishBlobError::Abandoned(why));
         }
         self.prove()?;
-        self.fill.end_unstored();
+        self.fill.finish(End::FinishedUnstored);
         Ok(())
     }
 
@@ -113,7 +108,7 @@ impl Ending<'_> {
     }
 
     /// The disk's part of publishing.
-    fn keep(&self, row: &BlobRow, sources: &[Repository]) -> Result<(), PublishBlobError> {
+    fn keep(&self, row: &BlobRow, repositories: &[Repository]) -> Result<(), PublishBlobError> {
         let (digest, index) = (self.fill.digest(), &self.blobs.index);
         self.fill.file().sync()?;
         self.blobs.files.publish(digest)?;
@@ -121,8 +116,8 @@ impl Ending<'_> {
         index.write(Durability::Synced, |transaction| {
             partials::delete(transaction, &digest.to_string())?;
             blobs::insert(transaction, digest, row, now)?;
-            for at in sources {
-                names::put_source(transaction, at, digest, now)?;
+            for at in repositories {
+                sources::put(transaction, at, digest, now)?;
             }
             Ok(())
         })?;
@@ -135,7 +130,7 @@ impl Ending<'_> {
         inventory.ledger().promote(fill.digest(), now);
         let pin = inventory.pin(fill.digest()).expect("its filling pins it");
         self.blobs.live.forget(fill);
-        fill.end_published();
+        fill.finish(End::Published);
         let file = Arc::clone(fill.file());
         OpenBlob { row, file, pin }
     }
@@ -154,7 +149,7 @@ impl Ending<'_> {
     /// Ends the fill without its blob. Does nothing to one that has ended before.
     pub(crate) fn abandon(&self, why: FillFailure) {
         let (fill, live) = (self.fill, &self.blobs.live);
-        let was_lost = fill.is_lost();
+        let was_lost = fill.end() == Some(End::Lost);
         let discards = why.discards();
         // A fill that was lost has nothing on disk any more; what is there by now belongs to another.
         if !fill.fail(why) || was_lost {

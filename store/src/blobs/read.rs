@@ -4,7 +4,7 @@ use std::{io, ops::Range};
 
 use piecemeal_proto::Digest;
 
-use super::fill_failure::FillFailure;
+use super::fills::failure::FillFailure;
 
 /// The most that one read returns, in bytes: enough to keep a disk busy, little enough to hold once per client.
 pub const READ_BYTES_MAX: u64 = 1024 * 1024;

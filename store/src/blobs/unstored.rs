@@ -12,8 +12,7 @@ use super::{
     begin::{BeginFillError, join},
     blob_store::BlobStore,
     digest_lock::DigestGuard,
-    fill::Fill,
-    live_fills::Handle,
+    fills::{fill::Fill, live_fills::Handle},
 };
 
 /// Whether others may find an unstored fill by its digest, and take its pieces from here.

@@ -11,7 +11,7 @@ use piecemeal_proto::{Digest, FillId, PieceHash, PieceMap};
 use crate::{
     blobs::{
         blob_store::OpenBlob,
-        ledger::Generation,
+        entry::Generation,
         read::{ReadBlobError, check_range},
     },
     disk::{

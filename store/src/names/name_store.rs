@@ -12,7 +12,7 @@ use super::{
     values::{Manifest, Tag},
 };
 use crate::{
-    index::{Durability, Index, TagRow, names, rights},
+    index::{Durability, Index, TagRow, manifests, name_caps, rights, sources, tags},
     values::{
         clock::Age,
         error::{IndexError, StoreError},
@@ -59,8 +59,8 @@ impl NameStore {
         check_manifest(expected, bytes)?;
         let (now, before) = (self.index.now(), self.cache.lock().epoch());
         self.index.write(Durability::Batched, |transaction| {
-            names::put_manifest(transaction, &expected, media_type, bytes, now)?;
-            names::put_source(transaction, at, &expected, now)
+            manifests::put(transaction, &expected, media_type, bytes, now)?;
+            sources::put(transaction, at, &expected, now)
         })?;
         let mut cache = self.cache.lock();
         cache.added_source(before, at, &expected);
@@ -94,7 +94,7 @@ impl NameStore {
     pub(crate) fn put_tag(&self, at: &Repository, tag: &str, digest: Digest) -> Result<(), IndexError> {
         let checked = self.index.now();
         self.index.write(Durability::Batched, |transaction| {
-            names::put_tag(transaction, at, tag, TagRow { digest, checked })
+            tags::put(transaction, at, tag, TagRow { digest, checked })
         })?;
         self.cache.lock().changed_tag(at, tag);
         Ok(())
@@ -117,9 +117,8 @@ impl NameStore {
     }
 
     pub(crate) fn forget_tag(&self, at: &Repository, tag: &str) -> Result<(), IndexError> {
-        self.index.write(Durability::Batched, |transaction| {
-            names::delete_tag(transaction, at, tag)
-        })?;
+        self.index
+            .write(Durability::Batched, |transaction| tags::delete(transaction, at, tag))?;
         self.cache.lock().changed_tag(at, tag);
         Ok(())
     }
@@ -132,7 +131,7 @@ impl NameStore {
     pub(crate) fn put_source(&self, at: &Repository, digest: &Digest) -> Result<(), IndexError> {
         let (now, before) = (self.index.now(), self.cache.lock().epoch());
         self.index.write(Durability::Batched, |transaction| {
-            names::put_source(transaction, at, digest, now)
+            sources::put(transaction, at, digest, now)
         })?;
         self.cache.lock().added_source(before, at, digest);
         Ok(())
@@ -156,16 +155,6 @@ impl NameStore {
             self.cache.lock().keep_source(read, at, digest);
         }
         Ok(is_known)
-    }
-
-    /// Removes a source. A use of it that is on its way to the index goes too.
-    pub(crate) fn forget_source(&self, at: &Repository, digest: &Digest) -> Result<(), IndexError> {
-        self.uses.lock().forget_source(at, digest);
-        self.index.write(Durability::Batched, |transaction| {
-            names::delete_source(transaction, at, digest)
-        })?;
-        self.cache.lock().changed_source(at, digest);
-        Ok(())
     }
 
     /// Whether any repository of the upstream is a source of the digest.
@@ -217,18 +206,18 @@ impl NameStore {
         let refused = self.index.now().before(REFUSED_LIFE);
         self.index.write(Durability::Batched, |transaction| {
             if let Some(moment) = unused_since {
-                names::expire(transaction, moment)?;
+                name_caps::expire(transaction, moment)?;
                 rights::expire(transaction)?;
             }
             if let Some(moment) = refused {
                 rights::expire_refusals(transaction, moment)?;
             }
             rights::cap(transaction, RIGHTS_MAX, REFUSALS_MAX)?;
-            let caps = names::Caps {
+            let caps = name_caps::Caps {
                 names: NAMES_MAX,
                 manifest_bytes: MANIFESTS_BYTES_MAX,
             };
-            names::cap(transaction, &caps)
+            name_caps::cap(transaction, &caps)
         })?;
         self.cache.lock().changed();
         Ok(())

@@ -12,7 +12,7 @@ use tracing::info;
 
 use super::error::OpenStoreError;
 use crate::{
-    blobs::ledger::{Kind, Ledger},
+    blobs::{entry::EntryKind, ledger::Ledger},
     disk::{
         files::{Files, remove_if_there},
         layout::Layout,
@@ -91,7 +91,7 @@ impl Recovery<'_> {
                 Ok((digest, blob_bytes, used))
                     if self.claim(self.layout.blob(&digest), |bytes| bytes == blob_bytes) =>
                 {
-                    self.ledger.insert(digest, Kind::Blob, blob_bytes, used);
+                    self.ledger.insert(digest, EntryKind::Blob, blob_bytes, used);
                 }
                 Ok((digest, ..)) => self.stale_blobs.push(digest.to_string()),
                 Err(text) => self.stale_blobs.push(text),
@@ -105,7 +105,7 @@ impl Recovery<'_> {
                 Ok((digest, blob_bytes, used))
                     if self.ledger.get(&digest).is_none() && self.claim_partial(&digest)? =>
                 {
-                    self.ledger.insert(digest, Kind::Partial, blob_bytes, used);
+                    self.ledger.insert(digest, EntryKind::Partial, blob_bytes, used);
                 }
                 Ok((digest, ..)) => self.stale_partials.push(digest.to_string()),
                 Err(text) => self.stale_partials.push(text),

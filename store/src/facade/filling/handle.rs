@@ -17,9 +17,7 @@ use tokio::sync::watch;
 
 use crate::{
     blobs::{
-        fill::Fill,
-        fill_failure::FillFailure,
-        live_fills::Handle,
+        fills::{failure::FillFailure, fill::Fill, live_fills::Handle},
         publish::{Ending, PublishBlobError},
     },
     disk::blocking::blocking,

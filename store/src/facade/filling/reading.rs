@@ -9,8 +9,7 @@ use bytes::Bytes;
 use super::handle::{Filling, Live, Seat};
 use crate::{
     blobs::{
-        fill::Fill,
-        fill_failure::FillFailure,
+        fills::{failure::FillFailure, fill::Fill},
         read::{ReadBlobError, check_range},
     },
     disk::{

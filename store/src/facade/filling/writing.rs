@@ -11,7 +11,7 @@ use tracing::debug;
 
 use super::handle::{Filling, Live};
 use crate::{
-    blobs::{fill::Claim, fill_failure::FillFailure, partial_piece::PartialPiece},
+    blobs::fills::{failure::FillFailure, fill::Claim, partial_piece::PartialPiece},
     disk::{blocking::blocking, files::write_all_at},
     index::{Durability, partials},
     values::error::StoreError,
@@ -194,7 +194,7 @@ impl Claimed {
             return Err(WritePieceError::Mismatch { expected, computed });
         }
         let fill = &self.live.handle.fill;
-        fill.let_go();
+        fill.free_gone();
         {
             let _writing = fill.enter_write().map_err(WritePieceError::Abandoned)?;
             write_all_at(fill.file().as_ref(), bytes, fill.map().range(self.index).start)?;

@@ -12,8 +12,8 @@ use parking_lot::{Mutex, MutexGuard};
 use piecemeal_proto::Digest;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{fill::Fill, inventory::Pin};
-use crate::index::Progress;
+use super::fill::Fill;
+use crate::{blobs::inventory::Pin, index::Progress};
 
 /// The fills that are live.
 #[derive(Default)]
