@@ -127,9 +127,17 @@ pub(crate) fn read(shared: &Shared) -> Result<Catalog, IndexError> {
         checked: now.since(row.checked),
         used: now.since(row.used),
     });
-    let verified: HashMap<Digest, Age> = index.all_verified()?.into_iter().collect();
-    let landed: HashMap<Digest, u64> = index.all_partial_bytes()?.into_iter().collect();
-    let (tags, sources) = (tags.collect(), index.all_sources()?);
+    Ok(Catalog {
+        manifests,
+        tags: tags.collect(),
+        blobs: read_blobs(shared, now)?,
+        sources: index.all_sources()?,
+    })
+}
+
+fn read_blobs(shared: &Shared, now: Age) -> Result<Vec<KnownBlob>, IndexError> {
+    let verified: HashMap<Digest, Age> = shared.index.all_verified()?.into_iter().collect();
+    let landed: HashMap<Digest, u64> = shared.index.all_partial_bytes()?.into_iter().collect();
     let entries = shared.blobs.inventory.ledger().all();
     let blobs = entries.into_iter().map(|(digest, entry)| {
         let is_complete = entry.kind == EntryKind::Blob;
@@ -144,12 +152,7 @@ pub(crate) fn read(shared: &Shared) -> Result<Catalog, IndexError> {
             verified: verified.map(|at| now.since(*at)),
         }
     });
-    Ok(Catalog {
-        manifests,
-        tags,
-        blobs: blobs.collect(),
-        sources,
-    })
+    Ok(blobs.collect())
 }
 
 pub(crate) fn take_out(shared: &Shared, removal: &Removal) -> Result<Swept, RemoveContentError> {
@@ -181,10 +184,13 @@ pub(crate) fn take_out(shared: &Shared, removal: &Removal) -> Result<Swept, Remo
     }
     let (mut swept, mut failed) = (Swept::default(), None);
     for lock in &leaving {
-        if let Err(error) = shared.blobs.evictor.discard(lock, &mut swept) {
-            stay(lock);
-            warn!(blob.digest = %lock.digest(), %error, "{} cannot be removed: {error}", lock.digest());
-            failed = Some(error);
+        match shared.blobs.evictor.discard(lock) {
+            Ok(removed) => removed.iter().for_each(|entry| swept.note(lock.digest(), entry)),
+            Err(error) => {
+                stay(lock);
+                warn!(blob.digest = %lock.digest(), %error, "{} cannot be removed: {error}", lock.digest());
+                failed = Some(error);
+            }
         }
     }
     failed.map_or(Ok(swept), |error| Err(error.into()))

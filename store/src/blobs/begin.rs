@@ -1,11 +1,11 @@
-//! Beginning a fill: joining a live fill, resuming a partial, or starting from nothing.
+//! Begin of a fill: joins a live fill, resumes a partial, or starts from nothing.
 //!
 //! A partial found on disk is not trusted: each piece that the index claims is hashed again before it counts. The whole
 //! blob's space is reserved first, so that a fill that began never fails halfway for lack of it.
 
 use std::{io, sync::Arc};
 
-use piecemeal_proto::{Digest, FillId, PieceMap};
+use piecemeal_proto::{Digest, FillId, PieceMap, piece_hash};
 use tracing::{debug, warn};
 
 use super::{
@@ -13,7 +13,7 @@ use super::{
     digest_lock::DigestGuard,
     entry::EntryKind,
     evictor::{RoomError, Swept},
-    fills::{fill::Fill, live_fills::Handle, partial_piece::PartialPiece},
+    fills::{fill::Fill, live_fills::FillHandle, partial_piece::PartialPiece},
     inventory::Pin,
 };
 use crate::{
@@ -51,7 +51,7 @@ pub(crate) fn join(
     digest: &Digest,
     map: PieceMap,
     id: Option<FillId>,
-) -> Result<Option<Arc<Handle>>, BeginFillError> {
+) -> Result<Option<Arc<FillHandle>>, BeginFillError> {
     let kind = blobs.inventory.ledger().get(digest).map(|entry| entry.kind);
     if kind == Some(EntryKind::Blob) {
         return Err(BeginFillError::AlreadyComplete);
@@ -72,13 +72,13 @@ pub(crate) fn begin(
     lock: &DigestGuard,
     map: PieceMap,
     id: Option<FillId>,
-) -> Result<Arc<Handle>, BeginFillError> {
+) -> Result<Arc<FillHandle>, BeginFillError> {
     let begun = Beginning { blobs, lock, map, id }.run();
     note_trouble(blobs, map, &begun);
     begun
 }
 
-fn note_trouble(blobs: &BlobStore, map: PieceMap, begun: &Result<Arc<Handle>, BeginFillError>) {
+fn note_trouble(blobs: &BlobStore, map: PieceMap, begun: &Result<Arc<FillHandle>, BeginFillError>) {
     let quota_bytes = blobs.evictor.limits().quota_bytes;
     let fits = quota_bytes.is_none_or(|quota| map.blob_bytes() <= quota);
     let trouble = match begun {
@@ -100,12 +100,12 @@ struct Beginning<'a> {
 }
 
 impl Beginning<'_> {
-    fn run(&self) -> Result<Arc<Handle>, BeginFillError> {
+    fn run(&self) -> Result<Arc<FillHandle>, BeginFillError> {
         let (blobs, digest) = (self.blobs, self.lock.digest());
         if let Some(handle) = join(blobs, digest, self.map, self.id)? {
             return Ok(handle);
         }
-        // Without a handle, but still in memory: as good as new.
+        // A fill that lost its last handle a moment ago is still in memory, and its file need not be read.
         let suits = |fill: &Fill| fill.suits(self.map, self.id);
         if let Some(handle) = blobs.live.revive(digest, suits, || self.pin()) {
             return Ok(handle);
@@ -113,12 +113,12 @@ impl Beginning<'_> {
         if let Some(handle) = self.resume()? {
             return Ok(handle);
         }
-        blobs.evictor.discard(self.lock, &mut Swept::default())?;
+        blobs.evictor.discard(self.lock)?;
         self.start(self.id.unwrap_or_else(|| blobs.random.fill_id()))
     }
 
     /// `None` when no partial on disk fits.
-    fn resume(&self) -> Result<Option<Arc<Handle>>, BeginFillError> {
+    fn resume(&self) -> Result<Option<Arc<FillHandle>>, BeginFillError> {
         let (blobs, digest, map) = (self.blobs, self.lock.digest(), self.map);
         if blobs.inventory.ledger().get(digest).is_none() {
             return Ok(None);
@@ -156,7 +156,7 @@ impl Beginning<'_> {
         Ok(Some(self.attach(fill)))
     }
 
-    fn start(&self, id: FillId) -> Result<Arc<Handle>, BeginFillError> {
+    fn start(&self, id: FillId) -> Result<Arc<FillHandle>, BeginFillError> {
         let (blobs, digest, blob_bytes) = (self.blobs, self.lock.digest(), self.map.blob_bytes());
         // Until the fill is attached, only this lock reserves the space that it has still to write.
         let reserving = blobs.evictor.reserve();
@@ -172,7 +172,7 @@ impl Beginning<'_> {
         match self.make_partial(id) {
             Ok(fill) => Ok(self.attach(fill)),
             Err(error) => {
-                if let Err(error) = blobs.evictor.discard(self.lock, &mut Swept::default()) {
+                if let Err(error) = blobs.evictor.discard(self.lock) {
                     warn!(blob.digest = %digest, error = &error as &dyn std::error::Error, "failed to clean up {digest}");
                 }
                 Err(error)
@@ -190,8 +190,8 @@ impl Beginning<'_> {
     }
 
     /// Makes the first handle of a fill.
-    fn attach(&self, fill: Fill) -> Arc<Handle> {
-        let handle = Arc::new(Handle::stored(Arc::new(fill), self.pin()));
+    fn attach(&self, fill: Fill) -> Arc<FillHandle> {
+        let handle = Arc::new(FillHandle::stored(Arc::new(fill), self.pin()));
         self.blobs.live.insert(&handle);
         handle
     }
@@ -221,7 +221,7 @@ fn rehash(fill: &Fill, row: &PartialRow) -> Vec<u32> {
     let mut torn = Vec::new();
     for &(index, hash) in &row.pieces {
         match read_range(fill.file().as_ref(), fill.map().range(index)) {
-            Ok(bytes) if Digest::of(&bytes) == Digest::Sha256(hash) => {
+            Ok(bytes) if piece_hash(&bytes) == hash => {
                 fill.adopt(index, hash);
                 fill.advance_found(index, &bytes);
             }
@@ -281,7 +281,7 @@ mod tests {
         let place = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
         let fill = Arc::new(Fill::unstored(digest, map, FillId(5)));
         // Its drop forgets the fill elsewhere: here it is found without its handle, as before the end of that drop.
-        let handle = Arc::new(Handle::unstored(fill, Arc::new(LiveFills::default()), place));
+        let handle = Arc::new(FillHandle::unstored(fill, Arc::new(LiveFills::default()), place));
         blobs.live.insert(&handle);
         drop(handle);
 

@@ -1,4 +1,4 @@
-//! The store of blobs: its parts, and how a complete blob is opened.
+//! Store of blobs: its parts, and how a complete blob is opened.
 //!
 //! The operations that change it are beside it: begin, unstored, publish and damage. Each holds the digest's lock.
 

@@ -10,7 +10,6 @@ use super::{
     blob_store::BlobStore,
     digest_lock::DigestGuard,
     entry::{EntryKind, Generation},
-    evictor::Swept,
 };
 use crate::{
     index::{Durability, Progress, blobs, partials},
@@ -27,10 +26,10 @@ pub(crate) fn discard_damaged(store: &BlobStore, lock: &DigestGuard, generation:
     warn!(blob.digest = %digest, "the file of {digest} is missing or damaged; dropped, the wrong parts will be fetched again");
     match demote(store, lock) {
         Ok(true) => {}
-        Ok(false) => _ = store.evictor.discard(lock, &mut Swept::default())?,
+        Ok(false) => _ = store.evictor.discard(lock)?,
         Err(error) => {
             warn!(blob.digest = %digest, error = &error as &dyn std::error::Error, "no part of {digest} can be kept");
-            store.evictor.discard(lock, &mut Swept::default())?;
+            store.evictor.discard(lock)?;
         }
     }
     store.evictor.counters.damaged_blobs.add(1);

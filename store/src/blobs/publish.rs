@@ -1,4 +1,4 @@
-//! The two ends of a fill: its blob is published, or it is abandoned.
+//! End of a fill: its blob is published, or it is abandoned.
 //!
 //! Publishing goes: verify, sync the file, rename it, sync the folders, then the row, synced. So a row always stands for
 //! bytes that survived. Clients get the final piece as soon as the digest is proven; they do not wait for the disk.
@@ -11,7 +11,6 @@ use tracing::warn;
 use super::{
     blob_store::{BlobStore, OpenBlob},
     digest_lock::DigestGuard,
-    evictor::Swept,
     fills::{end::End, failure::FillFailure, fill::Fill},
 };
 use crate::{
@@ -195,7 +194,7 @@ impl Ending<'_> {
     }
 
     fn discard_logged(&self) {
-        if let Err(error) = self.blobs.evictor.discard(self.lock, &mut Swept::default()) {
+        if let Err(error) = self.blobs.evictor.discard(self.lock) {
             let digest = self.lock.digest();
             warn!(blob.digest = %digest, error = &error as &dyn std::error::Error, "failed to remove what is left of {digest}");
         }

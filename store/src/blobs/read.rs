@@ -1,4 +1,6 @@
-//! Ranges of a blob that a reader may ask for, and why it gets none.
+//! Range of a read, and the errors of reading.
+//!
+//! A read returns no more than [`READ_BYTES_MAX`].
 
 use std::{io, ops::Range};
 

@@ -1,4 +1,6 @@
-//! The store itself: opened, limited, counted, swept, listed and closed.
+//! Store: opened, limited, counted, swept, listed and closed.
+//!
+//! One process has a folder at a time, until its last handle is gone.
 
 use std::{sync::Arc, time::Duration};
 

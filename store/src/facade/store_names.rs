@@ -1,4 +1,6 @@
 //! Names of a store: its manifests, tags, sources and rights, as callers ask for them.
+//!
+//! A name that is cached costs neither the index nor a thread.
 
 use std::time::Duration;
 

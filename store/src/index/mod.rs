@@ -22,7 +22,8 @@ mod sql;
 pub(crate) mod tags;
 
 pub(crate) use blobs::BlobRow;
-pub(crate) use connection::{Durability, Index, ListedRow};
+pub(crate) use connection::{Durability, Index};
 pub(crate) use partials::{PartialPieceChange, PartialPieceRow, PartialRow, Progress};
 pub(crate) use schema::OpenIndexError;
+pub(crate) use sql::ListedRow;
 pub(crate) use tags::TagRow;

@@ -1,4 +1,6 @@
-//! The store of names: what the index has, a cache of it in memory, and last uses on their way there.
+//! Names of a store: the rows of the index, a cache of them in memory, and last uses on their way to the index.
+//!
+//! Each change of a row is followed by the cache's, so that the cache never holds an older one.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,13 +23,13 @@ use crate::{
     },
 };
 
-/// Rows kept in each table of names: some 30 MB of index at the very most.
+/// Rows kept in each table of names: 30 MB of index at the most.
 const NAMES_MAX: u64 = 100_000;
-/// The same for rights: of 10,000 nodes five private repositories each with eight credentials; 80 MB of index.
+/// Rights kept: those of 10,000 nodes, each with five private repositories and eight credentials in each; 80 MB of index.
 const RIGHTS_MAX: u64 = 10_000 * 5 * 8;
-/// The same for refusals: of 10,000 nodes 40 credentials each; 50 MB of index.
+/// Refusals kept: those of 10,000 nodes with 40 credentials each; 50 MB of index.
 const REFUSALS_MAX: u64 = 10_000 * 40;
-/// How long a credential is known as refused: longer than a site is cut off.
+/// How long a refusal is kept: longer than a site is without its uplink.
 const REFUSED_LIFE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Manifests kept, in bytes: thousands of images.
 const MANIFESTS_BYTES_MAX: u64 = 256 * 1024 * 1024;
