@@ -45,7 +45,7 @@ mod values;
 pub use blobs::{
     begin::BeginFillError,
     evictor::Swept,
-    fill_failure::FillFailure,
+    fills::failure::FillFailure,
     publish::PublishBlobError,
     read::{READ_BYTES_MAX, ReadBlobError},
     unstored::Offer,

@@ -15,10 +15,9 @@ use crate::{
         blob_files::BlobFiles,
         blob_store::BlobStore,
         damage,
+        entry::Generation,
         evictor::{Limits, RoomError, Swept},
-        fill::Fill,
-        ledger::Generation,
-        live_fills::Saving,
+        fills::{fill::Fill, live_fills::Saving},
         random::Random,
     },
     disk::{blocking::blocking, layout::Layout},
@@ -39,7 +38,7 @@ use crate::{
 /// The progress that a crash may lose and that is downloaded again: at 100 Mbit/s some 60 KB. A commit that need not reach
 /// the disk costs some 100 µs, so that two hundred a second cost little.
 const BATCH_INTERVAL: Duration = Duration::from_millis(5);
-/// The same for last uses, which may lose a second: a node that only serves complete blobs hardly writes to its disk.
+/// How old last uses may be before they are written: a node that only serves complete blobs hardly writes to its disk.
 const USES_INTERVAL: Duration = Duration::from_secs(1);
 /// Last uses remembered before a batch is due early.
 const USES_MAX: usize = 10_000;
@@ -67,7 +66,7 @@ impl Shared {
     pub(crate) fn open(config: StoreConfig, env: Env) -> Result<Self, OpenStoreError> {
         let layout = Layout::new(config.dir);
         let opened = claim(&layout, env.clock)?;
-        // A store of the last release has had a random id until now.
+        // The index of an older release holds a random id.
         opened
             .index
             .set_identity(opened.node_key.id())
@@ -239,7 +238,7 @@ fn warn_of_loss(error: &IndexError) {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        // For callers that did not call `close`: this saves their last half second.
+        // A caller may not have called `close`.
         self.write_batch(Durability::Batched);
     }
 }

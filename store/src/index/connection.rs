@@ -1,4 +1,6 @@
-//! The connection to the index. One for all, used on blocking threads only.
+//! Connection to the index: one for all, used on blocking threads only.
+//!
+//! A transaction that was committed with [`Durability::Synced`] survives a power cut, and so does every one before it.
 
 use std::{
     fs::File,
@@ -9,7 +11,7 @@ use std::{
 };
 
 use parking_lot::{Mutex, MutexGuard};
-use piecemeal_proto::{Digest, NodeId};
+use piecemeal_proto::NodeId;
 use ring::hmac;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior};
 
@@ -21,9 +23,6 @@ use crate::values::{
     clock::{Age, AgeClock, Clock, Stamp},
     error::IndexError,
 };
-
-/// Digest, size in bytes and last use; or the key of a row that makes no sense, to be deleted.
-pub(crate) type ListedRow = Result<(Digest, u64, Age), String>;
 
 /// When a transaction becomes durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +60,7 @@ impl Index {
         })
     }
 
-    /// Writes the node's id down, once.
+    /// Records the node's id.
     pub(crate) fn set_identity(&self, node_id: NodeId) -> Result<(), IndexError> {
         let stamp = self.clock.stamp();
         self.read().execute(

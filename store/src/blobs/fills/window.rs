@@ -6,7 +6,7 @@
 //!
 //! Pure: it says which pieces go, and owns none of them.
 
-use std::{collections::BTreeMap, ops::Range, time::Duration};
+use std::{collections::BTreeMap, mem, ops::Range, time::Duration};
 
 use piecemeal_proto::PieceMap;
 
@@ -17,30 +17,34 @@ const LAG_MAX: Duration = Duration::from_secs(30);
 
 /// Where a piece is, seen from the window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(super) enum Position {
     Passed,
     Within,
     Beyond,
 }
 
 /// The pieces that there is room for, and the readers among them.
-pub(crate) struct Window {
+pub(super) struct Window {
     first: u32,
     count: u32,
     /// One after the highest piece that a writer has, or would have if there were room.
     wanted_end: u32,
-    seats: BTreeMap<u64, Seat>,
+    seats: BTreeMap<u64, Reader>,
+    /// How many were taken: the id of the latest.
     seats_taken: u64,
+    /// Pieces that left and are still in the file.
+    gone: Vec<u32>,
 }
 
+/// A reader that has a seat: where it is, and since when.
 #[derive(Clone, Copy)]
-struct Seat {
+struct Reader {
     piece: u32,
     since: Duration,
 }
 
 impl Window {
-    pub(crate) fn new(map: PieceMap) -> Self {
+    pub(super) fn new(map: PieceMap) -> Self {
         let count = u32::try_from(WINDOW_BYTES / map.piece_bytes()).unwrap_or(u32::MAX);
         Self {
             first: 0,
@@ -48,77 +52,89 @@ impl Window {
             wanted_end: 0,
             seats: BTreeMap::new(),
             seats_taken: 0,
+            gone: Vec::new(),
         }
     }
 
-    pub(crate) fn range(&self) -> Range<u32> {
+    pub(super) fn range(&self) -> Range<u32> {
         self.first..self.first.saturating_add(self.count)
     }
 
     /// The pieces that there would be room for if they came: the window moves only when one does.
-    pub(crate) fn room(&self, hashed: u32) -> Range<u32> {
-        let slowest = self.seats.values().map(|seat| seat.piece).min();
+    pub(super) fn room(&self, hashed: u32) -> Range<u32> {
+        let slowest = self.slowest();
         let start = slowest.map_or(self.first, |slowest| slowest.min(hashed).max(self.first));
         start..start.saturating_add(self.count)
     }
 
-    pub(crate) fn place(&self, piece: u32) -> Place {
+    pub(super) fn position(&self, piece: u32) -> Position {
         match piece {
-            piece if piece < self.first => Place::Passed,
-            piece if self.range().contains(&piece) => Place::Within,
-            _ => Place::Beyond,
+            piece if piece < self.first => Position::Passed,
+            piece if self.range().contains(&piece) => Position::Within,
+            _ => Position::Beyond,
         }
     }
 
     /// A new reader, at `piece`; `None` when that has passed.
-    pub(crate) fn sit(&mut self, piece: u32, now: Duration) -> Option<u64> {
-        (self.place(piece) != Place::Passed).then(|| {
+    pub(super) fn sit(&mut self, piece: u32, now: Duration) -> Option<u64> {
+        (self.position(piece) != Position::Passed).then(|| {
             self.seats_taken += 1;
-            self.seats.insert(self.seats_taken, Seat { piece, since: now });
+            self.seats.insert(self.seats_taken, Reader { piece, since: now });
             self.seats_taken
         })
     }
 
     /// The reader goes on to `piece`; `false` when it has lost its seat, or wants what has passed.
-    pub(crate) fn move_to(&mut self, seat: u64, piece: u32, now: Duration) -> bool {
-        let passed = self.place(piece) == Place::Passed;
+    pub(super) fn move_to(&mut self, seat: u64, piece: u32, now: Duration) -> bool {
+        let passed = self.position(piece) == Position::Passed;
         match self.seats.get_mut(&seat) {
-            Some(seat) if !passed => {
-                *seat = Seat { piece, since: now };
+            Some(reader) if !passed => {
+                *reader = Reader { piece, since: now };
                 true
             }
             _ => false,
         }
     }
 
-    pub(crate) fn leave(&mut self, seat: u64) {
+    pub(super) fn leave(&mut self, seat: u64) {
         self.seats.remove(&seat);
     }
 
-    pub(crate) fn has_readers(&self) -> bool {
+    pub(super) fn has_readers(&self) -> bool {
         !self.seats.is_empty()
     }
 
     /// A writer has `piece`.
-    pub(crate) fn want(&mut self, piece: u32) {
+    pub(super) fn want(&mut self, piece: u32) {
         self.wanted_end = self.wanted_end.max(piece.saturating_add(1));
     }
 
     /// Moves on as far as it must and may; returns the pieces that go. `hashed`: the first piece that the digest lacks.
-    pub(crate) fn slide(&mut self, hashed: u32, now: Duration) -> Range<u32> {
+    pub(super) fn slide(&mut self, hashed: u32, now: Duration) -> Range<u32> {
         let target = self.wanted_end.saturating_sub(self.count).min(hashed);
         // A reader has read all that there is room for, and waits for slower ones.
         let end = self.range().end;
-        if self.seats.values().any(|seat| seat.piece >= end) {
+        if self.seats.values().any(|reader| reader.piece >= end) {
             self.seats
-                .retain(|_, seat| seat.piece >= target || now.saturating_sub(seat.since) < LAG_MAX);
+                .retain(|_, reader| reader.piece >= target || now.saturating_sub(reader.since) < LAG_MAX);
         }
-        let Some(slowest) = self.seats.values().map(|seat| seat.piece).min() else {
+        let Some(slowest) = self.slowest() else {
             return self.first..self.first;
         };
         let from = self.first;
         self.first = target.min(slowest).max(from);
+        self.gone.extend(from..self.first);
         from..self.first
+    }
+
+    /// The pieces that have gone since the last call.
+    pub(super) fn take_gone(&mut self) -> Vec<u32> {
+        mem::take(&mut self.gone)
+    }
+
+    /// The piece of the slowest reader.
+    fn slowest(&self) -> Option<u32> {
+        self.seats.values().map(|reader| reader.piece).min()
     }
 }
 
@@ -151,8 +167,8 @@ mod tests {
         assert_eq!(window.slide(1, SECOND), 0..1, "not past the digest");
         assert_eq!(window.slide(4, SECOND), 1..2);
         assert_eq!(
-            [1, 2, 5, 6].map(|piece| window.place(piece)),
-            [Place::Passed, Place::Within, Place::Within, Place::Beyond]
+            [1, 2, 5, 6].map(|piece| window.position(piece)),
+            [Position::Passed, Position::Within, Position::Within, Position::Beyond]
         );
         assert_eq!(window.sit(1, SECOND), None);
         assert!(!window.move_to(seat, 1, SECOND));

@@ -10,13 +10,13 @@ use piecemeal_proto::PieceMap;
 use crate::disk::files::{OpenFile, read_exact_at};
 
 /// A file in memory, of the pieces that are within the window.
-pub(crate) struct MemoryFile {
+pub(super) struct MemoryFile {
     map: PieceMap,
     pieces: Mutex<HashMap<u32, Box<[u8]>>>,
 }
 
 impl MemoryFile {
-    pub(crate) fn new(map: PieceMap) -> Self {
+    pub(super) fn new(map: PieceMap) -> Self {
         Self {
             map,
             pieces: Mutex::default(),

@@ -1,4 +1,6 @@
-//! Failures that end a fill.
+//! Failure that ends a fill.
+//!
+//! What arrived is kept for a later resume unless its bytes are known to be wrong.
 
 /// Why a fill ended without its blob.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,4 +1,4 @@
-//! Fills in memory, by digest, and the handle that keeps one live.
+//! Live fills, by digest, and the handle that keeps one live.
 //!
 //! Invariant: a fill stays here as long as it has a handle, and without one until its last pieces are in the index. As long as it is
 //! here its space is promised. The lock is never held across disk work, nor while a handle is dropped.
@@ -12,13 +12,13 @@ use parking_lot::{Mutex, MutexGuard};
 use piecemeal_proto::Digest;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{fill::Fill, inventory::Pin};
-use crate::index::Progress;
+use super::fill::Fill;
+use crate::{blobs::inventory::Pin, index::Progress};
 
 /// The fills that are live.
 #[derive(Default)]
 pub(crate) struct LiveFills {
-    fills: Mutex<HashMap<Digest, Live>>,
+    fills: Mutex<HashMap<Digest, LiveFill>>,
     /// Held from the moment when pieces are taken for the index until they are in it or are given back.
     saving: Mutex<()>,
 }
@@ -31,13 +31,13 @@ pub(crate) struct Saving<'a> {
 }
 
 /// A fill in memory. Without a handle it only waits until its last pieces are in the index.
-struct Live {
+struct LiveFill {
     fill: Arc<Fill>,
-    handle: Weak<Handle>,
+    handle: Weak<FillHandle>,
 }
 
 /// What all users of a fill share; the fill is live as long as it exists.
-pub(crate) struct Handle {
+pub(crate) struct FillHandle {
     pub(crate) fill: Arc<Fill>,
     held: Held,
 }
@@ -57,7 +57,7 @@ enum Held {
     },
 }
 
-impl Handle {
+impl FillHandle {
     pub(crate) fn stored(fill: Arc<Fill>, pin: Pin) -> Self {
         Self {
             fill,
@@ -73,7 +73,7 @@ impl Handle {
     }
 }
 
-impl Drop for Handle {
+impl Drop for FillHandle {
     fn drop(&mut self) {
         if let Held::Place { live, .. } = &self.held {
             live.forget(&self.fill);
@@ -83,7 +83,7 @@ impl Drop for Handle {
 
 impl LiveFills {
     /// The handle of the digest's fill, if that has not ended.
-    pub(crate) fn open(&self, digest: &Digest) -> Option<Arc<Handle>> {
+    pub(crate) fn open(&self, digest: &Digest) -> Option<Arc<FillHandle>> {
         let handle = self.fills.lock().get(digest)?.handle.upgrade()?;
         handle.fill.is_open().then_some(handle)
     }
@@ -101,7 +101,7 @@ impl LiveFills {
         digest: &Digest,
         suits: impl FnOnce(&Fill) -> bool,
         pin: impl FnOnce() -> Pin,
-    ) -> Option<Arc<Handle>> {
+    ) -> Option<Arc<FillHandle>> {
         let mut fills = self.fills.lock();
         let live = fills.get_mut(digest)?;
         // An unstored fill goes with its last handle: that has no space on the disk to give to the next.
@@ -109,14 +109,14 @@ impl LiveFills {
             return None;
         }
         debug_assert_eq!(live.handle.strong_count(), 0, "an open fill with a handle is joined");
-        let handle = Arc::new(Handle::stored(Arc::clone(&live.fill), pin()));
+        let handle = Arc::new(FillHandle::stored(Arc::clone(&live.fill), pin()));
         live.handle = Arc::downgrade(&handle);
         Some(handle)
     }
 
     /// Makes the handle's fill the one of its digest.
-    pub(crate) fn insert(&self, handle: &Arc<Handle>) {
-        let live = Live {
+    pub(crate) fn insert(&self, handle: &Arc<FillHandle>) {
+        let live = LiveFill {
             fill: Arc::clone(&handle.fill),
             handle: Arc::downgrade(handle),
         };
