@@ -6,12 +6,10 @@ use serde_json::{Map, Value};
 
 use crate::{
     Cluster, ClusterError, WebhookConfig,
-    copies::{
-        keyring::Keyring,
-        sources::{Reader, Sources},
-    },
+    copies::sources::{Reader, Sources},
     decide::{
         image::Image,
+        keyring::Keyring,
         mode::Mode,
         naming::{NameStyle, original_registry},
         patch::{PulledWith, patch, records},

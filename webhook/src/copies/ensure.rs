@@ -11,13 +11,10 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use super::{
-    copy::{Copy, CopySettings, registries_of, source_of},
-    keyring::Keyring,
-};
+use super::copy::{Copy, CopySettings, registries_of, source_of};
 use crate::{
     cluster::{Cluster, ClusterError, Objects},
-    decide::registries::Registries,
+    decide::{keyring::Keyring, registries::Registries},
     metrics::{Metrics, Written},
 };
 

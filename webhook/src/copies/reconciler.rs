@@ -33,11 +33,14 @@ use tracing::{debug, info, warn};
 use super::{
     copy::{COPY_LABEL, UNUSED_SINCE, registries_of, select_copies, source_of},
     ensure::{Copier, NoCopyError},
-    keyring::{Form, Keyring},
 };
 use crate::{
     cluster::{ClusterError, Objects, is_object_name},
-    decide::{image::Image, patch::records},
+    decide::{
+        image::Image,
+        keyring::{Form, Keyring},
+        patch::records,
+    },
     metrics::Written,
 };
 

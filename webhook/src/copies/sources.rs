@@ -4,10 +4,13 @@ use futures_util::future::{join, join_all};
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use serde_json::Value;
 
-use super::{copy::source_of, keyring::Keyring};
+use super::copy::source_of;
 use crate::{
     cluster::{Cluster, ClusterError, is_object_name},
-    decide::plan::{PullSecret, Rules, Unusable, Wish, names},
+    decide::{
+        keyring::Keyring,
+        plan::{PullSecret, Rules, Unusable, Wish, names},
+    },
 };
 
 /// The most pull secrets of a pod that are looked at.

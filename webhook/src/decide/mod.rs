@@ -1,6 +1,7 @@
 //! Decision about one pod. Pure: the pull secrets that count are passed in.
 
 pub(crate) mod image;
+pub(crate) mod keyring;
 pub(crate) mod mode;
 pub(crate) mod naming;
 pub(crate) mod patch;

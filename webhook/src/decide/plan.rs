@@ -6,11 +6,11 @@ use serde_json::{Map, Value};
 
 use super::{
     image::Image,
+    keyring::Keyring,
     mode::{Asked, Mode},
     naming::{NameStyle, Naming},
     registries::{Entry, Registries},
 };
-use crate::copies::keyring::Keyring;
 
 /// What decides about pods.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,13 +7,13 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{
+    keyring::Keyring,
     mode::LABELS,
     naming::{NameStyle, Naming},
     patch::{PulledWith, has_room, patch},
     plan::{PullSecret, RequiresSecret, Rules, Skip, Unusable, Wish},
     registries::Registries,
 };
-use crate::copies::keyring::Keyring;
 
 const ALIAS: &str = LABELS[1];
 const VENDOR: &str = "test-registry-vpc.cn-hangzhou.cr.aliyuncs.com";
