@@ -12,8 +12,8 @@ use crate::{
         keyring::Keyring,
         mode::Mode,
         naming::{NameStyle, original_registry},
-        patch::{PulledWith, patch, records},
-        plan::{PullSecret, Rules, Skip, Wish, images},
+        patch::{SecretCopy, patch, records},
+        plan::{PlanDraft, PullSecret, Rules, Skip, images},
     },
 };
 
@@ -57,14 +57,14 @@ pub async fn explain(
 ) -> Result<Explanation, ClusterError> {
     let rules = config.rules();
     let mut steps = vec![label_step(pod, namespace_labels), namespace_step(namespace, &rules)];
-    let wish = match Wish::of(pod, namespace, namespace_labels, &rules) {
-        Ok(wish) => wish,
+    let draft = match PlanDraft::of(pod, namespace, namespace_labels, &rules) {
+        Ok(draft) => draft,
         Err(skip) => {
             if matches!(skip, Skip::NoAcceleratedImage | Skip::AlreadyAccelerated) {
                 steps.extend(
                     images(pod)
                         .iter()
-                        .map(|(place, text)| image_step(&place.name, text, &rules)),
+                        .map(|(field, text)| image_step(&field.name, text, &rules)),
                 );
             }
             return Ok(Explanation {
@@ -76,14 +76,14 @@ pub async fn explain(
     steps.extend(
         images(pod)
             .iter()
-            .map(|(place, text)| image_step(&place.name, text, &rules)),
+            .map(|(field, text)| image_step(&field.name, text, &rules)),
     );
-    let sources = Sources::read(cluster, namespace, &wish, &rules, Reader::Person).await?;
+    let sources = Sources::read(cluster, namespace, &draft, &rules, Reader::User).await?;
     let secrets = sources.secrets;
     if rules.naming.style != NameStyle::Mirror {
-        steps.extend(secrets.iter().map(|secret| secret_step(secret, &wish)));
+        steps.extend(secrets.iter().map(|secret| secret_step(secret, &draft)));
     }
-    let plan = match wish.with(&secrets) {
+    let plan = match draft.with_secrets(&secrets) {
         Ok(plan) => plan,
         Err(skip) => {
             if secrets.is_empty() {
@@ -99,10 +99,10 @@ pub async fn explain(
             });
         }
     };
-    let copies: Vec<PulledWith> = plan
+    let copies: Vec<SecretCopy> = plan
         .copies
         .iter()
-        .map(|copy| PulledWith {
+        .map(|copy| SecretCopy {
             source: copy.name.clone(),
             copy: config.secret_name.of(&copy.name),
         })
@@ -155,8 +155,8 @@ pub fn recorded_copies(pod: &Value) -> BTreeSet<String> {
 fn label_step(pod: &Value, namespace_labels: Option<&Map<String, Value>>) -> Step {
     let mode = Mode::of(pod["metadata"]["labels"].as_object(), namespace_labels);
     let finding = match &mode {
-        Mode::Accelerate(asked) if asked.is_by_pod => format!("the pod asks for it by {}", asked.label),
-        Mode::Accelerate(asked) => format!("its namespace asks for it by {}", asked.label),
+        Mode::Accelerate(asked) if asked.is_on_pod => format!("the pod asks for it by {}", asked.name),
+        Mode::Accelerate(asked) => format!("its namespace asks for it by {}", asked.name),
         Mode::Disabled => Skip::Disabled.to_string(),
         Mode::Unknown(value) => Skip::UnknownMode(value.clone()).to_string(),
         Mode::Unlabelled => format!(
@@ -186,7 +186,7 @@ fn namespace_step(namespace: &str, rules: &Rules) -> Step {
 }
 
 fn image_step(name: &str, text: &str, rules: &Rules) -> Step {
-    let (finding, is_good) = rules.word_on(text);
+    let (finding, is_good) = rules.describe_image(text);
     Step {
         about: format!("image of {name}"),
         finding: format!("{text}: {finding}"),
@@ -194,8 +194,8 @@ fn image_step(name: &str, text: &str, rules: &Rules) -> Step {
     }
 }
 
-fn secret_step(secret: &PullSecret, wish: &Wish) -> Step {
-    let fits = |keyring: &Keyring| wish.changes.iter().any(|change| change.is_pulled_with(keyring));
+fn secret_step(secret: &PullSecret, draft: &PlanDraft) -> Step {
+    let fits = |keyring: &Keyring| draft.changes.iter().any(|change| change.is_pulled_with(keyring));
     let (finding, is_good) = match &secret.found {
         Err(unusable) => (unusable.why().to_owned(), false),
         Ok((_, keyring)) if fits(keyring) => ("it is for an image that is accelerated".to_owned(), true),

@@ -1,4 +1,6 @@
-//! Plan of the changes to a pod, in two steps: the images that are to be accelerated, then those whose pull secrets allow it.
+//! Plan of the changes to a pod, in two steps: a draft of the images that are to be accelerated, then those whose pull secrets allow it.
+//!
+//! The draft needs no I/O; it says which pull secrets have to be read before there is a plan.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,12 +9,12 @@ use serde_json::{Map, Value};
 use super::{
     image::Image,
     keyring::Keyring,
-    mode::{Asked, Mode},
+    mode::{Mode, ModeLabel},
     naming::{NameStyle, Naming},
     registries::{Entry, Registries},
 };
 
-/// What decides about pods.
+/// The settings that decide on pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Rules {
     pub registries: Registries,
@@ -20,7 +22,7 @@ pub(crate) struct Rules {
     pub requires_secret: RequiresSecret,
     /// The namespaces whose secrets may be read; empty for all.
     pub secrets_namespaces: BTreeSet<String>,
-    /// Namespaces whose pods are left alone, so that nothing that the cluster or we need waits for us.
+    /// Namespaces whose pods are left alone, so that no part of the cluster or of Piecemeal waits for the webhook.
     pub excluded_namespaces: BTreeSet<String>,
 }
 
@@ -94,9 +96,9 @@ impl Skip {
     }
 }
 
-/// Where in a pod an image stands.
+/// The field of a pod that names an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct ImageField {
     /// A JSON pointer to the image's text.
     pub pointer: String,
     /// `container` or `volume`, for people.
@@ -106,8 +108,8 @@ pub(crate) struct Place {
 
 /// An image that is accelerated.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Change {
-    pub place: Place,
+pub(crate) struct ImageChange {
+    pub field: ImageField,
     /// As the pod has it, or had it before an earlier review.
     pub original: String,
     pub accelerated: String,
@@ -120,18 +122,18 @@ pub(crate) struct Change {
 
 /// An image that is left as it is, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Untouched {
-    pub place: Place,
+pub(crate) struct UntouchedImage {
+    pub field: ImageField,
     pub image: String,
     pub why: String,
 }
 
-/// The changes that a pod's images ask for, before its secrets are known.
+/// The plan for a pod before its pull secrets are known.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Wish {
-    pub asked: Asked,
-    pub changes: Vec<Change>,
-    pub untouched: Vec<Untouched>,
+pub(crate) struct PlanDraft {
+    pub mode_label: ModeLabel,
+    pub changes: Vec<ImageChange>,
+    pub untouched: Vec<UntouchedImage>,
     /// The pod's own pull secrets, in order; none when it has no list of them.
     pub secrets: Option<Vec<String>>,
     /// The service account whose pull secrets count when the pod has none.
@@ -164,19 +166,19 @@ impl Unusable {
     }
 }
 
-/// What is done with a pod.
+/// The changes to one pod.
 #[derive(Clone, Debug)]
-pub(crate) struct Plan {
-    pub asked: Asked,
-    pub changes: Vec<Change>,
-    pub untouched: Vec<Untouched>,
-    pub copies: Vec<CopyWish>,
+pub(crate) struct PodPlan {
+    pub mode_label: ModeLabel,
+    pub changes: Vec<ImageChange>,
+    pub untouched: Vec<UntouchedImage>,
+    pub copies: Vec<NeededCopy>,
     pub style: NameStyle,
 }
 
-/// A secret that the pod needs a copy of.
+/// A pull secret that the pod needs a copy of.
 #[derive(Clone, Debug)]
-pub(crate) struct CopyWish {
+pub(crate) struct NeededCopy {
     pub name: String,
     pub source: Value,
     pub keyring: Keyring,
@@ -184,7 +186,7 @@ pub(crate) struct CopyWish {
     pub registries: BTreeSet<String>,
 }
 
-impl Change {
+impl ImageChange {
     /// Whether the kubelet would pull the original with a secret of `keyring`.
     pub(crate) fn is_pulled_with(&self, keyring: &Keyring) -> bool {
         keyring.is_for(&self.registry, &self.repository)
@@ -192,10 +194,10 @@ impl Change {
 }
 
 impl Rules {
-    /// What becomes of one image, in words, and whether it is or would be accelerated.
-    pub(crate) fn word_on(&self, image: &str) -> (String, bool) {
-        match Verdict::on(image, self) {
-            Verdict::Accelerate {
+    /// The decision on one image in words, and whether it is or would be accelerated.
+    pub(crate) fn describe_image(&self, image: &str) -> (String, bool) {
+        match ImageDecision::on(image, self) {
+            ImageDecision::Accelerate {
                 accelerated,
                 needs_secret,
                 ..
@@ -207,23 +209,23 @@ impl Rules {
                 };
                 (format!("it would be {accelerated}{condition}"), true)
             }
-            Verdict::Already(_) => ("it is accelerated".to_owned(), true),
-            Verdict::Leave(why) => (why, false),
+            ImageDecision::AlreadyAccelerated(_) => ("it is accelerated".to_owned(), true),
+            ImageDecision::Leave(why) => (why, false),
         }
     }
 }
 
-impl Wish {
+impl PlanDraft {
     /// # Errors
-    /// [`Skip`]: there is nothing to wish for.
+    /// [`Skip`]: no image of the pod is to be changed.
     pub(crate) fn of(
         pod: &Value,
         namespace: &str,
         namespace_labels: Option<&Map<String, Value>>,
         rules: &Rules,
     ) -> Result<Self, Skip> {
-        let asked = match Mode::of(pod["metadata"]["labels"].as_object(), namespace_labels) {
-            Mode::Accelerate(asked) => asked,
+        let mode_label = match Mode::of(pod["metadata"]["labels"].as_object(), namespace_labels) {
+            Mode::Accelerate(label) => label,
             Mode::Disabled => return Err(Skip::Disabled),
             Mode::Unknown(value) => return Err(Skip::UnknownMode(value)),
             Mode::Unlabelled => return Err(Skip::NotLabelled),
@@ -236,22 +238,22 @@ impl Wish {
         }
         let (mut changes, mut untouched) = (Vec::new(), Vec::new());
         let mut is_never_pulled = false;
-        for (place, text) in images(pod) {
-            match Verdict::on(&text, rules) {
-                Verdict::Accelerate { .. } if place.is_never_pulled(pod) => {
+        for (field, text) in images(pod) {
+            match ImageDecision::on(&text, rules) {
+                ImageDecision::Accelerate { .. } if field.is_never_pulled(pod) => {
                     is_never_pulled = true;
-                    untouched.push(Untouched {
-                        place,
+                    untouched.push(UntouchedImage {
+                        field,
                         image: text,
                         why: "it is never pulled, and a node that has it knows it by this name".to_owned(),
                     });
                 }
-                Verdict::Accelerate {
+                ImageDecision::Accelerate {
                     image,
                     accelerated,
                     needs_secret,
-                } => changes.push(Change {
-                    place,
+                } => changes.push(ImageChange {
+                    field,
                     original: text,
                     accelerated,
                     is_done: false,
@@ -259,8 +261,8 @@ impl Wish {
                     repository: image.repository,
                     needs_secret,
                 }),
-                Verdict::Already(original) => changes.push(Change {
-                    place,
+                ImageDecision::AlreadyAccelerated(original) => changes.push(ImageChange {
+                    field,
                     original: format!("{}{}", original.name(), original.suffix),
                     accelerated: text,
                     is_done: true,
@@ -268,8 +270,8 @@ impl Wish {
                     repository: original.repository,
                     needs_secret: false,
                 }),
-                Verdict::Leave(why) => untouched.push(Untouched {
-                    place,
+                ImageDecision::Leave(why) => untouched.push(UntouchedImage {
+                    field,
                     image: text,
                     why,
                 }),
@@ -285,7 +287,7 @@ impl Wish {
         let list = &pod["spec"]["imagePullSecrets"];
         let has_list = list.as_array().is_some_and(|list| !list.is_empty());
         Ok(Self {
-            asked,
+            mode_label,
             changes,
             untouched,
             secrets: has_list.then(|| names(list)),
@@ -302,9 +304,9 @@ impl Wish {
     ///
     /// # Errors
     /// [`Skip::NoPullSecret`], or [`Skip::AlreadyAccelerated`] when nothing is left to do.
-    pub(crate) fn with(self, secrets: &[PullSecret]) -> Result<Plan, Skip> {
+    pub(crate) fn with_secrets(self, secrets: &[PullSecret]) -> Result<PodPlan, Skip> {
         let (mut changes, mut untouched) = (Vec::new(), self.untouched);
-        let mut copies: BTreeMap<usize, CopyWish> = BTreeMap::new();
+        let mut copies: BTreeMap<usize, NeededCopy> = BTreeMap::new();
         // A name that stays needs no other secret.
         let secrets = if self.style == NameStyle::Mirror { &[] } else { secrets };
         for change in self.changes {
@@ -312,7 +314,7 @@ impl Wish {
             for (index, name, source, keyring) in usable(secrets) {
                 if change.is_pulled_with(keyring) {
                     fitting += 1;
-                    let copy = copies.entry(index).or_insert_with(|| CopyWish {
+                    let copy = copies.entry(index).or_insert_with(|| NeededCopy {
                         name: name.to_owned(),
                         source: source.clone(),
                         keyring: keyring.clone(),
@@ -327,9 +329,9 @@ impl Wish {
                 .any(|secret| matches!(secret.found, Err(Unusable::Perhaps(_))));
             let is_short = fitting == 0 && (change.needs_secret || waits) && self.style != NameStyle::Mirror;
             if is_short && !change.is_done {
-                untouched.push(Untouched {
+                untouched.push(UntouchedImage {
                     why: "the pod has no pull secret that is for it".to_owned(),
-                    place: change.place,
+                    field: change.field,
                     image: change.original,
                 });
             } else {
@@ -342,8 +344,8 @@ impl Wish {
         if copies.is_empty() && changes.iter().all(|change| change.is_done) {
             return Err(Skip::AlreadyAccelerated);
         }
-        Ok(Plan {
-            asked: self.asked,
+        Ok(PodPlan {
+            mode_label: self.mode_label,
             changes,
             untouched,
             copies: copies.into_values().collect(),
@@ -365,7 +367,7 @@ fn unsuited(pod: &Value) -> Option<Skip> {
     }
 }
 
-impl Place {
+impl ImageField {
     /// The policy stands beside the image.
     fn is_never_pulled(&self, pod: &Value) -> bool {
         let beside = self.pointer.rsplit_once('/').and_then(|(item, _)| pod.pointer(item));
@@ -385,19 +387,19 @@ fn usable(secrets: &[PullSecret]) -> impl Iterator<Item = (usize, &str, &Value, 
     })
 }
 
-/// What becomes of one image.
-enum Verdict {
+/// The decision on one image.
+enum ImageDecision {
     Accelerate {
         image: Image,
         accelerated: String,
         needs_secret: bool,
     },
     /// With the image that it stands for.
-    Already(Image),
+    AlreadyAccelerated(Image),
     Leave(String),
 }
 
-impl Verdict {
+impl ImageDecision {
     fn on(text: &str, rules: &Rules) -> Self {
         let image: Image = match text.parse() {
             Ok(image) => image,
@@ -407,7 +409,7 @@ impl Verdict {
         if let Some(original) = rules.naming.original(&image)
             && rules.registries.find(&original.registry).is_some()
         {
-            return Self::Already(original);
+            return Self::AlreadyAccelerated(original);
         }
         let Some(entry) = rules.registries.find(&image.registry) else {
             return Self::Leave(format!("{} is not accelerated", image.registry));
@@ -440,7 +442,7 @@ impl RequiresSecret {
 }
 
 /// Every image of a pod: of its init containers, its containers and its image volumes.
-pub(crate) fn images(pod: &Value) -> Vec<(Place, String)> {
+pub(crate) fn images(pod: &Value) -> Vec<(ImageField, String)> {
     let lists = [
         ("container", "initContainers", "/image"),
         ("container", "containers", "/image"),
@@ -458,7 +460,7 @@ pub(crate) fn images(pod: &Value) -> Vec<(Place, String)> {
             };
             let name = item["name"].as_str().unwrap_or_default().to_owned();
             let pointer = format!("/spec/{list}/{index}{within}");
-            found.push((Place { pointer, kind, name }, text.to_owned()));
+            found.push((ImageField { pointer, kind, name }, text.to_owned()));
         }
     }
     found
