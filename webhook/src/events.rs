@@ -14,7 +14,7 @@ use tracing::debug;
 
 use crate::{
     cluster::{Cluster, is_object_name},
-    decide::plan::Skip,
+    decide::skip::Skip,
     metrics::Metrics,
 };
 

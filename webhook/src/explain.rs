@@ -1,4 +1,4 @@
-//! What the webhook would do with a pod, and why, for people: by the code that does it.
+//! Explanation of a review to a user: its result and the reasons, by the code that decides. Nothing is written.
 
 use std::collections::BTreeSet;
 
@@ -9,27 +9,31 @@ use crate::{
     copies::sources::{Reader, Sources},
     decide::{
         image::Image,
+        image_field::images,
         keyring::Keyring,
         mode::Mode,
         naming::{NameStyle, original_registry},
         patch::{SecretCopy, patch, records},
-        plan::{PlanDraft, PullSecret, Rules, Skip, images},
+        plan::{PlanDraft, PodPlan},
+        pull_secret::PullSecret,
+        rules::Rules,
+        skip::Skip,
     },
 };
 
-/// The reasons, in the order in which they count.
+/// The result of a review, and the reasons in the order in which they count.
 #[derive(Clone, Debug)]
 pub struct Explanation {
     pub outcome: Result<Preview, Skip>,
     pub steps: Vec<Step>,
 }
 
-/// One link of the chain.
+/// One reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
     pub about: String,
     pub finding: String,
-    /// Whether the way to acceleration goes on from here.
+    /// Whether it speaks for acceleration.
     pub is_good: bool,
 }
 
@@ -57,70 +61,54 @@ pub async fn explain(
 ) -> Result<Explanation, ClusterError> {
     let rules = config.rules();
     let mut steps = vec![label_step(pod, namespace_labels), namespace_step(namespace, &rules)];
+    let image_steps = || {
+        let images = images(pod).into_iter();
+        images.map(|(field, text)| image_step(&field.name, &text, &rules))
+    };
     let draft = match PlanDraft::of(pod, namespace, namespace_labels, &rules) {
         Ok(draft) => draft,
         Err(skip) => {
             if matches!(skip, Skip::NoAcceleratedImage | Skip::AlreadyAccelerated) {
-                steps.extend(
-                    images(pod)
-                        .iter()
-                        .map(|(field, text)| image_step(&field.name, text, &rules)),
-                );
+                steps.extend(image_steps());
             }
-            return Ok(Explanation {
-                outcome: Err(skip),
-                steps,
-            });
+            let outcome = Err(skip);
+            return Ok(Explanation { outcome, steps });
         }
     };
-    steps.extend(
-        images(pod)
-            .iter()
-            .map(|(field, text)| image_step(&field.name, text, &rules)),
-    );
+    steps.extend(image_steps());
     let sources = Sources::read(cluster, namespace, &draft, &rules, Reader::User).await?;
     let secrets = sources.secrets;
     if rules.naming.style != NameStyle::Mirror {
         steps.extend(secrets.iter().map(|secret| secret_step(secret, &draft)));
     }
-    let plan = match draft.with_secrets(&secrets) {
-        Ok(plan) => plan,
-        Err(skip) => {
-            if secrets.is_empty() {
-                steps.push(Step {
-                    about: "pull secrets".to_owned(),
-                    finding: "the pod names none, nor does its service account".to_owned(),
-                    is_good: false,
-                });
-            }
-            return Ok(Explanation {
-                outcome: Err(skip),
-                steps,
-            });
+    let planned = draft.with_secrets(&secrets);
+    if planned.is_err() && secrets.is_empty() {
+        steps.push(Step {
+            about: "pull secrets".to_owned(),
+            finding: "the pod names none, nor does its service account".to_owned(),
+            is_good: false,
+        });
+    }
+    let outcome = planned.map(|plan| Preview::of(pod, &plan, config));
+    Ok(Explanation { outcome, steps })
+}
+
+impl Preview {
+    fn of(pod: &Value, plan: &PodPlan, config: &WebhookConfig) -> Self {
+        let copy_of = |source: &String| SecretCopy {
+            source: source.clone(),
+            copy: config.secret_name.of(source),
+        };
+        let copies: Vec<SecretCopy> = plan.copies.iter().map(|needed| copy_of(&needed.name)).collect();
+        let new = plan.changes.iter().filter(|change| !change.is_done);
+        Self {
+            patch: patch(pod, plan, &copies),
+            images: new
+                .map(|change| (change.original.clone(), change.accelerated.clone()))
+                .collect(),
+            secrets: copies.into_iter().map(|copy| (copy.source, copy.copy)).collect(),
         }
-    };
-    let copies: Vec<SecretCopy> = plan
-        .copies
-        .iter()
-        .map(|copy| SecretCopy {
-            source: copy.name.clone(),
-            copy: config.secret_name.of(&copy.name),
-        })
-        .collect();
-    let preview = Preview {
-        patch: patch(pod, &plan, &copies),
-        images: plan
-            .changes
-            .iter()
-            .filter(|change| !change.is_done)
-            .map(|change| (change.original.clone(), change.accelerated.clone()))
-            .collect(),
-        secrets: copies.into_iter().map(|copy| (copy.source, copy.copy)).collect(),
-    };
-    Ok(Explanation {
-        outcome: Ok(preview),
-        steps,
-    })
+    }
 }
 
 /// The images of a pod that have accelerated names, under whatever settings: those that only nodes with our configuration can pull.

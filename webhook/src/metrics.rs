@@ -7,7 +7,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::decide::plan::Skip;
+use crate::decide::skip::Skip;
 
 type Label = [(&'static str, &'static str); 1];
 

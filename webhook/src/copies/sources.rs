@@ -9,7 +9,9 @@ use crate::{
     cluster::{Cluster, ClusterError, is_object_name},
     decide::{
         keyring::Keyring,
-        plan::{PlanDraft, PullSecret, Rules, Unusable, names},
+        plan::PlanDraft,
+        pull_secret::{PullSecret, Unusable, names},
+        rules::Rules,
     },
 };
 

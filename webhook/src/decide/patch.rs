@@ -3,9 +3,10 @@
 use serde_json::{Map, Value, json};
 
 use super::{
+    image_field::ImageField,
     mode::{LABELS, P2P},
     naming::NameStyle,
-    plan::{ImageField, PodPlan},
+    plan::PodPlan,
 };
 
 /// The annotations with the record of a review, each in the words of its label in [`LABELS`].

@@ -11,8 +11,11 @@ use super::{
     mode::LABELS,
     naming::{NameStyle, Naming},
     patch::{SecretCopy, has_room, patch},
-    plan::{PlanDraft, PullSecret, RequiresSecret, Rules, Skip, Unusable},
+    plan::PlanDraft,
+    pull_secret::{PullSecret, Unusable},
     registries::Registries,
+    rules::{RequiresSecret, Rules},
+    skip::Skip,
 };
 
 const ALIAS: &str = LABELS[1];

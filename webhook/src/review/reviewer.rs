@@ -15,7 +15,9 @@ use crate::{
     },
     decide::{
         patch::{SecretCopy, has_room, patch},
-        plan::{NeededCopy, PlanDraft, PodPlan, Rules, Skip},
+        plan::{NeededCopy, PlanDraft, PodPlan},
+        rules::Rules,
+        skip::Skip,
     },
     events::Events,
     hosts::Hosts,
