@@ -23,8 +23,9 @@ pub use copies::copy::{COPY_LABEL, CopyName, select_copies};
 pub use decide::{
     mode::{LABELS, P2P},
     naming::{NameStyle, Naming},
-    plan::{RequiresSecret, Skip},
     registries::Registries,
+    rules::RequiresSecret,
+    skip::Skip,
 };
 pub use explain::{Explanation, Preview, Step, accelerated_images, explain, is_recorded, recorded_copies};
 pub use review::server::{NAMESPACE_PATH, POD_PATH};

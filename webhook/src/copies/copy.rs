@@ -3,11 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
+use piecemeal_proto::Digest;
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 
-use super::keyring::{Form, Keyring};
-use crate::{cluster::is_object_name, decide::naming::Naming};
+use crate::{
+    cluster::is_object_name,
+    decide::{
+        keyring::{Form, Keyring},
+        naming::Naming,
+    },
+};
 
 /// The label, and its value, on everything that the webhook makes in a namespace.
 pub(crate) const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "piecemeal-webhook");
@@ -77,7 +82,7 @@ impl CopyName {
     /// Its name where a foreign Secret has the usual one.
     pub(crate) fn other(&self, source: &str) -> String {
         let name = self.0.replace(PLACE, source);
-        let hash = &hex(&Sha256::digest(name.as_bytes()))[..8];
+        let hash = &Digest::of(name.as_bytes()).hex()[..8];
         let kept: String = name.chars().take(NAME_BYTES_MAX - 1 - hash.len()).collect();
         format!("{}-{hash}", kept.trim_end_matches(['-', '.']))
     }
@@ -177,7 +182,7 @@ impl Copy {
     }
 
     fn hash(&self) -> String {
-        hex(&Sha256::digest(self.content.as_bytes()))
+        Digest::of(self.content.as_bytes()).hex()
     }
 }
 
@@ -208,10 +213,6 @@ fn split(registries: &str) -> BTreeSet<String> {
 
 fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
