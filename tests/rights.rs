@@ -239,6 +239,7 @@ fn no_request_of_a_callers_brings_about_the_outage_that_would_excuse_it() {
         if revoked {
             story.mood().accepted.clear();
             story.cluster.restart_daemons();
+            story.has_all(PEER, &story.public, None, "it is known again to be public");
         }
         let earn = || {
             if !revoked {
@@ -474,6 +475,7 @@ fn a_registry_that_fails_behind_its_front_door_is_lost_and_one_repository_that_f
     let by_tag = story.ask(PEER, "private/app/manifests/v1", Some(&alice));
     assert_eq!(by_tag.status, 503, "{}", by_tag.text());
     story.cluster.restart_daemons();
+    story.has_all(PEER, &story.public, None, "it is known again to be public");
     story.mood().broken = Some(503);
     story.has_all(PEER, &story.private, Some(&alice), "all of them fail");
     story.has_all(PEER, &story.private, None, "all of them fail");
