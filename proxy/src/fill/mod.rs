@@ -7,6 +7,7 @@
 //! [`Fill`] is the machine, which decides and is pure; the task does its I/O.
 
 mod action;
+mod checkpoint;
 mod comparison;
 mod connections;
 mod download;
@@ -23,7 +24,6 @@ mod sample;
 mod segment;
 #[cfg(test)]
 mod stories;
-mod tail;
 mod task;
 mod upstream_blobs;
 #[cfg(test)]
