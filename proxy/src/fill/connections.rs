@@ -77,14 +77,13 @@ impl Connections {
         self.open.values().filter(is_receiving).count()
     }
 
-    /// Assigns the next segment to a new connection, if the fill may have one more. `right`: the number of the right that it asks with.
+    /// Assigns the next segment to another connection, if the fill may have one more. `right`: the number of the right that it asks with.
     pub(super) fn request(&mut self, facts: &Facts, right: u32) -> Option<(u64, Range<u64>)> {
         let (share, busy) = (facts.share.clamp(1, FILL_CONNECTIONS_MAX), self.busy());
         // A waiting client gets an extra connection at once, rather than wait for a segment to end.
+        let client_waits = facts.waited_for.is_some_and(|piece| self.plan.lacks(piece));
         let all_receive = self.receiving() == self.open.len();
-        let extra =
-            usize::from(facts.waited_for.is_some_and(|piece| self.plan.lacks(piece)) && all_receive && share > 1);
-        let allowed = share + extra;
+        let allowed = share + usize::from(client_waits && all_receive && share > 1);
         if self.whole || busy >= allowed || self.open.len() >= allowed.max(FILL_CONNECTIONS_MAX) {
             return None;
         }
