@@ -4,9 +4,10 @@
 //! every cut and across restarts, in mid-piece if need be, gives up only when upstream has sent nothing new for its patience, and keeps
 //! what it has for the next try. A body that does not have the digest is revoked as a whole.
 //!
-//! [`Fill`] is the machine, which decides and is pure; the task does its I/O.
+//! `Fill` is the machine, which decides and is pure; the task does its I/O.
 
 mod action;
+mod checkpoint;
 mod comparison;
 mod connections;
 mod download;
@@ -24,7 +25,6 @@ mod sample;
 mod segment;
 #[cfg(test)]
 mod stories;
-mod tail;
 mod task;
 #[cfg(test)]
 mod worlds;
