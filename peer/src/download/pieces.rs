@@ -52,11 +52,6 @@ impl Pieces {
         self.landed.contains(piece)
     }
 
-    /// A piece has landed; returns whether it had not before.
-    pub(super) fn land(&mut self, piece: u32) -> bool {
-        self.landed.insert(piece)
-    }
-
     /// The store has these pieces; returns whether one of them is new.
     pub(super) fn update(&mut self, landed: PieceSet) -> bool {
         let pairs = landed.words().iter().zip(self.landed.words());
@@ -139,6 +134,14 @@ mod tests {
 
     use super::*;
 
+    impl Pieces {
+        fn land(&mut self, piece: u32) {
+            let mut landed = self.landed.clone();
+            landed.insert(piece);
+            self.update(landed);
+        }
+    }
+
     #[test]
     fn a_waiting_client_comes_first_then_the_order() {
         let mut pieces = Pieces::new(PieceSet::new(6));
@@ -174,7 +177,7 @@ mod tests {
                     3 if !leases.is_empty() => {
                         let (lease, leased) = leases.swap_remove(piece as usize % leases.len());
                         pieces.end_lease(lease);
-                        leased.into_iter().step_by(2).for_each(|piece| { pieces.land(piece); });
+                        leased.into_iter().step_by(2).for_each(|piece| pieces.land(piece));
                     }
                     _ => {}
                 }

@@ -10,7 +10,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use super::{
     Action, Beginning, Download, Ended, Facts, Failure, Order, Reopened,
-    machine::{IDLE_MAX, REFUSED_PATIENCE, REOPEN_DELAY, TICK, WAITING_AFTER},
+    machine::{IDLE_MAX, REFUSED_PATIENCE, REOPEN_DELAY, TICK, WAITING_AFTER, WANT_DELAY_MAX},
     mode::DIRECT_WINDOW,
 };
 
@@ -364,13 +364,47 @@ fn a_revoked_fill_is_discarded_and_that_of_another_is_nothing() {
 }
 
 #[test]
-fn a_want_that_was_refused_gets_a_new_grant() {
+fn a_want_that_was_refused_is_sent_again_with_a_new_grant() {
     let mut story = Story::begin(|_, _| {});
+    let wants = |story: &Story| story.count(|action| matches!(action, Action::SendWant));
     story.after(SECOND);
+    let before = wants(&story);
     story.order(Order::WantRefused("it is old".to_owned()));
     story.after(TICK);
+    assert_eq!(wants(&story), before, "its grant is still the old one");
     story.reopened(Reopened::Renewed);
-    assert_eq!(story.count(|action| matches!(action, Action::RenewWant)), 1);
+    assert_eq!(wants(&story), before + 1);
+    story.after(3 * SECOND);
+    story.reopened(Reopened::Renewed);
+    assert_eq!(wants(&story), before + 1, "it was not refused again");
+}
+
+#[test]
+fn a_want_that_is_refused_over_and_over_is_sent_less_and_less_often() {
+    let mut story = Story::begin(|_, _| {});
+    let wants = |story: &Story| story.count(|action| matches!(action, Action::SendWant));
+    let refuse_for = |story: &mut Story, time: Duration| {
+        let (before, until) = (wants(story), story.now + time);
+        while story.now < until {
+            if story.reopening {
+                story.reopened(Reopened::Renewed);
+            }
+            story.order(Order::WantRefused("the clocks differ".to_owned()));
+            // Pieces come from elsewhere, so that the download goes on.
+            let landed = u32::try_from(story.now.as_secs()).unwrap() % (PIECES - 1);
+            story.store = PieceSet::new(PIECES);
+            story.store.insert(landed);
+            story.after(TICK);
+        }
+        wants(story) - before
+    };
+    assert_eq!(refuse_for(&mut story, 8 * SECOND), 4, "with 0.5, 1, 2 s between them");
+    assert!(refuse_for(&mut story, WANT_DELAY_MAX * 10) <= 12);
+    story.lease(1, 0, 4);
+    assert!(
+        refuse_for(&mut story, WANT_DELAY_MAX + 3 * SECOND) >= 3,
+        "it was accepted once"
+    );
 }
 
 #[test]
