@@ -146,6 +146,7 @@ impl Download {
             Order::Cancel(lease) => {
                 if self.pieces.end_lease(lease).is_some() {
                     self.act(Action::AbortLease(lease));
+                    self.end_settled(&self.pieces.landed().clone());
                 }
             }
             Order::Revoked(fill) if fill == self.fill => {
@@ -177,10 +178,12 @@ impl Download {
         }
     }
 
-    /// The request for a piece without a lease has ended: it has landed, came damaged, or did not come.
-    pub fn handle_piece(&mut self, now: Duration, piece: u32, ended: Ended) {
+    /// The request for a piece without a lease has ended: it has landed, came damaged, or did not come. `have`: the pieces that can be
+    /// read from the store now.
+    pub fn handle_piece(&mut self, now: Duration, piece: u32, ended: Ended, have: &PieceSet) {
         self.note_corrupt(ended);
         self.pieces.end_request(piece);
+        self.end_settled(have);
         if self.is_over || ended.outcome == Outcome::Done {
             return;
         }
@@ -198,15 +201,17 @@ impl Download {
             return;
         }
         self.note_corrupt(ended);
-        let range = self.pieces.end_lease(lease).unwrap_or_default();
-        // Pieces that were on their way already were left out. Only pieces that are here may be reported as done: the scheduler offers
-        // them to others.
-        let all_here = range.into_iter().all(|piece| have.contains(piece));
-        let ended = match ended.outcome {
-            Outcome::Done if !all_here => Outcome::Cancelled.into(),
-            _ => ended,
+        let is_tracked = match ended.outcome {
+            Outcome::Done => self.pieces.end_fetch(lease),
+            _ => {
+                self.pieces.end_lease(lease);
+                false
+            }
         };
-        self.act(Action::EndLease { lease, ended });
+        if !is_tracked {
+            self.act(Action::EndLease { lease, ended });
+        }
+        self.end_settled(have);
     }
 
     /// The stored pieces were compared with the signed list: these differ from it.
@@ -361,6 +366,23 @@ impl Download {
         self.want_delay = WANT_DELAY_MIN;
         if let Some(pieces) = self.pieces.begin_lease(id, range) {
             self.act(Action::FetchLease { lease, pieces });
+        }
+    }
+
+    /// Ends leases that have nothing to wait for any more. Their fetches left out the pieces that were on their way already: a lease that
+    /// was given back for these would count as one that the peer does not use. Only pieces that are here may be reported as done: the
+    /// scheduler offers them to others.
+    fn end_settled(&mut self, have: &PieceSet) {
+        if self.is_over {
+            return;
+        }
+        for (lease, mut range) in self.pieces.end_settled(have) {
+            let outcome = match range.all(|piece| have.contains(piece)) {
+                true => Outcome::Done,
+                false => Outcome::Cancelled,
+            };
+            let ended = outcome.into();
+            self.act(Action::EndLease { lease, ended });
         }
     }
 
