@@ -11,7 +11,8 @@ mod callers;
 mod config;
 mod content;
 mod daemon;
-mod fill;
+/// Public so that a simulator can run the real decisions of a fill instead of a model of them.
+pub mod fill;
 mod flights;
 mod front;
 #[cfg(any(test, fuzzing))]

@@ -1,4 +1,6 @@
-//! How many connections the fills from one upstream use: one to eight each, found by measuring.
+//! Concurrency of the fills from one upstream: how many connections each may use, found by measuring.
+//!
+//! A fill may use one to eight; all fills together 32, unless there are more fills than that.
 //!
 //! Over a long path one connection is slow: it begins with a few packets and doubles them once a round trip, and each loss
 //! sets it back. Several in parallel make up for that. Over a short path one is enough, and more only cost.
@@ -15,13 +17,13 @@ use parking_lot::Mutex;
 use piecemeal_store::Repository;
 
 /// The most connections of one fill.
-pub const WIDTH_MAX: usize = 8;
+pub const FILL_CONNECTIONS_MAX: usize = 8;
 /// The most connections for bodies from one upstream, unless there are more fills than that.
-const LANES_MAX: usize = 32;
-/// One more connection for each such time to the first byte, up to [`WIDTH_EXPECTED_MAX`].
-const LATENCY_PER_LANE: Duration = Duration::from_millis(16);
+const CONNECTIONS_MAX: usize = 32;
+/// One more connection for each such time to the first byte, up to [`EXPECTED_MAX`].
+const LATENCY_PER_CONNECTION: Duration = Duration::from_millis(16);
 /// Beyond this number only a measured gain adds connections: all that they have under way at the end arrives at once.
-const WIDTH_EXPECTED_MAX: usize = 6;
+const EXPECTED_MAX: usize = 6;
 /// How long a number of connections is tried before it is judged.
 const TRIAL: Duration = Duration::from_secs(1);
 /// The minimum gain of one more connection, in percent.
@@ -32,11 +34,11 @@ const HOLD_MAX: Duration = Duration::from_secs(600);
 /// The pause after upstream answered 429, or would not send ranges.
 const CALM: Duration = Duration::from_secs(60);
 
-/// The connections of one upstream.
-pub struct Lanes(Mutex<State>);
+/// The connections of one upstream, shared by its fills.
+pub struct Concurrency(Mutex<State>);
 
 struct State {
-    width: Width,
+    limit: FillLimit,
     latency: Option<Duration>,
     fills: HashMap<u64, Load>,
     next: u64,
@@ -57,33 +59,33 @@ struct Window {
     since: Instant,
     bytes: u64,
     /// Of the window before this one; 0 in the first.
-    lane_rate: u64,
+    connection_rate: u64,
 }
 
 impl Window {
-    fn begin() -> Self {
+    fn begin(now: Instant) -> Self {
         Self {
-            since: Instant::now(),
+            since: now,
             bytes: 0,
-            lane_rate: 0,
+            connection_rate: 0,
         }
     }
 }
 
-impl Default for Lanes {
+impl Default for Concurrency {
     fn default() -> Self {
         Self(Mutex::new(State {
-            width: Width::default(),
+            limit: FillLimit::default(),
             latency: None,
             fills: HashMap::new(),
             next: 0,
-            window: Window::begin(),
+            window: Window::begin(Instant::now()),
             received_at: None,
         }))
     }
 }
 
-impl Lanes {
+impl Concurrency {
     /// Records how long an answer took to its status line. The shortest recent time counts: it has the least of upstream's own
     /// work in it.
     pub fn answered_after(&self, took: Duration) {
@@ -91,7 +93,7 @@ impl Lanes {
         let latency = state.latency.map_or(took, |latency| took.min(latency + latency / 20));
         state.latency = Some(latency);
         if state.fills.is_empty() {
-            state.width.expect(latency);
+            state.limit.expect(latency);
         }
     }
 
@@ -102,7 +104,7 @@ impl Lanes {
 
     /// Upstream answered 429, or sends a whole blob when asked for a range.
     pub fn calm_down(&self) {
-        self.0.lock().width.calm_down(Instant::now());
+        self.0.lock().limit.calm_down(Instant::now());
     }
 
     /// Bytes of a body have come.
@@ -117,11 +119,11 @@ impl Lanes {
         self.0.lock().received_at.is_some_and(|at| at.elapsed() < time)
     }
 
-    /// A fill begins; it ends when the seat is dropped.
-    pub fn enter(&self, image: &Repository, missing_bytes: u64) -> Seat<'_> {
+    /// A fill begins; it ends when its share is dropped.
+    pub fn begin_fill(&self, image: &Repository, missing_bytes: u64) -> Share<'_> {
         let mut state = self.0.lock();
         if state.fills.is_empty() {
-            state.window = Window::begin();
+            state.window = Window::begin(Instant::now());
         }
         state.next += 1;
         let id = state.next;
@@ -131,20 +133,20 @@ impl Lanes {
             busy: 0,
         };
         state.fills.insert(id, load);
-        Seat { lanes: self, id }
+        Share { concurrency: self, id }
     }
 }
 
-/// A fill's place among the others of its upstream.
-pub struct Seat<'a> {
-    lanes: &'a Lanes,
+/// A fill's share of its upstream's connections, until it is dropped.
+pub struct Share<'a> {
+    concurrency: &'a Concurrency,
     id: u64,
 }
 
-impl Seat<'_> {
+impl Share<'_> {
     /// How many connections the fill may use while it lacks `missing_bytes` and uses `busy`.
-    pub fn share(&self, missing_bytes: u64, busy: usize) -> usize {
-        let mut state = self.lanes.0.lock();
+    pub fn connections(&self, missing_bytes: u64, busy: usize) -> usize {
+        let mut state = self.concurrency.0.lock();
         if let Some(load) = state.fills.get_mut(&self.id) {
             (load.missing_bytes, load.busy) = (missing_bytes, busy);
         }
@@ -152,14 +154,14 @@ impl Seat<'_> {
     }
 
     /// The rate of one connection, in bytes a second; 0 while it is unknown.
-    pub fn lane_rate(&self) -> u64 {
-        self.lanes.0.lock().window.lane_rate
+    pub fn connection_rate(&self) -> u64 {
+        self.concurrency.0.lock().window.connection_rate
     }
 }
 
-impl Drop for Seat<'_> {
+impl Drop for Share<'_> {
     fn drop(&mut self) {
-        self.lanes.0.lock().fills.remove(&self.id);
+        self.concurrency.0.lock().fills.remove(&self.id);
     }
 }
 
@@ -168,10 +170,10 @@ impl State {
         let Some(own) = self.fills.get(&id) else {
             return 1;
         };
-        let width = self.width.lanes.min(LANES_MAX / self.fills.len()).max(1);
+        let limit = self.limit.connections.min(CONNECTIONS_MAX / self.fills.len()).max(1);
         // Slow start is crossed by numbers: all begin with all that they may have, and shrink as their segments end.
-        if self.window.lane_rate == 0 {
-            return width;
+        if self.window.connection_rate == 0 {
+            return limit;
         }
         let largest = self
             .fills
@@ -180,7 +182,7 @@ impl State {
             .map(|fill| fill.missing_bytes)
             .max()
             .unwrap_or_default();
-        proportion(width, own.missing_bytes, largest)
+        proportion(limit, own.missing_bytes, largest)
     }
 
     fn received(&mut self, bytes: u64, now: Instant) {
@@ -191,34 +193,34 @@ impl State {
         }
         let busy: usize = self.fills.values().map(|fill| fill.busy).sum();
         let rate = u64::try_from(u128::from(self.window.bytes) * 1000 / took.as_millis().max(1)).unwrap_or(u64::MAX);
-        self.width.judge(rate, now);
+        self.limit.judge(rate, now);
         self.window = Window {
             since: now,
             bytes: 0,
-            lane_rate: rate / busy.max(1) as u64,
+            connection_rate: rate / busy.max(1) as u64,
         };
     }
 }
 
-/// `width` scaled by what a fill lacks of what the largest of its image lacks: at least 1.
-fn proportion(width: usize, missing_bytes: u64, largest: u64) -> usize {
-    let scaled = (width as u128 * u128::from(missing_bytes)).div_ceil(u128::from(largest.max(1)));
-    usize::try_from(scaled).unwrap_or(width).clamp(1, width)
+/// `limit` scaled by what a fill lacks of what the largest of its image lacks: at least 1.
+fn proportion(limit: usize, missing_bytes: u64, largest: u64) -> usize {
+    let scaled = (limit as u128 * u128::from(missing_bytes)).div_ceil(u128::from(largest.max(1)));
+    usize::try_from(scaled).unwrap_or(limit).clamp(1, limit)
 }
 
 /// The number of connections of one fill, climbing while that brings something.
-struct Width {
-    lanes: usize,
+struct FillLimit {
+    connections: usize,
     /// What came in a second before the last connection was added.
     trial: Option<u64>,
     hold: Duration,
     hold_until: Option<Instant>,
 }
 
-impl Default for Width {
+impl Default for FillLimit {
     fn default() -> Self {
         Self {
-            lanes: 1,
+            connections: 1,
             trial: None,
             hold: HOLD,
             hold_until: None,
@@ -226,14 +228,14 @@ impl Default for Width {
     }
 }
 
-impl Width {
-    /// The starting width, before anything has been measured.
+impl FillLimit {
+    /// The starting number, before anything has been measured.
     fn expect(&mut self, latency: Duration) {
         if self.hold_until.is_none() {
-            let lanes = latency.as_micros().div_ceil(LATENCY_PER_LANE.as_micros());
-            self.lanes = usize::try_from(lanes)
-                .unwrap_or(WIDTH_EXPECTED_MAX)
-                .clamp(1, WIDTH_EXPECTED_MAX);
+            let connections = latency.as_micros().div_ceil(LATENCY_PER_CONNECTION.as_micros());
+            self.connections = usize::try_from(connections)
+                .unwrap_or(EXPECTED_MAX)
+                .clamp(1, EXPECTED_MAX);
             self.trial = None;
         }
     }
@@ -243,18 +245,18 @@ impl Width {
         if let Some(before) = self.trial.take()
             && u128::from(rate) * 100 < u128::from(before) * u128::from(100 + GAIN_MIN)
         {
-            self.lanes -= 1;
+            self.connections -= 1;
             self.hold_until = Some(now + self.hold);
             self.hold = (self.hold * 2).min(HOLD_MAX);
         }
-        if self.lanes < WIDTH_MAX && self.hold_until.is_none_or(|until| now >= until) {
+        if self.connections < FILL_CONNECTIONS_MAX && self.hold_until.is_none_or(|until| now >= until) {
             self.trial = Some(rate);
-            self.lanes += 1;
+            self.connections += 1;
         }
     }
 
     fn calm_down(&mut self, now: Instant) {
-        (self.lanes, self.trial) = (1, None);
+        (self.connections, self.trial) = (1, None);
         self.hold_until = Some(now + CALM);
     }
 }
@@ -265,58 +267,67 @@ mod tests {
 
     /// Judges once a second what `carried` says of so many connections; returns how many there were.
     fn climb(start: Duration, seconds: u64, carried: impl Fn(usize) -> u64) -> Vec<usize> {
-        let mut width = Width::default();
-        width.expect(start);
+        let mut limit = FillLimit::default();
+        limit.expect(start);
         let begin = Instant::now();
         (0..seconds)
             .map(|second| {
-                let lanes = width.lanes;
-                width.judge(carried(lanes), begin + Duration::from_secs(second));
-                lanes
+                let connections = limit.connections;
+                limit.judge(carried(connections), begin + Duration::from_secs(second));
+                connections
             })
             .collect()
     }
 
     #[test]
     fn a_link_that_one_connection_fills_keeps_one() {
-        let lanes = climb(Duration::from_millis(1), 100, |_| 12_000_000);
-        let tried = lanes.iter().filter(|&&lanes| lanes > 1).count();
-        assert!(lanes.iter().all(|&lanes| lanes <= 2) && tried <= 5, "{lanes:?}");
+        let connections = climb(Duration::from_millis(1), 100, |_| 12_000_000);
+        let tried = connections.iter().filter(|&&connections| connections > 1).count();
+        assert!(
+            connections.iter().all(|&connections| connections <= 2) && tried <= 5,
+            "{connections:?}"
+        );
     }
 
     #[test]
     fn a_link_that_slows_each_connection_down_gets_all() {
         for start in [1, 100] {
-            let lanes = climb(Duration::from_millis(start), 10, |lanes| 200_000 * lanes as u64);
-            assert_eq!(lanes.last(), Some(&WIDTH_MAX));
+            let connections = climb(Duration::from_millis(start), 10, |connections| {
+                200_000 * connections as u64
+            });
+            assert_eq!(connections.last(), Some(&FILL_CONNECTIONS_MAX));
         }
     }
 
     #[test]
-    fn a_long_way_begins_with_many() {
-        for (latency, lanes) in [
+    fn a_long_path_begins_with_many() {
+        for (latency, connections) in [
             (0, 1),
             (16, 1),
             (17, 2),
             (40, 3),
-            (100, WIDTH_EXPECTED_MAX),
-            (900, WIDTH_EXPECTED_MAX),
+            (100, EXPECTED_MAX),
+            (900, EXPECTED_MAX),
         ] {
-            assert_eq!(climb(Duration::from_millis(latency), 1, |_| 1), [lanes], "{latency} ms");
+            assert_eq!(
+                climb(Duration::from_millis(latency), 1, |_| 1),
+                [connections],
+                "{latency} ms"
+            );
         }
     }
 
     #[test]
     fn who_is_asked_to_calm_down_does() {
-        let mut width = Width::default();
-        width.expect(Duration::from_secs(1));
+        let mut limit = FillLimit::default();
+        limit.expect(Duration::from_secs(1));
         let now = Instant::now();
-        width.calm_down(now);
-        width.expect(Duration::from_secs(1));
-        width.judge(1, now + CALM / 2);
-        assert_eq!(width.lanes, 1);
-        width.judge(1, now + CALM);
-        assert_eq!(width.lanes, 2);
+        limit.calm_down(now);
+        limit.expect(Duration::from_secs(1));
+        limit.judge(1, now + CALM / 2);
+        assert_eq!(limit.connections, 1);
+        limit.judge(1, now + CALM);
+        assert_eq!(limit.connections, 2);
     }
 
     #[test]

@@ -34,7 +34,7 @@ impl Upstream {
         let unconnected = matches!(&answer, Ok(Err(error)) if error.is_connect());
         let reason = match answer {
             Ok(Ok(response)) => {
-                self.lanes.answered_after(sent.elapsed());
+                self.concurrency.answered_after(sent.elapsed());
                 return Ok(response);
             }
             Ok(Err(error)) if self.node.is_some() => mirror_unanswered(&error).to_string(),

@@ -43,7 +43,7 @@ mod wallet;
 pub use answer::innermost;
 pub use caller::{Caller, Credential, Fingerprint};
 pub use client::{BlobAnswer, FILTERS_APPLIED, FetchedManifest, ListAnswer, ManifestAnswer, Served};
-pub use concurrency::{Lanes, Seat, WIDTH_MAX};
+pub use concurrency::{Concurrency, FILL_CONNECTIONS_MAX, Share};
 pub use config::{ClientConfig, ProxyConfig, UpstreamConfig};
 pub use cover::require_cover;
 pub use error::{ANSWER_TIMEOUT, MANIFEST_TIMEOUT, PullError, SOURCE_TIMEOUT};

@@ -214,7 +214,7 @@ impl Upstream {
         // While downloads fill the link, an answer may be late: the link is not gone.
         let patience = async {
             tokio::time::sleep(ANSWER_TIMEOUT).await;
-            while sent.elapsed() < SOURCE_TIMEOUT && self.lanes.received_within(ANSWER_TIMEOUT) {
+            while sent.elapsed() < SOURCE_TIMEOUT && self.concurrency.received_within(ANSWER_TIMEOUT) {
                 tokio::time::sleep(LOOK_AROUND).await;
             }
         };

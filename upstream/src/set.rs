@@ -24,7 +24,7 @@ use crate::{
     answer::innermost,
     auth::Tokens,
     breaker::CircuitBreakers,
-    concurrency::Lanes,
+    concurrency::Concurrency,
     endpoint::Endpoint,
     limits::Limits,
     metrics::RequestMetrics,
@@ -250,7 +250,7 @@ impl Maker {
             withheld: Once::new(),
             kept_home: Once::new(),
             via: self.via.clone(),
-            lanes: Lanes::default(),
+            concurrency: Concurrency::default(),
             limits,
         })
     }

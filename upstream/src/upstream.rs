@@ -8,7 +8,7 @@ use url::Url;
 
 use crate::{Caller, LiveDuration, NodeIdentity, PullError};
 use crate::{
-    auth::Tokens, breaker::CircuitBreakers, concurrency::Lanes, endpoint::Endpoint, limits::Limits,
+    auth::Tokens, breaker::CircuitBreakers, concurrency::Concurrency, endpoint::Endpoint, limits::Limits,
     metrics::RequestMetrics, public::PublicManifests, rewrite::Rewrites, routes::Routes,
     site_credentials::SiteCredentials, verdicts::Verdicts,
 };
@@ -48,7 +48,7 @@ pub struct Upstream {
     pub(crate) kept_home: Once,
     /// This daemon, as `Via` names it.
     pub(crate) via: String,
-    pub(crate) lanes: Lanes,
+    pub(crate) concurrency: Concurrency,
     pub(crate) limits: Limits,
 }
 
@@ -58,8 +58,8 @@ impl Upstream {
     }
 
     /// The connections of fills.
-    pub fn lanes(&self) -> &Lanes {
-        &self.lanes
+    pub fn concurrency(&self) -> &Concurrency {
+        &self.concurrency
     }
 
     /// Limits on what this upstream may make the mirror hold.

@@ -14,15 +14,13 @@ use piecemeal_store::{FillFailure, Filling, Repository};
 use tracing::{info, warn};
 
 use super::{
-    run::Run,
     segment::Body,
+    task::{Task, Wanted},
     upstream_blobs::{FillSource, UpstreamBlobs},
 };
 use crate::{Arrived, Right, Transfer};
 use piecemeal_upstream::{BlobAnswer, Caller, PullError, Served, innermost};
 
-/// How long upstream may send nothing new before a fill is given up.
-const FILL_PATIENCE: Duration = Duration::from_secs(30);
 /// The largest blob of unstated size that is accepted, in bytes: it is held in memory until its end shows the size.
 const UNSIZED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -100,32 +98,22 @@ impl UpstreamBlobs {
         }
         let result = if had == map.count() {
             let head = upstream.head_blob(&right.caller, &right.at, filling.digest());
-            head.await.map(drop)
+            head.await.map(|_| self.opened(right, filling, transfer))
         } else {
-            let mut run = Run::new(self, source, filling, &(0..map.blob_bytes()), FILL_PATIENCE);
-            let answered = run.first_answer().await;
-            if answered.is_ok() {
-                self.opened(right, filling, transfer);
-                return run.rest().await;
-            }
-            answered
+            let wanted = Wanted {
+                opens: Some(transfer),
+                ..Wanted::all_of(filling)
+            };
+            Task::new(self, source, filling, wanted).run().await
         };
-        match result {
-            Ok(()) => {
-                self.opened(right, filling, transfer);
-                Ok(())
-            }
-            Err(error) => {
-                // No space stays reserved for a blob that upstream does not have, or does not serve to this caller.
-                if had == 0 && filling.landed().is_empty() && !transfer.is_open() {
-                    filling.abandon(FillFailure::Revoked).await;
-                }
-                Err(error)
-            }
+        // No space stays reserved for a blob that upstream does not have, or does not serve to this caller.
+        if result.is_err() && had == 0 && filling.landed().is_empty() && !transfer.is_open() {
+            filling.abandon(FillFailure::Revoked).await;
         }
+        result
     }
 
-    fn opened(&self, right: &Right, filling: &Filling, transfer: &Transfer) {
+    pub(super) fn opened(&self, right: &Right, filling: &Filling, transfer: &Transfer) {
         self.observer.opened(filling);
         transfer.open(filling.clone(), right.clone());
     }
@@ -181,10 +169,9 @@ impl UpstreamBlobs {
         transfer: &Transfer,
     ) -> Result<(), PullError> {
         self.opened(source.right, filling, transfer);
-        let all = 0..filling.map().blob_bytes();
-        let mut run = Run::new(self, source, filling, &all, FILL_PATIENCE);
-        run.begin_with(body).await;
-        run.rest().await
+        let mut task = Task::new(self, source, filling, Wanted::all_of(filling));
+        task.begin_with(body).await;
+        task.run().await
     }
 
     /// A body without a length, whose size no manifest told: its end shows the size.
@@ -219,8 +206,7 @@ impl UpstreamBlobs {
             right: &Right::new(caller, at),
             callers: None,
         };
-        let all = 0..filling.map().blob_bytes();
-        Run::new(self, source, filling, &all, FILL_PATIENCE).rest().await
+        Task::new(self, source, filling, Wanted::all_of(filling)).run().await
     }
 
     /// Fetches one run of pieces, as the scheduler has leased it. The first failure ends it: the scheduler knows others.
@@ -240,7 +226,12 @@ impl UpstreamBlobs {
             right: &Right::new(caller, at),
             callers: None,
         };
-        Run::new(self, source, filling, run, Duration::ZERO).rest().await
+        let wanted = Wanted {
+            within: run.clone(),
+            patience: Duration::ZERO,
+            opens: None,
+        };
+        Task::new(self, source, filling, wanted).run().await
     }
 }
 

@@ -1,6 +1,6 @@
-//! What a transfer does while another upstream's transfer of the same digest is under way and leads.
+//! Follower of a transfer: what a transfer does while another upstream's transfer of the same digest leads.
 //!
-//! It follows it, so that the bytes cross the WAN once, as long as they are public, are its own upstream's too and keep coming. (A sample
+//! It follows the leader, so that the bytes cross the WAN once, as long as they are public, are its own upstream's too and keep coming. (A sample
 //! shows that an upstream knows the beginning of a blob: too little for what another keeps private.) Otherwise one of the two
 //! upstreams may lie or stall, and until the blob is proven nothing says which: it then fills apart, in memory, and harms the
 //! leader in nothing. The first whose bytes have the digest has told the truth, and the other's are dropped.
@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use super::{
+    comparison::{Comparison, LOOK_EVERY, PROBE_BYTES, Probe},
     observer::Unannounced,
     publish::PASSING_PATIENCE,
     sample::SAMPLE_BYTES,
@@ -27,15 +28,6 @@ const LEADER_PATIENCE: Duration = Duration::from_secs(1);
 const OWN_PATIENCE: Duration = Duration::from_secs(2);
 /// How often a leader that brings nothing is waited for.
 const LEADER_WAITS_MAX: u32 = 10;
-/// How often it is looked how fast a leader is; twice as long after each comparison, up to [`LOOK_MAX`].
-const LOOK_EVERY: Duration = Duration::from_secs(5);
-const LOOK_MAX: Duration = Duration::from_secs(60);
-/// A leader that is as fast, in bytes a second, is not compared.
-const LEADER_RATE_GOOD: u64 = 1024 * 1024;
-/// What this upstream is asked for to compare how fast it is.
-const PROBE_BYTES: u64 = 64 * 1024;
-/// A leader so many times slower than this upstream is left.
-const LEADER_SLOWER_MAX: u64 = 4;
 /// How often it is looked whether a leader's first bytes have come.
 const FIRST_BYTES_EVERY: Duration = Duration::from_millis(20);
 /// How long the work of a leader that is stopped has to notice.
@@ -131,32 +123,26 @@ impl UpstreamBlobs {
         Ok(Err(Followed::Left))
     }
 
-    /// Returns when this upstream has shown to be several times faster than the leader, or to have other bytes. A leader that is slow
-    /// because the WAN is, is not left.
+    /// Returns when this upstream has shown to be several times faster than the leader, or to have other bytes.
     async fn is_to_be_left(&self, source: FillSource<'_>, filling: &Filling) -> Result<(), PullError> {
-        let mut every = LOOK_EVERY;
-        let mut arrived = filling.arrived_bytes();
+        let mut comparison = Comparison::new(filling.arrived_bytes());
         loop {
-            sleep(every).await;
-            let before = std::mem::replace(&mut arrived, filling.arrived_bytes());
-            let rate = rate(arrived.saturating_sub(before), every);
-            if rate >= LEADER_RATE_GOOD || filling.landed().is_full() {
-                continue;
+            sleep(comparison.pause()).await;
+            if comparison.look(filling.arrived_bytes(), filling.landed().is_full())
+                && comparison.leaves(self.probe(source, filling).await?)
+            {
+                return Ok(());
             }
-            let asked = Instant::now();
-            match timeout(LOOK_EVERY, self.has_same(source, filling, PROBE_BYTES)).await {
-                Ok(Ok(true)) => {
-                    let own = self::rate(PROBE_BYTES, asked.elapsed());
-                    if own > rate.saturating_mul(LEADER_SLOWER_MAX) {
-                        return Ok(());
-                    }
-                }
-                Ok(Ok(false)) => return Ok(()),
-                Ok(Err(error)) if error.is_refusal() => return Err(error),
-                // It does not answer either.
-                Ok(Err(_)) | Err(_) => {}
-            }
-            every = (every * 2).min(LOOK_MAX);
+        }
+    }
+
+    async fn probe(&self, source: FillSource<'_>, filling: &Filling) -> Result<Probe, PullError> {
+        let asked = Instant::now();
+        match timeout(LOOK_EVERY, self.has_same(source, filling, PROBE_BYTES)).await {
+            Ok(Ok(true)) => Ok(Probe::Same(asked.elapsed())),
+            Ok(Ok(false)) => Ok(Probe::Other),
+            Ok(Err(error)) if error.is_refusal() => Err(error),
+            Ok(Err(_)) | Err(_) => Ok(Probe::Silent),
         }
     }
 
@@ -266,10 +252,4 @@ async fn first_bytes(filling: &Filling) -> bool {
         sleep(FIRST_BYTES_EVERY).await;
     }
     true
-}
-
-/// In bytes a second.
-fn rate(bytes: u64, took: Duration) -> u64 {
-    let millis = took.as_millis().max(1);
-    u64::try_from(u128::from(bytes) * 1000 / millis).unwrap_or(u64::MAX)
 }

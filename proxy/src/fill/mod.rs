@@ -1,19 +1,41 @@
 //! The fill: one download of a blob from upstream into the store, whatever the number of its readers.
 //!
 //! It uses as many connections as the path to upstream needs, each for one segment after the other. It resumes by Range after
-//! every cut and across restarts, in mid-piece if need be, gives up only when upstream has sent nothing new for
-//! `FILL_PATIENCE`, and keeps what it has for the next try. A body that does not have the digest is revoked as a whole.
+//! every cut and across restarts, in mid-piece if need be, gives up only when upstream has sent nothing new for its patience, and keeps
+//! what it has for the next try. A body that does not have the digest is revoked as a whole.
+//!
+//! [`Fill`] is the machine, which decides and is pure; the task does its I/O.
 
+mod action;
+mod comparison;
+mod connections;
 mod download;
+mod facts;
+mod fault;
+mod flow;
 mod follow;
+mod machine;
 mod observer;
+mod patience;
 mod plan;
 mod publish;
-mod run;
 mod sample;
 mod segment;
+#[cfg(test)]
+mod stories;
+mod tail;
+mod task;
 mod upstream_blobs;
+#[cfg(test)]
+mod worlds;
 
-pub use observer::FillObserver;
-pub use publish::pass;
-pub use upstream_blobs::UpstreamBlobs;
+pub use {
+    action::{Action, Failure},
+    facts::Facts,
+    fault::Fault,
+    flow::{Flow, Flowing},
+    machine::{Answer, Beginning, Ended, Fill},
+    observer::FillObserver,
+    publish::pass,
+    upstream_blobs::UpstreamBlobs,
+};

@@ -1,4 +1,4 @@
-//! Which bytes the next connection of a fill asks for. Pure.
+//! Plan of a fill: which bytes the next connection asks for. Pure.
 //!
 //! Segments are handed out in ascending order, so that a client that reads from the start is never far behind the download.
 //! Only a piece that a client waits for comes first. A segment is long enough that the round trip before it does not count,
@@ -18,6 +18,7 @@ const FIRST_SEGMENT_BYTES: u64 = 256 * 1024;
 const LONE_SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
 
 /// The pieces of a fill that are missing and not yet assigned to a connection.
+#[derive(Debug)]
 pub(super) struct Plan {
     map: PieceMap,
     /// Pieces that are here, on their way, or outside this plan.
@@ -28,11 +29,11 @@ pub(super) struct Plan {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
     /// The connections that the fill may use.
-    pub(super) lanes: usize,
+    pub(super) connections: usize,
     /// Those that are in use.
     pub(super) busy: usize,
     /// The rate of one connection, in bytes a second; 0 while it is unknown.
-    pub(super) lane_rate: u64,
+    pub(super) connection_rate: u64,
 }
 
 impl Plan {
@@ -73,18 +74,28 @@ impl Plan {
         start..self.map.blob_bytes()
     }
 
-    /// Gives back what is not here of a segment that has ended early.
-    pub(super) fn give_back(&mut self, segment: &Range<u64>, have: &PieceSet) {
-        let pieces = self
-            .map
-            .piece_at(segment.start)
-            .into_iter()
-            .flat_map(|first| first..self.map.count());
-        for piece in pieces.take_while(|&piece| self.map.range(piece).start < segment.end) {
-            if !have.contains(piece) {
-                self.taken.remove(piece);
-            }
+    /// Gives back the pieces of a segment that has ended, without those that are here or on their way otherwise: `is_taken`.
+    pub(super) fn give_back(&mut self, segment: &Range<u64>, is_taken: impl Fn(u32) -> bool) {
+        for piece in self.pieces(segment).filter(|&piece| !is_taken(piece)) {
+            self.taken.remove(piece);
         }
+    }
+
+    /// The pieces of a segment.
+    pub(super) fn pieces(&self, segment: &Range<u64>) -> Range<u32> {
+        let piece_at = |offset| self.map.piece_at(offset).unwrap_or(self.map.count());
+        let end = segment.end.checked_sub(1).map_or(0, |last| piece_at(last) + 1);
+        piece_at(segment.start)..end.min(self.map.count())
+    }
+
+    /// The bytes of the whole blob.
+    pub(super) fn all(&self) -> Range<u64> {
+        0..self.map.blob_bytes()
+    }
+
+    /// Whether no piece is left to be assigned.
+    pub(super) fn is_done(&self) -> bool {
+        self.taken.is_full()
     }
 
     /// Whether a client waits for a piece that is not yet assigned to a connection.
@@ -100,18 +111,18 @@ impl Plan {
 
 impl Pace {
     fn segment_bytes(self, missing_bytes: u64) -> u64 {
-        if self.lanes <= 1 {
+        if self.connections <= 1 {
             return LONE_SEGMENT_BYTES.max(self.steady_bytes());
         }
-        let steady = match self.lane_rate {
+        let steady = match self.connection_rate {
             0 => FIRST_SEGMENT_BYTES * (self.busy as u64 + 1),
             _ => self.steady_bytes().max(FIRST_SEGMENT_BYTES),
         };
-        steady.min(missing_bytes / (2 * self.lanes as u64))
+        steady.min(missing_bytes / (2 * self.connections as u64))
     }
 
     fn steady_bytes(self) -> u64 {
-        (self.lane_rate * SEGMENT_TIME.as_secs()).min(SEGMENT_BYTES_MAX)
+        (self.connection_rate * SEGMENT_TIME.as_secs()).min(SEGMENT_BYTES_MAX)
     }
 }
 
@@ -126,17 +137,21 @@ mod tests {
         (Plan::new(map, &PieceSet::new(map.count()), &(0..blob_bytes)), map)
     }
 
-    fn pace(lanes: usize, busy: usize, lane_rate: u64) -> Pace {
-        Pace { lanes, busy, lane_rate }
+    fn pace(connections: usize, busy: usize, connection_rate: u64) -> Pace {
+        Pace {
+            connections,
+            busy,
+            connection_rate,
+        }
     }
 
     #[test]
     fn segments_ascend_and_cover_the_blob_once() {
-        for lanes in 1..=8 {
+        for connections in 1..=8 {
             for blob_bytes in [1, 300_000, 30 * MIB, 30 * MIB + 1, 5000 * MIB] {
                 let (mut plan, _) = plan(blob_bytes);
                 let mut end = 0;
-                while let Some(segment) = plan.take(None, pace(lanes, 0, 3 * MIB)) {
+                while let Some(segment) = plan.take(None, pace(connections, 0, 3 * MIB)) {
                     assert_eq!(segment.start, end);
                     assert!(segment.end > segment.start);
                     end = segment.end;
@@ -175,7 +190,7 @@ mod tests {
         let segment = plan.take(None, pace(8, 0, MIB)).unwrap();
         let mut have = PieceSet::new(map.count());
         have.insert(0);
-        plan.give_back(&segment, &have);
+        plan.give_back(&segment, |piece| have.contains(piece));
         let again = plan.take(None, pace(8, 0, MIB)).unwrap();
         assert_eq!(again.start, map.range(1).start);
     }

@@ -1,80 +1,60 @@
-//! One connection of a fill: it asks for a segment, and cuts what comes into pieces.
+//! Segment of a blob on one connection: its request, and its body, which is cut into pieces.
+//!
+//! It decides nothing: what is asked for is the machine's, how a body flows is [`Flow`]'s, what is kept of a piece is [`Tail`]'s.
 
 use std::{
     ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::{Bytes, BytesMut};
 use piecemeal_proto::PieceHash;
 use piecemeal_store::Filling;
-use tokio::sync::Notify;
+use tokio::sync::mpsc;
 use tracing::debug;
 
-use super::upstream_blobs::UpstreamBlobs;
+use super::{
+    fault::Fault,
+    flow::{FLOW_BYTES_MIN, FLOW_WINDOW, Flow, Flowing},
+    machine::Ended,
+    tail::Tail,
+    upstream_blobs::UpstreamBlobs,
+};
 use crate::Right;
 use piecemeal_upstream::{BlobAnswer, PullError, Served, Upstream, innermost};
-
-/// How much of a piece a cut or a crash may cost.
-const TAIL_BYTES: usize = 64 * 1024;
-/// The same in time, for an upstream faster than 100 Mbit/s: a write for each 64 KiB would slow it down.
-const TAIL_INTERVAL: Duration = Duration::from_millis(5);
-
-/// The minimum flow of a connection, in bytes: one that brings less would hold its place for ever. Each of a hundred connections
-/// at once on a link of 1 Mbit/s brings more.
-const FLOW_BYTES_MIN: usize = 32 * 1024;
-const FLOW_WINDOW: Duration = Duration::from_secs(60);
-
-/// Counts the connections of a fill that will have ended by the time an answer to a new request could be here.
-#[derive(Default)]
-pub(super) struct Ending {
-    count: AtomicUsize,
-    changed: Notify,
-}
-
-impl Ending {
-    pub(super) fn count(&self) -> usize {
-        self.count.load(Ordering::Relaxed)
-    }
-
-    /// Until one more is about to end.
-    pub(super) async fn changed(&self) {
-        self.changed.notified().await;
-    }
-}
 
 /// Where a fill's bytes come from and go to. Shared by its connections.
 #[derive(Clone)]
 pub(super) struct SegmentContext<'a> {
-    pub(super) ending: Arc<Ending>,
     pub(super) blobs: &'a UpstreamBlobs,
     pub(super) upstream: &'a Upstream,
     pub(super) right: Arc<Right>,
     pub(super) filling: &'a Filling,
-    /// Bytes of bodies so far.
-    pub(super) received: Arc<AtomicU64>,
-    /// Upstream has answered this right.
-    pub(super) served: Arc<AtomicBool>,
+    /// Where connections tell that their end is in sight.
+    pub(super) ends: mpsc::Sender<u64>,
 }
 
-/// A segment on its context: missing pieces in a row.
+/// Missing pieces in a row, on one connection.
 pub(super) struct Segment {
+    /// The number of the connection.
+    pub(super) connection: u64,
     pub(super) bytes: Range<u64>,
     /// What an earlier try has received of the first piece.
     head: Bytes,
 }
 
 impl Segment {
-    pub(super) async fn new(filling: &Filling, bytes: Range<u64>) -> Self {
+    pub(super) async fn new(filling: &Filling, connection: u64, bytes: Range<u64>) -> Self {
         let head = match filling.map().piece_at(bytes.start) {
             Some(first) => filling.partial_piece(first).await.unwrap_or_default(),
             None => Bytes::new(),
         };
-        Self { bytes, head }
+        Self {
+            connection,
+            bytes,
+            head,
+        }
     }
 
     /// The offset of the first byte that is not here.
@@ -83,65 +63,50 @@ impl Segment {
     }
 
     /// Asks upstream for it: by Range, unless it is the whole blob.
-    pub(super) async fn request(&self, context: &SegmentContext<'_>) -> Result<BlobAnswer, PullError> {
-        let blob_bytes = context.filling.map().blob_bytes();
-        let from = self.wanted_from();
-        let end = (self.bytes.end < blob_bytes).then_some(self.bytes.end);
-        let served = if context.served.load(Ordering::Relaxed) {
-            Served::Before
-        } else {
-            Served::NotYet
-        };
-        let answer = context
+    pub(super) async fn request(&self, context: &SegmentContext<'_>, served: Served) -> Result<BlobAnswer, PullError> {
+        let (Right { at, caller }, filling) = (&*context.right, context.filling);
+        let end = (self.bytes.end < filling.map().blob_bytes()).then_some(self.bytes.end);
+        let digest = filling.digest();
+        context
             .upstream
-            .blob(
-                &context.right.caller,
-                &context.right.at,
-                context.filling.digest(),
-                from,
-                end,
-                served,
-            )
-            .await?;
-        context.served.store(true, Ordering::Relaxed);
-        match answer.blob_bytes {
-            Some(stated) if stated != blob_bytes => Err(PullError::BadGateway(format!(
-                "{} states {stated} bytes for {}, but its manifest or an earlier answer said {blob_bytes}",
-                context.right.at.upstream,
-                context.filling.digest()
-            ))),
-            _ => Ok(answer),
-        }
+            .blob(caller, at, digest, self.wanted_from(), end, served)
+            .await
     }
 
     /// Cuts a body, which is expected to cover the segment or to begin before, into its pieces. What has come of a piece
-    /// when the body breaks off is kept for the next try. Says also whether anything came that was not here before.
-    pub(super) async fn receive(&self, context: &SegmentContext<'_>, body: Body) -> (Result<(), PullError>, bool) {
+    /// when the body breaks off is kept for the next try.
+    pub(super) async fn receive(&self, context: &SegmentContext<'_>, body: Body) -> (Ended, Result<(), PullError>) {
         let mut piece = GrowingPiece::new(context.filling, self);
         let result = self.cut(context, body, &mut piece).await;
         if result.is_err() {
             piece.keep().await;
         }
-        let came = piece.start > self.bytes.start || piece.kept > self.head.len();
-        let drips = matches!(result, Err(Cut::Drips(_)));
-        (result.map_err(Cut::into_error), came && !drips)
+        let came = piece.start > self.bytes.start || piece.tail.kept > self.head.len();
+        let is_slow = matches!(result, Err(Cut::TooSlow(_)));
+        let result = result.map_err(Cut::into_error);
+        let ended = Ended {
+            progressed: came && !is_slow,
+            fault: result.as_ref().err().map(Fault::from),
+        };
+        (ended, result)
     }
 
     async fn cut(&self, context: &SegmentContext<'_>, mut body: Body, piece: &mut GrowingPiece<'_>) -> Result<(), Cut> {
         let skip = self.wanted_from().checked_sub(body.offset());
         let mut skip = skip.ok_or_else(|| PullError::BadGateway("a range that begins too late".to_owned()))?;
-        let mut end = EndInSight::new(context, self.bytes.end - body.offset());
-        let mut flow = Flow::new();
+        let mut flow = Flow::new(piece.now(), self.bytes.end - body.offset());
         while piece.start < self.bytes.end {
             let Some(mut chunk) = body.chunk().await? else {
                 return Err(PullError::Unavailable(format!("{} broke off", context.right.at.upstream)).into());
             };
-            if !flow.goes_on(chunk.len()) {
-                return Err(Cut::Drips(context.right.at.upstream.clone()));
+            let concurrency = context.upstream.concurrency();
+            match flow.received(piece.now(), chunk.len() as u64, concurrency.latency()) {
+                Flowing::On => {}
+                // A task that has not looked for so long has no use for it.
+                Flowing::EndInSight => drop(context.ends.try_send(self.connection)),
+                Flowing::TooSlow => return Err(Cut::TooSlow(context.right.at.upstream.clone())),
             }
-            context.upstream.lanes().received(chunk.len());
-            context.received.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-            end.received(chunk.len());
+            concurrency.received(chunk.len());
             context.blobs.received(chunk.len()).await;
             let skipped = usize::try_from(skip).map_or(chunk.len(), |skip| skip.min(chunk.len()));
             drop(chunk.split_to(skipped));
@@ -167,14 +132,14 @@ impl Segment {
 /// Why a body ended early.
 enum Cut {
     /// The body comes so slowly that it counts as stopped. Holds the upstream's name.
-    Drips(String),
+    TooSlow(String),
     Other(PullError),
 }
 
 impl Cut {
     fn into_error(self) -> PullError {
         match self {
-            Self::Drips(upstream) => PullError::Unavailable(format!(
+            Self::TooSlow(upstream) => PullError::Unavailable(format!(
                 "{upstream} sends less than {FLOW_BYTES_MIN} bytes in {} s",
                 FLOW_WINDOW.as_secs()
             )),
@@ -189,87 +154,14 @@ impl From<PullError> for Cut {
     }
 }
 
-/// Whether a body still comes at a pace that will ever end.
-struct Flow {
-    since: Instant,
-    bytes: usize,
-}
-
-impl Flow {
-    fn new() -> Self {
-        Self {
-            since: Instant::now(),
-            bytes: 0,
-        }
-    }
-
-    fn goes_on(&mut self, bytes: usize) -> bool {
-        self.bytes += bytes;
-        if self.since.elapsed() < FLOW_WINDOW {
-            return true;
-        }
-        let enough = self.bytes >= FLOW_BYTES_MIN;
-        *self = Self::new();
-        enough
-    }
-}
-
-/// Tells when a segment has less to come than arrives in one round trip: the next one is asked for then, since a connection
-/// that waits for an answer carries nothing.
-struct EndInSight<'a> {
-    context: &'a SegmentContext<'a>,
-    begun: Instant,
-    received: u64,
-    missing: u64,
-    told: bool,
-}
-
-impl<'a> EndInSight<'a> {
-    fn new(context: &'a SegmentContext<'a>, missing: u64) -> Self {
-        Self {
-            context,
-            begun: Instant::now(),
-            received: 0,
-            missing,
-            told: false,
-        }
-    }
-
-    fn received(&mut self, bytes: usize) {
-        self.received += bytes as u64;
-        self.missing = self.missing.saturating_sub(bytes as u64);
-        if self.told {
-            return;
-        }
-        let (took, latency) = (self.begun.elapsed(), self.context.upstream.lanes().latency());
-        // Before that the first packets, which come together, would say anything.
-        if took < latency {
-            return;
-        }
-        let in_a_round_trip = u128::from(self.received) * latency.as_micros() * 3 / 2 / took.as_micros().max(1);
-        if u128::from(self.missing) <= in_a_round_trip {
-            self.told = true;
-            self.context.ending.count.fetch_add(1, Ordering::Relaxed);
-            self.context.ending.changed.notify_one();
-        }
-    }
-}
-
-impl Drop for EndInSight<'_> {
-    fn drop(&mut self) {
-        if self.told {
-            self.context.ending.count.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-}
-
 /// The piece that is being received, with what the store has of it as its tail.
 struct GrowingPiece<'a> {
     filling: &'a Filling,
     start: u64,
     bytes: BytesMut,
-    kept: usize,
-    kept_at: Instant,
+    tail: Tail,
+    /// The start of the body's time.
+    begun: Instant,
 }
 
 impl<'a> GrowingPiece<'a> {
@@ -278,10 +170,14 @@ impl<'a> GrowingPiece<'a> {
         Self {
             filling,
             start: segment.bytes.start,
-            kept: bytes.len(),
+            tail: Tail::new(Duration::ZERO, bytes.len()),
             bytes,
-            kept_at: Instant::now(),
+            begun: Instant::now(),
         }
+    }
+
+    fn now(&self) -> Duration {
+        self.begun.elapsed()
     }
 
     fn index(&self) -> u32 {
@@ -301,7 +197,7 @@ impl<'a> GrowingPiece<'a> {
             return Ok(None);
         }
         let whole = self.bytes.split().freeze();
-        self.kept = 0;
+        self.tail.begin();
         let hash = self
             .filling
             .write_piece(index, whole, None)
@@ -312,26 +208,26 @@ impl<'a> GrowingPiece<'a> {
     }
 
     async fn keep_if_due(&mut self) {
-        if self.bytes.len() >= self.kept + TAIL_BYTES && self.kept_at.elapsed() >= TAIL_INTERVAL {
+        if self.tail.is_due(self.now(), self.bytes.len()) {
             self.keep().await;
         }
     }
 
     /// Adds to the tail what has come since. A failure only means that more is asked for again: the download goes on.
     async fn keep(&mut self) {
-        let fresh = Bytes::copy_from_slice(&self.bytes[self.kept..]);
+        let fresh = Bytes::copy_from_slice(&self.bytes[self.tail.kept..]);
         if fresh.is_empty() {
             return;
         }
-        let (index, offset) = (self.index(), self.kept as u64);
+        let (index, offset) = (self.index(), self.tail.kept as u64);
         if let Err(error) = self.filling.write_partial_piece(index, offset, fresh).await {
             debug!(blob.digest = %self.filling.digest(), %error, "failed to keep the beginning of piece {index}: {error}");
         }
-        self.kept = self.bytes.len();
-        self.kept_at = Instant::now();
+        self.tail.keep(self.now(), self.bytes.len());
     }
 }
 
+/// A body on its way, or whole.
 pub(super) enum Body {
     Answer(BlobAnswer),
     Whole(Bytes),

@@ -1,0 +1,319 @@
+//! Task of a fill: all of its I/O, none of its decisions, which are the machine's.
+//!
+//! All waiting is in the connections, so that an event never waits for another.
+
+use std::{
+    future::Future,
+    ops::Range,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use piecemeal_store::Filling;
+use piecemeal_upstream::{BlobAnswer, PullError, Served, Share};
+use tokio::{sync::mpsc, time::sleep_until};
+use tracing::{debug, warn};
+
+use super::{
+    action::{Action, Failure},
+    connections::TOTAL_MAX,
+    facts::Facts,
+    fault::Fault,
+    machine::{Answer, Beginning, Ended, Fill},
+    segment::{Body, Segment, SegmentContext},
+    upstream_blobs::{FillSource, UpstreamBlobs},
+};
+use crate::{Right, Transfer, callers::Callers};
+
+/// How long upstream may send nothing new before a fill is given up.
+const FILL_PATIENCE: Duration = Duration::from_secs(30);
+
+/// One fill at work.
+pub(super) struct Task<'a> {
+    context: SegmentContext<'a>,
+    callers: Option<&'a Callers>,
+    /// The transfer that upstream's first answer opens.
+    opens: Option<&'a Transfer>,
+    share: Share<'a>,
+    machine: Fill,
+    /// The start of the machine's time.
+    started: Instant,
+    connections: FuturesUnordered<Pin<Box<dyn Future<Output = Step> + Send + 'a>>>,
+    /// Connections whose end is in sight.
+    ends: mpsc::Receiver<u64>,
+    /// The body that has just begun.
+    begun: Option<(Segment, Body)>,
+    /// Whether upstream has answered the right.
+    served: Served,
+    /// Upstream's last error.
+    error: Option<PullError>,
+}
+
+/// The bytes that a fill is to bring.
+pub(super) struct Wanted<'a> {
+    pub(super) within: Range<u64>,
+    /// How long upstream may send nothing new.
+    pub(super) patience: Duration,
+    /// The transfer that upstream's first answer opens, if it is not open.
+    pub(super) opens: Option<&'a Transfer>,
+}
+
+impl Wanted<'_> {
+    /// All that is missing of a blob, whose transfer is open.
+    pub(super) fn all_of(filling: &Filling) -> Self {
+        Self {
+            within: 0..filling.map().blob_bytes(),
+            patience: FILL_PATIENCE,
+            opens: None,
+        }
+    }
+}
+
+/// Progress of a connection.
+enum Step {
+    Answered {
+        segment: Segment,
+        /// The right that the request used.
+        right: Arc<Right>,
+        answer: Result<BlobAnswer, PullError>,
+    },
+    Ended {
+        connection: u64,
+        ended: Ended,
+        result: Result<(), PullError>,
+    },
+}
+
+impl<'a> Task<'a> {
+    pub(super) fn new(
+        blobs: &'a UpstreamBlobs,
+        FillSource {
+            upstream,
+            right,
+            callers,
+        }: FillSource<'a>,
+        filling: &'a Filling,
+        wanted: Wanted<'a>,
+    ) -> Self {
+        let beginning = Beginning {
+            map: filling.map(),
+            landed: filling.landed(),
+            within: wanted.within,
+            patience: wanted.patience,
+            opens: wanted.opens.is_some(),
+            unstored: filling.is_unstored(),
+            has_callers: callers.is_some(),
+        };
+        let (told, ends) = mpsc::channel(TOTAL_MAX);
+        Self {
+            context: SegmentContext {
+                blobs,
+                upstream,
+                right: Arc::new(right.clone()),
+                filling,
+                ends: told,
+            },
+            callers,
+            opens: wanted.opens,
+            share: upstream.concurrency().begin_fill(&right.at, missing_bytes(filling)),
+            machine: Fill::new(Duration::ZERO, &beginning),
+            started: Instant::now(),
+            connections: FuturesUnordered::new(),
+            ends,
+            begun: None,
+            served: Served::NotYet,
+            error: None,
+        }
+    }
+
+    /// Goes on with the body of a blob that was asked for as a whole.
+    pub(super) async fn begin_with(&mut self, body: Body) {
+        let filling = self.context.filling;
+        let segment = Segment::new(filling, 0, 0..filling.map().blob_bytes()).await;
+        self.served = Served::Before;
+        self.begun = Some((segment, body));
+        self.machine.handle_first_body();
+    }
+
+    /// Runs until all bytes have landed.
+    ///
+    /// # Errors
+    /// Why there is no sense in going on.
+    pub(super) async fn run(mut self) -> Result<(), PullError> {
+        loop {
+            if self.act().await? {
+                return Ok(());
+            }
+            let timeout = self.machine.poll_timeout();
+            tokio::select! {
+                Some(step) = self.connections.next(), if !self.connections.is_empty() => self.step(step),
+                Some(connection) = self.ends.recv() => self.machine.handle_end_in_sight(connection),
+                () = sleep_until((self.started + timeout.unwrap_or_default()).into()), if timeout.is_some() => {
+                    self.machine.handle_timeout(self.now(), &self.facts());
+                }
+            }
+        }
+    }
+
+    fn step(&mut self, step: Step) {
+        let (now, landed) = (self.now(), self.context.filling.landed());
+        match step {
+            Step::Answered { segment, right, answer } => {
+                let connection = segment.connection;
+                let answer = self.answer(segment, &right, answer);
+                self.machine.handle_answered(now, connection, answer, &landed);
+            }
+            Step::Ended {
+                connection,
+                ended,
+                result,
+            } => {
+                self.error = result.err().or(self.error.take());
+                self.machine.handle_ended(now, connection, ended, &landed);
+            }
+        }
+    }
+
+    /// What an answer says. Its body is kept until the machine has decided.
+    fn answer(&mut self, segment: Segment, right: &Arc<Right>, answer: Result<BlobAnswer, PullError>) -> Answer {
+        if answer.is_ok() && Arc::ptr_eq(right, &self.context.right) {
+            self.served = Served::Before;
+        }
+        match answer.and_then(|answer| self.of_stated_size(answer)) {
+            Ok(answer) => {
+                let is_part = answer.is_part;
+                self.begun = Some((segment, Body::Answer(answer)));
+                match is_part {
+                    true => Answer::Part,
+                    false => Answer::Whole,
+                }
+            }
+            Err(error) => {
+                let fault = Fault::from(&error);
+                self.error = Some(error);
+                Answer::Failed(fault)
+            }
+        }
+    }
+
+    fn of_stated_size(&self, answer: BlobAnswer) -> Result<BlobAnswer, PullError> {
+        let (upstream, digest) = (&self.context.right.at.upstream, self.context.filling.digest());
+        let blob_bytes = self.context.filling.map().blob_bytes();
+        match answer.blob_bytes {
+            Some(stated) if stated != blob_bytes => Err(PullError::BadGateway(format!(
+                "{upstream} states {stated} bytes for {digest}, but its manifest or an earlier answer said {blob_bytes}"
+            ))),
+            _ => Ok(answer),
+        }
+    }
+
+    /// Carries out what the machine has decided. `true`: all bytes have landed.
+    async fn act(&mut self) -> Result<bool, PullError> {
+        while let Some(action) = self.machine.poll_action(self.now(), &self.facts()) {
+            match action {
+                Action::Request { connection, bytes } => self.request(connection, bytes).await,
+                Action::Receive { connection, bytes } => self.receive(connection, bytes),
+                Action::Close(_) => self.begun = None,
+                Action::NoteTooManyRequests => self.context.upstream.concurrency().calm_down(),
+                Action::NoteNoRanges => self.note_no_ranges(),
+                Action::NextRight => self.next_right(),
+                Action::Open => self.open(),
+                Action::Finish => return Ok(true),
+                Action::Fail(failure) => return Err(self.fail(failure)),
+            }
+        }
+        Ok(false)
+    }
+
+    async fn request(&mut self, connection: u64, bytes: Range<u64>) {
+        let segment = Segment::new(self.context.filling, connection, bytes).await;
+        let (context, served) = (self.context.clone(), self.served);
+        self.connections.push(Box::pin(async move {
+            let answer = segment.request(&context, served).await;
+            let right = context.right;
+            Step::Answered { segment, right, answer }
+        }));
+    }
+
+    fn receive(&mut self, connection: u64, bytes: Range<u64>) {
+        let Some((mut segment, body)) = self.begun.take() else {
+            return;
+        };
+        (segment.connection, segment.bytes) = (connection, bytes);
+        let context = self.context.clone();
+        self.connections.push(Box::pin(async move {
+            let (ended, result) = segment.receive(&context, body).await;
+            Step::Ended {
+                connection,
+                ended,
+                result,
+            }
+        }));
+    }
+
+    fn note_no_ranges(&self) {
+        let upstream = &self.context.right.at.upstream;
+        debug!(upstream, "{upstream} does not support ranges");
+        self.context.upstream.concurrency().calm_down();
+    }
+
+    fn next_right(&mut self) {
+        let (callers, error) = (self.callers, self.error.as_ref());
+        let next = callers
+            .zip(error)
+            .and_then(|(callers, error)| callers.refused(&self.context.right, error).ok());
+        if let (Some(next), Some(error)) = (&next, error) {
+            debug!(blob.digest = %self.context.filling.digest(), %error, "the fill of {} continues with another caller's credential", self.context.filling.digest());
+            self.context.right = Arc::new(next.clone());
+            self.served = Served::NotYet;
+        }
+        self.machine.handle_next_right(self.now(), next.is_some());
+    }
+
+    fn open(&self) {
+        if let Some(transfer) = self.opens {
+            let SegmentContext {
+                blobs, right, filling, ..
+            } = &self.context;
+            blobs.opened(right, filling, transfer);
+        }
+    }
+
+    fn fail(&mut self, failure: Failure) -> PullError {
+        let unknown = || PullError::Unavailable("upstream failed without a reason".to_owned());
+        match failure {
+            Failure::Unread => {
+                PullError::Unavailable("the blob does not fit into the cache, and its last reader has left".to_owned())
+            }
+            Failure::Unanswered => self.error.take().unwrap_or_else(unknown),
+            Failure::Upstream => {
+                let error = self.error.take().unwrap_or_else(unknown);
+                let digest = self.context.filling.digest();
+                warn!(blob.digest = %digest, upstream = self.context.right.at.upstream, %error, "the fill of {digest} stops: {error}");
+                error
+            }
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn facts(&self) -> Facts {
+        let filling = self.context.filling;
+        Facts {
+            share: self.share.connections(missing_bytes(filling), self.machine.busy()),
+            connection_rate: self.share.connection_rate(),
+            waited_for: filling.wanted(),
+            has_readers: filling.has_readers(),
+        }
+    }
+}
+
+/// The size of the missing pieces, each counted as a whole piece.
+fn missing_bytes(filling: &Filling) -> u64 {
+    let have = filling.landed();
+    u64::from(have.capacity() - have.count()) * filling.map().piece_bytes()
+}
