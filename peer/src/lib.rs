@@ -4,7 +4,7 @@
 //! directly while the scheduler is lost, and from upstream when the mirror is lost too.
 
 mod config;
-/// Public so that a simulator can run the real decisions of a download instead of a model of them. None does yet.
+/// Public for the simulator of a site, which runs the real decisions of every download.
 pub mod download;
 mod live;
 mod mirror_client;

@@ -11,7 +11,7 @@ use super::ended::Ended;
 pub enum Action {
     /// Fetch these of the lease's pieces from the lease's source.
     FetchLease { lease: Lease, pieces: Vec<u32> },
-    /// Stop the lease's fetch. The scheduler knows that the lease has ended.
+    /// Stop the lease's fetch, if it goes on. The scheduler knows that the lease has ended.
     AbortLease(u64),
     /// Report to the scheduler that the lease has ended.
     EndLease { lease: u64, ended: Ended },

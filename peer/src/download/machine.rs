@@ -24,6 +24,9 @@ pub(super) const TICK: Duration = Duration::from_millis(250);
 pub(super) const WAITING_AFTER: Duration = Duration::from_secs(1);
 /// Between questions to a mirror that does not answer.
 pub(super) const REOPEN_DELAY: Duration = Duration::from_millis(500);
+/// Between a want that the scheduler has refused and the next one, with a new grant: doubling from the first to the last.
+pub(super) const WANT_DELAY_MIN: Duration = REOPEN_DELAY;
+pub(super) const WANT_DELAY_MAX: Duration = Duration::from_secs(30);
 /// How long a mirror that is there may answer with errors before a download without new pieces ends.
 pub(super) const REFUSED_PATIENCE: Duration = Duration::from_secs(10);
 /// How long, beyond the mirror's grace, a download may go without a new piece.
@@ -54,6 +57,10 @@ pub struct Download {
     /// The mirror is being asked again, or is to be at the next tick.
     reopening: bool,
     reopen_now: bool,
+    /// The scheduler has refused the want: with a new grant it is sent again, but not before `want_after`.
+    want_refused: bool,
+    want_after: Duration,
+    want_delay: Duration,
     /// A piece that arrived damaged: the mirror is asked to verify its own copy.
     suspect: Option<u32>,
     upstream_running: bool,
@@ -116,6 +123,9 @@ impl Download {
             last_reopened: now,
             reopening: false,
             reopen_now: false,
+            want_refused: false,
+            want_after: now,
+            want_delay: WANT_DELAY_MIN,
             suspect: None,
             upstream_running: false,
             refused_since: None,
@@ -136,6 +146,7 @@ impl Download {
             Order::Cancel(lease) => {
                 if self.pieces.end_lease(lease).is_some() {
                     self.act(Action::AbortLease(lease));
+                    self.end_settled(&self.pieces.landed().clone());
                 }
             }
             Order::Revoked(fill) if fill == self.fill => {
@@ -156,28 +167,23 @@ impl Download {
                 }
             }
             Order::Up => self.act(Action::SendWant),
-            Order::WantRefused(_) => self.reopen_now = true,
+            Order::WantRefused(_) => self.want_refused = true,
         }
     }
 
-    /// A piece is in the store.
-    pub fn handle_landed(&mut self, now: Duration, piece: u32) {
-        if self.pieces.land(piece) {
-            self.last_landed = now;
-        }
-    }
-
-    /// The pieces that are in the store now: as [`Download::handle_landed`] for those that are new.
+    /// The pieces that are in the store now.
     pub fn handle_stored(&mut self, now: Duration, landed: PieceSet) {
         if self.pieces.update(landed) {
             self.last_landed = now;
         }
     }
 
-    /// The request for a piece without a lease has ended: it has landed, came damaged, or did not come.
-    pub fn handle_piece(&mut self, now: Duration, piece: u32, ended: Ended) {
+    /// The request for a piece without a lease has ended: it has landed, came damaged, or did not come. `have`: the pieces that can be
+    /// read from the store now.
+    pub fn handle_piece(&mut self, now: Duration, piece: u32, ended: Ended, have: &PieceSet) {
         self.note_corrupt(ended);
         self.pieces.end_request(piece);
+        self.end_settled(have);
         if self.is_over || ended.outcome == Outcome::Done {
             return;
         }
@@ -195,15 +201,17 @@ impl Download {
             return;
         }
         self.note_corrupt(ended);
-        let range = self.pieces.end_lease(lease).unwrap_or_default();
-        // Pieces that were on their way already were left out. Only pieces that are here may be reported as done: the scheduler offers
-        // them to others.
-        let all_here = range.into_iter().all(|piece| have.contains(piece));
-        let ended = match ended.outcome {
-            Outcome::Done if !all_here => Outcome::Cancelled.into(),
-            _ => ended,
+        let is_tracked = match ended.outcome {
+            Outcome::Done => self.pieces.end_fetch(lease),
+            _ => {
+                self.pieces.end_lease(lease);
+                false
+            }
         };
-        self.act(Action::EndLease { lease, ended });
+        if !is_tracked {
+            self.act(Action::EndLease { lease, ended });
+        }
+        self.end_settled(have);
     }
 
     /// The stored pieces were compared with the signed list: these differ from it.
@@ -227,7 +235,7 @@ impl Download {
         match reopened {
             Reopened::Renewed => {
                 self.refused_since = None;
-                self.act(Action::RenewWant);
+                self.renew_want(now);
             }
             Reopened::OtherFill => self.fail(Failure::OtherFill),
             Reopened::Refused => self.fail(Failure::Mirror),
@@ -268,7 +276,8 @@ impl Download {
             self.upstream_running = true;
             self.act(Action::FetchRest);
         }
-        if (mode.reopen || self.reopen_now) && !self.reopening {
+        let renew = self.want_refused && now >= self.want_after;
+        if (mode.reopen || self.reopen_now || renew) && !self.reopening {
             self.reopen(now);
         }
         if idle >= facts.mirror_grace.saturating_add(IDLE_MAX) && !self.upstream_running {
@@ -353,8 +362,27 @@ impl Download {
             return self.act(Action::EndLease { lease: id, ended });
         }
         let range = lease.first.min(count)..lease.first.saturating_add(lease.count).min(count);
+        // The scheduler has accepted the want.
+        self.want_delay = WANT_DELAY_MIN;
         if let Some(pieces) = self.pieces.begin_lease(id, range) {
             self.act(Action::FetchLease { lease, pieces });
+        }
+    }
+
+    /// Ends leases that have nothing to wait for any more. Their fetches left out the pieces that were on their way already: a lease that
+    /// was given back for these would count as one that the peer does not use. Only pieces that are here may be reported as done: the
+    /// scheduler offers them to others.
+    fn end_settled(&mut self, have: &PieceSet) {
+        if self.is_over {
+            return;
+        }
+        for (lease, mut range) in self.pieces.end_settled(have) {
+            let outcome = match range.all(|piece| have.contains(piece)) {
+                true => Outcome::Done,
+                false => Outcome::Cancelled,
+            };
+            let ended = outcome.into();
+            self.act(Action::EndLease { lease, ended });
         }
     }
 
@@ -397,6 +425,16 @@ impl Download {
         (self.reopening, self.reopen_now, self.last_reopened) = (true, false, now);
         let suspect = self.suspect.take();
         self.act(Action::Reopen { suspect });
+    }
+
+    /// There is a new grant. A want that was refused for its old one is sent again: the scheduler has forgotten it.
+    fn renew_want(&mut self, now: Duration) {
+        if !self.want_refused || now < self.want_after {
+            return self.act(Action::RenewWant);
+        }
+        (self.want_refused, self.want_after) = (false, now + self.want_delay);
+        self.want_delay = (self.want_delay * 2).min(WANT_DELAY_MAX);
+        self.act(Action::SendWant);
     }
 
     fn publish(&mut self) {

@@ -27,6 +27,8 @@ struct LeasedPieces {
     range: Range<u32>,
     /// Pieces that its fetch brings.
     claimed: Vec<u32>,
+    /// Its fetch is over. The lease lasts until the fetches of its other pieces are too.
+    is_fetched: bool,
 }
 
 impl Pieces {
@@ -48,13 +50,12 @@ impl Pieces {
         self.landed.is_full()
     }
 
-    pub(super) fn has(&self, piece: u32) -> bool {
-        self.landed.contains(piece)
+    pub(super) fn landed(&self) -> &PieceSet {
+        &self.landed
     }
 
-    /// A piece has landed; returns whether it had not before.
-    pub(super) fn land(&mut self, piece: u32) -> bool {
-        self.landed.insert(piece)
+    pub(super) fn has(&self, piece: u32) -> bool {
+        self.landed.contains(piece)
     }
 
     /// The store has these pieces; returns whether one of them is new.
@@ -80,7 +81,12 @@ impl Pieces {
             .filter(|&piece| !self.landed.contains(piece) && self.claimed.insert(piece))
             .collect();
         let pieces = claimed.clone();
-        self.leases.insert(lease, LeasedPieces { range, claimed });
+        let leased = LeasedPieces {
+            range,
+            claimed,
+            is_fetched: false,
+        };
+        self.leases.insert(lease, leased);
         Some(pieces)
     }
 
@@ -91,6 +97,29 @@ impl Pieces {
             self.claimed.remove(piece);
         }
         Some(leased.range)
+    }
+
+    /// The fetch of a lease is over; returns whether the lease is under way.
+    pub(super) fn end_fetch(&mut self, lease: u64) -> bool {
+        let Some(leased) = self.leases.get_mut(&lease) else {
+            return false;
+        };
+        leased.is_fetched = true;
+        for piece in std::mem::take(&mut leased.claimed) {
+            self.claimed.remove(piece);
+        }
+        true
+    }
+
+    /// Ends the leases whose fetch is over and of which no other fetch brings a piece. `have`: the pieces that are here.
+    pub(super) fn end_settled(&mut self, have: &PieceSet) -> Vec<(u64, Range<u32>)> {
+        let claimed = &self.claimed;
+        let is_settled = |leased: &LeasedPieces| {
+            let mut pieces = leased.range.clone();
+            leased.is_fetched && pieces.all(|piece| have.contains(piece) || !claimed.contains(piece))
+        };
+        let settled = self.leases.extract_if(.., |_, leased| is_settled(leased));
+        settled.map(|(lease, leased)| (lease, leased.range)).collect()
     }
 
     pub(super) fn leases(&self) -> Vec<u64> {
@@ -139,6 +168,14 @@ mod tests {
 
     use super::*;
 
+    impl Pieces {
+        fn land(&mut self, piece: u32) {
+            let mut landed = self.landed.clone();
+            landed.insert(piece);
+            self.update(landed);
+        }
+    }
+
     #[test]
     fn a_waiting_client_comes_first_then_the_order() {
         let mut pieces = Pieces::new(PieceSet::new(6));
@@ -174,7 +211,7 @@ mod tests {
                     3 if !leases.is_empty() => {
                         let (lease, leased) = leases.swap_remove(piece as usize % leases.len());
                         pieces.end_lease(lease);
-                        leased.into_iter().step_by(2).for_each(|piece| { pieces.land(piece); });
+                        leased.into_iter().step_by(2).for_each(|piece| pieces.land(piece));
                     }
                     _ => {}
                 }

@@ -1,6 +1,10 @@
 //! Stories of a download on a virtual clock, each event by hand, and many more by seed.
 
-use std::{collections::BTreeMap, ops::Range, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+    time::Duration,
+};
 
 use piecemeal_proto::{
     FillId, PieceMap, PieceSet,
@@ -10,7 +14,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use super::{
     Action, Beginning, Download, Ended, Facts, Failure, Order, Reopened,
-    machine::{IDLE_MAX, REFUSED_PATIENCE, REOPEN_DELAY, TICK, WAITING_AFTER},
+    machine::{IDLE_MAX, REFUSED_PATIENCE, REOPEN_DELAY, TICK, WAITING_AFTER, WANT_DELAY_MAX},
     mode::DIRECT_WINDOW,
 };
 
@@ -27,6 +31,8 @@ struct Story {
     store: PieceSet,
     /// The pieces that each lease's fetch brings.
     leases: BTreeMap<u64, Vec<u32>>,
+    /// Leases whose fetch has ended by itself.
+    fetched: BTreeSet<u64>,
     direct: Vec<u32>,
     reopening: bool,
     rest: bool,
@@ -63,6 +69,7 @@ impl Story {
             now: Duration::ZERO,
             facts,
             leases: BTreeMap::new(),
+            fetched: BTreeSet::new(),
             direct: Vec::new(),
             reopening: false,
             rest: false,
@@ -85,7 +92,9 @@ impl Story {
                     self.assert_wanted(pieces);
                     assert!(self.leases.insert(lease.lease, pieces.clone()).is_none());
                 }
-                Action::AbortLease(lease) => assert!(self.leases.remove(lease).is_some()),
+                Action::AbortLease(lease) => {
+                    assert!(self.leases.remove(lease).is_some() || self.fetched.remove(lease));
+                }
                 Action::FetchPiece(piece) => {
                     self.assert_wanted(&[*piece]);
                     self.direct.push(*piece);
@@ -158,6 +167,7 @@ impl Story {
     /// A lease's fetch ends, with so many of its pieces.
     fn end_lease(&mut self, lease: u64, outcome: Outcome, landed: usize) {
         let pieces = self.leases.remove(&lease).expect("it is under way");
+        self.fetched.insert(lease);
         pieces
             .iter()
             .take(landed)
@@ -173,7 +183,9 @@ impl Story {
         if outcome == Outcome::Done {
             self.store.insert(piece);
         }
-        self.machine.handle_piece(self.now, piece, Ended { outcome, piece });
+        let have = self.store.clone();
+        self.machine
+            .handle_piece(self.now, piece, Ended { outcome, piece }, &have);
         self.settle();
     }
 
@@ -303,9 +315,39 @@ fn a_lease_is_done_only_when_all_of_its_pieces_are_here() {
     story.lease(2, 2, 4);
     assert_eq!(story.leases[&2], [4, 5], "the others are in flight");
     story.end_lease(2, Outcome::Done, 2);
-    assert_eq!(story.last_lease_end(), Some((2, Outcome::Cancelled)));
-    story.end_lease(1, Outcome::Done, 4);
+    assert_eq!(story.last_lease_end(), None, "the others may still come");
+    story.end_lease(1, Outcome::Unreachable, 3);
+    assert_eq!(story.last_lease_end(), Some((2, Outcome::Cancelled)), "and do not");
+    story.lease(3, 0, 6);
+    assert_eq!(story.leases[&3], [3]);
+    story.end_lease(3, Outcome::Done, 1);
+    assert_eq!(story.last_lease_end(), Some((3, Outcome::Done)));
+}
+
+/// They were given back at once, and the scheduler took the peer for one that does not use its leases.
+#[test]
+fn a_lease_of_pieces_that_the_mirror_sends_already_ends_when_they_have_come() {
+    let mut story = Story::begin(scheduler_silent);
+    story.facts.scheduler_up = true;
+    story.lease(1, 0, 2);
+    story.lease(2, 2, 1);
+    story.lease(3, 3, 1);
+    for lease in 1..4 {
+        story.end_lease(lease, Outcome::Done, 0);
+    }
+    story.end_piece(0, Outcome::Done);
+    assert_eq!(story.last_lease_end(), None);
+    story.end_piece(1, Outcome::Done);
     assert_eq!(story.last_lease_end(), Some((1, Outcome::Done)));
+    story.end_piece(2, Outcome::Unreachable);
+    assert_eq!(story.last_lease_end(), Some((2, Outcome::Cancelled)));
+    story.order(Order::Cancel(3));
+    story.end_piece(3, Outcome::Done);
+    assert_eq!(
+        story.last_lease_end(),
+        Some((2, Outcome::Cancelled)),
+        "that was cancelled"
+    );
 }
 
 #[test]
@@ -364,13 +406,47 @@ fn a_revoked_fill_is_discarded_and_that_of_another_is_nothing() {
 }
 
 #[test]
-fn a_want_that_was_refused_gets_a_new_grant() {
+fn a_want_that_was_refused_is_sent_again_with_a_new_grant() {
     let mut story = Story::begin(|_, _| {});
+    let wants = |story: &Story| story.count(|action| matches!(action, Action::SendWant));
     story.after(SECOND);
+    let before = wants(&story);
     story.order(Order::WantRefused("it is old".to_owned()));
     story.after(TICK);
+    assert_eq!(wants(&story), before, "its grant is still the old one");
     story.reopened(Reopened::Renewed);
-    assert_eq!(story.count(|action| matches!(action, Action::RenewWant)), 1);
+    assert_eq!(wants(&story), before + 1);
+    story.after(3 * SECOND);
+    story.reopened(Reopened::Renewed);
+    assert_eq!(wants(&story), before + 1, "it was not refused again");
+}
+
+#[test]
+fn a_want_that_is_refused_over_and_over_is_sent_less_and_less_often() {
+    let mut story = Story::begin(|_, _| {});
+    let wants = |story: &Story| story.count(|action| matches!(action, Action::SendWant));
+    let refuse_for = |story: &mut Story, time: Duration| {
+        let (before, until) = (wants(story), story.now + time);
+        while story.now < until {
+            if story.reopening {
+                story.reopened(Reopened::Renewed);
+            }
+            story.order(Order::WantRefused("the clocks differ".to_owned()));
+            // Pieces come from elsewhere, so that the download goes on.
+            let landed = u32::try_from(story.now.as_secs()).unwrap() % (PIECES - 1);
+            story.store = PieceSet::new(PIECES);
+            story.store.insert(landed);
+            story.after(TICK);
+        }
+        wants(story) - before
+    };
+    assert_eq!(refuse_for(&mut story, 8 * SECOND), 4, "with 0.5, 1, 2 s between them");
+    assert!(refuse_for(&mut story, WANT_DELAY_MAX * 10) <= 12);
+    story.lease(1, 0, 4);
+    assert!(
+        refuse_for(&mut story, WANT_DELAY_MAX + 3 * SECOND) >= 3,
+        "it was accepted once"
+    );
 }
 
 #[test]

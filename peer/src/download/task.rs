@@ -138,7 +138,9 @@ impl Task {
     fn ran(&mut self, ran: Ran) {
         match ran {
             Ran::Lease(lease, ended) => self.machine.handle_lease_ended(lease, ended, &self.filling.have()),
-            Ran::Piece(piece, ended) => self.machine.handle_piece(self.now(), piece, ended),
+            Ran::Piece(piece, ended) => self
+                .machine
+                .handle_piece(self.now(), piece, ended, &self.filling.have()),
             Ran::Reopened(result) => {
                 let reopened = self.reopened(result);
                 self.machine.handle_reopened(self.now(), reopened);

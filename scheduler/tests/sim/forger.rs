@@ -1,8 +1,5 @@
 //! Reactions of the scheduler and of honest daemons to forgers, and the checks on them.
 
-use std::ops::Range;
-
-use piecemeal_proto::{FillId, PieceSet};
 use piecemeal_scheduler::brain::Event;
 
 use crate::{
@@ -62,43 +59,5 @@ impl World {
                 self.plan.seed
             );
         }
-    }
-
-    pub(crate) fn drop_pieces(&mut self, node: usize, blob: usize, fill: FillId, pieces: &[Range<u32>]) {
-        let state = &mut self.nodes[node];
-        let holding = &mut state.blobs[blob];
-        if holding.fill != fill || holding.complete || state.forger {
-            return;
-        }
-        for piece in pieces.iter().cloned().flatten() {
-            holding.drop_piece(piece);
-        }
-        let have = holding.have.clone();
-        self.say_want(node, blob, fill, have);
-    }
-
-    /// Every piece is here, and the whole is another: by the list only what differs goes, without one everything.
-    pub(crate) fn end_wrong(&mut self, node: usize, blob: usize) {
-        let state = &mut self.nodes[node];
-        state.fetches.retain(|_, fetch| fetch.blob != blob);
-        let holding = &mut state.blobs[blob];
-        let fill = holding.fill;
-        if let Some(list) = holding.list.clone() {
-            for (piece, stated) in (0..).zip(list.hashes()) {
-                if hash(holding.content[piece as usize]) != *stated {
-                    holding.drop_piece(piece);
-                }
-            }
-        } else {
-            holding.restart(fill);
-            state.failed += 1;
-            if let Some(member) = state.member {
-                let digest = digest(blob);
-                self.say(node, Event::Doubt { member, digest, fill });
-                self.say(node, Event::Unwant { member, digest });
-            }
-        }
-        let have: PieceSet = self.nodes[node].blobs[blob].have.clone();
-        self.say_want(node, blob, fill, have);
     }
 }

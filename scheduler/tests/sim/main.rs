@@ -1,17 +1,21 @@
-//! The real brain in a simulated site: modelled daemons over a virtual clock and network, of which a seed draws everything.
+//! The real brain and the real downloads of peers in a simulated site, over a virtual clock and network, of which a seed draws everything.
+//!
+//! Modelled are links, disks, sessions, the opening of a blob at the mirror, and members that lie or do nothing.
 //!
 //! Every scenario checks the brain's invariants on every step, then demands that every peer finishes.
 
 mod bounds;
+mod download;
 mod faults;
+mod fetch;
 mod forger;
 mod idle;
 mod link;
 mod mirror;
 mod node;
+mod order;
 mod plan;
 mod session;
-mod transfer;
 mod upstream;
 mod world;
 

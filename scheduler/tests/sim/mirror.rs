@@ -42,6 +42,7 @@ impl World {
         let mut filled = PieceSet::new(self.map.count());
         filled.insert(piece);
         self.tell_pieces(MIRROR, blob, &filled);
+        self.answer_awaited(blob, piece);
         if self.nodes[MIRROR].blobs[blob].have.is_full() {
             self.nodes[MIRROR].blobs[blob].complete = true;
             if let Some(member) = self.nodes[MIRROR].member {
@@ -62,6 +63,7 @@ impl World {
         let member: Option<MemberId> = self.nodes[MIRROR].member;
         for blob in 0..self.plan.blobs {
             self.nodes[MIRROR].blobs[blob].restart(self.fill);
+            self.refuse_awaited();
             if let Some(member) = member {
                 self.say(
                     MIRROR,

@@ -1,11 +1,16 @@
-//! A modelled daemon: the content of its disk, and its fetches.
+//! A simulated daemon: the content of its disk, its downloads and their fetches.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use piecemeal_proto::{AuthorityKey, Digest, FillId, PieceMap, PieceSet, SignedPieceHashes};
-use piecemeal_scheduler::brain::{Lease, LeaseId, MemberId};
+use piecemeal_scheduler::brain::MemberId;
 
-use crate::link::{Link, Nanos};
+use crate::{
+    download::Running,
+    fetch::Fetch,
+    link::{Link, Nanos},
+    plan::Plan,
+};
 
 pub(crate) struct Node {
     pub(crate) mirror: bool,
@@ -26,7 +31,10 @@ pub(crate) struct Node {
     pub(crate) said_until: Nanos,
     pub(crate) told_until: Nanos,
     pub(crate) blobs: Vec<Holding>,
-    pub(crate) fetches: BTreeMap<LeaseId, Fetch>,
+    /// Fetches under way, by serial number.
+    pub(crate) fetches: BTreeMap<u64, Fetch>,
+    /// Since when it has found that the mirror does not answer.
+    pub(crate) mirror_lost_since: Option<Nanos>,
     pub(crate) finished_at: Option<Nanos>,
     pub(crate) connected_at: Nanos,
     /// Downloads that came to their end with another digest.
@@ -35,27 +43,17 @@ pub(crate) struct Node {
     pub(crate) sent: u64,
 }
 
-/// One lease being worked off, a piece at a time.
-pub(crate) struct Fetch {
-    pub(crate) lease: Lease,
-    pub(crate) blob: usize,
-    pub(crate) next: u32,
-    /// The source's node and life; `None` is upstream.
-    pub(crate) source: Option<(usize, u32)>,
-    /// The piece asked for will never come.
-    pub(crate) lost: bool,
-}
-
 /// What a node has of a blob.
-#[derive(Clone)]
 pub(crate) struct Holding {
     pub(crate) wanted: bool,
+    /// An honest peer's, while it runs.
+    pub(crate) download: Option<Running>,
     pub(crate) fill: FillId,
     pub(crate) have: PieceSet,
     pub(crate) content: Vec<u64>,
     pub(crate) stored_at: Vec<Nanos>,
     pub(crate) complete: bool,
-    /// The authority's word for all pieces, kept beside them.
+    /// The authority's word for all pieces, kept beside a complete blob.
     pub(crate) list: Option<Arc<SignedPieceHashes>>,
     /// A client reads from the start: since when it waits in the first piece that is missing.
     pub(crate) prefix: u32,
@@ -66,6 +64,7 @@ impl Holding {
     pub(crate) fn new(map: PieceMap) -> Self {
         Self {
             wanted: false,
+            download: None,
             fill: FillId(0),
             have: PieceSet::new(map.count()),
             content: vec![0; map.count() as usize],
@@ -106,6 +105,10 @@ impl Holding {
                 .zip(&self.content)
                 .all(|(piece, &content)| content == genuine(blob, piece))
     }
+}
+
+pub(crate) fn may_use_upstream(plan: &Plan, node: usize) -> bool {
+    !node.is_multiple_of(3) || plan.peers < 3
 }
 
 pub(crate) fn digest(blob: usize) -> Digest {

@@ -1,11 +1,12 @@
 //! Daemons start, connect, say what they have and want, sit at the end of a client's patience, and go.
 
-use piecemeal_proto::{FillId, NodeId, PieceSet};
+use piecemeal_peer::download::Order;
+use piecemeal_proto::{Digest, NodeId, PieceSet};
 use piecemeal_scheduler::brain::{Event, Features, Member, MemberId, Role};
 
 use crate::{
-    link::SECOND,
-    node::{digest, forged, genuine},
+    link::{Nanos, SECOND},
+    node::{digest, forged, genuine, may_use_upstream},
     plan::MIRROR,
     world::{Happening, World},
 };
@@ -36,6 +37,9 @@ impl World {
             self.hand_out(node);
         }
         self.connect(node);
+        if !self.nodes[node].forger && !self.nodes[node].idle {
+            (0..self.plan.blobs).for_each(|blob| self.begin(node, blob));
+        }
         self.at(now, Happening::Beat { node, life });
     }
 
@@ -70,7 +74,7 @@ impl World {
             role: if node == MIRROR { Role::Mirror } else { Role::Peer },
             pool: "site".into(),
             zone: format!("rack {}", node % 2),
-            may_use_upstream: !node.is_multiple_of(3) || self.plan.peers < 3,
+            may_use_upstream: may_use_upstream(&self.plan, node),
             features: Features {
                 piece_hashes: true,
                 drop: !node.is_multiple_of(4),
@@ -80,10 +84,17 @@ impl World {
         for blob in 0..self.plan.blobs {
             self.introduce(node, blob);
         }
+        self.come_up(node);
+    }
+
+    /// The scheduler speaks, or speaks again: each download says once more what it wants.
+    pub(crate) fn come_up(&mut self, node: usize) {
+        if self.nodes[node].member.is_some() && !self.nodes[node].frozen {
+            (0..self.plan.blobs).for_each(|blob| _ = self.order(node, blob, Order::Up));
+        }
     }
 
     pub(crate) fn disconnect(&mut self, node: usize) {
-        self.nodes[node].fetches.clear();
         if let Some(member) = self.nodes[node].member.take() {
             self.members.remove(&member);
             self.say(node, Event::Left { member });
@@ -92,38 +103,53 @@ impl World {
 
     /// What a daemon says of a blob after it connects.
     fn introduce(&mut self, node: usize, blob: usize) {
-        let fill = self.fill_that(node, blob);
         let state = &self.nodes[node];
-        let (holding, digest) = (&state.blobs[blob], digest(blob));
-        let member = state.member.expect("it has just connected");
+        let holding = &state.blobs[blob];
         if state.forger {
-            let have = PieceSet::new(self.map.count());
-            self.say_want(node, blob, fill, have);
+            self.say_nothing_held(node, blob);
             if self.plan.forgers_are_complete {
-                self.say(node, Event::Complete { member, digest });
+                self.say_of(node, blob, |member, digest| Event::Complete { member, digest });
             }
             self.forge(node, blob);
         } else if holding.complete {
-            self.say(node, Event::Complete { member, digest });
-        } else if holding.wanted || (state.mirror && !holding.have.is_empty()) {
-            let have = holding.have.clone();
-            self.say_want(node, blob, fill, have);
+            self.say_of(node, blob, |member, digest| Event::Complete { member, digest });
+        } else if state.idle {
+            self.say_nothing_held(node, blob);
+        } else if holding.download.is_some() || (state.mirror && !holding.have.is_empty()) {
+            self.say_want(node, blob);
         }
     }
 
-    pub(crate) fn say_want(&mut self, node: usize, blob: usize, fill: FillId, have: PieceSet) {
-        let Some(member) = self.nodes[node].member else {
-            return;
-        };
-        let event = Event::Want {
+    /// Says something of a blob, if the node is connected.
+    pub(crate) fn say_of(&mut self, node: usize, blob: usize, event: impl FnOnce(MemberId, Digest) -> Event) {
+        if let Some(member) = self.nodes[node].member {
+            self.say(node, event(member, digest(blob)));
+        }
+    }
+
+    /// A member without a download wants the blob: it has the fill from the mirror, if that answers.
+    fn say_nothing_held(&mut self, node: usize, blob: usize) {
+        if self.mirror_answers() {
+            self.nodes[node].blobs[blob].fill = self.fill;
+        }
+        self.say_want_of(node, blob, PieceSet::new(self.map.count()));
+    }
+
+    pub(crate) fn say_want(&mut self, node: usize, blob: usize) {
+        let have = self.nodes[node].blobs[blob].have.clone();
+        self.say_want_of(node, blob, have);
+    }
+
+    fn say_want_of(&mut self, node: usize, blob: usize, have: PieceSet) {
+        let (map, fill, window) = (self.map, self.nodes[node].blobs[blob].fill, None);
+        self.say_of(node, blob, |member, digest| Event::Want {
             member,
-            digest: digest(blob),
-            map: self.map,
+            digest,
+            map,
             fill,
             have,
-            window: None,
-        };
-        self.say(node, event);
+            window,
+        });
     }
 
     /// A forger states the hashes of its own bytes, under the fill that the mirror names.
@@ -131,16 +157,6 @@ impl World {
         self.nodes[node].blobs[blob].fill = self.fill;
         let all = PieceSet::full(self.map.count());
         self.tell_pieces(node, blob, &all);
-    }
-
-    /// The fill that a node speaks of: its own, or the one that the mirror's answer named.
-    pub(crate) fn fill_that(&mut self, node: usize, blob: usize) -> FillId {
-        let mirror_answers = self.nodes[MIRROR].running && !self.nodes[MIRROR].frozen;
-        let (fill, holding) = (self.fill, &mut self.nodes[node].blobs[blob]);
-        if mirror_answers && holding.have.is_empty() && !holding.complete {
-            holding.fill = fill;
-        }
-        holding.fill
     }
 
     /// A heartbeat, and what the node's clients wait for.
@@ -159,24 +175,26 @@ impl World {
                 continue;
             }
             self.check_held(node, blob);
-            let holding = &self.nodes[node].blobs[blob];
-            let (piece, waited) = (holding.prefix, self.now - holding.fed_at);
-            if holding.wanted && waited >= SECOND {
-                if self.plan.clients_are_fed {
-                    let mirror = &self.nodes[MIRROR].blobs[blob];
-                    let held = self.now - mirror.stored_at[piece as usize];
-                    let starves = mirror.have.contains(piece) && held.min(waited) >= 5 * SECOND;
-                    assert!(!starves, "seed {}: node {node} starves", self.plan.seed);
-                }
-                self.say(
-                    node,
-                    Event::Waiting {
-                        member,
-                        digest: digest(blob),
-                        piece,
-                    },
-                );
-            }
+            self.check_fed(node, blob, 5 * SECOND);
+        }
+    }
+
+    /// A piece is asked for directly although the scheduler is there: its client has starved.
+    pub(crate) fn check_rescue(&self, node: usize, blob: usize, piece: u32) {
+        if self.nodes[node].member.is_some() && self.nodes[node].blobs[blob].prefix == piece {
+            self.check_fed(node, blob, 3 * SECOND);
+        }
+    }
+
+    /// No client waits for so long in a piece that the mirror has held for as long.
+    fn check_fed(&self, node: usize, blob: usize, limit: Nanos) {
+        let holding = &self.nodes[node].blobs[blob];
+        let (piece, waited) = (holding.prefix, self.now - holding.fed_at);
+        if self.plan.clients_are_fed && holding.wanted && waited >= limit {
+            let mirror = &self.nodes[MIRROR].blobs[blob];
+            let held = self.now - mirror.stored_at[piece as usize];
+            let starves = mirror.have.contains(piece) && held.min(waited) >= limit;
+            assert!(!starves, "seed {}: node {node} starves", self.plan.seed);
         }
     }
 }

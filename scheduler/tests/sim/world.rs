@@ -8,9 +8,11 @@ use std::{
 };
 
 use piecemeal_proto::{FillId, NodeId, PieceMap};
-use piecemeal_scheduler::brain::{Brain, Command, Event, Lease, LeaseId, MemberId, Outcome};
+use piecemeal_scheduler::brain::{Brain, Command, Event, Lease, MemberId};
 
 use crate::{
+    download::{Step, nanos},
+    fetch::Transit,
     link::{Chance, Link, MILLISECOND, Nanos, SECOND},
     node::{Holding, Node, genuine, signed_list},
     plan::{Fault, MIRROR, Plan},
@@ -31,10 +33,15 @@ pub(crate) struct World {
     pub(crate) fill: FillId,
     brain: Brain,
     pub(crate) scheduler_life: u32,
-    paused_until: Nanos,
+    pub(crate) paused_since: Nanos,
+    pub(crate) paused_until: Nanos,
     pub(crate) members_ever: u32,
     /// By blob and piece: when a mirror's hash reached the scheduler that is there now.
     pub(crate) spoken: Vec<Vec<Option<Nanos>>>,
+    /// By blob and piece: fetches whose requests wait at the mirror.
+    pub(crate) awaited: BTreeMap<(usize, u32), Vec<(usize, u64)>>,
+    /// Downloads and fetches that have ever begun.
+    pub(crate) serials: u64,
     /// Nodes that were convicted.
     pub(crate) convicted: BTreeSet<NodeId>,
     queue: BTreeMap<(Nanos, u64), Happening>,
@@ -70,36 +77,33 @@ pub(crate) enum Happening {
         blob: usize,
         piece: u32,
     },
-    /// A request reaches a source.
-    Asked {
-        by: (usize, u32),
-        lease: LeaseId,
+    /// A client asks for a blob again.
+    Begin {
+        node: usize,
+        life: u32,
+        blob: usize,
+    },
+    /// Something happens to the download of this serial number.
+    Download {
+        node: usize,
+        blob: usize,
+        download: u64,
+        step: Step,
+    },
+    /// A fetch begins.
+    Fetch {
+        node: usize,
+        fetch: u64,
+    },
+    /// Something happens to the piece that a fetch has asked for.
+    Transit {
+        node: usize,
+        fetch: u64,
         piece: u32,
+        transit: Transit,
     },
-    /// A piece has left its source.
-    Sent {
-        to: (usize, u32),
-        lease: LeaseId,
-        piece: u32,
-        content: u64,
-    },
-    Landed {
-        to: (usize, u32),
-        lease: LeaseId,
-        piece: u32,
-        content: u64,
-    },
-    Failed {
-        to: (usize, u32),
-        lease: LeaseId,
-        outcome: Outcome,
-    },
-    /// A receiver looks whether its source still sends.
-    Checked {
-        by: (usize, u32),
-        lease: LeaseId,
-        piece: u32,
-    },
+    /// The scheduler speaks again after it was silent for long.
+    Spoken,
 }
 
 impl World {
@@ -117,9 +121,12 @@ impl World {
             fill: FillId(if plan.revoked_at.is_some() { 1 } else { 2 }),
             brain: Brain::new(plan.policy.clone(), plan.seed),
             scheduler_life: 0,
+            paused_since: 0,
             paused_until: 0,
             members_ever: 0,
             spoken: vec![vec![None; plan.pieces as usize]; plan.blobs],
+            awaited: BTreeMap::new(),
+            serials: 0,
             convicted: BTreeSet::new(),
             queue: BTreeMap::new(),
             queued: 0,
@@ -141,9 +148,10 @@ impl World {
         let slow = node + plan.slow > plan.peers;
         let seeder = !mirror && node <= plan.seeders;
         let idle = node + plan.idle > plan.peers;
-        let mut blobs = vec![Holding::new(self.map); plan.blobs];
+        let mut blobs: Vec<Holding> = (0..plan.blobs).map(|_| Holding::new(self.map)).collect();
         for (index, blob) in blobs.iter_mut().enumerate() {
-            blob.fill = if mirror { self.fill } else { FillId(0) };
+            let is_earlier = !mirror && plan.seed.is_multiple_of(2);
+            blob.fill = if is_earlier { EARLIER_FILL } else { self.fill };
             if (mirror && plan.wan == 0) || seeder {
                 for piece in 0..plan.pieces {
                     blob.store(piece, genuine(index, piece), 0);
@@ -173,6 +181,7 @@ impl World {
             told_until: 0,
             blobs,
             fetches: BTreeMap::new(),
+            mirror_lost_since: None,
             finished_at: seeder.then_some(0),
             connected_at: 0,
             failed: 0,
@@ -253,7 +262,28 @@ impl World {
                     self.connect(node);
                 }
             }
-            other => self.happen(other),
+            Happening::Told { node, member, command } => self.told(node, member, command),
+            Happening::Beat { node, life } => self.beat(node, life),
+            Happening::Filled { life, blob, piece } => self.filled(life, blob, piece),
+            Happening::Begin { node, life, blob } => {
+                if self.nodes[node].life == life {
+                    self.begin(node, blob);
+                }
+            }
+            Happening::Download {
+                node,
+                blob,
+                download,
+                step,
+            } => self.step_download((node, blob), download, step),
+            Happening::Fetch { node, fetch } => self.advance(node, fetch),
+            Happening::Transit {
+                node,
+                fetch,
+                piece,
+                transit,
+            } => self.step_fetch((node, fetch), piece, transit),
+            Happening::Spoken => (1..self.nodes.len()).for_each(|node| self.come_up(node)),
         }
     }
 
@@ -284,10 +314,7 @@ impl World {
             self.nodes[node].told_until = at;
             self.at(at, Happening::Told { node, member, command });
         }
-        let next = self
-            .brain
-            .poll_timeout()
-            .map(|at| u64::try_from(at.as_nanos()).expect("runs are short"));
+        let next = self.brain.poll_timeout().map(nanos);
         if let Some(next) = next.filter(|&next| self.timer_at.is_none_or(|set| next < set)) {
             self.timer_at = Some(next);
             self.at(next, Happening::Timer);
@@ -317,9 +344,14 @@ impl World {
             Fault::Start(node) => self.start(node),
             Fault::Crash(node) => {
                 self.disconnect(node);
-                self.nodes[node].running = false;
-                self.nodes[node].frozen = false;
-                self.nodes[node].life += 1;
+                let state = &mut self.nodes[node];
+                (state.running, state.frozen, state.mirror_lost_since) = (false, false, None);
+                state.life += 1;
+                state.fetches.clear();
+                state.blobs.iter_mut().for_each(|blob| blob.download = None);
+                if node == MIRROR {
+                    self.break_awaited();
+                }
             }
             Fault::Wipe(node) => {
                 self.suffer(Fault::Crash(node));
@@ -327,14 +359,16 @@ impl World {
                     self.fill = FillId(self.fill.0 + 2);
                 }
                 for blob in &mut self.nodes[node].blobs {
-                    let fill = if node == MIRROR { self.fill } else { FillId(0) };
-                    blob.restart(fill);
+                    blob.restart(if node == MIRROR { self.fill } else { EARLIER_FILL });
                     (blob.complete, blob.list) = (false, None);
                 }
             }
             Fault::Freeze(node) => self.nodes[node].frozen = true,
             Fault::Thaw(node) => self.nodes[node].frozen = false,
-            Fault::PauseScheduler(time) => self.paused_until = self.now + time,
+            Fault::PauseScheduler(time) => {
+                (self.paused_since, self.paused_until) = (self.now, self.now + time);
+                self.at(self.paused_until, Happening::Spoken);
+            }
             Fault::RestartScheduler => {
                 self.scheduler_life += 1;
                 self.brain = Brain::new(self.plan.policy.clone(), self.chance.draw());
@@ -350,6 +384,9 @@ impl World {
         }
     }
 }
+
+/// The fill that peers heard of before the mirror has lost its disk.
+const EARLIER_FILL: FillId = FillId(1 << 40);
 
 fn check_lease(lease: &Lease) {
     assert!(lease.count > 0 && lease.hashes.len() == lease.count as usize);

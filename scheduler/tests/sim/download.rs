@@ -1,0 +1,378 @@
+//! The real download of a simulated peer: its events, its facts, and what it decides, carried out over simulated links.
+//!
+//! Around the machine stands what the peer's task does in production. Opening a blob at the mirror is modelled, and takes no time.
+
+use std::{sync::Arc, time::Duration};
+
+use piecemeal_peer::download::{Action, Beginning, Download, Ended, Facts, Order, Reopened};
+use piecemeal_proto::{FillId, SignedPieceHashes, wire};
+use piecemeal_scheduler::brain::{Event, Lease, LeaseId, Outcome};
+
+use crate::{
+    fetch::Work,
+    link::{MILLISECOND, Nanos, SECOND},
+    node::{hash, may_use_upstream},
+    plan::MIRROR,
+    world::{Happening, World},
+};
+
+/// A scheduler that says nothing for so long counts as lost.
+const SILENCE: Nanos = SECOND;
+/// A question to a mirror that is connected and says nothing ends after so long.
+const OPEN_TIMEOUT: Nanos = 5 * SECOND;
+/// A client's next try of a blob whose download has failed: before that the daemon answers with the failure.
+const COOL_DOWN: Nanos = SECOND;
+/// What reaches a frozen process is tried again this often.
+pub(crate) const FROZEN_DELAY: Nanos = 50 * MILLISECOND;
+
+/// A download under way.
+pub(crate) struct Running {
+    machine: Download,
+    /// No other download's.
+    serial: u64,
+    /// A tick is in the queue.
+    ticks: bool,
+    /// The lease that was ordered last.
+    ordered: Option<Lease>,
+}
+
+/// What happens to one download.
+#[derive(Clone, Copy)]
+pub(crate) enum Step {
+    Tick,
+    /// A question reaches the mirror.
+    Opening,
+    /// Its answer reaches the peer: the fill, or `None` where the mirror does not answer.
+    Opened(Option<FillId>),
+}
+
+impl World {
+    fn time(&self) -> Duration {
+        Duration::from_nanos(self.now)
+    }
+
+    pub(crate) fn serial(&mut self) -> u64 {
+        self.serials += 1;
+        self.serials
+    }
+
+    /// A client asks for the blob, and the mirror, if it answers, names the fill. A mirror that does not has named it before.
+    pub(crate) fn begin(&mut self, node: usize, blob: usize) {
+        let fill = self.fill;
+        let mirror_answers = self.mirror_answers();
+        let (serial, seed) = (self.serial(), self.chance.draw());
+        let holding = &mut self.nodes[node].blobs[blob];
+        if !holding.wanted || holding.download.is_some() {
+            return;
+        }
+        if mirror_answers && holding.fill != fill {
+            holding.restart(fill);
+        }
+        let beginning = Beginning {
+            fill: holding.fill,
+            map: self.map,
+            landed: holding.have.clone(),
+            mirror_configured: true,
+            may_use_upstream: may_use_upstream(&self.plan, node),
+            seed,
+        };
+        holding.download = Some(Running {
+            machine: Download::new(Duration::from_nanos(self.now), beginning),
+            serial,
+            ticks: false,
+            ordered: None,
+        });
+        self.say_want(node, blob);
+        self.drive(node, blob);
+    }
+
+    pub(crate) fn mirror_answers(&self) -> bool {
+        self.nodes[MIRROR].running && !self.nodes[MIRROR].frozen
+    }
+
+    /// What is fixed takes no time to read: there are hundreds of downloads.
+    fn facts(&self, node: usize, blob: usize) -> Facts {
+        let state = &self.nodes[node];
+        let holding = &state.blobs[blob];
+        let is_silent = self.now < self.paused_until && self.now >= self.paused_since + SILENCE;
+        let waits = (holding.prefix < self.map.count()).then_some(holding.prefix);
+        let waited = Duration::from_nanos(self.now - holding.fed_at);
+        let lost = state.mirror_lost_since.map(|since| self.now - since);
+        Facts {
+            scheduler_up: state.member.is_some() && !is_silent,
+            mirror_lost: lost.map(Duration::from_nanos),
+            mirror_grace: self.plan.policy.mirror_grace,
+            waited_for: waits,
+            longest_wait: waits.map(|piece| (piece, waited)),
+            has_readers: true,
+            window: None,
+            fill_failed: false,
+        }
+    }
+
+    /// Hands an event to the download, if there is one, and carries out what follows.
+    pub(crate) fn tell(
+        &mut self,
+        node: usize,
+        blob: usize,
+        event: impl FnOnce(&mut Download, Duration, &Facts),
+    ) -> bool {
+        let (now, facts) = (self.time(), self.facts(node, blob));
+        let Some(running) = &mut self.nodes[node].blobs[blob].download else {
+            return false;
+        };
+        event(&mut running.machine, now, &facts);
+        self.drive(node, blob);
+        true
+    }
+
+    /// The scheduler's order about a blob; says whether there is a download to take it.
+    pub(crate) fn order(&mut self, node: usize, blob: usize, order: Order) -> bool {
+        self.tell(node, blob, |machine, _, _| machine.handle_order(order))
+    }
+
+    pub(crate) fn order_lease(&mut self, node: usize, blob: usize, lease: Lease) {
+        let order = Order::Lease(wire::Lease {
+            lease: lease.id.0,
+            fill: lease.fill.0,
+            first: lease.first,
+            count: lease.count,
+            ..wire::Lease::default()
+        });
+        let id = lease.id;
+        if let Some(running) = &mut self.nodes[node].blobs[blob].download {
+            running.ordered = Some(lease);
+        }
+        if !self.order(node, blob, order) {
+            self.end_lease(node, id, Outcome::Cancelled);
+        }
+    }
+
+    /// Carries out every action; then the machine's timeout is in the queue.
+    fn drive(&mut self, node: usize, blob: usize) {
+        self.note_stored(node, blob);
+        loop {
+            let (now, facts) = (self.time(), self.facts(node, blob));
+            let Some(running) = &mut self.nodes[node].blobs[blob].download else {
+                return;
+            };
+            let Some(action) = running.machine.poll_action(now, &facts) else {
+                break;
+            };
+            self.act(node, blob, action);
+        }
+        let Some(running) = &mut self.nodes[node].blobs[blob].download else {
+            return;
+        };
+        if let Some(at) = running.machine.poll_timeout().filter(|_| !running.ticks) {
+            running.ticks = true;
+            let (at, download) = (nanos(at), running.serial);
+            let step = Step::Tick;
+            self.at(
+                at,
+                Happening::Download {
+                    node,
+                    blob,
+                    download,
+                    step,
+                },
+            );
+        }
+    }
+
+    fn note_stored(&mut self, node: usize, blob: usize) {
+        let now = self.time();
+        let holding = &mut self.nodes[node].blobs[blob];
+        if let Some(running) = &mut holding.download {
+            running.machine.handle_stored(now, holding.have.clone());
+        }
+    }
+
+    pub(crate) fn step_download(&mut self, (node, blob): (usize, usize), download: u64, step: Step) {
+        let state = &mut self.nodes[node];
+        let Some(running) = &mut state.blobs[blob].download else {
+            return;
+        };
+        if running.serial != download {
+            return;
+        }
+        if state.frozen && !matches!(step, Step::Opening) {
+            let later = self.now + FROZEN_DELAY;
+            return self.at(
+                later,
+                Happening::Download {
+                    node,
+                    blob,
+                    download,
+                    step,
+                },
+            );
+        }
+        match step {
+            Step::Tick => {
+                running.ticks = false;
+                self.tell(node, blob, |machine, now, facts| machine.handle_timeout(now, facts));
+            }
+            Step::Opening => {
+                let (fill, after) = match (self.nodes[MIRROR].running, self.nodes[MIRROR].frozen) {
+                    (false, _) => (None, self.hop()),
+                    (true, true) => (None, OPEN_TIMEOUT),
+                    (true, false) => (Some(self.fill), self.hop()),
+                };
+                let step = Step::Opened(fill);
+                self.at(
+                    self.now + after,
+                    Happening::Download {
+                        node,
+                        blob,
+                        download,
+                        step,
+                    },
+                );
+            }
+            Step::Opened(fill) => self.opened(node, blob, fill),
+        }
+    }
+
+    fn opened(&mut self, node: usize, blob: usize, fill: Option<FillId>) {
+        let reopened = match fill {
+            Some(fill) if fill == self.nodes[node].blobs[blob].fill => Reopened::Renewed,
+            Some(_) => Reopened::OtherFill,
+            None => Reopened::Lost,
+        };
+        self.note_mirror(node, fill.is_some());
+        self.tell(node, blob, |machine, now, _| machine.handle_reopened(now, reopened));
+    }
+
+    fn note_mirror(&mut self, node: usize, answers: bool) {
+        let since = self.nodes[node].mirror_lost_since.unwrap_or(self.now);
+        self.nodes[node].mirror_lost_since = (!answers).then_some(since);
+    }
+
+    fn act(&mut self, node: usize, blob: usize, action: Action) {
+        match action {
+            Action::FetchLease { lease, pieces } => {
+                let running = self.nodes[node].blobs[blob].download.as_mut().expect("it acts");
+                let lease = running.ordered.take().filter(|ordered| ordered.id.0 == lease.lease);
+                self.fetch(node, blob, Work::Lease(lease.expect("it was ordered just now")), pieces);
+            }
+            Action::AbortLease(lease) => {
+                let is_it = |work: &Work| matches!(work, Work::Lease(other) if other.id.0 == lease);
+                self.nodes[node].fetches.retain(|_, fetch| !is_it(&fetch.work));
+            }
+            Action::EndLease { lease, ended } => self.end_lease(node, LeaseId(lease), outcome(ended)),
+            Action::FetchPiece(piece) => {
+                self.check_rescue(node, blob, piece);
+                self.fetch(node, blob, Work::Piece(piece), vec![piece]);
+            }
+            Action::FetchRest => {
+                let missing = self.nodes[node].blobs[blob].have.missing().collect();
+                self.fetch(node, blob, Work::Rest, missing);
+            }
+            Action::Reopen { .. } => {
+                let running = self.nodes[node].blobs[blob].download.as_ref().expect("it acts");
+                let (download, step) = (running.serial, Step::Opening);
+                let at = self.now + self.hop();
+                self.at(
+                    at,
+                    Happening::Download {
+                        node,
+                        blob,
+                        download,
+                        step,
+                    },
+                );
+            }
+            Action::NoteMirrorLost => self.note_mirror(node, false),
+            Action::Compare(list) => self.compare(node, blob, &list),
+            Action::TakeBack(pieces) => {
+                let holding = &mut self.nodes[node].blobs[blob];
+                pieces.into_iter().for_each(|piece| holding.drop_piece(piece));
+                self.note_stored(node, blob);
+            }
+            Action::SendWant => self.say_want(node, blob),
+            // The inventory after a connection states what is wanted then.
+            Action::RenewWant => {}
+            Action::SendWaiting(piece) => {
+                self.say_of(node, blob, |member, digest| Event::Waiting { member, digest, piece })
+            }
+            Action::SendUnwant => self.say_of(node, blob, |member, digest| Event::Unwant { member, digest }),
+            Action::SendLost => self.say_of(node, blob, |member, digest| Event::Lost { member, digest }),
+            Action::Publish(list) => self.publish(node, blob, list),
+            Action::Abandon => {
+                let holding = &mut self.nodes[node].blobs[blob];
+                holding.restart(holding.fill);
+            }
+            Action::Fail(_) => self.close(node, blob, false),
+        }
+    }
+
+    fn compare(&mut self, node: usize, blob: usize, list: &SignedPieceHashes) {
+        let holding = &mut self.nodes[node].blobs[blob];
+        let stated = (0..).zip(list.hashes());
+        let here = stated.filter(|(piece, _)| holding.have.contains(*piece));
+        let differing = here.filter(|(piece, stated)| hash(holding.content[*piece as usize]) != **stated);
+        let differing = differing.map(|(piece, _)| piece).collect();
+        let running = holding.download.as_mut().expect("it acts");
+        running.machine.handle_compared(differing);
+    }
+
+    /// Every piece is here. Where the whole has another digest it is dropped.
+    fn publish(&mut self, node: usize, blob: usize, list: Option<Arc<SignedPieceHashes>>) {
+        let state = &mut self.nodes[node];
+        let holding = &mut state.blobs[blob];
+        assert!(holding.have.is_full(), "only a whole blob is published");
+        let (fill, is_genuine) = (holding.fill, holding.is_genuine(blob));
+        if is_genuine {
+            (holding.complete, holding.wanted, holding.list) = (true, false, list);
+            if state.blobs.iter().all(|blob| blob.complete) {
+                state.finished_at = Some(self.now);
+            }
+            self.say_of(node, blob, |member, digest| Event::Complete { member, digest });
+        } else {
+            state.failed += 1;
+            holding.restart(fill);
+            self.say_of(node, blob, |member, digest| Event::Doubt { member, digest, fill });
+        }
+        self.close(node, blob, is_genuine);
+    }
+
+    /// The download's task ends; without its blob the client tries again.
+    fn close(&mut self, node: usize, blob: usize, kept: bool) {
+        let (now, facts) = (self.time(), self.facts(node, blob));
+        let state = &mut self.nodes[node];
+        state.fetches.retain(|_, fetch| fetch.blob != blob);
+        let mut running = state.blobs[blob].download.take().expect("it ends");
+        running.machine.handle_closed(kept, false);
+        while let Some(action) = running.machine.poll_action(now, &facts) {
+            self.act(node, blob, action);
+        }
+        if !kept {
+            let life = self.nodes[node].life;
+            self.at(self.now + COOL_DOWN, Happening::Begin { node, life, blob });
+        }
+    }
+
+    pub(crate) fn end_lease(&mut self, node: usize, lease: LeaseId, outcome: Outcome) {
+        if let Some(member) = self.nodes[node].member {
+            self.say(node, Event::LeaseEnded { member, lease, outcome });
+        }
+    }
+}
+
+pub(crate) fn nanos(time: Duration) -> Nanos {
+    u64::try_from(time.as_nanos()).expect("runs are short")
+}
+
+fn outcome(ended: Ended) -> Outcome {
+    let piece = ended.piece;
+    match ended.outcome {
+        wire::Outcome::Done => Outcome::Done,
+        wire::Outcome::Unreachable => Outcome::Unreachable,
+        wire::Outcome::Stalled => Outcome::Stalled,
+        wire::Outcome::Corrupt => Outcome::Corrupt { piece },
+        wire::Outcome::Missing => Outcome::Missing { piece },
+        wire::Outcome::Refused => Outcome::Refused,
+        wire::Outcome::Cancelled | wire::Outcome::Unspecified => Outcome::Cancelled,
+    }
+}
