@@ -7,8 +7,8 @@ use piecemeal_proto::{Digest, FillId, PieceHash, PieceMap};
 use super::{Brain, Command, MemberId, holdings::Key};
 
 impl Brain {
-    /// `hashes`: one for each piece from `first` that the member holds under `fill`, cut by `map`. A peer that verified the whole blob
-    /// may not know the fill, and states hashes that are good under any.
+    /// `hashes`: one for each piece from `first` that the member holds under `fill`, cut by `map`. A peer that verified the whole
+    /// blob may not know the fill, and states hashes that are good under any.
     pub(super) fn have(
         &mut self,
         member: MemberId,

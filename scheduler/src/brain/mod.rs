@@ -1,8 +1,8 @@
 //! The placement brain: decides which member fetches which piece of which blob from which source.
 //!
-//! Pure: events and the time go in ([`Brain::handle`], [`Brain::handle_timeout`]), commands come out. No clock, no I/O, no
-//! randomness but the seed's, no iteration over unordered maps: equal histories give equal commands, in the server as in the
-//! simulator. One event costs a fixed sample, or what is known of the member that it is about.
+//! Invariant: equal histories give equal commands, in the server as in the simulator. Events and the time go in
+//! ([`Brain::handle`], [`Brain::handle_timeout`]), commands come out. There is no clock, no I/O, no randomness but the seed's, and no
+//! iteration over unordered maps. One event costs a fixed sample, or as much as is known of the member that it is about.
 //!
 //! Members connect ([`Event::Joined`]) and report the blobs that they want and the pieces that they hold. A swarm is the
 //! members of one blob in one pool. A lease is an order to a receiver to fetch a run of pieces from a source. For each receiver

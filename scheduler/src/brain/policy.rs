@@ -1,4 +1,6 @@
 //! Parameters of placement.
+//!
+//! Invariant: they do not change while a brain lives.
 
 use super::{Time, holdings::HOLDINGS_ALL_MAX};
 
