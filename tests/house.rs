@@ -15,7 +15,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("http", &["proto", "tls"]),
     ("swarm", &["http", "proto", "store", "tls"]),
     ("upstream", &["proto", "store", "swarm", "tls"]),
-    ("proxy", &["http", "proto", "store", "swarm", "upstream"]),
+    ("proxy", &["http", "proto", "store", "swarm", "tls", "upstream"]),
     (
         "mirror",
         &["http", "proto", "proxy", "store", "swarm", "tls", "upstream"],

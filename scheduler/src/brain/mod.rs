@@ -6,7 +6,7 @@
 //!
 //! Members connect ([`Event::Joined`]) and report the blobs that they want and the pieces that they hold. A swarm is the
 //! members of one blob in one pool. A lease is an order to a receiver to fetch a run of pieces from a source. For each receiver
-//! a piece is had, leased or missing, exactly one. A piece lands when its receiver reports that it has it. Every event first
+//! a piece is held, leased or missing, exactly one of them. A piece lands when its receiver reports that it has it. Every event first
 //! changes the members of swarms (`swarm_member.rs`); then the members that gained room or pieces are matched (`placement.rs`):
 //!
 //! - a source with room looks at a sample of receivers and serves the least complete;
