@@ -29,7 +29,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     copy::{COPY_LABEL, UNUSED_SINCE, registries_of, select_copies, source_of},
-    ensure::{Copier, NoCopyError},
+    ensure::{Copier, CopyRequest, NoCopyError},
     in_use::{CopiesInUse, CopyUse},
     unused::UnusedCopy,
     work_queue::WorkQueue,
@@ -213,15 +213,17 @@ impl CopyReconciler {
                 .delete(namespace, copy, "its source is no pull secret any more")
                 .await;
         };
+        let request = CopyRequest {
+            namespace,
+            source: &source,
+            keyring: &keyring,
+            registries: &registries,
+        };
         // It has just been read: in a namespace with many, one request less for each.
-        if self.copier.is_up_to_date(copy, &source, &keyring, &registries) {
+        if self.copier.is_up_to_date(copy, &request) {
             return Ok(());
         }
-        match self
-            .copier
-            .restore(name, namespace, &source, &keyring, &registries)
-            .await
-        {
+        match self.copier.restore(name, &request).await {
             Ok(()) => Ok(()),
             Err(NoCopyError::Nothing(_)) => {
                 let why = "its source is for no accelerated registry any more";
@@ -255,11 +257,13 @@ impl CopyReconciler {
         let Ok(keyring) = Keyring::of(&source) else {
             return Ok(());
         };
-        match self
-            .copier
-            .restore(name, namespace, &source, &keyring, &wanted.registries)
-            .await
-        {
+        let request = CopyRequest {
+            namespace,
+            source: &source,
+            keyring: &keyring,
+            registries: &wanted.registries,
+        };
+        match self.copier.restore(name, &request).await {
             Ok(()) => info!("Secret {namespace}/{name}, which pods need, is restored"),
             Err(NoCopyError::Cluster(error)) => return Err(error),
             Err(error) => debug!("Secret {namespace}/{name}, which pods need, cannot be restored: {error}"),
