@@ -15,7 +15,7 @@ use crate::{
 /// The settings of a webhook.
 #[derive(Clone, Debug)]
 pub struct WebhookConfig {
-    /// Where the API server asks, over HTTPS.
+    /// The address at which the API server sends its reviews, over HTTPS.
     pub listen: SocketAddr,
     pub registries: Registries,
     pub naming: Naming,
@@ -27,22 +27,22 @@ pub struct WebhookConfig {
     pub secrets_keep: Duration,
     /// The namespaces whose secrets may be read; empty for all.
     pub secrets_namespaces: BTreeSet<String>,
-    /// Namespaces whose pods are left alone, besides our own.
+    /// Namespaces whose pods are left alone, besides the webhook's own.
     pub excluded_namespaces: BTreeSet<String>,
-    /// Our own namespace.
+    /// The webhook's own namespace.
     pub namespace: String,
-    /// Begins the names of our Lease and Secret.
+    /// Name of the Helm release, with which the names of the Lease and of the CA's Secret begin.
     pub release: String,
-    /// Our MutatingWebhookConfiguration.
+    /// Name of the MutatingWebhookConfiguration.
     pub configuration: String,
-    /// Where accelerated registries are recorded.
+    /// Name of the ConfigMap in which accelerated registries are recorded.
     pub hosts_config_map: String,
     pub certificates: CertificateSource,
-    /// What our own certificates are for.
+    /// The DNS names and addresses that the webhook's own certificates are for.
     pub certificate_names: Vec<String>,
-    /// How long a new CA of our own is published before it signs.
+    /// How long a new CA of the webhook's own is published before it signs.
     pub certificate_announce: Duration,
-    /// Unlike every other replica's.
+    /// Identity of this replica as a leader, unlike every other replica's.
     pub identity: String,
 }
 

@@ -1,5 +1,7 @@
-//! The registries whose images have been accelerated, in a ConfigMap that node set-up follows: a runtime's configuration knows no
-//! patterns.
+//! Record of the registries whose images have been accelerated: a ConfigMap that node set-up follows, since a runtime's configuration
+//! knows no patterns.
+//!
+//! A registry that is recorded stays.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -19,10 +21,12 @@ use crate::cluster::{Cluster, ClusterError, Objects};
 const HOSTS_FIELD: &str = "hosts";
 /// The most registries that are recorded: a user who may create pods can name new ones without end.
 const HOSTS_MAX: usize = 1000;
+/// Pause after a write that failed.
 const RETRY: Duration = Duration::from_secs(5);
-const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// How often the ConfigMap is compared without a change: a user may have deleted it.
+const COMPARE_EVERY: Duration = Duration::from_secs(60);
 
-/// Registries that were met. Cheap to clone.
+/// The record's registries. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Hosts(Arc<Shared>);
 
@@ -32,7 +36,7 @@ struct Shared {
 }
 
 impl Hosts {
-    /// `named`: those that are recorded without having been met.
+    /// `named`: the registries that are recorded before an image of theirs is accelerated.
     pub(crate) fn new(named: impl IntoIterator<Item = String>) -> Self {
         let shared = Shared {
             met: Mutex::new(named.into_iter().collect()),
@@ -49,7 +53,8 @@ impl Hosts {
         met.len() + new.len() <= HOSTS_MAX
     }
 
-    pub(crate) fn met<'a>(&self, registries: impl Iterator<Item = &'a str>) {
+    /// Records `registries`, as far as there is room.
+    pub(crate) fn add<'a>(&self, registries: impl Iterator<Item = &'a str>) {
         let mut met = self.0.met.lock();
         let mut is_new = false;
         for registry in registries {
@@ -63,13 +68,12 @@ impl Hosts {
         }
     }
 
-    /// Writes what is met into the ConfigMap, until told to stop.
+    /// Writes the record into the ConfigMap, until told to stop.
     pub(crate) async fn record(self, cluster: Cluster, namespace: String, config_map: String, stop: CancellationToken) {
         let config_maps = cluster.objects::<ConfigMap>(&namespace);
         let recording = async {
             loop {
-                // Looked at now and then without a reason too: a user may have deleted the ConfigMap.
-                let _ = timeout(LOOK_EVERY, self.0.changed.notified()).await;
+                let _ = timeout(COMPARE_EVERY, self.0.changed.notified()).await;
                 while let Err(error) = self.write(&config_maps, &namespace, &config_map).await {
                     if !matches!(error, ClusterError::Conflict(_)) {
                         warn!("ConfigMap {config_map} could not be written, and is tried again: {error}");

@@ -121,7 +121,7 @@ async fn round(
     let unchanged = observed
         .as_ref()
         .map_or(Duration::ZERO, |observed| now.duration_since(observed.at));
-    let written = match decide(lease.as_ref(), candidate, unchanged) {
+    let written = match decide(lease.as_ref(), candidate, unchanged, Timestamp::now()) {
         LeaseAction::Wait => return Ok(false),
         LeaseAction::Create(lease) => leases.create(&lease, false).await.map(|_| ()),
         LeaseAction::Take(lease) | LeaseAction::Renew(lease) => leases.replace(&candidate.lease, &lease).await,
@@ -134,61 +134,58 @@ async fn round(
     }
 }
 
-fn decide(lease: Option<&Value>, candidate: &Candidate, unchanged: Duration) -> LeaseAction {
-    let now = Timestamp::now();
-    let micro = format!("{:.6}", now);
+fn decide(lease: Option<&Value>, candidate: &Candidate, unchanged: Duration, now: Timestamp) -> LeaseAction {
+    let now = json!(format!("{now:.6}"));
+    let identity = json!(candidate.identity);
     let Some(lease) = lease else {
-        let spec = json!({
-            "holderIdentity": candidate.identity, "leaseDurationSeconds": LEASE.as_secs(), "acquireTime": micro, "renewTime": micro,
-            "leaseTransitions": 0,
-        });
-        let metadata = json!({"name": candidate.lease, "namespace": candidate.namespace});
-        return LeaseAction::Create(
-            json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec}),
-        );
+        return LeaseAction::Create(json!({
+            "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+            "metadata": {"name": candidate.lease, "namespace": candidate.namespace},
+            "spec": {
+                "holderIdentity": identity, "leaseDurationSeconds": LEASE.as_secs(), "acquireTime": now, "renewTime": now,
+                "leaseTransitions": 0,
+            },
+        }));
     };
     let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default();
-    let mut lease = lease.clone();
-    if !lease["spec"].is_object() {
-        // As a chart makes it.
-        if let Some(lease) = lease.as_object_mut() {
-            lease.insert("spec".to_owned(), json!({}));
-        }
-    }
-    let mut set = |name: &str, value: Value| {
-        if let Some(spec) = lease.get_mut("spec").and_then(Value::as_object_mut) {
-            spec.insert(name.to_owned(), value);
-        }
-    };
-    set("renewTime", json!(micro));
     if holder == candidate.identity {
-        return LeaseAction::Renew(lease);
+        return LeaseAction::Renew(with_spec(lease, [("renewTime", now)]));
     }
     if !holder.is_empty() && unchanged < LEASE {
         return LeaseAction::Wait;
     }
-    set("holderIdentity", json!(candidate.identity));
-    set("acquireTime", json!(micro));
-    set("leaseDurationSeconds", json!(LEASE.as_secs()));
     let transitions = lease["spec"]["leaseTransitions"].as_u64().unwrap_or(0);
-    if let Some(spec) = lease.get_mut("spec").and_then(Value::as_object_mut) {
-        spec.insert("leaseTransitions".to_owned(), json!(transitions + 1));
-    }
-    LeaseAction::Take(lease)
+    let fields = [
+        ("holderIdentity", identity),
+        ("leaseDurationSeconds", json!(LEASE.as_secs())),
+        ("acquireTime", now.clone()),
+        ("renewTime", now),
+        ("leaseTransitions", json!(transitions + 1)),
+    ];
+    LeaseAction::Take(with_spec(lease, fields))
 }
 
-/// Another replica need not wait for the lease to run out.
+/// `lease` with other values of some fields of its spec, which a Lease from a chart does not have yet.
+fn with_spec<const N: usize>(lease: &Value, fields: [(&str, Value); N]) -> Value {
+    let mut lease = lease.clone();
+    let mut spec = lease["spec"].as_object().cloned().unwrap_or_default();
+    spec.extend(fields.map(|(name, value)| (name.to_owned(), value)));
+    if let Some(lease) = lease.as_object_mut() {
+        lease.insert("spec".to_owned(), Value::Object(spec));
+    }
+    lease
+}
+
+/// Lets go of the Lease, so that another replica need not wait for it to run out.
 async fn release(leases: &Objects, candidate: &Candidate) -> Result<(), ClusterError> {
-    let Some(mut lease) = leases.get(&candidate.lease).await? else {
+    let Some(lease) = leases.get(&candidate.lease).await? else {
         return Ok(());
     };
     if lease["spec"]["holderIdentity"] != *candidate.identity {
         return Ok(());
     }
-    if let Some(spec) = lease.get_mut("spec").and_then(Value::as_object_mut) {
-        spec.insert("holderIdentity".to_owned(), json!(""));
-    }
-    leases.replace(&candidate.lease, &lease).await
+    let free = with_spec(&lease, [("holderIdentity", json!(""))]);
+    leases.replace(&candidate.lease, &free).await
 }
 
 #[cfg(test)]
@@ -204,7 +201,7 @@ mod tests {
     }
 
     fn act(lease: Option<&Value>, identity: &str, unchanged: Duration) -> LeaseAction {
-        decide(lease, &candidate(identity), unchanged)
+        decide(lease, &candidate(identity), unchanged, Timestamp::UNIX_EPOCH)
     }
 
     #[test]
@@ -225,6 +222,7 @@ mod tests {
         };
         assert_eq!(taken["spec"]["holderIdentity"], "b");
         assert_eq!(taken["spec"]["leaseTransitions"], 1);
+        assert_eq!(taken["spec"]["renewTime"], "1970-01-01T00:00:00.000000Z");
         let bare = json!({"metadata": {"name": "l"}});
         let LeaseAction::Take(taken) = act(Some(&bare), "b", Duration::ZERO) else {
             panic!("a lease without a holder is taken");

@@ -66,51 +66,38 @@ impl Webhook {
     /// # Errors
     /// [`StartError`].
     pub async fn start_in(config: WebhookConfig, cluster: Cluster) -> Result<Self, StartError> {
-        let listen = config.listen;
-        let listener = TcpListener::bind(listen)
-            .await
-            .map_err(|error| StartError::Listen(listen, error))?;
-        let address = listener
-            .local_addr()
-            .map_err(|error| StartError::Listen(listen, error))?;
+        let (listener, address) = bind(config.listen).await?;
         let metrics = Metrics::new();
         let (events, waiting_events) = Events::new(metrics.clone());
         let hosts = Hosts::new(config.registries.named().map(ToOwned::to_owned));
         let reviewer = reviewer(&config, &cluster, events, hosts.clone(), &metrics);
         let (stop_port, stop_rest) = (CancellationToken::new(), CancellationToken::new());
         let stop_lead = stop_rest.child_token();
+        let stop = || stop_rest.clone();
         let (lead, leads) = watch::channel(false);
-        let (tls, shown_tls) = watch::channel(None);
+        let (tls, served_tls) = watch::channel(None);
         let (problem_sender, problem) = watch::channel(Some("no certificate yet".to_owned()));
+        let served = ServedCertificate {
+            tls,
+            problem: problem_sender,
+        };
 
         let mut tasks = JoinSet::new();
-        tasks.spawn(leader::run(
+        let election = leader::run(
             cluster.clone(),
             candidate(&config),
             lead,
             metrics.clone(),
             stop_lead.clone(),
-        ));
-        let certificates = certificates(&config, &cluster, &leads, &metrics);
-        tasks.spawn(certificates.run(
-            ServedCertificate {
-                tls,
-                problem: problem_sender,
-            },
-            stop_rest.clone(),
-        ));
-        let copies = CopyReconciler {
-            copier: (*reviewer.copier).clone(),
-            namespaces: config.secrets_namespaces.clone(),
-            keep: config.secrets_keep,
-            leads: leads.clone(),
-        };
-        tasks.spawn(copies.run(stop_rest.clone()));
-        tasks.spawn(events::write(cluster.clone(), waiting_events, stop_rest.clone()));
+        );
+        tasks.spawn(election);
+        tasks.spawn(certificates(&config, &cluster, &leads, &metrics).run(served, stop()));
+        tasks.spawn(copies(&config, &reviewer, &leads).run(stop()));
+        tasks.spawn(events::write(cluster.clone(), waiting_events, stop()));
         let (namespace, config_map) = (config.namespace.clone(), config.hosts_config_map.clone());
-        tasks.spawn(hosts.record(cluster, namespace, config_map, stop_rest.clone()));
+        tasks.spawn(hosts.record(cluster, namespace, config_map, stop()));
         let ends = [stop_lead.clone(), stop_port.clone()];
-        let serving = tokio::spawn(server::serve(listener, reviewer, shown_tls, ends));
+        let serving = tokio::spawn(server::serve(listener, reviewer, served_tls, ends));
         Ok(Self {
             tasks,
             stop_lead,
@@ -157,6 +144,23 @@ impl Webhook {
 
 /// How long connections are still answered, each for the last time. One that is closed without an answer may lose a request.
 const FAREWELL: Duration = Duration::from_secs(3);
+
+/// The listener, and its address with the port that the system chose.
+async fn bind(listen: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let failed = |error| StartError::Listen(listen, error);
+    let listener = TcpListener::bind(listen).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
+}
+
+fn copies(config: &WebhookConfig, reviewer: &Reviewer, leads: &watch::Receiver<bool>) -> CopyReconciler {
+    CopyReconciler {
+        copier: (*reviewer.copier).clone(),
+        namespaces: config.secrets_namespaces.clone(),
+        keep: config.secrets_keep,
+        leads: leads.clone(),
+    }
+}
 
 fn reviewer(config: &WebhookConfig, cluster: &Cluster, events: Events, hosts: Hosts, metrics: &Metrics) -> Reviewer {
     let rules = config.rules();

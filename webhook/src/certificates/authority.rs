@@ -43,7 +43,7 @@ struct Ca {
     ends: Timestamp,
 }
 
-/// What the Secret holds: the CA that signs, the one that will, and those that are still trusted.
+/// The CA that signs, the one that will, and those that are still trusted, as the Secret holds them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Authority {
     signing: Ca,
@@ -78,7 +78,7 @@ impl Authority {
         })
     }
 
-    /// What is to be stored instead; none while nothing has to change. `announced`: for how long the next CA has been seen published.
+    /// The authority to be stored in its place; none while nothing has to change. `announced`: for how long the next CA has been seen published.
     pub(crate) fn step(
         &self,
         now: Timestamp,

@@ -1,4 +1,6 @@
 //! Reconciler of the webhook's certificate: renews it in time, and publishes its CA to the API servers.
+//!
+//! No certificate is served before the CA that signed it is published.
 
 use std::{
     path::{Path, PathBuf},
@@ -56,7 +58,7 @@ pub(crate) struct CertificateReconciler {
     pub secret: String,
     /// The MutatingWebhookConfiguration.
     pub configuration: String,
-    /// What the certificate is for.
+    /// The DNS names and addresses that the certificate is for.
     pub names: Vec<String>,
     pub lifetimes: Lifetimes,
     pub leads: watch::Receiver<bool>,
@@ -69,7 +71,7 @@ pub(crate) struct ServedCertificate {
     pub problem: watch::Sender<Option<String>>,
 }
 
-/// The state of one replica between two looks.
+/// The state of one replica from one round to the next.
 #[derive(Default)]
 struct ReplicaState {
     authority: Option<Authority>,
@@ -111,7 +113,7 @@ impl CertificateReconciler {
                     warn!("the certificate cannot be used as it is: {problem}");
                 }
                 told.clone_from(&problem);
-                // With a certificate that is still valid the webhook can answer, and the next look mends what this one has found.
+                // With a certificate that is still valid the webhook can answer, and the next round mends what this one has found.
                 let is_trusted = state.ends.is_some_and(|ends| Timestamp::now() < ends);
                 let lacking = problem.unwrap_or_else(|| "the certificate has ended".to_owned());
                 served.problem.send_replace((!is_trusted).then_some(lacking));
@@ -304,7 +306,7 @@ fn entries(configuration: &Value) -> impl Iterator<Item = &Value> {
     configuration["webhooks"].as_array().into_iter().flatten()
 }
 
-/// What every entry of the webhook's configuration has as its CAs, PEM; empty when they differ.
+/// The CAs that every entry of the webhook's configuration has, PEM; empty when the entries differ.
 fn published(configuration: &Value) -> String {
     let mut bundles =
         entries(configuration).map(|entry| entry["clientConfig"]["caBundle"].as_str().unwrap_or_default());

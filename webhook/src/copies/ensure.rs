@@ -71,6 +71,23 @@ impl WriteQueue {
     }
 }
 
+/// A request for the copy of a pull secret.
+#[derive(Clone, Copy)]
+pub(crate) struct CopyRequest<'a> {
+    pub namespace: &'a str,
+    /// The pull secret, and its entries.
+    pub source: &'a Value,
+    pub keyring: &'a Keyring,
+    /// The registries of the images that need the copy.
+    pub registries: &'a BTreeSet<String>,
+}
+
+impl<'a> CopyRequest<'a> {
+    fn source_name(&self) -> &'a str {
+        self.source["metadata"]["name"].as_str().unwrap_or_default()
+    }
+}
+
 /// Why a copy cannot be written.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum NoCopyError {
@@ -87,20 +104,13 @@ pub(crate) enum NoCopyError {
 }
 
 impl Copier {
-    /// The name of the copy of `source`, which is good for `registries` and for what it was good for before. `is_dry_run`: nothing
+    /// The name of the requested copy, which is good for its registries and for what it was good for before. `is_dry_run`: nothing
     /// is written.
-    pub(crate) async fn ensure(
-        &self,
-        namespace: &str,
-        source: &Value,
-        keyring: &Keyring,
-        registries: &BTreeSet<String>,
-        is_dry_run: bool,
-    ) -> Result<String, NoCopyError> {
-        let request = CopyRequest::new(namespace, source, keyring, registries);
-        let usual = self.settings.name.of(request.source_name);
-        for name in [usual.clone(), self.settings.name.other(request.source_name)] {
-            match self.ensure_as(&name, &request, is_dry_run).await? {
+    pub(crate) async fn ensure(&self, request: &CopyRequest<'_>, is_dry_run: bool) -> Result<String, NoCopyError> {
+        let source = request.source_name();
+        let usual = self.settings.name.of(source);
+        for name in [usual.clone(), self.settings.name.other(source)] {
+            match self.ensure_as(&name, request, is_dry_run).await? {
                 CopyOutcome::Exists => return Ok(name),
                 CopyOutcome::NameTaken => self.metrics.count_write(CopyWrite::Conflict),
             }
@@ -108,18 +118,10 @@ impl Copier {
         Err(NoCopyError::NamesTaken(usual))
     }
 
-    /// The copy that pods know as `name` is good for `registries` and for what it was good for before: whatever it would be called
-    /// today, they have no other name for it.
-    pub(crate) async fn restore(
-        &self,
-        name: &str,
-        namespace: &str,
-        source: &Value,
-        keyring: &Keyring,
-        registries: &BTreeSet<String>,
-    ) -> Result<(), NoCopyError> {
-        let request = CopyRequest::new(namespace, source, keyring, registries);
-        match self.ensure_as(name, &request, false).await? {
+    /// Like [`Copier::ensure`] for the copy that pods know as `name`: whatever it would be called today, they have no other name
+    /// for it.
+    pub(crate) async fn restore(&self, name: &str, request: &CopyRequest<'_>) -> Result<(), NoCopyError> {
+        match self.ensure_as(name, request, false).await? {
             CopyOutcome::Exists => Ok(()),
             CopyOutcome::NameTaken => Err(NoCopyError::NameTaken(name.to_owned())),
         }
@@ -165,29 +167,17 @@ impl Copier {
     }
 
     /// Whether `existing`, as it was read, is what [`Copier::restore`] would leave there.
-    pub(crate) fn is_up_to_date(
-        &self,
-        existing: &Value,
-        source: &Value,
-        keyring: &Keyring,
-        registries: &BTreeSet<String>,
-    ) -> bool {
-        let copy = self.copy(source, keyring, registries, Some(existing));
+    pub(crate) fn is_up_to_date(&self, existing: &Value, request: &CopyRequest<'_>) -> bool {
+        let copy = self.copy(request, request.registries, Some(existing));
         copy.is_some_and(|copy| copy.is(existing))
     }
 
     /// The copy for `registries`, for those that `existing` is for, and for those named in the settings.
-    fn copy(
-        &self,
-        source: &Value,
-        keyring: &Keyring,
-        registries: &BTreeSet<String>,
-        existing: Option<&Value>,
-    ) -> Option<Copy> {
+    fn copy(&self, request: &CopyRequest<'_>, registries: &BTreeSet<String>, existing: Option<&Value>) -> Option<Copy> {
         let mut meant: BTreeSet<String> = registries.union(&self.named).cloned().collect();
         meant.extend(existing.map(registries_of).unwrap_or_default());
         meant.retain(|registry| self.accelerated.find(registry).is_some());
-        Copy::of(source, keyring, &meant, &self.settings)
+        Copy::of(request.source, request.keyring, &meant, &self.settings)
     }
 
     /// The Secret `name`, beside what it should be.
@@ -199,13 +189,13 @@ impl Copier {
         registries: &BTreeSet<String>,
     ) -> Result<CopyState, NoCopyError> {
         let existing = secrets.get(name).await?;
-        let is_foreign = |existing: &Value| source_of(existing) != Some(request.source_name);
+        let is_foreign = |existing: &Value| source_of(existing) != Some(request.source_name());
         if existing.as_ref().is_some_and(is_foreign) {
             return Ok(CopyState::NameTaken);
         }
         let copy = self
-            .copy(request.source, request.keyring, registries, existing.as_ref())
-            .ok_or_else(|| NoCopyError::Nothing(request.source_name.to_owned()))?;
+            .copy(request, registries, existing.as_ref())
+            .ok_or_else(|| NoCopyError::Nothing(request.source_name().to_owned()))?;
         Ok(match existing {
             Some(existing) if copy.is(&existing) => CopyState::UpToDate,
             existing => CopyState::Outdated { copy, existing },
@@ -235,27 +225,6 @@ async fn write(
             object["metadata"]["resourceVersion"] = json!(existing["metadata"]["resourceVersion"]);
             secrets.replace(name, &object).await?;
             Ok(CopyWrite::Updated)
-        }
-    }
-}
-
-/// A copy that a pod needs.
-struct CopyRequest<'a> {
-    namespace: &'a str,
-    source: &'a Value,
-    source_name: &'a str,
-    keyring: &'a Keyring,
-    registries: &'a BTreeSet<String>,
-}
-
-impl<'a> CopyRequest<'a> {
-    fn new(namespace: &'a str, source: &'a Value, keyring: &'a Keyring, registries: &'a BTreeSet<String>) -> Self {
-        Self {
-            namespace,
-            source,
-            source_name: source["metadata"]["name"].as_str().unwrap_or_default(),
-            keyring,
-            registries,
         }
     }
 }

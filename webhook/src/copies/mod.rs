@@ -2,5 +2,8 @@
 
 pub(crate) mod copy;
 pub(crate) mod ensure;
+mod in_use;
 pub(crate) mod reconciler;
 pub(crate) mod sources;
+mod unused;
+mod work_queue;

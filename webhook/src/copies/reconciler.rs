@@ -4,12 +4,9 @@
 //! Events only say where to look. The objects themselves are read again each time, so that a missed event costs time and
 //! nothing else.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
-use futures_util::{StreamExt, stream::select_all};
+use futures_util::{Stream, StreamExt, stream::select_all};
 use k8s_openapi::{
     api::core::v1::{Pod, Secret},
     jiff::Timestamp,
@@ -32,29 +29,22 @@ use tracing::{debug, info, warn};
 
 use super::{
     copy::{COPY_LABEL, UNUSED_SINCE, registries_of, select_copies, source_of},
-    ensure::{Copier, NoCopyError},
+    ensure::{Copier, CopyRequest, NoCopyError},
+    in_use::{CopiesInUse, CopyUse},
+    unused::UnusedCopy,
+    work_queue::WorkQueue,
 };
 use crate::{
-    cluster::{ClusterError, Objects, is_object_name},
-    decide::{
-        image::Image,
-        keyring::{Form, Keyring},
-        patch::records,
-    },
+    cluster::{ClusterError, Objects},
+    decide::keyring::{Form, Keyring},
     metrics::CopyWrite,
 };
 
-/// Changes that come together are looked at once.
-const SETTLE: Duration = Duration::from_millis(500);
 const TICK: Duration = Duration::from_millis(250);
 /// How often every namespace with a copy is looked at without an event, and pods are searched for others that miss one.
 const EVERYTHING_EVERY: Duration = Duration::from_secs(10 * 60);
 /// The same where unused copies are kept for less: no more often than this.
 const EVERYTHING_EVERY_MIN: Duration = Duration::from_secs(1);
-/// The most images and secrets of one pod's record that are looked at.
-const PER_POD_MAX: usize = 64;
-/// How old a copy is before it can be unused.
-const GRACE: Duration = Duration::from_secs(60);
 /// How long a namespace waits that could not be read.
 const RETRY: Duration = Duration::from_secs(15);
 
@@ -66,38 +56,6 @@ pub(crate) struct CopyReconciler {
     /// How long an unused copy stays.
     pub keep: Duration,
     pub leads: watch::Receiver<bool>,
-}
-
-/// Namespaces to reconcile, and when.
-#[derive(Debug, Default)]
-struct WorkQueue {
-    due: HashMap<String, Instant>,
-    /// The moment of the earliest change that waits, by namespace.
-    since: HashMap<String, Instant>,
-    /// The namespaces where copies are, or should be.
-    known: BTreeSet<String>,
-}
-
-impl WorkQueue {
-    fn add(&mut self, namespace: &str, at: Instant) {
-        self.due.entry(namespace.to_owned()).or_insert(at);
-    }
-
-    fn changed(&mut self, namespace: &str, now: Instant) {
-        self.since.entry(namespace.to_owned()).or_insert(now);
-        self.add(namespace, now + SETTLE);
-    }
-
-    fn take_due(&mut self, now: Instant) -> Option<String> {
-        let namespace = self.due.iter().find(|(_, at)| **at <= now)?.0.clone();
-        self.due.remove(&namespace);
-        Some(namespace)
-    }
-
-    fn lag(&self, now: Instant) -> Duration {
-        let waits = self.since.values().map(|since| now.duration_since(*since));
-        waits.max().unwrap_or_default()
-    }
 }
 
 impl CopyReconciler {
@@ -119,14 +77,7 @@ impl CopyReconciler {
     }
 
     async fn reconcile_all(&self) {
-        // Of all secrets only those that are pull secrets: there are others by the thousand.
-        let watches = self.watched().into_iter().flat_map(|api| {
-            [Form::ConfigJson, Form::Config].map(|form| {
-                let config = watcher::Config::default().fields(&format!("type={}", form.secret_type()));
-                watcher(api.clone(), config).default_backoff().boxed()
-            })
-        });
-        let mut events = select_all(watches);
+        let mut events = self.watch();
         let mut queue = WorkQueue::default();
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -147,9 +98,7 @@ impl CopyReconciler {
                     }
                     if now >= next_round {
                         next_round = now + round_every;
-                        for namespace in queue.known.clone() {
-                            queue.add(&namespace, now);
-                        }
+                        queue.add_known(now);
                     }
                     while let Some(namespace) = queue.take_due(Instant::now()) {
                         self.reconcile_and_note(&namespace, &mut queue).await;
@@ -161,15 +110,22 @@ impl CopyReconciler {
         }
     }
 
-    fn watched(&self) -> Vec<Api<PartialObjectMeta<Secret>>> {
+    /// The changes of pull secrets. There are other Secrets by the thousand.
+    fn watch(&self) -> impl Stream<Item = Result<Event<PartialObjectMeta<Secret>>, watcher::Error>> + use<> {
         let client = || self.copier.cluster.client();
-        if self.namespaces.is_empty() {
-            return vec![Api::all(client())];
-        }
-        self.namespaces
-            .iter()
-            .map(|namespace| Api::namespaced(client(), namespace))
-            .collect()
+        let apis: Vec<Api<PartialObjectMeta<Secret>>> = if self.namespaces.is_empty() {
+            vec![Api::all(client())]
+        } else {
+            let namespaces = self.namespaces.iter();
+            namespaces.map(|name| Api::namespaced(client(), name)).collect()
+        };
+        let watches = apis.into_iter().flat_map(|api| {
+            [Form::ConfigJson, Form::Config].map(|form| {
+                let config = watcher::Config::default().fields(&format!("type={}", form.secret_type()));
+                watcher(api.clone(), config).default_backoff().boxed()
+            })
+        });
+        select_all(watches)
     }
 
     /// Adds the namespaces whose pods name copies. No event tells of a copy that was missing before this replica led, or of one
@@ -197,14 +153,7 @@ impl CopyReconciler {
 
     async fn reconcile_and_note(&self, namespace: &str, queue: &mut WorkQueue) {
         match self.reconcile(namespace).await {
-            Ok(has_copies) => {
-                queue.since.remove(namespace);
-                if has_copies {
-                    queue.known.insert(namespace.to_owned());
-                } else {
-                    queue.known.remove(namespace);
-                }
-            }
+            Ok(has_copies) => queue.done(namespace, has_copies),
             Err(error) => {
                 warn!(
                     "the copies of pull secrets in {namespace} could not be updated and will be tried again: {error}"
@@ -246,23 +195,11 @@ impl CopyReconciler {
         let source = source_of(copy).unwrap_or_default();
         let name = copy["metadata"]["name"].as_str().unwrap_or_default();
         let secrets = self.secrets(namespace);
-        let delete = async |why: &str| {
-            info!("the copy of Secret {namespace}/{source} is deleted: {why}");
-            // In the version that was looked at: a replica that has put the copy to use since has also written it.
-            match secrets.delete(name, Some(&copy["metadata"])).await {
-                Ok(()) => self.copier.metrics.count_write(CopyWrite::Deleted),
-                Err(ClusterError::Conflict(_)) => {}
-                Err(error) => return Err(error),
-            }
-            Ok(())
-        };
         let Some(wanted) = wanted else {
-            return match unused_for(copy, Timestamp::now()) {
-                // The pod that it was made for may not be stored yet.
-                None if age(copy, Timestamp::now()) < GRACE.min(self.keep) => Ok(()),
-                None => mark_unused(&secrets, name, copy).await,
-                Some(unused) if unused >= self.keep => delete("no pod names it any more").await,
-                Some(_) => Ok(()),
+            return match UnusedCopy::decide(copy, self.keep, Timestamp::now()) {
+                UnusedCopy::Keep => Ok(()),
+                UnusedCopy::Mark => mark_unused(&secrets, name, copy).await,
+                UnusedCopy::Delete => self.delete(namespace, copy, "no pod names it any more").await,
             };
         };
         // Not only by the copy's own annotations, which a user may have edited.
@@ -272,25 +209,45 @@ impl CopyReconciler {
             return Ok(());
         };
         let Ok(keyring) = Keyring::of(&source) else {
-            return delete("its source is no pull secret any more").await;
+            return self
+                .delete(namespace, copy, "its source is no pull secret any more")
+                .await;
+        };
+        let request = CopyRequest {
+            namespace,
+            source: &source,
+            keyring: &keyring,
+            registries: &registries,
         };
         // It has just been read: in a namespace with many, one request less for each.
-        if self.copier.is_up_to_date(copy, &source, &keyring, &registries) {
+        if self.copier.is_up_to_date(copy, &request) {
             return Ok(());
         }
-        match self
-            .copier
-            .restore(name, namespace, &source, &keyring, &registries)
-            .await
-        {
+        match self.copier.restore(name, &request).await {
             Ok(()) => Ok(()),
-            Err(NoCopyError::Nothing(_)) => delete("its source is for no accelerated registry any more").await,
+            Err(NoCopyError::Nothing(_)) => {
+                let why = "its source is for no accelerated registry any more";
+                self.delete(namespace, copy, why).await
+            }
             Err(NoCopyError::Cluster(error)) => Err(error),
             Err(error) => {
                 warn!("a copy in {namespace} stays unchanged: {error}");
                 Ok(())
             }
         }
+    }
+
+    /// In the version that was read: a replica that has put the copy to use since has also written it.
+    async fn delete(&self, namespace: &str, copy: &Value, why: &str) -> Result<(), ClusterError> {
+        let source = source_of(copy).unwrap_or_default();
+        let name = copy["metadata"]["name"].as_str().unwrap_or_default();
+        info!("the copy of Secret {namespace}/{source} is deleted: {why}");
+        match self.secrets(namespace).delete(name, Some(&copy["metadata"])).await {
+            Ok(()) => self.copier.metrics.count_write(CopyWrite::Deleted),
+            Err(ClusterError::Conflict(_)) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     async fn bring_back(&self, namespace: &str, name: &str, wanted: &CopyUse) -> Result<(), ClusterError> {
@@ -300,11 +257,13 @@ impl CopyReconciler {
         let Ok(keyring) = Keyring::of(&source) else {
             return Ok(());
         };
-        match self
-            .copier
-            .restore(name, namespace, &source, &keyring, &wanted.registries)
-            .await
-        {
+        let request = CopyRequest {
+            namespace,
+            source: &source,
+            keyring: &keyring,
+            registries: &wanted.registries,
+        };
+        match self.copier.restore(name, &request).await {
             Ok(()) => info!("Secret {namespace}/{name}, which pods need, is restored"),
             Err(NoCopyError::Cluster(error)) => return Err(error),
             Err(error) => debug!("Secret {namespace}/{name}, which pods need, cannot be restored: {error}"),
@@ -328,124 +287,12 @@ async fn mark_unused(secrets: &Objects, name: &str, copy: &Value) -> Result<(), 
     }
 }
 
-/// The source and the registries of a copy that pods name.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct CopyUse {
-    source: String,
-    registries: BTreeSet<String>,
-}
-
-/// The copies that pods need, by name, as the pods' annotations record it.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct CopiesInUse(BTreeMap<String, CopyUse>);
-
-impl CopiesInUse {
-    /// Of `pod` the metadata is enough. A user who may create pods may write anything there, and these become paths.
-    fn add(&mut self, pod: &Value) {
-        for record in records(pod) {
-            self.add_record(&record);
-        }
-    }
-
-    fn add_record(&mut self, record: &Value) {
-        let images = record["images"].as_array().into_iter().flatten();
-        let originals = images.filter_map(|image| image["original"].as_str()?.parse::<Image>().ok());
-        let registries: BTreeSet<String> = originals.take(PER_POD_MAX).map(|image| image.registry).collect();
-        for (source, copy) in record["secrets"].as_object().into_iter().flatten().take(PER_POD_MAX) {
-            let Some(copy) = copy
-                .as_str()
-                .filter(|copy| is_object_name(copy) && is_object_name(source))
-            else {
-                continue;
-            };
-            let entry = self.0.entry(copy.to_owned()).or_default();
-            entry.source.clone_from(source);
-            entry.registries.extend(registries.iter().cloned());
-        }
-    }
-}
-
-/// None for a copy that is not marked.
-fn unused_for(copy: &Value, now: Timestamp) -> Option<Duration> {
-    let since: Timestamp = copy["metadata"]["annotations"][UNUSED_SINCE].as_str()?.parse().ok()?;
-    Some(Duration::try_from(now.duration_since(since)).unwrap_or_default())
-}
-
-fn age(copy: &Value, now: Timestamp) -> Duration {
-    let created = copy["metadata"]["creationTimestamp"]
-        .as_str()
-        .and_then(|text| text.parse::<Timestamp>().ok());
-    created.map_or(Duration::MAX, |created| {
-        Duration::try_from(now.duration_since(created)).unwrap_or_default()
-    })
-}
-
-/// Queues the namespace of every copy, and of every pull secret beside copies.
+/// Queues the namespace of a changed Secret.
 fn enqueue(queue: &mut WorkQueue, event: &Event<PartialObjectMeta<Secret>>) {
     let (Event::Apply(secret) | Event::Delete(secret) | Event::InitApply(secret)) = event else {
         return;
     };
     let namespace = secret.namespace().unwrap_or_default();
     let is_copy = secret.labels().get(COPY_LABEL).is_some_and(|value| value == "true");
-    if is_copy {
-        queue.known.insert(namespace.clone());
-    }
-    if is_copy || queue.known.contains(&namespace) {
-        queue.changed(&namespace, Instant::now());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_pods_need_is_read_from_their_annotations() {
-        let record = json!({
-            "images": [{"container": "c", "original": "a.io/x:1", "image": "y"}, {"container": "d", "original": "nginx", "image": "z"}],
-            "secrets": {"s": "acr-credential-s-p2p", "../../other/secrets/t": "acr-credential-t-p2p", "u": "../x"},
-        });
-        let pods = [
-            json!({"metadata": {"annotations": {"k8s.aliyun.com/p2p-config": record.to_string()}}}),
-            json!({"metadata": {"annotations": {"piecemeal.dev/config": "no JSON"}}}),
-            json!({"metadata": {}}),
-        ];
-        let registries = BTreeSet::from(["a.io".to_owned(), "docker.io".to_owned()]);
-        let expected = CopyUse {
-            source: "s".to_owned(),
-            registries,
-        };
-        let mut needed = CopiesInUse::default();
-        for pod in &pods {
-            needed.add(pod);
-        }
-        assert_eq!(
-            needed.0,
-            BTreeMap::from([("acr-credential-s-p2p".to_owned(), expected)])
-        );
-    }
-
-    #[test]
-    fn changes_that_come_together_are_looked_at_once() {
-        let mut queue = WorkQueue::default();
-        let now = Instant::now();
-        queue.changed("a", now);
-        queue.changed("a", now + SETTLE / 2);
-        assert_eq!(queue.take_due(now + SETTLE / 2), None);
-        assert_eq!(queue.take_due(now + SETTLE), Some("a".to_owned()));
-        assert_eq!(queue.take_due(now + SETTLE), None);
-        assert_eq!(queue.lag(now + 2 * SETTLE), 2 * SETTLE);
-    }
-
-    #[test]
-    fn an_unused_copy_has_its_time() {
-        let now: Timestamp = "2026-01-02T00:00:00Z".parse().unwrap();
-        let copy = |since: &str| json!({"metadata": {"annotations": {UNUSED_SINCE: since}}});
-        assert_eq!(
-            unused_for(&copy("2026-01-01T00:00:00Z"), now),
-            Some(Duration::from_secs(24 * 3600))
-        );
-        assert_eq!(unused_for(&copy("2026-01-03T00:00:00Z"), now), Some(Duration::ZERO));
-        assert_eq!(unused_for(&json!({}), now), None);
-    }
+    queue.note(&namespace, is_copy, Instant::now());
 }

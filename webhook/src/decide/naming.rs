@@ -1,4 +1,4 @@
-//! Names of accelerated images.
+//! Names of accelerated images: from an image to its accelerated name, and back.
 
 use piecemeal_proto::{accelerated, is_registry};
 

@@ -1,4 +1,4 @@
-//! The registries that are accelerated.
+//! The accelerated registries, as the settings name them: by host, by pattern, or by an instance's id.
 
 use piecemeal_proto::is_registry;
 

@@ -10,7 +10,7 @@ use tracing::{debug, warn};
 use super::message::AdmissionRequest;
 use crate::{
     copies::{
-        ensure::Copier,
+        ensure::{Copier, CopyRequest},
         sources::{Reader, Sources},
     },
     decide::{
@@ -60,7 +60,7 @@ impl Reviewer {
             Ok(decision) => {
                 if !request.is_dry_run {
                     self.hosts
-                        .met(decision.plan.changes.iter().map(|change| change.registry.as_str()));
+                        .add(decision.plan.changes.iter().map(|change| change.registry.as_str()));
                     self.events
                         .accelerated(&request.namespace, pod, decision.plan.changes.len());
                 }
@@ -116,16 +116,14 @@ impl Reviewer {
     }
 
     async fn ensure(&self, namespace: &str, needed: &NeededCopy, is_dry_run: bool) -> Result<SecretCopy, Skip> {
-        let NeededCopy {
-            source,
-            keyring,
-            registries,
-            ..
-        } = needed;
-        let ensured = self.copier.ensure(namespace, source, keyring, registries, is_dry_run);
-        let copy = ensured
-            .await
-            .map_err(|error| Skip::Internal(format!("the copy of Secret {}: {error}", needed.name)))?;
+        let request = CopyRequest {
+            namespace,
+            source: &needed.source,
+            keyring: &needed.keyring,
+            registries: &needed.registries,
+        };
+        let ensured = self.copier.ensure(&request, is_dry_run).await;
+        let copy = ensured.map_err(|error| Skip::Internal(format!("the copy of Secret {}: {error}", needed.name)))?;
         Ok(SecretCopy {
             source: needed.name.clone(),
             copy,
