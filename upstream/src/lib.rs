@@ -39,11 +39,12 @@ mod token;
 mod upstream;
 mod verdicts;
 mod wallet;
+mod width;
 
 pub use answer::innermost;
 pub use caller::{Caller, Credential, Fingerprint};
 pub use client::{BlobAnswer, FILTERS_APPLIED, FetchedManifest, ListAnswer, ManifestAnswer, Served};
-pub use concurrency::{LaneShare, Lanes, WIDTH_MAX};
+pub use concurrency::{LaneShare, Lanes};
 pub use config::{ClientConfig, ProxyConfig, UpstreamConfig};
 pub use cover::require_cover;
 pub use error::{ANSWER_TIMEOUT, MANIFEST_TIMEOUT, PullError, SOURCE_TIMEOUT};
@@ -58,3 +59,4 @@ pub use set::{ClientError, Upstreams, matches_pattern, mirror_http_client, via};
 pub use site_credentials::CredentialSource;
 pub use upstream::Upstream;
 pub use verdicts::Who;
+pub use width::WIDTH_MAX;

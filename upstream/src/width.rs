@@ -1,0 +1,133 @@
+//! Number of connections of one fill, found by trying one more.
+//!
+//! It grows only while one more brings a measured gain. Times are passed in.
+
+use std::time::{Duration, Instant};
+
+/// The most connections of one fill.
+pub const WIDTH_MAX: usize = 8;
+/// One more connection for each such time to the first byte, up to [`WIDTH_EXPECTED_MAX`].
+const LATENCY_PER_LANE: Duration = Duration::from_millis(16);
+/// Beyond this number only a measured gain adds connections: all that they have under way at the end arrives at once.
+pub(crate) const WIDTH_EXPECTED_MAX: usize = 6;
+/// The minimum gain of one more connection, in percent.
+const GAIN_MIN: u64 = 8;
+/// The pause after a trial without a gain; it doubles with each.
+const HOLD: Duration = Duration::from_secs(10);
+const HOLD_MAX: Duration = Duration::from_secs(600);
+/// The pause after upstream answered 429, or would not send ranges.
+const CALM: Duration = Duration::from_secs(60);
+
+/// The number of connections of one fill, climbing while that brings something.
+pub(crate) struct Width {
+    pub(crate) lanes: usize,
+    /// What came in a second before the last connection was added.
+    trial: Option<u64>,
+    hold: Duration,
+    hold_until: Option<Instant>,
+}
+
+impl Default for Width {
+    fn default() -> Self {
+        Self {
+            lanes: 1,
+            trial: None,
+            hold: HOLD,
+            hold_until: None,
+        }
+    }
+}
+
+impl Width {
+    /// The starting width, before anything has been measured.
+    pub(crate) fn expect(&mut self, latency: Duration) {
+        if self.hold_until.is_none() {
+            let lanes = latency.as_micros().div_ceil(LATENCY_PER_LANE.as_micros());
+            self.lanes = usize::try_from(lanes)
+                .unwrap_or(WIDTH_EXPECTED_MAX)
+                .clamp(1, WIDTH_EXPECTED_MAX);
+            self.trial = None;
+        }
+    }
+
+    /// `rate`: the rate of the last window, in bytes a second.
+    pub(crate) fn judge(&mut self, rate: u64, now: Instant) {
+        if let Some(before) = self.trial.take()
+            && u128::from(rate) * 100 < u128::from(before) * u128::from(100 + GAIN_MIN)
+        {
+            self.lanes -= 1;
+            self.hold_until = Some(now + self.hold);
+            self.hold = (self.hold * 2).min(HOLD_MAX);
+        }
+        if self.lanes < WIDTH_MAX && self.hold_until.is_none_or(|until| now >= until) {
+            self.trial = Some(rate);
+            self.lanes += 1;
+        }
+    }
+
+    pub(crate) fn calm_down(&mut self, now: Instant) {
+        (self.lanes, self.trial) = (1, None);
+        self.hold_until = Some(now + CALM);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Judges once a second what `carried` says of so many connections; returns how many there were.
+    fn climb(start: Duration, seconds: u64, carried: impl Fn(usize) -> u64) -> Vec<usize> {
+        let mut width = Width::default();
+        width.expect(start);
+        let begin = Instant::now();
+        (0..seconds)
+            .map(|second| {
+                let lanes = width.lanes;
+                width.judge(carried(lanes), begin + Duration::from_secs(second));
+                lanes
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_link_that_one_connection_fills_keeps_one() {
+        let lanes = climb(Duration::from_millis(1), 100, |_| 12_000_000);
+        let tried = lanes.iter().filter(|&&lanes| lanes > 1).count();
+        assert!(lanes.iter().all(|&lanes| lanes <= 2) && tried <= 5, "{lanes:?}");
+    }
+
+    #[test]
+    fn a_link_that_slows_each_connection_down_gets_all() {
+        for start in [1, 100] {
+            let lanes = climb(Duration::from_millis(start), 10, |lanes| 200_000 * lanes as u64);
+            assert_eq!(lanes.last(), Some(&WIDTH_MAX));
+        }
+    }
+
+    #[test]
+    fn a_long_way_begins_with_many() {
+        for (latency, lanes) in [
+            (0, 1),
+            (16, 1),
+            (17, 2),
+            (40, 3),
+            (100, WIDTH_EXPECTED_MAX),
+            (900, WIDTH_EXPECTED_MAX),
+        ] {
+            assert_eq!(climb(Duration::from_millis(latency), 1, |_| 1), [lanes], "{latency} ms");
+        }
+    }
+
+    #[test]
+    fn who_is_asked_to_calm_down_does() {
+        let mut width = Width::default();
+        width.expect(Duration::from_secs(1));
+        let now = Instant::now();
+        width.calm_down(now);
+        width.expect(Duration::from_secs(1));
+        width.judge(1, now + CALM / 2);
+        assert_eq!(width.lanes, 1);
+        width.judge(1, now + CALM);
+        assert_eq!(width.lanes, 2);
+    }
+}
