@@ -21,7 +21,7 @@ const LANES_MAX: usize = 32;
 /// How long a number of connections is tried before it is judged.
 const TRIAL: Duration = Duration::from_secs(1);
 
-/// The connections of one upstream. Reads the clock for [`LanesState`], which decides.
+/// The connections of one upstream. Reads the clock for the state, which decides.
 pub struct Lanes(Mutex<LanesState>);
 
 /// Fills of one upstream and what was measured of them. Times are passed in.
