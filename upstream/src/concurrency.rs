@@ -16,23 +16,12 @@ use std::{
 use parking_lot::Mutex;
 use piecemeal_store::Repository;
 
-/// The most connections of one fill.
-pub const FILL_CONNECTIONS_MAX: usize = 8;
+use crate::fill_limit::FillLimit;
+
 /// The most connections for bodies from one upstream, unless there are more fills than that.
 const CONNECTIONS_MAX: usize = 32;
-/// One more connection for each such time to the first byte, up to [`EXPECTED_MAX`].
-const LATENCY_PER_CONNECTION: Duration = Duration::from_millis(16);
-/// Beyond this number only a measured gain adds connections: all that they have under way at the end arrives at once.
-const EXPECTED_MAX: usize = 6;
 /// How long a number of connections is tried before it is judged.
 const TRIAL: Duration = Duration::from_secs(1);
-/// The minimum gain of one more connection, in percent.
-const GAIN_MIN: u64 = 8;
-/// The pause after a trial without a gain; it doubles with each.
-const HOLD: Duration = Duration::from_secs(10);
-const HOLD_MAX: Duration = Duration::from_secs(600);
-/// The pause after upstream answered 429, or would not send ranges.
-const CALM: Duration = Duration::from_secs(60);
 
 /// The connections of one upstream. Reads the clock for [`Measured`], which decides.
 pub struct Concurrency(Mutex<Measured>);
@@ -222,127 +211,10 @@ fn proportion(limit: usize, missing_bytes: u64, largest: u64) -> usize {
     usize::try_from(scaled).unwrap_or(limit).clamp(1, limit)
 }
 
-/// The number of connections of one fill, climbing while that brings something.
-struct FillLimit {
-    connections: usize,
-    /// What came in a second before the last connection was added.
-    trial: Option<u64>,
-    hold: Duration,
-    hold_until: Option<Instant>,
-}
-
-impl Default for FillLimit {
-    fn default() -> Self {
-        Self {
-            connections: 1,
-            trial: None,
-            hold: HOLD,
-            hold_until: None,
-        }
-    }
-}
-
-impl FillLimit {
-    /// The starting number, before anything has been measured.
-    fn expect(&mut self, latency: Duration) {
-        if self.hold_until.is_none() {
-            let connections = latency.as_micros().div_ceil(LATENCY_PER_CONNECTION.as_micros());
-            self.connections = usize::try_from(connections)
-                .unwrap_or(EXPECTED_MAX)
-                .clamp(1, EXPECTED_MAX);
-            self.trial = None;
-        }
-    }
-
-    /// `rate`: the rate of the last window, in bytes a second.
-    fn judge(&mut self, rate: u64, now: Instant) {
-        if let Some(before) = self.trial.take()
-            && u128::from(rate) * 100 < u128::from(before) * u128::from(100 + GAIN_MIN)
-        {
-            self.connections -= 1;
-            self.hold_until = Some(now + self.hold);
-            self.hold = (self.hold * 2).min(HOLD_MAX);
-        }
-        if self.connections < FILL_CONNECTIONS_MAX && self.hold_until.is_none_or(|until| now >= until) {
-            self.trial = Some(rate);
-            self.connections += 1;
-        }
-    }
-
-    fn calm_down(&mut self, now: Instant) {
-        (self.connections, self.trial) = (1, None);
-        self.hold_until = Some(now + CALM);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Judges once a second what `carried` says of so many connections; returns how many there were.
-    fn climb(start: Duration, seconds: u64, carried: impl Fn(usize) -> u64) -> Vec<usize> {
-        let mut limit = FillLimit::default();
-        limit.expect(start);
-        let begin = Instant::now();
-        (0..seconds)
-            .map(|second| {
-                let connections = limit.connections;
-                limit.judge(carried(connections), begin + Duration::from_secs(second));
-                connections
-            })
-            .collect()
-    }
-
-    #[test]
-    fn a_link_that_one_connection_fills_keeps_one() {
-        let connections = climb(Duration::from_millis(1), 100, |_| 12_000_000);
-        let tried = connections.iter().filter(|&&connections| connections > 1).count();
-        assert!(
-            connections.iter().all(|&connections| connections <= 2) && tried <= 5,
-            "{connections:?}"
-        );
-    }
-
-    #[test]
-    fn a_link_that_slows_each_connection_down_gets_all() {
-        for start in [1, 100] {
-            let connections = climb(Duration::from_millis(start), 10, |connections| {
-                200_000 * connections as u64
-            });
-            assert_eq!(connections.last(), Some(&FILL_CONNECTIONS_MAX));
-        }
-    }
-
-    #[test]
-    fn a_long_way_begins_with_many() {
-        for (latency, connections) in [
-            (0, 1),
-            (16, 1),
-            (17, 2),
-            (40, 3),
-            (100, EXPECTED_MAX),
-            (900, EXPECTED_MAX),
-        ] {
-            assert_eq!(
-                climb(Duration::from_millis(latency), 1, |_| 1),
-                [connections],
-                "{latency} ms"
-            );
-        }
-    }
-
-    #[test]
-    fn who_is_asked_to_calm_down_does() {
-        let mut limit = FillLimit::default();
-        limit.expect(Duration::from_secs(1));
-        let now = Instant::now();
-        limit.calm_down(now);
-        limit.expect(Duration::from_secs(1));
-        limit.judge(1, now + CALM / 2);
-        assert_eq!(limit.connections, 1);
-        limit.judge(1, now + CALM);
-        assert_eq!(limit.connections, 2);
-    }
+    use crate::fill_limit::EXPECTED_MAX;
 
     fn image(name: &str) -> Repository {
         Repository {
