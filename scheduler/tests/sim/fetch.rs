@@ -93,7 +93,7 @@ impl World {
         };
         self.nodes[node].fetches.insert(serial, fetch);
         // A fetch is a task of its own.
-        self.at(self.now, Happening::Fetch { node, fetch: serial });
+        self.at(self.now, Happening::Fetch(node, serial));
     }
 
     /// Asks for the fetch's next piece, or ends it.
@@ -123,16 +123,8 @@ impl World {
         self.transit(self.now + STALL, (node, serial), piece, Transit::Checked);
     }
 
-    fn transit(&mut self, at: Nanos, (node, fetch): (usize, u64), piece: u32, transit: Transit) {
-        self.at(
-            at,
-            Happening::Transit {
-                node,
-                fetch,
-                piece,
-                transit,
-            },
-        );
+    fn transit(&mut self, at: Nanos, to: (usize, u64), piece: u32, transit: Transit) {
+        self.at(at, Happening::Transit(to, piece, transit));
     }
 
     pub(crate) fn step_fetch(&mut self, to: (usize, u64), piece: u32, transit: Transit) {

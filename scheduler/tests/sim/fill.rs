@@ -110,7 +110,7 @@ impl World {
         if let Some(at) = filling.machine.poll_timeout() {
             filling.ticks = true;
             let step = FillStep::Tick;
-            self.at(nanos(at), Happening::Fill { fill, step });
+            self.at(nanos(at), Happening::Fill(fill, step));
         }
     }
 
@@ -119,7 +119,7 @@ impl World {
             Action::Request { connection, .. } => {
                 let at = self.now + self.hop() + self.hop();
                 let step = FillStep::Answered(connection);
-                self.at(at, Happening::Fill { fill, step });
+                self.at(at, Happening::Fill(fill, step));
             }
             Action::Receive { connection, bytes } => {
                 let piece_at = |offset| self.map.piece_at(offset).expect("it is within the blob");
@@ -152,7 +152,7 @@ impl World {
         }
         let at = self.wan.send(self.now, self.map.len(pieces.start));
         let step = FillStep::Piece(connection);
-        self.at(at, Happening::Fill { fill, step });
+        self.at(at, Happening::Fill(fill, step));
     }
 
     pub(crate) fn step_fill(&mut self, fill: u64, step: FillStep) {
@@ -167,7 +167,7 @@ impl World {
             return;
         }
         if self.nodes[node].frozen {
-            return self.at(self.now + FROZEN_DELAY, Happening::Fill { fill, step });
+            return self.at(self.now + FROZEN_DELAY, Happening::Fill(fill, step));
         }
         let facts = self.fill_facts(filling);
         let filling = self.fills.get_mut(&fill).expect("it was there just now");

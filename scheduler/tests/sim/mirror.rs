@@ -1,6 +1,6 @@
 //! The mirror's fills, and once in a while a bad one.
 
-use piecemeal_proto::{FillId, PieceSet};
+use piecemeal_proto::FillId;
 use piecemeal_scheduler::brain::Event;
 
 use crate::{

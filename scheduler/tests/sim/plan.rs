@@ -44,6 +44,8 @@ pub(crate) struct Plan {
     pub(crate) idle_for: Nanos,
     /// Lease reports in a thousand that come twice, the second time late.
     pub(crate) duplicates: u64,
+    /// Downloads in a thousand that begin with an old grant.
+    pub(crate) old_grants: u64,
     /// Peers arrive evenly over this time.
     pub(crate) arrivals: Nanos,
     /// Peers hold a random part at the start.
@@ -103,6 +105,7 @@ impl Plan {
             idle_say_one: false,
             idle_for: 0,
             duplicates: 0,
+            old_grants: 0,
             arrivals: 0,
             head_start: false,
             revoked_at: None,

@@ -74,36 +74,20 @@ pub(crate) enum Happening {
         life: u32,
     },
     Fault(Fault),
-    /// Something happens to the fill of this serial number.
-    Fill {
-        fill: u64,
-        step: FillStep,
-    },
+    /// Something happens to a fill.
+    Fill(u64, FillStep),
     /// A client asks for a blob again.
     Begin {
         node: usize,
         life: u32,
         blob: usize,
     },
-    /// Something happens to the download of this serial number.
-    Download {
-        node: usize,
-        blob: usize,
-        download: u64,
-        step: Step,
-    },
-    /// A fetch begins.
-    Fetch {
-        node: usize,
-        fetch: u64,
-    },
-    /// Something happens to the piece that a fetch has asked for.
-    Transit {
-        node: usize,
-        fetch: u64,
-        piece: u32,
-        transit: Transit,
-    },
+    /// Something happens to a node's download of a blob.
+    Download((usize, usize, u64), Step),
+    /// A node's fetch begins.
+    Fetch(usize, u64),
+    /// Something happens to the piece that a node's fetch has asked for.
+    Transit((usize, u64), u32, Transit),
     /// The scheduler speaks again after it was silent for long.
     Spoken,
 }
@@ -267,25 +251,15 @@ impl World {
             }
             Happening::Told { node, member, command } => self.told(node, member, command),
             Happening::Beat { node, life } => self.beat(node, life),
-            Happening::Fill { fill, step } => self.step_fill(fill, step),
+            Happening::Fill(fill, step) => self.step_fill(fill, step),
             Happening::Begin { node, life, blob } => {
                 if self.nodes[node].life == life {
                     self.begin(node, blob);
                 }
             }
-            Happening::Download {
-                node,
-                blob,
-                download,
-                step,
-            } => self.step_download((node, blob), download, step),
-            Happening::Fetch { node, fetch } => self.advance(node, fetch),
-            Happening::Transit {
-                node,
-                fetch,
-                piece,
-                transit,
-            } => self.step_fetch((node, fetch), piece, transit),
+            Happening::Download(download, step) => self.step_download(download, step),
+            Happening::Fetch(node, fetch) => self.advance(node, fetch),
+            Happening::Transit(to, piece, transit) => self.step_fetch(to, piece, transit),
             Happening::Spoken => (1..self.nodes.len()).for_each(|node| self.come_up(node)),
         }
     }
