@@ -1,10 +1,10 @@
 //! The interface of a daemon to the process that runs it.
 
-use std::{future::Future, net::SocketAddr};
+use std::future::Future;
 
 use piecemeal_mirror::{Mirror, MirrorConfig};
 use piecemeal_peer::{Peer, PeerConfig};
-use piecemeal_proxy::{Cache, CacheConfig};
+use piecemeal_proxy::{Cache, CacheConfig, ProxyConfig};
 use piecemeal_runtimes::{Controller, ControllerConfig};
 use piecemeal_scheduler::{Scheduler, SchedulerConfig};
 use piecemeal_webhook::{Webhook, WebhookConfig};
@@ -89,8 +89,8 @@ daemon!(
     "mirror",
     apply: Mirror::apply,
     cache: |mirror| Some(mirror.cache()),
-    cache_config: |config| Some(&mut config.cache),
-    claims: |config| claims(&config.listen, config.piece_listen, &config.cache)
+    cache_config: |config| Some(&mut config.proxy.cache),
+    claims: |config| claims(&config.proxy)
 );
 daemon!(
     Scheduler,
@@ -107,8 +107,8 @@ daemon!(
     "peer",
     apply: Peer::apply,
     cache: |peer| Some(peer.cache()),
-    cache_config: |config| Some(&mut config.cache),
-    claims: |config| claims(&config.listen, config.piece_listen, &config.cache)
+    cache_config: |config| Some(&mut config.proxy.cache),
+    claims: |config| claims(&config.proxy)
 );
 
 daemon!(
@@ -133,9 +133,10 @@ daemon!(
     claims: |config| vec![("--root", config.root.display().to_string())]
 );
 
-fn claims(listen: &[SocketAddr], piece_listen: SocketAddr, cache: &CacheConfig) -> Vec<(&'static str, String)> {
-    let mut claims: Vec<_> = listen.iter().map(|address| ("--listen", address.to_string())).collect();
-    claims.push(("--piece-listen", piece_listen.to_string()));
-    claims.push(("--cache-dir", cache.dir.display().to_string()));
+fn claims(config: &ProxyConfig) -> Vec<(&'static str, String)> {
+    let listen = config.listen.iter();
+    let mut claims: Vec<_> = listen.map(|address| ("--listen", address.to_string())).collect();
+    claims.push(("--piece-listen", config.piece_listen.to_string()));
+    claims.push(("--cache-dir", config.cache.dir.display().to_string()));
     claims
 }

@@ -3,7 +3,7 @@
 mod support;
 
 use std::{
-    net::SocketAddr,
+    net::{SocketAddr, TcpStream},
     thread,
     time::{Duration, Instant},
 };
@@ -27,14 +27,19 @@ fn stop_while_sending(port: &str, daemon: impl Fn(&mut Cluster) -> &mut Process)
     assert_eq!(manifest.send_from(&node).expect("an answer").status, 200);
     let target = format!("/v2/library/app/blobs/{}?ns={HOST}", layer.digest);
     let get = Request::get(address, &target).patience(Duration::from_secs(60));
+    let wan_before = cluster.site.wan_bytes_received();
     let client = {
         let (get, node) = (get.clone(), node.clone());
         thread::spawn(move || -> Response { get.send_from(&node).expect("an answer") })
     };
-    thread::sleep(Duration::from_millis(700));
+    until("the blob is on its way", || {
+        cluster.site.wan_bytes_received() - wan_before > layer.size / 10
+    });
     let stopping = daemon(&mut cluster);
     stopping.signal(rustix::process::Signal::TERM);
-    thread::sleep(Duration::from_millis(300));
+    until("its port is closed", || {
+        node.enter(|| TcpStream::connect(address)).is_err()
+    });
     assert!(get.send_from(&node).is_err(), "no new connection is let in");
     assert!(
         !client.is_finished(),
@@ -46,12 +51,16 @@ fn stop_while_sending(port: &str, daemon: impl Fn(&mut Cluster) -> &mut Process)
         "{} bytes",
         got.body.len()
     );
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while stopping.is_running() {
-        assert!(Instant::now() < deadline, "it does not end\n{}", stopping.log_tail());
-        thread::sleep(Duration::from_millis(50));
-    }
+    until("it ends", || !stopping.is_running());
     assert!(stopping.log_text().contains("stopped"), "{}", stopping.log_tail());
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}: never");
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 #[test]

@@ -10,6 +10,8 @@ use std::{
 use support::{Cluster, FetchOutcome, HOST, Image, Site};
 
 const MIB: usize = 1 << 20;
+/// Longer than a lease lives without a byte.
+const OUTAGE: Duration = Duration::from_millis(1500);
 
 /// At 100 Mbit/s it takes some six seconds, so that half-way is a place to break things.
 fn image() -> Image {
@@ -30,13 +32,7 @@ fn pull_and_break(cluster: &mut Cluster, image: &Image, act: impl FnOnce(&mut Cl
         .iter()
         .map(|node| node.spawn_fetch(&reference, started))
         .collect();
-    while cluster.site.wan_bytes_received() - before < image.total_bytes() / 2 {
-        assert!(
-            started.elapsed() < Duration::from_secs(30),
-            "half of the image never came"
-        );
-        thread::sleep(Duration::from_millis(20));
-    }
+    wait_for_wan(cluster, before + image.total_bytes() / 2);
     act(cluster);
     fetches
         .into_iter()
@@ -51,6 +47,15 @@ fn pull_and_break(cluster: &mut Cluster, image: &Image, act: impl FnOnce(&mut Cl
             }
         })
         .collect()
+}
+
+/// Waits until the WAN has carried so many bytes.
+fn wait_for_wan(cluster: &Cluster, bytes: u64) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while cluster.site.wan_bytes_received() < bytes {
+        assert!(Instant::now() < deadline, "the WAN never carried {bytes} bytes");
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 fn assert_pulled(cluster: &Cluster, image: &Image, fetches: &[FetchOutcome], nodes: impl Fn(usize) -> bool) {
@@ -124,15 +129,16 @@ fn a_frozen_peer_stops_only_its_own_node() {
     let started = Instant::now();
     let reference = image.reference(HOST);
     let frozen = cluster.containerds.remove(0);
+    let before = cluster.site.wan_bytes_received();
     let frozen_fetch = frozen.spawn_fetch(&reference, started);
     // Its peer joins the swarm first, so that the others count on it.
-    thread::sleep(Duration::from_millis(500));
+    wait_for_wan(&cluster, before + image.total_bytes() / 20);
     let fetches: Vec<_> = cluster
         .containerds
         .iter()
         .map(|node| node.spawn_fetch(&reference, started))
         .collect();
-    thread::sleep(Duration::from_secs(2));
+    wait_for_wan(&cluster, before + image.total_bytes() * 2 / 5);
     cluster.peers[0].stop();
     for (fetch, containerd) in fetches.into_iter().zip(&cluster.containerds) {
         fetch.join().expect("a fetch reports its failure").expect_ok();
@@ -167,7 +173,7 @@ fn copies_with_a_restart() -> f64 {
     let fetches = pull_and_break(&mut cluster, &image, |cluster| {
         first_life = cluster.mirror.metric(received);
         cluster.mirror.kill();
-        thread::sleep(Duration::from_secs(4));
+        thread::sleep(OUTAGE);
         cluster.mirror.restart();
     });
     assert_pulled(&cluster, &image, &fetches, |_| true);

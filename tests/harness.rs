@@ -1,4 +1,4 @@
-//! The emulated site, its registry and its clients: what the end-to-end tests measure with must be measured first.
+//! The emulated site: its rates, its delay and its loss, and that nothing of it is left. No other test would fail without them.
 
 mod support;
 
@@ -14,91 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use support::{
-    DockerRegistry, FakeUpstream, HOST, Image, MIRROR_WAN_IP, Netns, REGISTRY, Request, ScratchDir, Site, hosts_toml,
-    skopeo, start_containerd,
-};
-
-#[test]
-fn two_nodes_pull_an_image_directly_and_every_byte_is_accounted_for() {
-    let site = Site::builder()
-        .nodes(2)
-        .wan_mbit(400)
-        .nodes_reach_upstream(true)
-        .build();
-    let registry = DockerRegistry::start(site.origin(), REGISTRY);
-    let image = Image::new("library/app", "v1")
-        .layer_bytes(&[3 << 20, (2 << 20) + 1, 4096])
-        .in_index();
-    registry.push(&image);
-    let wan_before = site.wan_bytes_received();
-
-    for node in 0..2 {
-        let containerd = start_containerd(&site, node);
-        containerd.write_hosts(HOST, &hosts_toml(&format!("http://{REGISTRY}")));
-        containerd.pull(&image.reference(HOST)).expect_ok();
-        for blob in image.blobs().chain(image.manifests()) {
-            assert!(containerd.content_digest_ok(&blob.digest), "{} is damaged", blob.digest);
-        }
-        containerd.remove_all_content();
-        assert!(
-            image.blobs().all(|blob| !containerd.has_blob(&blob.digest)),
-            "content is left"
-        );
-    }
-
-    for blob in image.blobs() {
-        assert_eq!(registry.blob_requests(&blob.digest), 2, "GETs of {}", blob.digest);
-        assert_eq!(
-            registry.blob_bytes_served(&blob.digest),
-            2 * blob.size,
-            "bytes of {}",
-            blob.digest
-        );
-    }
-    let wan_bytes = site.wan_bytes_received() - wan_before;
-    let payload = 2 * image.total_bytes();
-    assert!(
-        (payload..payload * 11 / 10).contains(&wan_bytes),
-        "{wan_bytes} B over the WAN for {payload} B"
-    );
-}
-
-#[test]
-fn a_node_that_may_not_reach_the_upstream_fails_at_once() {
-    let site = Site::builder().nodes(1).build();
-    let registry = DockerRegistry::start(site.origin(), REGISTRY);
-    let image = Image::new("library/app", "v1").layer_bytes(&[1 << 20]);
-    registry.push(&image);
-    let containerd = start_containerd(&site, 0);
-    containerd.write_hosts(HOST, &hosts_toml("http://127.0.0.1:65001"));
-
-    let outcome = containerd.fetch(&image.reference(HOST));
-
-    assert!(!outcome.ok, "the node reached the upstream: {}", outcome.output);
-    assert!(
-        outcome.elapsed < Duration::from_secs(3),
-        "failed only after {:?}: {}",
-        outcome.elapsed,
-        outcome.output
-    );
-    assert_eq!(registry.blob_requests(image.digest()), 0);
-}
-
-#[test]
-fn a_blocked_wan_is_silent_and_comes_back() {
-    let site = Site::builder().nodes(0).build();
-    let _upstream = FakeUpstream::start(site.origin(), REGISTRY, &Image::new("library/app", "v1"));
-    let ping = Request::get(REGISTRY.into(), "/v2/").patience(Duration::from_millis(500));
-
-    assert_eq!(ping.send_from(site.mirror()).expect("the WAN is up").status, 200);
-    site.block_wan();
-    let received = site.wan_bytes_received();
-    ping.send_from(site.mirror()).expect_err("the WAN is blocked");
-    assert_eq!(site.wan_bytes_received(), received);
-    site.unblock_wan();
-    assert_eq!(ping.send_from(site.mirror()).expect("the WAN is up again").status, 200);
-}
+use support::{DockerRegistry, FakeUpstream, Image, MIRROR_WAN_IP, Netns, REGISTRY, Request, Site, start_containerd};
 
 #[test]
 fn links_have_the_rates_that_were_asked_for() {
@@ -157,74 +73,6 @@ fn the_relay_loses_packets_and_tcp_copes() {
     let sent_twice = retransmitted_segments(&site);
     println!("{sent_twice} segments of {} were sent again", upstream_bytes / 1448);
     assert!((20..400).contains(&sent_twice), "{sent_twice} segments were sent again");
-}
-
-#[test]
-fn images_are_reproducible_and_of_exact_size() {
-    let sizes = [0, 1, 4095, 4096, 4097, 70_000, 1 << 20, (1 << 20) + 511];
-    let (image, again) = (
-        Image::new("a/b", "v1").layer_bytes(&sizes),
-        Image::new("a/b", "v1").layer_bytes(&sizes),
-    );
-    assert_eq!(image.digest(), again.digest());
-    assert_ne!(image.digest(), Image::new("a/c", "v1").layer_bytes(&sizes).digest());
-    for (layer, size) in image.layers().iter().zip(sizes) {
-        assert_eq!(layer.size, size as u64);
-        assert_eq!(layer.bytes.len(), size);
-    }
-    let shared = Image::new("a/c", "v2").seed(7).layer_bytes(&[8192]);
-    assert_eq!(
-        shared.layers()[0].digest,
-        Image::new("a/b", "v1").seed(7).layer_bytes(&[8192]).layers()[0].digest
-    );
-}
-
-#[test]
-fn skopeo_copies_from_a_registry_and_reads_the_saved_layout() {
-    let site = Site::builder().nodes(0).wan_mbit(400).build();
-    let registry = DockerRegistry::start(site.origin(), REGISTRY);
-    let image = Image::new("library/app", "v1").layer_bytes(&[1 << 20, 1 << 16]);
-    registry.push(&image);
-    let scratch = ScratchDir::new();
-
-    let copied = scratch.path().join("copied");
-    skopeo::copy_to_dir(site.mirror(), &image.reference(&REGISTRY.to_string()), &copied).expect_ok();
-    for blob in image.blobs() {
-        assert_eq!(
-            fs::read(copied.join(blob.digest.trim_start_matches("sha256:"))).unwrap(),
-            blob.bytes
-        );
-    }
-
-    let layout = scratch.path().join("layout");
-    image.save_oci_layout(&layout);
-    let inspected = Command::new("skopeo")
-        .args(["inspect", "--raw"])
-        .arg(format!("oci:{}:v1", layout.display()))
-        .output();
-    assert_eq!(support::sha256(&inspected.unwrap().stdout), image.digest());
-}
-
-#[test]
-fn a_registry_forgets_a_deleted_blob_and_keeps_the_rest_over_a_restart() {
-    let site = Site::builder().nodes(0).wan_mbit(400).build();
-    let mut registry = DockerRegistry::start(site.origin(), REGISTRY);
-    let image = Image::new("library/app", "v1").layer_bytes(&[8192, 16384]);
-    registry.push(&image);
-    let get = |digest: &str| Request::get(REGISTRY.into(), &format!("/v2/library/app/blobs/{digest}"));
-    let [gone, kept] = [0, 1].map(|index| &image.layers()[index]);
-
-    registry.delete_blob("library/app", &gone.digest);
-    registry.stop();
-    get(&kept.digest)
-        .send_from(site.mirror())
-        .expect_err("the registry is down");
-    registry.start_again();
-
-    assert_eq!(get(&gone.digest).send_from(site.mirror()).unwrap().status, 404);
-    assert_eq!(get(&kept.digest).send_from(site.mirror()).unwrap().body, kept.bytes);
-    assert_eq!(registry.blob_bytes_served(&gone.digest), 0);
-    assert_eq!(registry.blob_bytes_served(&kept.digest), kept.size);
 }
 
 #[test]

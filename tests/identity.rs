@@ -17,6 +17,8 @@ use support::{
     USER, basic,
 };
 
+/// A time after which no verdict counts any more.
+const VERDICT_OVER: Duration = Duration::from_millis(400);
 const PEER: &str = "127.0.0.1:65001";
 const MIRROR: &str = "10.88.0.2:65011";
 const MIRROR_PIECES: &str = "10.88.0.2:65002";
@@ -39,7 +41,7 @@ fn guarded(nodes: usize, change: impl FnOnce(&mut ClusterOptions)) -> (Cluster, 
         |options| {
             for all in [&mut options.mirror.extra_args, &mut options.peer.extra_args] {
                 // The test networks have no TLS.
-                all.extend(["--allow-plain-credentials", "true", "--verdict-ttl", "1s"].map(str::to_owned));
+                all.extend(["--allow-plain-credentials", "true", "--verdict-ttl", "300ms"].map(str::to_owned));
             }
             change(options);
         },
@@ -118,7 +120,7 @@ fn a_holder_of_the_join_key_gets_nothing_that_another_node_earned() {
         .map(|target| victim.signed(get(MIRROR, target)))
         .collect();
     cluster.site.block_wan();
-    thread::sleep(Duration::from_secs(2));
+    thread::sleep(VERDICT_OVER);
 
     let gets_nothing = |cluster: &Cluster, target: &str, request: &Request| {
         let response = send(cluster, 1, request);
@@ -283,7 +285,7 @@ fn a_node_whose_clock_stands_in_1970_pulls_in_both_patterns() {
         assert!(log.contains("1970-01-02T"), "its clock is right:\n{log}");
         // Its requests reached the mirror as a node's: the right that it earned holds while the WAN is down.
         cluster.site.block_wan();
-        thread::sleep(Duration::from_secs(2));
+        thread::sleep(VERDICT_OVER);
         let own = RogueNode::of_daemon(&cluster.keys, &cluster.peers[0].cache_dir());
         let response = send(&cluster, 0, &own.signed(get(MIRROR, &targets(&image)[0])));
         assert_eq!(response.status, 200, "{pattern}: {}", response.text());

@@ -22,8 +22,15 @@ fn the_documented_metrics_are_those_that_daemons_have() {
     }
     // A session that ends, and nothing else, is counted only once it has happened.
     cluster.peers.pop().expect("there are two").kill();
-    std::thread::sleep(std::time::Duration::from_secs(1));
-    let scheduler = cluster.scheduler.as_ref().expect("it runs").metrics();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let scheduler = loop {
+        let metrics = cluster.scheduler.as_ref().expect("it runs").metrics();
+        if metrics.contains("piecemeal_scheduler_sessions_ended_total{") {
+            break metrics;
+        }
+        assert!(Instant::now() < deadline, "the session never ends\n{metrics}");
+        std::thread::sleep(Duration::from_millis(20));
+    };
     let node = node_metrics(&cluster);
     let exposed: BTreeSet<String> = [cluster.peers[0].metrics(), cluster.mirror.metrics(), scheduler, node]
         .iter()

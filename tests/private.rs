@@ -279,11 +279,11 @@ fn only_an_authorised_node_pulls_by_tag_while_the_wan_is_down() {
 fn the_grace_of_an_offline_site_ends() {
     let (cluster, image) = guarded(1, |options| {
         plain(options);
-        flags(options, &["--offline-grace", "1s", "--verdict-ttl", "1s"]);
+        flags(options, &["--offline-grace", "300ms", "--verdict-ttl", "300ms"]);
     });
     has_everything(&cluster, 0, PEER, &image, Some(&basic(USER, PASSWORD)));
     cluster.site.block_wan();
-    thread::sleep(Duration::from_secs(3));
+    thread::sleep(Duration::from_secs(1));
     for target in targets(&image) {
         assert_ne!(ask(&cluster, 0, PEER, &target, None).status, 200, "{target}");
     }

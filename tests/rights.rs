@@ -27,6 +27,11 @@ const LARGE: usize = 8 * 1024;
 const LATE: Duration = Duration::from_secs(6);
 /// Longer than a refusal is remembered, and the answer to whether upstream is there.
 const REMEMBERED: Duration = Duration::from_secs(11);
+/// Longer than an answer to whether upstream is there counts.
+const ANSWER_OVER: Duration = Duration::from_millis(5200);
+/// How long a verdict counts in these tests, and a time after which it does not.
+const VERDICT_TTL: [&str; 2] = ["--verdict-ttl", "200ms"];
+const VERDICT_OVER: Duration = Duration::from_millis(300);
 
 /// The registry's behaviour at the moment.
 #[derive(Default)]
@@ -223,7 +228,7 @@ fn oversized() -> String {
 /// one that was refused before would prove nothing.
 #[test]
 fn no_request_of_a_callers_brings_about_the_outage_that_would_excuse_it() {
-    let story = Story::new(&["--verdict-ttl", "1s"]);
+    let mut story = Story::new(&VERDICT_TTL);
     story.has_all(PEER, &story.public, None, "cold");
     let mut attacks = 0;
     let mut stranger = |password: &str| {
@@ -231,17 +236,18 @@ fn no_request_of_a_callers_brings_about_the_outage_that_would_excuse_it() {
         basic("mallory", &format!("{attacks}{password}"))
     };
     for revoked in [false, true] {
+        if revoked {
+            story.mood().accepted.clear();
+            story.cluster.restart_daemons();
+            story.has_all(PEER, &story.public, None, "it is known again to be public");
+        }
         let earn = || {
             if !revoked {
                 story.has_all(PEER, &story.private, Some(&alice()), "it may");
             }
-            thread::sleep(Duration::from_millis(1100));
+            thread::sleep(VERDICT_OVER);
         };
         earn();
-        if revoked {
-            story.mood().accepted.clear();
-            thread::sleep(REMEMBERED);
-        }
         story.mood().limits_anonymous = true;
         assert_eq!(story.ask(PEER, "library/other/manifests/v1", None).status, 429);
         story.has_nothing(PEER, None, "an anonymous limit is used up");
@@ -273,43 +279,50 @@ fn no_request_of_a_callers_brings_about_the_outage_that_would_excuse_it() {
 /// A caller that pulls more repositories than are remembered, before all others or after them, and then makes all of them fail.
 #[test]
 fn no_choice_of_repositories_makes_a_registry_lost() {
-    for comes_first in [true, false] {
-        let story = Story::new(&["--verdict-ttl", "1s"]);
-        let strangers: Vec<_> = (0..10)
-            .map(|number| Image::new(&format!("strangers/{number}"), "v1").seed(50 + number))
-            .map(|image| image.layer_bytes(&[100]))
-            .collect();
-        let pull_strangers = || {
-            for image in &strangers {
-                story.upstream.add_image(image);
-                let path = format!("{}/manifests/v1", image.repository());
-                assert_eq!(story.ask(MIRROR, &path, None).status, 200);
-            }
-        };
-        if comes_first {
-            pull_strangers();
+    // Side by side, since each waits until earlier answers no longer count.
+    thread::scope(|scope| {
+        for comes_first in [true, false] {
+            scope.spawn(move || strangers_make_no_registry_lost(comes_first));
         }
-        story.has_all(PEER, &story.public, None, "cold");
-        story.has_all(PEER, &story.private, Some(&alice()), "cold");
-        if !comes_first {
-            pull_strangers();
+    });
+}
+
+fn strangers_make_no_registry_lost(comes_first: bool) {
+    let story = Story::new(&VERDICT_TTL);
+    let strangers: Vec<_> = (0..10)
+        .map(|number| Image::new(&format!("strangers/{number}"), "v1").seed(50 + number))
+        .map(|image| image.layer_bytes(&[100]))
+        .collect();
+    let pull_strangers = || {
+        for image in &strangers {
+            story.upstream.add_image(image);
+            let path = format!("{}/manifests/v1", image.repository());
+            assert_eq!(story.ask(MIRROR, &path, None).status, 200);
         }
-        // The error that the request of a caller without a right causes.
-        story.mood().too_large = 503;
-        for (attack, strangers) in [Strangers::Hang, Strangers::Fail].into_iter().enumerate() {
-            story.mood().strangers = Some(strangers);
-            thread::sleep(Duration::from_secs(6));
-            let large = basic("mallory", &format!("{attack}{}", "x".repeat(LARGE)));
-            let when = format!("{strangers:?}, first: {comes_first}");
-            story.has_nothing(PEER, Some(&large), &when);
-            let fresh = story.ask(PEER, "library/none/manifests/v1", None);
-            assert_eq!(fresh.status, 404, "{when}: {}", fresh.text());
-        }
-        // An outage is noticed all the same.
-        story.mood().broken = Some(503);
-        thread::sleep(Duration::from_secs(6));
-        story.has_all(PEER, &story.private, None, "the registry fails");
+    };
+    if comes_first {
+        pull_strangers();
     }
+    story.has_all(PEER, &story.public, None, "cold");
+    story.has_all(PEER, &story.private, Some(&alice()), "cold");
+    if !comes_first {
+        pull_strangers();
+    }
+    // The error that the request of a caller without a right causes.
+    story.mood().too_large = 503;
+    for (attack, strangers) in [Strangers::Hang, Strangers::Fail].into_iter().enumerate() {
+        story.mood().strangers = Some(strangers);
+        thread::sleep(ANSWER_OVER);
+        let large = basic("mallory", &format!("{attack}{}", "x".repeat(LARGE)));
+        let when = format!("{strangers:?}, first: {comes_first}");
+        story.has_nothing(PEER, Some(&large), &when);
+        let fresh = story.ask(PEER, "library/none/manifests/v1", None);
+        assert_eq!(fresh.status, 404, "{when}: {}", fresh.text());
+    }
+    // An outage is noticed all the same.
+    story.mood().broken = Some(503);
+    thread::sleep(ANSWER_OVER);
+    story.has_all(PEER, &story.private, None, "the registry fails");
 }
 
 #[test]
@@ -329,14 +342,14 @@ fn a_4xx_to_a_callers_request_is_that_callers_and_says_what_the_registry_said() 
 
 #[test]
 fn while_upstream_is_lost_a_credential_has_what_it_earned_and_a_refused_one_nothing() {
-    let mut story = Story::new(&["--verdict-ttl", "1s"]);
+    let mut story = Story::new(&VERDICT_TTL);
     story.has_nothing(PEER, Some(&mallory()), "before anything is here");
     story.has_all(PEER, &story.private, Some(&alice()), "cold");
     story.has_all(PEER, &story.private, Some(&bob()), "cold");
     story.has_nothing(PEER, Some(&mallory()), "a wrong password on the same node");
     story.has_nothing(PEER, None, "a client that shows nothing yet");
     story.mood().accepted.remove(&bob());
-    thread::sleep(Duration::from_millis(1100));
+    thread::sleep(VERDICT_OVER);
     story.has_nothing(PEER, Some(&bob()), "revoked");
     // Others on the node come and go, and take no place in what is known of these.
     for number in 0..20 {
@@ -360,20 +373,20 @@ fn while_upstream_is_lost_a_credential_has_what_it_earned_and_a_refused_one_noth
     story.has_nothing(MIRROR, None, "the WAN is cut, and the caller is no node");
     story.has_nothing(MIRROR, Some(&alice()), "the WAN is cut, and the caller is no node");
     story.cluster.mirror.kill();
-    thread::sleep(Duration::from_millis(1100));
+    thread::sleep(VERDICT_OVER);
     offline(&story, "the mirror is lost too");
     story.cluster.site.unblock_wan();
 }
 
 #[test]
 fn when_all_credentials_of_a_node_were_refused_it_has_nothing_while_upstream_is_lost() {
-    let story = Story::new(&["--verdict-ttl", "1s"]);
+    let mut story = Story::new(&VERDICT_TTL);
     story.has_all(PEER, &story.private, Some(&alice()), "cold");
     story.mood().accepted.clear();
-    thread::sleep(Duration::from_millis(1100));
+    thread::sleep(VERDICT_OVER);
     story.has_nothing(PEER, Some(&alice()), "revoked");
     story.cluster.site.block_wan();
-    thread::sleep(REMEMBERED);
+    story.cluster.restart_daemons();
     for credential in [None, Some(&*alice()), Some("Bearer new")] {
         story.has_nothing(PEER, credential, "the WAN is cut");
     }
@@ -382,10 +395,10 @@ fn when_all_credentials_of_a_node_were_refused_it_has_nothing_while_upstream_is_
 
 #[test]
 fn a_registry_that_keeps_its_lists_from_a_credential_takes_none_of_its_rights_to_images() {
-    let story = Story::new(&["--verdict-ttl", "1s"]);
+    let mut story = Story::new(&VERDICT_TTL);
     story.has_all(PEER, &story.private, Some(&alice()), "cold");
     let lists = ["tags/list".to_owned(), format!("referrers/{}", story.private.digest())];
-    let refuse = |status| {
+    let refuse = |story: &Story, status| {
         story.mood().lists = Some(status);
         for port in [PEER, MIRROR] {
             for list in &lists {
@@ -395,28 +408,28 @@ fn a_registry_that_keeps_its_lists_from_a_credential_takes_none_of_its_rights_to
         }
     };
     for status in [401, 403] {
-        refuse(status);
+        refuse(&story, status);
         story.has_all(PEER, &story.private, Some(&alice()), "its lists are refused");
     }
     // From here on nothing is served that would earn the right again.
-    thread::sleep(REMEMBERED);
-    refuse(401);
+    story.cluster.restart_daemons();
+    refuse(&story, 401);
     story.cluster.site.block_wan();
-    thread::sleep(REMEMBERED);
+    story.cluster.restart_daemons();
     story.has_all(PEER, &story.private, Some(&alice()), "the WAN is cut");
     story.cluster.site.unblock_wan();
 }
 
 #[test]
 fn what_a_node_was_served_while_upstream_was_lost_is_not_public_afterwards() {
-    let story = Story::new(&["--verdict-ttl", "1s"]);
+    let mut story = Story::new(&VERDICT_TTL);
     story.has_all(PEER, &story.private, Some(&alice()), "cold");
     story.cluster.site.block_wan();
-    thread::sleep(Duration::from_millis(1100));
+    thread::sleep(VERDICT_OVER);
     story.has_all(PEER, &story.private, None, "the WAN is cut");
     story.cluster.site.unblock_wan();
     story.mood().limits_all = true;
-    thread::sleep(REMEMBERED);
+    story.cluster.restart_daemons();
     for credential in [None, Some(mallory()), Some(alice())] {
         story.has_nothing(PEER, credential.as_deref(), "the WAN is back, and the registry limits");
     }
@@ -446,14 +459,14 @@ fn under_a_limit_what_is_public_or_covered_by_a_live_right_is_served_and_others_
 
 #[test]
 fn a_registry_that_fails_behind_its_front_door_is_lost_and_one_repository_that_fails_is_not_the_registry() {
-    let story = Story::new(&["--verdict-ttl", "1s"]);
+    let mut story = Story::new(&VERDICT_TTL);
     let other = Image::new("library/other", "v1").seed(3).layer_bytes(&[1000]);
     story.upstream.add_image(&other);
     for image in [&story.public, &other] {
         story.has_all(PEER, image, None, "cold");
     }
     story.has_all(PEER, &story.private, Some(&alice()), "cold");
-    thread::sleep(Duration::from_millis(1100));
+    thread::sleep(VERDICT_OVER);
     for digest in [other.digest(), story.private.digest()] {
         story.upstream.behave(digest, Behaviour::Status(503));
     }
@@ -461,7 +474,8 @@ fn a_registry_that_fails_behind_its_front_door_is_lost_and_one_repository_that_f
     let alice = alice();
     let by_tag = story.ask(PEER, "private/app/manifests/v1", Some(&alice));
     assert_eq!(by_tag.status, 503, "{}", by_tag.text());
-    thread::sleep(REMEMBERED);
+    story.cluster.restart_daemons();
+    story.has_all(PEER, &story.public, None, "it is known again to be public");
     story.mood().broken = Some(503);
     story.has_all(PEER, &story.private, Some(&alice), "all of them fail");
     story.has_all(PEER, &story.private, None, "all of them fail");
@@ -586,11 +600,11 @@ fn equal_requests_for_referrers_are_one() {
 
 #[test]
 fn an_outage_costs_no_caller_more_than_the_first_and_a_healthy_registry_is_asked_nothing() {
-    let story = Story::new(&["--verdict-ttl", "1s"]);
+    let story = Story::new(&VERDICT_TTL);
     story.has_all(PEER, &story.private, Some(&alice()), "cold");
     let at_start = |request: &&RecordedRequest| request.target == "/v2/";
     assert!(story.upstream.recorded().iter().filter(at_start).count() <= 1);
-    thread::sleep(Duration::from_millis(1100));
+    thread::sleep(VERDICT_OVER);
     story.upstream.move_away(Duration::from_secs(60));
     for number in 0..12 {
         let asked = Instant::now();

@@ -125,7 +125,7 @@ fn what_is_here_is_served_while_upstream_cannot_answer() {
 
 #[test]
 fn what_upstream_says_stands_and_nothing_older_hides_it() {
-    // Side by side, since each waits until a refusal is no longer remembered.
+    // Side by side, since each has a site of its own.
     thread::scope(|scope| {
         for (status, code) in [(401, "UNAUTHORIZED"), (403, "DENIED"), (404, "MANIFEST_UNKNOWN")] {
             scope.spawn(move || nothing_older_hides(status, code));
@@ -134,7 +134,7 @@ fn what_upstream_says_stands_and_nothing_older_hides_it() {
 }
 
 fn nothing_older_hides(status: u16, code: &str) {
-    let story = story(1, "0s", |_| {});
+    let mut story = story(1, "0s", |_| {});
     story.pull(0, PEER);
     story.upstream.behave(story.image.digest(), Behaviour::Status(status));
     for port in [PEER, MIRROR] {
@@ -144,7 +144,8 @@ fn nothing_older_hides(status: u16, code: &str) {
     }
     // What is gone or forbidden does not come back by an outage.
     story.cluster.site.block_wan();
-    thread::sleep(Duration::from_secs(11));
+    // Nor when no daemon remembers the refusal in its memory.
+    story.cluster.restart_daemons();
     for port in [PEER, MIRROR] {
         assert_ne!(story.by_tag(port).status, 200, "after {status}");
     }

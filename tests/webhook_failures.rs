@@ -6,14 +6,13 @@ mod support;
 use std::{
     fs,
     path::Path,
-    thread,
     time::{Duration, Instant},
 };
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
 use support::{
-    CommandOutcome, KubeApi, Load, REGISTRIES, Webhook, WebhookOptions,
+    CommandOutcome, KubeApi, Load, REGISTRIES, Replica, Webhook, WebhookOptions,
     pods::{VENDOR, assert_untouched, is_accelerated, pod, pull_secret},
     wait_until,
 };
@@ -24,6 +23,7 @@ fn while_the_ca_changes_every_pod_is_accelerated() {
     let namespace = webhook.namespace(&[]);
     let load = Load::start(KubeApi::shared().client(), pod(&namespace, &["nginx"], &[]), PAUSE);
     let before = webhook.ca_bundle();
+    let shown: Vec<_> = webhook.replicas.iter().map(shown_certificates).collect();
 
     delete_ca(&webhook);
     let both = wait_until("the new CA is published beside the old one", || {
@@ -37,8 +37,14 @@ fn while_the_ca_changes_every_pod_is_accelerated() {
     });
     // What the old one has signed may still be shown for a while.
     assert!(after.ends_with(&before) && certificates(&after) == 2, "{after}");
-    // A late replica has its certificate by now.
-    thread::sleep(Duration::from_secs(6));
+    wait_until("every replica shows a certificate of the new CA", || {
+        let later = webhook.replicas.iter().map(shown_certificates);
+        later.zip(&shown).all(|(later, before)| later > *before).then_some(())
+    });
+    let reviews = webhook.metric("piecemeal_webhook_reviews_total");
+    wait_until("pods are reviewed by it", || {
+        (webhook.metric("piecemeal_webhook_reviews_total") > reviews + 20.0).then_some(())
+    });
 
     assert_all_accelerated(load);
 }
@@ -108,13 +114,7 @@ fn certificates_from_files_are_read_again_when_they_change() {
     let namespace = webhook.namespace(&[]);
     let load = Load::start(api.client(), pod(&namespace, &["nginx"], &[]), PAUSE);
     let expiry = || webhook.metric("piecemeal_webhook_certificate_expiry_timestamp_seconds");
-    let shown = || {
-        webhook.replicas[0]
-            .process
-            .log_text()
-            .matches("the webhook uses another certificate from now on")
-            .count()
-    };
+    let shown = || shown_certificates(&webhook.replicas[0]);
     assert!(expiry() > 0.0);
 
     ca.sign_into(&dir);
@@ -256,6 +256,12 @@ fn replicas(arguments: &[&str]) -> Webhook<'static> {
         ..WebhookOptions::default()
     };
     Webhook::start_with(KubeApi::shared(), &options)
+}
+
+/// How many certificates a replica has shown so far.
+fn shown_certificates(replica: &Replica) -> usize {
+    let log = replica.process.log_text();
+    log.matches("the webhook uses another certificate from now on").count()
 }
 
 fn assert_all_accelerated(load: Load) {

@@ -1,8 +1,7 @@
-//! Listening for OCI clients.
+//! Port of OCI clients: plain HTTP, and TLS on the same port where the daemon has it.
 //!
-//! A site's mirror speaks TLS as well as plain HTTP on the same port. Where there is no TLS, a client that takes the port for
-//! one with it must be told so in words that it understands: containerd tries TLS first at `localhost`, and goes on without it
-//! only when the answer begins with `HTTP/`.
+//! Invariant: a client that speaks TLS to a port without it gets an answer in plain HTTP. containerd tries TLS first at
+//! `localhost`, and goes on without it only when the answer begins with `HTTP/`.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -24,7 +23,7 @@ const LIMITS: Limits = Limits {
     busy_give_way: false,
     // Longer than containerd keeps a connection that it does not use.
     idle_max: Duration::from_secs(90),
-    // containerd gives a pull up that has come no further for five minutes.
+    // containerd gives a pull up that has made no progress for five minutes.
     take_max: Duration::from_secs(600),
     drain_max: Duration::from_secs(60),
 };
@@ -53,8 +52,8 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Serves `router` on every listener. `tls`: for those clients that begin with a TLS handshake. `share`: of the connections,
-    /// for one address.
+    /// Serves `router` on every listener. `tls`: for clients that begin with a TLS handshake. `share`: of the connections, for
+    /// one address.
     pub fn serve(&self, listeners: Vec<TcpListener>, router: &Router, tls: Option<&Acceptor>, share: Share) {
         for listener in listeners {
             let reception = Reception { tls: tls.cloned() };
@@ -72,7 +71,7 @@ impl Clients {
     }
 }
 
-/// Tells clients with TLS from those without.
+/// Tells clients with TLS from clients without.
 #[derive(Clone)]
 struct Reception {
     tls: Option<Acceptor>,

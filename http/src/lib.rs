@@ -1,19 +1,36 @@
 //! The server of every port of a daemon: HTTP/1.1 over plain connections and TLS.
 //!
-//! `slots` decides which caller may hold a connection, and for how long; `gate` carries it out, and `watched` tells it how each
-//! connection does. `serve` speaks HTTP over them, `clients` is the port of OCI clients. What lies in files leaves without a copy
-//! (`sendfile`). Nothing here knows what is served.
+//! Nothing here knows what is served. Invariant: no host that holds connections keeps another out.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `serve.rs`, `answer.rs` | HTTP over the connections of one listener; `clients.rs` is the port of OCI clients |
+//! | `gate.rs`, `slot.rs`, `connections.rs` | carry out which connections a port holds |
+//! | `slots.rs`, `parties.rs`, `slot_policy.rs`, `share.rs`, `address_block.rs` | decide it, without I/O or a clock |
+//! | `watched.rs`, `pulse.rs` | notice which receivers are stuck |
+//! | `sendfile.rs` | files leave without a copy |
 
+mod address_block;
+mod answer;
 mod clients;
+mod connections;
 mod gate;
+mod parties;
+mod pulse;
 mod sendfile;
 mod serve;
+mod share;
+mod slot;
+mod slot_policy;
 mod slots;
 mod watched;
 
+pub use address_block::AddressBlock;
 pub use clients::{Clients, bind};
-pub use gate::{Gate, Slot, descriptors_max};
+pub use gate::{Gate, descriptors_max};
 pub use sendfile::{EXTENT_BYTES_MAX, SendfileQueue};
 pub use serve::{Greet, Limits, serve_http};
-pub use slots::{Admitted, Block, Expired, Policy, Share, SlotId, Slots};
+pub use share::Share;
+pub use slot::Slot;
+pub use slot_policy::SlotPolicy;
 pub use watched::Watched;

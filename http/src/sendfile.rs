@@ -1,11 +1,12 @@
-//! Sending files without a copy, through an HTTP library that knows nothing of files.
+//! Sendfile: files leave without a copy, through an HTTP library that knows nothing of files.
 //!
 //! A body yields stand-ins: slices of memory that is never written, as long as the file's bytes that they stand for. The library
 //! counts and orders them as it does any bytes. When it writes one to the connection, the connection recognises it by its address
-//! and has the kernel send the file's bytes instead. A stand-in is never read, so that its memory is never even allocated.
+//! and has the kernel send the file's bytes instead.
 //!
-//! It works because the library hands on the slices that it was given, which is what vectored writes are for; they are
-//! switched on where connections are served, and a test compares what arrives.
+//! Invariant: a stand-in is never read, so that its memory is never even allocated. This rests on the library, which hands on
+//! the slices that it was given, as vectored writes are meant to; they are switched on where connections are served, and a test
+//! compares the bytes that arrive.
 
 use std::{
     collections::VecDeque,
@@ -43,7 +44,7 @@ struct Extent {
     send: SendExtent,
 }
 
-/// Sends at most so many bytes of what is next to a socket; 0: the file has no more.
+/// Sends at most so many of the next bytes to a socket; 0: the file has no more.
 type SendExtent = Box<dyn FnMut(BorrowedFd<'_>, usize) -> io::Result<usize> + Send>;
 
 impl SendfileQueue {

@@ -1,20 +1,13 @@
 //! HTTP server of one listener: bounds its connections, their idle time and their end.
 //!
-//! A client that holds a connection without using it, or asks without taking the answer, loses it: in time anyway, and at once
-//! when another needs its slot. A new connection is never left waiting to be accepted.
+//! Invariant: a connection that is not used, or whose answer is not taken, is closed in time, and at once when another needs
+//! its slot. A new connection never waits to be accepted.
 
-use std::{
-    convert::Infallible,
-    io,
-    net::SocketAddr,
-    pin::Pin,
-    task::{Context, Poll},
-};
+use std::{convert::Infallible, io, net::SocketAddr};
 
-use axum::{Router, body::Body, extract::ConnectInfo};
-use bytes::Bytes;
+use axum::{Router, extract::ConnectInfo};
 use hyper::{
-    body::{Body as HttpBody, Frame, Incoming, SizeHint},
+    body::Incoming,
     server::conn::http1,
     service::{Service as _, service_fn},
 };
@@ -30,25 +23,30 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::{Gate, Policy, SendfileQueue, Share, Slot, Watched, descriptors_max, sendfile::SendfileStream};
+use crate::{
+    Gate, SendfileQueue, Share, Slot, SlotPolicy, Watched,
+    answer::{Answer, Busy},
+    descriptors_max,
+    sendfile::SendfileStream,
+};
 
-/// What a listener allows.
+/// Limits of one listener.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// What the log calls the port.
+    /// Name of the port in the log.
     pub port: &'static str,
     /// Connections at a time; fewer where the process may have few file descriptors.
     pub connections_max: usize,
-    /// What one address or node may have of them once they are nearly all taken. A listener that only loopback reaches shares
-    /// by age alone.
+    /// Share of them that one address or node may have once they are nearly all taken. A listener that only loopback reaches
+    /// shares by age alone.
     pub share: Share,
     /// Whether a new connection gets a slot even if all others are busy.
     pub busy_give_way: bool,
-    /// How long a connection may be without a request.
+    /// Longest time without a request.
     pub idle_max: Duration,
-    /// How long a receiver may take nothing, or next to nothing, of the bytes that are ready for it.
+    /// Longest time that a receiver may take nothing, or next to nothing, of the bytes that are ready for it.
     pub take_max: Duration,
-    /// How long answers may take to end once the listener is told to stop.
+    /// Longest time that answers may take to end once the listener is told to stop.
     pub drain_max: Duration,
 }
 
@@ -107,12 +105,16 @@ pub async fn serve_http<G: Greet>(
     };
     stop.run_until_cancelled(serving).await;
     drop(listener);
+    drain(connections, limits.drain_max).await;
+}
+
+async fn drain(mut connections: JoinSet<()>, drain_max: Duration) {
     let drained = async { while connections.join_next().await.is_some() {} };
-    if timeout(limits.drain_max, drained).await.is_err() {
+    if timeout(drain_max, drained).await.is_err() {
         warn!(
             connections.open = connections.len(),
             "answers are still under way after {} s; they are cut",
-            limits.drain_max.as_secs()
+            drain_max.as_secs()
         );
     }
 }
@@ -131,9 +133,9 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
 }
 
 impl Limits {
-    fn policy(&self, listener: &TcpListener) -> Policy {
+    fn policy(&self, listener: &TcpListener) -> SlotPolicy {
         let only_loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
-        Policy {
+        SlotPolicy {
             slots: self.connections_max.min(descriptors_max() / LISTENERS),
             share: if only_loopback { Share::ALL } else { self.share },
             greet_max: GREET_MAX,
@@ -195,8 +197,7 @@ async fn speak(
     let stream = Watched::new(stream, slot.clone());
     let router = TowerToHyperService::new(router);
     let service = service_fn(move |mut request: http::Request<Incoming>| {
-        slot.begin();
-        let busy = Busy(slot.clone());
+        let busy = Busy::begin(slot.clone());
         request.extensions_mut().insert(ConnectInfo(remote));
         request.extensions_mut().insert(slot.clone());
         if let Some(sendfile) = &sendfile {
@@ -205,7 +206,7 @@ async fn speak(
         let answered = router.call(request);
         async move {
             let response = answered.await.unwrap_or_else(|never| match never {});
-            Ok::<_, Infallible>(response.map(|body| Answer { body, _busy: busy }))
+            Ok::<_, Infallible>(response.map(|body| Answer::new(body, busy)))
         }
     });
     let connection = http1::Builder::new()
@@ -225,45 +226,15 @@ async fn speak(
     }
 }
 
-/// A body whose connection is busy until the last of it is on its way.
-struct Answer {
-    body: Body,
-    _busy: Busy,
-}
-
-struct Busy(Slot);
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.finish_when_flushed();
-    }
-}
-
-impl HttpBody for Answer {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// The bytes that wait for the socket of one connection, on top of the slice that is being sent.
+/// Bytes that wait for the socket of one connection, on top of the slice that is being sent.
 const WRITE_BUFFER_BYTES: usize = 128 * 1024;
-/// The same where all waiting bytes are in memory: every client that reads slowly holds so much. Also the longest head of a
-/// request, with a token in it.
+/// Bytes that wait where all are in memory: every client that reads slowly holds as many. Also the longest head of a request,
+/// with a token in it.
 const COPY_BUFFER_BYTES: usize = 32 * 1024;
-/// A listener has at most one in so many of the process's file descriptors: the others, files and upstreams need some too.
+/// A listener has at most one in so many of the process's file descriptors: other listeners, files and upstreams need some,
+/// too.
 const LISTENERS: usize = 4;
-/// As long as the first byte and a TLS handshake may take.
+/// Longest time for the first byte and a TLS handshake.
 const GREET_MAX: Duration = Duration::from_secs(15);
 const FIRST_BYTE_MAX: Duration = Duration::from_secs(5);
 const HEAD_MAX: Duration = Duration::from_secs(10);

@@ -1,104 +1,43 @@
-//! The table of one port's connections: which newcomer gets a slot, which connection gives one up, and which is late.
+//! Slot table of one port: which newcomer gets a slot, which connection gives one up, and which is late.
 //!
-//! Pure: time comes in as an argument, and no decision takes more than O(log n). A connection is *busy* while it is answered
-//! or has a session, and *idle* otherwise. Three things hold:
+//! Invariant: there are never more connections than slots. Pure: time comes in as an argument, and no decision takes more than
+//! O(log n). A connection is *busy* while it is answered or has a session, and *idle* otherwise. Three rules:
 //!
-//! - While a slot is free, and the port is not nearly full, every newcomer gets one. Since an idle connection costs memory too, an
-//!   address that has its share gives one of its own for it once many are idle.
-//! - Once it is nearly full, an address that has its share already gets a slot only for one of its own idle connections.
-//! - Once it is full, an idle connection goes: the longest idle one of the address or node furthest over its share, else of all,
-//!   or for a newcomer whose address has its share, of those from there. A busy one goes only for a newcomer of another address
-//!   that has not, and only if its own address or node is over its share.
+//! - While a slot is free and the port is not nearly full, every newcomer gets one. Since an idle connection costs memory, too, an
+//!   address that has its share gives up an idle connection of its own for it once many are idle.
+//! - Once the port is nearly full, an address that has its share gets a slot only for one of its own idle connections.
+//! - Once the port is full, an idle connection is closed: the longest idle one of the address or node furthest over its share, else
+//!   the longest idle of all; for a newcomer whose address has its share, else the longest idle of its own address. A busy connection
+//!   is closed only for a newcomer of another address that does not have its share, and only if its own address or node is over its
+//!   share.
 //!
-//! A node that has proven itself counts by its identity, so that many behind one address have a share each. Since a host
+//! A node that has proven itself counts by its identity, so that many nodes behind one address have a share each. Since a host
 //! with `join.key` can make any number of identities, the address counts again where only busy connections are left.
 
 use std::{
     collections::{BTreeSet, HashMap},
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     time::Duration,
 };
 
 use piecemeal_proto::NodeId;
 
-/// What a port allows.
-#[derive(Clone, Copy, Debug)]
-pub struct Policy {
-    /// Connections at a time.
-    pub slots: usize,
-    /// What one address or node may have of them once the port is nearly full.
-    pub share: Share,
-    /// How long what comes before the protocol may take, such as a TLS handshake.
-    pub greet_max: Duration,
-    /// How long a connection may say nothing at first.
-    pub first_byte_max: Duration,
-    /// How long a request's head may take from its first byte on.
-    pub head_max: Duration,
-    /// How long a connection may be without a request.
-    pub idle_max: Duration,
-    /// How often the gate checks whether the receiver of an answer still takes bytes.
-    pub take_max: Duration,
-    /// Whether a newcomer gets a slot even if only busy connections are left. For a port whose answers are short.
-    pub busy_give_way: bool,
-}
-
-/// A percentage of a port's slots, from 1 to 100. At 100 nothing counts but age.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Share(u8);
-
-impl Share {
-    /// Every caller has the same address, or is trusted alike.
-    pub const ALL: Self = Self(100);
-
-    /// `None` unless `percent` is from 1 to 100.
-    pub const fn new(percent: u8) -> Option<Self> {
-        match percent {
-            1..=100 => Some(Self(percent)),
-            _ => None,
-        }
-    }
-
-    /// What it is of `slots`: one at least.
-    pub fn of(self, slots: usize) -> usize {
-        (slots * usize::from(self.0) / 100).max(1)
-    }
-}
-
-impl Default for Share {
-    /// Ten addresses can have it all between them, and no node of an honest site needs as much.
-    fn default() -> Self {
-        Self(10)
-    }
-}
-
-/// One connection of a table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SlotId(u64);
-
-/// What counts as one address: an IPv4 address, or the /64 that a host may choose its IPv6 address from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Block(IpAddr);
-
-impl Block {
-    pub fn of(address: IpAddr) -> Self {
-        Self(match address.to_canonical() {
-            IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
-            v4 @ IpAddr::V4(_) => v4,
-        })
-    }
-}
+use crate::{
+    AddressBlock, SlotPolicy,
+    parties::{Crowds, Group, Party, SlotId, oldest},
+};
 
 /// A newcomer that was let in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Admitted {
-    pub id: SlotId,
-    /// Whose slot it has: no longer in the table, and to be closed.
-    pub evicted: Option<SlotId>,
+pub(crate) struct Admitted {
+    pub(crate) id: SlotId,
+    /// The connection whose slot it has: no longer in the table, and to be closed.
+    pub(crate) evicted: Option<SlotId>,
 }
 
-/// What has become due.
+/// A deadline that has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Expired {
+pub(crate) enum Expired {
     /// No longer in the table, and to be closed.
     Late(SlotId),
     /// To be closed if its receiver takes nothing; asked again after `take_max`.
@@ -107,8 +46,8 @@ pub enum Expired {
 
 /// The table. `now` counts from any fixed point and never goes back.
 #[derive(Debug)]
-pub struct Slots {
-    policy: Policy,
+pub(crate) struct Slots {
+    policy: SlotPolicy,
     share: usize,
     last: u64,
     connections: HashMap<SlotId, Connection>,
@@ -118,22 +57,12 @@ pub struct Slots {
     deadlines: BTreeSet<(Duration, SlotId)>,
 }
 
-/// A connection counts for two of them: its address or node, and the address that it came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-enum Party {
-    /// Those from there that no node has proven to be its.
-    Address(Block),
-    Node(NodeId),
-    /// All from there.
-    Origin(Block),
-}
-
 #[derive(Clone, Copy, Debug)]
 struct Connection {
     holder: Party,
-    origin: Block,
+    origin: AddressBlock,
     stage: Stage,
-    /// When it came, or its last request began or ended.
+    /// When it came, or its latest request began or ended.
     since: Duration,
     deadline: Duration,
 }
@@ -147,26 +76,8 @@ enum Stage {
     Busy,
 }
 
-/// Connections by age, the oldest first.
-#[derive(Debug, Default)]
-struct Group {
-    idle: BTreeSet<(Duration, SlotId)>,
-    busy: BTreeSet<(Duration, SlotId)>,
-}
-
-/// The parties over their share, by how many connections they have.
-#[derive(Debug, Default)]
-struct Crowds {
-    /// Addresses and nodes with an idle one.
-    idle: BTreeSet<(usize, Party)>,
-    /// Addresses and nodes with a busy one.
-    busy: BTreeSet<(usize, Party)>,
-    /// Origins with a busy one.
-    origins: BTreeSet<(usize, Party)>,
-}
-
 impl Slots {
-    pub fn new(policy: Policy) -> Self {
+    pub(crate) fn new(policy: SlotPolicy) -> Self {
         Self {
             policy,
             share: policy.share.of(policy.slots),
@@ -179,23 +90,19 @@ impl Slots {
         }
     }
 
-    /// How many there are.
-    pub fn len(&self) -> usize {
+    /// Connections with a slot.
+    pub(crate) fn len(&self) -> usize {
         self.connections.len()
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.connections.is_empty()
-    }
-
-    /// Whether there is no slot left but for another's.
-    pub fn is_full(&self) -> bool {
+    /// Whether a newcomer could get only the slot of another connection.
+    pub(crate) fn is_full(&self) -> bool {
         self.len() >= self.policy.slots
     }
 
     /// Lets a newcomer from `remote` in; `None`: it is to be closed.
-    pub fn admit(&mut self, now: Duration, remote: IpAddr) -> Option<Admitted> {
-        let origin = Block::of(remote);
+    pub(crate) fn admit(&mut self, now: Duration, remote: IpAddr) -> Option<Admitted> {
+        let origin = AddressBlock::of(remote);
         let own = Party::Address(origin);
         let evicted = if self.is_nearly_full() && self.has_share(own) {
             Some(self.own_victim(own)?)
@@ -222,8 +129,8 @@ impl Slots {
         Some(Admitted { id, evicted })
     }
 
-    /// What comes before the protocol is over.
-    pub fn greeted(&mut self, id: SlotId, now: Duration) {
+    /// The handshake before the protocol is over.
+    pub(crate) fn greeted(&mut self, id: SlotId, now: Duration) {
         let deadline = now + self.policy.first_byte_max;
         self.change(id, |connection| {
             (connection.stage, connection.deadline) = (Stage::Silent, deadline);
@@ -231,7 +138,7 @@ impl Slots {
     }
 
     /// A byte came: a request's first, unless one is on its way already. A connection is as idle as before: only requests count.
-    pub fn heard(&mut self, id: SlotId, now: Duration) {
+    pub(crate) fn heard(&mut self, id: SlotId, now: Duration) {
         let deadline = now + self.policy.head_max;
         self.change(id, |connection| {
             if matches!(connection.stage, Stage::Silent | Stage::Idle) {
@@ -241,27 +148,27 @@ impl Slots {
     }
 
     /// A request's head is here, or a session begins.
-    pub fn began(&mut self, id: SlotId, now: Duration) {
+    pub(crate) fn began(&mut self, id: SlotId, now: Duration) {
         self.turn(id, now, Stage::Busy, self.policy.take_max);
     }
 
     /// The answer has gone out, or the session has ended.
-    pub fn ended(&mut self, id: SlotId, now: Duration) {
+    pub(crate) fn ended(&mut self, id: SlotId, now: Duration) {
         self.turn(id, now, Stage::Idle, self.policy.idle_max);
     }
 
-    /// `node` has proven that the connection is its.
-    pub fn belongs_to(&mut self, id: SlotId, node: NodeId) {
+    /// `node` has proven that the connection is its own.
+    pub(crate) fn belongs_to(&mut self, id: SlotId, node: NodeId) {
         self.change(id, |connection| connection.holder = Party::Node(node));
     }
 
     /// The connection has ended.
-    pub fn leave(&mut self, id: SlotId) {
+    pub(crate) fn leave(&mut self, id: SlotId) {
         self.take(id);
     }
 
-    /// The next thing that is due at `now`; to be called until `None`.
-    pub fn poll_expired(&mut self, now: Duration) -> Option<Expired> {
+    /// The next deadline that has come at `now`; call it until `None`.
+    pub(crate) fn poll_expired(&mut self, now: Duration) -> Option<Expired> {
         let &(_, id) = self.deadlines.first().filter(|(deadline, _)| *deadline <= now)?;
         if self.connections.get(&id)?.stage != Stage::Busy {
             self.leave(id);
@@ -288,7 +195,7 @@ impl Slots {
         oldest(&group.idle).or_else(busy)
     }
 
-    fn victim(&self, newcomer: Block) -> Option<SlotId> {
+    fn victim(&self, newcomer: AddressBlock) -> Option<SlotId> {
         let largest = |crowd: &BTreeSet<(usize, Party)>| crowd.last().map(|(_, party)| &self.parties[party]);
         let busy_of = |crowd| {
             let id = oldest(&largest(crowd)?.busy)?;
@@ -321,11 +228,13 @@ impl Slots {
 
     fn put(&mut self, id: SlotId, connection: Connection) {
         self.deadlines.insert((connection.deadline, id));
-        self.all.of(connection.stage).insert((connection.since, id));
+        self.all
+            .of(connection.stage == Stage::Busy)
+            .insert((connection.since, id));
         for party in [connection.holder, Party::Origin(connection.origin)] {
             let group = self.parties.entry(party).or_default();
             self.crowds.forget(party, group.len());
-            group.of(connection.stage).insert((connection.since, id));
+            group.of(connection.stage == Stage::Busy).insert((connection.since, id));
             self.crowds.note(party, group, self.share);
         }
         self.connections.insert(id, connection);
@@ -334,14 +243,18 @@ impl Slots {
     fn take(&mut self, id: SlotId) -> Option<Connection> {
         let connection = self.connections.remove(&id)?;
         self.deadlines.remove(&(connection.deadline, id));
-        self.all.of(connection.stage).remove(&(connection.since, id));
+        self.all
+            .of(connection.stage == Stage::Busy)
+            .remove(&(connection.since, id));
         for party in [connection.holder, Party::Origin(connection.origin)] {
             let group = self
                 .parties
                 .get_mut(&party)
                 .expect("a connection is in its parties' groups");
             self.crowds.forget(party, group.len());
-            group.of(connection.stage).remove(&(connection.since, id));
+            group
+                .of(connection.stage == Stage::Busy)
+                .remove(&(connection.since, id));
             self.crowds.note(party, group, self.share);
             if group.len() == 0 {
                 self.parties.remove(&party);
@@ -349,51 +262,6 @@ impl Slots {
         }
         Some(connection)
     }
-}
-
-impl Group {
-    fn len(&self) -> usize {
-        self.idle.len() + self.busy.len()
-    }
-
-    fn of(&mut self, stage: Stage) -> &mut BTreeSet<(Duration, SlotId)> {
-        if stage == Stage::Busy {
-            &mut self.busy
-        } else {
-            &mut self.idle
-        }
-    }
-}
-
-impl Crowds {
-    fn forget(&mut self, party: Party, len: usize) {
-        for crowd in [&mut self.idle, &mut self.busy, &mut self.origins] {
-            crowd.remove(&(len, party));
-        }
-    }
-
-    fn note(&mut self, party: Party, group: &Group, share: usize) {
-        let len = group.len();
-        if len <= share {
-            return;
-        }
-        if matches!(party, Party::Origin(_)) {
-            if !group.busy.is_empty() {
-                self.origins.insert((len, party));
-            }
-            return;
-        }
-        if !group.idle.is_empty() {
-            self.idle.insert((len, party));
-        }
-        if !group.busy.is_empty() {
-            self.busy.insert((len, party));
-        }
-    }
-}
-
-fn oldest(connections: &BTreeSet<(Duration, SlotId)>) -> Option<SlotId> {
-    connections.first().map(|&(_, id)| id)
 }
 
 /// The port is nearly full when no more than this part of its slots is free.
@@ -406,12 +274,13 @@ mod tests {
     use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
     use super::*;
+    use crate::Share;
 
     const SLOTS: usize = 80;
     const SHARE: usize = 8;
 
-    fn policy() -> Policy {
-        Policy {
+    fn policy() -> SlotPolicy {
+        SlotPolicy {
             slots: SLOTS,
             share: Share::default(),
             greet_max: secs(15),
@@ -573,12 +442,15 @@ mod tests {
         }
         assert_eq!(slots.admit(secs(2), "fd00::ffff:1".parse().unwrap()), None);
         assert!(slots.admit(secs(2), "fd00:0:0:1::1".parse().unwrap()).is_some());
-        assert_eq!(Block::of("::ffff:10.0.0.1".parse().unwrap()), Block::of(host(1)));
+        assert_eq!(
+            AddressBlock::of("::ffff:10.0.0.1".parse().unwrap()),
+            AddressBlock::of(host(1))
+        );
     }
 
     #[test]
     fn where_all_is_shared_only_age_counts() {
-        let mut slots = Slots::new(Policy {
+        let mut slots = Slots::new(SlotPolicy {
             share: Share::ALL,
             ..policy()
         });
@@ -591,7 +463,7 @@ mod tests {
     #[test]
     fn where_busy_ones_give_way_every_newcomer_gets_a_slot() {
         for share in [Share::default(), Share::ALL] {
-            let mut slots = Slots::new(Policy {
+            let mut slots = Slots::new(SlotPolicy {
                 share,
                 busy_give_way: true,
                 ..policy()
@@ -624,7 +496,7 @@ mod tests {
         is_late(|slots, id| slots.heard(id, secs(20)), 20, 10);
         assert_eq!(slots.poll_expired(secs(29)), None);
         assert_eq!(slots.poll_expired(secs(30)), Some(Expired::Late(id)));
-        assert!(slots.is_empty() && slots.parties.is_empty());
+        assert!(slots.len() == 0 && slots.parties.is_empty());
     }
 
     #[test]
@@ -643,7 +515,7 @@ mod tests {
     fn the_indexes_say_what_the_connections_say() {
         for seed in 0..30 {
             let mut random = StdRng::seed_from_u64(seed);
-            let mut slots = Slots::new(Policy {
+            let mut slots = Slots::new(SlotPolicy {
                 slots: 24,
                 share: Share::new(20).unwrap(),
                 busy_give_way: random.random_ratio(1, 4),

@@ -1,4 +1,7 @@
-//! A stream that tells its slot what comes and goes over it.
+//!
+//! Watched stream: tells its slot of the bytes that come and go over it.
+//!
+//! Invariant: bytes and slices pass through unchanged.
 
 use std::{
     io::{self, IoSlice},
@@ -10,7 +13,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::Slot;
 
-/// Hands everything on as it is, slices too.
 pub struct Watched<S> {
     stream: S,
     slot: Slot,

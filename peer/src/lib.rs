@@ -8,9 +8,10 @@ mod config;
 pub mod download;
 mod live;
 mod mirror_client;
+mod mirror_first;
 mod peer;
-mod swarm_content;
-mod warmer;
+mod prefetch;
+mod swarm_source;
 
 pub use config::{DirectFallback, DownloadPattern, PeerConfig};
-pub use peer::{Peer, StartPeerError};
+pub use peer::Peer;

@@ -2,10 +2,11 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
 
 use async_trait::async_trait;
+use parking_lot::{Mutex, MutexGuard};
 use piecemeal_proto::{
     Digest, PieceSet, SignedPieceHashes,
     wire::{LeaseEnded, Outcome, report::Report},
@@ -14,10 +15,9 @@ use piecemeal_proxy::Announcer;
 use piecemeal_store::{Blob, Filling, Store};
 use piecemeal_swarm::{Inventory, SessionEvent};
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::{download::Order, warmer::Warmer};
+use crate::{download::Order, prefetch::Prefetcher};
 
 /// All downloads under way, by digest.
 #[derive(Clone, Default)]
@@ -71,32 +71,26 @@ impl LiveDownloads {
         self.lock().leases.remove(&lease);
     }
 
-    /// Passes the session's events on to the downloads that they are about, until `stop`.
+    /// Passes the session's events on to the downloads that they are about.
     pub(crate) async fn dispatch(
         self,
         store: Store,
         announcer: Announcer,
-        warmer: Warmer,
+        prefetcher: Prefetcher,
         mut events: mpsc::Receiver<SessionEvent>,
-        stop: CancellationToken,
     ) {
-        loop {
-            let event = tokio::select! {
-                () = stop.cancelled() => return,
-                event = events.recv() => event,
-            };
+        while let Some(event) = events.recv().await {
             match event {
-                None => return,
-                Some(SessionEvent::Up) => {
+                SessionEvent::Up => {
                     info!("connected to the scheduler");
                     let all: Vec<Digest> = self.lock().downloads.keys().copied().collect();
                     for digest in all {
                         self.order(&digest, Order::Up).await;
                     }
                 }
-                Some(SessionEvent::Down) => warn!("the scheduler is lost; pieces come from the mirror directly"),
-                Some(SessionEvent::Describe(digest)) => announcer.describe(&store, &digest).await,
-                Some(SessionEvent::Lease(lease)) => {
+                SessionEvent::Down => warn!("the scheduler is lost; pieces come from the mirror directly"),
+                SessionEvent::Describe(digest) => announcer.describe(&store, &digest).await,
+                SessionEvent::Lease(lease) => {
                     let id = lease.lease;
                     let taken = match lease.digest.parse() {
                         Ok(digest) => {
@@ -115,23 +109,23 @@ impl LiveDownloads {
                         }));
                     }
                 }
-                Some(SessionEvent::Cancel(lease)) => {
+                SessionEvent::Cancel(lease) => {
                     let digest = self.lock().leases.remove(&lease);
                     if let Some(digest) = digest {
                         self.order(&digest, Order::Cancel(lease)).await;
                     }
                 }
-                Some(SessionEvent::Revoked { digest, fill }) => {
+                SessionEvent::Revoked { digest, fill } => {
                     self.order(&digest, Order::Revoked(fill.0)).await;
                 }
-                Some(SessionEvent::Drop { digest, fill, pieces }) => {
+                SessionEvent::Drop { digest, fill, pieces } => {
                     self.order(&digest, Order::Drop { fill: fill.0, pieces }).await;
                 }
-                Some(SessionEvent::PieceHashes(list)) => self.keep_list(&store, list).await,
-                Some(SessionEvent::WantRefused { digest, reason }) => {
+                SessionEvent::PieceHashes(list) => self.keep_list(&store, list).await,
+                SessionEvent::WantRefused { digest, reason } => {
                     self.order(&digest, Order::WantRefused(reason)).await;
                 }
-                Some(SessionEvent::Warm(warm)) => warmer.order(warm),
+                SessionEvent::Warm(image) => prefetcher.enqueue(image),
             }
         }
     }
@@ -167,8 +161,8 @@ impl LiveDownloads {
         rows.collect()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Table> {
-        self.0.lock().expect("no holder of this lock panics")
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.0.lock()
     }
 }
 
@@ -195,10 +189,7 @@ pub(crate) struct PeerInventory {
 #[async_trait]
 impl Inventory for PeerInventory {
     async fn complete(&self) -> Vec<Digest> {
-        self.store.complete_digests().await.unwrap_or_else(|error| {
-            warn!(%error, "the inventory cannot be read: {error}");
-            Vec::new()
-        })
+        self.store.complete_digests()
     }
 
     async fn live(&self) -> Vec<Report> {

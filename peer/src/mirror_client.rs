@@ -2,10 +2,11 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use piecemeal_proto::Digest;
 use piecemeal_proxy::{NodeBlob, open_path};
 use piecemeal_store::Repository;
@@ -83,7 +84,7 @@ impl MirrorClient {
     }
 
     fn lost(&self) -> MutexGuard<'_, Option<Lost>> {
-        self.lost.lock().expect("no holder of this lock panics")
+        self.lost.lock()
     }
 
     /// Logs at the start, not at the first pull, when this is not the mirror of this node's site. It logs nothing else: a mirror

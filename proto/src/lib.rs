@@ -26,6 +26,7 @@ pub use manifest::{Descriptor, MANIFEST_ACCEPT, MANIFEST_BYTES_MAX, Manifest, Pl
 pub use node_key::{NodeKey, NodePublic};
 pub use piece::{
     PIECE_BYTES_MAX, PIECE_BYTES_MIN, PIECE_COUNT_MAX, PIECE_HASH_BYTES, PieceHash, PieceMap, PieceMapError, PieceSet,
+    piece_hash,
 };
 pub use piece_hashes::{CheckPieceHashesError, SIGNATURE_BYTES, SIGNED_PIECES_MAX, SignedPieceHashes};
 pub use platform::{ParsePlatformError, offered_platforms};

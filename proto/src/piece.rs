@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use sha2::Digest as _;
+
 /// Length of a piece's hash in bytes.
 pub const PIECE_HASH_BYTES: usize = 32;
 /// The SHA-256 of a piece.
@@ -14,6 +16,11 @@ pub const PIECE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 pub const PIECE_COUNT_MAX: u32 = 1 << 20;
 /// Pieces aimed at for a blob whose size does not run into the clamps.
 const PIECE_COUNT_GOAL: u64 = 1024;
+
+/// The hash of a piece with these bytes.
+pub fn piece_hash(bytes: &[u8]) -> PieceHash {
+    sha2::Sha256::digest(bytes).into()
+}
 
 /// Divides a blob into pieces.
 ///

@@ -12,13 +12,13 @@
 
 use std::{
     num::NonZeroUsize,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use lru::LruCache;
+use parking_lot::{Mutex, MutexGuard};
 use piecemeal_proto::Reference;
 use piecemeal_store::{Blob, Holder, NodeRight, Repository, Shown, Store};
 use prometheus_client::{
@@ -27,104 +27,21 @@ use prometheus_client::{
 };
 use tracing::info;
 
-use crate::Item;
-use piecemeal_upstream::{Caller, LiveDuration, PullError, Upstreams, Who};
-
-/// Where rights are proven: at the registry, or for a peer at its mirror.
-#[async_trait]
-pub trait RightSource: Send + Sync {
-    /// Asks for the item with the caller's own right. `known`: what the source's blob must agree with.
-    async fn prove(
-        &self,
-        caller: &Caller,
-        at: &Repository,
-        item: Item<'_>,
-        known: Option<Known>,
-    ) -> Result<(), PullError>;
-
-    /// Whether the source has recently served the caller from the repository.
-    fn allows(&self, caller: &Caller, at: &Repository) -> bool;
-
-    /// The holder under which the caller's right is kept for the time when the source is lost; `None`: it is not kept.
-    fn holder(&self, caller: &Caller, at: &Repository) -> Option<Holder>;
-
-    /// Whether the source is lost: asked by a probe that carries nothing of a caller.
-    async fn is_lost(&self, at: &Repository) -> bool;
-}
+use crate::{Item, Source};
+use piecemeal_upstream::{Caller, LiveDuration, PullError};
 
 /// A blob that is here.
-pub struct Known {
-    pub blob_bytes: u64,
+struct Known {
+    blob_bytes: u64,
     /// Some of its bytes from an offset on, for an upstream that has never served it. Without this check, a registry that
     /// merely claims to have a digest would open what another registry keeps private.
-    pub sample: Option<(u64, Bytes)>,
-}
-
-#[async_trait]
-impl RightSource for Upstreams {
-    async fn prove(
-        &self,
-        caller: &Caller,
-        at: &Repository,
-        item: Item<'_>,
-        known: Option<Known>,
-    ) -> Result<(), PullError> {
-        let upstream = self.get(&at.upstream)?;
-        let lied = |what: &str| PullError::BadGateway(format!("{} {what} of {}", at.upstream, at.name));
-        match (item, known) {
-            (Item::Manifest(digest), _) => {
-                let stated = upstream.head_manifest(caller, at, &Reference::Digest(*digest)).await?;
-                if stated.digest.is_some_and(|stated| stated != *digest) {
-                    return Err(lied("answered with another manifest"));
-                }
-            }
-            (
-                Item::Blob(_) | Item::Answered(_),
-                Some(Known {
-                    sample: Some((start, sample)),
-                    ..
-                }),
-            ) => {
-                if !upstream.has_sample(caller, at, item.digest(), start, &sample).await? {
-                    return Err(lied("says that it has a blob, and does not have its bytes,"));
-                }
-            }
-            (Item::Blob(_) | Item::Answered(_), known) => {
-                let stated = upstream.head_blob(caller, at, item.digest()).await?;
-                if let (Some(stated), Some(known)) = (stated, known)
-                    && stated != known.blob_bytes
-                {
-                    return Err(lied("states another size for a blob"));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn allows(&self, caller: &Caller, at: &Repository) -> bool {
-        self.get(&at.upstream).is_ok_and(|upstream| upstream.allows(caller, at))
-    }
-
-    fn holder(&self, caller: &Caller, at: &Repository) -> Option<Holder> {
-        match self.get(&at.upstream).ok()?.who(caller) {
-            Who::Public => Some(Holder::Public),
-            Who::Holder(fingerprint) => Some(Holder::Node(caller.node?, Shown::Client(fingerprint))),
-            Who::Site => Some(Holder::Node(caller.node?, Shown::Site)),
-        }
-    }
-
-    async fn is_lost(&self, at: &Repository) -> bool {
-        match self.get(&at.upstream) {
-            Ok(upstream) => upstream.is_lost().await,
-            Err(_) => false,
-        }
-    }
+    sample: Option<(u64, Bytes)>,
 }
 
 /// The rights that a source has granted.
 pub struct Rights {
     store: Store,
-    source: Arc<dyn RightSource>,
+    source: Arc<dyn Source>,
     offline_grace: LiveDuration,
     /// The grace for repositories that the source served without a client's credential, perhaps to this node only; `None`: the
     /// source is the registry itself, and such a repository is public for as long as its content is here.
@@ -160,7 +77,7 @@ impl Rights {
     /// the source served without a credential; `None`: they are public, for as long as their content is here.
     pub fn new(
         store: Store,
-        source: Arc<dyn RightSource>,
+        source: Arc<dyn Source>,
         offline_grace: LiveDuration,
         public_grace: Option<LiveDuration>,
     ) -> Self {
@@ -252,8 +169,41 @@ impl Rights {
             },
         };
         let is_here = known.is_some() || matches!(item, Item::Manifest(_));
-        self.source.prove(caller, at, item, known).await?;
+        self.compare(caller, at, item, known).await?;
         Ok(is_here)
+    }
+
+    /// Asks for the item with the caller's own right. The source's answer has to agree with what is `known`.
+    async fn compare(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        item: Item<'_>,
+        known: Option<Known>,
+    ) -> Result<(), PullError> {
+        let lied = |what: &str| Err(PullError::BadGateway(format!("{} {what} of {}", at.upstream, at.name)));
+        let digest = item.digest();
+        if let Item::Manifest(_) = item {
+            let stated = self.source.head(caller, at, &Reference::Digest(*digest)).await?;
+            return match stated.digest {
+                Some(stated) if stated != *digest => lied("answered with another manifest"),
+                _ => Ok(()),
+            };
+        }
+        if let Some(Known {
+            sample: Some((start, sample)),
+            ..
+        }) = known
+        {
+            return match self.source.has_sample(caller, at, digest, start, &sample).await? {
+                true => Ok(()),
+                false => lied("says that it has a blob, and does not have its bytes,"),
+            };
+        }
+        match (self.source.stat(caller, at, digest).await?, known) {
+            (Some(stated), Some(known)) if stated != known.blob_bytes => lied("states another size for a blob"),
+            _ => Ok(()),
+        }
     }
 
     /// What an upstream has to agree with.
@@ -299,7 +249,7 @@ impl Rights {
     }
 
     fn noted(&self) -> MutexGuard<'_, LruCache<(Holder, Repository), (Verdict, Instant)>> {
-        self.noted.lock().expect("no holder of this lock panics")
+        self.noted.lock()
     }
 
     /// Whether the source itself has answered for the item under the repository.

@@ -10,10 +10,10 @@
 use std::{
     future::Future,
     hash::{Hash, Hasher},
-    sync::{Mutex, MutexGuard},
 };
 
 use lru::LruCache;
+use parking_lot::{Mutex, MutexGuard};
 use piecemeal_store::Repository;
 use tokio::sync::watch;
 
@@ -238,7 +238,7 @@ impl Callers {
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().expect("no holder of this lock panics")
+        self.queue.lock()
     }
 }
 

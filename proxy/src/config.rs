@@ -1,6 +1,34 @@
-//! What every daemon with a store is told of it.
+//! Configuration that a mirror and a peer share: typed and final, checked before any of it is used.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use piecemeal_http::Share;
+use piecemeal_upstream::{ClientConfig, UpstreamConfig};
+use url::Url;
+
+/// The settings of the proxy that a mirror and a peer both are.
+#[derive(Clone, Debug)]
+pub struct ProxyConfig {
+    /// Where OCI clients are answered; at a peer on loopback.
+    pub listen: Vec<SocketAddr>,
+    /// Where pieces are served to admitted nodes.
+    pub piece_listen: SocketAddr,
+    /// Where other nodes reach the piece port; empty: `piece_listen`, or what the scheduler observes when that is a wildcard.
+    pub advertise: Vec<SocketAddr>,
+    /// What one address may have of a port's connections once they are nearly all taken.
+    pub address_share: Share,
+    pub cache: CacheConfig,
+    pub upstreams: Vec<UpstreamConfig>,
+    /// The upstream meant by a request that names none.
+    pub default_upstream: Option<String>,
+    pub client: ClientConfig,
+    /// While an upstream is lost, how long a right counts that a node's credential has proven.
+    pub offline_grace: Duration,
+    /// `None`: there is no swarm, and peers take every piece from the mirror.
+    pub scheduler: Option<Url>,
+    pub pool: String,
+    pub zone: String,
+}
 
 /// A content store's place and bounds.
 #[derive(Clone, Debug)]

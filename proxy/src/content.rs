@@ -57,12 +57,12 @@ impl Content {
         let run = move |right, transfer: Arc<Transfer>| {
             let (source, store) = (Arc::clone(&source), store.clone());
             async move {
-                let arrived = source.transfer(right, digest_of_run, Arc::clone(&transfer)).await?;
+                let arrived = source.open(right, digest_of_run, Arc::clone(&transfer)).await?;
                 transfer.record_sources(&store).await?;
                 Ok(arrived)
             }
         };
-        let prove = async || self.source.head_blob(caller, at, digest).await.map(drop);
+        let prove = async || self.source.stat(caller, at, digest).await.map(drop);
         let told = || self.sizes.get(at, digest);
         let joining = Joining {
             caller,
@@ -70,7 +70,7 @@ impl Content {
             digest,
             blob_bytes: self.source.answers_early().then(told).flatten(),
             patience: ANSWER_TIMEOUT,
-            access: &self.access,
+            allows: &|caller| self.access.allows(caller, at),
         };
         self.transfers.open(joining, run, prove).await
     }
@@ -84,7 +84,7 @@ impl Content {
             self.access.require(caller, at, known.item(digest)).await?;
             return Ok(known.blob_bytes);
         }
-        let stated = self.source.head_blob(caller, at, digest).await?;
+        let stated = self.source.stat(caller, at, digest).await?;
         stated
             .or_else(|| self.sizes.get(at, digest))
             .ok_or_else(|| self.source.states_no_size(at, digest))

@@ -24,7 +24,7 @@ const TELL_INTERVAL: Duration = Duration::from_secs(1);
 ///
 /// # Panics
 /// Only when opening does.
-pub async fn open_store(cache: &CacheConfig) -> Result<Store, OpenStoreError> {
+pub(crate) async fn open_store(cache: &CacheConfig) -> Result<Store, OpenStoreError> {
     let config = StoreConfig {
         dir: cache.dir.clone(),
         quota_bytes: cache.quota_bytes,
@@ -37,7 +37,7 @@ pub async fn open_store(cache: &CacheConfig) -> Result<Store, OpenStoreError> {
 }
 
 /// Where other nodes are told to find the piece port; empty when only the scheduler can see it.
-pub fn advertised(advertise: &[SocketAddr], listen: SocketAddr) -> Vec<SocketAddr> {
+pub(crate) fn advertised(advertise: &[SocketAddr], listen: SocketAddr) -> Vec<SocketAddr> {
     if advertise.is_empty() && !listen.ip().is_unspecified() {
         vec![listen]
     } else {
@@ -46,7 +46,7 @@ pub fn advertised(advertise: &[SocketAddr], listen: SocketAddr) -> Vec<SocketAdd
 }
 
 /// Sweeps the store now and then, tells the scheduler what went, and the log which pulls have ended.
-pub async fn keep_clean(store: Store, announcer: Announcer, pulls: Pulls, stop: CancellationToken) {
+pub(crate) async fn keep_clean(store: Store, announcer: Announcer, pulls: Pulls, stop: CancellationToken) {
     let mut evictions = store.evictions();
     let mut interval = tokio::time::interval(SWEEP_INTERVAL);
     let mut telling = tokio::time::interval(TELL_INTERVAL);
@@ -61,7 +61,7 @@ pub async fn keep_clean(store: Store, announcer: Announcer, pulls: Pulls, stop: 
 }
 
 /// What is wrong with the store, for readiness.
-pub async fn store_problem(store: &Store) -> Option<String> {
+pub(crate) async fn store_problem(store: &Store) -> Option<String> {
     match store.usage().await {
         Ok(_) => store.trouble(),
         Err(error) => Some(error.to_string()),
@@ -77,14 +77,14 @@ async fn sweep(store: &Store) {
 }
 
 /// Changes a cache's bounds, also for what is in it: the next sweep is up to a minute away, so that one begins now.
-pub fn rebound(store: &Store, cache: &CacheConfig, tracker: &TaskTracker) {
+pub(crate) fn rebound(store: &Store, cache: &CacheConfig, tracker: &TaskTracker) {
     store.set_limits(cache.quota_bytes, cache.free_bytes_min, cache.ttl);
     let store = store.clone();
     tracker.spawn(async move { sweep(&store).await });
 }
 
 /// What the store holds, as JSON.
-pub async fn store_status(store: &Store) -> serde_json::Value {
+pub(crate) async fn store_status(store: &Store) -> serde_json::Value {
     match store.usage().await {
         Ok(usage) => {
             json!({ "blobs": usage.blobs, "blob_bytes": usage.blob_bytes, "partials": usage.partials, "reserved_bytes": usage.reserved_bytes, "manifests": usage.manifests })
@@ -94,7 +94,7 @@ pub async fn store_status(store: &Store) -> serde_json::Value {
 }
 
 /// The bytes by where they came from and went, as JSON.
-pub fn traffic_status(traffic: &Traffic) -> serde_json::Value {
+pub(crate) fn traffic_status(traffic: &Traffic) -> serde_json::Value {
     let received = |origin| traffic.total(origin, Destination::Store);
     let sent = |destination| traffic.total(Origin::Local, destination) + traffic.total(Origin::Transfer, destination);
     json!({
@@ -108,12 +108,12 @@ pub fn traffic_status(traffic: &Traffic) -> serde_json::Value {
 }
 
 /// Grows with each start. A clock that was set back makes the older connection win until it ends, no more.
-pub fn incarnation() -> u64 {
+pub(crate) fn incarnation() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or_default() << 10
 }
 
 /// This machine's name, as its administrator knows it; empty when it has none.
-pub fn host_name() -> String {
+pub(crate) fn host_name() -> String {
     uname().nodename().to_string_lossy().into_owned()
 }

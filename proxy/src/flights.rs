@@ -3,13 +3,9 @@
 //! `callers` decides with whose right it is done, and which callers get a refusal. Every waiting caller gets a failure that is no
 //! refusal, but not as the final answer: a caller whose own right was not used asks once more.
 
-use std::{
-    collections::HashMap,
-    future::Future,
-    hash::Hash,
-    sync::{Arc, Mutex, MutexGuard},
-};
+use std::{collections::HashMap, future::Future, hash::Hash, sync::Arc};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use crate::callers::{Callers, Right, Standing};
@@ -137,7 +133,7 @@ where
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<K, Arc<Flight<V>>>> {
-        self.0.lock().expect("no holder of this lock panics")
+        self.0.lock()
     }
 }
 
@@ -219,7 +215,7 @@ mod tests {
         }
 
         async fn answer(&self, right: &Right) -> Result<&'static str, PullError> {
-            let latency = self.latencies.lock().unwrap().random_range(50..100);
+            let latency = self.latencies.lock().random_range(50..100);
             sleep(Duration::from_millis(latency)).await;
             let token = self.token(right);
             match self.bad.contains(&token) {

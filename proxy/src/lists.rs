@@ -8,11 +8,12 @@
 use std::{
     net::IpAddr,
     num::NonZeroUsize,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use lru::LruCache;
+use parking_lot::Mutex;
 use piecemeal_proto::Digest;
 use piecemeal_store::Repository;
 use serde::{Deserialize, Serialize};
@@ -99,7 +100,7 @@ impl Default for Lists {
 
 impl Lists {
     pub(crate) fn get(&self, at: &Repository, age_max: Duration) -> Option<Arc<Vec<String>>> {
-        let mut lists = self.known.lock().expect("no holder of this lock panics");
+        let mut lists = self.known.lock();
         lists
             .get(at)
             .filter(|listed| listed.at.elapsed() < age_max)
@@ -107,7 +108,7 @@ impl Lists {
     }
 
     pub(crate) fn put(&self, at: &Repository, tags: Arc<Vec<String>>) {
-        let mut lists = self.known.lock().expect("no holder of this lock panics");
+        let mut lists = self.known.lock();
         lists.pop(at);
         if tags.len() > REMEMBERED_TAGS_MAX {
             return;
@@ -125,7 +126,7 @@ impl Lists {
     }
 
     fn room(&self, upstream: &str) -> Places {
-        let mut rooms = self.rooms.lock().expect("no holder of this lock panics");
+        let mut rooms = self.rooms.lock();
         if let Some(room) = rooms.get(upstream) {
             return room.clone();
         }
@@ -331,12 +332,12 @@ mod tests {
             !lists.room("first.test").is_idle(),
             "it is not forgotten while it is in use"
         );
-        assert_eq!(lists.rooms.lock().unwrap().len(), ROOMS_MAX.get());
+        assert_eq!(lists.rooms.lock().len(), ROOMS_MAX.get());
         let busy: Vec<_> = (0..ROOMS_MAX.get() * 2)
             .map(|number| hang_at(&lists, of(format!("{number}.test"))))
             .collect();
         tokio::time::sleep(Duration::from_millis(1)).await;
-        assert_eq!(lists.rooms.lock().unwrap().len(), ROOMS_MAX.get());
+        assert_eq!(lists.rooms.lock().len(), ROOMS_MAX.get());
         assert!(!lists.others.is_idle());
         first.abort();
         busy.iter().for_each(tokio::task::JoinHandle::abort);

@@ -5,63 +5,23 @@
 
 use std::{sync::Arc, time::Duration};
 
-use async_trait::async_trait;
 use piecemeal_proto::{Digest, Reference};
 use piecemeal_store::{Repository, Store};
 use tracing::warn;
 
 use crate::{
-    BlobSizes, Item, List, ListQuery, Right, Rights,
+    BlobSizes, Item, List, ListQuery, Right, Rights, Source,
     callers::Standing,
     flights::{Boarding, Flights},
     lists::Lists,
 };
-use piecemeal_upstream::{
-    ANSWER_TIMEOUT, Caller, FetchedManifest, ListAnswer, LiveDuration, MANIFEST_TIMEOUT, ManifestAnswer, PullError,
-    Upstreams,
-};
-
-/// Where manifests are fetched from: the registry, or for a peer its mirror.
-#[async_trait]
-pub trait ManifestSource: Send + Sync {
-    /// GETs a manifest, its digest verified.
-    async fn fetch(
-        &self,
-        caller: &Caller,
-        at: &Repository,
-        reference: &Reference,
-    ) -> Result<FetchedManifest, PullError>;
-    /// HEADs a manifest.
-    async fn head(&self, caller: &Caller, at: &Repository, reference: &Reference) -> Result<ManifestAnswer, PullError>;
-    /// GETs a page of a list below the repository.
-    async fn list(&self, caller: &Caller, at: &Repository, path: &str) -> Result<ListAnswer, PullError>;
-}
-
-#[async_trait]
-impl ManifestSource for Upstreams {
-    async fn fetch(
-        &self,
-        caller: &Caller,
-        at: &Repository,
-        reference: &Reference,
-    ) -> Result<FetchedManifest, PullError> {
-        self.get(&at.upstream)?.manifest(caller, at, reference).await
-    }
-
-    async fn head(&self, caller: &Caller, at: &Repository, reference: &Reference) -> Result<ManifestAnswer, PullError> {
-        self.get(&at.upstream)?.head_manifest(caller, at, reference).await
-    }
-
-    async fn list(&self, caller: &Caller, at: &Repository, path: &str) -> Result<ListAnswer, PullError> {
-        self.get(&at.upstream)?.list(caller, at, path).await
-    }
-}
+use piecemeal_upstream::{ANSWER_TIMEOUT, Caller, FetchedManifest, LiveDuration, MANIFEST_TIMEOUT, PullError};
 
 /// The manifests of a daemon.
 #[derive(Clone)]
 pub struct Manifests {
     pub(crate) store: Store,
-    pub(crate) source: Arc<dyn ManifestSource>,
+    pub(crate) source: Arc<dyn Source>,
     pub(crate) access: Arc<Rights>,
     sizes: BlobSizes,
     pub(crate) tag_ttl: LiveDuration,
@@ -80,7 +40,7 @@ impl Manifests {
     /// `tag_ttl`: how old the last check of a tag may be. Zero when the source itself remembers.
     pub fn new(
         store: Store,
-        source: Arc<dyn ManifestSource>,
+        source: Arc<dyn Source>,
         access: Arc<Rights>,
         sizes: BlobSizes,
         tag_ttl: LiveDuration,
@@ -232,7 +192,7 @@ impl Manifests {
         if let Some(manifest) = self.stored(at, digest).await? {
             return Ok(manifest);
         }
-        let manifest = self.source.fetch(caller, at, reference).await?;
+        let manifest = self.source.manifest(caller, at, reference).await?;
         self.keep(at, &manifest).await?;
         Ok(manifest)
     }
@@ -303,7 +263,7 @@ impl Manifests {
         tag: &str,
         reference: &Reference,
     ) -> Result<FetchedManifest, PullError> {
-        let manifest = self.source.fetch(caller, at, reference).await?;
+        let manifest = self.source.manifest(caller, at, reference).await?;
         self.keep(at, &manifest).await?;
         // A manifest that the source itself calls stale is no check of the tag.
         if manifest.warning.is_none() {

@@ -8,16 +8,14 @@
 //! minutes, and would get an answer that it has seen already; an unsigned id that is forgotten gets nothing that the signed one
 //! has.
 
-use std::{
-    collections::HashSet,
-    sync::{Mutex, RwLock},
-};
+use std::collections::HashSet;
 
 use axum::{
     body::Body,
     http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri},
 };
 use lru::LruCache;
+use parking_lot::{Mutex, RwLock};
 use piecemeal_proto::{AuthorityKey, AuthorityPublic, NodeId, PeerRoles};
 use sha2::{Digest as _, Sha256};
 use tracing::{info, warn};
@@ -98,7 +96,7 @@ impl Nodes {
 
     /// Takes over the generations of `join.key` and the revoked nodes. Another site's key is ignored.
     pub fn apply(&self, authority: &AuthorityKey, revoked: HashSet<NodeId>) {
-        let mut settings = self.settings.write().expect("no holder of this lock panics");
+        let mut settings = self.settings.write();
         if settings.revoked != revoked {
             info!("{} nodes are shut out", revoked.len());
             settings.revoked = revoked;
@@ -116,7 +114,7 @@ impl Nodes {
 
     /// Whether the administrator has shut the node out.
     pub fn is_revoked(&self, node: &NodeId) -> bool {
-        let settings = self.settings.read().expect("no holder of this lock panics");
+        let settings = self.settings.read();
         settings.revoked.contains(node)
     }
 
@@ -169,7 +167,7 @@ impl Nodes {
     }
 
     fn is_proven(&self, text: &[u8], proof: &[u8], now: u64) -> bool {
-        let settings = self.settings.read().expect("no holder of this lock panics");
+        let settings = self.settings.read();
         settings.roles.admits(text, proof, now).is_some()
     }
 
@@ -181,13 +179,13 @@ impl Nodes {
     }
 
     fn has_signed(&self, node: &NodeId) -> bool {
-        let tables = self.tables.lock().expect("no holder of this lock panics");
+        let tables = self.tables.lock();
         tables.signed.contains(node)
     }
 
     /// Writes down that the node has signed, and this claim, which must be a new one.
     fn note(&self, node: NodeId, claim: ClaimId, now: u64) -> Result<(), RefuseClaimError> {
-        let mut tables = self.tables.lock().expect("no holder of this lock panics");
+        let mut tables = self.tables.lock();
         let Tables { claims, signed } = &mut *tables;
         signed.put(node, ());
         if signed.len() > SIGNED_MAX {
@@ -501,7 +499,7 @@ mod tests {
         for number in 0..=CLAIMS_MAX {
             nodes.note(node, id(number), NOW).unwrap();
         }
-        let len = || nodes.tables.lock().unwrap().claims.len();
+        let len = || nodes.tables.lock().claims.len();
         assert_eq!(len(), CLAIMS_MAX);
         assert_eq!(nodes.note(node, id(1), NOW), Err(RefuseClaimError::Repeated));
         nodes.note(node, id(0), NOW + 2 * CLAIM_SECONDS_MAX + 1).unwrap();

@@ -6,11 +6,12 @@
 use std::{
     net::IpAddr,
     num::NonZeroUsize,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use lru::LruCache;
+use parking_lot::{Mutex, MutexGuard};
 use piecemeal_proto::Reference;
 use piecemeal_store::Repository;
 use prometheus_client::{
@@ -167,7 +168,7 @@ impl Pulls {
     }
 
     fn table(&self) -> MutexGuard<'_, PullTable> {
-        self.table.lock().expect("no holder of this lock panics")
+        self.table.lock()
     }
 }
 

@@ -7,11 +7,12 @@
 use std::{
     net::IpAddr,
     num::NonZeroUsize,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use lru::LruCache;
+use parking_lot::{Mutex, MutexGuard};
 use piecemeal_proto::Digest;
 use piecemeal_store::{Store, StoreError, Verified};
 use piecemeal_swarm::Limiter;
@@ -37,7 +38,7 @@ const SUSPECTS_RATE: u64 = 100_000_000;
 
 /// Which client has recently received which blob, and which blobs are suspect.
 #[derive(Clone)]
-pub struct Suspicions {
+pub(crate) struct Suspicions {
     suspects: mpsc::Sender<Digest>,
     table: Arc<Mutex<Table>>,
 }
@@ -56,10 +57,10 @@ struct Had {
 }
 
 /// The suspects, as the scrubber takes them.
-pub type Suspects = mpsc::Receiver<Digest>;
+pub(crate) type Suspects = mpsc::Receiver<Digest>;
 
 impl Suspicions {
-    pub fn new() -> (Self, Suspects) {
+    pub(crate) fn new() -> (Self, Suspects) {
         let (suspects, received) = mpsc::channel(SUSPECTS_MAX);
         let table = Table {
             had: LruCache::new(REMEMBERED_MAX),
@@ -104,7 +105,7 @@ impl Suspicions {
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().expect("no holder of this lock panics")
+        self.table.lock()
     }
 }
 
@@ -114,7 +115,7 @@ fn is_soon(at: Instant, now: Instant) -> bool {
 
 /// Scrubs until `stop`, at the limiter's pace; suspects come first, and soon. A limiter without a rate scrubs nothing but
 /// those.
-pub async fn scrub(store: Store, limiter: Limiter, mut suspects: Suspects, stop: CancellationToken) {
+pub(crate) async fn scrub(store: Store, limiter: Limiter, mut suspects: Suspects, stop: CancellationToken) {
     let scrubbing = async {
         let mut look_around = tokio::time::interval(LOOK_AROUND);
         look_around.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

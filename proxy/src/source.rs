@@ -1,22 +1,58 @@
-//! Source of blobs: a mirror and a peer each have their own.
+//! Source of a daemon's content: the registries, or the swarm with a mirror in front of them.
+//!
+//! A source answers each question with the caller's own right, and shares no answer between callers.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use piecemeal_proto::Digest;
-use piecemeal_store::Repository;
-use piecemeal_upstream::{Caller, PullError};
+use bytes::Bytes;
+use piecemeal_proto::{Digest, Reference};
+use piecemeal_store::{Holder, Repository};
+use piecemeal_upstream::{Caller, FetchedManifest, ListAnswer, ManifestAnswer, PullError};
 
 use crate::{Arrived, Right, Transfer};
 
-/// The source of blobs: the registries, or the swarm with a mirror in front of them.
+/// The one seam between the proxy and what it stands in front of.
 #[async_trait]
 pub trait Source: Send + Sync {
     /// Carries out the download of a blob with this right.
-    async fn transfer(&self, right: Right, digest: Digest, transfer: Arc<Transfer>) -> Result<Arrived, PullError>;
+    async fn open(&self, right: Right, digest: Digest, transfer: Arc<Transfer>) -> Result<Arrived, PullError>;
 
-    /// Asks for the blob with the caller's own right: the size in bytes, where it is stated.
-    async fn head_blob(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<Option<u64>, PullError>;
+    /// HEADs a blob: its size in bytes, where it is stated.
+    async fn stat(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<Option<u64>, PullError>;
+
+    /// Whether the source's blob has these bytes from `start` on.
+    async fn has_sample(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        digest: &Digest,
+        start: u64,
+        sample: &Bytes,
+    ) -> Result<bool, PullError>;
+
+    /// GETs a manifest, its digest verified.
+    async fn manifest(
+        &self,
+        caller: &Caller,
+        at: &Repository,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, PullError>;
+
+    /// HEADs a manifest.
+    async fn head(&self, caller: &Caller, at: &Repository, reference: &Reference) -> Result<ManifestAnswer, PullError>;
+
+    /// GETs a page of a list below the repository.
+    async fn list(&self, caller: &Caller, at: &Repository, path: &str) -> Result<ListAnswer, PullError>;
+
+    /// Whether the source has recently served the caller from the repository.
+    fn allows(&self, caller: &Caller, at: &Repository) -> bool;
+
+    /// The holder under which the caller's right is kept for the time when the source is lost; `None`: it is not kept.
+    fn holder(&self, caller: &Caller, at: &Repository) -> Option<Holder>;
+
+    /// Whether the source is lost: asked by a probe that carries nothing of a caller.
+    async fn is_lost(&self, at: &Repository) -> bool;
 
     /// Whether a caller is answered with the size that a manifest tells while its own transfer has not started. Such a transfer
     /// must yield no byte before the source has given this caller its verdict.

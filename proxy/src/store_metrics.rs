@@ -11,7 +11,7 @@ use prometheus_client::{
 };
 
 /// Adds a store's figures.
-pub fn register_store(store: &Store, registry: &mut Registry) {
+pub(crate) fn register_store(store: &Store, registry: &mut Registry) {
     registry.register_collector(Box::new(StoreCollector(store.clone())));
 }
 

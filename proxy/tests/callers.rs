@@ -22,11 +22,13 @@ use axum::{
 use bytes::Bytes;
 use futures_util::{future::join_all, stream};
 use piecemeal_proto::{Digest, FillId, PieceHash, PieceMap};
-use piecemeal_proxy::{BlobSizes, Content, FillObserver, Manifests, OpenBlob, Rights, Transfers, UpstreamBlobs};
+use piecemeal_proxy::{
+    BlobSizes, Content, FillObserver, Manifests, OpenBlob, RegistrySource, Rights, Source, Transfers,
+};
 use piecemeal_store::{Env, Filling, Repository, Store, StoreConfig};
 use piecemeal_swarm::Limiter;
 use piecemeal_upstream::{
-    Caller, ClientConfig, Credential, LiveDuration, ProxyConfig, PullError, UpstreamConfig, Upstreams,
+    Caller, ClientConfig, Credential, HttpProxy, LiveDuration, PullError, UpstreamConfig, Upstreams,
 };
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
 use tokio::{net::TcpListener, time::sleep};
@@ -181,33 +183,34 @@ fn blobs(dir: &Folder, upstreams: &[(&str, SocketAddr)]) -> Content {
     };
     let upstreams: Vec<UpstreamConfig> = upstreams.iter().map(upstream).collect();
     let client = ClientConfig {
-        proxy: ProxyConfig::None,
+        proxy: HttpProxy::None,
         ..ClientConfig::default()
     };
     let upstreams = Upstreams::new(&upstreams, &client, store.node_id()).unwrap();
     let grace = LiveDuration::new(Duration::from_secs(3600));
-    let rights = Rights::new(store.clone(), Arc::new(upstreams.clone()), grace, None);
-    let (access, sizes, transfers) = (Arc::new(rights), BlobSizes::default(), Transfers::default());
-    let tag_ttl = LiveDuration::new(Duration::ZERO);
-    let tags = Manifests::new(
-        store.clone(),
-        Arc::new(upstreams.clone()),
-        access.clone(),
-        sizes.clone(),
-        tag_ttl,
-    );
-    let source = UpstreamBlobs {
+    let (sizes, transfers) = (BlobSizes::default(), Transfers::default());
+    let judges = upstreams.clone();
+    let source: Arc<dyn Source> = Arc::new(RegistrySource {
         store: store.clone(),
         upstreams,
-        access: access.clone(),
+        is_public: Arc::new(move |at| judges.allows(&Caller::default(), at)),
         sizes: sizes.clone(),
         transfers: transfers.clone(),
         observer: Arc::new(NoObserver),
         limiter: Limiter::new(None),
-    };
+    });
+    let access = Arc::new(Rights::new(store.clone(), Arc::clone(&source), grace, None));
+    let tag_ttl = LiveDuration::new(Duration::ZERO);
+    let tags = Manifests::new(
+        store.clone(),
+        Arc::clone(&source),
+        access.clone(),
+        sizes.clone(),
+        tag_ttl,
+    );
     Content {
         store,
-        source: Arc::new(source),
+        source,
         access,
         sizes,
         transfers,

@@ -24,7 +24,7 @@ use crate::{
     metrics::Metrics,
     names::{Names, Upstream, registries},
     node::{Node, NodeError},
-    report::{FileReport, Outcome, Report, RuntimeReport},
+    report::{FileOutcome, FileReport, Report, RuntimeReport},
     settings::Settings,
 };
 
@@ -259,13 +259,18 @@ impl Reconciler {
 }
 
 fn problem(report: &Report) -> Option<String> {
-    let failed = report.files.iter().find(|file| file.outcome == Outcome::Failed)?;
+    let failed = report.files.iter().find(|file| file.outcome == FileOutcome::Failed)?;
     Some(format!("{} {}", failed.path, failed.why.as_deref().unwrap_or_default()))
 }
 
 /// Logs each change once.
 fn tell(report: &Report, before: &[RuntimeReport]) {
-    let changed = |file: &&FileReport| matches!(file.outcome, Outcome::Written | Outcome::Restored | Outcome::Deleted);
+    let changed = |file: &&FileReport| {
+        matches!(
+            file.outcome,
+            FileOutcome::Written | FileOutcome::Restored | FileOutcome::Deleted
+        )
+    };
     for file in report.files.iter().filter(changed) {
         info!(file.path = %file.path, "{:?}: {}", file.outcome, file.path);
     }

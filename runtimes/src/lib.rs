@@ -47,6 +47,6 @@ pub use listeners::Listener;
 pub use names::{Names, Registry, Upstream, registries};
 pub use node::{Node, NodeError};
 pub use problem::Remedy;
-pub use report::{FileReport, Outcome, Report, RuntimeReport, Standing, Status, StatusFile};
+pub use report::{FileCondition, FileOutcome, FileReport, Report, RuntimeReport, Status, StatusFile};
 pub use restart::Restart;
 pub use settings::Settings;

@@ -5,7 +5,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::report::{Outcome, Report};
+use crate::report::{FileOutcome, Report};
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Metrics {
@@ -49,7 +49,12 @@ impl Metrics {
                 self.ready.get_or_create(&labels).set(runtime.ready.into());
             }
         }
-        let is_there = |outcome| matches!(outcome, Outcome::Unchanged | Outcome::Written | Outcome::Restored);
+        let is_there = |outcome| {
+            matches!(
+                outcome,
+                FileOutcome::Unchanged | FileOutcome::Written | FileOutcome::Restored
+            )
+        };
         let files = report.files.iter().filter(|file| is_there(file.outcome)).count();
         self.files.set(i64::try_from(files).unwrap_or(i64::MAX));
         self.repairs.inc_by(report.repairs);

@@ -19,13 +19,13 @@ use crate::{
     listeners::listeners,
     lock::lock,
     mark::Mark,
-    report::{Report, RuntimeReport, Standing, Status, StatusFile},
+    report::{FileCondition, Report, RuntimeReport, Status, StatusFile},
     restart::{self, Restart},
     root::Root,
     run::Run,
     runtime::{Runtime, runtimes},
     settings::Settings,
-    state::{self, State},
+    state::{self, NodeState},
     wanted,
 };
 
@@ -143,7 +143,7 @@ impl Node {
     /// Nothing could be decided.
     pub fn status(&self, settings: &Settings) -> Result<Status, NodeError> {
         let facts = self.facts();
-        let state = State::load(&self.root);
+        let state = NodeState::load(&self.root);
         let mut found = runtimes(&facts, &settings.runtimes);
         let configured = facts.configured_registries();
         let taken = |name: &str| configured.contains(name);
@@ -169,26 +169,26 @@ impl Node {
         })
     }
 
-    fn standing(&self, state: &State, path: &str, peer_port: u16) -> Standing {
+    fn standing(&self, state: &NodeState, path: &str, peer_port: u16) -> FileCondition {
         let Ok(Some(text)) = self.root.read(path) else {
             return if self.root.exists(path) {
-                Standing::Foreign
+                FileCondition::Foreign
             } else {
-                Standing::Missing
+                FileCondition::Missing
             };
         };
         let mark = Mark::of(&text);
         let ports = state.docker_ports(peer_port);
         if mark.is_none() && !(path == docker::FILE && docker::has_peer(&ports, &text)) {
-            return Standing::Foreign;
+            return FileCondition::Foreign;
         }
         let is_shared = matches!(mark, None | Some(Mark::Shared));
         let is_whole = is_shared && !matches!(wanted::take_back(path, &text, &ports, false), Edit::Leave(_));
         // Without a note of it, its own word counts.
         if is_whole || state.is_as_written(path, &text) || !(is_shared || state.files.contains_key(path)) {
-            Standing::Ours
+            FileCondition::Ours
         } else {
-            Standing::Drifted
+            FileCondition::Drifted
         }
     }
 
@@ -217,7 +217,7 @@ impl Node {
         Facts::gather(&self.root)
     }
 
-    fn disk(&self, state: &State) -> Disk<'_> {
+    fn disk(&self, state: &NodeState) -> Disk<'_> {
         Disk {
             root: &self.root,
             docker_port: state.docker_port,
@@ -225,7 +225,7 @@ impl Node {
     }
 
     /// Every file on the node with our mark, or with our mirror.
-    fn ours(&self, facts: &Facts, state: &State, peer_port: u16) -> BTreeMap<String, RuntimeKind> {
+    fn ours(&self, facts: &Facts, state: &NodeState, peer_port: u16) -> BTreeMap<String, RuntimeKind> {
         let mut ours = BTreeMap::new();
         for (dir, runtime) in certs_dirs(facts, state) {
             for name in self.root.list(&dir).unwrap_or_default() {
@@ -253,7 +253,7 @@ impl Node {
 }
 
 /// Where our hosts.toml files may be: where the runtimes read them now, and where they did when the files were written.
-fn certs_dirs(facts: &Facts, state: &State) -> BTreeMap<String, RuntimeKind> {
+fn certs_dirs(facts: &Facts, state: &NodeState) -> BTreeMap<String, RuntimeKind> {
     let mut dirs = BTreeMap::new();
     for runtime in runtimes(facts, &RuntimeKind::ALL) {
         let default = runtime.kind.certs_dir().map(str::to_owned);

@@ -54,14 +54,14 @@ pub struct FileReport {
     pub runtime: RuntimeKind,
     /// The name of a registry that it is about, if it is one.
     pub name: Option<String>,
-    pub outcome: Outcome,
+    pub outcome: FileOutcome,
     pub why: Option<String>,
 }
 
 /// Outcome for a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Outcome {
+pub enum FileOutcome {
     Unchanged,
     Written,
     /// Our part was taken out: the rest is as before, or leads to the registry alone.
@@ -77,13 +77,13 @@ pub enum Outcome {
 #[derive(Clone, Debug, Serialize)]
 pub struct StatusFile {
     pub path: String,
-    pub standing: Standing,
+    pub standing: FileCondition,
 }
 
 /// Relation of a file to node set-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Standing {
+pub enum FileCondition {
     /// As it was written.
     Ours,
     /// Ours, and edited since.
@@ -147,13 +147,17 @@ impl fmt::Display for RuntimeReport {
 impl Report {
     /// Whether something was to be written and could not be.
     pub fn has_failed(&self) -> bool {
-        self.files.iter().any(|file| file.outcome == Outcome::Failed)
+        self.files.iter().any(|file| file.outcome == FileOutcome::Failed)
     }
 
     /// How many files were brought to what they should be.
     pub fn changes(&self) -> usize {
-        let changed =
-            |file: &&FileReport| matches!(file.outcome, Outcome::Written | Outcome::Restored | Outcome::Deleted);
+        let changed = |file: &&FileReport| {
+            matches!(
+                file.outcome,
+                FileOutcome::Written | FileOutcome::Restored | FileOutcome::Deleted
+            )
+        };
         self.files.iter().filter(changed).count()
     }
 
@@ -165,12 +169,12 @@ impl Report {
         }
         for file in &self.files {
             let verb = match file.outcome {
-                Outcome::Unchanged => "unchanged",
-                Outcome::Written => "wrote",
-                Outcome::Restored => "restored",
-                Outcome::Deleted => "deleted",
-                Outcome::Left => "left alone",
-                Outcome::Failed => "could not write",
+                FileOutcome::Unchanged => "unchanged",
+                FileOutcome::Written => "wrote",
+                FileOutcome::Restored => "restored",
+                FileOutcome::Deleted => "deleted",
+                FileOutcome::Left => "left alone",
+                FileOutcome::Failed => "could not write",
             };
             let about = file.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
             let why = file.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
@@ -201,12 +205,12 @@ impl Status {
         }
         for StatusFile { path, standing } in &self.files {
             let said = match standing {
-                Standing::Ours => "written by piecemeal node",
-                Standing::Drifted => {
+                FileCondition::Ours => "written by piecemeal node",
+                FileCondition::Drifted => {
                     "written by piecemeal node, edited since; `piecemeal node install` undoes the edit"
                 }
-                Standing::Missing => "missing; `piecemeal node install` writes it again",
-                Standing::Foreign => "written by another program",
+                FileCondition::Missing => "missing; `piecemeal node install` writes it again",
+                FileCondition::Foreign => "written by another program",
             };
             _ = writeln!(text, "{path}: {said}");
         }

@@ -11,7 +11,7 @@ use crate::{
     kind::RuntimeKind,
     problem::Remedy,
     remedy,
-    report::Outcome,
+    report::FileOutcome,
     run::{Changed, Run},
     runtime::Runtime,
     state,
@@ -54,10 +54,10 @@ fn apply(run: &mut Run<'_>, kind: RuntimeKind, remedy: &Remedy, restart: Restart
     let saved = run.state.clone().save(run.root);
     saved.map_err(|error| format!("{} cannot be written: {error}", state::FILE))?;
     let put = run
-        .put(path, &text, Outcome::Written, seen.stamp)
+        .put(path, &text, FileOutcome::Written, seen.stamp)
         .unwrap_or_else(Changed::told);
     run.state.files.remove(path);
-    if let (Outcome::Failed | Outcome::Left, why) = put {
+    if let (FileOutcome::Failed | FileOutcome::Left, why) = put {
         return Err(format!("{path} {}", why.unwrap_or_default()));
     }
     restart(kind).map_err(|why| undo(run, kind, path, seen.text.as_deref(), &why, restart))
@@ -75,12 +75,12 @@ fn undo(
 ) -> String {
     let stamp = run.root.stamp(path);
     let back = match former {
-        Some(text) => run.put(path, text, Outcome::Restored, stamp),
+        Some(text) => run.put(path, text, FileOutcome::Restored, stamp),
         None => run.delete(path, stamp),
     };
     run.state.files.remove(path);
     let failed = format!("{kind} did not restart correctly ({why}); {path} had the line for a moment");
-    if !matches!(back, Ok((Outcome::Restored | Outcome::Deleted, _))) {
+    if !matches!(back, Ok((FileOutcome::Restored | FileOutcome::Deleted, _))) {
         return format!("{failed}, and could not be restored: take out what is marked there and restart {kind}");
     }
     match restart(kind) {
@@ -98,7 +98,7 @@ pub(crate) fn take_back(run: &mut Run<'_>) {
     };
     for kind in RuntimeKind::ALL {
         let Some(path) = kind.config_file() else { continue };
-        let (_, edit, (outcome, why)) = run.change(path, Outcome::Restored, &decide);
+        let (_, edit, (outcome, why)) = run.change(path, FileOutcome::Restored, &decide);
         if matches!(edit, Edit::Write(_) | Edit::Delete) {
             run.state.files.remove(path);
             run.tell(path, kind, None, outcome, why);

@@ -17,11 +17,11 @@ use crate::{
     problem::Problem,
     processes,
     replace::replace,
-    report::{FileReport, Outcome, Report},
+    report::{FileOutcome, FileReport, Report},
     root::{Root, Seen, Stamp},
     runtime::Runtime,
     settings::Settings,
-    state::{self, State},
+    state::{self, NodeState},
     wanted::{self, Wanted},
 };
 
@@ -29,7 +29,7 @@ use crate::{
 pub(crate) struct Run<'a> {
     pub root: &'a Root,
     _lock: Lock,
-    pub state: State,
+    pub state: NodeState,
     pub report: Report,
     /// Runtimes whose files have changed.
     changed: BTreeSet<RuntimeKind>,
@@ -40,7 +40,7 @@ impl<'a> Run<'a> {
         Self {
             root,
             _lock: lock,
-            state: State::load(root),
+            state: NodeState::load(root),
             report: Report::default(),
             changed: BTreeSet::new(),
         }
@@ -56,7 +56,7 @@ impl<'a> Run<'a> {
     pub(crate) fn write(&mut self, file: &Wanted, settings: &Settings) {
         let before = self.state.files.get(&file.path).cloned();
         let decide = |current: Option<&str>| file.edit(settings, current);
-        let (current, edit, (outcome, why)) = self.change(&file.path, Outcome::Written, &decide);
+        let (current, edit, (outcome, why)) = self.change(&file.path, FileOutcome::Written, &decide);
         if edit == Edit::Nothing && current.is_none() {
             return;
         }
@@ -65,11 +65,11 @@ impl<'a> Run<'a> {
         if edit == Edit::Nothing {
             self.state.wrote(&file.path, current.as_deref().unwrap_or_default());
         }
-        let is_in_place = matches!(outcome, Outcome::Unchanged | Outcome::Written);
+        let is_in_place = matches!(outcome, FileOutcome::Unchanged | FileOutcome::Written);
         if file.path == docker::FILE && is_in_place && (edit != Edit::Nothing || self.state.docker_port.is_some()) {
             self.state.docker_port = Some(settings.peer_port);
         }
-        if outcome == Outcome::Written && was_changed {
+        if outcome == FileOutcome::Written && was_changed {
             self.report.repairs += 1;
         }
         self.tell(&file.path, file.runtime, file.name.clone(), outcome, why);
@@ -79,12 +79,12 @@ impl<'a> Run<'a> {
         let ports = self.state.docker_ports(peer_port);
         let decide =
             |current: Option<&str>| current.map_or(Edit::Nothing, |text| wanted::take_back(path, text, &ports, purge));
-        let (current, edit, (outcome, why)) = self.change(path, Outcome::Restored, &decide);
+        let (current, edit, (outcome, why)) = self.change(path, FileOutcome::Restored, &decide);
         if edit == Edit::Nothing || current.is_none() {
             return;
         }
         let is_theirs = matches!(&edit, Edit::Write(text) if Mark::of(text).is_none());
-        if is_theirs && outcome == Outcome::Restored {
+        if is_theirs && outcome == FileOutcome::Restored {
             self.state.files.remove(path);
         }
         self.tell(path, runtime, None, outcome, why);
@@ -95,7 +95,7 @@ impl<'a> Run<'a> {
     pub(crate) fn change(
         &mut self,
         path: &str,
-        written: Outcome,
+        written: FileOutcome,
         decide: &dyn Fn(Option<&str>) -> Edit,
     ) -> (Option<String>, Edit, Told) {
         let mut tries = TRIES;
@@ -109,10 +109,10 @@ impl<'a> Run<'a> {
                 Err(error) => (Seen::default(), Edit::Leave(format!("cannot be read: {error}"))),
             };
             let told = match &edit {
-                Edit::Nothing => Ok((Outcome::Unchanged, None)),
+                Edit::Nothing => Ok((FileOutcome::Unchanged, None)),
                 Edit::Write(text) => self.put(path, text, written, seen.stamp),
                 Edit::Delete => self.delete(path, seen.stamp),
-                Edit::Leave(why) => Ok((Outcome::Left, Some(why.clone()))),
+                Edit::Leave(why) => Ok((FileOutcome::Left, Some(why.clone()))),
             };
             match told {
                 Ok(told) => return (seen.text, edit, told),
@@ -126,11 +126,11 @@ impl<'a> Run<'a> {
         &mut self,
         path: &str,
         text: &str,
-        outcome: Outcome,
+        outcome: FileOutcome,
         seen: Option<Stamp>,
     ) -> Result<Told, Changed> {
         if self.root.is_link(path) {
-            return Ok((Outcome::Left, Some(LINK.to_owned())));
+            return Ok((FileOutcome::Left, Some(LINK.to_owned())));
         }
         let mut made = Vec::new();
         let written = replace(self.root, path, text, seen, &mut made);
@@ -147,7 +147,7 @@ impl<'a> Run<'a> {
 
     pub(crate) fn delete(&mut self, path: &str, seen: Option<Stamp>) -> Result<Told, Changed> {
         if self.root.is_link(path) {
-            return Ok((Outcome::Left, Some(LINK.to_owned())));
+            return Ok((FileOutcome::Left, Some(LINK.to_owned())));
         }
         if self.root.stamp(path) != seen {
             return Err(Changed);
@@ -155,7 +155,7 @@ impl<'a> Run<'a> {
         match self.root.remove(path) {
             Ok(()) => {
                 self.state.files.remove(path);
-                Ok((Outcome::Deleted, None))
+                Ok((FileOutcome::Deleted, None))
             }
             Err(error) => Ok(self.failed(path, &error)),
         }
@@ -164,14 +164,14 @@ impl<'a> Run<'a> {
     /// A read-only file system is no failure: the system is meant to be so.
     fn failed(&self, path: &str, error: &io::Error) -> Told {
         if error.kind() != ErrorKind::ReadOnlyFilesystem {
-            return (Outcome::Failed, Some(format!("cannot be written: {error}")));
+            return (FileOutcome::Failed, Some(format!("cannot be written: {error}")));
         }
         let why = if is_read_only_by_mount(self.root.path(), path) {
             READ_ONLY_MOUNT
         } else {
             READ_ONLY
         };
-        (Outcome::Left, Some(why.to_owned()))
+        (FileOutcome::Left, Some(why.to_owned()))
     }
 
     pub(crate) fn tell(
@@ -179,10 +179,13 @@ impl<'a> Run<'a> {
         path: &str,
         runtime: RuntimeKind,
         name: Option<String>,
-        outcome: Outcome,
+        outcome: FileOutcome,
         why: Option<String>,
     ) {
-        if matches!(outcome, Outcome::Written | Outcome::Restored | Outcome::Deleted) {
+        if matches!(
+            outcome,
+            FileOutcome::Written | FileOutcome::Restored | FileOutcome::Deleted
+        ) {
             self.changed.insert(runtime);
         }
         let path = path.to_owned();
@@ -199,7 +202,8 @@ impl<'a> Run<'a> {
     pub(crate) fn note_unwritten(&self, runtime: &mut Runtime) {
         let unwritten = |file: &&FileReport| {
             file.runtime == runtime.kind
-                && (file.outcome == Outcome::Failed || matches!(file.why.as_deref(), Some(READ_ONLY | READ_ONLY_MOUNT)))
+                && (file.outcome == FileOutcome::Failed
+                    || matches!(file.why.as_deref(), Some(READ_ONLY | READ_ONLY_MOUNT)))
         };
         if let Some(file) = self.report.files.iter().find(unwritten)
             && runtime.problem.is_none()
@@ -241,7 +245,7 @@ impl<'a> Run<'a> {
 }
 
 /// Outcome for a file, and its reason.
-pub(crate) type Told = (Outcome, Option<String>);
+pub(crate) type Told = (FileOutcome, Option<String>);
 
 /// A file was changed between its being read and its being replaced.
 #[derive(Debug)]
@@ -250,7 +254,7 @@ pub(crate) struct Changed;
 impl Changed {
     pub(crate) fn told(self) -> Told {
         let why = "is being changed by another program at the same time; run this again";
-        (Outcome::Failed, Some(why.to_owned()))
+        (FileOutcome::Failed, Some(why.to_owned()))
     }
 }
 

@@ -18,7 +18,7 @@ const FOLDER: &str = "/etc/piecemeal";
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct State {
+pub(crate) struct NodeState {
     version: u32,
     /// Digest of each written text, by path.
     pub files: BTreeMap<String, String>,
@@ -32,7 +32,7 @@ pub(crate) struct State {
     pub docker_port: Option<u16>,
 }
 
-impl State {
+impl NodeState {
     /// The state on disk; an empty one where no file is readable.
     pub(crate) fn load(root: &Root) -> Self {
         let text = root.read(FILE).ok().flatten();

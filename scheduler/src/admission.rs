@@ -1,8 +1,8 @@
-//! Admission of daemons: what a hello must state, prove and sign.
+//! Admission of daemons: checks what their hellos state, prove and sign.
 //!
-//! The proof shows that the daemon belongs to the site, the signature shows which node it is. Both cover a nonce that was made for
-//! this connection alone, so that an overheard hello is refused elsewhere. A daemon of the last release does not sign: its node id
-//! is a mere claim.
+//! Invariant: the proof shows that the daemon belongs to the site, the signature shows which node it is. Both cover a nonce
+//! that was made for this connection alone, so that an overheard hello is refused elsewhere. A daemon of the last release does
+//! not sign: its node id is a mere claim.
 
 use std::{
     collections::HashSet,
@@ -15,14 +15,14 @@ use tracing::{info, warn};
 
 use crate::brain::{Features, Member, Role};
 
-/// What this site's daemons prove themselves with, and which of them are shut out.
+/// The keys that prove this site's daemons, and the nodes that are shut out.
 pub(crate) struct Admission {
     site: AuthorityPublic,
     mirror: RoleKey,
     settings: RwLock<Settings>,
 }
 
-/// What changes while the scheduler runs.
+/// The settings that change while the scheduler runs.
 struct Settings {
     peers: PeerRoles,
     revoked: HashSet<NodeId>,
@@ -42,10 +42,10 @@ pub(crate) struct Admitted {
     pub(crate) member: Member,
     pub(crate) incarnation: u64,
     pub(crate) by: AdmittedBy,
-    /// What it says of itself, for people to read.
+    /// Its own name and release, for people to read.
     pub(crate) host_name: String,
     pub(crate) release: String,
-    /// Where its piece port answers: never empty, never a wildcard.
+    /// Addresses of its piece port: never empty, never a wildcard.
     pub(crate) addresses: Vec<wire::Address>,
 }
 
@@ -61,7 +61,7 @@ impl Admission {
         }
     }
 
-    /// Takes over the generations of `join.key` and who is shut out. Those of another site's key are not taken.
+    /// Takes over the generations of `join.key` and the nodes that are shut out. Another site's key is not used.
     pub(crate) fn apply(&self, authority_key: &AuthorityKey, revoked: HashSet<NodeId>) {
         let mut settings = self.settings.write();
         if settings.revoked != revoked {
@@ -79,7 +79,7 @@ impl Admission {
         settings.peers = roles;
     }
 
-    /// Why a daemon that was let in is so no longer at `now` (seconds since 1970).
+    /// Why a daemon that was admitted is not admitted any more at `now` (seconds since 1970).
     pub(crate) fn still_admits(&self, node: NodeId, by: AdmittedBy, now: u64) -> Result<(), RefuseHelloError> {
         let settings = self.settings.read();
         if settings.revoked.contains(&node) {
@@ -101,18 +101,12 @@ impl Admission {
         observed: IpAddr,
         now: u64,
     ) -> Result<Admitted, RefuseHelloError> {
-        if !(hello.version_min..=hello.version_max).contains(&wire::VERSION) {
-            return Err(RefuseHelloError::Version {
-                min: hello.version_min,
-                max: hello.version_max,
-            });
+        let (min, max) = (hello.version_min, hello.version_max);
+        if !(min..=max).contains(&wire::VERSION) {
+            return Err(RefuseHelloError::Version { min, max });
         }
         let node = NodeId::from_slice(&hello.node).ok_or(RefuseHelloError::Node)?;
-        let role = match hello.role() {
-            wire::Role::Peer => Role::Peer,
-            wire::Role::Mirror => Role::Mirror,
-            wire::Role::Unspecified => return Err(RefuseHelloError::Role),
-        };
+        let role = role(&hello)?;
         let by = self.prove(role, &hello.claim(nonce), &hello.proof, now)?;
         let signed = !hello.public_key.is_empty() || !hello.signature.is_empty();
         if signed && !hello.is_signed(nonce) {
@@ -156,7 +150,7 @@ impl Admission {
     }
 }
 
-/// Why a daemon is not let in. The text reaches the daemon's log: it says what to do, and no secret.
+/// Why a daemon is not admitted. The text reaches the daemon's log: it says what to do, and contains no secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum RefuseHelloError {
     #[error(
@@ -215,6 +209,14 @@ impl RefuseHelloError {
     }
 }
 
+fn role(hello: &wire::Hello) -> Result<Role, RefuseHelloError> {
+    match hello.role() {
+        wire::Role::Peer => Ok(Role::Peer),
+        wire::Role::Mirror => Ok(Role::Mirror),
+        wire::Role::Unspecified => Err(RefuseHelloError::Role),
+    }
+}
+
 fn features(stated: &[String]) -> Features {
     let has = |feature: &str| stated.iter().any(|stated| stated == feature);
     Features {
@@ -223,7 +225,8 @@ fn features(stated: &[String]) -> Features {
     }
 }
 
-/// The addresses that the daemon stated, wildcards replaced by the observed one; that one alone when it stated none.
+/// The addresses that the daemon stated, wildcards replaced by the observed address; the observed address alone when it stated
+/// none.
 fn addresses(hello: &wire::Hello, observed: IpAddr) -> Vec<wire::Address> {
     let stated = hello.addresses.iter().take(ADDRESSES_MAX).filter_map(|address| {
         let ip: IpAddr = address.ip.parse().ok()?;
@@ -269,11 +272,11 @@ fn to_wire(address: SocketAddr) -> wire::Address {
     }
 }
 
-/// A DNS name's length, which names of sites and racks stay below.
+/// Longest name of a pool or zone: that of a DNS name.
 const NAME_BYTES_MAX: usize = 253;
-/// The longest name of a host.
+/// Characters of a name that are shown: the longest name of a host.
 const SHOWN_CHARS_MAX: usize = 64;
-/// More than the interfaces of any node that is reached on several.
+/// Addresses of one daemon: more than the interfaces of any node.
 const ADDRESSES_MAX: usize = 16;
 
 #[cfg(test)]

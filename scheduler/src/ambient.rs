@@ -1,4 +1,7 @@
-//! The scheduler's impure inputs, in one place: the wall clock and randomness.
+//!
+//! Ambient inputs of the scheduler, in one place: the wall clock and randomness.
+//!
+//! Invariant: no other file reads either.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -21,14 +24,14 @@ where
         .expose()
 }
 
-/// Tells when this host's clock was set: daemons go by what it said when they connected.
+/// Notices when this host's clock was set: daemons go by the time that it had when they connected.
 pub(crate) struct ClockWatch {
     at: Instant,
     date: u64,
 }
 
 impl ClockWatch {
-    /// `date`, in seconds since 1970, is what the clock says at `at`.
+    /// `date` is the clock's time at `at`, in seconds since 1970.
     pub(crate) fn new(at: Instant, date: u64) -> Self {
         Self { at, date }
     }
@@ -46,7 +49,7 @@ impl ClockWatch {
     }
 }
 
-/// How far a clock that is slewed, or steps a little, may go before it counts as set: far below what is left of each ticket's time.
+/// Seconds that a slewed clock may go off before it counts as set: far below the time that is left of each ticket.
 const STEP_SECONDS_MAX: u64 = 60;
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
-//! A daemon's connection, as the HTTP/2 server sees it: it is closed when its slot is given to another, or when too many bytes come
-//! over it without a session.
+//!
+//! Connection of a daemon, as the HTTP/2 server sees it.
+//!
+//! Invariant: it is closed when its slot is given to another, or when too many bytes come over it without a session.
 
 use std::{
     io::{self, IoSlice},
@@ -19,11 +21,11 @@ pub(crate) struct Connection {
     origin: Origin,
     closed: CancellationToken,
     closing: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// Bytes that came since there was a session.
+    /// Bytes that came since the last session.
     idle_bytes: usize,
 }
 
-/// What the service learns of a request's connection.
+/// Origin of a request: its connection's address and slot.
 #[derive(Clone)]
 pub(crate) struct Origin {
     pub(crate) remote: SocketAddr,
@@ -42,7 +44,7 @@ impl Connection {
         }
     }
 
-    /// Wakes the task when the connection has to be closed.
+    /// An error when the connection has to be closed; wakes the task when that happens later.
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         if self.closed.is_cancelled() || self.closing.as_mut().poll(cx).is_ready() {
             let why = "the connection was late, or gave way to another";
@@ -51,7 +53,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Frames without a request cost time, too: a connection without a session may send only few of them.
+    /// Counts bytes. Frames without a request cost time, too: a connection without a session may send only few of them.
     fn count(&mut self, bytes: usize) -> io::Result<()> {
         if self.origin.slot.is_busy() {
             self.idle_bytes = 0;
@@ -113,5 +115,5 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// A preface, settings, a request's head and a hello take a few kilobytes.
+/// Bytes without a session. A preface, settings, the head of a request and a hello take a few kilobytes.
 const IDLE_BYTES_MAX: usize = 64 * 1024;

@@ -1,26 +1,27 @@
 //! Limits of connections and sessions: their numbers, and how long a connection may take to become a session.
 //!
-//! A connection without a session is idle. A node that has been admitted counts by its identity among the connections; sessions
-//! count by address, since a site's key lets one host be many nodes.
+//! Invariant: an admitted node counts by its identity among the connections, and by its address among the sessions, since a
+//! site's key lets one host be many nodes. A connection without a session is idle.
 
-use piecemeal_http::{Gate, Policy, Share, Slot, descriptors_max};
+use piecemeal_http::{Gate, Share, Slot, SlotPolicy, descriptors_max};
 use piecemeal_proto::NodeId;
 use tokio::time::Duration;
 
-/// Twice the peers that one scheduler is built for.
+/// Sessions at once: twice the peers that one scheduler is built for.
 const SESSIONS_MAX: usize = 20_000;
-/// For every four sessions there is room for one more connection without a session: a daemon that connects or reconnects.
+/// Sessions for each connection without a session, which a daemon has while it connects or reconnects.
 const IDLE_PART: usize = 4;
-/// As long as the first byte and a TLS handshake may take.
+/// Longest time to the end of the TLS handshake.
 const GREET_MAX: Duration = Duration::from_secs(15);
+/// Longest time to the first byte.
 const FIRST_BYTE_MAX: Duration = Duration::from_secs(5);
-/// From a connection's first byte to the session.
+/// Longest time from a connection's first byte to its session.
 const HEAD_MAX: Duration = Duration::from_secs(10);
-/// How long a connection may outlive its session.
+/// Longest time that a connection may outlive its session.
 const IDLE_MAX: Duration = Duration::from_secs(10);
-/// Orders that are not read end a session sooner than this ends its connection.
+/// Longest time that a connection may read nothing. Unread orders end the session sooner.
 const TAKE_MAX: Duration = Duration::from_secs(30);
-/// How long a connection may take until its hello.
+/// Longest time to the hello.
 pub(crate) const HELLO_WAIT: Duration = Duration::from_secs(5);
 
 /// The two gates of a scheduler.
@@ -36,7 +37,7 @@ impl Gates {
         // A quarter of the descriptors is for everything else.
         let connections_max = (SESSIONS_MAX + SESSIONS_MAX / IDLE_PART).min(descriptors_max() / 4 * 3);
         let sessions_max = connections_max / (IDLE_PART + 1) * IDLE_PART;
-        let policy = |slots| Policy {
+        let policy = |slots| SlotPolicy {
             slots,
             share,
             greet_max: GREET_MAX,
@@ -46,8 +47,8 @@ impl Gates {
             take_max: TAKE_MAX,
             busy_give_way: false,
         };
-        // A session's own waits end it: this gate is not swept.
-        let session = Policy {
+        // The session's own timeouts end it: this gate is not swept.
+        let session = SlotPolicy {
             greet_max: HELLO_WAIT,
             ..policy(sessions_max)
         };
@@ -59,26 +60,26 @@ impl Gates {
     }
 }
 
-/// A stream's places: its connection's, and its own among the sessions.
-pub(crate) struct Places {
+/// The two slots of a stream.
+pub(crate) struct StreamSlots {
     pub(crate) connection: Slot,
     pub(crate) session: Slot,
 }
 
-impl Places {
-    /// From now on `node` has a session here, until what is returned is dropped.
-    pub(crate) fn seat(&self, node: NodeId) -> Seated<'_> {
+impl StreamSlots {
+    /// From now on `node` has a session here, until the guard is dropped.
+    pub(crate) fn begin_session(&self, node: NodeId) -> SessionGuard<'_> {
         self.connection.belongs_to(node);
         self.connection.begin();
         self.session.begin();
-        Seated(self)
+        SessionGuard(self)
     }
 }
 
-/// A session in force.
-pub(crate) struct Seated<'a>(&'a Places);
+/// Keeps both slots of a stream busy while its session lasts.
+pub(crate) struct SessionGuard<'a>(&'a StreamSlots);
 
-impl Drop for Seated<'_> {
+impl Drop for SessionGuard<'_> {
     fn drop(&mut self) {
         self.0.session.finish();
         self.0.connection.finish();

@@ -1,4 +1,7 @@
+//!
 //! Metrics of the scheduler, as `piecemeal_scheduler_…`.
+//!
+//! Invariant: labels have few fixed values, never a node or a digest.
 
 use std::time::Duration;
 
@@ -16,7 +19,7 @@ use crate::brain::{Outcome, Role, Status};
 
 type Label = [(&'static str, &'static str); 1];
 
-/// Handles to the counters: clones count into the same ones.
+/// Handles to the metrics: clones count into the same ones.
 #[derive(Clone)]
 pub(crate) struct Metrics {
     sessions: Family<Label, Gauge>,
@@ -48,7 +51,7 @@ impl Metrics {
     }
 
     pub(crate) fn register(&self, registry: &mut Registry) {
-        // From zero on, so that the first refusal shows as a rise.
+        // Registered at zero, so that the first refusal shows as a rise.
         self.refused.get_or_create(&[("reason", "proof")]).inc_by(0);
         let registry = registry.sub_registry_with_prefix("piecemeal_scheduler");
         registry.register("sessions", "Daemons with a session", self.sessions.clone());
@@ -87,7 +90,7 @@ impl Metrics {
         );
     }
 
-    /// No daemon has a session yet, or any more.
+    /// Sets the sessions to none.
     pub(crate) fn reset_sessions(&self) {
         for role in [Role::Peer, Role::Mirror] {
             self.sessions.get_or_create(&[("role", role_name(role))]).set(0);

@@ -1,15 +1,17 @@
 //! Reader of daemons' reports: checks them and turns them into the brain's events.
 //!
-//! Nothing in a report is trusted until it is checked here: digests, bitmaps, counts and lengths fit each other, a peer wants only
-//! what it was granted, and only a mirror makes statements about whole fills.
+//! Invariant: nothing in a report is trusted until it is checked here. Digests, bitmaps, counts and lengths fit each other, a
+//! peer wants only blobs that it has a grant for, and only a mirror makes statements about whole fills.
 
-use std::{ops::Range, sync::Arc};
+use std::sync::Arc;
 
-use piecemeal_proto::{
-    AuthorityPublic, Digest, FillId, Grant, NodeId, PIECE_HASH_BYTES, PieceMap, PieceSet, SignedPieceHashes, wire,
+use piecemeal_proto::{AuthorityPublic, Digest, Grant, NodeId, PieceSet, SignedPieceHashes, wire};
+use wire::report::Report as ReportKind;
+
+use crate::{
+    brain::{Event, LeaseId, MemberId, Role},
+    report_fields::{PIECE_BYTES_FLOOR, ReadReportError, digest, fill, malformed, map, outcome, window},
 };
-
-use crate::brain::{Event, LeaseId, MemberId, Outcome, Role};
 
 /// Reads the reports of one member.
 pub(crate) struct ReportReader {
@@ -19,87 +21,43 @@ pub(crate) struct ReportReader {
     pub(crate) authority: AuthorityPublic,
 }
 
-/// Why a report has no effect. The session goes on.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum ReadReportError {
-    #[error("a report's {field} cannot be used")]
-    Malformed { field: &'static str },
-    #[error("only a mirror may report this")]
-    MirrorsOnly,
-    /// The daemon is told.
-    #[error("the want of {digest} is refused: {reason}")]
-    Want { digest: Digest, reason: String },
-}
-
-impl ReadReportError {
-    /// For `refused_total{reason}`.
-    pub(crate) fn label(&self) -> &'static str {
-        match self {
-            Self::Malformed { .. } => "malformed",
-            Self::MirrorsOnly => "mirrors_only",
-            Self::Want { .. } => "want",
-        }
-    }
-}
-
 impl ReportReader {
-    /// Puts into `events` what `report` tells. `now` is in seconds since 1970. A kind of report that is not known tells nothing.
+    /// Appends the events that `report` tells of. `now` is in seconds since 1970. An unknown kind of report has no events.
     pub(crate) fn read(&self, report: wire::Report, now: u64, events: &mut Vec<Event>) -> Result<(), ReadReportError> {
-        use wire::report::Report as Kind;
         let member = self.member;
         let event = match report.report {
             None => return Ok(()),
-            Some(Kind::Hello(_)) => return Err(malformed("second hello")),
-            Some(Kind::Want(want)) => self.want(&want, now)?,
-            Some(Kind::Have(have)) => self.have(&have)?,
-            Some(Kind::Inventory(inventory)) => return self.inventory(&inventory, events),
-            Some(Kind::Unwant(unwant)) => Event::Unwant {
-                member,
-                digest: digest(&unwant.digest)?,
-            },
-            Some(Kind::Complete(complete)) => Event::Complete {
-                member,
-                digest: digest(&complete.digest)?,
-            },
-            Some(Kind::Lost(lost)) => Event::Lost {
-                member,
-                digest: digest(&lost.digest)?,
-            },
-            Some(Kind::Waiting(waiting)) => Event::Waiting {
+            Some(ReportKind::Hello(_)) => return Err(malformed("second hello")),
+            Some(ReportKind::Inventory(inventory)) => return self.inventory(&inventory, events),
+            // The session passes it on; the brain has no part in it.
+            Some(ReportKind::Warm(warm)) => return self.warm(&warm),
+            Some(ReportKind::Want(want)) => self.want(&want, now)?,
+            Some(ReportKind::Have(have)) => self.have(&have)?,
+            Some(ReportKind::Proven(proven)) => self.proven(&proven)?,
+            Some(ReportKind::PieceHashes(list)) => self.piece_hashes(&list)?,
+            Some(ReportKind::Revoke(revoke)) => self.revoke(&revoke)?,
+            Some(ReportKind::Unwant(unwant)) => {
+                let digest = digest(&unwant.digest)?;
+                Event::Unwant { member, digest }
+            }
+            Some(ReportKind::Complete(complete)) => {
+                let digest = digest(&complete.digest)?;
+                Event::Complete { member, digest }
+            }
+            Some(ReportKind::Lost(lost)) => {
+                let digest = digest(&lost.digest)?;
+                Event::Lost { member, digest }
+            }
+            Some(ReportKind::Waiting(waiting)) => Event::Waiting {
                 member,
                 digest: digest(&waiting.digest)?,
                 piece: waiting.piece,
             },
-            Some(Kind::LeaseEnded(ended)) => Event::LeaseEnded {
+            Some(ReportKind::LeaseEnded(ended)) => Event::LeaseEnded {
                 member,
                 lease: LeaseId(ended.lease),
                 outcome: outcome(&ended),
             },
-            Some(Kind::Proven(proven)) => {
-                self.mirrors_only()?;
-                Event::Proven {
-                    member,
-                    digest: digest(&proven.digest)?,
-                    fill: fill(proven.fill)?,
-                }
-            }
-            // Placement has no part in it: the session passes it on.
-            Some(Kind::Warm(warm)) => {
-                self.mirrors_only()?;
-                return warm.is_sound().then_some(()).ok_or(malformed("warm"));
-            }
-            Some(Kind::PieceHashes(list)) => Event::PieceHashes {
-                member,
-                list: self.piece_hashes(&list)?,
-            },
-            Some(Kind::Revoke(revoke)) => {
-                let (digest, fill) = (digest(&revoke.digest)?, fill(revoke.fill)?);
-                match self.role {
-                    Role::Mirror => Event::Revoke { member, digest, fill },
-                    // A peer's statement concerns its own copy only.
-                    Role::Peer => Event::Doubt { member, digest, fill },
-                }
-            }
         };
         events.push(event);
         Ok(())
@@ -116,7 +74,7 @@ impl ReportReader {
                 (grant.map, grant.fill)
             }
         };
-        // A bitmap over another fill says nothing about this one.
+        // A bitmap over another fill says nothing about this fill.
         let have = if want.have.is_empty() || want.fill != fill.0 {
             PieceSet::new(map.count())
         } else {
@@ -164,7 +122,7 @@ impl ReportReader {
         if end.is_none_or(|end| end > map.count()) {
             return Err(malformed("range"));
         }
-        // A later release's hashes are not ours to check; the pieces are there all the same.
+        // This release cannot check the hashes of a later one; the member holds the pieces all the same.
         let hashes: &[u8] = match have.hash_algorithm() {
             wire::HashAlgorithm::Sha256 => &have.hashes,
             wire::HashAlgorithm::Unspecified => &[],
@@ -179,17 +137,43 @@ impl ReportReader {
         })
     }
 
-    /// From any member: the authority's signature counts.
-    fn piece_hashes(&self, list: &wire::PieceHashes) -> Result<Arc<SignedPieceHashes>, ReadReportError> {
+    fn proven(&self, proven: &wire::Proven) -> Result<Event, ReadReportError> {
+        self.mirrors_only()?;
+        Ok(Event::Proven {
+            member: self.member,
+            digest: digest(&proven.digest)?,
+            fill: fill(proven.fill)?,
+        })
+    }
+
+    /// A mirror revokes the fill. A peer's statement concerns its own copy only.
+    fn revoke(&self, revoke: &wire::Revoke) -> Result<Event, ReadReportError> {
+        let (digest, fill, member) = (digest(&revoke.digest)?, fill(revoke.fill)?, self.member);
+        Ok(match self.role {
+            Role::Mirror => Event::Revoke { member, digest, fill },
+            Role::Peer => Event::Doubt { member, digest, fill },
+        })
+    }
+
+    fn warm(&self, warm: &wire::Warm) -> Result<(), ReadReportError> {
+        self.mirrors_only()?;
+        warm.is_sound().then_some(()).ok_or(malformed("warm"))
+    }
+
+    /// Accepted from any member, since the authority signed it.
+    fn piece_hashes(&self, list: &wire::PieceHashes) -> Result<Event, ReadReportError> {
         let list =
             SignedPieceHashes::from_wire(list, &self.authority).map_err(|_| malformed("list of piece hashes"))?;
         match list.map().piece_bytes() >= PIECE_BYTES_FLOOR {
-            true => Ok(Arc::new(list)),
+            true => Ok(Event::PieceHashes {
+                member: self.member,
+                list: Arc::new(list),
+            }),
             false => Err(malformed("piece size")),
         }
     }
 
-    /// Digests that cannot be read are left out, so that one of a later release does not cost the rest.
+    /// Leaves out digests that it cannot read, so that a digest of a later release does not cost the others.
     fn inventory(&self, inventory: &wire::Inventory, events: &mut Vec<Event>) -> Result<(), ReadReportError> {
         if inventory.complete.len() > wire::INVENTORY_CHUNK_MAX {
             return Err(malformed("inventory"));
@@ -215,58 +199,12 @@ impl ReportReader {
     }
 }
 
-fn digest(text: &str) -> Result<Digest, ReadReportError> {
-    text.parse().map_err(|_| malformed("digest"))
-}
-
-fn map(blob_bytes: u64, piece_bytes: u64) -> Result<PieceMap, ReadReportError> {
-    PieceMap::new(blob_bytes, piece_bytes)
-        .ok()
-        .filter(|map| map.piece_bytes() >= PIECE_BYTES_FLOOR)
-        .ok_or(malformed("piece size"))
-}
-
-fn fill(id: u64) -> Result<FillId, ReadReportError> {
-    if id == 0 {
-        Err(malformed("fill"))
-    } else {
-        Ok(FillId(id))
-    }
-}
-
-fn outcome(ended: &wire::LeaseEnded) -> Outcome {
-    let piece = ended.piece;
-    match ended.outcome() {
-        wire::Outcome::Done => Outcome::Done,
-        wire::Outcome::Unreachable => Outcome::Unreachable,
-        wire::Outcome::Stalled => Outcome::Stalled,
-        wire::Outcome::Corrupt => Outcome::Corrupt { piece },
-        wire::Outcome::Missing => Outcome::Missing { piece },
-        wire::Outcome::Refused => Outcome::Refused,
-        // An outcome of a later release, too: the lease is over, and no source is to blame for a reason that is not understood.
-        wire::Outcome::Cancelled | wire::Outcome::Unspecified => Outcome::Cancelled,
-    }
-}
-
-/// The pieces that a daemon has room for; `None`: all.
-fn window(want: &wire::Want, map: PieceMap) -> Option<Range<u32>> {
-    let end = want.window_first.saturating_add(want.window_count).min(map.count());
-    (want.window_count > 0).then(|| want.window_first.min(end)..end)
-}
-
-fn malformed(field: &'static str) -> ReadReportError {
-    ReadReportError::Malformed { field }
-}
-
-/// Smaller pieces than twice their hash serve no purpose, and the hashes of a lease of them would not fit a message.
-const PIECE_BYTES_FLOOR: u64 = 2 * PIECE_HASH_BYTES as u64;
-
 #[cfg(test)]
 mod tests {
-    use piecemeal_proto::AuthorityKey;
-    use wire::report::Report as Kind;
+    use piecemeal_proto::{AuthorityKey, FillId, PieceMap};
 
     use super::*;
+    use crate::brain::Outcome;
 
     const NODE: NodeId = NodeId([1; 16]);
 
@@ -274,7 +212,7 @@ mod tests {
         AuthorityKey::from_seed([3; 32])
     }
 
-    fn read(role: Role, report: impl Into<Option<Kind>>) -> Result<Vec<Event>, ReadReportError> {
+    fn read(role: Role, report: impl Into<Option<ReportKind>>) -> Result<Vec<Event>, ReadReportError> {
         let reader = ReportReader {
             member: MemberId(1),
             node: NODE,
@@ -320,7 +258,7 @@ mod tests {
     }
 
     fn wanted(role: Role, want: wire::Want) -> (u64, FillId, Vec<u32>) {
-        let events = read(role, Kind::Want(want)).unwrap();
+        let events = read(role, ReportKind::Want(want)).unwrap();
         let [Event::Want { map, fill, have, .. }] = &events[..] else {
             panic!("{events:?}");
         };
@@ -352,14 +290,14 @@ mod tests {
     #[test]
     fn a_bitmap_of_another_length_is_refused() {
         for bitmap in [&[1][..], &[0, 0xff], &[0; 3]] {
-            let refused = read(Role::Peer, Kind::Want(want(7, bitmap))).unwrap_err();
+            let refused = read(Role::Peer, ReportKind::Want(want(7, bitmap))).unwrap_err();
             assert!(matches!(refused, ReadReportError::Want { .. }), "{refused:?}");
         }
     }
 
     #[test]
     fn pieces_are_offered_within_the_blob_and_one_hash_each() {
-        let events = read(Role::Peer, Kind::Have(have())).unwrap();
+        let events = read(Role::Peer, ReportKind::Have(have())).unwrap();
         assert!(matches!(&events[..], [Event::Have { hashes, .. }] if *hashes == [Some([5; 32]); 2]));
         let wrong = [
             wire::Have { first: 9, ..have() },
@@ -392,7 +330,7 @@ mod tests {
             },
         ];
         for have in wrong {
-            let report = Kind::Have(have);
+            let report = ReportKind::Have(have);
             assert!(read(Role::Mirror, report.clone()).is_err(), "{report:?}");
         }
     }
@@ -404,18 +342,18 @@ mod tests {
             hashes: vec![5; 7],
             ..have()
         };
-        let events = read(Role::Peer, Kind::Have(have)).unwrap();
+        let events = read(Role::Peer, ReportKind::Have(have)).unwrap();
         assert!(matches!(&events[..], [Event::Have { hashes, .. }] if *hashes == [None; 2]));
     }
 
     #[test]
     fn only_a_mirror_proves_and_revokes() {
         let digest = Digest::of(b"blob").to_string();
-        let proven = Kind::Proven(wire::Proven {
+        let proven = ReportKind::Proven(wire::Proven {
             digest: digest.clone(),
             fill: 7,
         });
-        let revoke = Kind::Revoke(wire::Revoke { digest, fill: 7 });
+        let revoke = ReportKind::Revoke(wire::Revoke { digest, fill: 7 });
         assert_eq!(read(Role::Peer, proven.clone()), Err(ReadReportError::MirrorsOnly));
         let doubts = read(Role::Peer, revoke.clone()).unwrap();
         assert!(
@@ -432,11 +370,11 @@ mod tests {
         let (blob, map) = (Digest::of(b"blob"), PieceMap::new(1000, 100).unwrap());
         let signed = SignedPieceHashes::sign(&key(), blob, map, vec![[4; 32]; 10]).unwrap();
         for role in [Role::Peer, Role::Mirror] {
-            let events = read(role, Kind::PieceHashes(signed.to_wire())).unwrap();
+            let events = read(role, ReportKind::PieceHashes(signed.to_wire())).unwrap();
             assert!(matches!(&events[..], [Event::PieceHashes { list, .. }] if **list == signed));
             let mut forged = signed.to_wire();
             forged.hashes[0] ^= 1;
-            assert!(read(role, Kind::PieceHashes(forged)).is_err(), "{role:?}");
+            assert!(read(role, ReportKind::PieceHashes(forged)).is_err(), "{role:?}");
         }
     }
 
@@ -449,7 +387,7 @@ mod tests {
             manifests: vec![Digest::of(b"manifest").to_string()],
             blobs: Vec::new(),
         };
-        let report = Kind::Warm(warm.clone());
+        let report = ReportKind::Warm(warm.clone());
         assert_eq!(read(Role::Peer, report.clone()), Err(ReadReportError::MirrorsOnly));
         assert_eq!(read(Role::Mirror, report), Ok(vec![]), "placement hears nothing of it");
         let unsound = wire::Warm {
@@ -457,7 +395,7 @@ mod tests {
             ..warm
         };
         assert_eq!(
-            read(Role::Mirror, Kind::Warm(unsound)),
+            read(Role::Mirror, ReportKind::Warm(unsound)),
             Err(ReadReportError::Malformed { field: "warm" })
         );
     }
@@ -470,7 +408,7 @@ mod tests {
             outcome: 99,
             piece: 0,
         };
-        let events = read(Role::Peer, Kind::LeaseEnded(ended)).unwrap();
+        let events = read(Role::Peer, ReportKind::LeaseEnded(ended)).unwrap();
         assert!(matches!(
             events[..],
             [Event::LeaseEnded {

@@ -1,4 +1,6 @@
-//! The gRPC service around placement: the listener, the streams' lives, and what the admin port asks.
+//! Scheduler: the gRPC service around placement.
+//!
+//! Invariant: a stream has a slot among the sessions before its task starts, and gives it back when its session ends.
 
 use std::{
     io,
@@ -6,11 +8,8 @@ use std::{
     sync::Arc,
 };
 
-use piecemeal_http::{Gate, Slot};
-use piecemeal_proto::wire::{
-    self, MESSAGE_BYTES_MAX,
-    scheduler_server::{Scheduler as Service, SchedulerServer},
-};
+use piecemeal_http::Slot;
+use piecemeal_proto::wire::{self, scheduler_server::Scheduler as Service};
 use piecemeal_tls::{Acceptor, MakeCertificateError, ServerRole};
 use prometheus_client::registry::Registry;
 use serde_json::json;
@@ -18,21 +17,23 @@ use tokio::{
     net::TcpListener,
     sync::{Semaphore, mpsc, oneshot},
     task::JoinHandle,
-    time::{Duration, sleep, timeout},
+    time::{Duration, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::{Request, Response, Status, Streaming, transport::Server};
-use tracing::{debug, error, info, warn};
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{error, info};
 
 use crate::{
     SchedulerConfig,
     admission::Admission,
-    connection::{Connection, Origin},
-    driver::{Input, supervise},
-    limits::{Gates, Places},
+    connection::Origin,
+    input::Input,
+    limits::{Gates, StreamSlots},
+    listener,
     metrics::Metrics,
-    session::{ROOM_BYTES, Sessions},
+    session::{EVENT_BYTES_MAX, Sessions},
+    supervisor::supervise,
 };
 
 /// A running scheduler. Dropping it stops it; [`Scheduler::shutdown`] also waits for that.
@@ -60,7 +61,7 @@ pub enum StartSchedulerError {
         #[source]
         source: io::Error,
     },
-    /// The system lacks what a key is made of.
+    /// The system has no randomness for a key.
     #[error(transparent)]
     Certificate(#[from] MakeCertificateError),
 }
@@ -71,14 +72,7 @@ impl Scheduler {
     /// # Errors
     /// [`StartSchedulerError`]: the address cannot be listened on, most likely.
     pub async fn start(config: SchedulerConfig) -> Result<Self, StartSchedulerError> {
-        let address = config.listen;
-        let failed = |source: io::Error| match source.kind() {
-            io::ErrorKind::AddrInUse => StartSchedulerError::AddressInUse { address },
-            _ => StartSchedulerError::Listen { address, source },
-        };
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
-        let local_addr = listener.local_addr().map_err(failed)?;
-
+        let (listener, local_addr) = bind(config.listen).await?;
         let tls = Acceptor::new(&config.authority_key, ServerRole::Scheduler)?;
 
         let (inputs, received) = mpsc::channel(INPUTS_MAX);
@@ -91,15 +85,16 @@ impl Scheduler {
             authority: config.authority_key.public(),
             authority_key: config.authority_key,
             inputs: inputs.clone(),
-            room: Arc::new(Semaphore::new(ROOM_BYTES)),
+            event_budget: Arc::new(Semaphore::new(EVENT_BYTES_MAX)),
             metrics: metrics.clone(),
             stop: stop.clone(),
         };
-        let door = Door {
+        let service = SessionService {
             sessions: Arc::new(sessions),
             gates: gates.clone(),
         };
-        let server = tokio::spawn(serve(listener, tls, door, stop.clone()));
+        let connections = gates.connections.clone();
+        let server = tokio::spawn(listener::serve(listener, tls, connections, service, stop.clone()));
         let placement = tokio::spawn(supervise(
             received,
             Arc::clone(&admission),
@@ -119,7 +114,7 @@ impl Scheduler {
         })
     }
 
-    /// Where it listens: the port that was taken, when port 0 was asked for.
+    /// The address that it listens on. Where the configuration says port 0, it has the port that the kernel chose.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
     }
@@ -140,7 +135,7 @@ impl Scheduler {
             None => Some(format!("no answer within {} ms", ANSWER_WAIT.as_millis())),
         };
         let sessions_max = self.gates.sessions_max;
-        let room = self
+        let sessions = self
             .gates
             .sessions
             .is_full()
@@ -148,7 +143,7 @@ impl Scheduler {
         vec![
             ("listener".into(), listener),
             ("placement".into(), placement),
-            ("sessions".into(), room),
+            ("sessions".into(), sessions),
         ]
     }
 
@@ -160,8 +155,8 @@ impl Scheduler {
         }
     }
 
-    /// Takes over what can be changed while it runs: the generations of `join.key` and the nodes that are shut out. Sessions that
-    /// are admitted no more end at once. The rest of `config` is not looked at.
+    /// Takes over the settings that can change while it runs: the generations of `join.key` and the nodes that are shut out.
+    /// Sessions that are not admitted any more end at once. The rest of `config` has no effect.
     pub fn apply(&self, config: &SchedulerConfig) {
         self.admission.apply(&config.authority_key, config.revoked.clone());
         let inputs = self.inputs.clone();
@@ -179,7 +174,7 @@ impl Scheduler {
         }
     }
 
-    /// `None` when placement has stopped, or has more to do than it can.
+    /// `None` when placement has stopped, or does not answer in time.
     async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Input) -> Option<T> {
         let (reply, answer) = oneshot::channel();
         let ask = async {
@@ -190,14 +185,24 @@ impl Scheduler {
     }
 }
 
-/// The gRPC service: spawns a task for each stream.
-struct Door {
+async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartSchedulerError> {
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::AddrInUse => StartSchedulerError::AddressInUse { address },
+        _ => StartSchedulerError::Listen { address, source },
+    };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let local_addr = listener.local_addr().map_err(failed)?;
+    Ok((listener, local_addr))
+}
+
+/// The gRPC service of the protocol: spawns a task for each stream.
+struct SessionService {
     sessions: Arc<Sessions>,
     gates: Gates,
 }
 
 #[tonic::async_trait]
-impl Service for Door {
+impl Service for SessionService {
     type SessionStream = ReceiverStream<Result<wire::Orders, Status>>;
 
     async fn session(
@@ -207,19 +212,19 @@ impl Service for Door {
         let origin = request.extensions().get::<Origin>();
         let origin = origin.ok_or_else(|| Status::internal("the connection has no address"))?;
         let observed = origin.remote.ip().to_canonical();
-        let places = Places {
+        let slots = StreamSlots {
             connection: origin.slot.clone(),
-            session: self.take_place(observed)?,
+            session: self.take_slot(observed)?,
         };
-        // One message waits in the stream at most: what is behind it is the outbox's, which notices.
+        // One message waits in the stream at most. The others wait in the outbox, which notices a daemon that does not read.
         let (orders, stream) = mpsc::channel(1);
-        tokio::spawn(Arc::clone(&self.sessions).run(observed, places, request.into_inner(), orders));
+        tokio::spawn(Arc::clone(&self.sessions).run(observed, slots, request.into_inner(), orders));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }
 
-impl Door {
-    fn take_place(&self, observed: IpAddr) -> Result<Slot, Status> {
+impl SessionService {
+    fn take_slot(&self, observed: IpAddr) -> Result<Slot, Status> {
         self.gates.sessions.admit(observed).ok_or_else(|| {
             self.sessions.metrics.refused("full");
             let sessions_max = self.gates.sessions_max;
@@ -230,103 +235,7 @@ impl Door {
     }
 }
 
-async fn serve(listener: TcpListener, tls: Acceptor, door: Door, stop: CancellationToken) {
-    let (connections, accepted) = mpsc::channel(1);
-    let gate = door.gates.connections.clone();
-    let service = SchedulerServer::new(door)
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let server = Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(STREAM_WINDOW_BYTES)
-        .max_concurrent_streams(STREAMS_MAX)
-        .http2_max_header_list_size(HEAD_BYTES_MAX)
-        .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))
-        .http2_max_local_error_reset_streams(Some(RESETS_MAX))
-        .add_service(service)
-        .serve_with_incoming_shutdown(ReceiverStream::new(accepted), stop.clone().cancelled_owned());
-    let drained = async {
-        stop.cancelled().await;
-        sleep(DRAIN_MAX).await;
-    };
-    tokio::select! {
-        () = accept(listener, tls, gate, connections, stop.clone()) => {}
-        served = server => if let Err(failure) = served {
-            error!(error = %failure, "the listener failed");
-        },
-        () = drained => {}
-    }
-}
-
-/// Never ends by itself: a host that is out of file descriptors has some again later. Daemons come with TLS or without.
-async fn accept(
-    listener: TcpListener,
-    tls: Acceptor,
-    gate: Gate,
-    connections: mpsc::Sender<io::Result<Connection>>,
-    stop: CancellationToken,
-) {
-    let accept = async {
-        loop {
-            match listener.accept().await {
-                Ok((connection, remote)) => {
-                    let Some(slot) = gate.admit(remote.ip()) else {
-                        continue;
-                    };
-                    // Costs latency alone when it fails.
-                    let _ = connection.set_nodelay(true);
-                    let (tls, connections) = (tls.clone(), connections.clone());
-                    // Apart, so that a daemon that says nothing keeps none waiting.
-                    tokio::spawn(async move {
-                        let closed = slot.closed().clone();
-                        match closed.run_until_cancelled(tls.take(connection)).await {
-                            Some(Ok(stream)) => {
-                                slot.greeted();
-                                let connection = Connection::new(stream, Origin { remote, slot });
-                                // An error: nothing serves any more.
-                                drop(connections.send(Ok(connection)).await);
-                            }
-                            None => debug!("a connection of {remote} was late, or gave way to another"),
-                            Some(Err(failure)) => {
-                                debug!(error = %failure, "a connection of {remote} failed: {failure}");
-                            }
-                        }
-                    });
-                }
-                Err(failure) => {
-                    warn!(error = %failure, "failed to accept a connection");
-                    sleep(ACCEPT_RETRY).await;
-                }
-            }
-        }
-    };
-    let serving = async {
-        tokio::select! {
-            () = accept => {}
-            () = gate.sweep() => {}
-        }
-    };
-    stop.run_until_cancelled(serving).await;
-    drop(listener);
-    std::future::pending().await
-}
-
-/// Messages to placement that wait at once; their bytes are bounded by [`ROOM_BYTES`].
+/// Inputs that wait for placement at once; [`EVENT_BYTES_MAX`] bounds their bytes.
 const INPUTS_MAX: usize = 1024;
-/// Finds connections that broke without a word before the kernel does; sessions have heartbeats besides.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// What a daemon may send ahead: enough for a LAN's full speed, and bounded for 20,000 daemons.
-const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-/// A daemon has one session a connection, and a second while it reconnects.
-const STREAMS_MAX: u32 = 4;
-/// A request's head has a path and a few headers.
-const HEAD_BYTES_MAX: u32 = 16 * 1024;
-/// Streams that were reset, or are more than [`STREAMS_MAX`]: with more than so many a connection ends.
-const RESETS_MAX: usize = 16;
+/// How long placement may take for an answer to the admin port.
 const ANSWER_WAIT: Duration = Duration::from_secs(1);
-/// How long connections may take to end after their streams did.
-const DRAIN_MAX: Duration = Duration::from_secs(1);
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);

@@ -1,47 +1,50 @@
-//! One daemon's stream, from the challenge to its end.
+//! Session of one daemon: its stream from the challenge to the end.
 //!
-//! The session checks everything that its daemon says before placement sees it, and signs what placement says, so that the
-//! one task that places does neither.
+//! Invariant: placement sees only reports that the session has checked, and the session signs the tickets of placement's
+//! leases. So the one task that places does neither.
 
 use std::{net::IpAddr, sync::Arc};
 
 use piecemeal_proto::{AuthorityKey, AuthorityPublic, wire};
 use prost::Message as _;
 use tokio::{
-    sync::{Semaphore, mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     task::coop::consume_budget,
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 use tracing::{debug, info, warn};
-use wire::{feature, order::Order as Kind, report::Report as ReportKind};
+use wire::{feature, order::Order as OrderKind, report::Report as ReportKind};
 
 use crate::{
     admission::{Admission, Admitted, RefuseHelloError},
     ambient::{self, unix_seconds},
     brain::{Event, MemberId},
-    driver::{Input, Join},
-    limits::{HELLO_WAIT, Places},
+    event_batch::EventBatch,
+    input::{Input, Join},
+    limits::{HELLO_WAIT, StreamSlots},
     metrics::{Metrics, role_name},
-    outbox::{ORDERS_QUEUED_MAX, OrderSender, Outgoing, Tickets, write},
-    report::{ReadReportError, ReportReader},
+    outbox::{ORDERS_QUEUED_MAX, OrderSender, Outgoing, write},
+    report::ReportReader,
+    report_fields::ReadReportError,
     session_end::{REPORTS_MAX, SILENCE_MAX, SessionEnd},
+    tickets::Tickets,
 };
 
-/// What all sessions share.
+/// The state that all sessions share.
 pub(crate) struct Sessions {
     pub(crate) admission: Arc<Admission>,
     pub(crate) authority_key: Arc<AuthorityKey>,
     pub(crate) authority: AuthorityPublic,
     pub(crate) inputs: mpsc::Sender<Input>,
-    /// Bounds the bytes of events that wait for placement.
-    pub(crate) room: Arc<Semaphore>,
+    /// Bytes of events that may still wait for placement.
+    pub(crate) event_budget: Arc<Semaphore>,
     pub(crate) metrics: Metrics,
     pub(crate) stop: CancellationToken,
 }
 
-/// Why the daemon was not admitted.
+/// Why a daemon was not admitted.
 enum GreetError {
     Refused(RefuseHelloError),
     /// The connection ended first.
@@ -59,17 +62,17 @@ impl Sessions {
     pub(crate) async fn run(
         self: Arc<Self>,
         observed: IpAddr,
-        places: Places,
+        slots: StreamSlots,
         mut reports: Streaming<wire::Reports>,
         orders: OrderSender,
     ) {
         let session = async {
             let greeting = self.greet(observed, &mut reports, &orders);
-            let greeted = places.session.closed().run_until_cancelled(greeting).await;
+            let greeted = slots.session.closed().run_until_cancelled(greeting).await;
             match greeted.unwrap_or(Err(GreetError::Gone)) {
                 Ok((admitted, rest)) => {
-                    let attended = self.attend(admitted, observed, &places, rest, reports, &orders);
-                    attended.await
+                    let served = self.serve(admitted, observed, &slots, rest, reports, &orders);
+                    served.await
                 }
                 Err(GreetError::Refused(refusal)) => {
                     self.refuse(refusal, observed, &orders).await;
@@ -78,7 +81,7 @@ impl Sessions {
                 Err(GreetError::Gone) => SessionEnd::Left,
             }
         };
-        // Placement hears of it from its own stop; the member table goes with it.
+        // Placement needs no word of it: the same `stop` ends it, and the table of members goes with it.
         let end = self
             .stop
             .run_until_cancelled(session)
@@ -91,7 +94,7 @@ impl Sessions {
         }
     }
 
-    /// Challenges the daemon and checks its hello; yields what came with the hello in one message, too.
+    /// Challenges the daemon and checks its hello. Yields also the reports that came in one message with the hello.
     async fn greet(
         &self,
         observed: IpAddr,
@@ -105,7 +108,7 @@ impl Sessions {
             version_max: wire::VERSION,
             features: FEATURES.map(str::to_owned).to_vec(),
         };
-        send(orders, Kind::Challenge(challenge)).await?;
+        send(orders, OrderKind::Challenge(challenge)).await?;
         let first = timeout(HELLO_WAIT, first_reports(reports));
         let mut first = first.await.map_err(|_| RefuseHelloError::Late)??.into_iter();
         let Some(ReportKind::Hello(hello)) = first.next().and_then(|report| report.report) else {
@@ -121,16 +124,16 @@ impl Sessions {
         let refused = wire::Refused {
             reason: refusal.to_string(),
         };
-        // For a daemon that does not wait for the answer, our log has it.
-        let _ = timeout(HELLO_WAIT, send(orders, Kind::Refused(refused))).await;
+        // A daemon that does not wait for the answer misses the reason; the log has it.
+        let _ = timeout(HELLO_WAIT, send(orders, OrderKind::Refused(refused))).await;
     }
 
-    /// From the welcome to the end.
-    async fn attend(
+    /// Runs the session of an admitted daemon. `rest`: the reports that came with its hello.
+    async fn serve(
         &self,
         admitted: Admitted,
         observed: IpAddr,
-        places: &Places,
+        slots: &StreamSlots,
         rest: Vec<wire::Report>,
         reports: Streaming<wire::Reports>,
         orders: &OrderSender,
@@ -147,39 +150,49 @@ impl Sessions {
             }
             None => return SessionEnd::Stopping,
         };
-        let _seated = places.seat(node);
+        let _guard = slots.begin_session(node);
         info!(node = %node, host.name = host_name, signed, "{} {node} connected from {observed}", role_name(role));
-        let welcome = wire::Welcome {
-            version: wire::VERSION,
-            unix_seconds: unix_seconds(),
-            observed_ip: observed.to_string(),
-            ..wire::Welcome::default()
-        };
         let reader = ReportReader {
             member,
             node,
             role,
             authority: self.authority,
         };
-        let tickets = Tickets::new(Arc::clone(&self.authority_key), node);
-        let talk = async {
-            if send(orders, Kind::Welcome(welcome)).await.is_err() {
-                return SessionEnd::Left;
-            }
-            tokio::select! {
-                end = self.read(&reader, rest, reports, &outbox) => end,
-                end = write(queue, tickets, orders) => end,
-            }
-        };
         let end = tokio::select! {
-            end = talk => end,
+            end = self.talk(&reader, observed, rest, reports, (outbox, queue), orders) => end,
             end = ended => end.unwrap_or(SessionEnd::Stopping),
-            () = places.session.closed().cancelled() => SessionEnd::Crowded,
+            () = slots.session.closed().cancelled() => SessionEnd::Crowded,
         };
         info!(node = %node, "{} {node} disconnected: {}", role_name(role), end.label());
         // A placement that is gone has forgotten it already.
         let _ = self.inputs.send(Input::Leave { member }).await;
         end
+    }
+
+    /// Welcomes the daemon, then reads its reports and writes its orders.
+    async fn talk(
+        &self,
+        reader: &ReportReader,
+        observed: IpAddr,
+        rest: Vec<wire::Report>,
+        reports: Streaming<wire::Reports>,
+        (outbox, queue): (mpsc::Sender<Outgoing>, mpsc::Receiver<Outgoing>),
+        orders: &OrderSender,
+    ) -> SessionEnd {
+        let welcome = wire::Welcome {
+            version: wire::VERSION,
+            unix_seconds: unix_seconds(),
+            observed_ip: observed.to_string(),
+            ..wire::Welcome::default()
+        };
+        if send(orders, OrderKind::Welcome(welcome)).await.is_err() {
+            return SessionEnd::Left;
+        }
+        let tickets = Tickets::new(Arc::clone(&self.authority_key), reader.node);
+        tokio::select! {
+            end = self.read(reader, rest, reports, &outbox) => end,
+            end = write(queue, tickets, orders) => end,
+        }
     }
 
     /// `None` when placement has stopped.
@@ -200,7 +213,7 @@ impl Sessions {
         placed.await.ok()
     }
 
-    /// Passes on what the daemon reports, beginning with what came along with its hello.
+    /// Passes on the reports of the daemon, beginning with those that came with its hello.
     async fn read(
         &self,
         reader: &ReportReader,
@@ -228,40 +241,40 @@ impl Sessions {
         }
     }
 
-    /// Checks one message's reports and sends their events to placement; in parts, since a few bytes can tell of much.
+    /// Checks one message's reports and sends their events to placement, in batches, since a short report can make many events.
     async fn pass_on(
         &self,
         reader: &ReportReader,
         reports: Vec<wire::Report>,
         outbox: &mpsc::Sender<Outgoing>,
     ) -> Result<(), SessionEnd> {
-        let mut part = Part::default();
-        let mut heard = false;
+        let mut batch = EventBatch::default();
+        let mut sent = false;
         for report in reports {
-            // Checking a grant's signature takes a while: others have their turn in between.
+            // Checking a grant's signature takes a while: other sessions have their turn in between.
             consume_budget().await;
             let warm = match &report.report {
                 Some(ReportKind::Warm(warm)) => Some(Arc::new(warm.clone())),
                 _ => None,
             };
-            match (reader.read(report, unix_seconds(), &mut part.events), warm) {
+            match (reader.read(report, unix_seconds(), &mut batch.events), warm) {
                 (Err(error), _) => self.ignore(reader, error, outbox).await?,
                 (Ok(()), Some(warm)) => self.send_warm(reader.member, warm).await?,
                 (Ok(()), None) => {}
             }
-            part.weigh();
-            if part.bytes >= PART_BYTES {
-                self.send_events(reader.member, std::mem::take(&mut part)).await?;
-                heard = true;
+            batch.weigh();
+            if batch.is_full() {
+                self.send_events(reader.member, std::mem::take(&mut batch)).await?;
+                sent = true;
             }
         }
-        if part.events.is_empty() && !heard {
-            part.events.push(Event::Heard { member: reader.member });
+        if batch.events.is_empty() && !sent {
+            batch.events.push(Event::Heard { member: reader.member });
         }
-        if part.events.is_empty() {
+        if batch.events.is_empty() {
             return Ok(());
         }
-        self.send_events(reader.member, part).await
+        self.send_events(reader.member, batch).await
     }
 
     async fn ignore(
@@ -279,52 +292,30 @@ impl Sessions {
             digest: digest.to_string(),
             reason,
         };
-        // Waits for room: a daemon that does not read its refusals is not read from either, and is soon cut off.
-        let order = Outgoing::Order(Kind::WantRefused(refused));
+        // Waits for a place in the queue: while a daemon does not read its refusals, its reports are not read either, and it is
+        // soon cut off.
+        let order = Outgoing::Order(OrderKind::WantRefused(refused));
         outbox.send(order).await.map_err(|_| SessionEnd::Stopping)
     }
 
     async fn send_warm(&self, mirror: MemberId, warm: Arc<wire::Warm>) -> Result<(), SessionEnd> {
-        let permits = u32::try_from(warm.encoded_len().min(ROOM_BYTES)).expect("ROOM_BYTES is a u32");
-        let room = Arc::clone(&self.room).acquire_many_owned(permits).await;
-        let room = room.map_err(|_| SessionEnd::Stopping)?;
-        let input = Input::Warm { mirror, warm, room };
+        let budget = self.reserve(warm.encoded_len()).await?;
+        let input = Input::Warm { mirror, warm, budget };
         self.inputs.send(input).await.map_err(|_| SessionEnd::Stopping)
     }
 
-    async fn send_events(&self, member: MemberId, part: Part) -> Result<(), SessionEnd> {
-        let permits = u32::try_from(part.bytes.min(ROOM_BYTES)).expect("ROOM_BYTES is a u32");
-        let room = Arc::clone(&self.room).acquire_many_owned(permits).await;
-        let input = Input::Events {
-            member,
-            events: part.events,
-            room: room.map_err(|_| SessionEnd::Stopping)?,
-        };
+    async fn send_events(&self, member: MemberId, batch: EventBatch) -> Result<(), SessionEnd> {
+        let budget = self.reserve(batch.bytes()).await?;
+        let events = batch.events;
+        let input = Input::Events { member, events, budget };
         self.inputs.send(input).await.map_err(|_| SessionEnd::Stopping)
     }
-}
 
-/// Events that go to placement together.
-#[derive(Default)]
-struct Part {
-    events: Vec<Event>,
-    weighed: usize,
-    bytes: usize,
-}
-
-impl Part {
-    /// Counts the events that have come since it was last called.
-    fn weigh(&mut self) {
-        for event in &self.events[self.weighed..] {
-            self.bytes += size_of::<Event>()
-                + match event {
-                    Event::Have { hashes, .. } => size_of_val(&hashes[..]),
-                    Event::Want { have, .. } => size_of_val(have.words()),
-                    Event::PieceHashes { list, .. } => size_of_val(list.hashes()),
-                    _ => 0,
-                };
-        }
-        self.weighed = self.events.len();
+    /// Waits until `bytes` more may wait for placement.
+    async fn reserve(&self, bytes: usize) -> Result<OwnedSemaphorePermit, SessionEnd> {
+        let permits = u32::try_from(bytes.min(EVENT_BYTES_MAX)).expect("EVENT_BYTES_MAX is a u32");
+        let budget = Arc::clone(&self.event_budget).acquire_many_owned(permits).await;
+        budget.map_err(|_| SessionEnd::Stopping)
     }
 }
 
@@ -339,15 +330,13 @@ async fn first_reports(reports: &mut Streaming<wire::Reports>) -> Result<Vec<wir
     }
 }
 
-async fn send(orders: &OrderSender, order: Kind) -> Result<(), GreetError> {
+async fn send(orders: &OrderSender, order: OrderKind) -> Result<(), GreetError> {
     let order = wire::Order { order: Some(order) };
     let message = wire::Orders { orders: vec![order] };
     orders.send(Ok(message)).await.map_err(|_| GreetError::Gone)
 }
 
-/// The protocol's optional features that this scheduler supports.
+/// The optional features of the protocol that this scheduler supports.
 const FEATURES: [&str; 3] = [feature::SIGNED_IDENTITY, feature::PIECE_HASHES, feature::DROP];
-/// Events are passed on when they take so much memory: little enough that no daemon holds up the others.
-const PART_BYTES: usize = 256 * 1024;
-/// What may wait for placement at once, from all sessions, on top of a message each.
-pub(crate) const ROOM_BYTES: usize = 64 * 1024 * 1024;
+/// Bytes of events that may wait for placement at once, from all sessions, on top of one message each.
+pub(crate) const EVENT_BYTES_MAX: usize = 64 * 1024 * 1024;

@@ -1,6 +1,6 @@
 //! Cause of a session's end: its label in the metrics, and the status that the daemon receives.
 //!
-//! A daemon that can do better after it reconnects is told so.
+//! Invariant: the status tells a daemon to reconnect if that helps.
 
 use tokio::time::Duration;
 use tonic::Status;
@@ -8,17 +8,17 @@ use tonic::Status;
 /// Why a session ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SessionEnd {
-    /// The daemon, or its connection.
+    /// The daemon ended it, or its connection broke.
     Left,
     Silent,
-    /// It does not read.
+    /// The daemon does not read its orders.
     Behind,
     Replaced,
-    /// The node was shut out, or the `join.key` that admitted it was.
+    /// The node was shut out, or the `join.key` that admitted it is not valid any more.
     Revoked,
     /// The clock that tickets are judged by was set; the daemon learns the new time when it reconnects.
     ClockSet,
-    /// It breaks the protocol's bounds.
+    /// The daemon exceeds a bound of the protocol.
     Excessive,
     /// All sessions are taken, and its address has more than its share of them.
     Crowded,
@@ -41,7 +41,7 @@ impl SessionEnd {
         }
     }
 
-    /// What the daemon is told, if it still listens.
+    /// The status that the daemon receives, if it still listens.
     pub(crate) fn status(self) -> Option<Status> {
         match self {
             Self::Left => None,
@@ -70,7 +70,7 @@ impl SessionEnd {
     }
 }
 
-/// Ten heartbeats. Placement does not use a member that is silent for far less; this is when it is forgotten.
+/// Silence after which a session ends: ten heartbeats. Placement stops to use a silent member much earlier.
 pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(5);
-/// The most reports of one message: more than a daemon has to say in a batch, fewer than a message of empty ones could hold.
+/// Most reports of one message: more than a daemon has in a batch, fewer than a message of empty reports could hold.
 pub(crate) const REPORTS_MAX: usize = 4096;

@@ -1,4 +1,7 @@
+//!
 //! Status of a scheduler for `piecemeal status`, as JSON.
+//!
+//! Invariant: the driver takes a snapshot; the request that asked for it writes the JSON, so that placement does not wait.
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
@@ -11,16 +14,15 @@ use crate::{
     metrics::role_name,
 };
 
-/// Taken by the task that places; read by the request that asked, so that placement does not wait for the writing.
 pub(crate) struct Snapshot {
     pub(crate) status: Status,
     pub(crate) contacts: HashMap<MemberId, Contact>,
 }
 
-/// What the brain does not know of a member.
+/// The part of a member's status that the brain does not know.
 pub(crate) struct Contact {
     pub(crate) source: Arc<wire::Source>,
-    /// Since it was last heard.
+    /// Time since its latest report.
     pub(crate) heard: Duration,
     pub(crate) signed: bool,
     pub(crate) host_name: String,

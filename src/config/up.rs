@@ -12,7 +12,7 @@ use piecemeal_http::Share;
 use piecemeal_mirror::MirrorConfig;
 use piecemeal_peer::{DirectFallback, DownloadPattern, PeerConfig};
 use piecemeal_proto::AuthorityKey;
-use piecemeal_proxy::CacheConfig;
+use piecemeal_proxy::{CacheConfig, ProxyConfig};
 use piecemeal_scheduler::SchedulerConfig;
 use piecemeal_upstream::{ClientConfig, UpstreamConfig};
 use url::Url;
@@ -85,7 +85,7 @@ pub(crate) struct SiteOfOne {
 impl SiteOfOne {
     /// Takes over the live settings, and no others.
     pub(crate) fn take_live(&mut self, settings: &UpSettings) {
-        for cache in [&mut self.mirror.config.cache, &mut self.peer.config.cache] {
+        for cache in [&mut self.mirror.config.proxy.cache, &mut self.peer.config.proxy.cache] {
             cache.ttl = settings.cache_ttl;
             cache.quota_bytes = settings.cache_quota;
         }
@@ -109,7 +109,6 @@ pub(crate) fn site_of_one(settings: &UpSettings, dir: &Path, key: AuthorityKey) 
         scrub_rate: Some(UP_SCRUB_RATE),
     };
     let url = |address: SocketAddr| -> Url { format!("http://{address}").parse().expect("an address makes a URL") };
-    let (pool, zone) = ("default".to_owned(), "default".to_owned());
     let client = ClientConfig {
         listeners: settings
             .listen
@@ -118,6 +117,20 @@ pub(crate) fn site_of_one(settings: &UpSettings, dir: &Path, key: AuthorityKey) 
             .chain(up_addresses().into_iter().flatten())
             .collect(),
         ..ClientConfig::default()
+    };
+    let proxy = ProxyConfig {
+        listen: settings.listen.clone(),
+        piece_listen: peer_pieces,
+        advertise: Vec::new(),
+        address_share: Share::ALL,
+        cache: cache("peer"),
+        upstreams: settings.upstreams.clone(),
+        default_upstream: settings.default_upstream.clone(),
+        client,
+        offline_grace: UP_OFFLINE_GRACE,
+        scheduler: Some(url(scheduler_listen)),
+        pool: "default".to_owned(),
+        zone: "default".to_owned(),
     };
     let log = settings.log.clone();
     SiteOfOne {
@@ -133,20 +146,14 @@ pub(crate) fn site_of_one(settings: &UpSettings, dir: &Path, key: AuthorityKey) 
         },
         mirror: DaemonSettings {
             config: MirrorConfig {
-                listen: vec![mirror_listen],
-                piece_listen: mirror_pieces,
-                advertise: Vec::new(),
-                address_share: Share::ALL,
-                cache: cache("mirror"),
-                upstreams: settings.upstreams.clone(),
-                default_upstream: settings.default_upstream.clone(),
+                proxy: ProxyConfig {
+                    listen: vec![mirror_listen],
+                    piece_listen: mirror_pieces,
+                    cache: cache("mirror"),
+                    ..proxy.clone()
+                },
                 tag_ttl: UP_TAG_TTL,
-                client: client.clone(),
                 wan_limit: None,
-                offline_grace: UP_OFFLINE_GRACE,
-                scheduler: Some(url(scheduler_listen)),
-                pool: pool.clone(),
-                zone: zone.clone(),
                 authority_key: Some(authority_key),
                 revoked: HashSet::new(),
             },
@@ -155,24 +162,13 @@ pub(crate) fn site_of_one(settings: &UpSettings, dir: &Path, key: AuthorityKey) 
         },
         peer: DaemonSettings {
             config: PeerConfig {
-                listen: settings.listen.clone(),
-                piece_listen: peer_pieces,
-                advertise: Vec::new(),
-                address_share: Share::ALL,
-                cache: cache("peer"),
+                proxy,
                 mirror: Some(url(mirror_listen)),
-                scheduler: Some(url(scheduler_listen)),
-                upstreams: settings.upstreams.clone(),
-                default_upstream: settings.default_upstream.clone(),
-                pool,
-                zone,
                 join_key,
                 ratelimit: None,
                 download_pattern: DownloadPattern::P2p,
                 direct_fallback: DirectFallback::Allowed,
                 mirror_grace: UP_MIRROR_GRACE,
-                client,
-                offline_grace: UP_OFFLINE_GRACE,
             },
             admin_listen: peer_admin,
             log,
@@ -223,13 +219,13 @@ mod tests {
             Some("http://127.0.0.1:65011/")
         );
         assert_eq!(
-            peer.scheduler.map(String::from).as_deref(),
+            peer.proxy.scheduler.map(String::from).as_deref(),
             Some("http://127.0.0.1:65012/")
         );
-        assert_eq!(peer.piece_listen, address("127.0.0.1:65002"));
-        assert_eq!(site.mirror.config.piece_listen, address("127.0.0.2:65002"));
+        assert_eq!(peer.proxy.piece_listen, address("127.0.0.1:65002"));
+        assert_eq!(site.mirror.config.proxy.piece_listen, address("127.0.0.2:65002"));
         assert_eq!(
-            (peer.cache.dir, site.mirror.config.cache.dir),
+            (peer.proxy.cache.dir, site.mirror.config.proxy.cache.dir),
             ("/x/peer".into(), "/x/mirror".into())
         );
     }

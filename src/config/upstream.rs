@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
 use piecemeal_proto::is_registry;
-use piecemeal_upstream::{ClientConfig, CredentialSource, ProxyConfig, UpstreamConfig};
+use piecemeal_upstream::{ClientConfig, CredentialSource, HttpProxy, UpstreamConfig};
 use url::Url;
 
 use super::{
@@ -147,18 +147,18 @@ fn host(text: &str) -> Result<String, String> {
     is_host.then(|| text.to_owned()).ok_or_else(problem)
 }
 
-fn proxy(problems: &mut Problems, text: Text, no_proxy: Text) -> Option<ProxyConfig> {
+fn proxy(problems: &mut Problems, text: Text, no_proxy: Text) -> Option<HttpProxy> {
     let text = problems.require("proxy", text)?;
     let proxy = match text.as_str() {
-        "environment" => ProxyConfig::Environment,
-        "none" => ProxyConfig::None,
+        "environment" => HttpProxy::Environment,
+        "none" => HttpProxy::None,
         url => {
             let url = problems.check("proxy", field::parse_origin(url))?;
             let no_proxy = no_proxy.clone().unwrap_or_default();
-            ProxyConfig::Url { url, no_proxy }
+            HttpProxy::Url { url, no_proxy }
         }
     };
-    if no_proxy.is_some() && !matches!(proxy, ProxyConfig::Url { .. }) {
+    if no_proxy.is_some() && !matches!(proxy, HttpProxy::Url { .. }) {
         problems.add("no_proxy", "has an effect only with a --proxy that is a URL");
         return None;
     }

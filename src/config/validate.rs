@@ -3,16 +3,13 @@
 use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
     sync::Arc,
-    time::Duration,
 };
 
-use piecemeal_http::Share;
 use piecemeal_mirror::MirrorConfig;
 use piecemeal_peer::{DirectFallback, DownloadPattern, PeerConfig};
 use piecemeal_proto::AuthorityKey;
-use piecemeal_proxy::CacheConfig;
+use piecemeal_proxy::{CacheConfig, ProxyConfig};
 use piecemeal_scheduler::SchedulerConfig;
-use piecemeal_upstream::{ClientConfig, UpstreamConfig};
 use url::Url;
 
 use super::{
@@ -41,7 +38,8 @@ impl RawMirror {
         let own = Own {
             listen: listen.as_deref(),
             admin_listen,
-            services: [scheduler.as_ref(), None],
+            mirror: None,
+            scheduler: scheduler.as_ref(),
             upstreams: UpstreamTexts {
                 upstream: self.upstream,
                 credentials: self.credentials,
@@ -69,20 +67,9 @@ impl RawMirror {
         let shared = shared?;
         Some(DaemonSettings {
             config: MirrorConfig {
-                listen: listen?,
-                piece_listen: shared.piece_listen,
-                advertise: shared.advertise,
-                address_share: shared.address_share,
-                cache: shared.cache,
-                upstreams: shared.upstreams,
-                default_upstream: shared.default_upstream,
+                proxy: shared.proxy,
                 tag_ttl: tag_ttl?,
-                client: shared.client,
                 wan_limit: wan_limit?,
-                offline_grace: shared.offline_grace,
-                scheduler: scheduler?,
-                pool: shared.pool,
-                zone: shared.zone,
                 authority_key: authority_key.map_or(Some(None), |key| key.map(|key| Some(Arc::new(key))))?,
                 revoked: revoked?,
             },
@@ -128,7 +115,8 @@ impl RawPeer {
         let own = Own {
             listen: listen.as_deref(),
             admin_listen,
-            services: [mirror.as_ref(), scheduler.as_ref()],
+            mirror: mirror.as_ref(),
+            scheduler: scheduler.as_ref(),
             upstreams: UpstreamTexts {
                 upstream: self.upstream,
                 ..UpstreamTexts::default()
@@ -154,24 +142,13 @@ impl RawPeer {
         let shared = shared?;
         Some(DaemonSettings {
             config: PeerConfig {
-                listen: listen?,
-                piece_listen: shared.piece_listen,
-                advertise: shared.advertise,
-                address_share: shared.address_share,
-                cache: shared.cache,
+                proxy: shared.proxy,
                 mirror: mirror?,
-                scheduler: scheduler?,
-                upstreams: shared.upstreams,
-                default_upstream: shared.default_upstream,
-                pool: shared.pool,
-                zone: shared.zone,
                 join_key: join_key?,
                 ratelimit: ratelimit?,
                 download_pattern: download_pattern?,
                 direct_fallback: direct_fallback?,
                 mirror_grace: mirror_grace?,
-                client: shared.client,
-                offline_grace: shared.offline_grace,
             },
             admin_listen: admin_listen?,
             log: shared.log,
@@ -183,7 +160,8 @@ impl RawPeer {
 struct Own<'a> {
     listen: Option<&'a [SocketAddr]>,
     admin_listen: Option<SocketAddr>,
-    services: [Option<&'a Option<Url>>; 2],
+    mirror: Option<&'a Option<Url>>,
+    scheduler: Option<&'a Option<Url>>,
     upstreams: UpstreamTexts,
     cache_dir: Text,
     cache_quota: Text,
@@ -191,16 +169,7 @@ struct Own<'a> {
 
 /// [`RawShared`], checked.
 struct Shared {
-    piece_listen: SocketAddr,
-    advertise: Vec<SocketAddr>,
-    address_share: Share,
-    upstreams: Vec<UpstreamConfig>,
-    default_upstream: Option<String>,
-    client: ClientConfig,
-    offline_grace: Duration,
-    pool: String,
-    zone: String,
-    cache: CacheConfig,
+    proxy: ProxyConfig,
     log: String,
 }
 
@@ -225,7 +194,7 @@ impl RawShared {
             listeners: listeners(
                 [own.listen, advertise.as_deref()],
                 [piece_listen, own.admin_listen],
-                own.services,
+                [own.mirror, own.scheduler],
             ),
         };
         let client = client.validate(problems);
@@ -250,16 +219,11 @@ impl RawShared {
             ("admin_listen", own.admin_listen.as_slice()),
         ];
         field::no_port_twice(problems, &bound);
-        Some(Shared {
+        let proxy = ProxyConfig {
+            listen: own.listen?.to_vec(),
             piece_listen: piece_listen?,
             advertise: advertise?,
             address_share: address_share?,
-            upstreams: upstreams?,
-            default_upstream: default_upstream?,
-            client: client?,
-            offline_grace: offline_grace?,
-            pool: pool?,
-            zone: zone?,
             cache: CacheConfig {
                 dir: dir?,
                 ttl: ttl?,
@@ -267,8 +231,15 @@ impl RawShared {
                 free_bytes_min: free_bytes_min?,
                 scrub_rate: scrub_rate?,
             },
-            log: log?,
-        })
+            upstreams: upstreams?,
+            default_upstream: default_upstream?,
+            client: client?,
+            offline_grace: offline_grace?,
+            scheduler: own.scheduler?.clone(),
+            pool: pool?,
+            zone: zone?,
+        };
+        Some(Shared { proxy, log: log? })
     }
 }
 
@@ -338,7 +309,7 @@ const DIRECT_FALLBACKS: [(&str, DirectFallback); 2] =
     [("allowed", DirectFallback::Allowed), ("never", DirectFallback::Never)];
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::{path::Path, time::Duration};
 
     use super::{
         super::{Layers, Raw, load},
@@ -368,24 +339,24 @@ mod tests {
             ..RawMirror::default()
         };
         let settings = validate(flags, RawMirror::validate);
-        let config = settings.config;
-        assert_eq!(config.listen, [address("0.0.0.0:65011")]);
-        assert_eq!(config.piece_listen, address("0.0.0.0:65002"));
+        let (proxy, config) = (settings.config.proxy.clone(), settings.config);
+        assert_eq!(proxy.listen, [address("0.0.0.0:65011")]);
+        assert_eq!(proxy.piece_listen, address("0.0.0.0:65002"));
         assert_eq!(settings.admin_listen, address("0.0.0.0:65013"));
         assert_eq!(
-            (config.cache.ttl, config.tag_ttl),
+            (proxy.cache.ttl, config.tag_ttl),
             (Duration::from_hours(24), Duration::from_secs(30))
         );
         assert_eq!(
-            (config.cache.quota_bytes, config.cache.free_bytes_min),
+            (proxy.cache.quota_bytes, proxy.cache.free_bytes_min),
             (None, 1_000_000_000)
         );
         assert_eq!(
-            config.client.listeners,
+            proxy.client.listeners,
             ["0.0.0.0:65011", "0.0.0.0:65002", "0.0.0.0:65013"].map(address)
         );
-        assert!(config.scheduler.is_none() && config.authority_key.is_none() && config.default_upstream.is_none());
-        assert_eq!(config.cache.dir, Path::new("/var/lib/piecemeal/mirror"));
+        assert!(proxy.scheduler.is_none() && config.authority_key.is_none() && proxy.default_upstream.is_none());
+        assert_eq!(proxy.cache.dir, Path::new("/var/lib/piecemeal/mirror"));
     }
 
     #[test]
@@ -401,20 +372,20 @@ mod tests {
             ..RawPeer::default()
         };
         let settings = validate(flags, RawPeer::validate);
-        let config = settings.config;
+        let (proxy, config) = (settings.config.proxy.clone(), settings.config);
         let both = [address("127.0.0.1:65001"), address("[::1]:65001")];
-        assert_eq!(config.listen, both[..config.listen.len()]);
+        assert_eq!(proxy.listen, both[..proxy.listen.len()]);
         assert_eq!(settings.admin_listen, address("127.0.0.1:65003"));
         assert_eq!(
-            (config.cache.quota_bytes, config.cache.ttl),
+            (proxy.cache.quota_bytes, proxy.cache.ttl),
             (Some(4 << 30), Duration::from_hours(24))
         );
         for service in ["10.0.0.1:65011", "10.0.0.1:65012", "127.0.0.1:65003"] {
-            assert!(config.client.listeners.contains(&address(service)), "{service}");
+            assert!(proxy.client.listeners.contains(&address(service)), "{service}");
         }
         assert_eq!((config.ratelimit, config.mirror_grace), (None, Duration::from_secs(30)));
         assert_eq!(config.download_pattern, DownloadPattern::P2p);
         assert_eq!(config.direct_fallback, DirectFallback::Allowed);
-        assert_eq!(config.cache.dir, Path::new("/var/lib/piecemeal/peer"));
+        assert_eq!(proxy.cache.dir, Path::new("/var/lib/piecemeal/peer"));
     }
 }

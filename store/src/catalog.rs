@@ -8,8 +8,8 @@ use piecemeal_proto::{Digest, Manifest};
 use tracing::warn;
 
 use crate::{
-    blobs::{digest_lock::DigestGuard, evictor::Swept, ledger::Kind},
-    index::{Durability, catalog, names},
+    blobs::{digest_lock::DigestGuard, entry::EntryKind, evictor::Swept},
+    index::{Durability, manifests, sources, tags},
     shared::Shared,
     values::{
         clock::Age,
@@ -127,12 +127,20 @@ pub(crate) fn read(shared: &Shared) -> Result<Catalog, IndexError> {
         checked: now.since(row.checked),
         used: now.since(row.used),
     });
-    let verified: HashMap<Digest, Age> = index.all_verified()?.into_iter().collect();
-    let landed: HashMap<Digest, u64> = index.all_partial_bytes()?.into_iter().collect();
-    let (tags, sources) = (tags.collect(), index.all_sources()?);
+    Ok(Catalog {
+        manifests,
+        tags: tags.collect(),
+        blobs: read_blobs(shared, now)?,
+        sources: index.all_sources()?,
+    })
+}
+
+fn read_blobs(shared: &Shared, now: Age) -> Result<Vec<KnownBlob>, IndexError> {
+    let verified: HashMap<Digest, Age> = shared.index.all_verified()?.into_iter().collect();
+    let landed: HashMap<Digest, u64> = shared.index.all_partial_bytes()?.into_iter().collect();
     let entries = shared.blobs.inventory.ledger().all();
     let blobs = entries.into_iter().map(|(digest, entry)| {
-        let is_complete = entry.kind == Kind::Blob;
+        let is_complete = entry.kind == EntryKind::Blob;
         let landed = landed.get(&digest).copied().unwrap_or(0);
         let verified = verified.get(&digest).filter(|at| is_complete && at.0 > 0);
         KnownBlob {
@@ -144,12 +152,7 @@ pub(crate) fn read(shared: &Shared) -> Result<Catalog, IndexError> {
             verified: verified.map(|at| now.since(*at)),
         }
     });
-    Ok(Catalog {
-        manifests,
-        tags,
-        blobs: blobs.collect(),
-        sources,
-    })
+    Ok(blobs.collect())
 }
 
 pub(crate) fn take_out(shared: &Shared, removal: &Removal) -> Result<Swept, RemoveContentError> {
@@ -181,10 +184,13 @@ pub(crate) fn take_out(shared: &Shared, removal: &Removal) -> Result<Swept, Remo
     }
     let (mut swept, mut failed) = (Swept::default(), None);
     for lock in &leaving {
-        if let Err(error) = shared.blobs.evictor.discard(lock, &mut swept) {
-            stay(lock);
-            warn!(blob.digest = %lock.digest(), %error, "{} cannot be removed: {error}", lock.digest());
-            failed = Some(error);
+        match shared.blobs.evictor.discard(lock) {
+            Ok(removed) => removed.iter().for_each(|entry| swept.note(lock.digest(), entry)),
+            Err(error) => {
+                stay(lock);
+                warn!(blob.digest = %lock.digest(), %error, "{} cannot be removed: {error}", lock.digest());
+                failed = Some(error);
+            }
         }
     }
     failed.map_or(Ok(swept), |error| Err(error.into()))
@@ -193,16 +199,16 @@ pub(crate) fn take_out(shared: &Shared, removal: &Removal) -> Result<Swept, Remo
 fn forget(shared: &Shared, removal: &Removal) -> Result<(), IndexError> {
     let written = shared.index.write(Durability::Synced, |transaction| {
         for (at, tag) in &removal.tags {
-            names::delete_tag(transaction, at, tag)?;
+            tags::delete(transaction, at, tag)?;
         }
         for (at, digest) in removal.manifests.iter().chain(&removal.shared) {
-            names::delete_source(transaction, at, digest)?;
+            sources::delete(transaction, at, digest)?;
         }
         for (_, manifest) in &removal.manifests {
-            catalog::delete_orphan(transaction, manifest)?;
+            manifests::delete_orphan(transaction, manifest)?;
         }
         for blob in &removal.blobs {
-            catalog::delete_sources(transaction, blob)?;
+            sources::delete_all(transaction, blob)?;
         }
         Ok(())
     });

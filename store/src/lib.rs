@@ -24,7 +24,8 @@
 //! ```
 //!
 //! # Locks
-//! In this order, each optional: a digest's lock, the reservation lock, the index, the live fills, the ledger, a fill's own state.
+//! In this order, each optional: a digest's lock, the reservation lock, the right to save pieces, the index, the live fills, the
+//! ledger, a fill's own state.
 //! The locks after the index are never held across disk work.
 //!
 //! # Files
@@ -44,7 +45,7 @@ mod values;
 pub use blobs::{
     begin::BeginFillError,
     evictor::Swept,
-    fill_failure::FillFailure,
+    fills::failure::FillFailure,
     publish::PublishBlobError,
     read::{READ_BYTES_MAX, ReadBlobError},
     unstored::Offer,

@@ -15,9 +15,9 @@ use crate::{
         blob_files::BlobFiles,
         blob_store::BlobStore,
         damage,
+        entry::Generation,
         evictor::{Limits, RoomError, Swept},
-        fill::Fill,
-        ledger::Generation,
+        fills::{fill::Fill, live_fills::Saving},
         random::Random,
     },
     disk::{blocking::blocking, layout::Layout},
@@ -38,7 +38,7 @@ use crate::{
 /// The progress that a crash may lose and that is downloaded again: at 100 Mbit/s some 60 KB. A commit that need not reach
 /// the disk costs some 100 µs, so that two hundred a second cost little.
 const BATCH_INTERVAL: Duration = Duration::from_millis(5);
-/// The same for last uses, which may lose a second: a node that only serves complete blobs hardly writes to its disk.
+/// How old last uses may be before they are written: a node that only serves complete blobs hardly writes to its disk.
 const USES_INTERVAL: Duration = Duration::from_secs(1);
 /// Last uses remembered before a batch is due early.
 const USES_MAX: usize = 10_000;
@@ -66,7 +66,7 @@ impl Shared {
     pub(crate) fn open(config: StoreConfig, env: Env) -> Result<Self, OpenStoreError> {
         let layout = Layout::new(config.dir);
         let opened = claim(&layout, env.clock)?;
-        // A store of the last release has had a random id until now.
+        // The index of an older release holds a random id.
         opened
             .index
             .set_identity(opened.node_key.id())
@@ -161,8 +161,11 @@ impl Shared {
         let due = waited >= USES_INTERVAL
             || self.uses() >= USES_MAX
             || (waited >= BATCH_INTERVAL && self.blobs.live.has_unsaved());
-        if due && self.index.is_idle() {
-            self.write_batch(Durability::Batched);
+        if due
+            && self.index.is_idle()
+            && let Some(saving) = self.blobs.live.try_save()
+        {
+            self.commit_batch(&saving);
         }
     }
 
@@ -172,27 +175,38 @@ impl Shared {
     }
 
     pub(crate) fn write_batch(&self, durability: Durability) {
+        let is_committed = self.commit_batch(&self.blobs.live.save());
+        // The next batch need not wait for the disk.
+        if is_committed
+            && durability == Durability::Synced
+            && let Err(error) = self.index.sync()
+        {
+            warn_of_loss(&error);
+        }
+    }
+
+    /// Whether the batch is in the index.
+    fn commit_batch(&self, saving: &Saving<'_>) -> bool {
         *self.batched_at.lock() = self.index.monotonic();
         let batch = Batch {
             names: self.names.take_uses(),
             blobs: self.blobs.inventory.take_uses(),
-            fills: self.blobs.live.take_unsaved(),
+            fills: saving.take_unsaved(),
         };
-        match self.write_rows(durability, &batch) {
-            Ok(()) => self.blobs.live.retire(),
+        let written = self.write_rows(&batch);
+        match &written {
+            Ok(()) => saving.retire(),
             Err(error) => {
-                warn!(
-                    error = &error as &dyn std::error::Error,
-                    "failed to record progress; a crash now would lose more of it"
-                );
+                warn_of_loss(error);
                 self.give_back(batch);
             }
         }
+        written.is_ok()
     }
 
-    fn write_rows(&self, durability: Durability, batch: &Batch) -> Result<(), IndexError> {
+    fn write_rows(&self, batch: &Batch) -> Result<(), IndexError> {
         let now = self.index.now();
-        self.index.write(durability, |transaction| {
+        self.index.write(Durability::Batched, |transaction| {
             for (fill, progress) in &batch.fills {
                 partials::save(transaction, fill.row(), progress, now)?;
             }
@@ -215,9 +229,16 @@ impl Shared {
     }
 }
 
+fn warn_of_loss(error: &IndexError) {
+    warn!(
+        error = error as &dyn std::error::Error,
+        "failed to record progress; a crash now would lose more of it"
+    );
+}
+
 impl Drop for Shared {
     fn drop(&mut self) {
-        // For callers that did not call `close`: this saves their last half second.
+        // A caller may not have called `close`.
         self.write_batch(Durability::Batched);
     }
 }

@@ -359,8 +359,8 @@ impl Machine {
     /// Everything that must hold after a crash; leaves the store closed.
     async fn check(&mut self) {
         let store = self.open();
-        let complete = store.complete_digests().await.unwrap();
-        let partials = store.partials().await.unwrap();
+        let complete = store.complete_digests();
+        let partials = store.partials();
         self.check_files(&complete, &partials);
         for digest in &self.published {
             assert!(complete.contains(digest), "{digest} was published and is gone");
@@ -381,7 +381,7 @@ impl Machine {
             }
         }
         // What was published long ago may go from here on.
-        let (now_complete, now_partial) = (store.complete_digests().await.unwrap(), store.partials().await.unwrap());
+        let (now_complete, now_partial) = (store.complete_digests(), store.partials());
         assert_eq!((&now_complete, &now_partial), (&complete, &partials));
         self.check_files(&now_complete, &now_partial);
         self.published = now_complete.into_iter().collect();

@@ -363,7 +363,7 @@ impl Story {
         self.say(&Line::Evicting);
         store.sweep().await.unwrap();
         self.tell_evictions(&mut evictions);
-        let left = store.complete_digests().await.unwrap();
+        let left = store.complete_digests();
         assert_eq!(left, [self.contents[3].digest], "the one that is held");
         drop(held);
     }
@@ -415,7 +415,7 @@ impl Story {
     /// Everything that must hold of a folder whose process died; leaves the store closed, or dropped.
     async fn check(&mut self, closing: bool) {
         let store = self.open();
-        let (complete, partials) = (store.complete_digests().await.unwrap(), store.partials().await.unwrap());
+        let (complete, partials) = (store.complete_digests(), store.partials());
         self.check_files(&complete, &partials);
         self.check_rows(&complete, &partials);
         let usage = store.usage().await.unwrap();
@@ -440,7 +440,7 @@ impl Story {
         if self.known.names {
             old::check_names(&store).await;
         }
-        let now = (store.complete_digests().await.unwrap(), store.partials().await.unwrap());
+        let now = (store.complete_digests(), store.partials());
         assert_eq!(now, (complete, partials));
         self.check_files(&now.0, &now.1);
         self.known.evicting = false;

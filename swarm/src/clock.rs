@@ -1,7 +1,7 @@
-//! The authority's clock, by which grants and tickets expire.
+//! Authority clock: the time by which grants and tickets expire.
 //!
-//! Edge boards boot in 1970 and are set right, or wrong, while they run. Once the scheduler's time is known, only what has
-//! passed since is added to it, so that no step of the local clock changes what is valid.
+//! Invariant: no step of the local clock changes what is valid. Edge boards boot in 1970 and are set right, or wrong, while
+//! they run; once the scheduler's time is known, only the time that has passed since is added to it.
 
 use std::{
     sync::{

@@ -1,8 +1,8 @@
-//! Parts that every member of a swarm needs: the stream to the scheduler, the piece port and its client, the HTTP
-//! server, the rate limiter.
+//! The parts that every member of a swarm has: the session with the scheduler, the piece port and its client, the rate limiter,
+//! the clock.
 //!
-//! A member is a peer or the mirror; nothing in here asks which. The scheduler, and the
-//! download that a lease belongs to, decide why a blob is fetched and from which source.
+//! A member is a peer or the mirror. Invariant: nothing here asks which. The scheduler, and the download that a lease belongs
+//! to, decide why a blob is fetched and from which source.
 
 mod clock;
 mod limiter;

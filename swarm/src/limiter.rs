@@ -1,7 +1,7 @@
-//! Rate limiter of a peer's transfers, up and down summed.
+//! Rate limiter of a daemon's transfers, up and down summed.
 //!
-//! Bytes are paid for before they move, first come first served. In any second no more than the rate and one slice pass:
-//! at most 1 % above a rate of 1 MB/s or more. Callers that are up to 5 ms late lose nothing of the rate.
+//! Invariant: bytes are paid for before they move, first come first served. In any second no more than the rate and one slice
+//! pass: at most 1 % above a rate of 1 MB/s or more. Callers that are up to 5 ms late lose nothing of the rate.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -12,11 +12,11 @@ use tokio::{
 
 /// A token bucket on a clock that its caller keeps.
 ///
-/// It may go into debt: a request is granted at the time at which all requests before it, and it, are paid for.
+/// It may go into debt: a request may move at the time at which it, and all requests before it, are paid for.
 #[derive(Clone, Debug)]
 pub struct TokenBucket {
     rate_bytes_per_second: u64,
-    /// The time that it takes to earn the whole burst.
+    /// Time to earn the whole burst.
     burst: Duration,
     /// When everything that was taken is paid for.
     paid: Duration,
@@ -48,7 +48,7 @@ fn duration(bytes: u64, rate_bytes_per_second: u64) -> Duration {
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
 
-/// The most bytes that should move at once at a rate: 0.5 % of a second's, so that no second shows the grain.
+/// Most bytes that should move at once at a rate: 0.5 % of a second's, so that no second shows the grain.
 pub fn slice_bytes(rate_bytes_per_second: Option<u64>) -> usize {
     let share = rate_bytes_per_second.map_or(u64::MAX, |rate| rate / SLICES_PER_SECOND);
     usize::try_from(share)
@@ -66,7 +66,7 @@ pub struct Limiter {
 struct Inner {
     rate: watch::Sender<Option<u64>>,
     started: Instant,
-    /// The caller that holds it is served next: the lock is fair, and so is the queue.
+    /// The caller that holds the lock is served next: the lock is fair, and so is the queue.
     turn: Mutex<Turn>,
 }
 
@@ -118,12 +118,12 @@ impl Limiter {
         }
     }
 
-    /// How many bytes should be taken, and then moved, at once.
+    /// Most bytes to take, and then move, at once.
     pub fn slice_bytes(&self) -> usize {
         slice_bytes(self.rate())
     }
 
-    /// The same for bytes that need not be touched: without a limit, as many as there are.
+    /// Most bytes to take at once where they need not be touched: without a limit, all of them.
     pub(crate) fn chunk_bytes(&self) -> usize {
         self.rate().map_or(usize::MAX, |rate| slice_bytes(Some(rate)))
     }
@@ -160,11 +160,11 @@ impl Limiter {
     }
 }
 
-/// So many that, with the wake-ups' jitter, each second stays within 1 % of the rate.
+/// Slices a second: with the wake-ups' jitter, each second stays within 1 % of the rate.
 const SLICES_PER_SECOND: u64 = 200;
-/// Below it a system call costs more than the smoothness is worth. It matters to rates under 200 kB/s only.
+/// Smallest slice: below it a system call costs more than the smoothness is worth. It matters to rates under 200 kB/s only.
 const SLICE_BYTES_MIN: usize = 1024;
-/// The bytes that a socket easily takes in one call.
+/// Bytes that a socket easily takes in one call.
 const SLICE_BYTES_MAX: usize = 64 * 1024;
 
 #[cfg(test)]
@@ -199,7 +199,7 @@ mod tests {
     }
 
     proptest! {
-        /// Requests of any size up to a slice, mostly faster than the rate, from callers who do not wait for each other.
+        /// Requests of any size up to a slice, mostly faster than the rate, from callers that do not wait for each other.
         #[test]
         fn no_second_has_more_than_a_hundredth_too_much(
             rate in 1_000_000_u64..20_000_000,
@@ -218,7 +218,7 @@ mod tests {
             prop_assert!(busiest_second(&uses) <= rate + rate / 100);
         }
 
-        /// One caller who waits each time, and comes back up to 4 ms late.
+        /// One caller that waits each time, and comes back up to 4 ms late.
         #[test]
         fn the_full_rate_is_reached_although_wake_ups_are_late(
             rate in 1_000_000_u64..2_000_000_000,

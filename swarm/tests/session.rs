@@ -4,11 +4,12 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use piecemeal_proto::{
     AuthorityKey, Digest, NodeKey,
     wire::{
@@ -142,7 +143,7 @@ impl Inventory for FakeInventory {
     }
 
     async fn live(&self) -> Vec<Report> {
-        self.live.lock().unwrap().clone()
+        self.live.lock().clone()
     }
 }
 

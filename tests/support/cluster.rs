@@ -95,6 +95,18 @@ impl Cluster {
         }
     }
 
+    /// Ends the mirror and every peer, and starts them again: what they kept only in memory is forgotten.
+    pub fn restart_daemons(&mut self) {
+        for peer in &mut self.peers {
+            peer.terminate();
+        }
+        self.mirror.terminate();
+        self.mirror.restart();
+        for peer in &mut self.peers {
+            peer.restart();
+        }
+    }
+
     /// Fetches an image on every node at once.
     pub fn fetch_all(&self, reference: &str) -> Vec<FetchOutcome> {
         let started = Instant::now();

@@ -156,15 +156,7 @@ impl Image {
         self.blobs().map(|blob| blob.size).sum()
     }
 
-    /// Writes an OCI image layout, which skopeo reads as `oci:<dir>:<tag>`.
-    pub fn save_oci_layout(&self, dir: &Path) {
-        fs::create_dir_all(dir.join("blobs/sha256")).expect("creating the layout");
-        for (path, bytes) in self.oci_layout(json!({ "org.opencontainers.image.ref.name": self.tag })) {
-            fs::write(dir.join(path), bytes).expect("writing a file of the layout");
-        }
-    }
-
-    /// Writes the layout as one archive, which containerd imports under the image's full name.
+    /// Writes an OCI image layout as one archive, which containerd imports under the image's full name.
     pub fn save_archive(&self, host: &str, file: &Path) {
         let files = self.oci_layout(json!({ "io.containerd.image.name": self.reference(host) }));
         let records = files

@@ -107,23 +107,6 @@ impl DockerRegistry {
         }
     }
 
-    /// Removes a blob from a repository; the registry answers 404 from then on.
-    pub fn delete_blob(&self, repository: &str, digest: &str) {
-        let request = Request::new("DELETE", self.address, &format!("/v2/{repository}/blobs/{digest}"));
-        self.demand(request, 202);
-    }
-
-    /// Kills the registry: connections are refused.
-    pub fn stop(&mut self) {
-        self.process.kill();
-    }
-
-    /// Starts it again, with what it had.
-    pub fn start_again(&mut self) {
-        self.process.start_again();
-        self.wait_until_ready();
-    }
-
     /// Starts it again behind TLS, asking every client for a certificate of this CA. It cannot be pushed to any more.
     pub fn start_again_with_tls(&mut self, [certificate, key, client_ca]: [&Path; 3]) {
         self.process.kill();

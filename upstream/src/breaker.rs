@@ -26,7 +26,7 @@ const BREAKERS_MAX: NonZeroUsize = NonZeroUsize::new(64 * 1024).expect("it is no
 
 /// Kinds of request, which a registry counts apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Kind {
+pub(crate) enum RequestKind {
     Manifest,
     Blob,
     List,
@@ -34,7 +34,7 @@ pub(crate) enum Kind {
 }
 
 /// A host by its origin.
-type Key = (String, Who, Kind);
+type Key = (String, Who, RequestKind);
 
 /// The open breakers of one upstream. Times are passed in.
 pub(crate) struct CircuitBreakers(Mutex<LruCache<Key, Open>>);
@@ -62,7 +62,7 @@ pub(crate) struct Permit<'a> {
 impl CircuitBreakers {
     /// # Errors
     /// The 429 that opened the breaker.
-    pub(crate) fn enter(&self, host: &Url, who: Who, kind: Kind, now: Instant) -> Result<Permit<'_>, PullError> {
+    pub(crate) fn enter(&self, host: &Url, who: Who, kind: RequestKind, now: Instant) -> Result<Permit<'_>, PullError> {
         let key = (host.origin().ascii_serialization(), who, kind);
         let tries = match self.0.lock().get_mut(&key) {
             None => false,
@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn after_the_pause_one_request_at_a_time_finds_out() {
         let (breakers, now) = (CircuitBreakers::default(), Instant::now());
-        let enter = |now| breakers.enter(&host("a.io"), Who::Public, Kind::Manifest, now);
+        let enter = |now| breakers.enter(&host("a.io"), Who::Public, RequestKind::Manifest, now);
         enter(now).unwrap().open(busy(), BUSY_PAUSE, now);
         assert!(enter(now).is_err());
         let later = now + BUSY_PAUSE;
@@ -143,19 +143,21 @@ mod tests {
     fn a_limit_is_that_of_one_host_of_one_right_and_of_one_kind_of_request() {
         let (breakers, now) = (CircuitBreakers::default(), Instant::now());
         let enter = |who, kind| breakers.enter(&host("a.io"), who, kind, now);
-        enter(Who::Public, Kind::List).unwrap().open(busy(), BUSY_PAUSE, now);
-        assert!(enter(Who::Public, Kind::List).is_err());
-        assert!(enter(Who::Public, Kind::Manifest).is_ok());
-        assert!(enter(Who::Public, Kind::Blob).is_ok());
-        assert!(enter(Who::Holder([1; 32]), Kind::List).is_ok());
-        let elsewhere = breakers.enter(&host("cdn.io"), Who::Public, Kind::List, now);
+        enter(Who::Public, RequestKind::List)
+            .unwrap()
+            .open(busy(), BUSY_PAUSE, now);
+        assert!(enter(Who::Public, RequestKind::List).is_err());
+        assert!(enter(Who::Public, RequestKind::Manifest).is_ok());
+        assert!(enter(Who::Public, RequestKind::Blob).is_ok());
+        assert!(enter(Who::Holder([1; 32]), RequestKind::List).is_ok());
+        let elsewhere = breakers.enter(&host("cdn.io"), Who::Public, RequestKind::List, now);
         assert!(elsewhere.is_ok(), "another host has limits of its own");
     }
 
     #[test]
     fn no_upstream_can_send_us_away_for_ever() {
         let (breakers, now) = (CircuitBreakers::default(), Instant::now());
-        let enter = |now| breakers.enter(&host("a.io"), Who::Public, Kind::Blob, now);
+        let enter = |now| breakers.enter(&host("a.io"), Who::Public, RequestKind::Blob, now);
         enter(now).unwrap().open(busy(), Duration::from_secs(1 << 40), now);
         assert!(enter(now + PAUSE_MAX).is_ok());
     }
@@ -170,11 +172,15 @@ mod tests {
         };
         for number in 0..=BREAKERS_MAX.get() {
             breakers
-                .enter(&host("a.io"), holder(number), Kind::Blob, now)
+                .enter(&host("a.io"), holder(number), RequestKind::Blob, now)
                 .unwrap()
                 .open(busy(), BUSY_PAUSE, now);
         }
-        assert!(breakers.enter(&host("a.io"), holder(0), Kind::Blob, now).is_ok());
-        assert!(breakers.enter(&host("a.io"), holder(1), Kind::Blob, now).is_err());
+        assert!(breakers.enter(&host("a.io"), holder(0), RequestKind::Blob, now).is_ok());
+        assert!(
+            breakers
+                .enter(&host("a.io"), holder(1), RequestKind::Blob, now)
+                .is_err()
+        );
     }
 }

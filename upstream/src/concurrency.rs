@@ -34,15 +34,16 @@ const HOLD_MAX: Duration = Duration::from_secs(600);
 /// The pause after upstream answered 429, or would not send ranges.
 const CALM: Duration = Duration::from_secs(60);
 
-/// The connections of one upstream, shared by its fills.
-pub struct Concurrency(Mutex<State>);
+/// The connections of one upstream. Reads the clock for [`Measured`], which decides.
+pub struct Concurrency(Mutex<Measured>);
 
-struct State {
+/// Fills of one upstream and what was measured of them. Times are passed in.
+struct Measured {
     limit: FillLimit,
     latency: Option<Duration>,
     fills: HashMap<u64, Load>,
     next: u64,
-    window: Window,
+    window: RateWindow,
     received_at: Option<Instant>,
 }
 
@@ -55,14 +56,14 @@ struct Load {
 }
 
 /// The bytes received since the last judgement.
-struct Window {
+struct RateWindow {
     since: Instant,
     bytes: u64,
     /// Of the window before this one; 0 in the first.
     connection_rate: u64,
 }
 
-impl Window {
+impl RateWindow {
     fn begin(now: Instant) -> Self {
         Self {
             since: now,
@@ -74,14 +75,7 @@ impl Window {
 
 impl Default for Concurrency {
     fn default() -> Self {
-        Self(Mutex::new(State {
-            limit: FillLimit::default(),
-            latency: None,
-            fills: HashMap::new(),
-            next: 0,
-            window: Window::begin(Instant::now()),
-            received_at: None,
-        }))
+        Self(Mutex::new(Measured::new(Instant::now())))
     }
 }
 
@@ -89,12 +83,7 @@ impl Concurrency {
     /// Records how long an answer took to its status line. The shortest recent time counts: it has the least of upstream's own
     /// work in it.
     pub fn answered_after(&self, took: Duration) {
-        let mut state = self.0.lock();
-        let latency = state.latency.map_or(took, |latency| took.min(latency + latency / 20));
-        state.latency = Some(latency);
-        if state.fills.is_empty() {
-            state.limit.expect(latency);
-        }
+        self.0.lock().answered_after(took);
     }
 
     /// How long an answer takes.
@@ -109,48 +98,31 @@ impl Concurrency {
 
     /// Bytes of a body have come.
     pub fn received(&self, bytes: usize) {
-        let (mut state, now) = (self.0.lock(), Instant::now());
-        state.received_at = Some(now);
-        state.received(bytes as u64, now);
+        self.0.lock().received(bytes as u64, Instant::now());
     }
 
     /// Whether bytes of a body have come within this time.
     pub fn received_within(&self, time: Duration) -> bool {
-        self.0.lock().received_at.is_some_and(|at| at.elapsed() < time)
+        self.0.lock().received_within(time, Instant::now())
     }
 
-    /// A fill begins; it ends when its share is dropped.
-    pub fn begin_fill(&self, image: &Repository, missing_bytes: u64) -> Share<'_> {
-        let mut state = self.0.lock();
-        if state.fills.is_empty() {
-            state.window = Window::begin(Instant::now());
-        }
-        state.next += 1;
-        let id = state.next;
-        let load = Load {
-            image: image.clone(),
-            missing_bytes,
-            busy: 0,
-        };
-        state.fills.insert(id, load);
-        Share { concurrency: self, id }
+    /// A fill begins; it ends when the share is dropped.
+    pub fn begin_fill(&self, image: &Repository, missing_bytes: u64) -> FillShare<'_> {
+        let id = self.0.lock().begin_fill(image, missing_bytes, Instant::now());
+        FillShare { concurrency: self, id }
     }
 }
 
-/// A fill's share of its upstream's connections, until it is dropped.
-pub struct Share<'a> {
+/// A fill's share of the connections to its upstream.
+pub struct FillShare<'a> {
     concurrency: &'a Concurrency,
     id: u64,
 }
 
-impl Share<'_> {
+impl FillShare<'_> {
     /// How many connections the fill may use while it lacks `missing_bytes` and uses `busy`.
     pub fn connections(&self, missing_bytes: u64, busy: usize) -> usize {
-        let mut state = self.concurrency.0.lock();
-        if let Some(load) = state.fills.get_mut(&self.id) {
-            (load.missing_bytes, load.busy) = (missing_bytes, busy);
-        }
-        state.share(self.id)
+        self.concurrency.0.lock().share(self.id, missing_bytes, busy)
     }
 
     /// The rate of one connection, in bytes a second; 0 while it is unknown.
@@ -159,17 +131,58 @@ impl Share<'_> {
     }
 }
 
-impl Drop for Share<'_> {
+impl Drop for FillShare<'_> {
     fn drop(&mut self) {
         self.concurrency.0.lock().fills.remove(&self.id);
     }
 }
 
-impl State {
-    fn share(&self, id: u64) -> usize {
-        let Some(own) = self.fills.get(&id) else {
+impl Measured {
+    fn new(now: Instant) -> Self {
+        Self {
+            limit: FillLimit::default(),
+            latency: None,
+            fills: HashMap::new(),
+            next: 0,
+            window: RateWindow::begin(now),
+            received_at: None,
+        }
+    }
+
+    fn answered_after(&mut self, took: Duration) {
+        let latency = self.latency.map_or(took, |latency| took.min(latency + latency / 20));
+        self.latency = Some(latency);
+        if self.fills.is_empty() {
+            self.limit.expect(latency);
+        }
+    }
+
+    fn received_within(&self, time: Duration, now: Instant) -> bool {
+        self.received_at
+            .is_some_and(|at| now.saturating_duration_since(at) < time)
+    }
+
+    /// Returns the fill's number.
+    fn begin_fill(&mut self, image: &Repository, missing_bytes: u64, now: Instant) -> u64 {
+        if self.fills.is_empty() {
+            self.window = RateWindow::begin(now);
+        }
+        self.next += 1;
+        let load = Load {
+            image: image.clone(),
+            missing_bytes,
+            busy: 0,
+        };
+        self.fills.insert(self.next, load);
+        self.next
+    }
+
+    fn share(&mut self, id: u64, missing_bytes: u64, busy: usize) -> usize {
+        let Some(own) = self.fills.get_mut(&id) else {
             return 1;
         };
+        (own.missing_bytes, own.busy) = (missing_bytes, busy);
+        let image = own.image.clone();
         let limit = self.limit.connections.min(CONNECTIONS_MAX / self.fills.len()).max(1);
         // Slow start is crossed by numbers: all begin with all that they may have, and shrink as their segments end.
         if self.window.connection_rate == 0 {
@@ -178,14 +191,15 @@ impl State {
         let largest = self
             .fills
             .values()
-            .filter(|fill| fill.image == own.image)
+            .filter(|fill| fill.image == image)
             .map(|fill| fill.missing_bytes)
             .max()
             .unwrap_or_default();
-        proportion(limit, own.missing_bytes, largest)
+        proportion(limit, missing_bytes, largest)
     }
 
     fn received(&mut self, bytes: u64, now: Instant) {
+        self.received_at = Some(now);
         self.window.bytes += bytes;
         let took = now.saturating_duration_since(self.window.since);
         if took < TRIAL {
@@ -194,7 +208,7 @@ impl State {
         let busy: usize = self.fills.values().map(|fill| fill.busy).sum();
         let rate = u64::try_from(u128::from(self.window.bytes) * 1000 / took.as_millis().max(1)).unwrap_or(u64::MAX);
         self.limit.judge(rate, now);
-        self.window = Window {
+        self.window = RateWindow {
             since: now,
             bytes: 0,
             connection_rate: rate / busy.max(1) as u64,
@@ -300,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_path_begins_with_many() {
+    fn a_long_way_begins_with_many() {
         for (latency, connections) in [
             (0, 1),
             (16, 1),
@@ -328,6 +342,68 @@ mod tests {
         assert_eq!(limit.connections, 1);
         limit.judge(1, now + CALM);
         assert_eq!(limit.connections, 2);
+    }
+
+    fn image(name: &str) -> Repository {
+        Repository {
+            upstream: "a.io".to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
+    #[test]
+    fn layers_of_an_image_begin_with_all_connections_and_share_them_once_a_rate_is_known() {
+        let now = Instant::now();
+        let mut state = Measured::new(now);
+        state.answered_after(Duration::from_secs(1));
+        let [large, small] = [30, 10].map(|missing| state.begin_fill(&image("app"), missing, now));
+        let other = state.begin_fill(&image("other"), 10, now);
+        let shares = |state: &mut Measured| {
+            [(large, 30), (small, 10), (other, 10)].map(|(id, missing)| state.share(id, missing, 1))
+        };
+        assert_eq!(shares(&mut state), [EXPECTED_MAX; 3], "nothing is measured");
+        state.received(3000, now + TRIAL);
+        assert_eq!(state.window.connection_rate, 1000, "of three connections");
+        let [large, small, other] = shares(&mut state);
+        assert_eq!((large, small), (other, large.div_ceil(3)));
+        state.fills.clear();
+        assert_eq!(state.share(1, 30, 1), 1, "it has ended");
+    }
+
+    #[test]
+    fn a_rate_is_taken_over_a_second_and_begins_with_the_first_fill() {
+        let now = Instant::now();
+        let mut state = Measured::new(now);
+        let begun = now + TRIAL * 100;
+        let id = state.begin_fill(&image("app"), 30, begun);
+        state.share(id, 30, 1);
+        state.received(1000, begun + TRIAL / 2);
+        assert_eq!(state.window.connection_rate, 0, "too short");
+        state.received(1000, begun + TRIAL * 2);
+        assert_eq!(state.window.connection_rate, 1000);
+        state.fills.clear();
+        state.begin_fill(&image("app"), 30, begun + TRIAL * 9);
+        assert_eq!(state.window.connection_rate, 0, "what the last fill measured is old");
+    }
+
+    #[test]
+    fn bytes_show_for_a_time_that_the_link_is_there() {
+        let now = Instant::now();
+        let mut state = Measured::new(now);
+        assert!(!state.received_within(TRIAL, now), "none has come");
+        state.received(1, now);
+        assert!(state.received_within(TRIAL, now + TRIAL / 2));
+        assert!(!state.received_within(TRIAL, now + TRIAL));
+    }
+
+    #[test]
+    fn the_shortest_recent_answer_is_the_latency() {
+        let mut state = Measured::new(Instant::now());
+        let latency = |state: &Measured| state.latency.unwrap_or_default().as_millis();
+        for (took, expected) in [(100, 100), (40, 40), (400, 42)] {
+            state.answered_after(Duration::from_millis(took));
+            assert_eq!(latency(&state), expected);
+        }
     }
 
     #[test]

@@ -66,7 +66,7 @@ pub struct ClientConfig {
     /// Whether a credential may cross a network without TLS.
     pub allow_plain_credentials: bool,
     /// How upstreams are reached.
-    pub proxy: ProxyConfig,
+    pub proxy: HttpProxy,
     /// Rewrites of redirects to a nearer host of the same storage.
     pub rewrites: Vec<RewriteRule>,
     /// Targets that upstreams may lead to although their address is refused otherwise.
@@ -80,7 +80,7 @@ impl Default for ClientConfig {
         Self {
             verdict_ttl: Duration::from_secs(5 * 60),
             allow_plain_credentials: false,
-            proxy: ProxyConfig::default(),
+            proxy: HttpProxy::default(),
             rewrites: Vec::new(),
             allowed_targets: Vec::new(),
             listeners: Vec::new(),
@@ -90,7 +90,7 @@ impl Default for ClientConfig {
 
 /// A proxy between the mirror and its upstreams.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum ProxyConfig {
+pub enum HttpProxy {
     /// As `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` say.
     #[default]
     Environment,

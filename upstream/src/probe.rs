@@ -19,7 +19,7 @@ use crate::{
     answer::{innermost, is_page},
     endpoint::Endpoint,
     exchange::mirror_unanswered,
-    reach::{ANSWER_LIFE, DOUBT, RENEWAL, Reach, Standing},
+    reach::{ANSWER_LIFE, DOUBT, RENEWAL, Reach, Reachability},
     upstream::Upstream,
     wallet::Wallet,
 };
@@ -73,16 +73,16 @@ impl Upstream {
 
     /// Lets a request go to the endpoint, unless it would get no answer there.
     pub(crate) async fn require_reach(&self, endpoint: &Arc<Endpoint>) -> Result<(), PullError> {
-        let standing = endpoint.reach.borrow().standing(Instant::now());
-        match standing {
-            Standing::Open => Ok(()),
-            Standing::Silent { error, renew } => {
+        let reachability = endpoint.reach.borrow().reachability(Instant::now());
+        match reachability {
+            Reachability::Open => Ok(()),
+            Reachability::Silent { error, renew } => {
                 if renew {
                     self.begin_question(endpoint, RENEWAL);
                 }
                 Err(error)
             }
-            Standing::Unsure => self.lost(endpoint).await.map_or(Ok(()), Err),
+            Reachability::Unsure => self.lost(endpoint).await.map_or(Ok(()), Err),
         }
     }
 
@@ -211,16 +211,9 @@ impl Upstream {
     /// An answer that shows that the host is there.
     async fn status_line(&self, request: RequestBuilder) -> Result<Response, PullError> {
         let sent = Instant::now();
-        // While downloads fill the link, an answer may be late: the link is not gone.
-        let patience = async {
-            tokio::time::sleep(ANSWER_TIMEOUT).await;
-            while sent.elapsed() < SOURCE_TIMEOUT && self.concurrency.received_within(ANSWER_TIMEOUT) {
-                tokio::time::sleep(LOOK_AROUND).await;
-            }
-        };
         let response = tokio::select! {
             response = request.send() => response,
-            () = patience => return Err(self.silent("registry", sent.elapsed())),
+            () = patience(|| self.concurrency.received_within(ANSWER_TIMEOUT)) => return Err(self.silent("registry", sent.elapsed())),
         };
         match response {
             Ok(response) if response.status().is_server_error() => Err(PullError::Unavailable(format!(
@@ -244,6 +237,15 @@ impl Upstream {
             self.name,
             waited.as_secs()
         ))
+    }
+}
+
+/// Ends when an answer is too late. While downloads fill the link, it may be late: the link is not gone.
+async fn patience(is_receiving: impl Fn() -> bool) {
+    let sent = tokio::time::Instant::now();
+    tokio::time::sleep(ANSWER_TIMEOUT).await;
+    while sent.elapsed() < SOURCE_TIMEOUT && is_receiving() {
+        tokio::time::sleep(LOOK_AROUND).await;
     }
 }
 
@@ -279,5 +281,18 @@ mod tests {
         assert!(hangs.await.is_err());
         assert!(begin().expect("and the one after it").end(lost(), Instant::now()));
         assert!(begin().is_none(), "an answer counts");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_may_be_late_only_while_downloads_bring_bytes() {
+        let took = async |bytes_until: Duration| {
+            let sent = tokio::time::Instant::now();
+            patience(|| sent.elapsed() < bytes_until).await;
+            sent.elapsed()
+        };
+        assert_eq!(took(Duration::ZERO).await, ANSWER_TIMEOUT);
+        let until = ANSWER_TIMEOUT + LOOK_AROUND * 2;
+        assert_eq!(took(until).await, until);
+        assert_eq!(took(SOURCE_TIMEOUT * 9).await, SOURCE_TIMEOUT, "not for ever");
     }
 }

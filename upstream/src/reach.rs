@@ -27,12 +27,12 @@ pub(crate) const DOUBT: Duration = Duration::from_secs(1);
 /// What is known of one endpoint. Times are passed in.
 #[derive(Debug, Default)]
 pub(crate) struct Reach {
-    answer: Option<Answer>,
+    answer: Option<ProbeAnswer>,
     asking: bool,
 }
 
 #[derive(Debug)]
-struct Answer {
+struct ProbeAnswer {
     /// Why it is lost.
     lost: Option<PullError>,
     /// The question got no answer in time: other requests would not either.
@@ -42,7 +42,7 @@ struct Answer {
 
 /// What a request is to do about an endpoint.
 #[derive(Debug)]
-pub(crate) enum Standing {
+pub(crate) enum Reachability {
     /// Go there.
     Open,
     /// Do not go there: the request would get no answer. `renew`: the question is due again.
@@ -53,15 +53,15 @@ pub(crate) enum Standing {
 
 impl Reach {
     /// Before a request.
-    pub(crate) fn standing(&self, now: Instant) -> Standing {
+    pub(crate) fn reachability(&self, now: Instant) -> Reachability {
         let Some(answer) = self.answer.as_ref().filter(|answer| answer.silent) else {
-            return Standing::Open;
+            return Reachability::Open;
         };
         let age = now.saturating_duration_since(answer.at);
         match &answer.lost {
-            None => Standing::Open,
-            Some(_) if age >= ANSWER_LIFE => Standing::Unsure,
-            Some(error) => Standing::Silent {
+            None => Reachability::Open,
+            Some(_) if age >= ANSWER_LIFE => Reachability::Unsure,
+            Some(error) => Reachability::Silent {
                 error: error.clone(),
                 renew: age >= RENEWAL,
             },
@@ -79,7 +79,7 @@ impl Reach {
 
     /// Whether to ask: not while a question is under way, nor when there is an answer that is younger than `age_max`.
     pub(crate) fn begin(&mut self, age_max: Duration, now: Instant) -> bool {
-        let is_young = |answer: &Answer| now.saturating_duration_since(answer.at) < age_max;
+        let is_young = |answer: &ProbeAnswer| now.saturating_duration_since(answer.at) < age_max;
         let begins = !self.asking && !self.answer.as_ref().is_some_and(is_young);
         self.asking |= begins;
         begins
@@ -90,7 +90,7 @@ impl Reach {
         let was_lost = self.answer.as_ref().is_some_and(|answer| answer.lost.is_some());
         let is_news = was_lost != lost.is_some();
         let silent = lost.is_some() && now.saturating_duration_since(begun) >= SILENCE;
-        self.answer = Some(Answer { lost, silent, at: now });
+        self.answer = Some(ProbeAnswer { lost, silent, at: now });
         self.asking = false;
         is_news
     }
@@ -136,18 +136,24 @@ mod tests {
     fn only_silence_keeps_requests_away_and_the_first_one_after_it_asks_again() {
         let (mut reach, now) = (Reach::default(), Instant::now());
         let at = |seconds| now + Duration::from_secs(seconds);
-        assert!(matches!(reach.standing(now), Standing::Open));
+        assert!(matches!(reach.reachability(now), Reachability::Open));
         // A refused connection costs no caller any time.
         reach.begin(ANSWER_LIFE, now);
         reach.end(lost(), now, now);
-        assert!(matches!(reach.standing(now), Standing::Open));
+        assert!(matches!(reach.reachability(now), Reachability::Open));
         reach.begin(Duration::ZERO, now);
         reach.end(lost(), now, at(2));
-        assert!(matches!(reach.standing(at(3)), Standing::Silent { renew: false, .. }));
-        assert!(matches!(reach.standing(at(5)), Standing::Silent { renew: true, .. }));
-        assert!(matches!(reach.standing(at(7)), Standing::Unsure));
+        assert!(matches!(
+            reach.reachability(at(3)),
+            Reachability::Silent { renew: false, .. }
+        ));
+        assert!(matches!(
+            reach.reachability(at(5)),
+            Reachability::Silent { renew: true, .. }
+        ));
+        assert!(matches!(reach.reachability(at(7)), Reachability::Unsure));
         reach.begin(ANSWER_LIFE, at(7));
         reach.end(None, at(7), at(7));
-        assert!(matches!(reach.standing(at(7)), Standing::Open));
+        assert!(matches!(reach.reachability(at(7)), Reachability::Open));
     }
 }

@@ -6,7 +6,7 @@ use reqwest::{
     header::{ACCEPT, RANGE},
 };
 
-use crate::{Caller, breaker::Kind};
+use crate::{Caller, breaker::RequestKind};
 
 /// A request to upstream.
 #[derive(Clone, Copy)]
@@ -42,11 +42,11 @@ impl Purpose {
     }
 
     /// The kind that an upstream counts the request as. `None` for a download, which slows down in its own way.
-    pub(crate) fn kind(self) -> Option<Kind> {
+    pub(crate) fn kind(self) -> Option<RequestKind> {
         match self {
-            Self::Lookup => Some(Kind::Blob),
-            Self::List => Some(Kind::List),
-            Self::Manifest => Some(Kind::Manifest),
+            Self::Lookup => Some(RequestKind::Blob),
+            Self::List => Some(RequestKind::List),
+            Self::Manifest => Some(RequestKind::Manifest),
             Self::Fill | Self::Resume => None,
         }
     }

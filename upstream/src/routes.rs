@@ -25,7 +25,7 @@ use url::{Host, Url};
 use crate::PullError;
 use crate::{
     answer::innermost,
-    config::ProxyConfig,
+    config::HttpProxy,
     reachable::{AllowedTarget, Refused, Target, Zone, judge, judge_name, plain},
 };
 
@@ -34,7 +34,7 @@ pub(crate) struct Recipe {
     pub(crate) base: fn() -> ClientBuilder,
     pub(crate) certificates: Vec<Certificate>,
     pub(crate) identity: Option<Identity>,
-    pub(crate) proxy: ProxyConfig,
+    pub(crate) proxy: HttpProxy,
     pub(crate) rules: Arc<Rules>,
 }
 
@@ -111,9 +111,9 @@ impl Routes {
     /// As reqwest's.
     pub(crate) fn new(recipe: Recipe, is_wild: bool) -> reqwest::Result<Self> {
         let (builder, matcher) = match &recipe.proxy {
-            ProxyConfig::Environment => (recipe.builder(), Matcher::from_system()),
-            ProxyConfig::None => (recipe.builder().no_proxy(), Matcher::builder().build()),
-            ProxyConfig::Url { url, no_proxy } => {
+            HttpProxy::Environment => (recipe.builder(), Matcher::from_system()),
+            HttpProxy::None => (recipe.builder().no_proxy(), Matcher::builder().build()),
+            HttpProxy::Url { url, no_proxy } => {
                 let proxy = Proxy::all(url.as_str())?.no_proxy(NoProxy::from_string(no_proxy));
                 let matcher = Matcher::builder().all(url.as_str()).no(no_proxy.as_str());
                 (recipe.builder().proxy(proxy), matcher.build())
@@ -333,7 +333,7 @@ mod tests {
         }
     }
 
-    fn routes(proxy: ProxyConfig, is_wild: bool) -> Routes {
+    fn routes(proxy: HttpProxy, is_wild: bool) -> Routes {
         let recipe = Recipe {
             // Without the machine's certificates.
             base: || {
@@ -350,7 +350,7 @@ mod tests {
 
     #[test]
     fn addresses_in_urls_are_judged_however_they_are_written() {
-        let routes = routes(ProxyConfig::None, false);
+        let routes = routes(HttpProxy::None, false);
         let cases = [
             ("http://169.254.169.254/latest", Zone::Loopback, false),
             ("http://0xa9fea9fe/", Zone::Loopback, false),
@@ -375,8 +375,8 @@ mod tests {
     #[test]
     fn a_registry_of_a_pattern_is_judged_and_one_that_is_named_is_not() {
         let metadata = Url::parse("http://169.254.169.254/v2/").unwrap();
-        assert!(routes(ProxyConfig::None, false).registry(&metadata).is_ok());
-        let wild = routes(ProxyConfig::None, true);
+        assert!(routes(HttpProxy::None, false).registry(&metadata).is_ok());
+        let wild = routes(HttpProxy::None, true);
         assert!(wild.registry(&metadata).is_err());
         assert!(wild.registry(&Url::parse("http://10.0.0.1/v2/").unwrap()).is_ok());
     }
@@ -385,7 +385,7 @@ mod tests {
     fn through_a_proxy_only_the_name_is_judged() {
         let url = "http://127.0.0.1:3128".parse().unwrap();
         let no_proxy = "direct.example".to_owned();
-        let routes = routes(ProxyConfig::Url { url, no_proxy }, false);
+        let routes = routes(HttpProxy::Url { url, no_proxy }, false);
         let to = |url: &str| routes.to(Zone::Outside, &Url::parse(url).unwrap());
         assert!(to("http://storage.example/x").is_ok());
         for bad in [

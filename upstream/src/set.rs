@@ -14,12 +14,13 @@ use std::{
 use lru::LruCache;
 use parking_lot::Mutex;
 use piecemeal_proto::{AuthorityPublic, NodeId};
+use piecemeal_store::Repository;
 use piecemeal_tls::{ServerRole, client_config};
 use prometheus_client::registry::Registry;
 use reqwest::{Certificate, ClientBuilder, Identity};
 use url::Url;
 
-use crate::{ClientConfig, LiveDuration, NodeIdentity, PullError, UpstreamConfig};
+use crate::{Caller, ClientConfig, LiveDuration, NodeIdentity, PullError, UpstreamConfig};
 use crate::{
     answer::innermost,
     auth::Tokens,
@@ -211,6 +212,19 @@ impl Upstreams {
     /// All that have a name of their own.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Upstream>> {
         self.0.named.values()
+    }
+
+    /// Whether the repository's upstream has recently served the caller from it.
+    pub fn allows(&self, caller: &Caller, at: &Repository) -> bool {
+        self.get(&at.upstream).is_ok_and(|upstream| upstream.allows(caller, at))
+    }
+
+    /// Whether the repository's upstream is lost. An unknown upstream is not.
+    pub async fn is_lost(&self, at: &Repository) -> bool {
+        match self.get(&at.upstream) {
+            Ok(upstream) => upstream.is_lost().await,
+            Err(_) => false,
+        }
     }
 
     /// Changes [`ClientConfig::verdict_ttl`], for rights that count already too.

@@ -31,7 +31,21 @@ pub enum CredentialSource {
 /// The credentials for one upstream.
 pub(crate) struct SiteCredentials {
     source: CredentialSource,
-    read: Mutex<Option<(Credential, Instant)>>,
+    read: Mutex<Option<ReadCredential>>,
+}
+
+/// What was read last.
+struct ReadCredential {
+    credential: Credential,
+    read_at: Instant,
+}
+
+impl ReadCredential {
+    /// `None`: it is too old, and read again.
+    fn fresh(&self, now: Instant) -> Option<Credential> {
+        let is_fresh = now.saturating_duration_since(self.read_at) < HELD_LIFE;
+        is_fresh.then(|| self.credential.clone())
+    }
 }
 
 impl SiteCredentials {
@@ -48,17 +62,18 @@ impl SiteCredentials {
     /// [`PullError::Unavailable`]: what the administrator must fix. It never contains what was read.
     pub(crate) async fn credential(&self, registry: &str) -> Result<Credential, PullError> {
         let mut read = self.read.lock().await;
-        if let Some((credential, at)) = read.as_ref()
-            && at.elapsed() < HELD_LIFE
-        {
-            return Ok(credential.clone());
+        if let Some(credential) = read.as_ref().and_then(|read| read.fresh(Instant::now())) {
+            return Ok(credential);
         }
         let credential = self
             .source
             .read(registry)
             .await
             .map_err(|problem| PullError::Unavailable(format!("no credentials for {registry}: {problem}")))?;
-        *read = Some((credential.clone(), Instant::now()));
+        *read = Some(ReadCredential {
+            credential: credential.clone(),
+            read_at: Instant::now(),
+        });
         Ok(credential)
     }
 }
@@ -223,6 +238,16 @@ mod tests {
             Found::Credential(credential) => Ok(credential),
             Found::Helper(helper, server) => Err((helper, server)),
         })
+    }
+
+    #[test]
+    fn what_was_read_counts_for_ten_seconds() {
+        let read = ReadCredential {
+            credential: Credential::basic("user", "password"),
+            read_at: Instant::now(),
+        };
+        assert!(read.fresh(read.read_at + HELD_LIFE / 2).is_some());
+        assert!(read.fresh(read.read_at + HELD_LIFE).is_none());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::{Credential, PullError};
 use crate::{
     answer::read_body,
     auth::{Challenge, TokenAnswer},
-    breaker::Kind,
+    breaker::RequestKind,
     cover::require_cover,
     endpoint::Endpoint,
     home::is_home,
@@ -107,7 +107,7 @@ impl Upstream {
             client => client?,
         };
         let who = if site.is_some() { Who::Site } else { Who::Public };
-        let pass = self.breakers.enter(&url, who, Kind::Token, Instant::now())?;
+        let pass = self.breakers.enter(&url, who, RequestKind::Token, Instant::now())?;
         let mut request = client.get(url.clone());
         if let Some(credential) = site {
             require_cover(&url, self.allow_plain_credentials, &self.name)?;

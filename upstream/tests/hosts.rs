@@ -15,7 +15,7 @@ use axum::{
 };
 use piecemeal_proto::{NodeId, Reference};
 use piecemeal_store::Repository;
-use piecemeal_upstream::{Caller, ClientConfig, ProxyConfig, PullError, Upstream, UpstreamConfig, Upstreams};
+use piecemeal_upstream::{Caller, ClientConfig, HttpProxy, PullError, Upstream, UpstreamConfig, Upstreams};
 use tokio::net::TcpListener;
 
 const UPSTREAM: &str = "a.test";
@@ -67,7 +67,7 @@ impl FakeHost {
         let url = format!("http://{}", self.address).parse().unwrap();
         let config = UpstreamConfig::new(UPSTREAM.to_owned(), vec![url]);
         let client = ClientConfig {
-            proxy: ProxyConfig::None,
+            proxy: HttpProxy::None,
             ..ClientConfig::default()
         };
         let upstreams = Upstreams::new(&[config], &client, NodeId([1; 16])).unwrap();

@@ -7,8 +7,8 @@ use crate::{
     copies::copy::CopyName,
     decide::{
         naming::Naming,
-        plan::{RequiresSecret, Rules},
         registries::Registries,
+        rules::{RequiresSecret, Rules},
     },
 };
 

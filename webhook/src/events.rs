@@ -1,8 +1,10 @@
-//! Events on what creates the pods, where `kubectl describe` shows them. The pod itself does not exist yet.
+//! Kubernetes Events about reviews, on the controllers that create the pods: a pod does not exist yet when it is reviewed.
+//!
+//! No answer waits for an event, and an owner gets the same news once in a while, however many pods it creates.
 
 use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::{api::core::v1::Event, jiff::Timestamp};
 use lru::LruCache;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -11,36 +13,36 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::{
-    cluster::{Cluster, core_path, is_object_name},
-    decide::plan::Skip,
+    cluster::{Cluster, is_object_name},
+    decide::skip::Skip,
     metrics::Metrics,
 };
 
 /// Events that wait; more are dropped and counted.
 const QUEUE: usize = 256;
-/// An owner is told the same once in that time, however many pods it creates.
+/// How long the same news about an owner is not reported again, however many pods it creates.
 const REPEAT_AFTER: Duration = Duration::from_secs(10 * 60);
-/// What the API server makes has 36.
+/// The longest UID of an owner that is accepted, in bytes. The API server's own have 36.
 const UID_BYTES_MAX: usize = 64;
-/// What owners were told, as far as it is remembered; beyond that, those may be told again that were told longest ago.
+/// The most reports that are remembered. Beyond that the oldest is forgotten, and may be repeated early.
 const REMEMBERED_MAX: NonZeroUsize = NonZeroUsize::new(16 * 1024).unwrap();
 
-/// Queue of events that tell owners what became of their pods; no answer waits for it. Cheap to clone.
+/// Queue of events. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Events {
     queue: mpsc::Sender<Value>,
-    told: Arc<Mutex<Told>>,
+    reported: Arc<Mutex<Reported>>,
     metrics: Metrics,
 }
 
 impl Events {
-    /// With what is to be told from now on.
+    /// The queue, and its end for [`write`].
     pub(crate) fn new(metrics: Metrics) -> (Self, mpsc::Receiver<Value>) {
         let (queue, waiting) = mpsc::channel(QUEUE);
         (
             Self {
                 queue,
-                told: Arc::default(),
+                reported: Arc::default(),
                 metrics,
             },
             waiting,
@@ -49,7 +51,7 @@ impl Events {
 
     pub(crate) fn accelerated(&self, namespace: &str, pod: &Value, images: usize) {
         let message = format!("{images} of the pod's images come through Piecemeal's swarm");
-        self.tell(namespace, pod, ["Normal", "Accelerated"], "Accelerated", &message);
+        self.report(namespace, pod, ["Normal", "Accelerated"], "Accelerated", &message);
     }
 
     /// Only the skips that a user who asked for acceleration would not expect.
@@ -69,7 +71,7 @@ impl Events {
                 "{}: images are pulled from their registries, since {skip}",
                 skip.reason()
             );
-            self.tell(
+            self.report(
                 namespace,
                 pod,
                 ["Warning", "AccelerationSkipped"],
@@ -79,15 +81,15 @@ impl Events {
         }
     }
 
-    /// `news`: what an owner is not told again for a while.
-    fn tell(&self, namespace: &str, pod: &Value, [kind, reason]: [&str; 2], news: &'static str, message: &str) {
+    /// `news`: the key by which a repetition is known.
+    fn report(&self, namespace: &str, pod: &Value, [kind, reason]: [&str; 2], news: &'static str, message: &str) {
         let owners = pod["metadata"]["ownerReferences"].as_array();
         let Some(owner) = owners.and_then(|owners| owners.iter().find(|owner| owner["controller"] == true)) else {
             return;
         };
         let uid = owner["uid"].as_str().unwrap_or_default();
         let name = owner["name"].as_str().unwrap_or_default();
-        // They come unchecked from the pod, and are kept in memory.
+        // Both come unchecked from the pod, and are kept in memory.
         if uid.len() > UID_BYTES_MAX || !is_object_name(name) || !self.is_news(uid, news) {
             return;
         }
@@ -107,26 +109,26 @@ impl Events {
     }
 
     fn is_news(&self, uid: &str, news: &'static str) -> bool {
-        let mut told = self.told.lock();
-        told.is_news(uid, news, Instant::now())
+        let mut reported = self.reported.lock();
+        reported.is_news(uid, news, Instant::now())
     }
 }
 
-/// What owners were told, by their UID, and when.
-struct Told(LruCache<(String, &'static str), Instant>);
+/// The reports of the last while: when, by the owner's UID and the news.
+struct Reported(LruCache<(String, &'static str), Instant>);
 
-impl Default for Told {
+impl Default for Reported {
     fn default() -> Self {
         Self(LruCache::new(REMEMBERED_MAX))
     }
 }
 
-impl Told {
-    /// Whether the news has not been told to the owner within [`REPEAT_AFTER`]; notes it as told.
+impl Reported {
+    /// Whether the news about the owner has not been reported within [`REPEAT_AFTER`]; notes it as reported.
     fn is_news(&mut self, uid: &str, news: &'static str, now: Instant) -> bool {
         let key = (uid.to_owned(), news);
         let is_old = |at: &Instant| now.duration_since(*at) < REPEAT_AFTER;
-        // Looked at without being used: the one that was told longest ago goes first.
+        // Looked at without being used: the one that was reported longest ago goes first.
         if self.0.peek(&key).is_some_and(is_old) {
             return false;
         }
@@ -140,8 +142,7 @@ pub(crate) async fn write(cluster: Cluster, mut waiting: mpsc::Receiver<Value>, 
     let writing = async {
         while let Some(event) = waiting.recv().await {
             let namespace = event["metadata"]["namespace"].as_str().unwrap_or_default();
-            let path = core_path(namespace, "events", "");
-            if let Err(error) = cluster.create(&path, &event, false).await {
+            if let Err(error) = cluster.objects::<Event>(namespace).create(&event, false).await {
                 debug!("an event could not be written: {error}");
             }
         }
@@ -155,23 +156,23 @@ mod tests {
 
     #[test]
     fn an_owner_is_told_once_in_a_while_whatever_others_are_told() {
-        let (mut told, now) = (Told::default(), Instant::now());
-        assert!(told.is_news("uid", "Accelerated", now));
-        assert!(told.is_news("uid", "Disabled", now));
-        assert!(!told.is_news("uid", "Accelerated", now + REPEAT_AFTER / 2));
-        assert!(told.is_news("uid", "Accelerated", now + REPEAT_AFTER));
+        let (mut reported, now) = (Reported::default(), Instant::now());
+        assert!(reported.is_news("uid", "Accelerated", now));
+        assert!(reported.is_news("uid", "Disabled", now));
+        assert!(!reported.is_news("uid", "Accelerated", now + REPEAT_AFTER / 2));
+        assert!(reported.is_news("uid", "Accelerated", now + REPEAT_AFTER));
     }
 
     #[test]
     fn one_owner_too_many_takes_the_place_of_the_one_told_longest_ago() {
-        let (mut told, now) = (Told::default(), Instant::now());
+        let (mut reported, now) = (Reported::default(), Instant::now());
         let count = REMEMBERED_MAX.get();
         for number in 0..=count {
-            assert!(told.is_news(&number.to_string(), "Accelerated", now));
+            assert!(reported.is_news(&number.to_string(), "Accelerated", now));
         }
         for number in 1..=count {
-            assert!(!told.is_news(&number.to_string(), "Accelerated", now));
+            assert!(!reported.is_news(&number.to_string(), "Accelerated", now));
         }
-        assert!(told.is_news("0", "Accelerated", now));
+        assert!(reported.is_news("0", "Accelerated", now));
     }
 }

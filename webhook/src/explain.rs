@@ -1,4 +1,4 @@
-//! What the webhook would do with a pod, and why, for people: by the code that does it.
+//! Explanation of a review to a user: its result and the reasons, by the code that decides. Nothing is written.
 
 use std::collections::BTreeSet;
 
@@ -6,32 +6,34 @@ use serde_json::{Map, Value};
 
 use crate::{
     Cluster, ClusterError, WebhookConfig,
-    copies::{
-        keyring::Keyring,
-        sources::{Reader, Sources},
-    },
+    copies::sources::{Reader, Sources},
     decide::{
         image::Image,
+        image_field::images,
+        keyring::Keyring,
         mode::Mode,
         naming::{NameStyle, original_registry},
-        patch::{PulledWith, patch, records},
-        plan::{PullSecret, Rules, Skip, Wish, images},
+        patch::{SecretCopy, patch, records},
+        plan::{PlanDraft, PodPlan},
+        pull_secret::PullSecret,
+        rules::Rules,
+        skip::Skip,
     },
 };
 
-/// The reasons, in the order in which they count.
+/// The result of a review, and the reasons in the order in which they count.
 #[derive(Clone, Debug)]
 pub struct Explanation {
     pub outcome: Result<Preview, Skip>,
     pub steps: Vec<Step>,
 }
 
-/// One link of the chain.
+/// One reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
     pub about: String,
     pub finding: String,
-    /// Whether the way to acceleration goes on from here.
+    /// Whether it speaks for acceleration.
     pub is_good: bool,
 }
 
@@ -59,70 +61,54 @@ pub async fn explain(
 ) -> Result<Explanation, ClusterError> {
     let rules = config.rules();
     let mut steps = vec![label_step(pod, namespace_labels), namespace_step(namespace, &rules)];
-    let wish = match Wish::of(pod, namespace, namespace_labels, &rules) {
-        Ok(wish) => wish,
+    let image_steps = || {
+        let images = images(pod).into_iter();
+        images.map(|(field, text)| image_step(&field.name, &text, &rules))
+    };
+    let draft = match PlanDraft::of(pod, namespace, namespace_labels, &rules) {
+        Ok(draft) => draft,
         Err(skip) => {
             if matches!(skip, Skip::NoAcceleratedImage | Skip::AlreadyAccelerated) {
-                steps.extend(
-                    images(pod)
-                        .iter()
-                        .map(|(place, text)| image_step(&place.name, text, &rules)),
-                );
+                steps.extend(image_steps());
             }
-            return Ok(Explanation {
-                outcome: Err(skip),
-                steps,
-            });
+            let outcome = Err(skip);
+            return Ok(Explanation { outcome, steps });
         }
     };
-    steps.extend(
-        images(pod)
-            .iter()
-            .map(|(place, text)| image_step(&place.name, text, &rules)),
-    );
-    let sources = Sources::read(cluster, namespace, &wish, &rules, Reader::Person).await?;
+    steps.extend(image_steps());
+    let sources = Sources::read(cluster, namespace, &draft, &rules, Reader::User).await?;
     let secrets = sources.secrets;
     if rules.naming.style != NameStyle::Mirror {
-        steps.extend(secrets.iter().map(|secret| secret_step(secret, &wish)));
+        steps.extend(secrets.iter().map(|secret| secret_step(secret, &draft)));
     }
-    let plan = match wish.with(&secrets) {
-        Ok(plan) => plan,
-        Err(skip) => {
-            if secrets.is_empty() {
-                steps.push(Step {
-                    about: "pull secrets".to_owned(),
-                    finding: "the pod names none, nor does its service account".to_owned(),
-                    is_good: false,
-                });
-            }
-            return Ok(Explanation {
-                outcome: Err(skip),
-                steps,
-            });
+    let planned = draft.with_secrets(&secrets);
+    if planned.is_err() && secrets.is_empty() {
+        steps.push(Step {
+            about: "pull secrets".to_owned(),
+            finding: "the pod names none, nor does its service account".to_owned(),
+            is_good: false,
+        });
+    }
+    let outcome = planned.map(|plan| Preview::of(pod, &plan, config));
+    Ok(Explanation { outcome, steps })
+}
+
+impl Preview {
+    fn of(pod: &Value, plan: &PodPlan, config: &WebhookConfig) -> Self {
+        let copy_of = |source: &String| SecretCopy {
+            source: source.clone(),
+            copy: config.secret_name.of(source),
+        };
+        let copies: Vec<SecretCopy> = plan.copies.iter().map(|needed| copy_of(&needed.name)).collect();
+        let new = plan.changes.iter().filter(|change| !change.is_done);
+        Self {
+            patch: patch(pod, plan, &copies),
+            images: new
+                .map(|change| (change.original.clone(), change.accelerated.clone()))
+                .collect(),
+            secrets: copies.into_iter().map(|copy| (copy.source, copy.copy)).collect(),
         }
-    };
-    let copies: Vec<PulledWith> = plan
-        .copies
-        .iter()
-        .map(|copy| PulledWith {
-            source: copy.name.clone(),
-            copy: config.secret_name.of(&copy.name),
-        })
-        .collect();
-    let preview = Preview {
-        patch: patch(pod, &plan, &copies),
-        images: plan
-            .changes
-            .iter()
-            .filter(|change| !change.is_done)
-            .map(|change| (change.original.clone(), change.accelerated.clone()))
-            .collect(),
-        secrets: copies.into_iter().map(|copy| (copy.source, copy.copy)).collect(),
-    };
-    Ok(Explanation {
-        outcome: Ok(preview),
-        steps,
-    })
+    }
 }
 
 /// The images of a pod that have accelerated names, under whatever settings: those that only nodes with our configuration can pull.
@@ -157,8 +143,8 @@ pub fn recorded_copies(pod: &Value) -> BTreeSet<String> {
 fn label_step(pod: &Value, namespace_labels: Option<&Map<String, Value>>) -> Step {
     let mode = Mode::of(pod["metadata"]["labels"].as_object(), namespace_labels);
     let finding = match &mode {
-        Mode::Accelerate(asked) if asked.is_by_pod => format!("the pod asks for it by {}", asked.label),
-        Mode::Accelerate(asked) => format!("its namespace asks for it by {}", asked.label),
+        Mode::Accelerate(asked) if asked.is_on_pod => format!("the pod asks for it by {}", asked.name),
+        Mode::Accelerate(asked) => format!("its namespace asks for it by {}", asked.name),
         Mode::Disabled => Skip::Disabled.to_string(),
         Mode::Unknown(value) => Skip::UnknownMode(value.clone()).to_string(),
         Mode::Unlabelled => format!(
@@ -188,7 +174,7 @@ fn namespace_step(namespace: &str, rules: &Rules) -> Step {
 }
 
 fn image_step(name: &str, text: &str, rules: &Rules) -> Step {
-    let (finding, is_good) = rules.word_on(text);
+    let (finding, is_good) = rules.describe_image(text);
     Step {
         about: format!("image of {name}"),
         finding: format!("{text}: {finding}"),
@@ -196,8 +182,8 @@ fn image_step(name: &str, text: &str, rules: &Rules) -> Step {
     }
 }
 
-fn secret_step(secret: &PullSecret, wish: &Wish) -> Step {
-    let fits = |keyring: &Keyring| wish.changes.iter().any(|change| change.is_pulled_with(keyring));
+fn secret_step(secret: &PullSecret, draft: &PlanDraft) -> Step {
+    let fits = |keyring: &Keyring| draft.changes.iter().any(|change| change.is_pulled_with(keyring));
     let (finding, is_good) = match &secret.found {
         Err(unusable) => (unusable.why().to_owned(), false),
         Ok((_, keyring)) if fits(keyring) => ("it is for an image that is accelerated".to_owned(), true),

@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use k8s_openapi::api::core::v1::ConfigMap;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::{
@@ -12,7 +13,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::cluster::{Cluster, ClusterError, core_path};
+use crate::cluster::{Cluster, ClusterError, Objects};
 
 /// The field of the ConfigMap: one registry a line, sorted.
 const HOSTS_FIELD: &str = "hosts";
@@ -64,11 +65,12 @@ impl Hosts {
 
     /// Writes what is met into the ConfigMap, until told to stop.
     pub(crate) async fn record(self, cluster: Cluster, namespace: String, config_map: String, stop: CancellationToken) {
+        let config_maps = cluster.objects::<ConfigMap>(&namespace);
         let recording = async {
             loop {
                 // Looked at now and then without a reason too: a user may have deleted the ConfigMap.
                 let _ = timeout(LOOK_EVERY, self.0.changed.notified()).await;
-                while let Err(error) = self.write(&cluster, &namespace, &config_map).await {
+                while let Err(error) = self.write(&config_maps, &namespace, &config_map).await {
                     if !matches!(error, ClusterError::Conflict(_)) {
                         warn!("ConfigMap {config_map} could not be written, and is tried again: {error}");
                     }
@@ -79,18 +81,15 @@ impl Hosts {
         stop.run_until_cancelled(recording).await;
     }
 
-    async fn write(&self, cluster: &Cluster, namespace: &str, name: &str) -> Result<(), ClusterError> {
+    async fn write(&self, config_maps: &Objects, namespace: &str, name: &str) -> Result<(), ClusterError> {
         let met = self.0.met.lock().clone();
-        let path = core_path(namespace, "configmaps", name);
-        match cluster.get(&path).await? {
+        match config_maps.get(name).await? {
             None => {
                 let config_map = json!({
                     "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": namespace},
                     "data": {HOSTS_FIELD: lines(&met)},
                 });
-                cluster
-                    .create(&core_path(namespace, "configmaps", ""), &config_map, false)
-                    .await?;
+                config_maps.create(&config_map, false).await?;
             }
             Some(mut there) => {
                 // What another replica has recorded takes room too, and nothing that is recorded ever goes.
@@ -105,7 +104,7 @@ impl Hosts {
                 if let Some(object) = there.as_object_mut() {
                     object.insert("data".to_owned(), json!({HOSTS_FIELD: lines(&all)}));
                 }
-                cluster.replace(&path, &there).await?;
+                config_maps.replace(name, &there).await?;
             }
         }
         Ok(())

@@ -1,10 +1,10 @@
-//! Leader election over a Kubernetes Lease, as other controllers do it: only the leader renews the CA and tends the copies.
+//! Leader election over a Kubernetes Lease, as other controllers do it: only the leader renews the CA and reconciles the copies.
 //!
 //! A replica judges by its own clock how long the Lease has not changed, and never compares clocks with another.
 
 use std::time::Duration;
 
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::{api::coordination::v1::Lease, jiff::Timestamp};
 use serde_json::{Value, json};
 use tokio::{
     sync::watch,
@@ -14,11 +14,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    cluster::{Cluster, ClusterError},
+    cluster::{Cluster, ClusterError, Objects},
     metrics::Metrics,
 };
 
-/// How long a lease counts without being renewed.
+/// How long a Lease holds without being renewed.
 const LEASE: Duration = Duration::from_secs(15);
 const RENEW_EVERY: Duration = Duration::from_secs(4);
 /// Reading and writing together, so that a leader learns in time that it cannot renew.
@@ -26,25 +26,25 @@ const ROUND_TIME_MAX: Duration = Duration::from_secs(3);
 /// When a leader that cannot renew stops, well before another replica may begin.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
 
-/// This replica's candidacy for one Lease.
+/// This replica as a candidate for one Lease.
 #[derive(Clone, Debug)]
-pub(crate) struct Candidacy {
+pub(crate) struct Candidate {
     pub namespace: String,
     pub lease: String,
     /// Unlike every other replica's.
     pub identity: String,
 }
 
-/// The lease as it was last seen to change.
+/// The last change of the Lease that this replica has observed, by its own clock.
 #[derive(Debug, PartialEq)]
-struct Seen {
+struct ObservedLease {
     version: Value,
     at: Instant,
 }
 
-/// What a look at the lease leads to.
+/// The write that the state of the Lease calls for.
 #[derive(Debug, PartialEq)]
-enum Act {
+enum LeaseAction {
     Create(Value),
     Take(Value),
     Renew(Value),
@@ -52,18 +52,19 @@ enum Act {
 }
 
 /// Tells through `leads` whether this replica is the leader, until told to stop; then lets go.
-pub(crate) async fn stand(
+pub(crate) async fn run(
     cluster: Cluster,
-    candidacy: Candidacy,
+    candidate: Candidate,
     leads: watch::Sender<bool>,
     metrics: Metrics,
     stop: CancellationToken,
 ) {
-    let mut seen = None;
+    let leases = cluster.objects::<Lease>(&candidate.namespace);
+    let mut observed = None;
     let mut renewed = Instant::now();
     let running = async {
         loop {
-            let round = timeout(ROUND_TIME_MAX, round(&cluster, &candidacy, &mut seen));
+            let round = timeout(ROUND_TIME_MAX, round(&leases, &candidate, &mut observed));
             let late = || ClusterError::Unreachable(format!("it takes more than {} s", ROUND_TIME_MAX.as_secs()));
             match round.await.unwrap_or_else(|_| Err(late())) {
                 Ok(is_leader) => {
@@ -71,7 +72,7 @@ pub(crate) async fn stand(
                     announce(&leads, &metrics, is_leader);
                 }
                 Err(error) if renewed.elapsed() >= GIVE_UP_AFTER => {
-                    warn!("the Lease {} cannot be kept: {error}", candidacy.lease);
+                    warn!("the Lease {} cannot be kept: {error}", candidate.lease);
                     announce(&leads, &metrics, false);
                 }
                 Err(_) => {}
@@ -81,9 +82,9 @@ pub(crate) async fn stand(
     };
     stop.run_until_cancelled(running).await;
     if leads.send_replace(false) {
-        let released = release(&cluster, &candidacy).await;
+        let released = release(&leases, &candidate).await;
         if let Err(error) = released {
-            warn!("the Lease {} stays until it expires: {error}", candidacy.lease);
+            warn!("the Lease {} stays until it expires: {error}", candidate.lease);
         }
     }
 }
@@ -94,46 +95,55 @@ fn announce(leads: &watch::Sender<bool>, metrics: &Metrics, is_leader: bool) {
         info!(
             leader = is_leader,
             "this replica {} copies and certificates",
-            if is_leader { "tends" } else { "no longer tends" }
+            if is_leader {
+                "reconciles"
+            } else {
+                "no longer reconciles"
+            }
         );
     }
 }
 
 /// Whether this replica is the leader now.
-async fn round(cluster: &Cluster, candidacy: &Candidacy, seen: &mut Option<Seen>) -> Result<bool, ClusterError> {
-    let path = candidacy.path();
-    let lease = cluster.get(&path).await?;
+async fn round(
+    leases: &Objects,
+    candidate: &Candidate,
+    observed: &mut Option<ObservedLease>,
+) -> Result<bool, ClusterError> {
+    let lease = leases.get(&candidate.lease).await?;
     let now = Instant::now();
     let version = lease
         .as_ref()
         .map_or(Value::Null, |lease| lease["metadata"]["resourceVersion"].clone());
-    if seen.as_ref().is_none_or(|seen| seen.version != version) {
-        *seen = Some(Seen { version, at: now });
+    if observed.as_ref().is_none_or(|observed| observed.version != version) {
+        *observed = Some(ObservedLease { version, at: now });
     }
-    let unchanged = seen.as_ref().map_or(Duration::ZERO, |seen| now.duration_since(seen.at));
-    let written = match decide(lease.as_ref(), candidacy, unchanged) {
-        Act::Wait => return Ok(false),
-        Act::Create(lease) => cluster.create(&candidacy.list(), &lease, false).await,
-        Act::Take(lease) | Act::Renew(lease) => cluster.replace(&path, &lease).await,
+    let unchanged = observed
+        .as_ref()
+        .map_or(Duration::ZERO, |observed| now.duration_since(observed.at));
+    let written = match decide(lease.as_ref(), candidate, unchanged) {
+        LeaseAction::Wait => return Ok(false),
+        LeaseAction::Create(lease) => leases.create(&lease, false).await.map(|_| ()),
+        LeaseAction::Take(lease) | LeaseAction::Renew(lease) => leases.replace(&candidate.lease, &lease).await,
     };
     match written {
-        Ok(_) => Ok(true),
+        Ok(()) => Ok(true),
         // Another replica was faster.
         Err(ClusterError::Conflict(_)) => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-fn decide(lease: Option<&Value>, candidacy: &Candidacy, unchanged: Duration) -> Act {
+fn decide(lease: Option<&Value>, candidate: &Candidate, unchanged: Duration) -> LeaseAction {
     let now = Timestamp::now();
     let micro = format!("{:.6}", now);
     let Some(lease) = lease else {
         let spec = json!({
-            "holderIdentity": candidacy.identity, "leaseDurationSeconds": LEASE.as_secs(), "acquireTime": micro, "renewTime": micro,
+            "holderIdentity": candidate.identity, "leaseDurationSeconds": LEASE.as_secs(), "acquireTime": micro, "renewTime": micro,
             "leaseTransitions": 0,
         });
-        let metadata = json!({"name": candidacy.lease, "namespace": candidacy.namespace});
-        return Act::Create(
+        let metadata = json!({"name": candidate.lease, "namespace": candidate.namespace});
+        return LeaseAction::Create(
             json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec}),
         );
     };
@@ -151,82 +161,77 @@ fn decide(lease: Option<&Value>, candidacy: &Candidacy, unchanged: Duration) -> 
         }
     };
     set("renewTime", json!(micro));
-    if holder == candidacy.identity {
-        return Act::Renew(lease);
+    if holder == candidate.identity {
+        return LeaseAction::Renew(lease);
     }
     if !holder.is_empty() && unchanged < LEASE {
-        return Act::Wait;
+        return LeaseAction::Wait;
     }
-    set("holderIdentity", json!(candidacy.identity));
+    set("holderIdentity", json!(candidate.identity));
     set("acquireTime", json!(micro));
     set("leaseDurationSeconds", json!(LEASE.as_secs()));
     let transitions = lease["spec"]["leaseTransitions"].as_u64().unwrap_or(0);
     if let Some(spec) = lease.get_mut("spec").and_then(Value::as_object_mut) {
         spec.insert("leaseTransitions".to_owned(), json!(transitions + 1));
     }
-    Act::Take(lease)
+    LeaseAction::Take(lease)
 }
 
 /// Another replica need not wait for the lease to run out.
-async fn release(cluster: &Cluster, candidacy: &Candidacy) -> Result<(), ClusterError> {
-    let path = candidacy.path();
-    let Some(mut lease) = cluster.get(&path).await? else {
+async fn release(leases: &Objects, candidate: &Candidate) -> Result<(), ClusterError> {
+    let Some(mut lease) = leases.get(&candidate.lease).await? else {
         return Ok(());
     };
-    if lease["spec"]["holderIdentity"] != *candidacy.identity {
+    if lease["spec"]["holderIdentity"] != *candidate.identity {
         return Ok(());
     }
     if let Some(spec) = lease.get_mut("spec").and_then(Value::as_object_mut) {
         spec.insert("holderIdentity".to_owned(), json!(""));
     }
-    cluster.replace(&path, &lease).await.map(|_| ())
-}
-
-impl Candidacy {
-    fn list(&self) -> String {
-        format!("/apis/coordination.k8s.io/v1/namespaces/{}/leases", self.namespace)
-    }
-
-    fn path(&self) -> String {
-        format!("{}/{}", self.list(), self.lease)
-    }
+    leases.replace(&candidate.lease, &lease).await
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn candidacy(identity: &str) -> Candidacy {
-        Candidacy {
+    fn candidate(identity: &str) -> Candidate {
+        Candidate {
             namespace: "n".to_owned(),
             lease: "l".to_owned(),
             identity: identity.to_owned(),
         }
     }
 
-    fn act(lease: Option<&Value>, identity: &str, unchanged: Duration) -> Act {
-        decide(lease, &candidacy(identity), unchanged)
+    fn act(lease: Option<&Value>, identity: &str, unchanged: Duration) -> LeaseAction {
+        decide(lease, &candidate(identity), unchanged)
     }
 
     #[test]
     fn a_lease_is_kept_by_its_holder_and_taken_when_it_has_run_out_or_was_let_go() {
-        let Act::Create(lease) = act(None, "a", Duration::ZERO) else {
+        let LeaseAction::Create(lease) = act(None, "a", Duration::ZERO) else {
             panic!("there was none");
         };
-        assert!(matches!(act(Some(&lease), "a", Duration::from_secs(60)), Act::Renew(_)));
-        assert_eq!(act(Some(&lease), "b", LEASE - Duration::from_secs(1)), Act::Wait);
-        let Act::Take(taken) = act(Some(&lease), "b", LEASE) else {
+        assert!(matches!(
+            act(Some(&lease), "a", Duration::from_secs(60)),
+            LeaseAction::Renew(_)
+        ));
+        assert_eq!(
+            act(Some(&lease), "b", LEASE - Duration::from_secs(1)),
+            LeaseAction::Wait
+        );
+        let LeaseAction::Take(taken) = act(Some(&lease), "b", LEASE) else {
             panic!("it has run out");
         };
         assert_eq!(taken["spec"]["holderIdentity"], "b");
         assert_eq!(taken["spec"]["leaseTransitions"], 1);
         let bare = json!({"metadata": {"name": "l"}});
-        let Act::Take(taken) = act(Some(&bare), "b", Duration::ZERO) else {
+        let LeaseAction::Take(taken) = act(Some(&bare), "b", Duration::ZERO) else {
             panic!("a lease without a holder is taken");
         };
         assert_eq!(taken["spec"]["holderIdentity"], "b");
         let mut free = lease;
         free["spec"]["holderIdentity"] = json!("");
-        assert!(matches!(act(Some(&free), "b", Duration::ZERO), Act::Take(_)));
+        assert!(matches!(act(Some(&free), "b", Duration::ZERO), LeaseAction::Take(_)));
     }
 }

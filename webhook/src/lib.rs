@@ -17,14 +17,15 @@ mod review;
 mod webhook;
 
 pub use certificates::reconciler::CertificateSource;
-pub use cluster::{Cluster, ClusterError, core_path, is_object_name, with_labels};
+pub use cluster::{Cluster, ClusterError, Objects, is_object_name};
 pub use config::WebhookConfig;
 pub use copies::copy::{COPY_LABEL, CopyName, select_copies};
 pub use decide::{
     mode::{LABELS, P2P},
     naming::{NameStyle, Naming},
-    plan::{RequiresSecret, Skip},
     registries::Registries,
+    rules::RequiresSecret,
+    skip::Skip,
 };
 pub use explain::{Explanation, Preview, Step, accelerated_images, explain, is_recorded, recorded_copies};
 pub use review::server::{NAMESPACE_PATH, POD_PATH};

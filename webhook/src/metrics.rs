@@ -7,7 +7,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::decide::plan::Skip;
+use crate::decide::skip::Skip;
 
 type Label = [(&'static str, &'static str); 1];
 
@@ -25,9 +25,9 @@ pub(crate) struct Metrics {
     pub ca_expiry: Gauge,
 }
 
-/// What became of a copy.
+/// One write of a copy, by its result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Written {
+pub(crate) enum CopyWrite {
     Created,
     Updated,
     Deleted,
@@ -64,13 +64,13 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn wrote(&self, written: Written) {
-        let result = match written {
-            Written::Created => "created",
-            Written::Updated => "updated",
-            Written::Deleted => "deleted",
-            Written::Conflict => "conflict",
-            Written::Failed => "failed",
+    pub(crate) fn count_write(&self, write: CopyWrite) {
+        let result = match write {
+            CopyWrite::Created => "created",
+            CopyWrite::Updated => "updated",
+            CopyWrite::Deleted => "deleted",
+            CopyWrite::Conflict => "conflict",
+            CopyWrite::Failed => "failed",
         };
         self.secret_writes.get_or_create(&[("result", result)]).inc();
     }

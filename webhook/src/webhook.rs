@@ -10,18 +10,18 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     WebhookConfig,
     certificates::{
-        authority::Lives,
-        reconciler::{CertificateReconciler, Shown},
+        authority::Lifetimes,
+        reconciler::{CertificateReconciler, ServedCertificate},
     },
     cluster::{Cluster, ClusterError},
     copies::{
         copy::CopySettings,
-        ensure::{Copier, Queues},
+        ensure::{Copier, WriteQueues},
         reconciler::CopyReconciler,
     },
     events::{self, Events},
     hosts::Hosts,
-    leader::{self, Candidacy},
+    leader::{self, Candidate},
     metrics::Metrics,
     review::{reviewer::Reviewer, server},
 };
@@ -84,16 +84,16 @@ impl Webhook {
         let (problem_sender, problem) = watch::channel(Some("no certificate yet".to_owned()));
 
         let mut tasks = JoinSet::new();
-        tasks.spawn(leader::stand(
+        tasks.spawn(leader::run(
             cluster.clone(),
-            candidacy(&config),
+            candidate(&config),
             lead,
             metrics.clone(),
             stop_lead.clone(),
         ));
         let certificates = certificates(&config, &cluster, &leads, &metrics);
         tasks.spawn(certificates.run(
-            Shown {
+            ServedCertificate {
                 tls,
                 problem: problem_sender,
             },
@@ -172,7 +172,7 @@ fn reviewer(config: &WebhookConfig, cluster: &Cluster, events: Events, hosts: Ho
         accelerated: config.registries.clone(),
         named,
         metrics: metrics.clone(),
-        queues: Queues::default(),
+        queues: WriteQueues::default(),
     };
     Reviewer {
         rules: Arc::new(rules),
@@ -183,8 +183,8 @@ fn reviewer(config: &WebhookConfig, cluster: &Cluster, events: Events, hosts: Ho
     }
 }
 
-fn candidacy(config: &WebhookConfig) -> Candidacy {
-    Candidacy {
+fn candidate(config: &WebhookConfig) -> Candidate {
+    Candidate {
         namespace: config.namespace.clone(),
         lease: format!("{}-webhook", config.release),
         identity: config.identity.clone(),
@@ -204,9 +204,9 @@ fn certificates(
         secret: format!("{}-webhook-ca", config.release),
         configuration: config.configuration.clone(),
         names: config.certificate_names.clone(),
-        lives: Lives {
+        lifetimes: Lifetimes {
             announce: config.certificate_announce,
-            ..Lives::USUAL
+            ..Lifetimes::USUAL
         },
         leads: leads.clone(),
         metrics: metrics.clone(),

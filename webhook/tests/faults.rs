@@ -11,13 +11,16 @@ use std::{
 
 use axum::http::Method;
 use futures_util::future::join_all;
+use k8s_openapi::api::core::v1::{Pod, Secret};
 use piecemeal_webhook::ClusterError;
 use serde_json::json;
 use support::{
-    COPY, SECRETS, Stand, TEAM,
+    COPY, COPY_NAME, SECRETS, Stand, TEAM,
     fake_api::{FakeApi, Fault},
+    log::Log,
     patched, pod, pull_secret, secrets_of, until,
 };
+use tracing::subscriber::set_default;
 
 /// What the webhook takes at most, with room for a busy machine. The API server waits for 5 s.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(4);
@@ -97,6 +100,48 @@ async fn an_answer_that_is_no_json_changes_nothing() {
         assert!(verdict.is_warned_and_unchanged(), "{method}: {verdict:?}");
         stand.api.heal();
     }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_no_json_reaches_no_log_and_no_error() {
+    let stand = Stand::start().await;
+    stand.api.order(Method::GET, TEAM, Fault::Garbage, ALWAYS);
+    let log = Log::default();
+    let _logging = set_default(log.clone());
+    let secrets = stand.cluster.objects::<Secret>("team");
+    let errors = [
+        secrets.get("regcred").await.expect_err("no Secret").to_string(),
+        secrets.list("").await.expect_err("no list").to_string(),
+    ];
+    let verdict = stand.ask(&pod()).await;
+    assert!(verdict.is_warned_and_unchanged(), "{verdict:?}");
+    let told = log.text();
+    assert!(
+        told.contains("the answer is not JSON"),
+        "the webhook's own line: {told}"
+    );
+    for text in errors.iter().chain(&verdict.warnings).chain([&told]) {
+        assert!(!text.contains("Bad gateway"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_list_of_several_pages_is_read_to_its_end_and_by_labels() {
+    let stand = Stand::start().await;
+    for number in 0..1200 {
+        let labels = json!({"app": if number % 2 == 0 { "even" } else { "odd" }});
+        let pod = json!({"metadata": {"name": format!("p-{number:04}"), "labels": labels}});
+        stand.api.put(&format!("{TEAM}/pods"), pod);
+    }
+    let pods = stand.cluster.objects::<Pod>("team");
+    assert_eq!(pods.list("").await.expect("the pods").len(), 1200);
+    let even = pods.list("app=even").await.expect("the pods");
+    assert_eq!(even.len(), 600);
+    assert_eq!(even[1]["metadata"]["name"], "p-0002");
+    let mut names = 0;
+    let count = |pod: serde_json::Value| names += usize::from(pod["metadata"]["name"].is_string());
+    pods.each_metadata("app=odd", count).await.expect("the pods");
+    assert_eq!(names, 600);
 }
 
 #[tokio::test]
@@ -216,7 +261,8 @@ async fn a_copy_that_was_to_be_deleted_is_taken_into_use_again_first() {
     assert_eq!(writes[0].method, Method::PUT, "{writes:?}");
     let version = &stand.api.get(COPY).expect("the copy")["metadata"]["resourceVersion"];
     assert_ne!(*version, marked_copy["metadata"]["resourceVersion"]);
-    let deletion = stand.cluster.delete(COPY, Some(&marked_copy["metadata"])).await;
+    let secrets = stand.cluster.objects::<Secret>("team");
+    let deletion = secrets.delete(COPY_NAME, Some(&marked_copy["metadata"])).await;
     assert!(
         matches!(deletion, Err(ClusterError::Conflict(_))),
         "a reconciler that saw it marked cannot delete it any more: {deletion:?}"

@@ -1,6 +1,6 @@
 //! Parts that every download of a peer shares. Clones are the same parts.
 
-use piecemeal_proxy::{Announcer, Traffic, UpstreamBlobs};
+use piecemeal_proxy::{Announcer, RegistrySource, Traffic};
 use piecemeal_store::Store;
 use piecemeal_swarm::{PieceClient, Session};
 use piecemeal_upstream::LiveDuration;
@@ -15,9 +15,9 @@ pub(crate) struct Parts {
     pub(crate) session: Option<Session>,
     pub(crate) announcer: Announcer,
     pub(crate) pieces: PieceClient,
-    pub(crate) upstream: UpstreamBlobs,
+    pub(crate) upstream: RegistrySource,
     /// The mirror's registry in upstream's place, for blobs that only pass through the mirror.
-    pub(crate) through_mirror: Option<UpstreamBlobs>,
+    pub(crate) through_mirror: Option<RegistrySource>,
     pub(crate) traffic: Traffic,
     pub(crate) live: LiveDownloads,
     pub(crate) direct_fallback: DirectFallback,

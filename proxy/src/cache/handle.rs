@@ -12,7 +12,8 @@ use super::{
     lines::{self, CacheLines, Gone},
     name::CacheName,
     parts::{CacheParts, LOOK_TIME_MAX, too_slow},
-    verify, warm,
+    prefetch::{self, PrefetchPlan},
+    verify::{self, Verification},
 };
 
 /// A daemon's content, for those who run it. Cheap to clone.
@@ -21,15 +22,15 @@ pub struct Cache {
     parts: Arc<CacheParts>,
     /// One at a time: both read or fetch as fast as they can.
     verifying: Arc<Semaphore>,
-    warming: Arc<Semaphore>,
+    prefetching: Arc<Semaphore>,
 }
 
 impl Cache {
-    pub fn new(parts: CacheParts) -> Self {
+    pub(crate) fn new(parts: CacheParts) -> Self {
         Self {
             parts: Arc::new(parts),
             verifying: Arc::new(Semaphore::new(1)),
-            warming: Arc::new(Semaphore::new(1)),
+            prefetching: Arc::new(Semaphore::new(1)),
         }
     }
 
@@ -102,7 +103,7 @@ impl Cache {
         Ok(lines)
     }
 
-    async fn plan_verification(&self, request: &VerifyRequest) -> Result<verify::Plan, CacheError> {
+    async fn plan_verification(&self, request: &VerifyRequest) -> Result<Verification, CacheError> {
         let read = |name: &String| Ok((name.clone(), self.parts.read_name(name)?));
         let names: Vec<(String, CacheName)> = request.names.iter().map(read).collect::<Result<_, CacheError>>()?;
         let mut digests: Vec<Digest> = self
@@ -116,11 +117,11 @@ impl Cache {
             })
             .await??;
         if request.names.is_empty() {
-            digests = self.parts.store.complete_digests().await?;
+            digests = self.parts.store.complete_digests();
         }
         digests.sort_unstable();
         digests.dedup();
-        Ok(verify::Plan {
+        Ok(Verification {
             digests,
             bytes_per_second: request.bytes_per_second,
         })
@@ -132,15 +133,19 @@ impl Cache {
     /// # Errors
     /// [`CacheError`]: nothing that can be tried, another one under way.
     pub async fn warm(&self, request: WarmRequest) -> Result<CacheLines, CacheError> {
-        let plan = warm::Plan::read(&request, &self.parts.names)?;
+        let plan = PrefetchPlan::read(&request, &self.parts.names)?;
         if request.peers {
             self.parts.require_scheduler()?;
         }
-        let permit = Arc::clone(&self.warming).try_acquire_owned();
+        let permit = Arc::clone(&self.prefetching).try_acquire_owned();
         let permit = permit.map_err(|_| busy("warming"))?;
         let (out, lines) = lines::lines();
         let parts = Arc::clone(&self.parts);
-        self.spawn(permit, out.clone(), async move { warm::run(&parts, plan, &out).await });
+        self.spawn(
+            permit,
+            out.clone(),
+            async move { prefetch::run(&parts, plan, &out).await },
+        );
         Ok(lines)
     }
 
@@ -149,7 +154,7 @@ impl Cache {
     /// # Errors
     /// Why it cannot be fetched or kept, as text for people.
     pub async fn hold(&self, at: &Repository, digest: &Digest) -> Result<(), String> {
-        let held = warm::fetch(&self.parts, at, digest, None).await;
+        let held = prefetch::fetch(&self.parts, at, digest, None).await;
         held.unwrap_or_else(|Gone| Err("the request for it ended early".to_owned()))
     }
 

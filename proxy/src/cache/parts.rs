@@ -16,7 +16,7 @@ use crate::{Content, UpstreamNames};
 pub(super) const LOOK_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// What a [`super::Cache`] is made of.
-pub struct CacheParts {
+pub(crate) struct CacheParts {
     pub store: Store,
     pub content: Content,
     pub names: UpstreamNames,

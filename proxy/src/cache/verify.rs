@@ -17,7 +17,7 @@ use super::{
 };
 
 /// The blobs to verify.
-pub(super) struct Plan {
+pub(super) struct Verification {
     pub(super) digests: Vec<Digest>,
     pub(super) bytes_per_second: Option<u64>,
 }
@@ -25,7 +25,7 @@ pub(super) struct Plan {
 /// How often progress is reported.
 const TELL_EVERY: Duration = Duration::from_millis(250);
 
-pub(super) async fn run(parts: &CacheParts, plan: Plan, out: &Out) -> Result<(), Gone> {
+pub(super) async fn run(parts: &CacheParts, plan: Verification, out: &Out) -> Result<(), Gone> {
     let store = &parts.store;
     let sizes = plan.digests.iter().map(|digest| match store.presence(digest) {
         Presence::Complete { blob_bytes } => blob_bytes,

@@ -77,13 +77,13 @@ impl Connections {
         self.open.values().filter(is_receiving).count()
     }
 
-    /// Assigns the next segment to a new connection, if the fill may have one more. `right`: the number of the right that it asks with.
+    /// Assigns the next segment to another connection, if the fill may have one more. `right`: the number of the right that it asks with.
     pub(super) fn request(&mut self, facts: &Facts, right: u32) -> Option<(u64, Range<u64>)> {
         let (share, busy) = (facts.share.clamp(1, FILL_CONNECTIONS_MAX), self.busy());
         // A waiting client gets an extra connection at once, rather than wait for a segment to end.
+        let client_waits = facts.waited_for.is_some_and(|piece| self.plan.lacks(piece));
         let all_receive = self.receiving() == self.open.len();
-        let extra = usize::from(self.plan.lacks(facts.waited_for) && all_receive && share > 1);
-        let allowed = share + extra;
+        let allowed = share + usize::from(client_waits && all_receive && share > 1);
         if self.whole || busy >= allowed || self.open.len() >= allowed.max(FILL_CONNECTIONS_MAX) {
             return None;
         }
@@ -114,12 +114,12 @@ impl Connections {
 
     /// A body has begun that carries the whole blob and that no connection of the fill has asked for. `None`: the blob is empty.
     pub(super) fn receive_all(&mut self, right: u32) -> Option<(u64, Range<u64>)> {
-        let bytes = self.plan.take_rest(0);
-        if bytes.is_empty() {
+        let all = self.plan.all();
+        if all.is_empty() {
             return None;
         }
-        self.whole = true;
-        Some((self.open(bytes.clone(), right, State::Receiving), bytes))
+        let connection = self.open(all, right, State::Asked);
+        self.receive_rest(connection).map(|bytes| (connection, bytes))
     }
 
     /// Whether a connection has asked for the whole blob.
@@ -142,14 +142,15 @@ impl Connections {
         let ended = self.open.remove(&connection)?;
         self.whole &= self.receiving() > 0;
         let others: Vec<Range<u32>> = self.open.values().map(|other| self.plan.pieces(&other.bytes)).collect();
-        let is_taken = |piece| landed.contains(piece) || others.iter().any(|pieces| pieces.contains(&piece));
-        self.plan.give_back(&ended.bytes, is_taken);
+        let is_elsewhere = |piece| others.iter().any(|pieces| pieces.contains(&piece));
+        self.plan.give_back(&ended.bytes, landed, is_elsewhere);
         Some(ended)
     }
 
     /// The fill is over.
     pub(super) fn clear(&mut self) {
         self.open.clear();
+        self.plan.give_all_back();
     }
 
     fn open(&mut self, bytes: Range<u64>, right: u32, state: State) -> u64 {
@@ -165,23 +166,23 @@ impl Connections {
     }
 
     /// # Panics
-    /// When there are too many connections, a piece of one of them is not assigned, or one that comes by range is assigned twice.
+    /// When there are too many connections, or a missing piece is not either to be assigned or assigned to exactly one of them.
     pub(super) fn assert_invariants(&self) {
         assert!(self.open.len() <= TOTAL_MAX, "{} connections", self.open.len());
-        let mut assigned = Vec::new();
-        for connection in self.open.values() {
-            let pieces = self.plan.pieces(&connection.bytes);
-            assert!(
-                pieces.clone().all(|piece| !self.plan.lacks(Some(piece))),
-                "{pieces:?} are assigned and to be assigned"
-            );
-            if !connection.carries_rest {
-                assigned.push(pieces);
+        let mut assigned = self.plan.assigned().clone();
+        for connection in self.open.values().filter(|connection| !connection.carries_rest) {
+            for piece in self.plan.pieces(&connection.bytes) {
+                assert!(
+                    assigned.remove(piece),
+                    "piece {piece} is not assigned to one connection"
+                );
             }
         }
-        assigned.sort_by_key(|pieces| pieces.start);
-        for pair in assigned.windows(2) {
-            assert!(pair[0].end <= pair[1].start, "{pair:?} overlap");
+        for connection in self.open.values().filter(|connection| connection.carries_rest) {
+            self.plan
+                .pieces(&connection.bytes)
+                .for_each(|piece| _ = assigned.remove(piece));
         }
+        assert!(assigned.is_empty(), "pieces {assigned:?} are assigned to no connection");
     }
 }

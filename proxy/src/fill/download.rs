@@ -14,9 +14,9 @@ use piecemeal_store::{FillFailure, Filling, Repository};
 use tracing::{info, warn};
 
 use super::{
+    registry_source::{FillSource, RegistrySource},
     segment::Body,
     task::{Task, Wanted},
-    upstream_blobs::{FillSource, UpstreamBlobs},
 };
 use crate::{Arrived, Right, Transfer};
 use piecemeal_upstream::{BlobAnswer, Caller, PullError, Served, innermost};
@@ -27,7 +27,7 @@ const UNSIZED_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// The time limit for reading one.
 const UNSIZED_TIMEOUT: Duration = Duration::from_secs(600);
 
-impl UpstreamBlobs {
+impl RegistrySource {
     /// Carries out a transfer: the whole blob, from where an earlier try has left it. Once it is open it goes on by itself with
     /// the rights of other callers at the same upstream.
     ///
@@ -198,7 +198,7 @@ impl UpstreamBlobs {
     /// Fetches what is missing of a blob, for a swarm that has lost its mirror.
     ///
     /// # Errors
-    /// As [`UpstreamBlobs::fill`].
+    /// As [`RegistrySource::fill`].
     pub async fn complete(&self, caller: &Caller, at: &Repository, filling: &Filling) -> Result<(), PullError> {
         let upstream = self.upstreams.get(&at.upstream)?;
         let source = FillSource {
@@ -212,7 +212,7 @@ impl UpstreamBlobs {
     /// Fetches one run of pieces, as the scheduler has leased it. The first failure ends it: the scheduler knows others.
     ///
     /// # Errors
-    /// As [`UpstreamBlobs::fill`].
+    /// As [`RegistrySource::fill`].
     pub async fn fetch_run(
         &self,
         caller: &Caller,

@@ -16,11 +16,11 @@ use super::{
     comparison::{Comparison, LOOK_EVERY, PROBE_BYTES, Probe},
     observer::Unannounced,
     publish::PASSING_PATIENCE,
+    registry_source::{FillSource, RegistrySource},
     sample::SAMPLE_BYTES,
-    upstream_blobs::{FillSource, UpstreamBlobs},
 };
 use crate::{Arrived, Progress, Transfer};
-use piecemeal_upstream::{Caller, PullError};
+use piecemeal_upstream::PullError;
 
 /// How long a leader may bring nothing before this upstream is asked whether it would.
 const LEADER_PATIENCE: Duration = Duration::from_secs(1);
@@ -42,11 +42,11 @@ enum Followed {
     Left,
 }
 
-impl UpstreamBlobs {
+impl RegistrySource {
     /// Carries out a transfer behind the one that leads, or instead of it once that has failed.
     ///
     /// # Errors
-    /// As [`UpstreamBlobs::fill`].
+    /// As [`RegistrySource::fill`].
     pub(super) async fn fill_or_follow(
         &self,
         source: FillSource<'_>,
@@ -74,7 +74,7 @@ impl UpstreamBlobs {
         leader: &Transfer,
         transfer: &Transfer,
     ) -> Result<Followed, PullError> {
-        if !self.access.allows(&Caller::default(), &leader.callers().asked().at) {
+        if !(self.is_public)(&leader.callers().asked().at) {
             return Ok(Followed::Left);
         }
         let filling = match self.begun(source, leader).await? {

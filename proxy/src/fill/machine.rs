@@ -171,9 +171,10 @@ impl Fill {
         let Some(fault) = self.refused.take() else {
             return;
         };
-        match found {
-            true => self.right += 1,
-            false => self.failed(now, fault),
+        if found {
+            self.right += 1;
+        } else if self.phase != Phase::Over {
+            self.failed(now, fault);
         }
     }
 

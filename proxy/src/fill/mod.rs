@@ -4,9 +4,10 @@
 //! every cut and across restarts, in mid-piece if need be, gives up only when upstream has sent nothing new for its patience, and keeps
 //! what it has for the next try. A body that does not have the digest is revoked as a whole.
 //!
-//! [`Fill`] is the machine, which decides and is pure; the task does its I/O.
+//! `Fill` is the machine, which decides and is pure; the task does its I/O.
 
 mod action;
+mod checkpoint;
 mod comparison;
 mod connections;
 mod download;
@@ -19,13 +20,12 @@ mod observer;
 mod patience;
 mod plan;
 mod publish;
+mod registry_source;
 mod sample;
 mod segment;
 #[cfg(test)]
 mod stories;
-mod tail;
 mod task;
-mod upstream_blobs;
 #[cfg(test)]
 mod worlds;
 
@@ -37,5 +37,5 @@ pub use {
     machine::{Answer, Beginning, Ended, Fill},
     observer::FillObserver,
     publish::pass,
-    upstream_blobs::UpstreamBlobs,
+    registry_source::RegistrySource,
 };

@@ -21,8 +21,10 @@ const LONE_SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
 #[derive(Debug)]
 pub(super) struct Plan {
     map: PieceMap,
-    /// Pieces that are here, on their way, or outside this plan.
-    taken: PieceSet,
+    /// Pieces that have landed, or lie outside this plan.
+    done: PieceSet,
+    /// Pieces that are on their way: none of them is done.
+    assigned: PieceSet,
 }
 
 /// What a segment's length depends on.
@@ -39,27 +41,28 @@ pub(super) struct Pace {
 impl Plan {
     /// A plan for what is missing of `within`, which begins and ends with a piece.
     pub(super) fn new(map: PieceMap, have: &PieceSet, within: &Range<u64>) -> Self {
-        let mut taken = PieceSet::new(map.count());
+        let mut done = PieceSet::new(map.count());
         for piece in 0..map.count() {
             let range = map.range(piece);
             if have.contains(piece) || range.start < within.start || range.end > within.end {
-                taken.insert(piece);
+                done.insert(piece);
             }
         }
-        Self { map, taken }
+        let assigned = PieceSet::new(map.count());
+        Self { map, done, assigned }
     }
 
     /// Takes the next segment, as a range of bytes; `None` when nothing is left to be taken.
     pub(super) fn take(&mut self, wanted: Option<u32>, pace: Pace) -> Option<Range<u64>> {
-        let wanted = wanted.filter(|&piece| !self.taken.contains(piece));
-        let first = wanted.or_else(|| self.taken.missing().next())?;
+        let wanted = wanted.filter(|&piece| self.lacks(piece));
+        let first = wanted.or_else(|| self.done.missing().find(|&piece| self.lacks(piece)))?;
         let bytes_max = pace.segment_bytes(self.missing_bytes());
         let mut end = first;
         while end < self.map.count()
-            && !self.taken.contains(end)
+            && self.lacks(end)
             && (end == first || self.map.range(end).end - self.map.range(first).start <= bytes_max)
         {
-            self.taken.insert(end);
+            self.assigned.insert(end);
             end += 1;
         }
         Some(self.map.range(first).start..self.map.range(end - 1).end)
@@ -68,17 +71,24 @@ impl Plan {
     /// Takes everything from `start` on, for a connection that carries all of it in any case.
     pub(super) fn take_rest(&mut self, start: u64) -> Range<u64> {
         let first = self.map.piece_at(start).unwrap_or(self.map.count());
-        for piece in first..self.map.count() {
-            self.taken.insert(piece);
+        for piece in (first..self.map.count()).filter(|&piece| !self.done.contains(piece)) {
+            self.assigned.insert(piece);
         }
         start..self.map.blob_bytes()
     }
 
-    /// Gives back the pieces of a segment that has ended, without those that are here or on their way otherwise: `is_taken`.
-    pub(super) fn give_back(&mut self, segment: &Range<u64>, is_taken: impl Fn(u32) -> bool) {
-        for piece in self.pieces(segment).filter(|&piece| !is_taken(piece)) {
-            self.taken.remove(piece);
+    /// A segment has ended: what has not landed of it is assigned again, but for pieces that another connection brings as well.
+    pub(super) fn give_back(&mut self, segment: &Range<u64>, landed: &PieceSet, is_elsewhere: impl Fn(u32) -> bool) {
+        for piece in self.pieces(segment).filter(|&piece| !is_elsewhere(piece)) {
+            if self.assigned.remove(piece) && landed.contains(piece) {
+                self.done.insert(piece);
+            }
         }
+    }
+
+    /// No piece is on its way any more.
+    pub(super) fn give_all_back(&mut self) {
+        self.assigned = PieceSet::new(self.map.count());
     }
 
     /// The pieces of a segment.
@@ -93,19 +103,24 @@ impl Plan {
         0..self.map.blob_bytes()
     }
 
-    /// Whether no piece is left to be assigned.
+    /// Whether all pieces have landed.
     pub(super) fn is_done(&self) -> bool {
-        self.taken.is_full()
+        self.done.is_full()
     }
 
-    /// Whether a client waits for a piece that is not yet assigned to a connection.
-    pub(super) fn lacks(&self, wanted: Option<u32>) -> bool {
-        wanted.is_some_and(|piece| !self.taken.contains(piece))
+    /// Whether a piece is missing and not yet assigned to a connection.
+    pub(super) fn lacks(&self, piece: u32) -> bool {
+        !self.done.contains(piece) && !self.assigned.contains(piece)
+    }
+
+    /// The pieces that are on their way.
+    pub(super) fn assigned(&self) -> &PieceSet {
+        &self.assigned
     }
 
     /// The size of the unassigned pieces, in bytes, each counted as a whole piece.
     fn missing_bytes(&self) -> u64 {
-        u64::from(self.taken.capacity() - self.taken.count()) * self.map.piece_bytes()
+        u64::from(self.map.count() - self.done.count() - self.assigned.count()) * self.map.piece_bytes()
     }
 }
 
@@ -176,10 +191,10 @@ mod tests {
     #[test]
     fn a_piece_that_a_client_waits_for_comes_first() {
         let (mut plan, map) = plan(64 * MIB);
-        assert!(plan.lacks(Some(100)));
+        assert!(plan.lacks(100));
         let segment = plan.take(Some(100), pace(8, 0, MIB)).unwrap();
         assert_eq!(segment.start, map.range(100).start);
-        assert!(!plan.lacks(Some(100)) && !plan.lacks(None));
+        assert!(!plan.lacks(100));
         let next = plan.take(Some(100), pace(8, 1, MIB)).unwrap();
         assert_eq!(next.start, 0, "it is on its way");
     }
@@ -190,7 +205,7 @@ mod tests {
         let segment = plan.take(None, pace(8, 0, MIB)).unwrap();
         let mut have = PieceSet::new(map.count());
         have.insert(0);
-        plan.give_back(&segment, |piece| have.contains(piece));
+        plan.give_back(&segment, &have, |_| false);
         let again = plan.take(None, pace(8, 0, MIB)).unwrap();
         assert_eq!(again.start, map.range(1).start);
     }

@@ -8,14 +8,14 @@ use piecemeal_proto::{Digest, FillId, PieceMap};
 use piecemeal_store::{BeginFillError, FillFailure, Filling, Offer, PublishBlobError, Repository, Store};
 use tracing::warn;
 
-use super::upstream_blobs::UpstreamBlobs;
+use super::registry_source::RegistrySource;
 use crate::{Arrived, Transfer};
 use piecemeal_upstream::PullError;
 
 /// How long a blob that there is no room for waits for a place among the unstored fills.
 pub(super) const PASSING_PATIENCE: Duration = Duration::from_secs(10);
 
-impl UpstreamBlobs {
+impl RegistrySource {
     pub(super) async fn reserve(&self, digest: &Digest, map: PieceMap) -> Result<Filling, PullError> {
         match self.store.begin(digest, map, None).await {
             Ok(filling) => Ok(filling),

@@ -5,13 +5,13 @@
 use bytes::Bytes;
 use piecemeal_store::Filling;
 
-use super::upstream_blobs::{FillSource, UpstreamBlobs};
+use super::registry_source::{FillSource, RegistrySource};
 use piecemeal_upstream::PullError;
 
 /// The size of the sample of an earlier fill's bytes that an upstream must match.
 pub(super) const SAMPLE_BYTES: usize = 1024;
 
-impl UpstreamBlobs {
+impl RegistrySource {
     /// What an earlier fill has left, pieces or the beginning of one, may be another registry's, and private: an upstream that has
     /// not served the blob before has to show that it has the same.
     pub(super) async fn has_same_left(&self, source: FillSource<'_>, filling: &Filling) -> Result<bool, PullError> {

@@ -1,6 +1,6 @@
 //! Segment of a blob on one connection: its request, and its body, which is cut into pieces.
 //!
-//! It decides nothing: what is asked for is the machine's, how a body flows is [`Flow`]'s, what is kept of a piece is [`Tail`]'s.
+//! It decides nothing: what is asked for is the machine's, how a body flows is [`Flow`]'s, what is kept of a piece is [`Checkpoint`]'s.
 
 use std::{
     ops::Range,
@@ -15,11 +15,11 @@ use tokio::sync::mpsc;
 use tracing::debug;
 
 use super::{
+    checkpoint::Checkpoint,
     fault::Fault,
     flow::{FLOW_BYTES_MIN, FLOW_WINDOW, Flow, Flowing},
     machine::Ended,
-    tail::Tail,
-    upstream_blobs::UpstreamBlobs,
+    registry_source::RegistrySource,
 };
 use crate::Right;
 use piecemeal_upstream::{BlobAnswer, PullError, Served, Upstream, innermost};
@@ -27,7 +27,7 @@ use piecemeal_upstream::{BlobAnswer, PullError, Served, Upstream, innermost};
 /// Where a fill's bytes come from and go to. Shared by its connections.
 #[derive(Clone)]
 pub(super) struct SegmentContext<'a> {
-    pub(super) blobs: &'a UpstreamBlobs,
+    pub(super) blobs: &'a RegistrySource,
     pub(super) upstream: &'a Upstream,
     pub(super) right: Arc<Right>,
     pub(super) filling: &'a Filling,
@@ -81,7 +81,7 @@ impl Segment {
         if result.is_err() {
             piece.keep().await;
         }
-        let came = piece.start > self.bytes.start || piece.tail.kept > self.head.len();
+        let came = piece.start > self.bytes.start || piece.checkpoint.kept > self.head.len();
         let is_slow = matches!(result, Err(Cut::TooSlow(_)));
         let result = result.map_err(Cut::into_error);
         let ended = Ended {
@@ -154,12 +154,12 @@ impl From<PullError> for Cut {
     }
 }
 
-/// The piece that is being received, with what the store has of it as its tail.
+/// The piece that is being received, with what the store has of it.
 struct GrowingPiece<'a> {
     filling: &'a Filling,
     start: u64,
     bytes: BytesMut,
-    tail: Tail,
+    checkpoint: Checkpoint,
     /// The start of the body's time.
     begun: Instant,
 }
@@ -170,7 +170,7 @@ impl<'a> GrowingPiece<'a> {
         Self {
             filling,
             start: segment.bytes.start,
-            tail: Tail::new(Duration::ZERO, bytes.len()),
+            checkpoint: Checkpoint::new(Duration::ZERO, bytes.len()),
             bytes,
             begun: Instant::now(),
         }
@@ -197,7 +197,7 @@ impl<'a> GrowingPiece<'a> {
             return Ok(None);
         }
         let whole = self.bytes.split().freeze();
-        self.tail.begin();
+        self.checkpoint.begin();
         let hash = self
             .filling
             .write_piece(index, whole, None)
@@ -208,22 +208,22 @@ impl<'a> GrowingPiece<'a> {
     }
 
     async fn keep_if_due(&mut self) {
-        if self.tail.is_due(self.now(), self.bytes.len()) {
+        if self.checkpoint.is_due(self.now(), self.bytes.len()) {
             self.keep().await;
         }
     }
 
-    /// Adds to the tail what has come since. A failure only means that more is asked for again: the download goes on.
+    /// Writes what has come since the last checkpoint. A failure only means that more is asked for again: the download goes on.
     async fn keep(&mut self) {
-        let fresh = Bytes::copy_from_slice(&self.bytes[self.tail.kept..]);
+        let fresh = Bytes::copy_from_slice(&self.bytes[self.checkpoint.kept..]);
         if fresh.is_empty() {
             return;
         }
-        let (index, offset) = (self.index(), self.tail.kept as u64);
+        let (index, offset) = (self.index(), self.checkpoint.kept as u64);
         if let Err(error) = self.filling.write_partial_piece(index, offset, fresh).await {
             debug!(blob.digest = %self.filling.digest(), %error, "failed to keep the beginning of piece {index}: {error}");
         }
-        self.tail.keep(self.now(), self.bytes.len());
+        self.checkpoint.keep(self.now(), self.bytes.len());
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use piecemeal_store::Filling;
-use piecemeal_upstream::{BlobAnswer, PullError, Served, Share};
+use piecemeal_upstream::{BlobAnswer, FillShare, PullError, Served};
 use tokio::{sync::mpsc, time::sleep_until};
 use tracing::{debug, warn};
 
@@ -22,8 +22,8 @@ use super::{
     facts::Facts,
     fault::Fault,
     machine::{Answer, Beginning, Ended, Fill},
+    registry_source::{FillSource, RegistrySource},
     segment::{Body, Segment, SegmentContext},
-    upstream_blobs::{FillSource, UpstreamBlobs},
 };
 use crate::{Right, Transfer, callers::Callers};
 
@@ -36,7 +36,7 @@ pub(super) struct Task<'a> {
     callers: Option<&'a Callers>,
     /// The transfer that upstream's first answer opens.
     opens: Option<&'a Transfer>,
-    share: Share<'a>,
+    share: FillShare<'a>,
     machine: Fill,
     /// The start of the machine's time.
     started: Instant,
@@ -88,7 +88,7 @@ enum Step {
 
 impl<'a> Task<'a> {
     pub(super) fn new(
-        blobs: &'a UpstreamBlobs,
+        blobs: &'a RegistrySource,
         FillSource {
             upstream,
             right,

@@ -76,7 +76,7 @@ struct World {
     /// Of ten thousand pieces, how many the store fails to write.
     store_fails: u32,
     /// The beginnings of pieces in the store, in bytes.
-    tails: BTreeMap<u32, u64>,
+    partial: BTreeMap<u32, u64>,
     /// Pieces that a body without ranges carries along.
     carried: PieceSet,
     connections: BTreeMap<u64, Connection>,
@@ -131,7 +131,7 @@ impl World {
             carried: PieceSet::new(map.count()),
             store: landed,
             store_fails: if random.random_ratio(1, 8) { 50 } else { 0 },
-            tails: BTreeMap::new(),
+            partial: BTreeMap::new(),
             connections: BTreeMap::new(),
             due: BTreeSet::new(),
             right: 0,
@@ -224,8 +224,8 @@ impl World {
     }
 
     fn wanted_from(&self, bytes: &Range<u64>) -> u64 {
-        let tail = self.tails.get(&self.pieces(bytes).start).copied();
-        bytes.start + tail.unwrap_or_default()
+        let stored = self.partial.get(&self.pieces(bytes).start).copied();
+        bytes.start + stored.unwrap_or_default()
     }
 
     fn request(&mut self, connection: u64, bytes: Range<u64>) {
@@ -381,8 +381,8 @@ impl World {
                 let is_new = self.store.insert(piece);
                 assert!(is_new || self.carried.contains(piece), "piece {piece} comes twice");
             } else if offset > range.start {
-                let tail = self.tails.entry(piece).or_default();
-                *tail = (*tail).max(offset - range.start);
+                let bytes = self.partial.entry(piece).or_default();
+                *bytes = (*bytes).max(offset - range.start);
             }
         }
         None

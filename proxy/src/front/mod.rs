@@ -1,6 +1,6 @@
 //! The OCI pull front: what every client speaks to, at the mirror and at every peer alike.
 //!
-//! It parses, asks the traits behind it and answers; it decides nothing about where content comes from.
+//! It parses, asks `Content` and answers; it decides nothing about where content comes from.
 
 mod blob;
 mod budget;
@@ -49,7 +49,7 @@ const API_VERSION: (HeaderName, HeaderValue) = (
 );
 
 /// The front's state.
-pub struct Front {
+pub(crate) struct Front {
     pub content: Content,
     pub names: UpstreamNames,
     /// Counts and tells what clients pull.
@@ -70,7 +70,7 @@ pub struct Admission {
 }
 
 /// The routes under `/v2/`.
-pub fn front_router(front: Arc<Front>) -> Router {
+pub(crate) fn front_router(front: Arc<Front>) -> Router {
     Router::new()
         .route("/v2", any(serve))
         .route("/v2/", any(serve))

@@ -9,7 +9,7 @@ use crate::{
     lock::lock,
     names::Names,
     node::NodeError,
-    report::{Outcome, Standing},
+    report::{FileCondition, FileOutcome},
     settings::Settings,
     state,
 };
@@ -52,7 +52,10 @@ fn without_the_state_everything_is_found_by_what_the_files_say() {
             None => fs::remove_file(machine.path(state::FILE)).unwrap(),
             Some(text) => machine.write(state::FILE, text),
         }
-        assert_eq!(machine.standing(&settings(Names::Both), ORIGINAL), Some(Standing::Ours));
+        assert_eq!(
+            machine.standing(&settings(Names::Both), ORIGINAL),
+            Some(FileCondition::Ours)
+        );
         machine.node.remove(&settings(Names::Both), true).unwrap();
         assert!(
             !machine.path(ACCELERATED).exists()
@@ -70,8 +73,8 @@ fn drift_is_told_and_undone_and_counted() {
     let good = machine.read(ACCELERATED);
     machine.write(ACCELERATED, &format!("{good}skip_verify = true\n"));
     fs::remove_file(machine.path(ORIGINAL)).unwrap();
-    assert_eq!(machine.standing(&settings, ACCELERATED), Some(Standing::Drifted));
-    assert_eq!(machine.standing(&settings, ORIGINAL), Some(Standing::Missing));
+    assert_eq!(machine.standing(&settings, ACCELERATED), Some(FileCondition::Drifted));
+    assert_eq!(machine.standing(&settings, ORIGINAL), Some(FileCondition::Missing));
     let report = machine.install(&settings);
     assert_eq!((report.changes(), report.repairs), (2, 2), "{}", report.render());
     assert_eq!(machine.read(ACCELERATED), good);
@@ -89,7 +92,7 @@ fn the_administrators_own_file_is_shared_and_given_back() {
     let machine = Machine::new(&[(CONFIG, READY), (ORIGINAL, theirs)]);
     assert_eq!(
         machine.standing(&settings(Names::Original), ORIGINAL),
-        Some(Standing::Foreign)
+        Some(FileCondition::Foreign)
     );
     machine.install(&settings(Names::Accelerated));
     assert_eq!(machine.read(ORIGINAL), theirs, "its own name is not ours to wire");
@@ -103,7 +106,7 @@ fn the_administrators_own_file_is_shared_and_given_back() {
     machine.write(ORIGINAL, &shared.replace("# why", "# because"));
     assert_eq!(
         machine.standing(&settings(Names::Original), ORIGINAL),
-        Some(Standing::Ours)
+        Some(FileCondition::Ours)
     );
     machine.install(&settings(Names::Accelerated));
     assert_eq!(machine.read(ORIGINAL), theirs.replace("# why", "# because"));
@@ -163,7 +166,11 @@ fn links_and_folders_in_the_way_are_left_alone() {
     fs::create_dir_all(machine.path(ACCELERATED)).unwrap();
     let report = machine.install(&settings(Names::Both));
     assert_eq!(machine.read("/etc/store/hosts.toml"), "server = \"https://mine\"\n");
-    let left = report.files.iter().filter(|file| file.outcome == Outcome::Left).count();
+    let left = report
+        .files
+        .iter()
+        .filter(|file| file.outcome == FileOutcome::Left)
+        .count();
     assert_eq!(left, 2, "{}", report.render());
 }
 
@@ -228,10 +235,10 @@ fn an_edit_at_the_same_time_is_read_and_kept() {
         }
         Edit::Write(format!("{}!", current.unwrap_or_default()))
     };
-    let (_, _, (outcome, _)) = run.change("/etc/x", Outcome::Written, &decide);
+    let (_, _, (outcome, _)) = run.change("/etc/x", FileOutcome::Written, &decide);
     assert_eq!(
         (outcome, machine.read("/etc/x").as_str()),
-        (Outcome::Written, "another!")
+        (FileOutcome::Written, "another!")
     );
 }
 

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use crate::{
     names::{Names, Upstream, registries},
     node::Node,
-    report::{Report, Standing},
+    report::{FileCondition, Report},
     settings::Settings,
 };
 
@@ -45,7 +45,7 @@ impl Machine {
         self.node.install(settings, None).unwrap()
     }
 
-    pub(super) fn standing(&self, settings: &Settings, path: &str) -> Option<Standing> {
+    pub(super) fn standing(&self, settings: &Settings, path: &str) -> Option<FileCondition> {
         let status = self.node.status(settings).unwrap();
         status
             .files

@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::machine::{CONFIG, Machine, READY, settings};
-use crate::{containers, docker, kind::RuntimeKind, names::Names, report::Standing, settings::Settings};
+use crate::{containers, docker, kind::RuntimeKind, names::Names, report::FileCondition, settings::Settings};
 
 #[test]
 fn podman_s_drop_ins_are_found_where_crio_is_too() {
@@ -179,7 +179,7 @@ fn docker_is_given_its_one_mirror_and_keeps_every_key() {
     );
     assert_eq!(
         machine.standing(&settings(Names::Both), docker::FILE),
-        Some(Standing::Ours)
+        Some(FileCondition::Ours)
     );
     machine.node.remove(&settings(Names::Both), false).unwrap();
     assert_eq!(machine.read(docker::FILE), theirs);

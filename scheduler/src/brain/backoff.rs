@@ -1,4 +1,7 @@
-//! Sources that failed are left alone for a while, doubling each time.
+//!
+//! Back-off after failures: a member that failed is not used for a while, and the time doubles with each failure.
+//!
+//! Invariant: no wait is longer than `backoff_max`.
 
 use super::{MemberId, Policy, Time};
 
@@ -15,37 +18,37 @@ impl Backoff {
     }
 
     pub(super) fn strike(&mut self, now: Time, policy: &Policy) {
-        if now > self.until + policy.set_aside_max {
+        if now > self.until + policy.backoff_max {
             self.strikes = 0;
         }
-        let wait = policy.set_aside_first * (1 << self.strikes.min(16));
-        self.until = now + wait.min(policy.set_aside_max);
+        let wait = policy.backoff_first * (1 << self.strikes.min(16));
+        self.until = now + wait.min(policy.backoff_max);
         self.strikes += 1;
     }
 }
 
 /// The receivers that do not use one source for a while.
 #[derive(Default)]
-pub(super) struct Asides {
+pub(super) struct SourceBackoff {
     all: Backoff,
-    /// At most [`RECEIVERS_MAX`], the latest to complain last.
+    /// Receivers that complained, at most [`RECEIVERS_MAX`], the latest last.
     receivers: Vec<(MemberId, Backoff)>,
     /// Distinct receivers that complained since the source last served a receiver.
     accusers: Vec<MemberId>,
 }
 
-impl Asides {
-    pub(super) fn for_all(&self, now: Time) -> bool {
+impl SourceBackoff {
+    pub(super) fn is_active_for_all(&self, now: Time) -> bool {
         self.all.is_active(now)
     }
 
-    pub(super) fn between(&self, receiver: MemberId, now: Time) -> bool {
+    pub(super) fn is_active_for(&self, receiver: MemberId, now: Time) -> bool {
         self.receivers
             .iter()
             .any(|(of, backoff)| *of == receiver && backoff.is_active(now))
     }
 
-    /// `receiver` alone leaves the source alone.
+    /// `receiver` alone does not use the source for a while.
     pub(super) fn strike(&mut self, receiver: MemberId, now: Time, policy: &Policy) {
         let known = self.receivers.iter().position(|(of, _)| *of == receiver);
         let (_, mut backoff) = match known {
@@ -59,7 +62,8 @@ impl Asides {
         self.receivers.push((receiver, backoff));
     }
 
-    /// `receiver` says that the source does not serve: enough distinct ones in a row, and all leave it alone.
+    /// `receiver` says that the source does not serve. After enough distinct receivers in a row, no receiver uses the source
+    /// for a while.
     pub(super) fn accuse(&mut self, receiver: MemberId, now: Time, policy: &Policy) {
         self.strike(receiver, now, policy);
         if !self.accusers.contains(&receiver) {
@@ -78,7 +82,7 @@ impl Asides {
     }
 }
 
-/// Complaints that one source's record keeps; beyond it the oldest is forgotten and may be tried again early.
+/// Receivers in one source's back-off. Beyond it the oldest is forgotten, and may use the source early.
 const RECEIVERS_MAX: usize = 32;
 
 #[cfg(test)]
@@ -106,19 +110,22 @@ mod tests {
     #[test]
     fn three_distinct_receivers_in_a_row_set_a_source_aside_for_all_receivers() {
         let policy = Policy::default();
-        let mut asides = Asides::default();
+        let mut source_backoff = SourceBackoff::default();
         let now = Time::from_secs(1);
         for _ in 0..5 {
-            asides.accuse(MemberId(1), now, &policy);
+            source_backoff.accuse(MemberId(1), now, &policy);
         }
-        asides.accuse(MemberId(2), now, &policy);
-        assert!(asides.between(MemberId(1), now) && !asides.between(MemberId(3), now));
-        assert!(!asides.for_all(now));
-        asides.serve(MemberId(4));
-        asides.accuse(MemberId(3), now, &policy);
-        assert!(!asides.for_all(now), "it served a receiver in between");
-        asides.accuse(MemberId(1), now, &policy);
-        asides.accuse(MemberId(2), now, &policy);
-        assert!(asides.for_all(now));
+        source_backoff.accuse(MemberId(2), now, &policy);
+        assert!(source_backoff.is_active_for(MemberId(1), now) && !source_backoff.is_active_for(MemberId(3), now));
+        assert!(!source_backoff.is_active_for_all(now));
+        source_backoff.serve(MemberId(4));
+        source_backoff.accuse(MemberId(3), now, &policy);
+        assert!(
+            !source_backoff.is_active_for_all(now),
+            "it served a receiver in between"
+        );
+        source_backoff.accuse(MemberId(1), now, &policy);
+        source_backoff.accuse(MemberId(2), now, &policy);
+        assert!(source_backoff.is_active_for_all(now));
     }
 }

@@ -1,6 +1,6 @@
-//! The brain's tables and its two entrances; what happens behind them is in this folder's other files.
+//! Brain: its tables, and the two functions through which events and time go in.
 //!
-//! Invariant: between two calls the only members left to be matched are those that a tick will try again.
+//! Invariant: between two calls no member waits to be matched but those that a tick will try again.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -11,25 +11,21 @@ use lru::LruCache;
 use piecemeal_proto::{Digest, NodeId};
 
 use super::{
-    Command, Conviction, Event, MemberId, Policy, Time,
-    holdings::Holdings,
-    lease_table::Leases,
-    member::{MemberState, Pool},
-    rng::Rng,
-    slab::Slab,
-    swarm::Swarm,
+    Command, Conviction, Event, MemberId, Policy, Time, holdings::Holdings, lease_table::Leases, member::MemberState,
+    pool::Pool, rng::Rng, slab::Slab, swarm::Swarm,
 };
 
 /// The placement brain: decides which member fetches which pieces from which source.
 ///
-/// Call [`Brain::handle`] with each event as it happens, and [`Brain::handle_timeout`] when [`Brain::poll_timeout`] has come. Time
-/// never runs backwards. Deliver the commands in their order; what cannot be delivered is lost with its member ([`Event::Left`]).
+/// Call [`Brain::handle`] with each event as it happens, and [`Brain::handle_timeout`] when [`Brain::poll_timeout`] has come.
+/// Time never runs backwards. Deliver the commands in their order; commands that cannot be delivered are lost with their member
+/// ([`Event::Left`]).
 pub struct Brain {
     pub(super) policy: Policy,
     pub(super) now: Time,
     /// When the brain itself was last late: a member's silence before that may be the brain's own fault.
     pub(super) awake_since: Time,
-    pub(super) dice: Rng,
+    pub(super) rng: Rng,
     pub(super) members: Slab<MemberState>,
     pub(super) ids: BTreeMap<MemberId, u32>,
     pub(super) nodes: BTreeMap<NodeId, MemberId>,
@@ -40,37 +36,38 @@ pub struct Brain {
     /// Holders of blobs that no member wants.
     pub(super) holdings: Holdings,
     pub(super) leases: Leases,
-    /// Nodes that stated wrong hashes: their statements are not used again, even after they reconnect.
+    /// Nodes that stated wrong hashes, with whether they had signed: their claims are not used again, even after they
+    /// reconnect.
     pub(super) convicted: LruCache<(NodeId, bool), ()>,
-    /// Not yet told.
+    /// Convictions that [`Brain::take_convictions`] has not yielded yet.
     pub(super) convictions: Vec<Conviction>,
     pub(super) timers: BTreeSet<(Time, Timer)>,
-    /// Sources to be matched before this event is done: member and the swarm to begin with.
-    pub(super) givers: VecDeque<(u32, u32)>,
-    /// Receivers likewise: swarm and seat.
-    pub(super) takers: VecDeque<(u32, u32)>,
+    /// Sources to be matched before this event is done: slot, and the swarm to begin with.
+    pub(super) pending_sources: VecDeque<(u32, u32)>,
+    /// Receivers to be matched before this event is done: swarm and index.
+    pub(super) pending_receivers: VecDeque<(u32, u32)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Timer {
-    /// A member's slot: it may have fallen silent.
+    /// A member may have fallen silent.
     Silence(MemberId),
     /// A receiver may have stalled.
-    Taking(MemberId),
-    /// A swarm's slot: try again what the samples missed.
+    Stall(MemberId),
+    /// A swarm, by its slot, tries again what the samples missed.
     Tick(u32),
 }
 
 impl Brain {
     /// `seed` decides every sample; equal seeds and events give equal commands.
     pub fn new(policy: Policy, seed: u64) -> Self {
-        let mut dice = Rng::new(seed);
+        let mut rng = Rng::new(seed);
         Self {
             policy,
             now: Time::ZERO,
             awake_since: Time::ZERO,
-            leases: Leases::new(dice.next()),
-            dice,
+            leases: Leases::new(rng.next()),
+            rng,
             members: Slab::new(),
             ids: BTreeMap::new(),
             nodes: BTreeMap::new(),
@@ -82,20 +79,20 @@ impl Brain {
             convicted: LruCache::new(NonZeroUsize::new(CONVICTED_MAX).expect("it is not 0")),
             convictions: Vec::new(),
             timers: BTreeSet::new(),
-            givers: VecDeque::new(),
-            takers: VecDeque::new(),
+            pending_sources: VecDeque::new(),
+            pending_receivers: VecDeque::new(),
         }
     }
 
-    /// Takes one event and appends what follows from it. Events of unknown members, and anything that does not fit what is
-    /// known of the blob, change nothing.
+    /// Takes one event and appends the commands that follow from it. Events of unknown members, and events that do not fit what
+    /// is known of the blob, change nothing.
     pub fn handle(&mut self, now: Time, event: Event, out: &mut Vec<Command>) {
-        self.wake(now);
+        self.advance_clock(now);
         match event {
             Event::Joined { member, info } => self.join(member, info, out),
             Event::Left { member } => self.leave(member, out),
             Event::Heard { member } => {
-                self.hear(member);
+                self.note_heard(member);
             }
             Event::Want {
                 member,
@@ -123,7 +120,7 @@ impl Brain {
             Event::LeaseEnded { member, lease, outcome } => self.ended(member, lease, outcome, out),
             Event::Waiting { member, digest, piece } => self.wait(member, &digest, piece),
         }
-        self.settle(out);
+        self.match_pending(out);
     }
 
     /// When [`Brain::handle_timeout`] is due.
@@ -131,24 +128,25 @@ impl Brain {
         self.timers.first().map(|&(at, _)| at)
     }
 
-    /// Every deadline at or before `now`.
+    /// Handles every deadline at or before `now`.
     pub fn handle_timeout(&mut self, now: Time, out: &mut Vec<Command>) {
-        self.wake(now);
+        self.advance_clock(now);
         while let Some(&(at, timer)) = self.timers.first()
             && at <= self.now
         {
             self.timers.pop_first();
             match timer {
-                Timer::Silence(member) => self.listen(member, out),
-                Timer::Taking(member) => self.look_at_taking(member, out),
+                Timer::Silence(member) => self.check_silence(member, out),
+                Timer::Stall(member) => self.check_stall(member, out),
                 Timer::Tick(swarm) => self.tick(swarm, out),
             }
-            self.settle(out);
+            self.match_pending(out);
         }
     }
 
-    /// A deadline long past says that the brain was not called: then the silence, and how long leases took, is its own.
-    fn wake(&mut self, now: Time) {
+    /// Moves the brain's time on. A deadline long past says that the brain was not called in time: then silence, and long
+    /// leases, are its own fault.
+    fn advance_clock(&mut self, now: Time) {
         self.now = self.now.max(now);
         let due = self.poll_timeout();
         if due.is_some_and(|due| self.now >= due + self.policy.silent_after / 4) {
@@ -156,14 +154,14 @@ impl Brain {
         }
     }
 
-    /// Matches the members that gained room or pieces: sources first, since they find the least complete receiver.
-    fn settle(&mut self, out: &mut Vec<Command>) {
+    /// Matches the members that gained room or pieces, receivers first.
+    fn match_pending(&mut self, out: &mut Vec<Command>) {
         loop {
-            if let Some((swarm, seat)) = self.takers.pop_front() {
-                self.supply(swarm, seat, out);
-                self.rouse(swarm);
-            } else if let Some((member, swarm)) = self.givers.pop_front() {
-                self.give(member, swarm, out);
+            if let Some((swarm, index)) = self.pending_receivers.pop_front() {
+                self.find_sources(swarm, index, out);
+                self.schedule_tick(swarm);
+            } else if let Some((slot, swarm)) = self.pending_sources.pop_front() {
+                self.find_receivers(slot, swarm, out);
             } else {
                 break;
             }
@@ -171,7 +169,7 @@ impl Brain {
     }
 
     /// Makes sure that a busy swarm has a tick ahead.
-    pub(super) fn rouse(&mut self, swarm: u32) {
+    pub(super) fn schedule_tick(&mut self, swarm: u32) {
         let at = self.now + self.policy.rematch_every;
         if let Some(state) = self.swarms.get_mut(swarm)
             && state.tick_at.is_none()
@@ -182,53 +180,55 @@ impl Brain {
         }
     }
 
-    /// Tries again what samples may have missed, what has become possible by time alone, and what takes too long.
+    /// Tries again what the samples may have missed, what time alone has made possible, and what takes too long.
     fn tick(&mut self, swarm: u32, out: &mut Vec<Command>) {
         self.swarms[swarm].tick_at = None;
         if self.swarms[swarm].is_live() {
-            self.seat_holders(swarm);
+            self.add_holders(swarm);
         }
         self.describe(swarm, out);
         self.steal(swarm, out);
-        let (mut takers, mut unproven) = (Vec::new(), Vec::new());
-        self.sample(swarm, |state| &state.waiting, &mut takers);
-        if self.swarms[swarm].idle.is_empty() {
-            self.sample(swarm, |state| &state.hungry, &mut takers);
+        let (mut receivers, mut unproven) = (Vec::new(), Vec::new());
+        self.sample(swarm, |state| &state.waiting_receivers, &mut receivers);
+        if self.swarms[swarm].idle_receivers.is_empty() {
+            self.sample(swarm, |state| &state.receivers, &mut receivers);
         } else {
-            self.sample(swarm, |state| &state.landing, &mut takers);
-            self.sample(swarm, |state| &state.new, &mut takers);
-            self.sample(swarm, |state| &state.idle, &mut takers);
+            self.sample(swarm, |state| &state.landing_receivers, &mut receivers);
+            self.sample(swarm, |state| &state.new_receivers, &mut receivers);
+            self.sample(swarm, |state| &state.idle_receivers, &mut receivers);
         }
         self.sample(swarm, |state| &state.unproven, &mut unproven);
-        for seat in unproven {
-            self.compare(swarm, seat, out);
+        for index in unproven {
+            self.compare(swarm, index, out);
         }
-        self.takers.extend(takers.into_iter().map(|seat| (swarm, seat)));
-        self.rouse(swarm);
+        self.pending_receivers
+            .extend(receivers.into_iter().map(|index| (swarm, index)));
+        self.schedule_tick(swarm);
     }
 
-    pub(super) fn seat_of(&self, member: u32, digest: &Digest) -> Option<(u32, u32)> {
-        let member = &self.members[member];
+    /// The swarm of the blob and the member's index there, if it is in that swarm.
+    pub(super) fn find_swarm_member(&self, slot: u32, digest: &Digest) -> Option<(u32, u32)> {
+        let member = &self.members[slot];
         let &swarm = self.digests.get(&(member.pool, *digest))?;
-        Some((swarm, *member.seats.get(&swarm)?))
+        Some((swarm, *member.swarms.get(&swarm)?))
     }
 
-    /// After a seat has changed: onto its rolls, and to be matched.
-    pub(super) fn touch(&mut self, swarm: u32, seat: u32) {
+    /// After a member of a swarm has changed: updates its sets, and queues it to be matched.
+    pub(super) fn requeue(&mut self, swarm: u32, index: u32) {
         let state = &mut self.swarms[swarm];
-        state.refresh(seat, self.policy.leases_deep);
+        state.update_sets(index, self.policy.leases_deep);
         if state.is_live() {
-            let member = state.seats[seat].member;
-            self.members[member].live.insert(swarm);
-            if state.sources.contains(seat) {
-                self.givers.push_back((member, swarm));
+            let slot = state.members[index].slot;
+            self.members[slot].live_swarms.insert(swarm);
+            if state.sources.contains(index) {
+                self.pending_sources.push_back((slot, swarm));
             }
-            if state.hungry.contains(seat) || state.waiting.contains(seat) {
-                self.takers.push_back((swarm, seat));
+            if state.receivers.contains(index) || state.waiting_receivers.contains(index) {
+                self.pending_receivers.push_back((swarm, index));
             }
         }
     }
 }
 
-/// Nodes that are remembered as liars; beyond it the one that was convicted first is forgotten.
+/// Convicted nodes that are remembered. Beyond it the node that was convicted first is forgotten.
 const CONVICTED_MAX: usize = 4096;

@@ -1,8 +1,7 @@
-//! Requests for missing piece hashes. Pieces are leased from members only with their hashes, so that a holder that can state unknown
-//! ones is asked to. A peer is asked for the authority's signed list at any time; hashes that it states by itself count once its
-//! turn has come (`word.rs`).
+//! Requests for missing piece hashes, since a piece is leased from a member only with its hash.
 //!
-//! Invariant: a swarm asks at most once per `describe_every`.
+//! Invariant: a swarm asks at most once per `describe_every`. A peer is asked for the signed list at any time; its own claims
+//! count once its turn has come (`hash_claims.rs`).
 
 use super::{Brain, Command, swarm::Swarm};
 
@@ -12,93 +11,97 @@ impl Brain {
         let Some(state) = self.swarms.get(swarm).filter(|state| state.is_live()) else {
             return;
         };
-        let recently = state
-            .described_at
-            .is_some_and(|at| self.now < at + self.policy.describe_every);
+        let described_at = state.described_at;
+        let recently = described_at.is_some_and(|at| self.now < at + self.policy.describe_every);
         let Some(fill) = state.fill.as_ref().filter(|fill| !fill.hashed.is_full()) else {
             return;
         };
         if recently {
             return;
         }
-        let len = state.sources.len();
-        let start = self.dice.below(len);
-        let word = self.dice.below(fill.hashed.words().len());
-        let words_count = self.words_count(swarm);
-        let may_claim = |seat: u32| words_count && self.may_be_asked(swarm, seat);
-        let keeps_lists = |seat: u32| self.members[state.seats[seat].member].info.features.piece_hashes;
-        let is_holder = |seat: u32| {
-            self.is_usable(state.seats[seat].member) && state.sources.contains(seat) && knows_more(state, seat, word)
-        };
-        let sample = state.sources.as_slice().iter().cycle().skip(start);
-        let peers = || {
-            let sample = sample.clone().take(len.min(self.policy.sources_sampled)).copied();
-            sample.filter(|&seat| (may_claim(seat) || keeps_lists(seat)) && is_holder(seat))
-        };
-        let stater = state.stater.filter(|_| !state.stater_owes);
-        let holder = state.mirrors.iter().copied().find(|&seat| is_holder(seat));
-        let holder = holder
-            .or_else(|| stater.filter(|&seat| may_claim(seat) && is_holder(seat)))
-            .or_else(|| peers().find(|&seat| state.seats[seat].complete))
-            .or_else(|| peers().next());
-        let Some(seat) = holder else {
+        let start = self.rng.below(state.sources.len());
+        let word = self.rng.below(fill.hashed.words().len());
+        let claims = self.accepts_claims(swarm);
+        let Some(index) = self.pick_describer(swarm, start, word, claims) else {
             return;
         };
-        let takes_turn = may_claim(seat);
         out.push(Command::Describe {
-            to: self.members[state.seats[seat].member].id,
+            to: self.members[state.members[index].slot].id,
             digest: state.digest,
         });
-        let (now, policy) = (self.now, &self.policy);
+        let takes_turn = claims && self.may_be_asked(swarm, index);
         let state = &mut self.swarms[swarm];
-        state.described_at = Some(now);
+        state.described_at = Some(self.now);
         if !takes_turn {
             return;
         }
-        if let Some(silent) = state.stater.filter(|_| state.stater_owes) {
-            state.seats[silent].word.strike(now, policy);
+        if let Some(silent) = state.hash_source.filter(|_| state.hash_source_owes) {
+            state.members[silent].claim_backoff.strike(self.now, &self.policy);
         }
-        (state.stater, state.stater_owes) = (Some(seat), true);
+        (state.hash_source, state.hash_source_owes) = (Some(index), true);
     }
 
-    /// Whether the seat's word may be the one that is used.
-    fn may_be_asked(&self, swarm: u32, seat: u32) -> bool {
-        let seat = &self.swarms[swarm].seats[seat];
-        !seat.mirror && !seat.word.is_active(self.now) && !self.has_lied(&self.members[seat.member].info)
+    /// The member to ask: a mirror, the hash source, or a peer of a sample of the sources from `start` on, complete ones first.
+    /// `word`: where the search for unknown hashes begins. `claims`: hashes that a peer itself states count, too.
+    fn pick_describer(&self, swarm: u32, start: usize, word: usize, claims: bool) -> Option<u32> {
+        let state = &self.swarms[swarm];
+        let may_claim = |index: u32| claims && self.may_be_asked(swarm, index);
+        let keeps_lists = |index: u32| self.members[state.members[index].slot].info.features.piece_hashes;
+        let is_holder = |index: u32| {
+            self.is_usable(state.members[index].slot) && state.sources.contains(index) && knows_more(state, index, word)
+        };
+        let sample = state.sources.as_slice().iter().cycle().skip(start);
+        let peers = || {
+            let len = state.sources.len().min(self.policy.sources_sampled);
+            let sample = sample.clone().take(len).copied();
+            sample.filter(|&index| (may_claim(index) || keeps_lists(index)) && is_holder(index))
+        };
+        let hash_source = state.hash_source.filter(|_| !state.hash_source_owes);
+        let mirror = state.mirrors.iter().copied().find(|&index| is_holder(index));
+        mirror
+            .or_else(|| hash_source.filter(|&index| may_claim(index) && is_holder(index)))
+            .or_else(|| peers().find(|&index| state.members[index].complete))
+            .or_else(|| peers().next())
     }
 
-    /// Asks a peer for the hashes of what it brought along, now that some can be compared.
-    pub(super) fn compare(&mut self, swarm: u32, seat: u32, out: &mut Vec<Command>) {
+    /// Whether the member may be the one whose claims are used.
+    fn may_be_asked(&self, swarm: u32, index: u32) -> bool {
+        let member = &self.swarms[swarm].members[index];
+        !member.mirror && !member.claim_backoff.is_active(self.now) && !self.has_lied(&self.members[member.slot].info)
+    }
+
+    /// Asks a peer for the hashes of the pieces that it brought along, once some of them can be compared.
+    pub(super) fn compare(&mut self, swarm: u32, index: u32, out: &mut Vec<Command>) {
         let (now, every) = (self.now, self.policy.describe_every);
         let state = &mut self.swarms[swarm];
         let (Some(fill), digest) = (&state.fill, state.digest) else {
             return;
         };
-        let asked = &mut state.seats[seat];
+        let asked = &mut state.members[index];
         let words = asked.unproven.words().iter().zip(fill.hashed.words());
         let is_due = asked.asked_at.is_none_or(|at| now >= at + every);
         if !asked.unproven.is_empty() && is_due && words.into_iter().any(|(unproven, hashed)| unproven & hashed != 0) {
             asked.asked_at = Some(now);
-            let to = self.members[asked.member].id;
+            let to = self.members[asked.slot].id;
             out.push(Command::Describe { to, digest });
         }
     }
 }
 
-/// Whether a seat holds a piece whose hash is not known, as far as one look from bitmap word `start` goes.
-fn knows_more(swarm: &Swarm, seat: u32, start: usize) -> bool {
-    let seat = &swarm.seats[seat];
+/// Whether a member holds a piece whose hash is not known, as far as one search from bitmap word `start` goes.
+fn knows_more(swarm: &Swarm, index: u32, start: usize) -> bool {
+    let member = &swarm.members[index];
     let Some(fill) = &swarm.fill else {
         return false;
     };
     let words = fill.hashed.words();
-    seat.complete
+    member.complete
         || (0..words.len().min(WORDS_MAX))
             .map(|step| (start + step) % words.len())
-            .any(|word| seat.have.words().get(word).copied().unwrap_or(0) & !words[word] != 0)
+            .any(|word| member.have.words().get(word).copied().unwrap_or(0) & !words[word] != 0)
 }
 
-/// Bitmap words that one look covers.
+/// Bitmap words that one search covers.
 const WORDS_MAX: usize = 256;
 
 #[cfg(test)]

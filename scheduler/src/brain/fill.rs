@@ -1,54 +1,46 @@
-//! The fill in force: its cut, its hashes, and how common each of its pieces is.
+//! Fill: one download of a blob by a mirror, with its cut into pieces and their hashes.
 //!
-//! Invariant: `scarce` holds exactly the pieces that no counted peer has or is being sent. A hash that is known is the authority's
-//! (`stated`) or a peer's (the last of the piece's `claims`), never both. A claim by which a piece was leased is kept until it is
-//! compared with what is proven, or the fill goes with all its pieces.
+//! Invariant: a known hash is the authority's (`stated`) or a peer's (the last of the piece's `claims`), never both. A claim by
+//! which a piece was leased is kept until it is compared with proven bytes, or the fill goes with all its pieces.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use piecemeal_proto::{FillId, NodeId, PieceHash, PieceMap, PieceSet};
 
-use super::{MemberId, Time};
+use super::{MemberId, rarity::Rarity};
 
-/// A hash for which there is only a peer's word.
+/// A piece hash for which there is only a peer's word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Claim {
     pub(super) hash: PieceHash,
     pub(super) member: MemberId,
     pub(super) node: NodeId,
     pub(super) signed: bool,
-    /// Pieces of other sources that did not have the hash.
+    /// Pieces that came from other sources and did not have this hash.
     pub(super) doubts: u32,
-    /// A piece was leased by it.
+    /// A piece was leased by this hash.
     pub(super) used: bool,
 }
 
 pub(super) struct Fill {
     pub(super) id: FillId,
     pub(super) map: PieceMap,
-    /// A mirror has spoken of it: a peer's word cannot replace it.
+    /// A mirror has stated this fill: a peer's word cannot replace it.
     pub(super) from_mirror: bool,
+    /// A mirror has proven the blob's own digest over this fill.
     pub(super) proven: bool,
-    /// The hashes of all pieces came in a list that the authority signed: nothing replaces them.
+    /// The authority signed a list of the hashes of all pieces: nothing replaces them.
     pub(super) signed: bool,
     /// Pieces whose hash is known.
     pub(super) hashed: PieceSet,
-    /// Pieces whose hash the authority stated: in a mirror's session, or in a signed list.
+    /// Pieces whose hash the authority stated, in a mirror's session or in a signed list.
     stated: PieceSet,
+    /// By piece; empty until a hash is known.
     hashes: Vec<Option<PieceHash>>,
-    /// By piece: peers' words, until proven bytes are there to compare; at most [`CLAIMS_MAX`] and one a node, the latest last.
-    /// Also what is in force no more is compared then: others may hold a piece by it.
+    /// By piece: the claims of peers, at most [`CLAIMS_MAX`] and one a node, the latest last. They are kept until proven bytes
+    /// are there to compare. A claim that is used no more is compared, too: other peers may hold a piece by it.
     claims: BTreeMap<u32, Vec<Claim>>,
-    /// By piece: peers that hold it or are being sent it, without those that hold the whole blob.
-    copies: Vec<u32>,
-    /// By piece: when the first of its present copies set out.
-    out_since: Vec<Time>,
-    scarce: PieceSet,
-    /// No scarce piece is in a bitmap word below this one.
-    scarce_from: usize,
-    /// How often `copies` was changed.
-    #[cfg(test)]
-    pub(super) counted: u64,
+    pub(super) rarity: Rarity,
 }
 
 impl Fill {
@@ -64,72 +56,12 @@ impl Fill {
             stated: PieceSet::new(count),
             hashes: Vec::new(),
             claims: BTreeMap::new(),
-            copies: vec![0; count as usize],
-            out_since: vec![Time::ZERO; count as usize],
-            scarce: PieceSet::full(count),
-            scarce_from: 0,
-            #[cfg(test)]
-            counted: 0,
+            rarity: Rarity::new(count),
         }
     }
 
-    /// Whether any peer has a piece of it or is being sent one.
-    pub(super) fn is_in_use(&self) -> bool {
-        !self.scarce.is_full()
-    }
-
-    pub(super) fn is_scarce(&self, piece: u32) -> bool {
-        self.scarce.contains(piece)
-    }
-
-    pub(super) fn scarce_word(&self, word: usize) -> u64 {
-        self.scarce.words()[word]
-    }
-
-    /// The first bitmap word that may hold a scarce piece.
-    pub(super) fn scarce_from(&self) -> usize {
-        self.scarce_from
-    }
-
-    pub(super) fn copies(&self, piece: u32) -> u32 {
-        self.copies[piece as usize]
-    }
-
-    pub(super) fn out_since(&self, piece: u32) -> Time {
-        self.out_since[piece as usize]
-    }
-
-    /// One more peer has `piece` or is being sent it.
-    pub(super) fn add_copy(&mut self, piece: u32, now: Time) {
-        self.copies[piece as usize] += 1;
-        #[cfg(test)]
-        {
-            self.counted += 1;
-        }
-        if self.scarce.remove(piece) {
-            self.out_since[piece as usize] = now;
-            while self.scarce.words().get(self.scarce_from) == Some(&0) {
-                self.scarce_from += 1;
-            }
-        }
-    }
-
-    /// One peer fewer.
-    pub(super) fn remove_copy(&mut self, piece: u32) {
-        #[cfg(test)]
-        {
-            self.counted += 1;
-        }
-        let copies = &mut self.copies[piece as usize];
-        *copies -= 1;
-        if *copies == 0 {
-            self.scarce.insert(piece);
-            self.scarce_from = self.scarce_from.min(piece as usize / 64);
-        }
-    }
-
-    /// The fill `id` in place of this one. What a signed list says of the blob's pieces stays true if the new one is cut alike, and
-    /// what peers have claimed of them is still to be compared.
+    /// The fill `id` in place of this one. If both are cut alike, the hashes of a signed list stay, and so do the claims of
+    /// peers, which are still to be compared.
     pub(super) fn succeed(self, id: FillId, map: PieceMap) -> Self {
         let mut next = Self::new(id, map);
         if map == self.map {
@@ -151,8 +83,9 @@ impl Fill {
         self.hash(piece).filter(|_| self.stated.contains(piece))
     }
 
-    /// Takes the authority's word; yields the claims that differ from it. `proven`: of bytes that the blob's own digest has shown to
-    /// be right. Before that a mirror may find that its download was bad, and the claims are kept to be compared with the next.
+    /// Takes a hash that the authority states; yields the claims that differ from it. `proven`: the blob's own digest has
+    /// proven the bytes. Before that a mirror may find that its download was bad, and the claims are kept to be compared with
+    /// the next download.
     pub(super) fn state(&mut self, piece: u32, hash: PieceHash, proven: bool) -> Vec<Claim> {
         let is_known = self.stated_hash(piece) == Some(hash);
         if piece >= self.map.count() || self.signed || (is_known && !proven) {
@@ -169,7 +102,7 @@ impl Fill {
         claims
     }
 
-    /// What the authority stated of this fill is proven; yields the claims that differ from it.
+    /// The hashes that the authority stated of this fill are proven; yields the claims that differ from them.
     pub(super) fn prove(&mut self) -> Vec<(u32, Claim)> {
         self.proven = true;
         let mut wrong = Vec::new();
@@ -184,8 +117,8 @@ impl Fill {
         wrong
     }
 
-    /// Takes a peer's word for a piece of which no hash is known. Not that of a node whose other word was used already, nor one that
-    /// would push out another's that was: each of these is still to be compared. Says whether the node contradicts itself.
+    /// Takes a peer's claim for a piece of which no hash is known; says whether the node contradicts itself. It takes no claim
+    /// of a node whose other claim was used, and none that would push out a used claim: each of these is still to be compared.
     pub(super) fn claim(&mut self, piece: u32, mut claim: Claim) -> bool {
         if piece >= self.map.count() || self.hashed.contains(piece) {
             return false;
@@ -211,7 +144,7 @@ impl Fill {
         false
     }
 
-    /// Pieces are leased by the hashes that are known now.
+    /// Marks the claims by which `pieces` are leased now.
     pub(super) fn note_use(&mut self, pieces: std::ops::Range<u32>) {
         let stated = &self.stated;
         for (_, claims) in self
@@ -223,19 +156,6 @@ impl Fill {
         }
     }
 
-    /// No counted peer has any of `pieces` any more, or is being sent one.
-    pub(super) fn remove_copies(&mut self, pieces: &PieceSet) {
-        for piece in pieces.iter() {
-            #[cfg(test)]
-            {
-                self.counted += 1;
-            }
-            self.copies[piece as usize] = 0;
-            self.scarce.insert(piece);
-            self.scarce_from = self.scarce_from.min(piece as usize / 64);
-        }
-    }
-
     fn set(&mut self, piece: u32, hash: PieceHash) {
         if self.hashes.is_empty() {
             self.hashes = vec![None; self.map.count() as usize];
@@ -244,14 +164,14 @@ impl Fill {
         self.hashed.insert(piece);
     }
 
-    /// Whose word is used for `piece`, where it is not the authority's.
+    /// The claim that is used for `piece`, where the authority has stated no hash.
     pub(super) fn claim_of(&mut self, piece: u32) -> Option<&mut Claim> {
         let is_used = self.is_claimed(piece);
         self.claims.get_mut(&piece).filter(|_| is_used)?.last_mut()
     }
 
-    /// Uses no claim of these members any more.
-    pub(super) fn set_claims_aside(&mut self, members: &BTreeSet<MemberId>) {
+    /// Stops to use the claims of these members.
+    pub(super) fn retract_claims(&mut self, members: &BTreeSet<MemberId>) {
         for (&piece, claims) in &self.claims {
             let is_theirs = claims.last().is_some_and(|claim| members.contains(&claim.member));
             if is_theirs && !self.stated.contains(piece) && self.hashed.remove(piece) {
@@ -260,29 +180,27 @@ impl Fill {
         }
     }
 
-    /// Members whose word is used.
+    /// The members whose claims are used.
     pub(super) fn claimants(&self) -> BTreeSet<MemberId> {
         let used = self.claims.iter().filter(|(piece, _)| self.is_claimed(**piece));
         used.filter_map(|(_, claims)| Some(claims.last()?.member)).collect()
     }
 
-    /// Whether a peer's word is all that is known of the piece's hash.
+    /// Whether the piece's hash is known by a peer's claim alone.
     fn is_claimed(&self, piece: u32) -> bool {
         self.hashed.contains(piece) && !self.stated.contains(piece)
     }
 
     pub(super) fn check(&self, copies: &[u32]) {
-        assert_eq!(self.copies, copies, "copies are counted");
-        for (piece, &count) in (0..).zip(copies) {
-            assert_eq!(self.is_scarce(piece), count == 0);
-            assert!(count > 0 || piece as usize / 64 >= self.scarce_from);
+        self.rarity.check(copies);
+        for piece in 0..self.map.count() {
             assert_eq!(self.hash(piece).is_some(), self.hashed.contains(piece));
         }
     }
 }
 
-/// Peers whose word for one piece is still to be compared. Beyond it those go by which no piece was leased; without any, no other word
-/// is taken.
+/// Claims of one piece that are kept. A further claim takes the place of one by which no piece was leased; without such a one
+/// it is not taken.
 const CLAIMS_MAX: usize = 8;
 
 #[cfg(test)]
@@ -317,7 +235,7 @@ mod tests {
         fill.claim(0, of(1, 1));
         fill.note_use(0..3);
         for node in 2..40 {
-            fill.set_claims_aside(&all(1..40));
+            fill.retract_claims(&all(1..40));
             fill.claim(0, of(node, node));
             assert_eq!(fill.hash(0), Some([node; 32]));
         }
@@ -325,7 +243,7 @@ mod tests {
         assert_eq!((nodes.len(), nodes[0], nodes[7]), (CLAIMS_MAX, 1, 39));
         for node in 40..60 {
             fill.note_use(0..1);
-            fill.set_claims_aside(&all(1..60));
+            fill.retract_claims(&all(1..60));
             fill.claim(0, of(node, node));
         }
         assert_eq!(fill.hash(0), None, "no more is used than can be compared");
@@ -367,7 +285,7 @@ mod tests {
         fill.claim(2, claim(6));
         assert_eq!(fill.claimants(), BTreeSet::from([MemberId(7)]));
         fill.note_use(0..3);
-        fill.set_claims_aside(&BTreeSet::from([MemberId(7)]));
+        fill.retract_claims(&BTreeSet::from([MemberId(7)]));
         assert_eq!((fill.hash(1), fill.hash(2)), (Some([5; 32]), None));
         assert_eq!(fill.claimants(), BTreeSet::new());
         assert!(fill.claim(2, claim(8)), "it said otherwise");

@@ -1,4 +1,4 @@
-//! Holders of blobs that no member wanted until now: they join the swarm when a member does.
+//! Holders of blobs that no member wanted until now: they join the swarm when a member wants the blob.
 //!
 //! Invariant: a holder is in the table of holdings or in the blob's swarm, never in both.
 
@@ -9,7 +9,7 @@ use piecemeal_proto::{Digest, SignedPieceHashes};
 use super::{Brain, Command, holdings::Key};
 
 impl Brain {
-    /// A member holds a blob that no member wants.
+    /// Notes that a member holds a blob that no member wants.
     pub(super) fn note_holding(&mut self, slot: u32, digest: &Digest) {
         let member = &self.members[slot];
         let key = Key::new(member.pool, digest);
@@ -23,27 +23,27 @@ impl Brain {
             .insert(slot, peer, key, (member_max, policy.holdings_all_max));
     }
 
-    /// Seats holders of a blob that is wanted: as many as one event may cost. The swarm's tick seats more while it is hungry.
-    pub(super) fn seat_holders(&mut self, swarm: u32) {
+    /// Adds holders of a blob that is wanted, as many as one event may cost. The swarm's tick adds more.
+    pub(super) fn add_holders(&mut self, swarm: u32) {
         let state = &self.swarms[swarm];
         let (digest, key) = (state.digest, Key::new(state.pool, &state.digest));
-        let start = self.dice.below(u32::MAX as usize);
+        let start = self.rng.below(u32::MAX as usize);
         let start = u32::try_from(start).unwrap_or(0);
-        let holders: Vec<u32> = self.holdings.holders(key, start).take(HOLDERS_SEATED).collect();
+        let holders: Vec<u32> = self.holdings.holders(key, start).take(HOLDERS_ADDED).collect();
         for slot in holders {
             self.holdings.remove(slot, key);
-            let Some((swarm, seat)) = self.sit(slot, digest) else {
+            let Some((swarm, index)) = self.enter_swarm(slot, digest) else {
                 continue;
             };
             let state = &mut self.swarms[swarm];
-            if !state.seats[seat].complete && !state.seats[seat].wants {
-                state.complete(seat);
+            if !state.members[index].complete && !state.members[index].wants {
+                state.complete(index);
             }
-            self.touch(swarm, seat);
+            self.requeue(swarm, index);
         }
     }
 
-    /// Passes a list on to the holders of a blob that no member wants.
+    /// Sends a signed list of piece hashes to the holders of a blob that no member wants.
     pub(super) fn send_list_to_holders(&self, from: u32, list: &Arc<SignedPieceHashes>, out: &mut Vec<Command>) {
         let key = Key::new(self.members[from].pool, list.digest());
         for slot in self.holdings.holders(key, 0).take(LISTENERS_MAX) {
@@ -56,7 +56,7 @@ impl Brain {
     }
 }
 
-/// Holders that take their seats in one event.
-pub(super) const HOLDERS_SEATED: usize = 64;
-/// Holders that are sent a list.
+/// Holders that join a swarm in one event.
+pub(super) const HOLDERS_ADDED: usize = 64;
+/// Holders that one list is sent to.
 const LISTENERS_MAX: usize = 1024;

@@ -1,7 +1,8 @@
 //! Table of the holders of whole blobs that no member wants: a few bytes for each, not a swarm.
 //!
-//! A claim costs about [`CLAIM_BYTES`]; all of them stay below [`HOLDINGS_BYTES_MAX`]. A member has at most as many as a store may
-//! hold, and where the table is full the member with the most gives way, so that one that claims a million takes from itself.
+//! A claim costs about [`CLAIM_BYTES`]; all claims stay below [`HOLDINGS_BYTES_MAX`]. A member has at most as many as a store
+//! may hold. Where the table is full, the member with the most claims loses some, so that a member that claims a million takes
+//! from itself.
 //!
 //! Invariant: both sets have the same claims, and `counts` counts them.
 
@@ -9,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use piecemeal_proto::Digest;
 
-/// A pool's blob, by the first bytes of its digest: a claim that fits by chance is found out as any false one is.
+/// A pool's blob, by the first bytes of its digest. A claim that fits by chance is found out like any other false claim.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key(u64);
 
@@ -26,7 +27,7 @@ impl Key {
 
 #[derive(Default)]
 pub(super) struct Holdings {
-    /// Key, whether it is a peer, and slot: mirrors come first.
+    /// Key, whether the holder is a peer, and its slot: mirrors come first.
     by_blob: BTreeSet<(Key, bool, u32)>,
     by_member: BTreeSet<(u32, Key)>,
     counts: BTreeMap<u32, Count>,
@@ -40,7 +41,7 @@ struct Count {
 }
 
 impl Holdings {
-    /// Blobs of which there is a claim.
+    /// Blobs that some member claims to hold.
     pub(super) fn blobs(&self) -> usize {
         self.blobs
     }
@@ -49,7 +50,7 @@ impl Holdings {
         self.counts.get(&slot).map_or(0, |count| count.claims)
     }
 
-    /// Notes that a member holds a blob; does nothing when it has claimed as many as a member may.
+    /// Notes that a member holds a blob; does nothing when the member has claimed as many as it may.
     pub(super) fn insert(&mut self, slot: u32, peer: bool, key: Key, (member_max, all_max): (usize, usize)) {
         if self.claims_of(slot) >= member_max {
             return;
@@ -82,7 +83,7 @@ impl Holdings {
         self.blobs -= usize::from(!self.is_held(key));
     }
 
-    /// A member has gone, and its claims with it.
+    /// Removes a member that has left, with its claims.
     pub(super) fn remove_member(&mut self, slot: u32) {
         self.remove_some(slot, usize::MAX);
     }
@@ -122,20 +123,20 @@ impl Holdings {
     }
 }
 
-/// What a claim takes in both sets.
+/// Memory of one claim, in both sets.
 const CLAIM_BYTES: usize = 64;
-/// The bound on all of them.
+/// Memory of all claims.
 const HOLDINGS_BYTES_MAX: usize = 256 << 20;
 /// Claims of all members.
 pub(super) const HOLDINGS_ALL_MAX: usize = HOLDINGS_BYTES_MAX / CLAIM_BYTES;
-/// Claims that a member loses at once when the table is full: so that finding that member costs little for each.
+/// Claims that the member with the most loses at once when the table is full, so that it is not searched for with every claim.
 const GIVEN_UP_AT_ONCE: usize = 1024;
 
 #[cfg(test)]
 mod tests {
     use super::super::{
         Event, Role,
-        holders::HOLDERS_SEATED,
+        holders::HOLDERS_ADDED,
         testing::{MIRROR, Site, peer},
     };
     use super::*;
@@ -219,7 +220,7 @@ mod tests {
         site.join(peer(500), 500, Role::Peer);
         site.want(peer(500), []);
         assert_eq!(site.described(), [MIRROR], "mirrors are seated first");
-        assert_eq!(site.brain.status().swarms[0].complete as usize, HOLDERS_SEATED);
+        assert_eq!(site.brain.status().swarms[0].complete as usize, HOLDERS_ADDED);
         site.have(MIRROR, 0..8);
         site.pass(std::time::Duration::from_millis(200), &[]);
         assert!(site.brain.status().swarms[0].complete > 100, "and more with each tick");

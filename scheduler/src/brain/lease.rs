@@ -1,56 +1,65 @@
-//! Leases: granted, taken back, cancelled.
+//! Leases: issued, removed, cancelled.
 //!
-//! Invariant: a piece is leased in a seat exactly when one outstanding lease of that seat covers it and the seat has not got it.
+//! Invariant: a piece is leased to a member of a swarm exactly when one outstanding lease of that member covers it and the
+//! member does not have it.
 
 use super::{Brain, Command, Lease, LeaseId, Priority, Source, lease_table::LeaseState, run::Run};
 
 impl Brain {
-    /// Orders `run` from `source` (`None`: upstream) to a seat that lacks all of it.
-    pub(super) fn grant(
+    /// Orders a member that lacks all of `run` to fetch it from `source` (`None`: upstream).
+    pub(super) fn issue_lease(
         &mut self,
-        (swarm, seat): (u32, u32),
+        (swarm, index): (u32, u32),
         source: Option<u32>,
         run: Run,
         priority: Priority,
         out: &mut Vec<Command>,
     ) {
-        let now = self.now;
-        let receiver = self.swarms[swarm].seats[seat].member;
+        let receiver = self.swarms[swarm].members[index].slot;
         if let Some(source) = source.filter(|&source| self.members[source].is_full(&self.policy))
-            && let Some(idle) = self.overtaken_by(receiver, source)
+            && let Some(idle) = self.preemptable_by(receiver, source)
         {
-            self.lapse(idle, out);
+            self.expire_leases(idle, out);
         }
-        let state = &mut self.swarms[swarm];
+        let issued_at = self.now;
         let id = self.leases.insert(|id| LeaseState {
             id,
             swarm,
-            seat,
+            index,
             receiver,
             source,
             run,
-            granted: now,
+            issued_at,
         });
-        for piece in run.pieces() {
-            state.lend(seat, piece, now);
-        }
-        let taker = &mut state.seats[seat];
-        taker.leases += 1;
-        taker.taken += run.count;
-        taker.fed_at = now;
-        if source.is_none() {
-            state.upstream = Some(seat);
-        }
-        state.outstanding += 1;
-        state.granted.push_back(id);
+        self.swarms[swarm].note_lease(index, id, run, source.is_none(), issued_at);
         self.trim(swarm);
+        let lease = self.order(id, swarm, source, run, priority);
+        self.swarms[swarm].update_sets(index, self.policy.leases_deep);
+        self.members[receiver].fetching.push(id);
+        self.watch_silence(receiver);
+        self.watch_stall(receiver);
+        if let Some(source) = source {
+            self.members[source].serving.push(id);
+            self.note_lease(receiver, source);
+            self.members[source].live_swarms.insert(swarm);
+            self.watch_silence(source);
+        }
+        self.schedule_tick(swarm);
+        let to = self.members[receiver].id;
+        out.push(Command::Lease { to, lease });
+    }
+
+    /// The order that the receiver gets. From now on the hashes in it count as used.
+    fn order(&mut self, id: LeaseId, swarm: u32, source: Option<u32>, run: Run, priority: Priority) -> Lease {
         let state = &mut self.swarms[swarm];
-        state.refresh(seat, self.policy.leases_deep);
-        let fill = state.fill.as_mut().expect("who wants a blob has stated a fill");
+        let fill = state
+            .fill
+            .as_mut()
+            .expect("a member that wants a blob has stated a fill");
         if source.is_some() {
             fill.note_use(run.pieces());
         }
-        let lease = Lease {
+        Lease {
             id,
             digest: state.digest,
             fill: fill.id,
@@ -60,24 +69,12 @@ impl Brain {
             source: source.map_or(Source::Upstream, |slot| Source::Member(self.members[slot].id)),
             priority,
             hashes: run.pieces().map(|piece| fill.hash(piece)).collect(),
-        };
-        let to = self.members[receiver].id;
-        self.members[receiver].fetching.push(id);
-        self.watch(receiver);
-        self.watch_taking(receiver);
-        if let Some(source) = source {
-            self.members[source].serving.push(id);
-            self.note_lease(receiver, source);
-            self.members[source].live.insert(swarm);
-            self.watch(source);
         }
-        self.rouse(swarm);
-        out.push(Command::Lease { to, lease });
     }
 
-    /// Ended leases leave the front of the queue, two for each that joins it.
+    /// Ended leases leave the front of the queue, two for each lease that joins it.
     fn trim(&mut self, swarm: u32) {
-        let queue = &mut self.swarms[swarm].granted;
+        let queue = &mut self.swarms[swarm].issued;
         for _ in 0..2 {
             if queue.front().is_some_and(|&id| self.leases.get(id).is_none()) {
                 queue.pop_front();
@@ -85,48 +82,51 @@ impl Brain {
         }
     }
 
-    /// Forgets a lease; what has not landed is missing again. Returns it with the number of those pieces.
-    pub(super) fn take_back(&mut self, id: LeaseId) -> Option<(LeaseState, u32)> {
+    /// Removes a lease; pieces that have not landed are missing again. Yields the lease and the number of those pieces.
+    pub(super) fn remove_lease(&mut self, id: LeaseId) -> Option<(LeaseState, u32)> {
         let lease = self.leases.remove(id)?;
         let state = &mut self.swarms[lease.swarm];
-        let missing = lease.run.pieces().filter(|&piece| state.take_back(lease.seat, piece));
+        let missing = lease
+            .run
+            .pieces()
+            .filter(|&piece| state.unlease_piece(lease.index, piece));
         let missing = u32::try_from(missing.count()).expect("a run's length is u32");
-        state.seats[lease.seat].leases -= 1;
+        state.members[lease.index].leases -= 1;
         state.outstanding -= 1;
         if state.outstanding == 0 {
-            state.granted.clear();
+            state.issued.clear();
         }
         self.note_lease_over(id, lease.receiver, lease.source);
         if let Some(source) = lease.source {
             self.members[source].serving.retain(|&other| other != id);
-            self.givers.push_back((source, lease.swarm));
+            self.pending_sources.push_back((source, lease.swarm));
         }
-        self.touch(lease.swarm, lease.seat);
+        self.requeue(lease.swarm, lease.index);
         Some((lease, missing))
     }
 
-    /// Takes a lease back for a reason that is not its receiver's, and tells it so.
+    /// Ends a lease for a reason that is not its receiver's, and tells the receiver.
     pub(super) fn cancel(&mut self, id: LeaseId, out: &mut Vec<Command>) {
-        let Some((lease, missing)) = self.take_back(id) else {
+        let Some((lease, missing)) = self.remove_lease(id) else {
             return;
         };
-        let seat = &mut self.swarms[lease.swarm].seats[lease.seat];
-        seat.taken = seat.taken.saturating_sub(missing).max(seat.accounted());
+        let member = &mut self.swarms[lease.swarm].members[lease.index];
+        member.taken = member.taken.saturating_sub(missing).max(member.accounted());
         out.push(Command::Cancel {
             to: self.members[lease.receiver].id,
             lease: id,
         });
     }
 
-    /// Cancels what a member fetches in one swarm.
-    pub(super) fn cancel_fetches(&mut self, member: u32, swarm: u32, out: &mut Vec<Command>) {
-        let fetching = self.members[member].fetching.clone();
+    /// Cancels the leases to a member in one swarm.
+    pub(super) fn cancel_fetches(&mut self, slot: u32, swarm: u32, out: &mut Vec<Command>) {
+        let fetching = self.members[slot].fetching.clone();
         self.cancel_in(fetching, swarm, out);
     }
 
-    /// Cancels what others fetch from a member in one swarm.
-    pub(super) fn cancel_uploads(&mut self, member: u32, swarm: u32, out: &mut Vec<Command>) {
-        let serving = self.members[member].serving.clone();
+    /// Cancels the leases from a member in one swarm.
+    pub(super) fn cancel_uploads(&mut self, slot: u32, swarm: u32, out: &mut Vec<Command>) {
+        let serving = self.members[slot].serving.clone();
         self.cancel_in(serving, swarm, out);
     }
 
@@ -138,12 +138,9 @@ impl Brain {
         }
     }
 
-    /// Whether a lease out to `member` in `swarm` covers `piece`.
-    pub(super) fn is_covered(&self, member: u32, swarm: u32, piece: u32) -> bool {
-        let mut leases = self.members[member]
-            .fetching
-            .iter()
-            .filter_map(|&id| self.leases.get(id));
+    /// Whether a lease to the member in `swarm` covers `piece`.
+    pub(super) fn is_covered(&self, slot: u32, swarm: u32, piece: u32) -> bool {
+        let mut leases = self.members[slot].fetching.iter().filter_map(|&id| self.leases.get(id));
         leases.any(|lease| lease.swarm == swarm && lease.run.contains(piece))
     }
 }

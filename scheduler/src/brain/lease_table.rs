@@ -1,6 +1,6 @@
 //! Table of the outstanding leases.
 //!
-//! Invariant: an id is given once, so an id of a lease that has ended finds none.
+//! Invariant: an id is used once, so the id of an ended lease finds no other lease.
 
 use super::{LeaseId, Time, run::Run, slab::Slab};
 
@@ -8,13 +8,13 @@ use super::{LeaseId, Time, run::Run, slab::Slab};
 pub(super) struct LeaseState {
     pub(super) id: LeaseId,
     pub(super) swarm: u32,
-    /// The receiver's seat and slot.
-    pub(super) seat: u32,
+    /// The receiver's index in the swarm.
+    pub(super) index: u32,
     pub(super) receiver: u32,
-    /// The source's slot; `None` is upstream.
+    /// The source's slot; `None`: upstream.
     pub(super) source: Option<u32>,
     pub(super) run: Run,
-    pub(super) granted: Time,
+    pub(super) issued_at: Time,
 }
 
 /// Outstanding leases. An id names its slot in its low bits, a serial number in the others.
@@ -24,7 +24,7 @@ pub(super) struct Leases {
 }
 
 impl Leases {
-    /// Two brains that begin at different `serial`s are unlikely to give the same id.
+    /// Two brains that begin at different `serial`s are unlikely to use the same id.
     pub(super) fn new(serial: u64) -> Self {
         Self {
             slab: Slab::new(),

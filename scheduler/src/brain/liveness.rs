@@ -1,12 +1,8 @@
-//! Members come, fall silent, are heard again, and leave.
+//! Liveness of members: they join, fall silent, are heard again, and leave.
 //!
 //! Invariant: a member with leases, and every mirror, has a timer for its silence.
 
-use super::{
-    Brain, Command, Member, MemberId,
-    brain::Timer,
-    member::{MemberState, Pool},
-};
+use super::{Brain, Command, Member, MemberId, brain::Timer, member::MemberState, pool::Pool};
 
 impl Brain {
     pub(super) fn join(&mut self, id: MemberId, info: Member, out: &mut Vec<Command>) {
@@ -29,25 +25,25 @@ impl Brain {
         self.ids.insert(id, slot);
         if mirror {
             self.pools[pool].gain_mirror(self.now);
-            self.watch(slot);
+            self.watch_silence(slot);
         }
     }
 
-    /// Everything of it goes; what others fetched from it is cancelled.
+    /// Removes a member and everything that it holds; leases to and from it are cancelled.
     pub(super) fn leave(&mut self, id: MemberId, out: &mut Vec<Command>) {
         let Some(slot) = self.ids.remove(&id) else {
             return;
         };
         self.drop_leases(slot, out);
         out.retain(|command| command.to() != id);
-        let seats: Vec<(u32, u32)> = self.members[slot]
-            .seats
+        let members: Vec<(u32, u32)> = self.members[slot]
+            .swarms
             .iter()
-            .map(|(&swarm, &seat)| (swarm, seat))
+            .map(|(&swarm, &index)| (swarm, index))
             .collect();
-        for (swarm, seat) in seats {
-            self.leave_seat(swarm, seat);
-            self.idle(swarm);
+        for (swarm, index) in members {
+            self.leave_swarm(swarm, index);
+            self.shrink_if_unwanted(swarm);
         }
         self.holdings.remove_member(slot);
         let member = self.members.remove(slot).expect("its id was known");
@@ -66,7 +62,7 @@ impl Brain {
     }
 
     /// The slot of a known member, which is not silent now.
-    pub(super) fn hear(&mut self, id: MemberId) -> Option<u32> {
+    pub(super) fn note_heard(&mut self, id: MemberId) -> Option<u32> {
         let &slot = self.ids.get(&id)?;
         let member = &mut self.members[slot];
         let was_usable = !member.silent && member.heard + self.policy.silent_after > self.now;
@@ -74,7 +70,7 @@ impl Brain {
         if std::mem::take(&mut member.silent) && member.is_mirror() {
             let pool = member.pool;
             self.pools[pool].gain_mirror(self.now);
-            self.watch(slot);
+            self.watch_silence(slot);
         }
         if !was_usable {
             self.welcome_back(slot);
@@ -82,47 +78,47 @@ impl Brain {
         Some(slot)
     }
 
-    /// Matches a member that may be used again in the swarms where it sits, as far as one event may cost; their ticks do the rest.
+    /// Matches a member that may be used again, in as many of its swarms as one event may cost; their ticks do the rest.
     fn welcome_back(&mut self, slot: u32) {
         let member = &self.members[slot];
-        let swarms: Vec<u32> = member.live.iter().copied().take(SWARMS_WELCOMED).collect();
+        let swarms: Vec<u32> = member.live_swarms.iter().copied().take(SWARMS_WELCOMED).collect();
         for swarm in swarms {
-            let seat = self.members[slot].seats.get(&swarm).copied();
-            if let Some(seat) = seat {
-                self.touch(swarm, seat);
+            let index = self.members[slot].swarms.get(&swarm).copied();
+            if let Some(index) = index {
+                self.requeue(swarm, index);
             }
         }
     }
 
-    /// Whether leases may go out to or from the member: it was heard at most `silent_after` ago.
+    /// Whether leases may go to or from the member: it was heard at most `silent_after` ago.
     pub(super) fn is_usable(&self, slot: u32) -> bool {
         let member = &self.members[slot];
         !member.silent && member.heard.max(self.awake_since) + self.policy.silent_after > self.now
     }
 
     /// Sets the timer for a member's silence.
-    pub(super) fn watch(&mut self, slot: u32) {
+    pub(super) fn watch_silence(&mut self, slot: u32) {
         let member = &mut self.members[slot];
-        if !std::mem::replace(&mut member.watched, true) {
+        if !std::mem::replace(&mut member.silence_watched, true) {
             let at = member.heard.max(self.awake_since) + self.policy.silent_after;
             self.timers.insert((at, Timer::Silence(member.id)));
         }
     }
 
-    /// The time has come at which a member may have fallen silent.
-    pub(super) fn listen(&mut self, id: MemberId, out: &mut Vec<Command>) {
+    /// The timer of a member has come: it may have fallen silent.
+    pub(super) fn check_silence(&mut self, id: MemberId, out: &mut Vec<Command>) {
         let Some(&slot) = self.ids.get(&id) else {
             return;
         };
         let usable = self.is_usable(slot);
         let member = &mut self.members[slot];
-        member.watched = false;
+        member.silence_watched = false;
         let needed = member.is_mirror() || !member.fetching.is_empty() || !member.serving.is_empty();
         if !needed {
             return;
         }
         if usable {
-            self.watch(slot);
+            self.watch_silence(slot);
             return;
         }
         member.silent = true;
@@ -141,12 +137,12 @@ impl Brain {
             self.cancel(lease, out);
         }
         let upstream: Vec<(u32, u32)> = self.members[slot]
-            .live
+            .live_swarms
             .iter()
-            .filter_map(|swarm| Some((*swarm, *self.members[slot].seats.get(swarm)?)))
+            .filter_map(|swarm| Some((*swarm, *self.members[slot].swarms.get(swarm)?)))
             .collect();
-        for (swarm, seat) in upstream {
-            self.pass_upstream_on(swarm, seat);
+        for (swarm, index) in upstream {
+            self.pass_upstream_on(swarm, index);
         }
     }
 }

@@ -1,4 +1,7 @@
-//! Members and pools.
+//!
+//! Member: state of one connected daemon, over all swarms.
+//!
+//! Invariant: a source never has more leases than [`MemberState::serving_max`] times [`STALLED_FACTOR`].
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,80 +13,68 @@ use piecemeal_proto::Digest;
 
 use super::{
     LeaseId, Member, MemberId, Policy, Role, Time,
-    backoff::{Asides, Backoff},
+    backoff::{Backoff, SourceBackoff},
+    receiver_class::ReceiverClass,
 };
-
-/// How a receiver's leases count at their sources.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
-    /// It lands what it is leased: each lease takes a place.
-    Landing,
-    /// It has landed nothing yet, and had no time to: likewise.
-    New,
-    /// It has landed something, and nothing for a while: its leases take no place.
-    Stalled,
-    /// It has landed nothing, although it had the time: likewise, and its leases end when another needs the room.
-    Idle,
-}
-
-impl Standing {
-    const COUNT: usize = 4;
-    pub(super) const ALL: [Self; Self::COUNT] = [Self::Landing, Self::New, Self::Stalled, Self::Idle];
-}
 
 pub(super) struct MemberState {
     pub(super) id: MemberId,
     pub(super) info: Member,
+    /// Slot of its pool.
     pub(super) pool: u32,
-    /// A hash of the zone's name: only a preference hangs on it.
+    /// Hash of the zone's name. It decides a preference only.
     pub(super) zone: u64,
+    /// When its latest message came.
     pub(super) heard: Time,
-    /// Had leases and said nothing: not used until it is heard again.
+    /// It had leases and sent nothing: it is not used until it is heard again.
     pub(super) silent: bool,
     /// A timer for its silence is set.
-    pub(super) watched: bool,
-    /// Its latest leases as a source took far longer than others': it gets one lease at a time, so that little waits behind it.
+    pub(super) silence_watched: bool,
+    /// As a source: its latest lease took far longer than usual. It gets one lease at a time, so that little waits behind it.
     pub(super) slow: bool,
-    /// Of a mirror: how many leases may name it as the source now.
-    window: usize,
-    /// Leases out to it.
+    /// Of a mirror: leases that may name it as the source now.
+    concurrency: usize,
+    /// Leases to it.
     pub(super) fetching: Vec<LeaseId>,
     /// Leases that name it as the source.
     pub(super) serving: Vec<LeaseId>,
-    /// Of `serving`, how many are of which standing.
-    places: [usize; Standing::COUNT],
-    /// As a receiver: when a piece of its leases last landed, or the first of them was given.
+    /// Number of leases in `serving` by the class of their receiver.
+    serving_by_class: [usize; ReceiverClass::COUNT],
+    /// As a receiver: when a piece of its leases last landed, or the first of its leases was issued.
     pub(super) landed_at: Time,
-    /// What a lease usually takes it.
-    pub(super) usual: Option<Time>,
-    /// It lands what it is leased in good time.
-    pub(super) proven: bool,
-    /// A piece of its leases has landed since it joined, or last lost its leases for landing nothing. Until then it is a newcomer.
+    /// As a receiver: its own lease time, smoothed.
+    pub(super) lease_time: Option<Time>,
+    /// As a receiver: it lands its pieces in good time.
+    pub(super) prompt: bool,
+    /// As a receiver: a piece of its leases has landed since it joined, or since its leases last expired. Until then it is a
+    /// newcomer.
     pub(super) landed: bool,
-    /// It has landed nothing for a while.
+    /// As a receiver: it has landed nothing for a while.
     pub(super) stalled: bool,
-    /// Times that it did, since a piece last landed in good time.
+    /// Stalls since a piece last landed in good time.
     pub(super) stalls: u32,
-    /// Leases that it may have at once: one after a stall, twice as many with each piece that lands in time.
+    /// Leases that it may have at once: one after a stall, twice as many with each piece that lands in good time.
     pub(super) allowance: usize,
-    /// Times in a row that it lost its leases, and leases in a row that it gave up.
-    pub(super) lapses: u32,
+    /// Times in a row that its leases expired.
+    pub(super) expiries: u32,
+    /// Leases in a row that it gave up.
     pub(super) gave_up: u32,
-    /// Until then it gets no lease.
-    pub(super) taking: Backoff,
-    /// A timer for its stalling is set.
-    pub(super) taking_watched: bool,
-    /// SwarmMember by swarm.
-    pub(super) seats: BTreeMap<u32, u32>,
-    /// Those of its swarms that a member wants and in which it has been seen; others may linger.
-    pub(super) live: BTreeSet<u32>,
-    /// The swarm that it served last; the next has the next turn.
-    pub(super) turn: u32,
+    /// While it is active, the member gets no lease.
+    pub(super) lease_backoff: Backoff,
+    /// A timer for its stall is set.
+    pub(super) stall_watched: bool,
+    /// Its index in each swarm, by the slot of the swarm.
+    pub(super) swarms: BTreeMap<u32, u32>,
+    /// Swarms in which it was queued while a member wanted the blob; swarms that it has left may linger.
+    pub(super) live_swarms: BTreeSet<u32>,
+    /// As a source: the swarm that it last looked at. The next one has the next turn.
+    pub(super) last_swarm: u32,
+    /// Blobs that it wants.
     pub(super) wants: usize,
     /// Pieces of the blobs for which it has bitmaps.
     pub(super) pieces: u64,
-    pub(super) asides: Asides,
-    /// Sources that it got banned, by blob.
+    pub(super) source_backoff: SourceBackoff,
+    /// Its reports of corrupt sources that were believed, by blob.
     pub(super) accusations: LruCache<Digest, u32>,
 }
 
@@ -96,29 +87,29 @@ impl MemberState {
             pool,
             heard: now,
             silent: false,
-            watched: false,
+            silence_watched: false,
             slow: false,
-            window: policy.mirror_uploads_min as usize,
+            concurrency: policy.mirror_uploads_min as usize,
             fetching: Vec::new(),
             serving: Vec::new(),
-            places: [0; Standing::COUNT],
+            serving_by_class: [0; ReceiverClass::COUNT],
             landed_at: Time::ZERO,
-            usual: None,
-            proven: false,
+            lease_time: None,
+            prompt: false,
             landed: false,
             stalled: false,
             stalls: 0,
             allowance: policy.leases_max as usize,
-            lapses: 0,
+            expiries: 0,
             gave_up: 0,
-            taking: Backoff::default(),
-            taking_watched: false,
-            seats: BTreeMap::new(),
-            live: BTreeSet::new(),
-            turn: 0,
+            lease_backoff: Backoff::default(),
+            stall_watched: false,
+            swarms: BTreeMap::new(),
+            live_swarms: BTreeSet::new(),
+            last_swarm: 0,
             wants: 0,
             pieces: 0,
-            asides: Asides::default(),
+            source_backoff: SourceBackoff::default(),
             accusations: LruCache::sparse(ACCUSED_BLOBS_MAX),
         }
     }
@@ -129,71 +120,71 @@ impl MemberState {
 
     /// Whether one more lease may name it as the source.
     pub(super) fn has_room(&self, policy: &Policy, urgent: bool) -> bool {
-        self.places_taken(policy) < self.places(policy, urgent)
-            && (!self.is_full(policy) || self.count(Standing::Idle) > 0)
+        self.allocated(policy) < self.capacity(policy, urgent)
+            && (!self.is_full(policy) || self.count(ReceiverClass::Idle) > 0)
     }
 
-    /// Whether it has as many leases as it may have at all: one more takes the place of an idle newcomer's.
+    /// Whether it has as many leases as it may have at all. Then one more takes the place of an idle receiver's.
     pub(super) fn is_full(&self, policy: &Policy) -> bool {
         self.serving.len() >= self.serving_max(policy) * STALLED_FACTOR
     }
 
     /// Leases of receivers that land pieces that it may have at once.
-    fn places(&self, policy: &Policy, urgent: bool) -> usize {
+    fn capacity(&self, policy: &Policy, urgent: bool) -> usize {
         match self.info.role {
             Role::Peer if self.slow => 1,
-            Role::Mirror if !urgent => self.window,
+            Role::Mirror if !urgent => self.concurrency,
             _ => self.serving_max(policy),
         }
     }
 
-    /// Whether one more lease of an idle newcomer fits beside all that land pieces.
+    /// Whether one more lease of an idle receiver fits beside those of all that land pieces.
     pub(super) fn has_room_for_idle(&self, policy: &Policy) -> bool {
-        self.count(Standing::Idle) < self.serving_max(policy) && !self.is_full(policy)
+        self.count(ReceiverClass::Idle) < self.serving_max(policy) && !self.is_full(policy)
     }
 
-    /// Leases of this standing that name it as the source.
-    pub(super) fn count(&self, standing: Standing) -> usize {
-        self.places[standing as usize]
+    /// Leases to receivers of this class that name it as the source.
+    pub(super) fn count(&self, class: ReceiverClass) -> usize {
+        self.serving_by_class[class as usize]
     }
 
-    pub(super) fn count_mut(&mut self, standing: Standing) -> &mut usize {
-        &mut self.places[standing as usize]
+    pub(super) fn count_mut(&mut self, class: ReceiverClass) -> &mut usize {
+        &mut self.serving_by_class[class as usize]
     }
 
     /// How its leases count at their sources.
-    pub(super) fn standing(&self) -> Standing {
+    pub(super) fn receiver_class(&self) -> ReceiverClass {
         match (self.landed, self.stalled) {
-            (true, false) => Standing::Landing,
-            (true, true) => Standing::Stalled,
-            (false, true) => Standing::Idle,
-            (false, false) if self.stalls > 0 || self.lapses > 0 => Standing::Idle,
-            (false, false) => Standing::New,
+            (true, false) => ReceiverClass::Landing,
+            (true, true) => ReceiverClass::Stalled,
+            (false, true) => ReceiverClass::Idle,
+            (false, false) if self.stalls > 0 || self.expiries > 0 => ReceiverClass::Idle,
+            (false, false) => ReceiverClass::New,
         }
     }
 
-    /// As a receiver it has landed nothing of what it was last leased: others come first, whatever they hold.
+    /// As a receiver it has landed nothing of its latest leases: other receivers come first, whatever they hold.
     pub(super) fn is_doubtful(&self) -> bool {
-        self.stalls > 0 || self.lapses > 0 || self.gave_up > 0
+        self.stalls > 0 || self.expiries > 0 || self.gave_up > 0
     }
 
-    /// Leases that name it as the source and take a place. While there are idle newcomers among its receivers, the other newcomers
-    /// take half of the places at most, and share the room of the idle ones: most of them will be idle too.
-    fn places_taken(&self, policy: &Policy) -> usize {
-        let new = self.count(Standing::New);
-        let new = match self.count(Standing::Idle) {
+    /// Leases that name it as the source and take a place. While it has idle receivers, the new ones take half of the places at
+    /// most, and share the room of the idle ones, since most of them will be idle, too.
+    fn allocated(&self, policy: &Policy) -> usize {
+        let new = self.count(ReceiverClass::New);
+        let new = match self.count(ReceiverClass::Idle) {
             0 => new,
-            _ => new.min((self.places(policy, false) / 2).max(1)),
+            _ => new.min((self.capacity(policy, false) / 2).max(1)),
         };
-        self.count(Standing::Landing) + new
+        self.count(ReceiverClass::Landing) + new
     }
 
-    /// Whether one more lease to a receiver that has not shown that it lands any would leave a mirror a place for one that has.
+    /// Whether a lease to a receiver that has not shown that it lands pieces would leave a mirror a place for one that has.
     pub(super) fn has_room_to_try(&self, policy: &Policy) -> bool {
-        self.info.role == Role::Peer || self.places_taken(policy) + 1 < self.window
+        self.info.role == Role::Peer || self.allocated(policy) + 1 < self.concurrency
     }
 
-    /// The most leases that may ever name it as the source at once.
+    /// The most leases that may ever name it as the source and take a place.
     pub(super) fn serving_max(&self, policy: &Policy) -> usize {
         let uploads = match self.info.role {
             Role::Peer => policy.uploads_max + policy.queued_max,
@@ -202,72 +193,22 @@ impl MemberState {
         uploads as usize
     }
 
-    /// One of its uploads took `took`, where `usual` is usual among peers. A mirror gets more leases at once while it is no slower
-    /// than peers are, fewer when it is: its link may be much faster than theirs, or the only one that is full.
-    pub(super) fn note_pace(&mut self, took: Time, usual: Time, policy: &Policy) {
+    /// One of its uploads took `took`, where the swarm's lease time is `lease_time`. A mirror gets more leases at once while it
+    /// is no slower than peers are, and fewer when it is slower: its link may be much faster than theirs, or the only one that
+    /// is full.
+    pub(super) fn note_pace(&mut self, took: Time, lease_time: Time, policy: &Policy) {
         match self.info.role {
-            Role::Peer => self.slow = took > usual * policy.straggler_factor,
-            Role::Mirror if took < usual * 5 / 4 => self.window = (self.window + 1).min(self.serving_max(policy)),
-            Role::Mirror => self.window = (self.window - 1).max(policy.mirror_uploads_min as usize),
+            Role::Peer => self.slow = took > lease_time * policy.straggler_factor,
+            Role::Mirror if took < lease_time * 5 / 4 => {
+                self.concurrency = (self.concurrency + 1).min(self.serving_max(policy))
+            }
+            Role::Mirror => self.concurrency = (self.concurrency - 1).max(policy.mirror_uploads_min as usize),
         }
     }
 }
 
-/// With those to stalled receivers a source has at most so many times its leases.
+/// With its leases to stalled receivers a source has at most so many times `serving_max`.
 pub(super) const STALLED_FACTOR: usize = 2;
-
-/// Members that can reach each other.
-pub(super) struct Pool {
-    pub(super) name: String,
-    pub(super) members: usize,
-    /// Mirrors that are connected and not silent.
-    pub(super) mirrors: usize,
-    /// When a mirror last came or went.
-    pub(super) mirrors_changed: Time,
-    /// When one last brought anything new of a blob.
-    pub(super) progress_at: Time,
-    /// Since when a member has had to do without a mirror.
-    pub(super) lost_since: Option<Time>,
-}
-
-impl Pool {
-    pub(super) fn new(name: String) -> Self {
-        Self {
-            name,
-            members: 0,
-            mirrors: 0,
-            mirrors_changed: Time::ZERO,
-            progress_at: Time::ZERO,
-            lost_since: None,
-        }
-    }
-
-    /// A mirror came (back).
-    pub(super) fn gain_mirror(&mut self, now: Time) {
-        self.mirrors += 1;
-        self.mirrors_changed = now;
-        self.lost_since = None;
-    }
-
-    /// A mirror left or fell silent.
-    pub(super) fn lose_mirror(&mut self, now: Time) {
-        self.mirrors -= 1;
-        self.mirrors_changed = now;
-        self.miss_mirror(now);
-    }
-
-    /// Starts the grace if there is no mirror and it has not started yet.
-    pub(super) fn miss_mirror(&mut self, now: Time) {
-        if self.mirrors == 0 {
-            self.lost_since.get_or_insert(now);
-        }
-    }
-
-    /// No mirror, for longer than streams wait for one.
-    pub(super) fn is_on_its_own(&self, now: Time, grace: Time) -> bool {
-        self.lost_since.is_some_and(|since| now >= since + grace)
-    }
-}
 
 /// FNV-1a, 64 bits.
 fn fnv1a(text: &str) -> u64 {
@@ -276,7 +217,7 @@ fn fnv1a(text: &str) -> u64 {
     })
 }
 
-/// Blobs of which a member's accusations are counted: more than it may want at once for long.
+/// Blobs for which a member's reports are counted: more than it may want at once for long.
 const ACCUSED_BLOBS_MAX: NonZeroUsize = NonZeroUsize::new(256).expect("not 0");
 
 #[cfg(test)]
@@ -286,18 +227,18 @@ mod tests {
     #[test]
     fn a_mirror_that_keeps_up_with_peers_gets_more_to_do() {
         let mut site = testing::Site::new(1, 1);
-        let usual = Time::from_millis(100);
+        let lease_time = Time::from_millis(100);
         let policy = site.brain.policy.clone();
         let slot = site.brain.ids[&testing::MIRROR];
         let mirror = &mut site.brain.members[slot];
         for _ in 0..200 {
-            mirror.note_pace(usual, usual, &policy);
+            mirror.note_pace(lease_time, lease_time, &policy);
         }
-        assert_eq!(mirror.window, policy.mirror_uploads_max as usize);
+        assert_eq!(mirror.concurrency, policy.mirror_uploads_max as usize);
         for _ in 0..200 {
-            mirror.note_pace(usual * 2, usual, &policy);
+            mirror.note_pace(lease_time * 2, lease_time, &policy);
         }
-        assert_eq!(mirror.window, policy.mirror_uploads_min as usize);
+        assert_eq!(mirror.concurrency, policy.mirror_uploads_min as usize);
     }
 
     #[test]

@@ -1,25 +1,28 @@
-//! Events that go into the brain, and commands that come out of it.
+//!
+//! Messages of the brain: events go in, commands come out.
+//!
+//! Invariant: an id is never used again while the brain lives.
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
 use piecemeal_proto::{Digest, FillId, NodeId, PieceMap, PieceSet, SignedPieceHashes};
 
-/// Since an arbitrary start; never runs backwards.
+/// Time since an arbitrary start. It never runs backwards.
 pub type Time = Duration;
 
-/// One connection of a daemon. Never used again for another connection while the brain lives.
+/// Id of one connection of a daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MemberId(pub u32);
 
-/// One order to fetch. Never used again while the brain lives; another brain starts elsewhere.
+/// Id of one lease. Another brain starts with other ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseId(pub u64);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Takes pieces and gives them.
+    /// Fetches pieces and serves them.
     Peer,
-    /// Only gives them; its word for fills and hashes is the authority's.
+    /// Only serves them. Its statements of fills and hashes are the authority's.
     Mirror,
 }
 
@@ -27,7 +30,8 @@ pub enum Role {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
     pub node: NodeId,
-    /// It has signed: it is the node. The id of one that has not is its word alone, and what it does is not held against the node.
+    /// The daemon signed its hello, which proves its node id. Without a signature the id is a mere claim, and what the daemon
+    /// does is not held against the node.
     pub signed: bool,
     pub role: Role,
     /// Members of different pools cannot reach each other.
@@ -38,7 +42,7 @@ pub struct Member {
     pub features: Features,
 }
 
-/// What may be commanded of a member beyond what every release understands.
+/// Commands that the daemon understands beyond those that every release does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Features {
     /// [`Command::PieceHashes`].
@@ -49,7 +53,7 @@ pub struct Features {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Replaces an older connection of the same node.
+    /// A daemon connected. It replaces an older connection of the same node.
     Joined {
         member: MemberId,
         info: Member,
@@ -57,27 +61,27 @@ pub enum Event {
     Left {
         member: MemberId,
     },
-    /// Any message, an empty heartbeat too.
+    /// Any message of the daemon, an empty heartbeat too.
     Heard {
         member: MemberId,
     },
-    /// It wants the blob and already holds the pieces `have` of `fill`. Repeated: the truth as of now.
-    /// A peer that knows of no fill says `FillId(0)`. From a mirror it only states fill, map and pieces.
+    /// The member wants the blob and already holds the pieces `have` of `fill`. A repeated want replaces the earlier one. A
+    /// peer that knows of no fill states `FillId(0)`. A mirror wants nothing: its want states fill, map and pieces alone.
     Want {
         member: MemberId,
         digest: Digest,
         map: PieceMap,
         fill: FillId,
         have: PieceSet,
-        /// It has room for these alone; `None`: for all.
+        /// The pieces that it has room for; `None`: all.
         window: Option<Range<u32>>,
     },
-    /// It does not want the blob any more; it may go on serving what it holds.
+    /// The member does not want the blob any more; it may go on serving the pieces that it holds.
     Unwant {
         member: MemberId,
         digest: Digest,
     },
-    /// It holds the verified pieces from `first`, one a hash.
+    /// The member holds the verified pieces from `first`, one for each hash.
     Have {
         member: MemberId,
         digest: Digest,
@@ -86,12 +90,12 @@ pub enum Event {
         first: u32,
         hashes: Vec<Option<[u8; 32]>>,
     },
-    /// It holds the whole verified blob, which is good under any fill.
+    /// The member holds the whole verified blob, which is good under any fill.
     Complete {
         member: MemberId,
         digest: Digest,
     },
-    /// It holds nothing of the blob any more.
+    /// The member holds nothing of the blob any more.
     Lost {
         member: MemberId,
         digest: Digest,
@@ -102,7 +106,7 @@ pub enum Event {
         digest: Digest,
         fill: FillId,
     },
-    /// By a mirror: that download was bad.
+    /// By a mirror: this fill was bad.
     Revoke {
         member: MemberId,
         digest: Digest,
@@ -119,7 +123,7 @@ pub enum Event {
         member: MemberId,
         list: Arc<SignedPieceHashes>,
     },
-    /// By the receiver.
+    /// By the receiver of the lease.
     LeaseEnded {
         member: MemberId,
         lease: LeaseId,
@@ -146,7 +150,7 @@ pub enum Outcome {
     Corrupt { piece: u32 },
     /// The source does not hold the piece.
     Missing { piece: u32 },
-    /// The source would not serve.
+    /// The source refused to serve.
     Refused,
     /// The receiver itself gave up.
     Cancelled,
@@ -158,7 +162,7 @@ pub enum Command {
         to: MemberId,
         lease: Lease,
     },
-    /// Stop fetching; whatever has landed stays. Not answered, though a `LeaseEnded` may be on its way.
+    /// Stop to fetch; pieces that have landed stay. The receiver does not answer, though a `LeaseEnded` may be on its way.
     Cancel {
         to: MemberId,
         lease: LeaseId,
@@ -168,33 +172,33 @@ pub enum Command {
         digest: Digest,
         fill: FillId,
     },
-    /// Report `Have`, with hashes, for all that you hold of the blob.
+    /// Report `Have`, with hashes, for all pieces that you hold of the blob.
     Describe {
         to: MemberId,
         digest: Digest,
     },
-    /// Drop these pieces of the fill, whether or not they have landed; then say again what you hold (`Want`).
+    /// Drop these pieces of the fill, whether or not they have landed; then report what you hold in a `Want`.
     Drop {
         to: MemberId,
         digest: Digest,
         fill: FillId,
         pieces: Arc<[Range<u32>]>,
     },
-    /// For a member that wants or holds the blob: to be kept beside it.
+    /// To keep beside the blob, which the member wants or holds.
     PieceHashes {
         to: MemberId,
         list: Arc<SignedPieceHashes>,
     },
 }
 
-/// A peer whose word for a piece's hash was used, until the authority stated another.
+/// A peer whose claim for a piece's hash was used, until the authority stated another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conviction {
     pub node: NodeId,
     /// As [`Member::signed`].
     pub signed: bool,
     pub digest: Digest,
-    /// The first such piece.
+    /// The first piece with a wrong hash.
     pub piece: u32,
 }
 
@@ -203,14 +207,14 @@ pub struct Conviction {
 pub struct Lease {
     pub id: LeaseId,
     pub digest: Digest,
-    /// The fill in force and its cut: a receiver that holds pieces of another drops them.
+    /// The fill in force and its cut: a receiver drops the pieces that it holds of another fill.
     pub fill: FillId,
     pub map: PieceMap,
     pub first: u32,
     pub count: u32,
     pub source: Source,
     pub priority: Priority,
-    /// One a piece, all known unless the source is upstream.
+    /// One for each piece; all are known unless the source is upstream.
     pub hashes: Vec<Option<[u8; 32]>>,
 }
 

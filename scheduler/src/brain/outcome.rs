@@ -1,14 +1,14 @@
-//! How leases end, and what follows for their sources.
+//! Outcome of leases: how they end, and the consequences for their sources and receivers.
 //!
-//! Invariant: whatever the outcome, what has not landed is missing again before anything is matched.
+//! Invariant: whatever the outcome, pieces that have not landed are missing again before anything is matched.
 
 use piecemeal_proto::Digest;
 
-use super::{Brain, Command, LeaseId, MemberId, Outcome, lease_table::LeaseState};
+use super::{Brain, Command, LeaseId, MemberId, Outcome, lease_table::LeaseState, lease_time};
 
 impl Brain {
     pub(super) fn ended(&mut self, member: MemberId, id: LeaseId, outcome: Outcome, out: &mut Vec<Command>) {
-        let Some(slot) = self.hear(member) else {
+        let Some(slot) = self.note_heard(member) else {
             return;
         };
         if self.leases.get(id).is_none_or(|lease| lease.receiver != slot) {
@@ -17,29 +17,31 @@ impl Brain {
         if outcome == Outcome::Done {
             self.land(id);
         }
-        let Some((lease, _)) = self.take_back(id) else {
+        let Some((lease, _)) = self.remove_lease(id) else {
             return;
         };
-        self.note_usual(slot, self.now - lease.granted, outcome);
+        self.note_lease_time(slot, self.now - lease.issued_at, outcome);
         if outcome == Outcome::Cancelled {
-            self.note_given_up(slot, lease.granted);
+            self.note_given_up(slot, lease.issued_at);
         }
         let Some(source) = lease.source else {
             if outcome != Outcome::Done && outcome != Outcome::Cancelled {
                 let state = &mut self.swarms[lease.swarm];
-                state.seats[lease.seat].upstream.strike(self.now, &self.policy);
-                self.retire_from_upstream(lease.swarm, lease.seat, out);
+                state.members[lease.index]
+                    .upstream_backoff
+                    .strike(self.now, &self.policy);
+                self.retire_from_upstream(lease.swarm, lease.index, out);
             }
             return;
         };
-        let asides = &mut self.members[source].asides;
+        let source_backoff = &mut self.members[source].source_backoff;
         match outcome {
-            Outcome::Done => asides.serve(member),
+            Outcome::Done => source_backoff.serve(member),
             Outcome::Cancelled => {}
-            Outcome::Unreachable | Outcome::Stalled => asides.accuse(member, self.now, &self.policy),
-            Outcome::Refused => asides.strike(member, self.now, &self.policy),
-            Outcome::Missing { piece } => self.strike_piece(&lease, source, piece),
-            Outcome::Corrupt { piece } => self.convict(&lease, source, piece, out),
+            Outcome::Unreachable | Outcome::Stalled => source_backoff.accuse(member, self.now, &self.policy),
+            Outcome::Refused => source_backoff.strike(member, self.now, &self.policy),
+            Outcome::Missing { piece } => self.report_missing(&lease, source, piece),
+            Outcome::Corrupt { piece } => self.report_corrupt(&lease, source, piece, out),
         }
     }
 
@@ -48,8 +50,9 @@ impl Brain {
         let Some(lease) = self.leases.get(id) else {
             return;
         };
-        let (receiver, granted) = (lease.receiver, lease.granted);
-        if self.members[receiver].landed_at <= granted || lease.run.pieces().any(|piece| self.is_leased(lease, piece)) {
+        let (receiver, issued_at) = (lease.receiver, lease.issued_at);
+        if self.members[receiver].landed_at <= issued_at || lease.run.pieces().any(|piece| self.is_leased(lease, piece))
+        {
             self.note_landing(receiver);
         }
         let Some(lease) = self.leases.get(id) else {
@@ -57,34 +60,33 @@ impl Brain {
         };
         let state = &mut self.swarms[lease.swarm];
         for piece in lease.run.pieces() {
-            state.gain(lease.seat, piece, self.now);
+            state.gain(lease.index, piece, self.now);
         }
-        let seat = &mut state.seats[lease.seat];
-        seat.stolen = seat.stolen.saturating_sub(1);
+        let member = &mut state.members[lease.index];
+        member.stolen = member.stolen.saturating_sub(1);
         let Some(source) = lease.source else {
             return;
         };
-        if lease.granted < self.awake_since {
+        if lease.issued_at < self.awake_since {
             return;
         }
-        let took = self.now - lease.granted;
+        let took = self.now - lease.issued_at;
         let member = &mut self.members[source];
-        if let Some(usual) = state.usual {
-            member.note_pace(took, usual, &self.policy);
+        if let Some(lease_time) = state.lease_time {
+            member.note_pace(took, lease_time, &self.policy);
         }
         if !member.is_mirror() {
-            let usual = state.usual.unwrap_or(took);
-            state.usual = Some(usual - usual / USUAL_WEIGHT + took / USUAL_WEIGHT);
+            state.lease_time = Some(lease_time::smoothed(state.lease_time, took));
         }
     }
 
     fn is_leased(&self, lease: &LeaseState, piece: u32) -> bool {
-        self.swarms[lease.swarm].seats[lease.seat].leased.contains(piece)
+        self.swarms[lease.swarm].members[lease.index].leased.contains(piece)
     }
 
-    /// The source does not hold a piece that it claimed.
-    fn strike_piece(&mut self, lease: &LeaseState, source: u32, piece: u32) {
-        let Some(&seat) = self.members[source].seats.get(&lease.swarm) else {
+    /// The source does not hold a piece that it said it holds: it has only the others.
+    fn report_missing(&mut self, lease: &LeaseState, source: u32, piece: u32) {
+        let Some(&index) = self.members[source].swarms.get(&lease.swarm) else {
             return;
         };
         if !lease.run.contains(piece) {
@@ -92,34 +94,36 @@ impl Brain {
         }
         let covered = self.is_covered(source, lease.swarm, piece);
         let state = &mut self.swarms[lease.swarm];
-        if state.seats[seat].complete {
-            state.spell_out(seat, self.now);
+        if state.members[index].complete {
+            state.unmark_complete(index, self.now);
         }
-        state.lose(seat, piece, covered);
-        self.touch(lease.swarm, seat);
-        self.tidy(lease.swarm, seat);
+        state.lose(index, piece, covered);
+        self.requeue(lease.swarm, index);
+        self.remove_if_vacant(lease.swarm, index);
     }
 
-    /// The source sent other bytes than it claimed. A peer is believed a few such reports: with more, one liar could take every
-    /// source from the others. A mirror, which verifies what it holds, is only left alone by this receiver; so is a source whose
-    /// bytes differ from what another peer claims.
-    fn convict(&mut self, lease: &LeaseState, source: u32, piece: u32, out: &mut Vec<Command>) {
+    /// The source sent other bytes than the hash says. The brain believes a few such reports of a peer: with more, one liar
+    /// could take every source from the others. Only this receiver stops to use a mirror, which verifies what it holds, and a
+    /// source whose bytes differ from what another peer claims.
+    fn report_corrupt(&mut self, lease: &LeaseState, source: u32, piece: u32, out: &mut Vec<Command>) {
         let accuser = self.members[lease.receiver].id;
-        self.members[source].asides.strike(accuser, self.now, &self.policy);
+        self.members[source]
+            .source_backoff
+            .strike(accuser, self.now, &self.policy);
         let id = self.members[source].id;
         let is_claimants_fault = lease.run.contains(piece) && self.doubt_claim(lease.swarm, id, piece);
-        let Some(&seat) = self.members[source].seats.get(&lease.swarm) else {
+        let Some(&index) = self.members[source].swarms.get(&lease.swarm) else {
             return;
         };
         let digest = self.swarms[lease.swarm].digest;
         if is_claimants_fault || self.members[source].is_mirror() || !self.may_accuse(lease.receiver, digest) {
             return;
         }
-        self.expel(lease.swarm, seat, out);
+        self.expel(lease.swarm, index, out);
     }
 
-    /// Counts a report by which a source is left alone. The count is the member's and the blob's: one that gives the blob up and
-    /// wants it again has said no less.
+    /// Counts a report by which a source is expelled; says whether it is believed. The count is per member and blob: a member
+    /// that gives the blob up and wants it again keeps its count.
     pub(super) fn may_accuse(&mut self, accuser: u32, digest: Digest) -> bool {
         let count = self.members[accuser].accusations.get_or_insert_mut(digest, || 0);
         let may = *count < self.policy.accusations_max;
@@ -127,9 +131,6 @@ impl Brain {
         may
     }
 }
-
-/// One in so many parts of the usual lease time is the latest lease's.
-const USUAL_WEIGHT: u32 = 8;
 
 #[cfg(test)]
 mod tests {
@@ -251,7 +252,7 @@ mod tests {
     #[test]
     fn a_piece_that_a_whole_blob_lacks_is_struck_too() {
         let mut site = Site::new(3, 2);
-        site.brain.policy.word_patience = Time::ZERO;
+        site.brain.policy.claim_patience = Time::ZERO;
         site.complete(peer(2));
         site.want(peer(1), []);
         site.have(peer(2), 0..3);
@@ -259,7 +260,11 @@ mod tests {
         site.end(peer(1), lease.id, Outcome::Missing { piece: 1 });
         site.end(peer(1), lease.id, Outcome::Missing { piece: 9 });
         let (_, swarm) = site.brain.swarms.iter().next().unwrap();
-        let held = swarm.seats.iter().map(|(_, seat)| seat).find(|seat| seat.member == 1);
+        let held = swarm
+            .members
+            .iter()
+            .map(|(_, member)| member)
+            .find(|member| member.slot == 1);
         assert_eq!(held.unwrap().have.iter().collect::<Vec<_>>(), [0, 2]);
     }
 }

@@ -1,260 +1,207 @@
-//! Matching: sources with room find receivers, receivers with room find sources.
+//! Placement: sources with room find receivers, receivers with room find sources.
 //!
-//! Invariant: no source ever has more leases than its uploads and queue allow, no receiver more than its depth.
+//! Invariant: no source ever has more leases than its uploads and queue allow, and no receiver more than `leases_deep`.
 
 use super::{
-    Brain, Command, Priority, Time,
-    member::Standing,
-    run::{Pairing, Run, patience},
-    sample_set::SampleSet,
+    Brain, Command, Priority, pairing::PieceSelection, receiver_class::ReceiverClass, run::Run, sample_set::SampleSet,
     swarm::Swarm,
 };
 
-/// What a source may be asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Choice {
-    /// What no peer has or is being sent: a mirror's first duty.
-    Inject,
-    /// The rarest; of a mirror only what the swarm has had its time to pass on.
-    Rarest,
-    /// What a client waits for.
-    Piece(u32),
-}
-
 impl Brain {
-    /// Finds receivers for a source while it has room, in `swarm` first, then in the others in which it sits, in turn.
-    pub(super) fn give(&mut self, giver: u32, swarm: u32, out: &mut Vec<Command>) {
-        let mirror = self.members.get(giver).is_some_and(|member| member.is_mirror());
-        let choices: &[Choice] = if mirror {
-            &[Choice::Inject, Choice::Rarest]
+    /// Finds receivers for a source while it has room, in `swarm` first, then in its other swarms, in turn.
+    pub(super) fn find_receivers(&mut self, source_slot: u32, swarm: u32, out: &mut Vec<Command>) {
+        let mirror = self.members.get(source_slot).is_some_and(|member| member.is_mirror());
+        let selections: &[PieceSelection] = if mirror {
+            &[PieceSelection::Inject, PieceSelection::Rarest]
         } else {
-            &[Choice::Rarest]
+            &[PieceSelection::Rarest]
         };
-        for &choice in choices {
+        for &selection in selections {
             let mut swarm = Some(swarm);
             let mut misses = 0;
             while let Some(tried) = swarm
                 && misses < SWARMS_SAMPLED
-                && self.has_room(giver, false)
+                && self.has_room(source_slot, false)
             {
-                if !self.give_once(giver, tried, choice, out) {
+                if !self.lease_in_swarm(source_slot, tried, selection, out) {
                     misses += 1;
-                    swarm = self.next_swarm(giver);
+                    swarm = self.next_swarm(source_slot);
                 }
             }
         }
     }
 
-    /// The swarm whose turn it is at a source; forgets those that no member wants any more.
-    fn next_swarm(&mut self, giver: u32) -> Option<u32> {
+    /// The swarm whose turn it is at a source; forgets the swarms that no member wants any more.
+    fn next_swarm(&mut self, source_slot: u32) -> Option<u32> {
         for _ in 0..SWARMS_SAMPLED {
-            let member = &mut self.members[giver];
+            let member = &mut self.members[source_slot];
             let next = member
-                .live
-                .range(member.turn + 1..)
+                .live_swarms
+                .range(member.last_swarm + 1..)
                 .next()
-                .or_else(|| member.live.first());
+                .or_else(|| member.live_swarms.first());
             let &swarm = next?;
-            member.turn = swarm;
-            if member.seats.contains_key(&swarm) && self.swarms[swarm].is_live() {
+            member.last_swarm = swarm;
+            if member.swarms.contains_key(&swarm) && self.swarms[swarm].is_live() {
                 return Some(swarm);
             }
-            self.members[giver].live.remove(&swarm);
+            self.members[source_slot].live_swarms.remove(&swarm);
         }
         None
     }
 
-    fn give_once(&mut self, giver: u32, swarm: u32, choice: Choice, out: &mut Vec<Command>) -> bool {
-        let Some(&source) = self.members[giver].seats.get(&swarm) else {
+    fn lease_in_swarm(
+        &mut self,
+        source_slot: u32,
+        swarm: u32,
+        selection: PieceSelection,
+        out: &mut Vec<Command>,
+    ) -> bool {
+        let Some(&source) = self.members[source_slot].swarms.get(&swarm) else {
             return false;
         };
         let state = &self.swarms[swarm];
         if !state.is_live() || !state.sources.contains(source) {
             return false;
         }
-        if self.give_waiting((swarm, source), out) {
+        if self.lease_to_waiting((swarm, source), out) {
             return true;
         }
-        if self.members[giver].count(Standing::Idle) == 0 {
-            return self.give_sampled(giver, (swarm, source), &[|state| &state.hungry], choice, out);
+        if self.members[source_slot].count(ReceiverClass::Idle) == 0 {
+            return self.lease_to_sampled(
+                source_slot,
+                (swarm, source),
+                &[|state| &state.receivers],
+                selection,
+                out,
+            );
         }
-        self.give_sampled(
-            giver,
+        self.lease_to_sampled(
+            source_slot,
             (swarm, source),
-            &[|state| &state.landing, |state| &state.new],
-            choice,
+            &[|state| &state.landing_receivers, |state| &state.new_receivers],
+            selection,
             out,
-        ) || self.give_sampled(giver, (swarm, source), &[|state| &state.idle], choice, out)
+        ) || self.lease_to_sampled(
+            source_slot,
+            (swarm, source),
+            &[|state| &state.idle_receivers],
+            selection,
+            out,
+        )
     }
 
-    /// Gives to the first that can be served of a sample of each roll.
-    fn give_sampled(
+    /// Leases from the source to the best receiver of a sample of each set that it can serve.
+    fn lease_to_sampled(
         &mut self,
-        giver: u32,
+        source_slot: u32,
         (swarm, source): (u32, u32),
-        rolls: &[fn(&Swarm) -> &SampleSet],
-        choice: Choice,
+        sets: &[fn(&Swarm) -> &SampleSet],
+        selection: PieceSelection,
         out: &mut Vec<Command>,
     ) -> bool {
         let mut sampled = Vec::new();
-        for roll in rolls {
-            self.sample(swarm, *roll, &mut sampled);
+        for set in sets {
+            self.sample(swarm, *set, &mut sampled);
         }
         let state = &self.swarms[swarm];
         let pieces = state.pieces();
-        let zone = state.seats[source].zone;
-        // Equals come as the sample has them: by their seats, the first to come would always be the first.
+        let zone = state.members[source].zone;
+        // Equals come in the order of the sample: by index, the first to join would always come first.
         let mut ranked: Vec<(bool, bool, u32, bool, usize, u32)> = sampled
             .into_iter()
             .enumerate()
             .map(|(place, receiver)| {
-                let seat = &state.seats[receiver];
-                // Every receiver waits for a piece that only a slow uplink has.
-                let slow = choice == Choice::Inject && self.members[seat.member].slow;
-                let rank = seat.rank(pieces, self.now, self.policy.aging);
-                let doubtful = self.members[seat.member].is_doubtful();
-                (doubtful, slow, rank, seat.zone != zone, place, receiver)
+                let member = &state.members[receiver];
+                // A piece that only a slow uplink has keeps every receiver waiting.
+                let slow = selection == PieceSelection::Inject && self.members[member.slot].slow;
+                let rank = member.rank(pieces, self.now, self.policy.aging);
+                let doubtful = self.members[member.slot].is_doubtful();
+                (doubtful, slow, rank, member.zone != zone, place, receiver)
             })
             .collect();
         while let Some((.., receiver)) = take_least(&mut ranked) {
-            if let Some(run) = self.match_pair(swarm, source, receiver, choice) {
-                self.grant((swarm, receiver), Some(giver), run, Priority::Normal, out);
+            if let Some(run) = self.match_pair(swarm, source, receiver, selection) {
+                self.issue_lease((swarm, receiver), Some(source_slot), run, Priority::Normal, out);
                 return true;
             }
         }
         false
     }
 
-    /// As many seats of a roll as one event looks at, from a random one on.
-    pub(super) fn sample(&mut self, swarm: u32, roll: fn(&Swarm) -> &SampleSet, into: &mut Vec<u32>) {
-        let roll = roll(&self.swarms[swarm]);
-        let start = self.dice.below(roll.len());
-        let seats = roll.as_slice().iter().cycle().skip(start);
-        into.extend(seats.take(self.policy.receivers_sampled.min(roll.len())));
+    /// Samples as many members of a set as one event looks at, from a random one on.
+    pub(super) fn sample(&mut self, swarm: u32, set: fn(&Swarm) -> &SampleSet, into: &mut Vec<u32>) {
+        let set = set(&self.swarms[swarm]);
+        let start = self.rng.below(set.len());
+        let members = set.as_slice().iter().cycle().skip(start);
+        into.extend(members.take(self.policy.receivers_sampled.min(set.len())));
     }
 
     /// Finds sources for a receiver while it has room.
-    pub(super) fn supply(&mut self, swarm: u32, seat: u32, out: &mut Vec<Command>) {
-        while self.supply_waiting(swarm, seat, out) || self.supply_once(swarm, seat, out) {}
+    pub(super) fn find_sources(&mut self, swarm: u32, index: u32, out: &mut Vec<Command>) {
+        while self.lease_waited_for(swarm, index, out) || self.lease_from_source(swarm, index, out) {}
     }
 
-    fn supply_once(&mut self, swarm: u32, seat: u32, out: &mut Vec<Command>) -> bool {
-        if !self.swarms.get(swarm).is_some_and(|state| state.hungry.contains(seat)) {
+    fn lease_from_source(&mut self, swarm: u32, index: u32, out: &mut Vec<Command>) -> bool {
+        if !self
+            .swarms
+            .get(swarm)
+            .is_some_and(|state| state.receivers.contains(index))
+        {
             return false;
         }
         let found = self
-            .pick_source(swarm, seat, Choice::Inject, true)
-            .or_else(|| self.pick_source(swarm, seat, Choice::Rarest, true))
-            .or_else(|| self.pick_source(swarm, seat, Choice::Rarest, false));
+            .pick_source(swarm, index, PieceSelection::Inject, true)
+            .or_else(|| self.pick_source(swarm, index, PieceSelection::Rarest, true))
+            .or_else(|| self.pick_source(swarm, index, PieceSelection::Rarest, false));
         match found {
             Some((source, run)) => {
-                self.grant((swarm, seat), Some(source), run, Priority::Normal, out);
+                self.issue_lease((swarm, index), Some(source), run, Priority::Normal, out);
                 true
             }
-            None => self.supply_from_upstream(swarm, seat, out),
+            None => self.lease_from_upstream(swarm, index, out),
         }
     }
 
-    /// A mirror, or the nearest and least busy peer of a sample, that can serve the receiver.
+    /// A mirror, or the nearest and least busy peer of a sample, that can serve the receiver; with the pieces to fetch.
     pub(super) fn pick_source(
         &mut self,
         swarm: u32,
         receiver: u32,
-        choice: Choice,
+        selection: PieceSelection,
         mirrors: bool,
     ) -> Option<(u32, Run)> {
         let state = &self.swarms[swarm];
-        let urgent = matches!(choice, Choice::Piece(_));
+        let urgent = matches!(selection, PieceSelection::Piece(_));
         let mut sample: Vec<(bool, usize, u32)> = if mirrors {
             state.mirrors.iter().map(|&source| (false, 0, source)).collect()
         } else {
-            let zone = state.seats[receiver].zone;
-            let start = self.dice.below(state.sources.len());
+            let zone = state.members[receiver].zone;
+            let start = self.rng.below(state.sources.len());
             let sample = state.sources.as_slice().iter().cycle().skip(start);
             sample
                 .take(self.policy.sources_sampled.min(state.sources.len()))
-                .filter(|&&source| !state.seats[source].mirror)
-                .filter(|&&source| self.has_room(state.seats[source].member, urgent))
+                .filter(|&&source| !state.members[source].mirror)
+                .filter(|&&source| self.has_room(state.members[source].slot, urgent))
                 .map(|&source| {
-                    let member = &self.members[state.seats[source].member];
-                    (state.seats[source].zone != zone, member.serving.len(), source)
+                    let member = &self.members[state.members[source].slot];
+                    (state.members[source].zone != zone, member.serving.len(), source)
                 })
                 .collect()
         };
         while let Some((_, _, source)) = take_least(&mut sample) {
-            let giver = self.swarms[swarm].seats[source].member;
-            if self.has_room(giver, urgent)
-                && let Some(run) = self.match_pair(swarm, source, receiver, choice)
+            let source_slot = self.swarms[swarm].members[source].slot;
+            if self.has_room(source_slot, urgent)
+                && let Some(run) = self.match_pair(swarm, source, receiver, selection)
             {
-                return Some((giver, run));
+                return Some((source_slot, run));
             }
         }
         None
     }
-
-    /// What the receiver should take from the source, if the two may be matched at all.
-    pub(super) fn match_pair(&mut self, swarm: u32, source: u32, receiver: u32, choice: Choice) -> Option<Run> {
-        let state = &self.swarms[swarm];
-        let (giving, taking) = (&state.seats[source], &state.seats[receiver]);
-        let urgent = usize::from(matches!(choice, Choice::Piece(_)));
-        let member = &self.members[taking.member];
-        if giving.member == taking.member
-            || !state.sources.contains(source)
-            || !self.is_usable(taking.member)
-            || member.fetching.len() >= self.policy.leases_max as usize + urgent
-            || !self.may_take(taking.member, urgent > 0)
-            || !(member.proven || urgent > 0 || self.members[giving.member].has_room_to_try(&self.policy))
-            || !self.has_room_for(giving.member, taking.member)
-            || self.members[giving.member].asides.between(member.id, self.now)
-        {
-            return None;
-        }
-        let fill = state.fill.as_ref()?;
-        let pairing = Pairing {
-            fill,
-            source: giving,
-            receiver: taking,
-            run_max: u32::try_from(self.policy.lease_bytes_max / fill.map.piece_bytes())
-                .unwrap_or(u32::MAX)
-                .max(1),
-        };
-        let patience = patience(state.usual, state.wanting);
-        let ripe = |piece, patience| {
-            !giving.mirror || fill.is_scarce(piece) || fill.out_since(piece) <= self.now.saturating_sub(patience)
-        };
-        match choice {
-            Choice::Piece(piece) => pairing
-                .at(piece)
-                .filter(|_| ripe(piece, patience.min(WAITING_PATIENCE))),
-            Choice::Inject if state.complete_peers > 0 => None,
-            Choice::Inject => pairing.scarcest(),
-            Choice::Rarest => {
-                let start = self.dice.next();
-                pairing.rarest(start, self.policy.pieces_sampled, |piece| ripe(piece, patience))
-            }
-        }
-    }
-
-    /// Whether a source's room is for this receiver: those that do nothing with their leases get what the others leave.
-    fn has_room_for(&self, giver: u32, taker: u32) -> bool {
-        let giving = &self.members[giver];
-        match self.members[taker].standing() {
-            Standing::Idle => giving.has_room_for_idle(&self.policy),
-            _ => !giving.is_full(&self.policy) || self.overtaken_by(taker, giver).is_some(),
-        }
-    }
-
-    /// Whether one more lease may name the member as its source.
-    pub(super) fn has_room(&self, slot: u32, urgent: bool) -> bool {
-        self.members
-            .get(slot)
-            .is_some_and(|member| member.has_room(&self.policy, urgent))
-            && self.is_usable(slot)
-            && !self.members[slot].asides.for_all(self.now)
-    }
 }
 
-/// The first is nearly always taken, so sorting all of them would be a waste.
+/// Takes the least out. The first match nearly always succeeds, so sorting all would be a waste.
 fn take_least<T: Ord>(sample: &mut Vec<T>) -> Option<T> {
     let least = (0..sample.len()).min_by_key(|&index| &sample[index])?;
     Some(sample.swap_remove(least))
@@ -262,10 +209,6 @@ fn take_least<T: Ord>(sample: &mut Vec<T>) -> Option<T> {
 
 /// Swarms that a source with room looks at in one event.
 const SWARMS_SAMPLED: usize = 8;
-
-/// How long the swarm gets at most to pass on what a client waits for: with the second before its report, well below the 5 s in
-/// which it must get something.
-const WAITING_PATIENCE: Time = Time::from_secs(1);
 
 #[cfg(test)]
 mod tests {
@@ -289,7 +232,7 @@ mod tests {
             if is_from(&lease, MIRROR) {
                 injected.push(lease.first);
             }
-            site.now += super::Time::from_millis(10);
+            site.now += super::super::Time::from_millis(10);
             site.end(to, lease.id, Outcome::Done);
             leases.extend(site.leases());
         }
@@ -329,7 +272,7 @@ mod tests {
         site.want(peer(2), []);
         let swarm = site.brain.digests[&(site.brain.members[0].pool, site.digest)];
         let state = &site.brain.swarms[swarm];
-        assert_eq!((state.new.len(), state.landing.len()), (1, 1));
+        assert_eq!((state.new_receivers.len(), state.landing_receivers.len()), (1, 1));
     }
 
     #[test]
@@ -402,7 +345,7 @@ mod tests {
         };
         site.event(Event::Joined { member: peer(9), info });
         site.want(peer(9), []);
-        site.pass(super::Time::from_millis(200), &[]);
+        site.pass(super::super::Time::from_millis(200), &[]);
         assert!(site.leases().is_empty());
         assert_eq!(site.brain.status().swarms.len(), 1);
     }

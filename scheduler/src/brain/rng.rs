@@ -1,6 +1,7 @@
-//! The brain's own seeded random numbers (SplitMix64).
+//! Seeded random number generator of the brain (SplitMix64).
 //!
-//! Not `rand`: a seed that once found a bug must replay it after every upgrade, and `rand` promises no stable values.
+//! Invariant: a seed yields the same numbers in every release. `rand` does not promise that, and a seed that once found a bug
+//! must replay it after every upgrade.
 
 /// Random numbers that depend on the seed and on how many were drawn.
 pub(super) struct Rng(u64);

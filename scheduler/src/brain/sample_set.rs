@@ -1,10 +1,13 @@
-//! A set of seat numbers that can be sampled in constant time.
+//!
+//! Set of indexes that can be sampled in constant time.
+//!
+//! Invariant: equal histories give equal lists.
 
-/// An unordered list with each number's place in it; equal histories give equal lists.
+/// An unordered list, with the place of each index in it.
 #[derive(Default)]
 pub(super) struct SampleSet {
     list: Vec<u32>,
-    /// Place in `list` by seat; [`ABSENT`] when it is not there.
+    /// Place in `list` by index; [`ABSENT`] when it is not there.
     places: Vec<u32>,
 }
 
@@ -21,24 +24,24 @@ impl SampleSet {
         self.list.is_empty()
     }
 
-    pub(super) fn contains(&self, seat: u32) -> bool {
-        self.places.get(seat as usize).is_some_and(|&place| place != ABSENT)
+    pub(super) fn contains(&self, index: u32) -> bool {
+        self.places.get(index as usize).is_some_and(|&place| place != ABSENT)
     }
 
-    /// Puts `seat` in or takes it out.
-    pub(super) fn set(&mut self, seat: u32, present: bool) {
-        let index = seat as usize;
-        if present == self.contains(seat) {
+    /// Puts `index` in or takes it out.
+    pub(super) fn set(&mut self, index: u32, present: bool) {
+        let at = index as usize;
+        if present == self.contains(index) {
             return;
         }
         if present {
-            if self.places.len() <= index {
-                self.places.resize(index + 1, ABSENT);
+            if self.places.len() <= at {
+                self.places.resize(at + 1, ABSENT);
             }
-            self.places[index] = u32::try_from(self.list.len()).expect("seats are u32");
-            self.list.push(seat);
+            self.places[at] = u32::try_from(self.list.len()).expect("indexes are u32");
+            self.list.push(index);
         } else {
-            let place = std::mem::replace(&mut self.places[index], ABSENT);
+            let place = std::mem::replace(&mut self.places[at], ABSENT);
             self.list.swap_remove(place as usize);
             if let Some(&moved) = self.list.get(place as usize) {
                 self.places[moved as usize] = place;
@@ -54,17 +57,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_roll_keeps_its_places_when_members_move() {
-        let mut roll = SampleSet::default();
-        for seat in [3, 1, 7] {
-            roll.set(seat, true);
-            roll.set(seat, true);
+    fn a_set_keeps_its_places_when_indexes_move() {
+        let mut set = SampleSet::default();
+        for index in [3, 1, 7] {
+            set.set(index, true);
+            set.set(index, true);
         }
-        roll.set(3, false);
-        assert_eq!(roll.as_slice(), [7, 1]);
-        roll.set(7, false);
-        roll.set(99, false);
-        assert!(roll.contains(1) && !roll.contains(7) && !roll.contains(99));
-        assert_eq!(roll.len(), 1);
+        set.set(3, false);
+        assert_eq!(set.as_slice(), [7, 1]);
+        set.set(7, false);
+        set.set(99, false);
+        assert!(set.contains(1) && !set.contains(7) && !set.contains(99));
+        assert_eq!(set.len(), 1);
     }
 }

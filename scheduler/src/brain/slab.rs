@@ -1,8 +1,11 @@
-//! Values at stable indexes: a slot is taken, freed and taken again, in an order that depends on nothing but the calls.
+//!
+//! Slab: values at stable indexes.
+//!
+//! Invariant: the order in which slots are taken, freed and taken again depends on nothing but the calls.
 
 use std::ops::{Index, IndexMut};
 
-/// A vector with holes. Slots are handed out lowest-freed-last, so equal histories give equal slots.
+/// A vector with holes. The slot that was freed last is taken first.
 pub(super) struct Slab<T> {
     entries: Vec<Option<T>>,
     free: Vec<u32>,
@@ -20,7 +23,7 @@ impl<T> Slab<T> {
         self.entries.len() - self.free.len()
     }
 
-    /// Where the next [`Slab::insert`] will put its value.
+    /// The slot of the next [`Slab::insert`].
     pub(super) fn next_slot(&self) -> u32 {
         self.free
             .last()

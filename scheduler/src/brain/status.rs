@@ -1,4 +1,7 @@
-//! Status of the brain for people: its members and swarms.
+//!
+//! Status of the brain: its members and swarms, for people to read.
+//!
+//! Invariant: a status changes nothing.
 
 use piecemeal_proto::{Digest, FillId, NodeId};
 
@@ -23,7 +26,7 @@ pub struct MemberStatus {
     pub pool: String,
     pub zone: String,
     pub silent: bool,
-    /// Leases out to it.
+    /// Leases to it.
     pub fetching: usize,
     /// Leases that name it as the source.
     pub serving: usize,
@@ -36,7 +39,7 @@ pub struct SwarmStatus {
     pub pool: String,
     pub digest: Digest,
     pub fill: Option<FillId>,
-    /// By the mirror.
+    /// A mirror has proven the blob's digest over the fill.
     pub proven: bool,
     pub blob_bytes: u64,
     pub piece_bytes: u64,
@@ -55,7 +58,7 @@ pub struct SwarmStatus {
 }
 
 impl Brain {
-    /// Everything at once: O(members + seats). For the admin port.
+    /// All members and swarms: O(members of swarms). For the admin port.
     pub fn status(&self) -> Status {
         let members = self.ids.values().map(|&slot| {
             let member = &self.members[slot];
@@ -68,7 +71,7 @@ impl Brain {
                 silent: member.silent,
                 fetching: member.fetching.len(),
                 serving: member.serving.len(),
-                blobs: member.seats.len() + self.holdings.claims_of(slot),
+                blobs: member.swarms.len() + self.holdings.claims_of(slot),
             }
         });
         let live = self.digests.values().filter(|&&slot| self.swarms[slot].is_live());
@@ -83,8 +86,8 @@ impl Brain {
 
     fn swarm_status(&self, slot: u32) -> SwarmStatus {
         let swarm = &self.swarms[slot];
-        let seats = || swarm.seats.iter().map(|(_, seat)| seat);
-        let count = |of: usize| u32::try_from(of).expect("seats are u32");
+        let members = || swarm.members.iter().map(|(_, member)| member);
+        let count = |of: usize| u32::try_from(of).expect("members are u32");
         SwarmStatus {
             pool: self.pools[swarm.pool].name.clone(),
             digest: swarm.digest,
@@ -95,13 +98,17 @@ impl Brain {
             pieces: swarm.fill.as_ref().map_or(0, |fill| fill.map.count()),
             hashed: swarm.fill.as_ref().map_or(0, |fill| fill.hashed.count()),
             wanting: swarm.wanting,
-            complete: count(seats().filter(|seat| seat.complete).count()),
-            partial: count(seats().filter(|seat| !seat.complete && !seat.have.is_empty()).count()),
-            pieces_held: seats()
-                .filter(|seat| seat.wants)
-                .map(|seat| u64::from(seat.have.count()))
+            complete: count(members().filter(|member| member.complete).count()),
+            partial: count(
+                members()
+                    .filter(|member| !member.complete && !member.have.is_empty())
+                    .count(),
+            ),
+            pieces_held: members()
+                .filter(|member| member.wants)
+                .map(|member| u64::from(member.have.count()))
                 .sum(),
-            leases: seats().map(|seat| seat.leases as usize).sum(),
+            leases: members().map(|member| member.leases as usize).sum(),
         }
     }
 }

@@ -1,93 +1,95 @@
-//! A lease that takes far longer than others is given to another source.
+//! Stragglers: a lease that takes far longer than usual goes to another source.
 //!
-//! Invariant: a piece stays with one lease; the old one is cancelled before the new one is granted.
+//! Invariant: a piece stays with one lease; the old one is cancelled before the new one is issued.
 
-use super::{Brain, Command, LeaseId, Priority, Time, placement::Choice, run::USUAL_AT_FIRST};
+use super::{Brain, Command, LeaseId, Priority, Time, lease_time, pairing::PieceSelection};
 
 impl Brain {
-    /// Looks at the swarm's oldest leases. A straggler is stolen when it is all that its receiver still waits for: before that, a
-    /// slow source is better than none.
+    /// Looks at the swarm's oldest leases. A straggler is stolen when its receiver waits for nothing else: before that, a slow
+    /// source is better than none.
     pub(super) fn steal(&mut self, swarm: u32, out: &mut Vec<Command>) {
-        let usual = self.swarms[swarm].usual.unwrap_or(USUAL_AT_FIRST);
+        let usual = self.swarms[swarm].lease_time.unwrap_or(lease_time::INITIAL);
         let limit = (usual * self.policy.straggler_factor).max(self.policy.rematch_every * 2);
         for _ in 0..self.policy.receivers_sampled {
-            let Some(&id) = self.swarms[swarm].granted.front() else {
+            let Some(&id) = self.swarms[swarm].issued.front() else {
                 return;
             };
-            let granted = self.leases.get(id).map(|lease| lease.granted);
-            if granted.is_some_and(|granted| granted.max(self.awake_since) + limit > self.now) {
+            let issued_at = self.leases.get(id).map(|lease| lease.issued_at);
+            if issued_at.is_some_and(|issued_at| issued_at.max(self.awake_since) + limit > self.now) {
                 return;
             }
-            let queue = &mut self.swarms[swarm].granted;
+            let queue = &mut self.swarms[swarm].issued;
             queue.pop_front();
-            if granted.is_some() {
+            if issued_at.is_some() {
                 queue.push_back(id);
                 self.steal_one(id, limit, out);
             }
         }
     }
 
-    /// The more was stolen from a receiver's sources without anything coming through, the longer the next one gets: if it is the
-    /// receiver's own link that is slow, every theft only throws away what has arrived.
+    /// Steals one lease. The more leases of a receiver were stolen without one that came through, the longer the next one gets:
+    /// if the receiver's own link is slow, every theft only throws away what has arrived.
     fn steal_one(&mut self, id: LeaseId, limit: Time, out: &mut Vec<Command>) {
         let Some(lease) = self.leases.get(id) else {
             return;
         };
-        let (swarm, seat, slow, run) = (lease.swarm, lease.seat, lease.source, lease.run);
+        let (swarm, index, slow, run) = (lease.swarm, lease.index, lease.source, lease.run);
         let state = &self.swarms[swarm];
-        let taking = &state.seats[seat];
+        let taking = &state.members[index];
         let finishing = !taking.is_lacking(state.pieces());
         let waited_for = taking.waiting.is_some_and(|piece| run.contains(piece));
         let Some(piece) = run.pieces().find(|&piece| taking.leased.contains(piece)) else {
             return;
         };
-        let since = lease.granted.max(self.awake_since);
+        let since = lease.issued_at.max(self.awake_since);
         let patient = since + limit * (1 << taking.stolen.min(STOLEN_MAX)) > self.now;
         if slow.is_none() || patient || !(finishing || waited_for) {
             return;
         }
         let faster = self
-            .pick_holder(swarm, seat, piece, slow, false)
-            .or_else(|| self.pick_holder(swarm, seat, piece, slow, true));
+            .pick_holder(swarm, index, piece, slow, false)
+            .or_else(|| self.pick_holder(swarm, index, piece, slow, true));
         let Some(faster) = faster else {
             return;
         };
         self.cancel(id, out);
-        self.swarms[swarm].seats[seat].stolen += 1;
-        let source = self.members[faster].seats[&swarm];
-        if let Some(run) = self.match_pair(swarm, source, seat, Choice::Piece(piece)) {
-            self.grant((swarm, seat), Some(faster), run, Priority::Waiting, out);
+        self.swarms[swarm].members[index].stolen += 1;
+        let source = self.members[faster].swarms[&swarm];
+        if let Some(run) = self.match_pair(swarm, source, index, PieceSelection::Piece(piece)) {
+            self.issue_lease((swarm, index), Some(faster), run, Priority::Waiting, out);
         }
     }
 
     /// Another source than `slow` with room that holds `piece`.
-    fn pick_holder(&mut self, swarm: u32, seat: u32, piece: u32, slow: Option<u32>, mirrors: bool) -> Option<u32> {
+    fn pick_holder(&mut self, swarm: u32, index: u32, piece: u32, slow: Option<u32>, mirrors: bool) -> Option<u32> {
         let state = &self.swarms[swarm];
-        let roll = if mirrors {
+        let set = if mirrors {
             &state.mirrors
         } else {
             state.sources.as_slice()
         };
-        let start = self.dice.below(roll.len());
-        let receiver = self.members[state.seats[seat].member].id;
-        let sample = roll
+        let start = self.rng.below(set.len());
+        let receiver = self.members[state.members[index].slot].id;
+        let sample = set
             .iter()
             .cycle()
             .skip(start)
-            .take(roll.len().min(self.policy.sources_sampled));
+            .take(set.len().min(self.policy.sources_sampled));
         sample
-            .map(|&source| &state.seats[source])
+            .map(|&source| &state.members[source])
             .find(|source| {
                 source.holds(piece)
-                    && Some(source.member) != slow
-                    && self.has_room(source.member, true)
-                    && !self.members[source.member].asides.between(receiver, self.now)
+                    && Some(source.slot) != slow
+                    && self.has_room(source.slot, true)
+                    && !self.members[source.slot]
+                        .source_backoff
+                        .is_active_for(receiver, self.now)
             })
-            .map(|source| source.member)
+            .map(|source| source.slot)
     }
 }
 
-/// The time doubles at most so often.
+/// Doublings of the time of one lease.
 const STOLEN_MAX: u32 = 10;
 
 #[cfg(test)]

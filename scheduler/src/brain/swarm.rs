@@ -1,54 +1,55 @@
-//! One blob in one pool: who sits in its swarm, and which seats are hungry, waiting, or a source.
+//! Swarm: the members of one blob in one pool, and which of them are receivers, waiting, or sources.
 //!
-//! Invariant: the rolls and counts follow from the seats: a function that changes a seat calls [`Swarm::refresh`] before anything is
-//! matched.
+//! Invariant: the sets and counts follow from the members: a function that changes a member calls [`Swarm::update_sets`] before
+//! anything is matched.
 
 use std::{collections::VecDeque, sync::Arc};
 
 use piecemeal_proto::{Digest, FillId, PieceSet, SignedPieceHashes};
 
-use super::{LeaseId, Time, fill::Fill, sample_set::SampleSet, slab::Slab, swarm_member::SwarmMember};
+use super::{LeaseId, Time, fill::Fill, run::Run, sample_set::SampleSet, slab::Slab, swarm_member::SwarmMember};
 
 pub(super) struct Swarm {
     pub(super) pool: u32,
     pub(super) digest: Digest,
-    /// Known whenever a member wants the blob.
+    /// The fill in force; known whenever a member wants the blob.
     pub(super) fill: Option<Fill>,
     pub(super) revoked: VecDeque<FillId>,
-    pub(super) seats: Slab<SwarmMember>,
-    /// Seats that lack something and have room for a lease.
-    pub(super) hungry: SampleSet,
-    /// Of the hungry: those whose members land pieces, those that did nothing with their leases, and the others.
-    pub(super) landing: SampleSet,
-    pub(super) idle: SampleSet,
-    pub(super) new: SampleSet,
-    /// Seats in which a client waits for a missing piece.
-    pub(super) waiting: SampleSet,
-    /// Seats that hold something that may be leased from them, mirrors included.
+    pub(super) members: Slab<SwarmMember>,
+    /// Members that lack pieces and have room for a lease.
+    pub(super) receivers: SampleSet,
+    /// Receivers that land pieces, those that did nothing with their leases, and the others: each receiver is in one of the
+    /// three.
+    pub(super) landing_receivers: SampleSet,
+    pub(super) idle_receivers: SampleSet,
+    pub(super) new_receivers: SampleSet,
+    /// Members whose client waits for a missing piece.
+    pub(super) waiting_receivers: SampleSet,
+    /// Members from which pieces may be leased, mirrors included.
     pub(super) sources: SampleSet,
-    /// Seats that brought along what is still to be compared with the authority's hashes.
+    /// Members whose pieces are still to be compared with the authority's hashes.
     pub(super) unproven: SampleSet,
     pub(super) mirrors: Vec<u32>,
     pub(super) wanting: u32,
-    /// Counted peers that hold the whole blob.
+    /// Peers that hold the whole blob, without banned and disputed ones.
     pub(super) complete_peers: u32,
-    /// Leases out to its seats.
+    /// Leases to its members.
     pub(super) outstanding: u32,
-    /// Leases in the order of their grant, ended ones among them until they come to the front.
-    pub(super) granted: VecDeque<LeaseId>,
-    /// What a lease usually takes.
-    pub(super) usual: Option<Time>,
-    /// The one seat that fetches from upstream.
+    /// Leases in the order in which they were issued, ended ones among them until they come to the front.
+    pub(super) issued: VecDeque<LeaseId>,
+    /// Smoothed time of a lease from a peer; `None` before the first.
+    pub(super) lease_time: Option<Time>,
+    /// The one member that fetches from upstream.
     pub(super) upstream: Option<u32>,
-    /// The one peer whose word for hashes is used, where there is no other.
-    pub(super) stater: Option<u32>,
-    /// It was asked, and has stated nothing since.
-    pub(super) stater_owes: bool,
-    /// The authority's signed word for the hashes of all pieces.
+    /// The one peer whose claims for hashes are used, where the authority has stated none.
+    pub(super) hash_source: Option<u32>,
+    /// The hash source was asked, and has stated nothing since.
+    pub(super) hash_source_owes: bool,
+    /// The list of the hashes of all pieces that the authority signed.
     pub(super) list: Option<Arc<SignedPieceHashes>>,
-    /// Since when a member wants the blob.
+    /// When a member began to want the blob.
     pub(super) live_since: Time,
-    /// When a mirror last brought anything new of it.
+    /// When a mirror last brought a new piece or hash of the blob.
     pub(super) progress_at: Time,
     pub(super) described_at: Option<Time>,
     pub(super) tick_at: Option<Time>,
@@ -61,23 +62,23 @@ impl Swarm {
             digest,
             fill: None,
             revoked: VecDeque::new(),
-            seats: Slab::new(),
-            hungry: SampleSet::default(),
-            landing: SampleSet::default(),
-            idle: SampleSet::default(),
-            new: SampleSet::default(),
-            waiting: SampleSet::default(),
+            members: Slab::new(),
+            receivers: SampleSet::default(),
+            landing_receivers: SampleSet::default(),
+            idle_receivers: SampleSet::default(),
+            new_receivers: SampleSet::default(),
+            waiting_receivers: SampleSet::default(),
             sources: SampleSet::default(),
             unproven: SampleSet::default(),
             mirrors: Vec::new(),
             wanting: 0,
             complete_peers: 0,
             outstanding: 0,
-            granted: VecDeque::new(),
-            usual: None,
+            issued: VecDeque::new(),
+            lease_time: None,
             upstream: None,
-            stater: None,
-            stater_owes: false,
+            hash_source: None,
+            hash_source_owes: false,
             list: None,
             live_since: Time::ZERO,
             progress_at: Time::ZERO,
@@ -95,147 +96,168 @@ impl Swarm {
         self.fill.as_ref().map_or(0, |fill| fill.map.count())
     }
 
-    /// Whether a tick could bring anything about.
+    /// Whether a tick could change anything.
     pub(super) fn is_busy(&self) -> bool {
-        !self.hungry.is_empty() || !self.waiting.is_empty() || self.outstanding > 0
+        !self.receivers.is_empty() || !self.waiting_receivers.is_empty() || self.outstanding > 0
     }
 
-    pub(super) fn seat(&mut self, seat: SwarmMember) -> u32 {
-        let mirror = seat.mirror;
-        let index = self.seats.insert(seat);
+    pub(super) fn insert(&mut self, member: SwarmMember) -> u32 {
+        let mirror = member.mirror;
+        let index = self.members.insert(member);
         if mirror {
             self.mirrors.push(index);
         }
         index
     }
 
-    /// Its leases are over and its claims forgotten already.
-    pub(super) fn unseat(&mut self, index: u32) {
-        self.seats.remove(index);
+    /// Removes a member whose leases are over and whose claims are forgotten.
+    pub(super) fn remove(&mut self, index: u32) {
+        self.members.remove(index);
         self.mirrors.retain(|&mirror| mirror != index);
-        self.stater = self.stater.filter(|&stater| stater != index);
-        for roll in [
-            &mut self.hungry,
-            &mut self.landing,
-            &mut self.idle,
-            &mut self.new,
-            &mut self.waiting,
+        self.hash_source = self.hash_source.filter(|&hash_source| hash_source != index);
+        for set in [
+            &mut self.receivers,
+            &mut self.landing_receivers,
+            &mut self.idle_receivers,
+            &mut self.new_receivers,
+            &mut self.waiting_receivers,
             &mut self.sources,
             &mut self.unproven,
         ] {
-            roll.set(index, false);
+            set.set(index, false);
         }
     }
 
-    /// Puts a seat that has changed onto the rolls where it belongs.
-    pub(super) fn refresh(&mut self, index: u32, leases_deep: u32) {
+    /// Puts a member that has changed into the sets where it belongs.
+    pub(super) fn update_sets(&mut self, index: u32, leases_deep: u32) {
         let pieces = self.pieces();
-        let seat = &mut self.seats[index];
-        let lacking = seat.wants && seat.is_lacking(pieces);
-        seat.taken = seat.taken.max(seat.accounted());
-        seat.waiting = seat.waiting.filter(|&piece| seat.wants && !seat.have.contains(piece));
-        let waiting = lacking && seat.leases <= leases_deep && seat.waiting.is_some_and(|piece| seat.lacks(piece));
-        self.waiting.set(index, waiting);
-        self.unproven.set(index, !seat.unproven.is_empty());
-        let hungry = lacking && seat.leases < leases_deep;
-        self.hungry.set(index, hungry);
-        let lands = seat.landed || seat.is_known;
-        self.landing.set(index, hungry && !seat.idle && lands);
-        self.idle.set(index, hungry && seat.idle);
-        self.new.set(index, hungry && !seat.idle && !lands);
-        self.sources
-            .set(index, seat.is_believed() && (seat.complete || !seat.have.is_empty()));
+        let member = &mut self.members[index];
+        let lacking = member.wants && member.is_lacking(pieces);
+        member.taken = member.taken.max(member.accounted());
+        member.waiting = member
+            .waiting
+            .filter(|&piece| member.wants && !member.have.contains(piece));
+        let waiting =
+            lacking && member.leases <= leases_deep && member.waiting.is_some_and(|piece| member.lacks(piece));
+        self.waiting_receivers.set(index, waiting);
+        self.unproven.set(index, !member.unproven.is_empty());
+        let is_receiver = lacking && member.leases < leases_deep;
+        self.receivers.set(index, is_receiver);
+        let lands = member.landed || member.is_known;
+        self.landing_receivers.set(index, is_receiver && !member.idle && lands);
+        self.idle_receivers.set(index, is_receiver && member.idle);
+        self.new_receivers.set(index, is_receiver && !member.idle && !lands);
+        self.sources.set(
+            index,
+            member.is_believed() && (member.complete || !member.have.is_empty()),
+        );
     }
 
-    /// Missing or leased becomes have; says whether it was news.
+    /// A missing or leased piece becomes have; says whether it was news.
     pub(super) fn gain(&mut self, index: u32, piece: u32, now: Time) -> bool {
-        let seat = &mut self.seats[index];
-        let news = seat.have.insert(piece);
-        let was_leased = news && seat.leased.remove(piece);
+        let member = &mut self.members[index];
+        let news = member.have.insert(piece);
+        let was_leased = news && member.leased.remove(piece);
         if was_leased {
-            (seat.landed, seat.idle) = (true, false);
+            (member.landed, member.idle) = (true, false);
         }
-        if news && !was_leased && seat.counts() {
-            self.fill.as_mut().expect(FILLED).add_copy(piece, now);
+        if news && !was_leased && member.counts() {
+            self.fill.as_mut().expect(FILLED).rarity.add_copy(piece, now);
         }
         news
     }
 
-    /// The seat brought a piece along that it has not stated the hash of.
+    /// The member brought a piece along and has not stated its hash.
     pub(super) fn note_unproven(&mut self, index: u32, piece: u32) {
         let pieces = self.pieces();
-        let seat = &mut self.seats[index];
-        if seat.unproven.capacity() != pieces {
-            seat.unproven = PieceSet::new(pieces);
+        let member = &mut self.members[index];
+        if member.unproven.capacity() != pieces {
+            member.unproven = PieceSet::new(pieces);
         }
-        seat.unproven.insert(piece);
+        member.unproven.insert(piece);
     }
 
-    /// Have becomes missing, or leased when one of its leases covers the piece.
+    /// A piece that the member has becomes missing, or leased when one of its leases covers it.
     pub(super) fn lose(&mut self, index: u32, piece: u32, covered: bool) {
-        let seat = &mut self.seats[index];
-        if !seat.have.remove(piece) {
+        let member = &mut self.members[index];
+        if !member.have.remove(piece) {
             return;
         }
-        seat.unproven.remove(piece);
+        member.unproven.remove(piece);
         if covered {
-            seat.leased.insert(piece);
-        } else if seat.counts() {
-            self.fill.as_mut().expect(FILLED).remove_copy(piece);
+            member.leased.insert(piece);
+        } else if member.counts() {
+            self.fill.as_mut().expect(FILLED).rarity.remove_copy(piece);
         }
     }
 
-    /// Missing becomes leased.
-    pub(super) fn lend(&mut self, index: u32, piece: u32, now: Time) {
-        let seat = &mut self.seats[index];
-        if seat.leased.insert(piece) && seat.counts() {
-            self.fill.as_mut().expect(FILLED).add_copy(piece, now);
+    /// A lease of `run` goes out to a member.
+    pub(super) fn note_lease(&mut self, index: u32, id: LeaseId, run: Run, from_upstream: bool, now: Time) {
+        for piece in run.pieces() {
+            self.lease_piece(index, piece, now);
+        }
+        let member = &mut self.members[index];
+        member.leases += 1;
+        member.taken += run.count;
+        member.fed_at = now;
+        if from_upstream {
+            self.upstream = Some(index);
+        }
+        self.outstanding += 1;
+        self.issued.push_back(id);
+    }
+
+    /// A missing piece becomes leased.
+    fn lease_piece(&mut self, index: u32, piece: u32, now: Time) {
+        let member = &mut self.members[index];
+        if member.leased.insert(piece) && member.counts() {
+            self.fill.as_mut().expect(FILLED).rarity.add_copy(piece, now);
         }
     }
 
-    /// Leased becomes missing; says whether it was leased.
-    pub(super) fn take_back(&mut self, index: u32, piece: u32) -> bool {
-        let seat = &mut self.seats[index];
-        let was = seat.leased.remove(piece);
-        if was && seat.counts() {
-            self.fill.as_mut().expect(FILLED).remove_copy(piece);
+    /// A leased piece becomes missing; says whether it was leased.
+    pub(super) fn unlease_piece(&mut self, index: u32, piece: u32) -> bool {
+        let member = &mut self.members[index];
+        let was = member.leased.remove(piece);
+        if was && member.counts() {
+            self.fill.as_mut().expect(FILLED).rarity.remove_copy(piece);
         }
         was
     }
 
-    /// Everything that it holds is forgotten. Its leases are over already.
+    /// Forgets all that the member holds. Its leases are over already.
     pub(super) fn forget_claims(&mut self, index: u32) {
         self.uncount(index);
         let pieces = self.pieces();
-        let seat = &mut self.seats[index];
-        (seat.complete, seat.disputed) = (false, false);
-        seat.have = PieceSet::new(pieces);
-        seat.unproven = PieceSet::default();
-        seat.leased = PieceSet::new(pieces);
+        let member = &mut self.members[index];
+        (member.complete, member.disputed) = (false, false);
+        member.have = PieceSet::new(pieces);
+        member.unproven = PieceSet::default();
+        member.leased = PieceSet::new(pieces);
     }
 
-    /// It holds the whole blob. Its leases are over already.
+    /// The member holds the whole blob. Its leases are over already.
     pub(super) fn complete(&mut self, index: u32) {
         self.uncount(index);
-        let seat = &mut self.seats[index];
-        seat.complete = true;
-        seat.have = PieceSet::default();
-        seat.unproven = PieceSet::default();
-        seat.leased = PieceSet::default();
-        if seat.counts() {
+        let member = &mut self.members[index];
+        member.complete = true;
+        member.have = PieceSet::default();
+        member.unproven = PieceSet::default();
+        member.leased = PieceSet::default();
+        if member.counts() {
             self.complete_peers += 1;
         }
     }
 
-    /// It does not hold the whole blob after all, but every piece of it.
-    pub(super) fn spell_out(&mut self, index: u32, now: Time) {
+    /// The member does not hold the whole blob after all: its pieces are marked one by one.
+    pub(super) fn unmark_complete(&mut self, index: u32, now: Time) {
         self.uncount(index);
         let pieces = self.pieces();
-        let seat = &mut self.seats[index];
-        seat.complete = false;
-        seat.have = PieceSet::new(pieces);
-        seat.unproven = PieceSet::default();
-        seat.leased = PieceSet::new(pieces);
+        let member = &mut self.members[index];
+        member.complete = false;
+        member.have = PieceSet::new(pieces);
+        member.unproven = PieceSet::default();
+        member.leased = PieceSet::new(pieces);
         for piece in 0..pieces {
             self.gain(index, piece, now);
         }
@@ -243,44 +265,44 @@ impl Swarm {
 
     pub(super) fn ban(&mut self, index: u32) {
         self.uncount(index);
-        self.seats[index].banned = true;
+        self.members[index].banned = true;
     }
 
-    /// It holds the whole blob, and a mirror's download that is not proven differs.
+    /// The member holds the whole blob, and a mirror's unproven download differs.
     pub(super) fn dispute(&mut self, index: u32) {
         self.uncount(index);
-        self.seats[index].disputed = true;
+        self.members[index].disputed = true;
     }
 
-    /// What it stated is not disputed any more. Its pieces, unless it holds them all, are forgotten already.
-    pub(super) fn acquit(&mut self, index: u32) {
-        let seat = &mut self.seats[index];
-        let was_disputed = std::mem::take(&mut seat.disputed);
-        if was_disputed && seat.complete && seat.counts() {
+    /// The member's statements are not disputed any more. Its pieces, unless it holds them all, are forgotten already.
+    pub(super) fn clear_dispute(&mut self, index: u32) {
+        let member = &mut self.members[index];
+        let was_disputed = std::mem::take(&mut member.disputed);
+        if was_disputed && member.complete && member.counts() {
             self.complete_peers += 1;
         }
     }
 
-    /// No peer holds any of `pieces` any more but those that hold the whole blob. Their leases are over already.
+    /// Takes `pieces` from all peers but those that hold the whole blob. Their leases are over already.
     pub(super) fn take_from_all(&mut self, pieces: &PieceSet) {
-        for seat in self.seats.iter_mut().filter(|seat| !seat.mirror) {
-            seat.have.subtract(pieces);
-            seat.unproven.subtract(pieces);
+        for member in self.members.iter_mut().filter(|member| !member.mirror) {
+            member.have.subtract(pieces);
+            member.unproven.subtract(pieces);
         }
-        self.fill.as_mut().expect(FILLED).remove_copies(pieces);
+        self.fill.as_mut().expect(FILLED).rarity.remove_copies(pieces);
     }
 
-    /// Takes all that a seat adds to rarity out of the count.
+    /// Takes everything that a member adds to rarity out of the count.
     fn uncount(&mut self, index: u32) {
-        let seat = &self.seats[index];
-        if !seat.counts() {
+        let member = &self.members[index];
+        if !member.counts() {
             return;
         }
-        if seat.complete {
+        if member.complete {
             self.complete_peers -= 1;
         } else if let Some(fill) = &mut self.fill {
-            for piece in seat.have.iter().chain(seat.leased.iter()) {
-                fill.remove_copy(piece);
+            for piece in member.have.iter().chain(member.leased.iter()) {
+                fill.rarity.remove_copy(piece);
             }
         }
     }

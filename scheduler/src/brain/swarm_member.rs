@@ -1,6 +1,6 @@
-//! A member's place in one swarm.
+//! Swarm member: one member's pieces, leases and wants in one swarm.
 //!
-//! Invariant: of every piece a receiver is in exactly one state: `have`, `leased`, or neither, which is missing.
+//! Invariant: for a receiver every piece is in exactly one state: `have`, `leased`, or neither, which is missing.
 
 use std::ops::Range;
 
@@ -10,53 +10,63 @@ use super::{Time, backoff::Backoff};
 
 #[derive(Default)]
 pub(super) struct SwarmMember {
-    /// The member's slot.
-    pub(super) member: u32,
+    /// The member's slot in the brain.
+    pub(super) slot: u32,
     pub(super) mirror: bool,
-    /// Equal for members of one zone.
+    /// Hash of the zone, equal for members of one zone.
     pub(super) zone: u64,
     pub(super) wants: bool,
-    /// Holds the whole verified blob; `have` and `leased` are empty sets over no pieces then.
+    /// It holds the whole verified blob; `have` and `leased` are empty sets over no pieces then.
     pub(super) complete: bool,
-    /// Sent other bytes than it claimed: it may take, but its claims are void for as long as it is connected.
+    /// It sent other bytes than it claimed: it may still fetch, but for as long as it is connected its claims are void.
     pub(super) banned: bool,
-    /// Holds the whole blob and stated other hashes than a mirror does whose download is not proven yet: likewise, until it is proven
-    /// which of the two is wrong.
+    /// It holds the whole blob and stated other hashes than a mirror whose download is not proven yet: its claims are void
+    /// until the bytes are proven.
     pub(super) disputed: bool,
-    /// What it stated is doubted, or it did not answer: for a while it is not asked for hashes on its own word.
-    pub(super) word: Backoff,
+    /// While it is active, the member is not asked for hashes of its own: its claims were doubted, or it did not answer.
+    pub(super) claim_backoff: Backoff,
     pub(super) have: PieceSet,
-    /// Of `have`, what it brought along and has not stated the hash of: not offered until that is compared. Empty: none.
+    /// Pieces of `have` that it brought along and has not stated the hash of: not offered until their hashes are compared.
+    /// Empty: none.
     pub(super) unproven: PieceSet,
-    /// When it was last asked to.
+    /// When it was last asked for the hashes of `unproven`.
     pub(super) asked_at: Option<Time>,
     pub(super) leased: PieceSet,
-    /// The pieces that it has room for, where that is not all.
+    /// The pieces that it has room for; `None`: all.
     pub(super) window: Option<Range<u32>>,
-    /// Leases out to it in this swarm.
+    /// Leases to it in this swarm.
     pub(super) leases: u32,
-    /// What it had plus what it was leased. Claims to have less never lower it, so they gain nothing.
+    /// Pieces that it had plus pieces that it was leased. Claims to have less never lower it, so they gain nothing.
     pub(super) taken: u32,
-    /// When it last got a lease; when it began to want, before the first.
+    /// When it last got a lease; before the first, when it began to want the blob.
     pub(super) fed_at: Time,
-    /// Leases stolen from its sources, less those that came through: the next one gets twice the time for each.
+    /// Leases stolen from its sources, less those that came through. The next lease gets twice the time for each.
     pub(super) stolen: u32,
-    /// A piece that it was leased here has landed.
+    /// A piece of its leases in this swarm has landed.
     pub(super) landed: bool,
     /// The member had landed pieces of other blobs when it began to want this one.
     pub(super) is_known: bool,
-    /// It was leased pieces here, has never landed any, and had the time to.
+    /// It was leased pieces in this swarm and has never landed any, although it had the time.
     pub(super) idle: bool,
-    /// The piece in which a connected client waits.
+    /// The piece that a connected client waits for.
     pub(super) waiting: Option<u32>,
-    /// Its fetches from upstream failed.
-    pub(super) upstream: Backoff,
-    /// What its bitmaps count for in the member's budget.
+    /// While it is active, the member is not chosen to fetch from upstream: its fetches failed.
+    pub(super) upstream_backoff: Backoff,
+    /// Pieces that its bitmaps count for in the member's budget.
     pub(super) reserved: u64,
 }
 
 impl SwarmMember {
-    /// It holds the piece and may give it.
+    /// Another fill of `pieces` pieces is in force, of which the member has none yet.
+    pub(super) fn begin_fill(&mut self, pieces: u32) {
+        self.have = PieceSet::new(pieces);
+        self.unproven = PieceSet::default();
+        self.leased = PieceSet::new(pieces);
+        self.taken = 0;
+        self.waiting = None;
+    }
+
+    /// Whether it holds the piece and may serve it.
     pub(super) fn holds(&self, piece: u32) -> bool {
         self.complete || self.have.contains(piece) && !self.unproven.contains(piece)
     }
@@ -66,7 +76,7 @@ impl SwarmMember {
         has_room && !self.complete && !self.have.contains(piece) && !self.leased.contains(piece)
     }
 
-    /// What it may give, as a bitmap word.
+    /// The pieces that it may serve, as a bitmap word.
     pub(super) fn held_word(&self, word: usize) -> u64 {
         if self.complete {
             return !0;
@@ -75,7 +85,7 @@ impl SwarmMember {
         held & !self.unproven.words().get(word).copied().unwrap_or(0)
     }
 
-    /// What it is missing, as a bitmap word; bits beyond the last piece are set.
+    /// The pieces that it is missing, as a bitmap word; bits beyond the last piece are set.
     pub(super) fn missing_word(&self, word: usize) -> u64 {
         if self.complete {
             return 0;
@@ -99,7 +109,7 @@ impl SwarmMember {
         below(window.end) & !below(window.start)
     }
 
-    /// Whether there is a piece, of `pieces`, that it could be sent.
+    /// Whether one of `pieces` pieces could be leased to it.
     pub(super) fn is_lacking(&self, pieces: u32) -> bool {
         match &self.window {
             None => self.accounted() < pieces,
@@ -112,7 +122,8 @@ impl SwarmMember {
         self.have.count() + self.leased.count()
     }
 
-    /// Whether its pieces are copies that rarity counts. A mirror's are not: what only it holds is still to be injected.
+    /// Whether its pieces are copies that rarity counts. A mirror's are not: a piece that only a mirror holds is still to be
+    /// injected.
     pub(super) fn counts(&self) -> bool {
         !self.mirror && self.is_believed()
     }
@@ -122,12 +133,12 @@ impl SwarmMember {
         !self.banned && !self.disputed
     }
 
-    /// Nothing is known of it that would be missed.
+    /// Whether nothing is known of it that would be missed.
     pub(super) fn is_vacant(&self) -> bool {
         !self.wants && !self.complete && !self.banned && self.have.is_empty()
     }
 
-    /// How far down the queue it stands: least complete first, and a seat that got nothing for `aging` as if it held nothing.
+    /// Its rank among receivers: the least complete first; a member without a lease for `aging` as if it held nothing.
     pub(super) fn rank(&self, pieces: u32, now: Time, aging: Time) -> u32 {
         let credit = millis(now.saturating_sub(self.fed_at)) * u64::from(pieces) / millis(aging).max(1);
         self.taken.saturating_sub(u32::try_from(credit).unwrap_or(u32::MAX))

@@ -1,4 +1,7 @@
-//! A small site for unit tests: one blob of 1 MiB pieces, a mirror, and peers that do what the test says.
+//!
+//! Test site: one blob of 1 MiB pieces, a mirror, and peers that do what the test says.
+//!
+//! Invariant: the brain's invariants hold after every event.
 
 use piecemeal_proto::{Digest, FillId, NodeId, PieceMap, PieceSet};
 
@@ -10,7 +13,7 @@ pub(super) struct Site {
     pub(super) map: PieceMap,
     pub(super) digest: Digest,
     pub(super) fill: FillId,
-    /// What the last call commanded.
+    /// Commands of the last call.
     pub(super) out: Vec<Command>,
 }
 
@@ -30,7 +33,7 @@ impl Site {
         site
     }
 
-    /// Peers whose own word for hashes counts at once.
+    /// Peers whose own claims for hashes count at once.
     pub(super) fn without_mirror(pieces: u32, peers: u32) -> Self {
         let mut site = Self {
             brain: Brain::new(trusting(), 7),
@@ -161,7 +164,7 @@ impl Site {
 
 pub(super) fn trusting() -> Policy {
     Policy {
-        word_patience: Time::ZERO,
+        claim_patience: Time::ZERO,
         ..Policy::default()
     }
 }

@@ -1,26 +1,28 @@
-//! Without a mirror, one peer per blob fetches from upstream the pieces that no peer has; the others get it from that peer.
+//! Leases from upstream: without a mirror, one peer per blob fetches the pieces that no peer has; the other peers get them from
+//! it.
 //!
-//! Invariant: while a seat is chosen, no other seat of its swarm has a lease from upstream.
+//! Invariant: while a member is chosen, no other member of its swarm has a lease from upstream.
 
 use super::{Brain, Command, Priority, run::scarce_run};
 
 impl Brain {
-    /// Orders from upstream what no peer of the swarm has, if `seat` is or may become the one that asks there.
-    pub(super) fn supply_from_upstream(&mut self, swarm: u32, seat: u32, out: &mut Vec<Command>) -> bool {
+    /// Leases the pieces that no peer of the swarm has from upstream, if the member is or may become the one that fetches
+    /// there.
+    pub(super) fn lease_from_upstream(&mut self, swarm: u32, index: u32, out: &mut Vec<Command>) -> bool {
         let state = &self.swarms[swarm];
-        let taking = &state.seats[seat];
-        let member = &self.members[taking.member];
+        let taking = &state.members[index];
+        let member = &self.members[taking.slot];
         if !self.pools[state.pool].is_on_its_own(self.now, self.policy.mirror_grace)
             || !member.info.may_use_upstream
             || taking.banned
-            || taking.upstream.is_active(self.now)
+            || taking.upstream_backoff.is_active(self.now)
             || member.fetching.len() >= self.policy.leases_max as usize
-            || !self.is_usable(taking.member)
-            || !self.may_take(taking.member, false)
+            || !self.is_usable(taking.slot)
+            || !self.may_take(taking.slot, false)
             || state.complete_peers > 0
             || state
                 .upstream
-                .is_some_and(|chosen| chosen != seat && !self.is_out_of_reach(swarm, chosen))
+                .is_some_and(|chosen| chosen != index && !self.is_out_of_reach(swarm, chosen))
         {
             return false;
         }
@@ -31,75 +33,76 @@ impl Brain {
         else {
             return false;
         };
-        if let Some(better) = self.better_for_upstream(swarm, seat) {
-            self.takers.push_back((swarm, better));
+        if let Some(better) = self.better_for_upstream(swarm, index) {
+            self.pending_receivers.push_back((swarm, better));
             return false;
         }
-        self.grant((swarm, seat), None, run, Priority::Normal, out);
+        self.issue_lease((swarm, index), None, run, Priority::Normal, out);
         true
     }
 
-    /// Another hungry seat that may ask upstream, of a member that lands pieces where this one's has not landed any, or has not had the
-    /// time to where this one's had. Each that does nothing there would hold the others up for the whole of its patience.
-    fn better_for_upstream(&self, swarm: u32, seat: u32) -> Option<u32> {
+    /// Another receiver that is better to fetch from upstream: a member that lands pieces where this one has not landed any, or
+    /// one that has not had the time to where this one had. An idle receiver would keep the others waiting until its leases
+    /// expire.
+    fn better_for_upstream(&self, swarm: u32, index: u32) -> Option<u32> {
         let state = &self.swarms[swarm];
-        let rank = |seat: u32| {
-            let taking = &state.seats[seat];
-            (!taking.idle, self.members[taking.member].landed)
+        let rank = |index: u32| {
+            let taking = &state.members[index];
+            (!taking.idle, self.members[taking.slot].landed)
         };
-        let may_ask = |seat: u32| {
-            let taking = &state.seats[seat];
-            self.members[taking.member].info.may_use_upstream
+        let may_ask = |index: u32| {
+            let taking = &state.members[index];
+            self.members[taking.slot].info.may_use_upstream
                 && !taking.banned
-                && !taking.upstream.is_active(self.now)
-                && self.is_usable(taking.member)
-                && self.may_take(taking.member, false)
+                && !taking.upstream_backoff.is_active(self.now)
+                && self.is_usable(taking.slot)
+                && self.may_take(taking.slot, false)
         };
-        let rolls = [&state.landing, &state.new];
-        let others = rolls
+        let sets = [&state.landing_receivers, &state.new_receivers];
+        let others = sets
             .into_iter()
-            .flat_map(|roll| roll.as_slice().iter().take(SEATS_COMPARED));
+            .flat_map(|set| set.as_slice().iter().take(RECEIVERS_COMPARED));
         others
             .copied()
-            .find(|&other| rank(other) > rank(seat) && may_ask(other))
+            .find(|&other| rank(other) > rank(index) && may_ask(other))
     }
 
-    /// The chosen seat has nothing under way and is not heard.
+    /// Whether the chosen member has no lease and is not heard.
     fn is_out_of_reach(&self, swarm: u32, chosen: u32) -> bool {
-        let seat = &self.swarms[swarm].seats[chosen];
-        seat.leases == 0 && !self.is_usable(seat.member)
+        let member = &self.swarms[swarm].members[chosen];
+        member.leases == 0 && !self.is_usable(member.slot)
     }
 
-    /// The seat's fetches from upstream fail, or it is not to be trusted: it stops, and another takes over.
-    pub(super) fn retire_from_upstream(&mut self, swarm: u32, seat: u32, out: &mut Vec<Command>) {
-        let member = self.swarms[swarm].seats[seat].member;
-        for id in self.members[member].fetching.clone() {
+    /// The member's fetches from upstream fail, or it is not trusted: it stops, and another member takes over.
+    pub(super) fn retire_from_upstream(&mut self, swarm: u32, index: u32, out: &mut Vec<Command>) {
+        let slot = self.swarms[swarm].members[index].slot;
+        for id in self.members[slot].fetching.clone() {
             let lease = self.leases.get(id);
             if lease.is_some_and(|lease| lease.swarm == swarm && lease.source.is_none()) {
                 self.cancel(id, out);
             }
         }
-        self.pass_upstream_on(swarm, seat);
+        self.pass_upstream_on(swarm, index);
     }
 
-    /// The seat is not the one that asks upstream any more, if it was; the next hungry one that may takes over.
-    pub(super) fn pass_upstream_on(&mut self, swarm: u32, seat: u32) {
+    /// The member is not the one that fetches from upstream any more, if it was; the next receiver that may takes over.
+    pub(super) fn pass_upstream_on(&mut self, swarm: u32, index: u32) {
         let Some(state) = self.swarms.get_mut(swarm) else {
             return;
         };
-        if state.upstream == Some(seat) {
+        if state.upstream == Some(index) {
             state.upstream = None;
-            let hungry = state.hungry.as_slice().iter();
-            let next = hungry
-                .filter(|&&other| other != seat)
+            let receivers = state.receivers.as_slice().iter();
+            let next = receivers
+                .filter(|&&other| other != index)
                 .take(self.policy.receivers_sampled);
-            self.takers.extend(next.map(|&other| (swarm, other)));
+            self.pending_receivers.extend(next.map(|&other| (swarm, other)));
         }
     }
 }
 
-/// Seats of a roll that are looked at for one that is better to ask upstream.
-const SEATS_COMPARED: usize = 64;
+/// Receivers of a set that are compared for the one to fetch from upstream.
+const RECEIVERS_COMPARED: usize = 64;
 
 #[cfg(test)]
 mod tests {

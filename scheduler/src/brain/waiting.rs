@@ -1,61 +1,69 @@
-//! Pieces that a connected client waits for: they are leased before anything else.
+//! Waiting receivers: pieces that a connected client waits for are leased before anything else.
 //!
-//! Invariant: a seat is on the waiting roll exactly while the piece that its client waits in is missing and it has room for it.
+//! Invariant: a member is in the set of waiting receivers exactly while the piece that its client waits for is missing and it
+//! has room for it.
 
 use piecemeal_proto::Digest;
 
-use super::{Brain, Command, MemberId, Priority, placement::Choice};
+use super::{Brain, Command, MemberId, Priority, pairing::PieceSelection};
 
 impl Brain {
-    /// A client of `member` waits in `piece`; the latest report counts.
+    /// A client of `member` waits for `piece`; the latest report counts.
     pub(super) fn wait(&mut self, member: MemberId, digest: &Digest, piece: u32) {
-        let Some((swarm, seat)) = self.hear(member).and_then(|slot| self.seat_of(slot, digest)) else {
+        let Some((swarm, index)) = self
+            .note_heard(member)
+            .and_then(|slot| self.find_swarm_member(slot, digest))
+        else {
             return;
         };
-        let member = self.swarms[swarm].seats[seat].member;
+        let slot = self.swarms[swarm].members[index].slot;
         let state = &mut self.swarms[swarm];
-        if piece < state.pieces() && self.members[member].allowance > 1 {
-            state.seats[seat].waiting = Some(piece);
-            self.touch(swarm, seat);
+        if piece < state.pieces() && self.members[slot].allowance > 1 {
+            state.members[index].waiting = Some(piece);
+            self.requeue(swarm, index);
         }
     }
 
-    /// Serves a waiting receiver from a source with room.
-    pub(super) fn give_waiting(&mut self, (swarm, source): (u32, u32), out: &mut Vec<Command>) -> bool {
+    /// Leases from a source with room to a waiting receiver.
+    pub(super) fn lease_to_waiting(&mut self, (swarm, source): (u32, u32), out: &mut Vec<Command>) -> bool {
         let state = &self.swarms[swarm];
-        let len = state.waiting.len();
-        let start = self.dice.below(len);
+        let len = state.waiting_receivers.len();
+        let start = self.rng.below(len);
         for step in 0..len.min(self.policy.receivers_sampled) {
             let state = &self.swarms[swarm];
-            let receiver = state.waiting.as_slice()[(start + step) % len];
-            let Some(piece) = state.seats[receiver].waiting else {
+            let receiver = state.waiting_receivers.as_slice()[(start + step) % len];
+            let Some(piece) = state.members[receiver].waiting else {
                 continue;
             };
-            let giver = state.seats[source].member;
-            if let Some(run) = self.match_pair(swarm, source, receiver, Choice::Piece(piece)) {
-                self.grant((swarm, receiver), Some(giver), run, Priority::Waiting, out);
+            let source_slot = state.members[source].slot;
+            if let Some(run) = self.match_pair(swarm, source, receiver, PieceSelection::Piece(piece)) {
+                self.issue_lease((swarm, receiver), Some(source_slot), run, Priority::Waiting, out);
                 return true;
             }
         }
         false
     }
 
-    /// Finds a source for what a receiver waits in.
-    pub(super) fn supply_waiting(&mut self, swarm: u32, seat: u32, out: &mut Vec<Command>) -> bool {
-        let Some(state) = self.swarms.get(swarm).filter(|state| state.waiting.contains(seat)) else {
+    /// Finds a source for the piece that a receiver waits for.
+    pub(super) fn lease_waited_for(&mut self, swarm: u32, index: u32, out: &mut Vec<Command>) -> bool {
+        let Some(state) = self
+            .swarms
+            .get(swarm)
+            .filter(|state| state.waiting_receivers.contains(index))
+        else {
             return false;
         };
-        let Some(piece) = state.seats[seat].waiting else {
+        let Some(piece) = state.members[index].waiting else {
             return false;
         };
-        let choice = Choice::Piece(piece);
+        let selection = PieceSelection::Piece(piece);
         let found = self
-            .pick_source(swarm, seat, choice, true)
-            .or_else(|| self.pick_source(swarm, seat, choice, false));
+            .pick_source(swarm, index, selection, true)
+            .or_else(|| self.pick_source(swarm, index, selection, false));
         let Some((source, run)) = found else {
             return false;
         };
-        self.grant((swarm, seat), Some(source), run, Priority::Waiting, out);
+        self.issue_lease((swarm, index), Some(source), run, Priority::Waiting, out);
         true
     }
 }

@@ -4,8 +4,9 @@
 use anyhow::{Context, bail};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use clap::Args;
+use k8s_openapi::api::core::v1::Secret;
 use piecemeal_proto::{AuthorityKey, JoinKey};
-use piecemeal_webhook::{Cluster, core_path};
+use piecemeal_webhook::Cluster;
 use serde_json::{Value, json};
 
 use crate::cli::keygen::{AUTHORITY_FILE, JOIN_FILE, new_authority};
@@ -77,7 +78,7 @@ async fn read<K: std::str::FromStr>(
     secret: &str,
     field: &str,
 ) -> anyhow::Result<Option<K>> {
-    let Some(object) = cluster.get(&core_path(&args.namespace, "secrets", secret)).await? else {
+    let Some(object) = cluster.objects::<Secret>(&args.namespace).get(secret).await? else {
         return Ok(None);
     };
     let key = decode(&object["data"][field]).and_then(|text| text.trim().parse().ok());
@@ -92,7 +93,8 @@ async fn write(cluster: &Cluster, args: &KeysArgs, name: &str, field: &str, key:
         "data": {field: BASE64_STANDARD.encode(key)},
     });
     cluster
-        .create(&core_path(&args.namespace, "secrets", ""), &secret, false)
+        .objects::<Secret>(&args.namespace)
+        .create(&secret, false)
         .await?;
     say!("Secret {name} is made");
     Ok(())

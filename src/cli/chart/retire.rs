@@ -5,7 +5,11 @@ use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::bail;
 use clap::Args;
-use piecemeal_webhook::{COPY_LABEL, Cluster, ClusterError, accelerated_images, core_path, select_copies};
+use k8s_openapi::api::{
+    admissionregistration::v1::MutatingWebhookConfiguration,
+    core::v1::{Pod, Secret},
+};
+use piecemeal_webhook::{COPY_LABEL, Cluster, ClusterError, accelerated_images, select_copies};
 use serde_json::Value;
 use tokio::time::sleep;
 
@@ -33,9 +37,9 @@ pub(super) async fn run(args: &RetireArgs) -> anyhow::Result<()> {
             );
         }
     }
-    let configurations = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
     cluster
-        .delete(&format!("{configurations}/{}", args.webhook_configuration), None)
+        .objects::<MutatingWebhookConfiguration>("")
+        .delete(&args.webhook_configuration, None)
         .await?;
     say!("new pods are no longer changed");
     // Those that were asked about before are stored by then.
@@ -73,7 +77,7 @@ async fn look_at_pods(cluster: &Cluster) -> anyhow::Result<Pods> {
         let secrets = secrets.filter_map(|secret| secret["name"].as_str().map(ToOwned::to_owned));
         pods.needed.extend(secrets.map(|secret| (namespace.clone(), secret)));
     };
-    cluster.each("/api/v1/pods", "", look).await?;
+    cluster.objects::<Pod>("").each("", look).await?;
     Ok(pods)
 }
 
@@ -83,19 +87,19 @@ async fn delete_copies(
     args: &RetireArgs,
     needed: &BTreeSet<(String, String)>,
 ) -> anyhow::Result<()> {
-    let lists: Vec<String> = match args.secrets_namespaces.as_slice() {
-        [] => vec!["/api/v1/secrets".to_owned()],
-        namespaces => namespaces
-            .iter()
-            .map(|namespace| core_path(namespace, "secrets", ""))
-            .collect(),
+    let all = [String::new()];
+    let namespaces = match args.secrets_namespaces.as_slice() {
+        [] => &all,
+        namespaces => namespaces,
     };
     let (mut deleted, mut kept) = (0, 0);
-    for list in lists {
+    for namespace in namespaces {
         let mut copies = Vec::new();
-        let selector = select_copies();
         let note = |mut copy: Value| copies.push(copy["metadata"].take());
-        cluster.each_metadata(&list, &selector, note).await?;
+        cluster
+            .objects::<Secret>(namespace)
+            .each_metadata(&select_copies(), note)
+            .await?;
         for copy in copies {
             let text = |name: &str| copy[name].as_str().unwrap_or_default().to_owned();
             let (namespace, name) = (text("namespace"), text("name"));
@@ -103,8 +107,7 @@ async fn delete_copies(
                 kept += 1;
                 continue;
             }
-            let path = core_path(&namespace, "secrets", &name);
-            match cluster.delete(&path, Some(&copy)).await {
+            match cluster.objects::<Secret>(&namespace).delete(&name, Some(&copy)).await {
                 Ok(()) => deleted += 1,
                 Err(ClusterError::Conflict(_)) => kept += 1,
                 Err(error) => return Err(error.into()),

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::bail;
 use clap::Args;
-use piecemeal_webhook::{Cluster, core_path, with_labels};
+use k8s_openapi::api::{apps::v1::DaemonSet, core::v1::Pod};
+use piecemeal_webhook::Cluster;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
@@ -23,14 +24,11 @@ pub(in crate::cli) struct WaitArgs {
 
 pub(super) async fn run(args: &WaitArgs) -> anyhow::Result<()> {
     let cluster = Cluster::connect().await?;
-    let path = format!(
-        "/apis/apps/v1/namespaces/{}/daemonsets/{}",
-        args.namespace, args.daemonset
-    );
+    let sets = cluster.objects::<DaemonSet>(&args.namespace);
     let deadline = Instant::now() + args.timeout;
     loop {
         let is_late = Instant::now() >= deadline;
-        match cluster.get(&path).await {
+        match sets.get(&args.daemonset).await {
             Ok(None) => bail!("there is no DaemonSet {}", args.daemonset),
             Ok(Some(set)) => match left(&set) {
                 Some(0) => {
@@ -64,13 +62,12 @@ async fn tell(cluster: &Cluster, args: &WaitArgs, set: &Value, left: Option<i64>
         );
     };
     let labels = set["spec"]["selector"]["matchLabels"].as_object();
-    let labels: Vec<(&str, &str)> = labels
+    let labels: Vec<String> = labels
         .into_iter()
         .flatten()
-        .map(|(name, value)| (name.as_str(), value.as_str().unwrap_or_default()))
+        .map(|(name, value)| format!("{name}={}", value.as_str().unwrap_or_default()))
         .collect();
-    let query = with_labels(&labels);
-    let pods = cluster.list(&core_path(&args.namespace, "pods", ""), &query).await?;
+    let pods = cluster.objects::<Pod>(&args.namespace).list(&labels.join(",")).await?;
     say!("{left} nodes have not answered, and keep files that point to their registries:");
     for pod in pods.iter().filter(|pod| !is_ready(pod)) {
         say!(

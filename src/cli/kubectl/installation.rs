@@ -3,7 +3,11 @@
 use std::io::Write;
 
 use anyhow::{Context, bail};
-use piecemeal_webhook::{Cluster, ClusterError, WebhookConfig, core_path, with_labels};
+use k8s_openapi::api::{
+    apps::v1::{DaemonSet, Deployment, StatefulSet},
+    core::v1::{ConfigMap, Namespace},
+};
+use piecemeal_webhook::{Cluster, ClusterError, Objects, WebhookConfig};
 use serde_json::{Map, Value};
 
 use super::cluster::ClusterArgs;
@@ -22,7 +26,9 @@ impl Installation {
     /// There is none, or more than one, or it cannot be read.
     pub(super) async fn find(cluster: &Cluster, args: &ClusterArgs) -> anyhow::Result<Self> {
         let namespace = args.system_namespace.as_deref().unwrap_or_default();
-        let found = labelled(cluster, "configmaps", namespace, Some("webhook"))
+        let config_maps = cluster.objects::<ConfigMap>(namespace);
+        let found = config_maps
+            .list(&selector(Some("webhook")))
             .await
             .map_err(|error| match error {
                 ClusterError::Forbidden(_) => {
@@ -63,35 +69,19 @@ fn read(settings: &str, namespace: &str) -> anyhow::Result<WebhookConfig> {
     Ok(settings.config)
 }
 
-/// The installed objects of a kind in the core group. `component`: all when absent; `namespace`: all when empty.
-pub(super) async fn labelled(
-    cluster: &Cluster,
-    kind: &str,
-    namespace: &str,
-    component: Option<&str>,
-) -> Result<Vec<Value>, ClusterError> {
-    let path = if namespace.is_empty() {
-        format!("/api/v1/{kind}")
-    } else {
-        core_path(namespace, kind, "")
-    };
-    cluster.list(&path, &selector(component)).await
+/// The workloads of each kind that the chart has, of one namespace or, when it is empty, of all.
+pub(super) fn workloads(cluster: &Cluster, namespace: &str) -> [Objects; 3] {
+    [
+        cluster.objects::<DaemonSet>(namespace),
+        cluster.objects::<StatefulSet>(namespace),
+        cluster.objects::<Deployment>(namespace),
+    ]
 }
 
-/// The same for workloads of the group `apps`.
-pub(super) async fn workloads(cluster: &Cluster, kind: &str, namespace: &str) -> Result<Vec<Value>, ClusterError> {
-    let path = if namespace.is_empty() {
-        format!("/apis/apps/v1/{kind}")
-    } else {
-        format!("/apis/apps/v1/namespaces/{namespace}/{kind}")
-    };
-    cluster.list(&path, &selector(None)).await
-}
-
-fn selector(component: Option<&str>) -> String {
-    let mut labels = vec![("app.kubernetes.io/name", "piecemeal")];
-    labels.extend(component.map(|component| ("app.kubernetes.io/component", component)));
-    with_labels(&labels)
+/// The label selector of what is installed. `component`: all when absent.
+pub(super) fn selector(component: Option<&str>) -> String {
+    let component = component.map(|component| format!(",app.kubernetes.io/component={component}"));
+    format!("app.kubernetes.io/name=piecemeal{}", component.unwrap_or_default())
 }
 
 /// The labels of a namespace.
@@ -99,7 +89,7 @@ pub(super) async fn namespace_labels(
     cluster: &Cluster,
     namespace: &str,
 ) -> Result<Option<Map<String, Value>>, ClusterError> {
-    let object = cluster.get(&format!("/api/v1/namespaces/{namespace}")).await?;
+    let object = cluster.objects::<Namespace>("").get(namespace).await?;
     Ok(object.and_then(|object| object["metadata"]["labels"].as_object().cloned()))
 }
 

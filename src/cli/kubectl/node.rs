@@ -2,11 +2,12 @@
 
 use anyhow::Context;
 use clap::Args;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::Value;
 
 use super::{
     cluster::ClusterArgs,
-    installation::{labelled, text},
+    installation::{selector, text},
 };
 use crate::cli::status::render;
 
@@ -20,7 +21,7 @@ pub(in crate::cli) struct NodeArgs {
 
 pub(super) async fn run(args: &NodeArgs) -> anyhow::Result<()> {
     let cluster = args.cluster.connect().await?;
-    let node = cluster.get(&format!("/api/v1/nodes/{}", args.node)).await?;
+    let node = cluster.objects::<Node>("").get(&args.node).await?;
     let node = node.with_context(|| format!("there is no node {}", args.node))?;
     say!(
         "{}: {}",
@@ -28,7 +29,7 @@ pub(super) async fn run(args: &NodeArgs) -> anyhow::Result<()> {
         text(&node["status"]["nodeInfo"]["containerRuntimeVersion"])
     );
     let namespace = args.cluster.system_namespace.as_deref().unwrap_or_default();
-    let pods = labelled(&cluster, "pods", namespace, None).await?;
+    let pods = cluster.objects::<Pod>(namespace).list(&selector(None)).await?;
     let here: Vec<&Value> = pods
         .iter()
         .filter(|pod| pod["spec"]["nodeName"] == *args.node.as_str())
@@ -46,8 +47,7 @@ pub(super) async fn run(args: &NodeArgs) -> anyhow::Result<()> {
         if component != "node" {
             continue;
         }
-        let path = format!("/api/v1/namespaces/{namespace}/pods/{name}:{NODE_ADMIN_PORT}/proxy/status");
-        match cluster.get(&path).await {
+        match cluster.daemon_status(&namespace, &name, NODE_ADMIN_PORT).await {
             Ok(Some(value)) => say!("{}", render(&args.node, &value).trim_end()),
             Ok(None) => say!("  it has no status"),
             Err(error) => {

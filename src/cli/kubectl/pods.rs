@@ -1,7 +1,8 @@
 //! `kubectl piecemeal pods --rewritten|--eligible`.
 
 use clap::Args;
-use piecemeal_webhook::{accelerated_images, core_path, explain, is_recorded};
+use k8s_openapi::api::core::v1::Pod;
+use piecemeal_webhook::{accelerated_images, explain, is_recorded};
 use serde_json::Value;
 
 use super::{
@@ -27,11 +28,8 @@ pub(in crate::cli) struct PodsArgs {
 
 pub(super) async fn run(args: &PodsArgs) -> anyhow::Result<()> {
     let cluster = args.cluster.connect().await?;
-    let path = args
-        .namespace
-        .as_ref()
-        .map_or_else(|| "/api/v1/pods".to_owned(), |name| core_path(name, "pods", ""));
-    let pods = cluster.list(&path, "").await?;
+    let namespace = args.namespace.as_deref().unwrap_or_default();
+    let pods = cluster.objects::<Pod>(namespace).list("").await?;
     let mut found = 0;
     if args.rewritten {
         for pod in pods

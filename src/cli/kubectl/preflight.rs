@@ -4,13 +4,20 @@ use std::collections::BTreeMap;
 
 use anyhow::bail;
 use clap::Args;
-use piecemeal_webhook::{Cluster, ClusterError, LABELS, P2P, accelerated_images, core_path, with_labels};
+use k8s_openapi::{
+    api::{
+        admissionregistration::v1::MutatingWebhookConfiguration,
+        core::v1::{Node, Pod},
+    },
+    apimachinery::pkg::version::Info,
+};
+use piecemeal_webhook::{Cluster, ClusterError, LABELS, P2P, accelerated_images};
 use serde_json::{Value, json};
 
 use super::{
     cluster::ClusterArgs,
-    installation::{Installation, text, workloads},
-    status::{KINDS, Row},
+    installation::{Installation, selector, text, workloads},
+    status::Row,
 };
 
 #[derive(Args, Debug)]
@@ -64,16 +71,17 @@ pub(super) async fn run(args: &PreflightArgs) -> anyhow::Result<()> {
 }
 
 async fn version(cluster: &Cluster) -> Finding {
-    match cluster.get("/version").await {
-        Ok(version) => judge_version(&version.unwrap_or_default()),
+    match cluster.version().await {
+        Ok(version) => judge_version(&version),
         Err(error) => Bad(error.to_string()),
     }
 }
 
-fn judge_version(version: &Value) -> Finding {
-    let told = text(&version["gitVersion"]);
+fn judge_version(version: &Info) -> Finding {
+    let told = &version.git_version;
     // Some say "30+".
-    let minor: u32 = text(&version["minor"])
+    let minor: u32 = version
+        .minor
         .trim_end_matches(|last: char| !last.is_ascii_digit())
         .parse()
         .unwrap_or(0);
@@ -85,7 +93,7 @@ fn judge_version(version: &Value) -> Finding {
 }
 
 async fn nodes(cluster: &Cluster) -> Finding {
-    match cluster.list("/api/v1/nodes", "").await {
+    match cluster.objects::<Node>("").list("").await {
         Ok(nodes) => judge_nodes(&nodes),
         Err(error) => Doubt(format!("nodes: {error}")),
     }
@@ -125,8 +133,8 @@ fn judge_nodes(nodes: &[Value]) -> Finding {
 /// A single doubt when nothing is installed.
 async fn installed(cluster: &Cluster, namespace: &str) -> Vec<Finding> {
     let mut rows = Vec::new();
-    for kind in KINDS {
-        match workloads(cluster, kind, namespace).await {
+    for kind in workloads(cluster, namespace) {
+        match kind.list(&selector(None)).await {
             Ok(found) => rows.extend(found.iter().map(Row::of)),
             Err(error) => return vec![Bad(error.to_string())],
         }
@@ -160,10 +168,10 @@ fn judge_row(row: &Row) -> Finding {
 /// Workloads that carry the label themselves, where it does nothing.
 async fn misplaced_labels(cluster: &Cluster) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for kind in KINDS {
+    for workloads in workloads(cluster, "") {
+        let kind = workloads.plural();
         for label in LABELS {
-            let query = with_labels(&[(label, P2P)]);
-            let Ok(found) = cluster.list(&format!("/apis/apps/v1/{kind}"), &query).await else {
+            let Ok(found) = workloads.list(&format!("{label}={P2P}")).await else {
                 continue;
             };
             findings.extend(found.iter().filter(|workload| is_misplaced(workload)).map(|workload| {
@@ -190,8 +198,8 @@ async fn webhook(cluster: &Cluster, args: &PreflightArgs) -> Vec<Finding> {
         Err(error) => return vec![Doubt(format!("the webhook was not checked: {error:#}"))],
     };
     let name = &installation.webhook.configuration;
-    let path = format!("/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{name}");
-    let registered = match cluster.get(&path).await {
+    let configurations = cluster.objects::<MutatingWebhookConfiguration>("");
+    let registered = match configurations.get(name).await {
         Ok(configuration) => judge_registration(name, configuration.as_ref()),
         Err(error) => Doubt(error.to_string()),
     };
@@ -233,7 +241,7 @@ async fn rehearse(cluster: &Cluster, namespace: &str, image: &str, is_sure: bool
         "metadata": {"generateName": "piecemeal-rehearsal-", "namespace": namespace, "labels": {LABELS[0]: P2P}},
         "spec": {"containers": [{"name": "rehearsal", "image": image}], "automountServiceAccountToken": false},
     });
-    match cluster.create(&core_path(namespace, "pods", ""), &pod, true).await {
+    match cluster.objects::<Pod>(namespace).create(&pod, true).await {
         Ok(created) if !accelerated_images(&created).is_empty() => Good(format!(
             "rehearsal: {image} becomes {}",
             text(&created["spec"]["containers"][0]["image"])
@@ -257,7 +265,13 @@ mod tests {
 
     #[test]
     fn the_version_has_to_be_new_enough() {
-        let version = |minor: &str| judge_version(&json!({"gitVersion": format!("v1.{minor}"), "minor": minor}));
+        let version = |minor: &str| {
+            judge_version(&Info {
+                git_version: format!("v1.{minor}"),
+                minor: minor.to_owned(),
+                ..Info::default()
+            })
+        };
         assert!(matches!(version("30+"), Good(_)));
         assert!(matches!(version("35"), Good(_)));
         assert!(matches!(version("29"), Bad(_)));

@@ -1,12 +1,13 @@
 //! `kubectl piecemeal status`.
 
 use clap::Args;
+use k8s_openapi::api::core::v1::Pod;
 use piecemeal_webhook::Cluster;
 use serde_json::Value;
 
 use super::{
     cluster::ClusterArgs,
-    installation::{labelled, text, workloads},
+    installation::{selector, text, workloads},
 };
 use crate::cli::status::render;
 
@@ -20,8 +21,8 @@ pub(super) async fn run(args: &StatusArgs) -> anyhow::Result<()> {
     let cluster = args.cluster.connect().await?;
     let namespace = args.cluster.system_namespace.as_deref().unwrap_or_default();
     let mut rows = Vec::new();
-    for kind in KINDS {
-        rows.extend(workloads(&cluster, kind, namespace).await?.iter().map(Row::of));
+    for kind in workloads(&cluster, namespace) {
+        rows.extend(kind.list(&selector(None)).await?.iter().map(Row::of));
     }
     if rows.is_empty() {
         anyhow::bail!("Piecemeal is not installed in this cluster");
@@ -33,7 +34,8 @@ pub(super) async fn run(args: &StatusArgs) -> anyhow::Result<()> {
         say!("{:<12} {:<20} {ready:>9}  {}", row.component, row.pool, row.name);
     }
     for (component, port) in [("mirror", 65013), ("scheduler", 65014)] {
-        for pod in labelled(&cluster, "pods", namespace, Some(component)).await? {
+        let pods = cluster.objects::<Pod>(namespace);
+        for pod in pods.list(&selector(Some(component))).await? {
             say!("\n{}", daemon(&cluster, &pod, port).await.trim_end());
         }
     }
@@ -71,8 +73,7 @@ impl Row {
 /// What a daemon says of itself, asked through the API server.
 async fn daemon(cluster: &Cluster, pod: &Value, port: u16) -> String {
     let (namespace, name) = (text(&pod["metadata"]["namespace"]), text(&pod["metadata"]["name"]));
-    let path = format!("/api/v1/namespaces/{namespace}/pods/{name}:{port}/proxy/status");
-    match cluster.get(&path).await {
+    match cluster.daemon_status(&namespace, &name, port).await {
         Ok(Some(value)) => render(&format!("{namespace}/{name}"), &value),
         Ok(None) => format!("{namespace}/{name}: it has no status"),
         Err(error) => {
@@ -80,8 +81,6 @@ async fn daemon(cluster: &Cluster, pod: &Value, port: u16) -> String {
         }
     }
 }
-
-pub(super) const KINDS: [&str; 3] = ["daemonsets", "statefulsets", "deployments"];
 
 #[cfg(test)]
 mod tests {

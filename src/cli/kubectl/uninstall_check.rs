@@ -4,12 +4,16 @@ use std::collections::BTreeSet;
 
 use anyhow::bail;
 use clap::Args;
+use k8s_openapi::api::{
+    apps::v1::DaemonSet,
+    core::v1::{Pod, Secret},
+};
 use piecemeal_webhook::{accelerated_images, recorded_copies, select_copies};
 use serde_json::Value;
 
 use super::{
     cluster::ClusterArgs,
-    installation::{text, workloads},
+    installation::{selector, text},
     status::Row,
 };
 
@@ -21,7 +25,7 @@ pub(in crate::cli) struct UninstallCheckArgs {
 
 pub(super) async fn run(args: &UninstallCheckArgs) -> anyhow::Result<()> {
     let cluster = args.cluster.connect().await?;
-    let pods = cluster.list("/api/v1/pods", "").await?;
+    let pods = cluster.objects::<Pod>("").list("").await?;
     let name = |object: &Value| {
         format!(
             "{}/{}",
@@ -52,18 +56,20 @@ pub(super) async fn run(args: &UninstallCheckArgs) -> anyhow::Result<()> {
                 .map(move |copy| format!("{namespace}/{copy}"))
         })
         .collect();
-    let selector = select_copies();
     let (mut copies, mut in_use) = (0, 0);
     let count = |copy: Value| {
         copies += 1;
         in_use += u32::from(needed.contains(&name(&copy)));
     };
-    cluster.each_metadata("/api/v1/secrets", &selector, count).await?;
+    cluster
+        .objects::<Secret>("")
+        .each_metadata(&select_copies(), count)
+        .await?;
     say!("{copies} copies of pull secrets, {in_use} of them needed by those pods");
 
     let namespace = args.cluster.system_namespace.as_deref().unwrap_or_default();
     let mut away = 0;
-    for set in workloads(&cluster, "daemonsets", namespace).await? {
+    for set in cluster.objects::<DaemonSet>(namespace).list(&selector(None)).await? {
         let row = Row::of(&set);
         if row.component == "node" {
             away += row.wanted - row.ready;

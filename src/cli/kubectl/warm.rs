@@ -5,10 +5,11 @@ use std::process::Command;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use k8s_openapi::api::core::v1::Pod;
 
 use super::{
     cluster::ClusterArgs,
-    installation::{labelled, text},
+    installation::{selector, text},
 };
 
 #[derive(Args, Debug)]
@@ -29,7 +30,10 @@ pub(in crate::cli) struct WarmArgs {
 pub(super) async fn run(args: &WarmArgs) -> anyhow::Result<()> {
     let cluster = args.cluster.connect().await?;
     let namespace = args.cluster.system_namespace.as_deref().unwrap_or_default();
-    let mirrors = labelled(&cluster, "pods", namespace, Some("mirror")).await?;
+    let mirrors = cluster
+        .objects::<Pod>(namespace)
+        .list(&selector(Some("mirror")))
+        .await?;
     let wanted: Vec<_> = mirrors
         .iter()
         .filter(|mirror| {

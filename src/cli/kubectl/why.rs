@@ -2,7 +2,8 @@
 
 use anyhow::{Context, bail};
 use clap::Args;
-use piecemeal_webhook::{Explanation, Skip, core_path, explain, is_object_name, is_recorded};
+use k8s_openapi::api::core::v1::Pod;
+use piecemeal_webhook::{Explanation, Skip, explain, is_object_name, is_recorded};
 use serde_json::Value;
 
 use super::{
@@ -27,7 +28,7 @@ pub(super) async fn run(args: &WhyArgs) -> anyhow::Result<()> {
     if !is_object_name(&args.pod) {
         bail!("{:?} is not a pod's name", args.pod);
     }
-    let pod = cluster.get(&core_path(namespace, "pods", &args.pod)).await?;
+    let pod = cluster.objects::<Pod>(namespace).get(&args.pod).await?;
     let pod = pod.with_context(|| format!("there is no pod {} in {}", args.pod, namespace))?;
     let installation = Installation::find(&cluster, &args.cluster).await?;
     let labels = namespace_labels(&cluster, namespace).await?;

@@ -48,18 +48,18 @@ pub(super) struct PullArgs {
 }
 
 pub(super) fn run(args: PullArgs) -> anyhow::Result<()> {
-    let plan = Plan::new(&args)?;
+    let target = PullTarget::new(&args)?;
     let runtime = runtime()?;
     let done = runtime.block_on(async {
-        let registry = Registry::new(plan.base.clone(), &plan.image, plan.host.clone())?;
+        let registry = Registry::new(target.base.clone(), &target.image, target.host.clone())?;
         for _ in 0..args.repeat {
-            let pulled = pull(&plan, &registry, !args.json).await;
+            let pulled = pull(&target, &registry, !args.json).await;
             if args.json {
-                println!("{}", plan.to_json(&pulled));
+                println!("{}", target.to_json(&pulled));
             }
             let pulled = pulled?;
             if !args.json {
-                print!("{}", plan.to_text(&pulled));
+                print!("{}", target.to_text(&pulled));
             }
         }
         Ok(())
@@ -69,7 +69,7 @@ pub(super) fn run(args: PullArgs) -> anyhow::Result<()> {
 }
 
 /// What is pulled from where.
-struct Plan {
+struct PullTarget {
     /// As the caller wrote it.
     name: String,
     image: ImageReference,
@@ -80,7 +80,7 @@ struct Plan {
     admin: Option<Url>,
 }
 
-impl Plan {
+impl PullTarget {
     fn new(args: &PullArgs) -> Result<Self, WrongArgumentError> {
         let wrong = WrongArgumentError;
         let mut image: ImageReference = args
@@ -183,13 +183,13 @@ struct Pulled {
     sources: Option<BytesBySource>,
 }
 
-async fn pull(plan: &Plan, registry: &Registry, show_progress: bool) -> anyhow::Result<Pulled> {
-    let before = sources::read(plan.admin.as_ref()).await;
+async fn pull(target: &PullTarget, registry: &Registry, show_progress: bool) -> anyhow::Result<Pulled> {
+    let before = sources::read(target.admin.as_ref()).await;
     let started = Instant::now();
-    let resolved = resolve(registry, &plan.image, &plan.platform).await?;
+    let resolved = resolve(registry, &target.image, &target.platform).await?;
     let transferred = transfer(registry, &resolved.blobs, show_progress).await?;
     let total = started.elapsed();
-    let after = sources::read(plan.admin.as_ref()).await;
+    let after = sources::read(target.admin.as_ref()).await;
     Ok(Pulled {
         digest: resolved.digest,
         first_byte: transferred.first_byte.map(|at| at.duration_since(started)),
@@ -239,8 +239,8 @@ mod tests {
             json: false,
         };
         change(&mut args);
-        let plan = Plan::new(&args).map_err(|error| error.to_string())?;
-        Ok((plan.base.to_string(), plan.image.repository.to_string()))
+        let target = PullTarget::new(&args).map_err(|error| error.to_string())?;
+        Ok((target.base.to_string(), target.image.repository.to_string()))
     }
 
     fn at(base: &str, repository: &str) -> Result<(String, String), String> {

@@ -1,21 +1,20 @@
-//! Beginning a fill: joining a live fill, resuming a partial, or starting from nothing.
+//! Begin of a fill: joins a live fill, resumes a partial, or starts from nothing.
 //!
 //! A partial found on disk is not trusted: each piece that the index claims is hashed again before it counts. The whole
 //! blob's space is reserved first, so that a fill that began never fails halfway for lack of it.
 
 use std::{io, sync::Arc};
 
-use piecemeal_proto::{Digest, FillId, PieceMap};
+use piecemeal_proto::{Digest, FillId, PieceMap, piece_hash};
 use tracing::{debug, warn};
 
 use super::{
     blob_store::BlobStore,
     digest_lock::DigestGuard,
+    entry::EntryKind,
     evictor::{RoomError, Swept},
-    fill::Fill,
-    ledger::Kind,
-    live_fills::Handle,
-    partial_piece::PartialPiece,
+    fills::{fill::Fill, live_fills::FillHandle, partial_piece::PartialPiece},
+    inventory::Pin,
 };
 use crate::{
     disk::files::read_range,
@@ -52,9 +51,9 @@ pub(crate) fn join(
     digest: &Digest,
     map: PieceMap,
     id: Option<FillId>,
-) -> Result<Option<Arc<Handle>>, BeginFillError> {
+) -> Result<Option<Arc<FillHandle>>, BeginFillError> {
     let kind = blobs.inventory.ledger().get(digest).map(|entry| entry.kind);
-    if kind == Some(Kind::Blob) {
+    if kind == Some(EntryKind::Blob) {
         return Err(BeginFillError::AlreadyComplete);
     }
     match blobs.live.open(digest) {
@@ -73,13 +72,13 @@ pub(crate) fn begin(
     lock: &DigestGuard,
     map: PieceMap,
     id: Option<FillId>,
-) -> Result<Arc<Handle>, BeginFillError> {
+) -> Result<Arc<FillHandle>, BeginFillError> {
     let begun = Beginning { blobs, lock, map, id }.run();
     note_trouble(blobs, map, &begun);
     begun
 }
 
-fn note_trouble(blobs: &BlobStore, map: PieceMap, begun: &Result<Arc<Handle>, BeginFillError>) {
+fn note_trouble(blobs: &BlobStore, map: PieceMap, begun: &Result<Arc<FillHandle>, BeginFillError>) {
     let quota_bytes = blobs.evictor.limits().quota_bytes;
     let fits = quota_bytes.is_none_or(|quota| map.blob_bytes() <= quota);
     let trouble = match begun {
@@ -101,27 +100,25 @@ struct Beginning<'a> {
 }
 
 impl Beginning<'_> {
-    fn run(&self) -> Result<Arc<Handle>, BeginFillError> {
+    fn run(&self) -> Result<Arc<FillHandle>, BeginFillError> {
         let (blobs, digest) = (self.blobs, self.lock.digest());
         if let Some(handle) = join(blobs, digest, self.map, self.id)? {
             return Ok(handle);
         }
-        // Without a handle, but still in memory: as good as new.
-        if let Some(fill) = blobs.live.fill(digest)
-            && fill.is_open()
-            && fill.suits(self.map, self.id)
-        {
-            return Ok(self.attach(fill));
+        // A fill that lost its last handle a moment ago is still in memory, and its file need not be read.
+        let suits = |fill: &Fill| fill.suits(self.map, self.id);
+        if let Some(handle) = blobs.live.revive(digest, suits, || self.pin()) {
+            return Ok(handle);
         }
         if let Some(handle) = self.resume()? {
             return Ok(handle);
         }
-        blobs.evictor.discard(self.lock, &mut Swept::default())?;
+        blobs.evictor.discard(self.lock)?;
         self.start(self.id.unwrap_or_else(|| blobs.random.fill_id()))
     }
 
     /// `None` when no partial on disk fits.
-    fn resume(&self) -> Result<Option<Arc<Handle>>, BeginFillError> {
+    fn resume(&self) -> Result<Option<Arc<FillHandle>>, BeginFillError> {
         let (blobs, digest, map) = (self.blobs, self.lock.digest(), self.map);
         if blobs.inventory.ledger().get(digest).is_none() {
             return Ok(None);
@@ -156,10 +153,10 @@ impl Beginning<'_> {
             .evictor
             .make_room(&reserving, 0, fill.missing_bytes(), &mut Swept::default())
             .map_err(|error| no_room(error, fill.missing_bytes()))?;
-        Ok(Some(self.attach(Arc::new(fill))))
+        Ok(Some(self.attach(fill)))
     }
 
-    fn start(&self, id: FillId) -> Result<Arc<Handle>, BeginFillError> {
+    fn start(&self, id: FillId) -> Result<Arc<FillHandle>, BeginFillError> {
         let (blobs, digest, blob_bytes) = (self.blobs, self.lock.digest(), self.map.blob_bytes());
         // Until the fill is attached, only this lock reserves the space that it has still to write.
         let reserving = blobs.evictor.reserve();
@@ -168,11 +165,14 @@ impl Beginning<'_> {
             .make_room(&reserving, blob_bytes, blob_bytes, &mut Swept::default())
             .map_err(|error| no_room(error, blob_bytes))?;
         let now = blobs.index.now();
-        blobs.inventory.ledger().insert(*digest, Kind::Partial, blob_bytes, now);
+        blobs
+            .inventory
+            .ledger()
+            .insert(*digest, EntryKind::Partial, blob_bytes, now);
         match self.make_partial(id) {
-            Ok(fill) => Ok(self.attach(Arc::new(fill))),
+            Ok(fill) => Ok(self.attach(fill)),
             Err(error) => {
-                if let Err(error) = blobs.evictor.discard(self.lock, &mut Swept::default()) {
+                if let Err(error) = blobs.evictor.discard(self.lock) {
                     warn!(blob.digest = %digest, error = &error as &dyn std::error::Error, "failed to clean up {digest}");
                 }
                 Err(error)
@@ -189,20 +189,25 @@ impl Beginning<'_> {
         Ok(Fill::new(*digest, self.map, id, row, file))
     }
 
-    /// Makes the first handle of a fill. The digest's lock keeps its entry from leaving.
-    fn attach(&self, fill: Arc<Fill>) -> Arc<Handle> {
-        let (inventory, digest) = (&self.blobs.inventory, fill.digest());
-        let now = self.blobs.index.now();
-        {
-            let mut ledger = inventory.ledger();
-            if ledger.get(digest).is_none() {
-                ledger.insert(*digest, Kind::Partial, fill.map().blob_bytes(), now);
-            }
-        }
-        let pin = inventory.pin(digest).expect("the entry is there and its lock is held");
-        let handle = Arc::new(Handle::stored(fill, pin));
+    /// Makes the first handle of a fill.
+    fn attach(&self, fill: Fill) -> Arc<FillHandle> {
+        let handle = Arc::new(FillHandle::stored(Arc::new(fill), self.pin()));
         self.blobs.live.insert(&handle);
         handle
+    }
+
+    /// Pins the space of the whole blob. It was reserved: a stored fill in memory and a partial on the disk have their entry in the
+    /// ledger until [`super::evictor::Evictor::discard`] takes all three away, under the digest's lock.
+    fn pin(&self) -> Pin {
+        let (inventory, digest) = (&self.blobs.inventory, self.lock.digest());
+        debug_assert!(
+            inventory
+                .ledger()
+                .get(digest)
+                .is_some_and(|entry| (entry.kind, entry.bytes) == (EntryKind::Partial, self.map.blob_bytes())),
+            "the space of the whole blob is reserved"
+        );
+        inventory.pin(digest).expect("the entry is there and its lock is held")
     }
 }
 
@@ -216,7 +221,7 @@ fn rehash(fill: &Fill, row: &PartialRow) -> Vec<u32> {
     let mut torn = Vec::new();
     for &(index, hash) in &row.pieces {
         match read_range(fill.file().as_ref(), fill.map().range(index)) {
-            Ok(bytes) if Digest::of(&bytes) == Digest::Sha256(hash) => {
+            Ok(bytes) if piece_hash(&bytes) == hash => {
                 fill.adopt(index, hash);
                 fill.advance_found(index, &bytes);
             }
@@ -238,5 +243,57 @@ fn no_room(error: RoomError, needed: u64) -> BeginFillError {
             free_bytes,
         },
         RoomError::Io(error) => error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, time::Duration};
+
+    use tokio::sync::Semaphore;
+
+    use super::*;
+    use crate::{
+        blobs::{blob_files::BlobFiles, evictor::Limits, fills::live_fills::LiveFills, ledger::Ledger, random::Random},
+        disk::{disk_files::DiskFiles, layout::Layout},
+        index::Index,
+        values::clock::SystemClock,
+    };
+
+    fn store(dir: &Path, quota_bytes: u64) -> BlobStore {
+        let layout = Layout::new(dir.to_owned());
+        std::fs::create_dir_all(layout.partials()).unwrap();
+        let index = Index::open(&layout.index(), Arc::new(SystemClock::new())).unwrap();
+        let limits = Limits {
+            quota_bytes: Some(quota_bytes),
+            free_bytes_min: 0,
+            ttl: Duration::MAX,
+        };
+        let files = BlobFiles::new(layout, Arc::new(DiskFiles));
+        BlobStore::new(Arc::new(index), files, Ledger::default(), limits, Random::new(7))
+    }
+
+    #[tokio::test]
+    async fn an_unstored_fill_whose_last_handle_is_going_becomes_no_stored_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = store(dir.path(), 10);
+        let (digest, map) = (Digest::of(b"blob"), PieceMap::new(11, 4).unwrap());
+        let place = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
+        let fill = Arc::new(Fill::unstored(digest, map, FillId(5)));
+        // Its drop forgets the fill elsewhere: here it is found without its handle, as before the end of that drop.
+        let handle = Arc::new(FillHandle::unstored(fill, Arc::new(LiveFills::default()), place));
+        blobs.live.insert(&handle);
+        drop(handle);
+
+        let lock = blobs.locks.enter(&digest).await;
+        let begun = begin(&blobs, &lock, map, None);
+        assert!(matches!(begun, Err(BeginFillError::NoSpace { .. })));
+        assert_eq!(blobs.inventory.ledger().bytes(), 0);
+        blobs.evictor.set_limits(Limits {
+            quota_bytes: Some(11),
+            ..blobs.evictor.limits()
+        });
+        let handle = begin(&blobs, &lock, map, None).unwrap();
+        assert!(!handle.fill.is_unstored());
     }
 }

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use piecemeal_proto::{Digest, PieceMap};
 
 use crate::disk::{
-    files::{Files, OpenFile, remove_if_there},
+    files::{Files, OpenFile, open_if_there, remove_if_there},
     layout::Layout,
 };
 
@@ -36,24 +36,18 @@ impl BlobFiles {
 
     /// `None` when there is no such file.
     pub(crate) fn open_blob(&self, digest: &Digest) -> io::Result<Option<Arc<dyn OpenFile>>> {
-        match self.files.open(&self.layout.blob(digest)) {
-            Ok(file) => Ok(Some(file)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        open_if_there(self.files.as_ref(), &self.layout.blob(digest))
     }
 
     /// As long as the blob. `None` when there is no such file.
     pub(crate) fn open_partial(&self, digest: &Digest, map: PieceMap) -> io::Result<Option<Arc<dyn OpenFile>>> {
-        let file = match self.files.open(&self.layout.partial(digest)) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        if file.len()? != map.blob_bytes() {
+        let file = open_if_there(self.files.as_ref(), &self.layout.partial(digest))?;
+        if let Some(file) = &file
+            && file.len()? != map.blob_bytes()
+        {
             file.set_len(map.blob_bytes())?;
         }
-        Ok(Some(file))
+        Ok(file)
     }
 
     /// As long as the blob, and empty.

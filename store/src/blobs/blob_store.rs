@@ -1,4 +1,4 @@
-//! The store of blobs: its parts, and how a complete blob is opened.
+//! Store of blobs: its parts, and how a complete blob is opened.
 //!
 //! The operations that change it are beside it: begin, unstored, publish and damage. Each holds the digest's lock.
 
@@ -10,10 +10,10 @@ use super::{
     blob_files::BlobFiles,
     digest_lock::DigestLocks,
     evictor::{Evictor, Limits},
+    fills::live_fills::LiveFills,
     good_pieces::GoodPieces,
     inventory::{Inventory, Pin},
     ledger::Ledger,
-    live_fills::LiveFills,
     random::Random,
     unstored_places::Places,
 };

@@ -1,4 +1,6 @@
-//! Counters of events of blobs, for metrics.
+//! Counters of what happens to blobs, for metrics.
+//!
+//! They start at zero with the process and only grow.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -9,8 +9,7 @@ use tracing::warn;
 use super::{
     blob_store::BlobStore,
     digest_lock::DigestGuard,
-    evictor::Swept,
-    ledger::{Generation, Kind},
+    entry::{EntryKind, Generation},
 };
 use crate::{
     index::{Durability, Progress, blobs, partials},
@@ -27,10 +26,10 @@ pub(crate) fn discard_damaged(store: &BlobStore, lock: &DigestGuard, generation:
     warn!(blob.digest = %digest, "the file of {digest} is missing or damaged; dropped, the wrong parts will be fetched again");
     match demote(store, lock) {
         Ok(true) => {}
-        Ok(false) => _ = store.evictor.discard(lock, &mut Swept::default())?,
+        Ok(false) => _ = store.evictor.discard(lock)?,
         Err(error) => {
             warn!(blob.digest = %digest, error = &error as &dyn std::error::Error, "no part of {digest} can be kept");
-            store.evictor.discard(lock, &mut Swept::default())?;
+            store.evictor.discard(lock)?;
         }
     }
     store.evictor.counters.damaged_blobs.add(1);
@@ -63,7 +62,7 @@ fn demote(store: &BlobStore, lock: &DigestGuard) -> Result<bool, StoreError> {
     store
         .inventory
         .ledger()
-        .insert(*digest, Kind::Partial, row.map.blob_bytes(), used);
+        .insert(*digest, EntryKind::Partial, row.map.blob_bytes(), used);
     store.evictor.tell(digest);
     Ok(true)
 }

@@ -1,4 +1,4 @@
-//! Eviction: making room, and removing what was unused for the TTL.
+//! Evictor: makes room, and removes what was unused for the TTL.
 //!
 //! Pinned blobs and live fills are never evicted. A file is removed before its row: a crash in between leaves a row without
 //! a file, which recovery drops, and never bytes that are not accounted for.
@@ -12,11 +12,12 @@ use tracing::{debug, warn};
 
 use super::{
     blob_files::BlobFiles,
-    counters::Counters,
+    counters::{Counter, Counters},
     digest_lock::{DigestGuard, DigestLocks},
+    entry::{Entry, EntryKind},
+    fills::live_fills::LiveFills,
     inventory::Inventory,
-    ledger::{Kind, Space},
-    live_fills::LiveFills,
+    space::Space,
 };
 use crate::{
     index::{Durability, Index, blobs, partials},
@@ -66,6 +67,16 @@ pub(crate) enum RoomError {
         free_bytes: u64,
     },
     Io(io::Error),
+}
+
+impl Swept {
+    /// An entry was removed.
+    pub(crate) fn note(&mut self, digest: &Digest, entry: &Entry) {
+        self.bytes += entry.bytes;
+        if entry.kind == EntryKind::Blob {
+            self.blobs.push(*digest);
+        }
+    }
 }
 
 impl Evictor {
@@ -122,11 +133,7 @@ impl Evictor {
             if let Some(lock) = self.locks.try_enter(&digest)
                 && self.inventory.ledger().start_leaving(&digest)
             {
-                let blobs_before = swept.blobs.len();
-                self.evict(&lock, swept);
-                self.counters
-                    .expired_blobs
-                    .add((swept.blobs.len() - blobs_before) as u64);
+                self.evict(&lock, &self.counters.expired_blobs, swept);
             }
         }
     }
@@ -145,44 +152,18 @@ impl Evictor {
         loop {
             // A file system may count freed space late; what was freed here counts at once, or a whole cache would go.
             free_bytes = self.files.free_bytes().map_err(RoomError::Io)?.max(free_bytes);
-            let victims = {
-                let (limits, promised_bytes) = (self.limits(), self.live.unwritten_bytes());
-                let mut ledger = self.inventory.ledger();
-                let space = Space {
-                    quota_bytes: limits.quota_bytes,
-                    used_bytes: ledger.bytes(),
-                    free_bytes_min: limits.free_bytes_min,
-                    free_bytes,
-                    promised_bytes,
-                };
-                let shortage_bytes = space.shortage_bytes(new_bytes, unwritten_bytes);
-                if shortage_bytes == 0 {
-                    return Ok(());
-                }
-                let enter = |digest: &Digest| {
-                    let free = !stuck.contains(digest);
-                    free.then(|| self.locks.try_enter(digest)).flatten()
-                };
-                let victims = ledger.victims(shortage_bytes, enter);
-                for lock in victims.iter().flatten() {
-                    ledger.start_leaving(lock.digest());
-                }
-                victims
-            };
-            let Some(victims) = victims else {
+            let Some(victims) = self.choose_victims(new_bytes, unwritten_bytes, free_bytes, &stuck) else {
                 let quota_bytes = self.limits().quota_bytes;
                 return Err(RoomError::NoSpace {
                     quota_bytes,
                     free_bytes,
                 });
             };
+            if victims.is_empty() {
+                return Ok(());
+            }
             for lock in victims {
-                let blobs_before = swept.blobs.len();
-                let evicted = self.evict(&lock, swept);
-                self.counters
-                    .evicted_blobs
-                    .add((swept.blobs.len() - blobs_before) as u64);
-                match evicted {
+                match self.evict(&lock, &self.counters.evicted_blobs, swept) {
                     Some(freed_bytes) => free_bytes = free_bytes.saturating_add(freed_bytes),
                     None => _ = stuck.insert(*lock.digest()),
                 }
@@ -190,33 +171,68 @@ impl Evictor {
         }
     }
 
-    /// Removes an entry that is marked as leaving; returns what that freed at least, or `None` when it had to stay.
-    fn evict(&self, lock: &DigestGuard, swept: &mut Swept) -> Option<u64> {
+    /// Locks the entries that have to go and marks them as leaving; there are none when there is room. `None` when evicting all that
+    /// may go would not make room. Those that are `stuck` may not.
+    fn choose_victims(
+        &self,
+        new_bytes: u64,
+        unwritten_bytes: u64,
+        free_bytes: u64,
+        stuck: &HashSet<Digest>,
+    ) -> Option<Vec<DigestGuard>> {
+        let (limits, promised_bytes) = (self.limits(), self.live.unwritten_bytes());
+        let mut ledger = self.inventory.ledger();
+        let space = Space {
+            quota_bytes: limits.quota_bytes,
+            used_bytes: ledger.bytes(),
+            free_bytes_min: limits.free_bytes_min,
+            free_bytes,
+            promised_bytes,
+        };
+        let shortage_bytes = space.shortage_bytes(new_bytes, unwritten_bytes);
+        let victims = ledger.victims(shortage_bytes, |digest| {
+            let may_go = !stuck.contains(digest);
+            may_go.then(|| self.locks.try_enter(digest)).flatten()
+        })?;
+        for lock in &victims {
+            ledger.start_leaving(lock.digest());
+        }
+        Some(victims)
+    }
+
+    /// Removes an entry that is marked as leaving; returns what that freed at least, or `None` when it had to stay. `count` counts the
+    /// complete blobs.
+    fn evict(&self, lock: &DigestGuard, count: &Counter, swept: &mut Swept) -> Option<u64> {
         let digest = lock.digest();
-        let before_bytes = swept.bytes;
-        let blobs_before = swept.blobs.len();
-        match self.discard(lock, swept) {
-            Ok(_) => {
-                debug!(blob.digest = %digest, "evicted {digest}");
-                // A partial is sparse: what it freed is known only to the disk.
-                let was_blob = swept.blobs.len() > blobs_before;
-                Some(if was_blob { swept.bytes - before_bytes } else { 0 })
-            }
+        let removed = match self.discard(lock) {
+            Ok(removed) => removed,
             Err(error) => {
                 self.inventory.ledger().stop_leaving(digest);
                 warn!(blob.digest = %digest, error = &error as &dyn std::error::Error, "failed to evict {digest}");
-                None
+                return None;
             }
+        };
+        debug!(blob.digest = %digest, "evicted {digest}");
+        let Some(entry) = removed else {
+            return Some(0);
+        };
+        swept.note(digest, &entry);
+        match entry.kind {
+            EntryKind::Blob => {
+                count.add(1);
+                Some(entry.bytes)
+            }
+            // A partial is sparse: what it freed is known only to the disk.
+            EntryKind::Partial => Some(0),
         }
     }
 
-    /// Removes everything of the digest: files, rows, entry. Returns whether there was anything. On an error, the entry
-    /// stays.
-    pub(crate) fn discard(&self, lock: &DigestGuard, swept: &mut Swept) -> io::Result<bool> {
+    /// Removes everything of the digest: files, rows, entry. Returns the entry, if there was one. On an error, it stays.
+    pub(crate) fn discard(&self, lock: &DigestGuard) -> io::Result<Option<Entry>> {
         let digest = lock.digest();
         // A blob's own removal is one step: done or not. What is no blob may lie under either name, if publishing failed.
         let kind = self.inventory.ledger().kind(digest);
-        if kind != Some(Kind::Blob) {
+        if kind != Some(EntryKind::Blob) {
             self.files.remove_partial(digest)?;
         }
         self.files.remove_blob(digest)?;
@@ -226,15 +242,13 @@ impl Evictor {
         }
         self.live.forget_stored(digest);
         let entry = self.inventory.ledger().remove(digest);
-        if let Some(entry) = entry {
-            swept.bytes += entry.bytes;
-            if entry.kind == Kind::Blob {
-                self.counters.freed_bytes.add(entry.bytes);
-                swept.blobs.push(*digest);
-                self.tell(digest);
-            }
+        if let Some(entry) = entry
+            && entry.kind == EntryKind::Blob
+        {
+            self.counters.freed_bytes.add(entry.bytes);
+            self.tell(digest);
         }
-        Ok(entry.is_some())
+        Ok(entry)
     }
 
     /// Deletes the digest's rows of blob and partial.

@@ -7,7 +7,10 @@ use std::{collections::HashSet, mem, sync::Arc};
 use parking_lot::{Mutex, MutexGuard};
 use piecemeal_proto::Digest;
 
-use super::ledger::{Generation, Kind, Ledger, Sum};
+use super::{
+    entry::{EntryKind, Generation},
+    ledger::{Ledger, Sum},
+};
 use crate::values::clock::{Age, AgeClock};
 
 /// What is here.
@@ -67,7 +70,7 @@ impl Inventory {
     fn pin_kind(self: &Arc<Self>, digest: &Digest, is_use: bool) -> Option<Pin> {
         let now = self.clock.now();
         let mut ledger = self.ledger();
-        ledger.get(digest).filter(|entry| entry.kind == Kind::Blob)?;
+        ledger.get(digest).filter(|entry| entry.kind == EntryKind::Blob)?;
         let generation = ledger.pin(digest)?;
         if is_use {
             ledger.touch(digest, now);

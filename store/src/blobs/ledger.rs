@@ -1,37 +1,15 @@
-//! Space ledger: the size and last use of every blob and partial, for quota, free-space floor and TTL.
+//! Ledger of a store's space: the size and last use of every blob and partial, for quota, free-space floor and TTL.
 //!
-//! Pure: no disk, no clock. Every blob and partial on disk has one entry here, a partial with the size of its whole blob,
-//! so that a fill that was admitted can always finish. Invariant: the sums equal the entries, and `by_use` holds exactly
-//! the entries. An entry that is pinned (read or filled) or already leaving is never chosen as a victim.
+//! Every blob and partial on disk has one entry here, a partial with the size of its whole blob,
+//! so that a fill that was admitted can always finish. The sums equal the entries, and `by_use` holds exactly the entries. An
+//! entry that is pinned (read or filled) or already leaving is never chosen as a victim. Pure: no disk, no clock.
 
 use std::collections::{BTreeSet, HashMap};
 
 use piecemeal_proto::Digest;
 
+use super::entry::{Entry, EntryKind, Generation};
 use crate::values::clock::Age;
-
-/// The kind of an entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// Complete and proven.
-    Blob,
-    /// Space reserved for a blob that is not complete.
-    Partial,
-}
-
-/// Tells an entry from a later one of the same digest, so that an old handle never unpins its successor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Generation(u64);
-
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Entry {
-    pub(crate) kind: Kind,
-    pub(crate) bytes: u64,
-    pub(crate) used: Age,
-    pub(crate) generation: Generation,
-    pins: u32,
-    leaving: bool,
-}
 
 /// Every blob and partial in the store, in order of last use.
 #[derive(Debug, Default)]
@@ -52,7 +30,7 @@ pub(crate) struct Sum {
 
 impl Ledger {
     /// Adds an entry, in place of an older one.
-    pub(crate) fn insert(&mut self, digest: Digest, kind: Kind, bytes: u64, used: Age) -> Generation {
+    pub(crate) fn insert(&mut self, digest: Digest, kind: EntryKind, bytes: u64, used: Age) -> Generation {
         self.remove(&digest);
         self.generations += 1;
         let generation = Generation(self.generations);
@@ -62,7 +40,7 @@ impl Ledger {
             used,
             generation,
             pins: 0,
-            leaving: false,
+            is_leaving: false,
         };
         self.entries.insert(digest, entry);
         self.by_use.insert((used, digest));
@@ -72,11 +50,11 @@ impl Ledger {
 
     /// The entry, unless it is on its way out.
     pub(crate) fn get(&self, digest: &Digest) -> Option<&Entry> {
-        self.entries.get(digest).filter(|entry| !entry.leaving)
+        self.entries.get(digest).filter(|entry| !entry.is_leaving)
     }
 
     /// The kind of the digest's entry, leaving or not.
-    pub(crate) fn kind(&self, digest: &Digest) -> Option<Kind> {
+    pub(crate) fn kind(&self, digest: &Digest) -> Option<EntryKind> {
         self.entries.get(digest).map(|entry| entry.kind)
     }
 
@@ -100,7 +78,7 @@ impl Ledger {
 
     /// Keeps an entry from being a victim until [`Ledger::unpin`]. `None` when there is no such entry, or it is leaving.
     pub(crate) fn pin(&mut self, digest: &Digest) -> Option<Generation> {
-        let entry = self.entries.get_mut(digest).filter(|entry| !entry.leaving)?;
+        let entry = self.entries.get_mut(digest).filter(|entry| !entry.is_leaving)?;
         entry.pins += 1;
         Some(entry.generation)
     }
@@ -124,9 +102,9 @@ impl Ledger {
     /// A partial became a blob, keeping its pins.
     pub(crate) fn promote(&mut self, digest: &Digest, now: Age) {
         if let Some(entry) = self.entries.get_mut(digest)
-            && entry.kind == Kind::Partial
+            && entry.kind == EntryKind::Partial
         {
-            entry.kind = Kind::Blob;
+            entry.kind = EntryKind::Blob;
             let bytes = entry.bytes;
             self.partials.subtract(bytes);
             self.blobs.add(bytes);
@@ -149,7 +127,7 @@ impl Ledger {
             }
             let entry = &self.entries[digest];
             // An empty blob frees nothing: it goes by TTL only.
-            if entry.evictable()
+            if entry.is_evictable()
                 && entry.bytes > 0
                 && let Some(victim) = enter(digest)
             {
@@ -166,22 +144,22 @@ impl Ledger {
             .iter()
             .take_while(move |(used, _)| *used <= moment)
             .map(|(_, digest)| *digest)
-            .filter(|digest| self.entries[digest].evictable())
+            .filter(|digest| self.entries[digest].is_evictable())
     }
 
     /// Takes an entry out of sight while its file is removed; `false` when it may not go.
     pub(crate) fn start_leaving(&mut self, digest: &Digest) -> bool {
         self.entries
             .get_mut(digest)
-            .filter(|entry| entry.evictable())
-            .map(|entry| entry.leaving = true)
+            .filter(|entry| entry.is_evictable())
+            .map(|entry| entry.is_leaving = true)
             .is_some()
     }
 
     /// The file could not be removed after all.
     pub(crate) fn stop_leaving(&mut self, digest: &Digest) {
         if let Some(entry) = self.entries.get_mut(digest) {
-            entry.leaving = false;
+            entry.is_leaving = false;
         }
     }
 
@@ -199,11 +177,11 @@ impl Ledger {
     }
 
     /// The digests of one kind, ascending.
-    pub(crate) fn digests(&self, kind: Kind) -> Vec<Digest> {
+    pub(crate) fn digests(&self, kind: EntryKind) -> Vec<Digest> {
         let mut digests: Vec<Digest> = self
             .entries
             .iter()
-            .filter(|(_, entry)| entry.kind == kind && !entry.leaving)
+            .filter(|(_, entry)| entry.kind == kind && !entry.is_leaving)
             .map(|(digest, _)| *digest)
             .collect();
         digests.sort_unstable();
@@ -212,21 +190,15 @@ impl Ledger {
 
     /// Every entry that is not on its way out.
     pub(crate) fn all(&self) -> Vec<(Digest, Entry)> {
-        let staying = self.entries.iter().filter(|(_, entry)| !entry.leaving);
+        let staying = self.entries.iter().filter(|(_, entry)| !entry.is_leaving);
         staying.map(|(digest, entry)| (*digest, *entry)).collect()
     }
 
-    fn sum(&mut self, kind: Kind) -> &mut Sum {
+    fn sum(&mut self, kind: EntryKind) -> &mut Sum {
         match kind {
-            Kind::Blob => &mut self.blobs,
-            Kind::Partial => &mut self.partials,
+            EntryKind::Blob => &mut self.blobs,
+            EntryKind::Partial => &mut self.partials,
         }
-    }
-}
-
-impl Entry {
-    fn evictable(&self) -> bool {
-        self.pins == 0 && !self.leaving
     }
 }
 
@@ -239,32 +211,6 @@ impl Sum {
     fn subtract(&mut self, bytes: u64) {
         self.count -= 1;
         self.bytes = self.bytes.saturating_sub(bytes);
-    }
-}
-
-/// The figures that decide whether a demand has space.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Space {
-    pub(crate) quota_bytes: Option<u64>,
-    /// The bytes that the ledger counts already.
-    pub(crate) used_bytes: u64,
-    pub(crate) free_bytes_min: u64,
-    pub(crate) free_bytes: u64,
-    /// The bytes that admitted fills have still to write: free now, but promised.
-    pub(crate) promised_bytes: u64,
-}
-
-impl Space {
-    /// How many bytes must go before `new_bytes` more may be counted and `unwritten_bytes` more written.
-    pub(crate) fn shortage_bytes(&self, new_bytes: u64, unwritten_bytes: u64) -> u64 {
-        let over_quota = self.quota_bytes.map_or(0, |quota_bytes| {
-            self.used_bytes.saturating_add(new_bytes).saturating_sub(quota_bytes)
-        });
-        let under_floor = unwritten_bytes
-            .saturating_add(self.promised_bytes)
-            .saturating_add(self.free_bytes_min)
-            .saturating_sub(self.free_bytes);
-        over_quota.max(under_floor)
     }
 }
 
@@ -281,35 +227,15 @@ mod tests {
     #[test]
     fn an_old_handle_never_unpins_the_successor() {
         let mut ledger = Ledger::default();
-        ledger.insert(digest(1), Kind::Partial, 10, Age(0));
+        ledger.insert(digest(1), EntryKind::Partial, 10, Age(0));
         let old = ledger.pin(&digest(1)).unwrap();
-        ledger.insert(digest(1), Kind::Partial, 10, Age(0));
+        ledger.insert(digest(1), EntryKind::Partial, 10, Age(0));
         let new = ledger.pin(&digest(1)).unwrap();
         assert!(!ledger.unpin(&digest(1), old, Some(Age(0))));
         assert!(!ledger.start_leaving(&digest(1)));
         assert!(ledger.unpin(&digest(1), new, Some(Age(0))));
         assert!(ledger.start_leaving(&digest(1)));
         assert_eq!(ledger.pin(&digest(1)), None);
-    }
-
-    #[test]
-    fn the_shortage_is_the_worse_of_quota_and_floor() {
-        let space = Space {
-            quota_bytes: Some(100),
-            used_bytes: 90,
-            free_bytes_min: 50,
-            free_bytes: 70,
-            promised_bytes: 5,
-        };
-        assert_eq!(space.shortage_bytes(10, 10), 0);
-        assert_eq!(space.shortage_bytes(15, 10), 5);
-        assert_eq!(space.shortage_bytes(15, 30), 15);
-        let unlimited = Space {
-            quota_bytes: None,
-            ..space
-        };
-        assert_eq!(unlimited.shortage_bytes(u64::MAX, 0), 0);
-        assert_eq!(unlimited.shortage_bytes(0, u64::MAX), u64::MAX - 70);
     }
 
     #[derive(Clone, Debug)]
@@ -355,7 +281,7 @@ mod tests {
                     Step::Insert(id, bytes) => {
                         model.retain(|item| item.id != id);
                         model.push(Item { id, bytes, pins: Vec::new() });
-                        ledger.insert(digest(id), Kind::Partial, bytes, now);
+                        ledger.insert(digest(id), EntryKind::Partial, bytes, now);
                     }
                     Step::Touch(id) => {
                         ledger.touch(&digest(id), now);
@@ -381,7 +307,7 @@ mod tests {
                         }
                     }
                     Step::Promote(id) => {
-                        let partial = ledger.get(&digest(id)).is_some_and(|entry| entry.kind == Kind::Partial);
+                        let partial = ledger.get(&digest(id)).is_some_and(|entry| entry.kind == EntryKind::Partial);
                         ledger.promote(&digest(id), now);
                         if partial && let Some(at) = place(&model, id) {
                             let item = model.remove(at);

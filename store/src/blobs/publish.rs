@@ -1,4 +1,4 @@
-//! The two ends of a fill: its blob is published, or it is abandoned.
+//! End of a fill: its blob is published, or it is abandoned.
 //!
 //! Publishing goes: verify, sync the file, rename it, sync the folders, then the row, synced. So a row always stands for
 //! bytes that survived. Clients get the final piece as soon as the digest is proven; they do not wait for the disk.
@@ -11,12 +11,10 @@ use tracing::warn;
 use super::{
     blob_store::{BlobStore, OpenBlob},
     digest_lock::DigestGuard,
-    evictor::Swept,
-    fill::Fill,
-    fill_failure::FillFailure,
+    fills::{end::End, failure::FillFailure, fill::Fill},
 };
 use crate::{
-    index::{BlobRow, Durability, blobs, names, partials},
+    index::{BlobRow, Durability, blobs, partials, sources},
     values::{
         error::{IndexError, StoreError},
         repository::Repository,
@@ -53,28 +51,24 @@ pub(crate) struct Ending<'a> {
 }
 
 impl Ending<'_> {
-    pub(crate) fn publish(&self, sources: &[Repository]) -> Result<OpenBlob, PublishBlobError> {
+    pub(crate) fn publish(&self, repositories: &[Repository]) -> Result<OpenBlob, PublishBlobError> {
         let fill = self.fill;
-        if let Some(why) = fill.failure() {
-            return Err(PublishBlobError::Abandoned(why));
+        match fill.end() {
+            Some(End::Failed(why)) => return Err(PublishBlobError::Abandoned(why)),
+            Some(End::Published) => return self.published(),
+            Some(End::Lost) => return Err(io::Error::other("an earlier attempt failed").into()),
+            Some(End::FinishedUnstored) | None => self.prove()?,
         }
-        if fill.is_published() {
-            return self.published();
-        }
-        if fill.is_lost() {
-            return Err(io::Error::other("an earlier attempt failed").into());
-        }
-        self.prove()?;
         let row = BlobRow {
             map: fill.map(),
             fill: fill.id(),
             piece_hashes: fill.hashes(),
             signature: None,
         };
-        match self.keep(&row, sources) {
+        match self.keep(&row, repositories) {
             Ok(()) => Ok(self.promote(row)),
             Err(error) => {
-                fill.end_lost();
+                fill.finish(End::Lost);
                 self.discard_for_good();
                 Err(error)
             }
@@ -87,7 +81,7 @@ impl Ending<'_> {
             return Err(PublishBlobError::Abandoned(why));
         }
         self.prove()?;
-        self.fill.end_unstored();
+        self.fill.finish(End::FinishedUnstored);
         Ok(())
     }
 
@@ -113,7 +107,7 @@ impl Ending<'_> {
     }
 
     /// The disk's part of publishing.
-    fn keep(&self, row: &BlobRow, sources: &[Repository]) -> Result<(), PublishBlobError> {
+    fn keep(&self, row: &BlobRow, repositories: &[Repository]) -> Result<(), PublishBlobError> {
         let (digest, index) = (self.fill.digest(), &self.blobs.index);
         self.fill.file().sync()?;
         self.blobs.files.publish(digest)?;
@@ -121,8 +115,8 @@ impl Ending<'_> {
         index.write(Durability::Synced, |transaction| {
             partials::delete(transaction, &digest.to_string())?;
             blobs::insert(transaction, digest, row, now)?;
-            for at in sources {
-                names::put_source(transaction, at, digest, now)?;
+            for at in repositories {
+                sources::put(transaction, at, digest, now)?;
             }
             Ok(())
         })?;
@@ -135,7 +129,7 @@ impl Ending<'_> {
         inventory.ledger().promote(fill.digest(), now);
         let pin = inventory.pin(fill.digest()).expect("its filling pins it");
         self.blobs.live.forget(fill);
-        fill.end_published();
+        fill.finish(End::Published);
         let file = Arc::clone(fill.file());
         OpenBlob { row, file, pin }
     }
@@ -154,7 +148,7 @@ impl Ending<'_> {
     /// Ends the fill without its blob. Does nothing to one that has ended before.
     pub(crate) fn abandon(&self, why: FillFailure) {
         let (fill, live) = (self.fill, &self.blobs.live);
-        let was_lost = fill.is_lost();
+        let was_lost = fill.end() == Some(End::Lost);
         let discards = why.discards();
         // A fill that was lost has nothing on disk any more; what is there by now belongs to another.
         if !fill.fail(why) || was_lost {
@@ -170,6 +164,8 @@ impl Ending<'_> {
             self.discard_logged();
             return;
         }
+        // A batch may have taken some of its pieces, and give them back.
+        let _saving = live.save();
         self.save_pieces();
         live.forget(fill);
     }
@@ -198,7 +194,7 @@ impl Ending<'_> {
     }
 
     fn discard_logged(&self) {
-        if let Err(error) = self.blobs.evictor.discard(self.lock, &mut Swept::default()) {
+        if let Err(error) = self.blobs.evictor.discard(self.lock) {
             let digest = self.lock.digest();
             warn!(blob.digest = %digest, error = &error as &dyn std::error::Error, "failed to remove what is left of {digest}");
         }

@@ -1,4 +1,6 @@
-//! Seeded random numbers of a store.
+//! Random numbers of a store.
+//!
+//! They follow from the seed that the store was opened with.
 
 use parking_lot::Mutex;
 use piecemeal_proto::FillId;

@@ -1,10 +1,12 @@
-//! Ranges of a blob that a reader may ask for, and why it gets none.
+//! Range of a read, and the errors of reading.
+//!
+//! A read returns no more than [`READ_BYTES_MAX`].
 
 use std::{io, ops::Range};
 
 use piecemeal_proto::Digest;
 
-use super::fill_failure::FillFailure;
+use super::fills::failure::FillFailure;
 
 /// The most that one read returns, in bytes: enough to keep a disk busy, little enough to hold once per client.
 pub const READ_BYTES_MAX: u64 = 1024 * 1024;

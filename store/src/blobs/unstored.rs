@@ -12,8 +12,7 @@ use super::{
     begin::{BeginFillError, join},
     blob_store::BlobStore,
     digest_lock::DigestGuard,
-    fill::Fill,
-    live_fills::Handle,
+    fills::{fill::Fill, live_fills::FillHandle},
 };
 
 /// Whether others may find an unstored fill by its digest, and take its pieces from here.
@@ -30,7 +29,7 @@ pub(crate) fn begin(
     place: OwnedSemaphorePermit,
     (map, id): (PieceMap, Option<FillId>),
     offer: Offer,
-) -> Result<Arc<Handle>, BeginFillError> {
+) -> Result<Arc<FillHandle>, BeginFillError> {
     let digest = lock.digest();
     if let Some(handle) = join(blobs, digest, map, id)? {
         return Ok(handle);
@@ -49,11 +48,11 @@ pub(crate) fn begin_apart(
     digest: &Digest,
     map: PieceMap,
     place: OwnedSemaphorePermit,
-) -> Arc<Handle> {
+) -> Arc<FillHandle> {
     attach(blobs, Fill::unstored(*digest, map, blobs.random.fill_id()), place)
 }
 
 /// Makes the first handle of an unstored fill.
-fn attach(blobs: &BlobStore, fill: Fill, place: OwnedSemaphorePermit) -> Arc<Handle> {
-    Arc::new(Handle::unstored(Arc::new(fill), Arc::clone(&blobs.live), place))
+fn attach(blobs: &BlobStore, fill: Fill, place: OwnedSemaphorePermit) -> Arc<FillHandle> {
+    Arc::new(FillHandle::unstored(Arc::new(fill), Arc::clone(&blobs.live), place))
 }

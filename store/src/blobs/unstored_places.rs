@@ -1,4 +1,6 @@
-//! Places of fills whose blob is not kept. They are few, since each takes memory.
+//! Places of fills whose blob is not kept.
+//!
+//! They are few, since each takes memory.
 
 use std::sync::Arc;
 

@@ -1,4 +1,6 @@
-//! The way from the runtime's threads to the blocking ones.
+//! Blocking threads: how work on the disk leaves the runtime's threads.
+//!
+//! Work that has begun runs to its end.
 
 use std::io;
 

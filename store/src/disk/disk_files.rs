@@ -1,4 +1,4 @@
-//! The operating system's files.
+//! Files of the operating system.
 //!
 //! A file is readable by its owner only.
 

@@ -1,4 +1,4 @@
-//! Bytes of a blob as a place in a file: what can be sent to a socket without passing through this process.
+//! Extent: bytes of a blob as a place in a file, which are sent to a socket without passing through this process.
 //!
 //! Sending must not wait for the disk, since it happens on the runtime's threads: [`Extent::make_resident`] sees to that first.
 

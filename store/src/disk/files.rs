@@ -1,7 +1,7 @@
-//! The file layer: every touch of the disk below `blobs/` and `partial/`.
+//! Files and disks, as traits: every access to the disk below `blobs/` and `partial/` goes through them.
 //!
-//! It is a trait so that tests can put a disk under the store that tears writes, runs full and loses what was not synced.
-//! The index and the lock stay outside of it: SQLite brings its own discipline.
+//! So tests can put a disk under the store that tears writes, runs full and loses what was not synced. The index and the lock stay
+//! outside: SQLite has its own way to survive a crash.
 
 use std::{
     io,
@@ -162,6 +162,14 @@ pub(crate) fn read_exact_at(file: &dyn OpenFile, mut buffer: &mut [u8], mut offs
         }
     }
     Ok(())
+}
+
+/// Opens a file; `None` when there is none.
+pub(crate) fn open_if_there(files: &dyn Files, path: &Path) -> io::Result<Option<Arc<dyn OpenFile>>> {
+    match files.open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        opened => opened.map(Some),
+    }
 }
 
 /// Removes a file; one that is gone already is no error.

@@ -1,4 +1,4 @@
-//! Complete blobs.
+//! Complete blob, opened.
 //!
 //! A handle reads from a file that stays open, so neither eviction nor removal can pull the bytes away under it; eviction
 //! does not even try. A file that does not match its row is a miss: the row is deleted, and the next pull fetches the blob again.
@@ -11,7 +11,7 @@ use piecemeal_proto::{Digest, FillId, PieceHash, PieceMap};
 use crate::{
     blobs::{
         blob_store::OpenBlob,
-        ledger::Generation,
+        entry::Generation,
         read::{ReadBlobError, check_range},
     },
     disk::{

@@ -8,7 +8,7 @@
 use std::{io, ops::Range, sync::Arc};
 
 use bytes::Bytes;
-use piecemeal_proto::{Algorithm, Digest, PieceHash};
+use piecemeal_proto::{Algorithm, Digest, PieceHash, piece_hash};
 use tracing::warn;
 
 use super::blob::Blob;
@@ -23,6 +23,7 @@ use crate::{
 
 /// The size of a block, in bytes.
 const BLOCK_BYTES: u64 = 16 * 1024;
+
 /// A complete blob, each piece of which is hashed again before it is read from.
 pub struct CheckedBlob {
     blob: Blob,
@@ -162,7 +163,7 @@ impl CheckedPiece {
             let is_good = bytes
                 .chunks(block_bytes())
                 .zip(blocks.get(first..)?)
-                .all(|(block, hash)| Digest::Sha256(*hash).matches(block));
+                .all(|(block, hash)| piece_hash(block) == *hash);
             let at = |offset| usize::try_from(offset).ok();
             is_good.then_some(bytes.slice(at(skipped)?..at(end - from)?))
         })
@@ -179,10 +180,7 @@ fn hash(file: &dyn OpenFile, range: Range<u64>) -> io::Result<(Digest, Vec<Piece
         let end = range.end.min(at + READ_BYTES_MAX);
         for block in read_range(file, at..end)?.chunks(block_bytes()) {
             whole.update(block);
-            match Digest::of(block) {
-                Digest::Sha256(hash) => blocks.push(hash),
-                Digest::Sha512(_) => unreachable!("blocks are hashed with sha256"),
-            }
+            blocks.push(piece_hash(block));
         }
         at = end;
     }

@@ -1,4 +1,6 @@
-//! The store itself: opened, limited, counted, swept, listed and closed.
+//! Store: opened, limited, counted, swept, listed and closed.
+//!
+//! One process has a folder at a time, until its last handle is gone.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,8 +9,8 @@ use tokio::sync::broadcast;
 
 use crate::{
     blobs::{
+        entry::EntryKind,
         evictor::{Limits, Swept},
-        ledger::Kind,
     },
     catalog::{self, Catalog, Presence, Removal, RemoveContentError},
     disk::blocking::blocking,
@@ -74,19 +76,13 @@ impl Store {
     }
 
     /// Every complete blob, ascending.
-    ///
-    /// # Errors
-    /// None today; the inventory is in memory.
-    pub async fn complete_digests(&self) -> Result<Vec<Digest>, StoreError> {
-        Ok(self.shared.blobs.inventory.ledger().digests(Kind::Blob))
+    pub fn complete_digests(&self) -> Vec<Digest> {
+        self.shared.blobs.inventory.ledger().digests(EntryKind::Blob)
     }
 
     /// Every blob that is not complete, ascending.
-    ///
-    /// # Errors
-    /// None today; the inventory is in memory.
-    pub async fn partials(&self) -> Result<Vec<Digest>, StoreError> {
-        Ok(self.shared.blobs.inventory.ledger().digests(Kind::Partial))
+    pub fn partials(&self) -> Vec<Digest> {
+        self.shared.blobs.inventory.ledger().digests(EntryKind::Partial)
     }
 
     /// How a blob that is not complete is cut, so that a download of it can go on where it stopped.
@@ -186,7 +182,7 @@ impl Store {
     pub fn presence(&self, digest: &Digest) -> Presence {
         let ledger = self.shared.blobs.inventory.ledger();
         match ledger.get(digest) {
-            Some(entry) if entry.kind == Kind::Blob => Presence::Complete {
+            Some(entry) if entry.kind == EntryKind::Blob => Presence::Complete {
                 blob_bytes: entry.bytes,
             },
             Some(entry) => Presence::Partial {

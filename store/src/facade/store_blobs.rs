@@ -2,16 +2,15 @@
 //!
 //! Verification does not count as use, and never prolongs a blob's life.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
-use piecemeal_proto::{Digest, FillId, PieceMap};
+use piecemeal_proto::{Digest, FillId, PieceHash, PieceMap, piece_hash};
 use tracing::warn;
 
 use super::{blob::Blob, filling::handle::Filling, store::Store};
 use crate::{
     blobs::{
         begin::{BeginFillError, begin, join},
-        evictor::Swept,
         unstored::{self, Offer},
     },
     disk::{blocking::blocking, files::read_range},
@@ -69,7 +68,7 @@ impl Store {
                 if shared.blobs.live.is_held(lock.digest()) {
                     return Ok(false);
                 }
-                Ok(shared.blobs.evictor.discard(&lock, &mut Swept::default())?)
+                Ok(shared.blobs.evictor.discard(&lock)?.is_some())
             })
             .await
     }
@@ -91,7 +90,7 @@ impl Store {
             .shared
             .run(move |_| {
                 let bytes = read_range(file.as_ref(), range)?;
-                Ok::<_, StoreError>(Digest::Sha256(expected).matches(&bytes))
+                Ok::<_, StoreError>(piece_hash(&bytes) == expected)
             })
             .await?;
         if !is_whole {
@@ -160,19 +159,11 @@ impl Store {
         let (map, hashes) = (blob.map(), blob.piece_hashes());
         for (piece, expected) in (0..map.count()).zip(hashes.iter().copied()) {
             pace(map.len(piece)).await;
-            let file = Arc::clone(blob.file());
-            let is_good = blocking(move || {
-                let read = read_range(file.as_ref(), map.range(piece));
-                read.inspect_err(|error| warn!(%error, "a piece cannot be read: {error}"))
-                    .is_ok_and(|bytes| Digest::Sha256(expected).matches(&bytes))
-            })
-            .await?;
-            if is_good {
-                self.shared.blobs.evictor.counters.verified_bytes.add(map.len(piece));
-            } else {
+            if !is_good(&blob, piece, expected).await? {
                 self.shared.drop_damaged(*digest, generation).await?;
                 return Ok(Verified::Damaged);
             }
+            self.shared.blobs.evictor.counters.verified_bytes.add(map.len(piece));
         }
         let digest = *digest;
         self.shared
@@ -235,8 +226,8 @@ impl Store {
     /// Begins an unstored fill, for a blob that there is no room for: see [`BeginFillError::NoSpace`]. Joins the live one, if
     /// that is offered too. It ends with [`Filling::finish_unstored`], and is gone with its last handle.
     ///
-    /// Waits for its turn while there are four of them, for as long as the caller has patience: each is here only
-    /// as long as it is read, and a client that is refused goes elsewhere over the WAN. Cancel safe.
+    /// Waits for its turn while there are four of them. The wait has no limit of its own: a fill goes with its last reader, and a
+    /// client that is refused would load the WAN. Cancel safe.
     ///
     /// # Errors
     /// [`BeginFillError`], except `NoSpace`.
@@ -269,4 +260,15 @@ impl Store {
         let handle = unstored::begin_apart(&self.shared.blobs, digest, map, place);
         Filling::new(&self.shared, handle)
     }
+}
+
+/// Whether a piece of the blob can be read and has its hash.
+async fn is_good(blob: &Blob, piece: u32, expected: PieceHash) -> io::Result<bool> {
+    let (file, range) = (Arc::clone(blob.file()), blob.map().range(piece));
+    blocking(move || {
+        let read = read_range(file.as_ref(), range);
+        read.inspect_err(|error| warn!(%error, "a piece cannot be read: {error}"))
+            .is_ok_and(|bytes| piece_hash(&bytes) == expected)
+    })
+    .await
 }

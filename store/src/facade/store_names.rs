@@ -1,4 +1,6 @@
 //! Names of a store: its manifests, tags, sources and rights, as callers ask for them.
+//!
+//! A name that is cached costs neither the index nor a thread.
 
 use std::time::Duration;
 
@@ -101,15 +103,6 @@ impl Store {
         }
         let (at, digest) = (at.clone(), *digest);
         self.ask_index(move |names| names.has_source(&at, &digest)).await
-    }
-
-    /// Removes what [`Store::record_source`] recorded: the upstream's answer was wrong.
-    ///
-    /// # Errors
-    /// [`StoreError::Index`].
-    pub async fn forget_source(&self, at: &Repository, digest: &Digest) -> Result<(), StoreError> {
-        let (at, digest) = (at.clone(), *digest);
-        self.names(move |names| names.forget_source(&at, &digest)).await
     }
 
     /// Whether any repository of the upstream is noted for this digest.

@@ -1,4 +1,6 @@
 //! Rows of complete blobs.
+//!
+//! A row stands for a file that was synced.
 
 use std::sync::Arc;
 
@@ -6,8 +8,8 @@ use piecemeal_proto::{Digest, FillId, PieceHash, PieceMap};
 use rusqlite::{OptionalExtension as _, Transaction};
 
 use super::{
-    connection::{Index, ListedRow},
-    sql::{digest_from_sql, fill_from_sql, fill_to_sql, from_sql, map_from_sql, to_sql},
+    connection::Index,
+    sql::{ListedRow, digest_from_sql, fill_from_sql, fill_to_sql, list, map_from_sql, to_sql},
 };
 use crate::values::{clock::Age, error::IndexError, piece_hashes::ListSignature};
 
@@ -59,16 +61,7 @@ impl Index {
 
     /// Digest, size and last use of every blob; rows without a readable digest or size are given as text, to be dropped.
     pub(crate) fn blobs(&self) -> Result<Vec<ListedRow>, IndexError> {
-        let connection = self.read();
-        let mut statement = connection.prepare("SELECT digest, blob_bytes, used_ms FROM blobs")?;
-        let rows = statement.query_map([], |row| {
-            let (text, blob_bytes, used_ms): (String, i64, i64) = row.try_into()?;
-            Ok(match (digest_from_sql(&text), u64::try_from(blob_bytes)) {
-                (Some(digest), Ok(blob_bytes)) => Ok((digest, blob_bytes, Age(from_sql(used_ms)))),
-                _ => Err(text),
-            })
-        })?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+        Ok(list(&self.read(), "blobs")?)
     }
 }
 

@@ -1,7 +1,9 @@
-//! The catalogue: reading all rows at once, and deleting names that an administrator removes.
+//! Catalogue of the index: all rows of a table at once.
+//!
+//! Rows that make no sense are left out.
 
 use piecemeal_proto::Digest;
-use rusqlite::{Connection, Transaction};
+use rusqlite::Connection;
 
 use super::{
     connection::Index,
@@ -33,7 +35,7 @@ pub(crate) struct ListedTag {
 }
 
 impl Index {
-    /// Gives every manifest to `each`. Rows that make no sense are left out, here and below.
+    /// Gives every manifest to `each`.
     pub(crate) fn each_manifest(&self, mut each: impl FnMut(ListedManifest)) -> Result<(), IndexError> {
         let mut last = String::new();
         loop {
@@ -126,22 +128,4 @@ fn rows<T>(
     let mut statement = connection.prepare(query)?;
     let rows = statement.query_map([], |row| read(row))?;
     Ok(rows.filter_map(Result::transpose).collect::<rusqlite::Result<_>>()?)
-}
-
-/// Deletes a manifest that no repository is recorded for any more.
-pub(crate) fn delete_orphan(transaction: &Transaction<'_>, manifest: &Digest) -> rusqlite::Result<()> {
-    transaction
-        .prepare_cached(
-            "DELETE FROM manifests WHERE digest = ?1 AND NOT EXISTS (SELECT 1 FROM sources WHERE digest = ?1)",
-        )?
-        .execute([manifest.to_string()])?;
-    Ok(())
-}
-
-/// Deletes what is recorded of a digest, in whatever repository.
-pub(crate) fn delete_sources(transaction: &Transaction<'_>, digest: &Digest) -> rusqlite::Result<()> {
-    transaction
-        .prepare_cached("DELETE FROM sources WHERE digest = ?1")?
-        .execute([digest.to_string()])?;
-    Ok(())
 }

@@ -1,4 +1,6 @@
-//! The connection to the index. One for all, used on blocking threads only.
+//! Connection to the index: one for all, used on blocking threads only.
+//!
+//! A transaction that was committed with [`Durability::Synced`] survives a power cut, and so does every one before it.
 
 use std::{
     fs::File,
@@ -9,7 +11,7 @@ use std::{
 };
 
 use parking_lot::{Mutex, MutexGuard};
-use piecemeal_proto::{Digest, NodeId};
+use piecemeal_proto::NodeId;
 use ring::hmac;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior};
 
@@ -21,9 +23,6 @@ use crate::values::{
     clock::{Age, AgeClock, Clock, Stamp},
     error::IndexError,
 };
-
-/// Digest, size in bytes and last use; or the key of a row that makes no sense, to be deleted.
-pub(crate) type ListedRow = Result<(Digest, u64, Age), String>;
 
 /// When a transaction becomes durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +60,7 @@ impl Index {
         })
     }
 
-    /// Writes the node's id down, once.
+    /// Records the node's id.
     pub(crate) fn set_identity(&self, node_id: NodeId) -> Result<(), IndexError> {
         let stamp = self.clock.stamp();
         self.read().execute(
@@ -102,7 +101,7 @@ impl Index {
     ) -> Result<T, IndexError> {
         let result = transact(&mut self.connection.lock(), stamp, work)?;
         if durability == Durability::Synced {
-            self.sync_log()?;
+            self.sync()?;
         }
         Ok(result)
     }
@@ -112,8 +111,8 @@ impl Index {
         !self.connection.is_locked()
     }
 
-    /// What was committed is in the log, or was synced when a checkpoint moved it.
-    fn sync_log(&self) -> Result<(), IndexError> {
+    /// Makes every transaction durable that was committed. They are in the log, or were synced when a checkpoint moved them.
+    pub(crate) fn sync(&self) -> Result<(), IndexError> {
         match File::open(&self.log).and_then(|log| log.sync_data()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(IndexError::Sync(error)),
             _ => Ok(()),

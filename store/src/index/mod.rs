@@ -11,15 +11,19 @@
 pub(crate) mod blobs;
 pub(crate) mod catalog;
 pub(crate) mod connection;
-pub(crate) mod names;
+pub(crate) mod manifests;
+pub(crate) mod name_caps;
 pub(crate) mod partials;
 pub(crate) mod rights;
 mod schema;
 mod shares;
+pub(crate) mod sources;
 mod sql;
+pub(crate) mod tags;
 
 pub(crate) use blobs::BlobRow;
-pub(crate) use connection::{Durability, Index, ListedRow};
-pub(crate) use names::TagRow;
+pub(crate) use connection::{Durability, Index};
 pub(crate) use partials::{PartialPieceChange, PartialPieceRow, PartialRow, Progress};
 pub(crate) use schema::OpenIndexError;
+pub(crate) use sql::ListedRow;
+pub(crate) use tags::TagRow;

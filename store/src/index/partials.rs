@@ -1,11 +1,13 @@
-//! Rows of blobs that are not complete, and of their pieces.
+//! Rows of partials: blobs that are not complete, their pieces and partial pieces.
+//!
+//! They are hints: a piece counts only when the file has bytes with its hash.
 
 use piecemeal_proto::{Digest, FillId, PieceHash, PieceMap};
 use rusqlite::{Connection, OptionalExtension as _, Transaction};
 
 use super::{
-    connection::{Index, ListedRow},
-    sql::{digest_from_sql, fill_from_sql, fill_to_sql, from_sql, map_from_sql, to_sql},
+    connection::Index,
+    sql::{ListedRow, fill_from_sql, fill_to_sql, list, map_from_sql, to_sql},
 };
 use crate::values::{clock::Age, error::IndexError};
 
@@ -29,11 +31,11 @@ pub(crate) struct PartialPieceRow {
     pub(crate) hash: PieceHash,
 }
 
-/// What a piece's tail is now.
+/// A change of a partial piece.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PartialPieceChange {
     pub(crate) piece: u32,
-    /// `None`: it has none.
+    /// What is here of it now. `None`: nothing, or the whole piece.
     pub(crate) now: Option<PartialPieceRow>,
 }
 
@@ -84,16 +86,7 @@ impl Index {
 
     /// Digest, size and last use of every partial; damaged rows as text, to be dropped.
     pub(crate) fn partials(&self) -> Result<Vec<ListedRow>, IndexError> {
-        let connection = self.read();
-        let mut statement = connection.prepare("SELECT digest, blob_bytes, used_ms FROM partials")?;
-        let rows = statement.query_map([], |row| {
-            let (text, blob_bytes, used_ms): (String, i64, i64) = row.try_into()?;
-            Ok(match (digest_from_sql(&text), u64::try_from(blob_bytes)) {
-                (Some(digest), Ok(blob_bytes)) => Ok((digest, blob_bytes, Age(from_sql(used_ms)))),
-                _ => Err(text),
-            })
-        })?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+        Ok(list(&self.read(), "partials")?)
     }
 }
 
@@ -101,17 +94,17 @@ impl Index {
 fn read_partial_pieces(connection: &Connection, id: i64, map: PieceMap) -> rusqlite::Result<Vec<PartialPieceRow>> {
     let mut statement = connection.prepare_cached("SELECT piece, bytes, hash FROM partial_tails WHERE partial = ?1")?;
     let rows = statement.query_map([id], |row| <(i64, i64, Vec<u8>)>::try_from(row))?;
-    let mut tails = Vec::new();
+    let mut partial_pieces = Vec::new();
     for row in rows {
         let (piece, bytes, hash) = row?;
         if let (Ok(piece), Ok(bytes), Ok(hash)) = (u32::try_from(piece), u64::try_from(bytes), hash.try_into())
             && piece < map.count()
             && bytes < map.len(piece)
         {
-            tails.push(PartialPieceRow { piece, bytes, hash });
+            partial_pieces.push(PartialPieceRow { piece, bytes, hash });
         }
     }
-    Ok(tails)
+    Ok(partial_pieces)
 }
 
 /// Adds a partial without pieces, in place of an older one; returns its id.
@@ -137,7 +130,7 @@ pub(crate) fn insert(
     Ok(transaction.last_insert_rowid())
 }
 
-/// Adds pieces to a partial and changes its tails, unless that partial is gone by now.
+/// Adds pieces to a partial and changes its partial pieces, unless that partial is gone by now.
 pub(crate) fn save(transaction: &Transaction<'_>, id: i64, progress: &Progress, used: Age) -> rusqlite::Result<()> {
     let known = transaction
         .prepare_cached("UPDATE partials SET used_ms = ?2 WHERE id = ?1")?
@@ -150,15 +143,15 @@ pub(crate) fn save(transaction: &Transaction<'_>, id: i64, progress: &Progress, 
     for (piece, hash) in &progress.pieces {
         statement.execute((id, i64::from(*piece), hash))?;
     }
-    for tail in &progress.partial_pieces {
-        set_partial_piece(transaction, id, tail)?;
+    for change in &progress.partial_pieces {
+        set_partial_piece(transaction, id, change)?;
     }
     Ok(())
 }
 
-fn set_partial_piece(transaction: &Transaction<'_>, id: i64, tail: &PartialPieceChange) -> rusqlite::Result<()> {
-    let piece = i64::from(tail.piece);
-    match &tail.now {
+fn set_partial_piece(transaction: &Transaction<'_>, id: i64, change: &PartialPieceChange) -> rusqlite::Result<()> {
+    let piece = i64::from(change.piece);
+    match &change.now {
         Some(row) => transaction
             .prepare_cached(
                 "INSERT OR REPLACE INTO partial_tails (partial, piece, bytes, hash) VALUES (?1, ?2, ?3, ?4)",

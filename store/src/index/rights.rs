@@ -1,4 +1,6 @@
 //! Rows of rights and refusals: which credential of which node an upstream has served or refused.
+//!
+//! A credential is never stored, only a keyed hash of it.
 
 use piecemeal_proto::NodeId;
 use ring::hmac;

@@ -1,4 +1,4 @@
-//! How the rows of a full table are shared, so that no owner makes the rows of others go.
+//! Shares of a full table: which rows go, so that no owner makes the rows of others go.
 //!
 //! Each owner keeps its newest rows, all of them as many, until the table is full: an owner with few rows loses none to one with
 //! many. Owners are nested: repositories of a registry, registries of a domain, domains. An owner can make up names only within
@@ -11,7 +11,7 @@ use rusqlite::Transaction;
 
 use super::sql::{from_sql, to_sql};
 
-/// What is kept when there is more than so much: a little less, so that a full table is not sorted for each new row.
+/// How much a table keeps that has more than `max`: a little less than that, so that it is not sorted again for each new row.
 pub(super) fn kept_of(max: u64) -> u64 {
     max - max / 64
 }

@@ -59,12 +59,6 @@ impl NameCache {
         self.tags.pop(&(at.clone(), tag.to_owned()));
     }
 
-    /// One source was removed from the index.
-    pub(crate) fn changed_source(&mut self, at: &Repository, digest: &Digest) {
-        self.epoch += 1;
-        self.sources.pop(&(at.clone(), *digest));
-    }
-
     /// A manifest was written to the index, perhaps with another media type than before.
     pub(crate) fn changed_manifest(&mut self, digest: &Digest) {
         self.epoch += 1;

@@ -1,4 +1,6 @@
-//! The store of names: what the index has, a cache of it in memory, and last uses on their way there.
+//! Names of a store: the rows of the index, a cache of them in memory, and last uses on their way to the index.
+//!
+//! Each change of a row is followed by the cache's, so that the cache never holds an older one.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,7 +14,7 @@ use super::{
     values::{Manifest, Tag},
 };
 use crate::{
-    index::{Durability, Index, TagRow, names, rights},
+    index::{Durability, Index, TagRow, manifests, name_caps, rights, sources, tags},
     values::{
         clock::Age,
         error::{IndexError, StoreError},
@@ -21,13 +23,13 @@ use crate::{
     },
 };
 
-/// Rows kept in each table of names: some 30 MB of index at the very most.
+/// Rows kept in each table of names: 30 MB of index at the most.
 const NAMES_MAX: u64 = 100_000;
-/// The same for rights: of 10,000 nodes five private repositories each with eight credentials; 80 MB of index.
+/// Rights kept: those of 10,000 nodes, each with five private repositories and eight credentials in each; 80 MB of index.
 const RIGHTS_MAX: u64 = 10_000 * 5 * 8;
-/// The same for refusals: of 10,000 nodes 40 credentials each; 50 MB of index.
+/// Refusals kept: those of 10,000 nodes with 40 credentials each; 50 MB of index.
 const REFUSALS_MAX: u64 = 10_000 * 40;
-/// How long a credential is known as refused: longer than a site is cut off.
+/// How long a refusal is kept: longer than a site is without its uplink.
 const REFUSED_LIFE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Manifests kept, in bytes: thousands of images.
 const MANIFESTS_BYTES_MAX: u64 = 256 * 1024 * 1024;
@@ -59,8 +61,8 @@ impl NameStore {
         check_manifest(expected, bytes)?;
         let (now, before) = (self.index.now(), self.cache.lock().epoch());
         self.index.write(Durability::Batched, |transaction| {
-            names::put_manifest(transaction, &expected, media_type, bytes, now)?;
-            names::put_source(transaction, at, &expected, now)
+            manifests::put(transaction, &expected, media_type, bytes, now)?;
+            sources::put(transaction, at, &expected, now)
         })?;
         let mut cache = self.cache.lock();
         cache.added_source(before, at, &expected);
@@ -94,7 +96,7 @@ impl NameStore {
     pub(crate) fn put_tag(&self, at: &Repository, tag: &str, digest: Digest) -> Result<(), IndexError> {
         let checked = self.index.now();
         self.index.write(Durability::Batched, |transaction| {
-            names::put_tag(transaction, at, tag, TagRow { digest, checked })
+            tags::put(transaction, at, tag, TagRow { digest, checked })
         })?;
         self.cache.lock().changed_tag(at, tag);
         Ok(())
@@ -117,9 +119,8 @@ impl NameStore {
     }
 
     pub(crate) fn forget_tag(&self, at: &Repository, tag: &str) -> Result<(), IndexError> {
-        self.index.write(Durability::Batched, |transaction| {
-            names::delete_tag(transaction, at, tag)
-        })?;
+        self.index
+            .write(Durability::Batched, |transaction| tags::delete(transaction, at, tag))?;
         self.cache.lock().changed_tag(at, tag);
         Ok(())
     }
@@ -132,7 +133,7 @@ impl NameStore {
     pub(crate) fn put_source(&self, at: &Repository, digest: &Digest) -> Result<(), IndexError> {
         let (now, before) = (self.index.now(), self.cache.lock().epoch());
         self.index.write(Durability::Batched, |transaction| {
-            names::put_source(transaction, at, digest, now)
+            sources::put(transaction, at, digest, now)
         })?;
         self.cache.lock().added_source(before, at, digest);
         Ok(())
@@ -156,16 +157,6 @@ impl NameStore {
             self.cache.lock().keep_source(read, at, digest);
         }
         Ok(is_known)
-    }
-
-    /// Removes a source. A use of it that is on its way to the index goes too.
-    pub(crate) fn forget_source(&self, at: &Repository, digest: &Digest) -> Result<(), IndexError> {
-        self.uses.lock().forget_source(at, digest);
-        self.index.write(Durability::Batched, |transaction| {
-            names::delete_source(transaction, at, digest)
-        })?;
-        self.cache.lock().changed_source(at, digest);
-        Ok(())
     }
 
     /// Whether any repository of the upstream is a source of the digest.
@@ -217,18 +208,18 @@ impl NameStore {
         let refused = self.index.now().before(REFUSED_LIFE);
         self.index.write(Durability::Batched, |transaction| {
             if let Some(moment) = unused_since {
-                names::expire(transaction, moment)?;
+                name_caps::expire(transaction, moment)?;
                 rights::expire(transaction)?;
             }
             if let Some(moment) = refused {
                 rights::expire_refusals(transaction, moment)?;
             }
             rights::cap(transaction, RIGHTS_MAX, REFUSALS_MAX)?;
-            let caps = names::Caps {
+            let caps = name_caps::Caps {
                 names: NAMES_MAX,
                 manifest_bytes: MANIFESTS_BYTES_MAX,
             };
-            names::cap(transaction, &caps)
+            name_caps::cap(transaction, &caps)
         })?;
         self.cache.lock().changed();
         Ok(())

@@ -8,7 +8,7 @@ use piecemeal_proto::Digest;
 use rusqlite::Transaction;
 
 use crate::{
-    index::names,
+    index::{manifests, sources, tags},
     values::{clock::Age, repository::Repository},
 };
 
@@ -38,19 +38,15 @@ impl NameUses {
         self.tags.insert((at.clone(), tag.to_owned()), now);
     }
 
-    pub(crate) fn forget_source(&mut self, at: &Repository, digest: &Digest) {
-        self.sources.remove(&(*digest, at.clone()));
-    }
-
     pub(crate) fn write(&self, transaction: &Transaction<'_>) -> rusqlite::Result<()> {
         for (digest, used) in &self.manifests {
-            names::touch_manifest(transaction, digest, *used)?;
+            manifests::touch(transaction, digest, *used)?;
         }
         for ((digest, at), used) in &self.sources {
-            names::touch_source(transaction, at, digest, *used)?;
+            sources::touch(transaction, at, digest, *used)?;
         }
         for ((at, tag), used) in &self.tags {
-            names::touch_tag(transaction, at, tag, *used)?;
+            tags::touch(transaction, at, tag, *used)?;
         }
         Ok(())
     }

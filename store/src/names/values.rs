@@ -1,4 +1,6 @@
 //! Manifests and tags, as the store hands them out.
+//!
+//! The bytes of a manifest have its digest.
 
 use std::time::Duration;
 

@@ -1,4 +1,6 @@
-//! Settings of a store, and what it takes from its surroundings.
+//! Settings of a store, and its surroundings: clock, disk and seed.
+//!
+//! Tests replace all three.
 
 use std::{
     hash::{BuildHasher as _, RandomState},

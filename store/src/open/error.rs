@@ -1,4 +1,6 @@
 //! Errors of opening a store.
+//!
+//! Each has the path, and says what to do.
 
 use std::{io, path::PathBuf};
 

@@ -8,11 +8,12 @@
 use std::{collections::HashMap, ffi::OsString, io, path::PathBuf};
 
 use piecemeal_proto::{Algorithm, Digest};
+use rusqlite::Transaction;
 use tracing::info;
 
 use super::error::OpenStoreError;
 use crate::{
-    blobs::ledger::{Kind, Ledger},
+    blobs::{entry::EntryKind, ledger::Ledger},
     disk::{
         files::{Files, remove_if_there},
         layout::Layout,
@@ -20,7 +21,7 @@ use crate::{
     index::{Durability, Index, ListedRow, blobs, partials},
 };
 
-/// Drops rows without files, removes files without rows, and returns the catalogue of what is left.
+/// Drops rows without files, removes files without rows, and returns the ledger of what is left.
 pub(crate) fn recover(layout: &Layout, files: &dyn Files, index: &Index) -> Result<Ledger, OpenStoreError> {
     let index_error = |source| OpenStoreError::Index {
         path: layout.index(),
@@ -44,33 +45,11 @@ pub(crate) fn recover(layout: &Layout, files: &dyn Files, index: &Index) -> Resu
         .check_partials(index.partials().map_err(index_error)?)
         .map_err(io_error)?;
     let removed = recovery.remove_strays().map_err(io_error)?;
-    let Recovery {
-        ledger,
-        stale_blobs,
-        stale_partials,
-        ..
-    } = recovery;
     index
-        .write(Durability::Batched, |transaction| {
-            for digest in &stale_blobs {
-                blobs::delete(transaction, digest)?;
-            }
-            for digest in &stale_partials {
-                partials::delete(transaction, digest)?;
-            }
-            Ok(())
-        })
+        .write(Durability::Batched, |transaction| recovery.delete_stale(transaction))
         .map_err(index_error)?;
-    info!(
-        blobs = ledger.blobs().count,
-        blob_bytes = ledger.blobs().bytes,
-        partials = ledger.partials().count,
-        rows.dropped = stale_blobs.len() + stale_partials.len(),
-        files.removed = removed,
-        "opened the store in {}",
-        layout.dir().display()
-    );
-    Ok(ledger)
+    recovery.tell(removed);
+    Ok(recovery.ledger)
 }
 
 struct Recovery<'a> {
@@ -91,7 +70,7 @@ impl Recovery<'_> {
                 Ok((digest, blob_bytes, used))
                     if self.claim(self.layout.blob(&digest), |bytes| bytes == blob_bytes) =>
                 {
-                    self.ledger.insert(digest, Kind::Blob, blob_bytes, used);
+                    self.ledger.insert(digest, EntryKind::Blob, blob_bytes, used);
                 }
                 Ok((digest, ..)) => self.stale_blobs.push(digest.to_string()),
                 Err(text) => self.stale_blobs.push(text),
@@ -105,7 +84,7 @@ impl Recovery<'_> {
                 Ok((digest, blob_bytes, used))
                     if self.ledger.get(&digest).is_none() && self.claim_partial(&digest)? =>
                 {
-                    self.ledger.insert(digest, Kind::Partial, blob_bytes, used);
+                    self.ledger.insert(digest, EntryKind::Partial, blob_bytes, used);
                 }
                 Ok((digest, ..)) => self.stale_partials.push(digest.to_string()),
                 Err(text) => self.stale_partials.push(text),
@@ -146,6 +125,29 @@ impl Recovery<'_> {
             remove_if_there(self.files, path.as_ref())?;
         }
         Ok(strays.len())
+    }
+
+    fn delete_stale(&self, transaction: &Transaction<'_>) -> rusqlite::Result<()> {
+        for digest in &self.stale_blobs {
+            blobs::delete(transaction, digest)?;
+        }
+        for digest in &self.stale_partials {
+            partials::delete(transaction, digest)?;
+        }
+        Ok(())
+    }
+
+    fn tell(&self, files_removed: usize) {
+        let (blobs, partials) = (self.ledger.blobs(), self.ledger.partials());
+        info!(
+            blobs = blobs.count,
+            blob_bytes = blobs.bytes,
+            partials = partials.count,
+            rows.dropped = self.stale_blobs.len() + self.stale_partials.len(),
+            files.removed = files_removed,
+            "opened the store in {}",
+            self.layout.dir().display()
+        );
     }
 }
 

@@ -1,4 +1,6 @@
 //! Figures of a store at one moment.
+//!
+//! A partial counts with the size of its whole blob.
 
 /// How full the store is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

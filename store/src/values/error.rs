@@ -1,4 +1,6 @@
 //! Errors that any operation of the store may end with.
+//!
+//! None of them makes other content worse.
 
 use std::io;
 

@@ -1,4 +1,6 @@
 //! Repository of an upstream.
+//!
+//! Its name means nothing without its upstream.
 
 /// A repository of an upstream.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -8,9 +8,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use piecemeal_store::{FileEntry, Files, OpenFile};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
@@ -147,8 +148,8 @@ impl FaultyDisk {
         self.lock().names.keys().cloned().collect()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap()
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
     }
 }
 

@@ -8,11 +8,12 @@ pub(crate) mod old;
 
 use std::{
     path::Path,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use piecemeal_proto::{Digest, PieceMap};
 use piecemeal_store::{Blob, Clock, DiskFiles, Env, Files, Filling, Store, StoreConfig};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
@@ -36,24 +37,24 @@ impl FakeClock {
     }
 
     pub(crate) fn advance(&self, span: Duration) {
-        let mut now = self.now.lock().unwrap();
+        let mut now = self.now.lock();
         now.0 += span;
         now.1 += span;
     }
 
     /// The date jumps; no time passes.
     pub(crate) fn set_wall(&self, wall: SystemTime) {
-        self.now.lock().unwrap().1 = wall;
+        self.now.lock().1 = wall;
     }
 }
 
 impl Clock for FakeClock {
     fn monotonic(&self) -> Duration {
-        self.now.lock().unwrap().0
+        self.now.lock().0
     }
 
     fn wall(&self) -> SystemTime {
-        self.now.lock().unwrap().1
+        self.now.lock().1
     }
 }
 

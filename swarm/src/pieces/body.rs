@@ -1,7 +1,7 @@
-//! The body of an answer: pieces in order, slice by slice through the limiter.
+//! Body of an answer: pieces in order, slice by slice through the limiter.
 //!
-//! Bytes in a file are sent from there. Other bytes are read only once the receiver has taken those that were read before, so
-//! that a slow or vanished receiver costs one piece of memory and no further reads.
+//! Invariant: a slow or vanished receiver costs one piece of memory and no further reads. Bytes in a file are sent from there;
+//! other bytes are read only once the receiver has taken those that were read before.
 
 use std::{ops::Range, sync::Arc};
 
@@ -17,17 +17,17 @@ use crate::Limiter;
 
 pub(super) struct PieceBody {
     pub(super) content: Content,
-    /// The pieces still to be read.
+    /// Pieces still to be read.
     pub(super) pieces: Range<u32>,
-    /// How long to wait for each piece that is not here.
+    /// Longest wait for each piece that is not here.
     pub(super) patience: Option<Duration>,
     pub(super) limiter: Limiter,
     pub(super) served: Arc<dyn Fn(u64) + Send + Sync>,
     /// Bytes found and not yet sent.
     pub(super) ready: Part,
-    /// The connection's, where it has one.
+    /// The sendfile queue of the connection, where it has one.
     pub(super) sendfile: Option<SendfileQueue>,
-    /// Where in the blob reading goes on.
+    /// Offset in the blob at which reading goes on.
     pub(super) position: u64,
     #[expect(
         dead_code,

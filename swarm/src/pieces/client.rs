@@ -1,7 +1,7 @@
-//! Fetching pieces from one source.
+//! Piece client: fetches pieces from one source at a time.
 //!
-//! The limiter is asked before anything is read, so that TCP holds back the sender while the rate is spent. Pieces are not
-//! verified here: the store does that before it keeps one.
+//! Invariant: the limiter is paid before bytes are read, so that TCP holds back the sender while the rate is spent. Pieces are
+//! not verified here: the store does that before it keeps one.
 
 use std::net::SocketAddr;
 
@@ -14,21 +14,20 @@ use piecemeal_proto::{Digest, FillId, PieceHash, PieceMap};
 use tokio::time::{Duration, timeout};
 
 use super::{
-    HASHES, PIECE_BYTES, SCHEME,
+    headers::{HASHES, PIECE_BYTES, SCHEME, read_hashes},
     pool::{Connection, Pool, connect},
-    read_hashes,
 };
 use crate::Limiter;
 
-/// How long a source may send nothing before it counts as stalled.
+/// Longest silence of a source before it counts as stalled.
 pub const STALL: Duration = Duration::from_secs(1);
-/// The same for a patient request: the source itself waits 25 s for a piece from the WAN.
+/// Longest silence for a patient request: the source itself waits 25 s for a piece from the WAN.
 pub const PATIENT_STALL: Duration = Duration::from_secs(30);
 
-/// Which pieces to fetch, and from where.
+/// Pieces to fetch, and their source.
 #[derive(Clone, Debug)]
 pub struct PieceRequest {
-    /// The source's, the best first.
+    /// Addresses of the source, the best first.
     pub addresses: Vec<SocketAddr>,
     pub digest: Digest,
     pub fill: FillId,
@@ -42,7 +41,7 @@ pub struct PieceRequest {
     pub patient: bool,
 }
 
-/// A piece as it came, not verified.
+/// A piece as it was received, not verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FetchedPiece {
     pub index: u32,
@@ -51,13 +50,13 @@ pub struct FetchedPiece {
     pub hash: Option<PieceHash>,
 }
 
-/// Why a source gave no pieces, or no more.
+/// Why a source sent no pieces, or no more.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FetchPiecesError {
     /// No address could be connected to within a second.
     #[error("the source cannot be connected to")]
     Unreachable,
-    /// The source is connected, and sends nothing.
+    /// The source is connected and sends nothing.
     #[error("the source sends nothing")]
     Stalled,
     /// The source does not have a piece, or not of this fill.
@@ -66,10 +65,10 @@ pub enum FetchPiecesError {
     /// The source does not accept the token. Ask for a new one.
     #[error("the source does not accept the ticket")]
     Refused,
-    /// Ask again in a moment, or elsewhere.
+    /// The source has no place free: ask again in a moment, or ask another source.
     #[error("the source is busy")]
     Busy,
-    /// The source breaks off, or does not speak the protocol.
+    /// The source broke the answer off, or does not speak the protocol.
     #[error("the source broke off: {0}")]
     Broken(String),
 }
@@ -99,7 +98,7 @@ impl PieceClient {
         }
     }
 
-    /// The pieces in order. Ends after the first error; dropped before its end, it closes its connection.
+    /// Yields the pieces in order. It ends after the first error; dropped before its end, it closes its connection.
     pub fn fetch(
         &self,
         request: PieceRequest,
@@ -114,13 +113,13 @@ impl PieceClient {
             .try_flatten()
     }
 
-    async fn open(&self, request: PieceRequest) -> Result<Answer, FetchPiecesError> {
+    async fn open(&self, request: PieceRequest) -> Result<PiecesResponse, FetchPiecesError> {
         if request.count == 0 {
             return Err(FetchPiecesError::Missing);
         }
         let stall = if request.patient { PATIENT_STALL } else { STALL };
         let rate_of = |address: SocketAddr| self.limiter.for_address(address.ip()).rate();
-        // The peer may have closed a kept connection in the meantime: that does not count as a failure.
+        // The source may have closed a kept connection in the meantime: that does not count as a failure.
         while let Some(connection) = self.pool.take(&request.addresses, rate_of) {
             if let Some(response) = ask(connection, &request, stall).await? {
                 return self.read(request, response, stall);
@@ -140,7 +139,7 @@ impl PieceClient {
         request: PieceRequest,
         (connection, response): (Connection, Response<Incoming>),
         stall: Duration,
-    ) -> Result<Answer, FetchPiecesError> {
+    ) -> Result<PiecesResponse, FetchPiecesError> {
         match response.status() {
             StatusCode::OK => {}
             StatusCode::NOT_FOUND => return Err(FetchPiecesError::Missing),
@@ -161,7 +160,7 @@ impl PieceClient {
             ));
         }
         let hashes = headers.get(HASHES).and_then(|text| text.to_str().ok());
-        Ok(Answer {
+        Ok(PiecesResponse {
             hashes: hashes
                 .and_then(|text| read_hashes(text, request.count))
                 .unwrap_or_default(),
@@ -212,16 +211,16 @@ async fn ask(
 }
 
 /// An answer while its body is read.
-struct Answer {
+struct PiecesResponse {
     connection: Option<Connection>,
     pool: Pool,
     body: Incoming,
     limiter: Limiter,
-    /// Received, and not yet part of a piece.
+    /// Bytes that were received and are not part of a piece yet.
     received: Bytes,
-    /// Taken from the limiter, and not yet received.
+    /// Bytes that the limiter was paid for and that were not received yet.
     paid: usize,
-    /// Not yet received.
+    /// Bytes of the answer that were not received yet.
     left: u64,
     stall: Duration,
     map: PieceMap,
@@ -231,7 +230,7 @@ struct Answer {
     end: u32,
 }
 
-impl Answer {
+impl PiecesResponse {
     async fn next_piece(&mut self) -> Result<Option<FetchedPiece>, FetchPiecesError> {
         if self.next == self.end {
             return Ok(None);
@@ -271,7 +270,7 @@ impl Answer {
         }
     }
 
-    /// Receives some bytes, paid for before.
+    /// Receives some bytes that the limiter was paid for.
     async fn receive(&mut self) -> Result<(), FetchPiecesError> {
         if self.paid == 0 {
             let left = usize::try_from(self.left).unwrap_or(usize::MAX);
@@ -299,7 +298,7 @@ impl Answer {
         }
     }
 
-    /// Everything was received: the connection can be used again.
+    /// Reads the end of the answer, after which the connection can be used again.
     async fn finish(&mut self) -> Result<(), FetchPiecesError> {
         if self.next_frame().await?.is_some() {
             return Err(broken("it sent too much"));
@@ -315,7 +314,8 @@ fn broken(why: &str) -> FetchPiecesError {
     FetchPiecesError::Broken(why.to_owned())
 }
 
-/// Two leases are in flight from one source at most; the rest is for the mirror in direct mode.
+/// Idle connections to one address: at most two leases are in flight from one source; the others are for the mirror in direct
+/// mode.
 const IDLE_MAX: usize = 8;
-/// Shorter than the piece port keeps an idle connection.
+/// Longest time that an idle connection is kept: shorter than the piece port keeps it.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);

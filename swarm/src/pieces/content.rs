@@ -1,4 +1,7 @@
-//! Content of the piece port: a complete blob, under any requested fill id, or a live fill under its own id.
+//!
+//! Content of the piece port: a complete blob, or a live fill.
+//!
+//! Invariant: a complete blob is served under any requested fill id, a live fill under its own id alone.
 
 use piecemeal_http::{EXTENT_BYTES_MAX, SendfileQueue};
 use piecemeal_proto::{Digest, FillId, PieceHash, PieceMap};

@@ -1,4 +1,7 @@
-//! The piece port's connections.
+//!
+//! Listener of the piece port.
+//!
+//! Invariant: there are more connections than requests at once, so that an idle one can always give way.
 
 use axum::Router;
 use tokio::{net::TcpListener, time::Duration};
@@ -13,11 +16,11 @@ const LIMITS: Limits = Limits {
     connections_max: 8192,
     share: Share::ALL,
     busy_give_way: false,
-    // Longer than the client keeps its idle connections, so that the client is the one who closes them.
+    // Longer than the client keeps its idle connections, so that the client closes them.
     idle_max: Duration::from_secs(60),
-    // The other components have given up a receiver that takes nothing for so long.
+    // The other components give a receiver up that takes nothing for so long.
     take_max: Duration::from_secs(30),
-    // A lease takes less, and what it misses is leased elsewhere at once.
+    // A lease takes less time, and the pieces that it misses are leased elsewhere at once.
     drain_max: Duration::from_secs(10),
 };
 

@@ -1,4 +1,7 @@
-//! Some of a piece on its way out: bytes that were read, or the place in a file where they lie.
+//!
+//! Part of a piece on its way out: bytes that were read, or their place in a file.
+//!
+//! Invariant: splitting neither copies nor reads bytes.
 
 use bytes::Bytes;
 use piecemeal_http::SendfileQueue;
@@ -10,7 +13,7 @@ pub(super) enum Part {
 }
 
 impl Part {
-    /// In bytes.
+    /// Length in bytes.
     pub(super) fn len(&self) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes.len() as u64,

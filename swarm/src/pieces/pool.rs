@@ -1,4 +1,7 @@
-//! Connections to piece ports, kept between requests.
+//!
+//! Pool of connections to piece ports, kept between requests.
+//!
+//! Invariant: only a connection whose last answer was read to its end is kept.
 
 use std::{collections::HashMap, io, net::SocketAddr, sync::Arc};
 
@@ -18,7 +21,7 @@ use tracing::trace;
 pub(super) struct Connection {
     pub(super) address: SocketAddr,
     pub(super) sender: SendRequest<Empty<Bytes>>,
-    /// Its buffers were chosen for this rate.
+    /// The rate that its buffers were chosen for, in bytes a second.
     rate: Option<u64>,
 }
 
@@ -69,7 +72,7 @@ impl Pool {
     pub(super) fn put(&self, connection: Connection) {
         let mut idle = self.idle.lock();
         let now = Instant::now();
-        // Nodes come and go: connections to a node that is not asked in time are dropped too.
+        // Nodes come and go: idle connections to other nodes that are too old are dropped, too.
         idle.retain(|_, kept| {
             kept.retain(|idle| {
                 now.duration_since(idle.since) < self.idle_timeout && !idle.connection.sender.is_closed()
@@ -83,8 +86,8 @@ impl Pool {
     }
 }
 
-/// Connects to the first of `addresses` that answers, each tried a little after the one before it. `None` when none has
-/// answered within a second.
+/// Connects to the first of `addresses` that answers, each tried a little after the one before it. `None`: none has answered
+/// within a second.
 pub(super) async fn connect(
     addresses: &[SocketAddr],
     rate_of: impl Fn(SocketAddr) -> Option<u64>,
@@ -148,16 +151,17 @@ async fn dial(address: SocketAddr, rate: Option<u64>) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Within it a source must be connected to, by whatever address.
+/// Longest time to connect to a source, by any of its addresses.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Between the addresses of one source: a LAN's round trip many times over.
+/// Delay between two addresses of one source: a LAN's round trip many times over.
 const STAGGER: Duration = Duration::from_millis(100);
 const READ_BYTES_LIMITED: usize = 16 * 1024;
-/// A piece of the smallest size; hyper comes up to it step by step, on connections that fill it.
+/// Largest read: a piece of the smallest size; hyper reaches it step by step, on connections that fill it.
 const READ_BYTES_UNLIMITED: usize = 256 * 1024;
-/// With a rate limit the kernel's buffer holds this part of a second: what is in it was received before it was paid for.
+/// Part of a second's bytes that the kernel's buffer holds under a rate limit: its bytes were received before the limiter was
+/// paid.
 const RECEIVE_SHARE: u64 = 100;
-/// Below it a TCP connection no longer flows.
+/// Smallest receive buffer: below it a TCP connection does not flow any more.
 const RECEIVE_BYTES_MIN: u32 = 32 * 1024;
-/// Linux gives no more without privileges.
+/// Largest receive buffer: Linux gives no more without privileges.
 const RECEIVE_BYTES_MAX: u32 = 4 * 1024 * 1024;

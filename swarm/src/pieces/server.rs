@@ -1,7 +1,7 @@
-//! The piece port: authorization, and answers with pieces.
+//! Piece port: the server of pieces to other members of the swarm.
 //!
-//! A digest is no permission: every request carries a token of the authority for its blob, a ticket or, where it is accepted, a
-//! grant. Only with a grant does an answer wait for pieces that are not here yet.
+//! Invariant: a digest is no permission. Every request carries a token of the authority for its blob: a ticket or, where it is
+//! accepted, a grant. Only with a grant does an answer wait for pieces that are not here yet.
 
 use std::{net::SocketAddr, ops::Range, str::FromStr, sync::Arc};
 
@@ -21,12 +21,11 @@ use tokio::time::Duration;
 use tracing::{debug, warn};
 
 use super::{
-    FILL, HASHES, HASHES_MAX, PIECE_BYTES, SCHEME,
     body::{PieceBody, ReadPieceError},
     content::Content,
+    headers::{FILL, HASHES, HASHES_MAX, PIECE_BYTES, SCHEME, write_hashes},
     part::Part,
     uploads::{Upload, Uploads},
-    write_hashes,
 };
 use crate::{AuthorityClock, Limiter};
 
@@ -36,23 +35,23 @@ pub struct PiecePort {
     pub store: Store,
     /// The authority whose tickets are accepted.
     pub authority: AuthorityPublic,
-    /// The clock by which they expire.
+    /// The clock by which tickets and grants expire.
     pub clock: AuthorityClock,
     /// The limiter of all bytes that are sent to other hosts.
     pub limiter: Limiter,
-    /// Whether a grant is as good as a ticket, and better: with it, the answer waits for pieces. True at the mirror.
+    /// Whether grants are accepted, too; with a grant the answer waits for pieces. True at the mirror.
     pub accept_grants: bool,
     /// Whether a node is revoked, whatever its tickets and grants say. Only the mirror knows.
     pub is_revoked: Arc<dyn Fn(&NodeId) -> bool + Send + Sync>,
     /// Called with the number of bytes that are sent.
     pub served: Arc<dyn Fn(u64) + Send + Sync>,
-    /// The most requests that are answered at once.
+    /// Most requests that are answered at once.
     pub requests_max: usize,
-    /// What one address may have of them, and of the port's connections, once they are nearly all taken.
+    /// Share of these requests, and of the port's connections, that one address may have once they are nearly all taken.
     pub address_share: Share,
 }
 
-/// The piece port's only route. A request without [`ConnectInfo`] counts as another host's.
+/// The only route of a piece port. A request without [`ConnectInfo`] counts as another host's.
 pub fn piece_router(port: PiecePort) -> Router {
     let uploads = Uploads::new(port.requests_max, port.address_share);
     Router::new()
@@ -73,15 +72,15 @@ async fn serve(
     slot: Option<Extension<Slot>>,
     headers: HeaderMap,
 ) -> Result<Response, ServePiecesError> {
-    let asked = Asked::parse(&digest, &fill, &pieces).ok_or(ServePiecesError::Malformed)?;
-    let admitted = served.port.check_token(&headers, &asked.digest)?;
+    let path = PiecesPath::parse(&digest, &fill, &pieces).ok_or(ServePiecesError::Malformed)?;
+    let claims = served.port.check_token(&headers, &path.digest)?;
     if let Some(Extension(slot)) = slot {
-        slot.belongs_to(admitted.node);
+        slot.belongs_to(claims.node);
     }
     let address = remote.map(|Extension(ConnectInfo(remote))| remote.ip());
     let upload = served
         .uploads
-        .take(admitted.node, address)
+        .take(claims.node, address)
         .ok_or(ServePiecesError::Busy)?;
     let limiter = match address {
         Some(address) => served.port.limiter.for_address(address),
@@ -90,25 +89,25 @@ async fn serve(
     let sendfile = sendfile.map(|Extension(sendfile)| sendfile);
     served
         .port
-        .answer(&asked, admitted.may_wait, limiter, sendfile, upload)
+        .answer(&path, claims.may_wait, limiter, sendfile, upload)
         .await
 }
 
 /// The content of a request's token.
-struct Admitted {
+struct TokenClaims {
     node: NodeId,
     /// Whether the answer may wait for pieces.
     may_wait: bool,
 }
 
-/// A well-formed path.
-struct Asked {
+/// A well-formed path of a request.
+struct PiecesPath {
     digest: Digest,
     fill: FillId,
     pieces: Range<u32>,
 }
 
-impl Asked {
+impl PiecesPath {
     fn parse(digest: &str, fill: &str, pieces: &str) -> Option<Self> {
         let is_fill = fill.len() == 16 && fill.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         let fill = is_fill.then(|| u64::from_str_radix(fill, 16).ok())??;
@@ -122,7 +121,7 @@ impl Asked {
     }
 }
 
-/// Digits alone, and within what a blob may have.
+/// An index: digits alone, and below the most pieces of a blob.
 fn index(text: &str) -> Option<u32> {
     let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
     is_number
@@ -131,7 +130,7 @@ fn index(text: &str) -> Option<u32> {
 }
 
 impl PiecePort {
-    fn check_token(&self, headers: &HeaderMap, digest: &Digest) -> Result<Admitted, ServePiecesError> {
+    fn check_token(&self, headers: &HeaderMap, digest: &Digest) -> Result<TokenClaims, ServePiecesError> {
         let unauthorized = ServePiecesError::Unauthorized;
         let header = headers
             .get(header::AUTHORIZATION)
@@ -157,7 +156,7 @@ impl PiecePort {
             Ok((_, node, _)) if (self.is_revoked)(&node) => {
                 Err(unauthorized("the token is of a node that is shut out"))
             }
-            Ok((of, node, may_wait)) if of == *digest => Ok(Admitted { node, may_wait }),
+            Ok((of, node, may_wait)) if of == *digest => Ok(TokenClaims { node, may_wait }),
             Ok(_) => Err(unauthorized("the token is for another blob")),
             Err(CheckTokenError::Malformed) => Err(unauthorized(
                 "the token is malformed or of a kind that is not accepted here",
@@ -169,27 +168,27 @@ impl PiecePort {
 
     async fn answer(
         &self,
-        asked: &Asked,
+        path: &PiecesPath,
         may_wait: bool,
         limiter: Limiter,
         sendfile: Option<SendfileQueue>,
         upload: Upload,
     ) -> Result<Response, ServePiecesError> {
-        let content = Content::find(&self.store, &asked.digest, asked.fill)
+        let content = Content::find(&self.store, &path.digest, path.fill)
             .await?
             .ok_or(ServePiecesError::Missing("the blob, or this fill of it, is not here"))?;
         let (map, fill) = (content.map(), content.fill());
-        if asked.pieces.end > map.count() {
+        if path.pieces.end > map.count() {
             return Err(ServePiecesError::Missing("the blob has no such piece"));
         }
-        if content.hashes(asked.pieces.clone()).is_none() && !may_wait {
+        if content.hashes(path.pieces.clone()).is_none() && !may_wait {
             return Err(ServePiecesError::Missing("a piece is not here"));
         }
-        let start = map.range(asked.pieces.start).start;
-        let end = map.range(asked.pieces.end - 1).end;
+        let start = map.range(path.pieces.start).start;
+        let end = map.range(path.pieces.end - 1).end;
         let mut body = PieceBody {
             content,
-            pieces: asked.pieces.clone(),
+            pieces: path.pieces.clone(),
             patience: may_wait.then_some(PIECE_WAIT_MAX),
             limiter,
             served: Arc::clone(&self.served),
@@ -201,13 +200,13 @@ impl PiecePort {
         // A missing piece must be reported before the answer's head goes out.
         body.fill().await?;
         // A piece that the answer waited for has a hash only now.
-        let hashes = body.content.hashes(asked.pieces.clone());
+        let hashes = body.content.hashes(path.pieces.clone());
         let mut response = Response::builder()
             .header(header::CONTENT_TYPE, "application/octet-stream")
             .header(header::CONTENT_LENGTH, end - start)
             .header(FILL, fill.to_string())
             .header(PIECE_BYTES, map.piece_bytes());
-        if let Some(hashes) = hashes.filter(|_| asked.pieces.end - asked.pieces.start <= HASHES_MAX) {
+        if let Some(hashes) = hashes.filter(|_| path.pieces.end - path.pieces.start <= HASHES_MAX) {
             response = response.header(HASHES, write_hashes(&hashes));
         }
         let response = response.body(Body::from_stream(body.into_stream()));
@@ -226,7 +225,7 @@ enum ServePiecesError {
     Busy,
     #[error("{0}")]
     Missing(&'static str),
-    /// The local disk: for the receiver the same as missing.
+    /// The local disk failed: for the receiver the same as missing.
     #[error("the store failed")]
     Store(#[from] StoreError),
     #[error("a piece is not here, or cannot be read")]
@@ -268,7 +267,7 @@ impl IntoResponse for ServePiecesError {
     }
 }
 
-/// How long a grant waits for one piece to come over the WAN: less than the client does.
+/// Longest wait for one piece from the WAN with a grant: shorter than the client waits.
 const PIECE_WAIT_MAX: Duration = Duration::from_secs(25);
 
 #[cfg(test)]
@@ -279,8 +278,8 @@ mod tests {
     fn only_well_formed_paths_are_looked_at() {
         let digest = Digest::of(b"blob").to_string();
         let fill = "00000000000000ff";
-        let asked = Asked::parse(&digest, fill, "3-4").unwrap();
-        assert_eq!((asked.fill, asked.pieces), (FillId(255), 3..5));
+        let path = PiecesPath::parse(&digest, fill, "3-4").unwrap();
+        assert_eq!((path.fill, path.pieces), (FillId(255), 3..5));
         for (digest, fill, pieces) in [
             ("sha256:..", fill, "0-0"),
             (&digest, "ff", "0-0"),
@@ -293,7 +292,10 @@ mod tests {
             (&digest, fill, "0-1048576"),
             (&digest, fill, "0-99999999999"),
         ] {
-            assert!(Asked::parse(digest, fill, pieces).is_none(), "{digest} {fill} {pieces}");
+            assert!(
+                PiecesPath::parse(digest, fill, pieces).is_none(),
+                "{digest} {fill} {pieces}"
+            );
         }
     }
 }

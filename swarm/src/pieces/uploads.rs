@@ -1,12 +1,13 @@
-//! Limits on the requests that a piece port answers at once: in all, for each receiver, and, once the port is nearly full, from
-//! each address.
+//! Uploads of a piece port: the requests that it answers at once, in all, for each receiver, and, once the port is nearly full,
+//! from each address.
 //!
-//! A receiver is the node that its ticket or grant names. Since a site's key lets a host be many nodes, the address counts too.
+//! Invariant: no receiver, and no address, keeps all places from the others. A receiver is the node that its ticket or grant
+//! names. Since a site's key lets a host be many nodes, the address counts, too.
 
 use std::{collections::HashMap, hash::Hash, net::IpAddr, sync::Arc};
 
 use parking_lot::Mutex;
-use piecemeal_http::{Block, Share};
+use piecemeal_http::{AddressBlock, Share};
 use piecemeal_proto::NodeId;
 
 /// Cheap to clone.
@@ -20,15 +21,15 @@ struct Counts {
     per_address_max: usize,
     total: usize,
     nodes: HashMap<NodeId, usize>,
-    addresses: HashMap<Block, usize>,
+    addresses: HashMap<AddressBlock, usize>,
 }
 
-/// One request's place, for as long as it lives.
+/// One request's place, given back when it is dropped.
 #[derive(Debug)]
 pub(super) struct Upload {
     uploads: Uploads,
     node: NodeId,
-    address: Option<Block>,
+    address: Option<AddressBlock>,
 }
 
 impl Uploads {
@@ -46,7 +47,7 @@ impl Uploads {
 
     /// A place for a request of `node`; `None`: the node must ask again later, or elsewhere.
     pub(super) fn take(&self, node: NodeId, address: Option<IpAddr>) -> Option<Upload> {
-        let address = address.map(Block::of);
+        let address = address.map(AddressBlock::of);
         self.0.lock().take(node, address).then(|| Upload {
             uploads: self.clone(),
             node,
@@ -56,7 +57,7 @@ impl Uploads {
 }
 
 impl Counts {
-    fn take(&mut self, node: NodeId, address: Option<Block>) -> bool {
+    fn take(&mut self, node: NodeId, address: Option<AddressBlock>) -> bool {
         let of_node = self.nodes.get(&node).copied().unwrap_or_default();
         let of_address = address.and_then(|address| self.addresses.get(&address)).copied();
         let is_near = self.total >= self.max - self.max / NEAR_PART;
@@ -92,11 +93,11 @@ fn one_less<K: Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
     }
 }
 
-/// One receiver has at most one in so many of the requests: more than it needs to fill its network.
+/// Part of the requests that one receiver has at most: more than it needs to fill its network.
 const NODE_PART: usize = 16;
-/// A small port's receivers have so many all the same: a few blobs at once, four requests each.
+/// Requests that a receiver has in any case, also at a small port: a few blobs at once, four requests each.
 const NODE_MIN: usize = 16;
-/// Addresses count when no more than this part is free.
+/// Part of the requests that is free when addresses begin to count.
 const NEAR_PART: usize = 8;
 
 #[cfg(test)]

@@ -1,4 +1,7 @@
+//!
 //! Configuration and events of a session.
+//!
+//! Invariant: an event is checked before it is sent.
 
 use std::{net::SocketAddr, ops::Range, sync::Arc};
 
@@ -23,7 +26,7 @@ pub struct SessionConfig {
     pub host_name: String,
     pub pool: String,
     pub zone: String,
-    /// Where the piece port answers. Empty: at the address that the scheduler observes, on `piece_port`.
+    /// Addresses of the piece port. Empty: the address that the scheduler observes, with `piece_port`.
     pub addresses: Vec<SocketAddr>,
     pub piece_port: u16,
     pub may_use_upstream: bool,

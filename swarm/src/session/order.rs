@@ -1,4 +1,7 @@
-//! Parsing and checking of the scheduler's orders. A [`SessionEvent`] needs no further check.
+//!
+//! Reader of the scheduler's orders: checks them and turns them into events.
+//!
+//! Invariant: a [`SessionEvent`] needs no further check.
 
 use std::{net::IpAddr, ops::Range};
 
@@ -58,7 +61,7 @@ pub(super) fn read(order: wire::Order, authority: &AuthorityPublic) -> Result<Op
             let list = SignedPieceHashes::from_wire(&list, authority);
             SessionEvent::PieceHashes(list.map_err(ReadOrderError::PieceHashes)?)
         }
-        // It belongs to a feature that this daemon does not state.
+        // The order belongs to a feature that this daemon does not state.
         Some(Order::WantAccepted(_)) => return Ok(None),
         Some(Order::Challenge(_) | Order::Welcome(_) | Order::Refused(_)) | None => return Ok(None),
     };

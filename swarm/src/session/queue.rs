@@ -1,7 +1,7 @@
 //! Queue of the reports to the scheduler: bounded in memory, closed while there is no connection to send them.
 //!
-//! The order of reports is kept, but for one case: a `Have` that continues an earlier one of the same blob joins it, as long
-//! as nothing else was said about any blob in between.
+//! Invariant: reports keep their order, but for one case: a `Have` that continues an earlier one of the same blob joins it, as
+//! long as no other report about a blob came in between.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -26,14 +26,14 @@ struct Inner {
     overflowed: bool,
     reports: VecDeque<wire::Report>,
     bytes: usize,
-    /// How many reports have left the queue: turns a position in `continued` into an index.
+    /// Reports that have left the queue: turns a position in `continued` into an index.
     left: u64,
-    /// For each blob and fill, by the piece that would come next: which `Have` it would continue.
+    /// By blob, fill and the piece that would come next: the position of the `Have` that it would continue.
     continued: HashMap<(String, u64, u32), u64>,
 }
 
 impl ReportQueue {
-    /// From now on reports are kept. Earlier ones belonged to an earlier connection, and are dropped.
+    /// Reports are kept from now on. Earlier ones belonged to an earlier connection, and are dropped.
     pub(super) fn open(&self) {
         *self.inner.lock() = Inner {
             open: true,
@@ -41,7 +41,7 @@ impl ReportQueue {
         };
     }
 
-    /// From now on reports are dropped.
+    /// Reports are dropped from now on.
     pub(super) fn close(&self) {
         *self.inner.lock() = Inner::default();
     }
@@ -73,7 +73,7 @@ impl ReportQueue {
         self.wait(|inner| inner.overflowed).await;
     }
 
-    /// As many reports, oldest first, as fit one message.
+    /// The oldest reports, as many as fit into one message.
     pub(super) fn poll_message(&self) -> Option<wire::Reports> {
         let mut inner = self.inner.lock();
         // Reports that are being sent can no longer be extended.
@@ -186,12 +186,12 @@ fn cost(report: &wire::Report) -> usize {
     size_of::<wire::Report>() + report.encoded_len()
 }
 
-/// The most reports in one message: fewer than a scheduler takes, with room to spare for other versions' limits.
+/// Most reports in one message: fewer than a scheduler takes, with room to spare for the limits of other versions.
 const MESSAGE_REPORTS_MAX: usize = 1024;
 /// Tag and length of a report within its message.
 const FRAMING_BYTES: usize = 8;
-/// A description of the largest blob's pieces, which comes all at once, and as much again as one message for the rest. At
-/// about 200 bytes a report that rest is 20,000 reports: several seconds of a fast disk's pieces.
+/// Memory of the queue, in bytes: a description of the largest blob's pieces, which comes all at once, and as much again as one
+/// message for the rest. At about 200 bytes a report that rest is 20,000 reports: several seconds of a fast disk's pieces.
 const QUEUE_BYTES_MAX: usize = PIECE_COUNT_MAX as usize * PIECE_HASH_BYTES + MESSAGE_BYTES_MAX;
 
 #[cfg(test)]

@@ -1,4 +1,6 @@
-//! Keeping a session: one connection after the other, each with a higher incarnation.
+//! Session with the scheduler: one connection after the other.
+//!
+//! Invariant: each connection has a higher incarnation than the one before.
 
 use std::{
     hash::{BuildHasher as _, RandomState},
@@ -6,7 +8,6 @@ use std::{
 };
 
 use piecemeal_proto::wire;
-use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tokio::{
     sync::{mpsc, watch},
     time::{Duration, sleep},
@@ -15,8 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 use super::{
-    Inventory, SessionConfig, SessionEvent,
-    connection::{Connection, EndConnectionError},
+    Inventory, SessionConfig, SessionEvent, backoff::Backoff, connection::Connection, end::EndConnectionError,
     state::Shared,
 };
 use crate::AuthorityClock;
@@ -83,84 +83,50 @@ impl Session {
 }
 
 async fn keep(mut connection: Connection) {
-    let mut backoff = Backoff::new(&connection.config);
+    // The standard library keys its hash tables from the operating system's randomness.
+    let seed = RandomState::new().hash_one(connection.config.node_key.id());
+    let mut backoff = Backoff::new(seed);
     let scheduler = connection.config.scheduler.clone();
     loop {
         let (end, was_welcomed) = match connection.greet().await {
             Ok(greeted) => {
                 connection.shared.note_end(None);
-                (connection.attend(greeted).await, true)
+                (connection.run(greeted).await, true)
             }
             Err(end) => (end, false),
         };
         connection.shared.queue.close();
         connection.shared.note_end(Some(end.to_string()));
         connection.set_up(false).await;
-        let delay = match &end {
-            EndConnectionError::Unheeded => return,
-            EndConnectionError::Refused(reason) => {
-                error!("the scheduler {scheduler} refuses this daemon: {reason}");
-                REFUSED_DELAY
-            }
-            EndConnectionError::Untrusted(refused) => {
-                error!("the scheduler {scheduler} is not used: {refused}");
-                REFUSED_DELAY
-            }
-            EndConnectionError::Lost(_) if was_welcomed => {
-                backoff.reset();
-                warn!("lost the scheduler {scheduler}: {end}");
-                backoff.next()
-            }
-            EndConnectionError::Lost(_) => {
-                if backoff.is_fresh() {
-                    warn!("the scheduler {scheduler} cannot be reached: {end}");
-                } else {
-                    debug!("the scheduler {scheduler} can still not be reached: {end}");
-                }
-                backoff.next()
-            }
+        if matches!(end, EndConnectionError::Unheeded) {
+            return;
+        }
+        if was_welcomed && matches!(end, EndConnectionError::Lost(_)) {
+            backoff.reset();
+        }
+        log_end(&scheduler, &end, was_welcomed, backoff.is_fresh());
+        let delay = match end {
+            EndConnectionError::Lost(_) => backoff.next(),
+            _ => REFUSED_DELAY,
         };
         connection.config.incarnation += 1;
         sleep(delay).await;
     }
 }
 
-/// How long to wait before the next connection: twice as long each time, with jitter, so that a site's daemons do not all
-/// come back at once.
-struct Backoff {
-    next: Duration,
-    random: StdRng,
-}
-
-impl Backoff {
-    fn new(config: &SessionConfig) -> Self {
-        Self {
-            next: BACKOFF_MIN,
-            // The standard library keys its hash tables from the operating system's randomness.
-            random: StdRng::seed_from_u64(RandomState::new().hash_one(config.node_key.id())),
-        }
-    }
-
-    fn reset(&mut self) {
-        self.next = BACKOFF_MIN;
-    }
-
-    fn is_fresh(&self) -> bool {
-        self.next == BACKOFF_MIN
-    }
-
-    /// Between half and all of the delay that it has come to.
-    fn next(&mut self) -> Duration {
-        let most = self.next;
-        self.next = (most * 2).min(BACKOFF_MAX);
-        let percent = u32::try_from(50 + self.random.next_u64() % 51).expect("at most 100");
-        most * percent / 100
+/// `is_first`: of the failures in a row.
+fn log_end(scheduler: &str, end: &EndConnectionError, was_welcomed: bool, is_first: bool) {
+    match end {
+        EndConnectionError::Unheeded => {}
+        EndConnectionError::Refused(reason) => error!("the scheduler {scheduler} refuses this daemon: {reason}"),
+        EndConnectionError::Untrusted(refused) => error!("the scheduler {scheduler} is not used: {refused}"),
+        EndConnectionError::Lost(_) if was_welcomed => warn!("lost the scheduler {scheduler}: {end}"),
+        EndConnectionError::Lost(_) if is_first => warn!("the scheduler {scheduler} cannot be reached: {end}"),
+        EndConnectionError::Lost(_) => debug!("the scheduler {scheduler} can still not be reached: {end}"),
     }
 }
 
-const BACKOFF_MIN: Duration = Duration::from_millis(50);
-const BACKOFF_MAX: Duration = Duration::from_secs(2);
-/// A daemon with the wrong key, or of the wrong version, is waiting for its operator.
+/// Delay after a refusal: a daemon with the wrong key, or of the wrong version, waits for its administrator.
 const REFUSED_DELAY: Duration = Duration::from_secs(10);
-/// As many orders as one reader may be behind by: two leases for each of a few hundred blobs.
+/// Events that wait for their receiver: two leases for each of a few hundred blobs.
 const EVENTS_MAX: usize = 1024;

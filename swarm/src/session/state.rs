@@ -1,11 +1,13 @@
+//!
 //! State of a session, which its handles share with its task.
+//!
+//! Invariant: `up` is true only while the scheduler has welcomed this daemon and is not silent.
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::queue::ReportQueue;
 
-/// The state that the session's handles share with its task.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
     pub(super) queue: ReportQueue,

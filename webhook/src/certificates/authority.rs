@@ -19,14 +19,14 @@ use x509_parser::{parse_x509_certificate, pem::parse_x509_pem};
 
 /// The lifetimes of CAs and certificates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Lives {
+pub(crate) struct Lifetimes {
     pub ca: Duration,
     pub leaf: Duration,
     /// How long a new CA is published before it signs: API servers learn of it by a watch.
     pub announce: Duration,
 }
 
-impl Lives {
+impl Lifetimes {
     pub(crate) const USUAL: Self = Self {
         ca: Duration::from_secs(365 * 24 * 3600),
         leaf: Duration::from_secs(7 * 24 * 3600),
@@ -70,9 +70,9 @@ const RETIRED: &str = "retired.crt";
 const SUBJECT: &str = "piecemeal webhook CA";
 
 impl Authority {
-    pub(crate) fn new(now: Timestamp, lives: Lives) -> Result<Self, CertificateError> {
+    pub(crate) fn new(now: Timestamp, lifetimes: Lifetimes) -> Result<Self, CertificateError> {
         Ok(Self {
-            signing: Ca::new(now, lives)?,
+            signing: Ca::new(now, lifetimes)?,
             next: None,
             retired: Vec::new(),
         })
@@ -83,19 +83,21 @@ impl Authority {
         &self,
         now: Timestamp,
         announced: Duration,
-        lives: Lives,
+        lifetimes: Lifetimes,
     ) -> Result<Option<Self>, CertificateError> {
         let mut stepped = self.clone();
         match &self.next {
             // The CA has expired: no certificate of it is trusted any more, so that a new one may sign at once.
-            _ if self.signing.ends <= now => return Self::new(now, lives).map(Some),
-            Some(next) if announced >= lives.announce => {
+            _ if self.signing.ends <= now => return Self::new(now, lifetimes).map(Some),
+            Some(next) if announced >= lifetimes.announce => {
                 stepped.retired.push(self.signing.certificate.clone());
                 stepped.signing = next.clone();
                 stepped.next = None;
             }
             Some(_) => {}
-            None if elapsed(self.signing.begins, now) >= lives.ca * 2 / 3 => stepped.next = Some(Ca::new(now, lives)?),
+            None if elapsed(self.signing.begins, now) >= lifetimes.ca * 2 / 3 => {
+                stepped.next = Some(Ca::new(now, lifetimes)?)
+            }
             None => {}
         }
         stepped
@@ -105,9 +107,9 @@ impl Authority {
     }
 
     /// A new CA is begun, whatever the age of this one.
-    pub(crate) fn renew(&self, now: Timestamp, lives: Lives) -> Result<Self, CertificateError> {
+    pub(crate) fn renew(&self, now: Timestamp, lifetimes: Lifetimes) -> Result<Self, CertificateError> {
         Ok(Self {
-            next: Some(Ca::new(now, lives)?),
+            next: Some(Ca::new(now, lifetimes)?),
             ..self.clone()
         })
     }
@@ -145,10 +147,15 @@ impl Authority {
     }
 
     /// A certificate for `names`, and its key.
-    pub(crate) fn issue(&self, names: &[String], now: Timestamp, lives: Lives) -> Result<Leaf, CertificateError> {
+    pub(crate) fn issue(
+        &self,
+        names: &[String],
+        now: Timestamp,
+        lifetimes: Lifetimes,
+    ) -> Result<Leaf, CertificateError> {
         let mut params = CertificateParams::new(names)?;
         params.distinguished_name = subject("piecemeal webhook");
-        let ends = later(now, lives.leaf).min(self.signing.ends);
+        let ends = later(now, lifetimes.leaf).min(self.signing.ends);
         params.not_before = moment(earlier(now, CLOCK_SKEW));
         params.not_after = moment(ends);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -159,7 +166,7 @@ impl Authority {
         Ok(Leaf {
             certificate: certificate.der().clone(),
             key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
-            renew_at: later(now, lives.leaf * 2 / 3).min(ends),
+            renew_at: later(now, lifetimes.leaf * 2 / 3).min(ends),
             ends,
             signed_by: self.signing.certificate.clone(),
         })
@@ -202,11 +209,11 @@ impl Authority {
 }
 
 impl Ca {
-    fn new(now: Timestamp, lives: Lives) -> Result<Self, CertificateError> {
+    fn new(now: Timestamp, lifetimes: Lifetimes) -> Result<Self, CertificateError> {
         let key = KeyPair::generate()?;
         let mut params = ca_params();
         params.not_before = moment(earlier(now, CLOCK_SKEW));
-        params.not_after = moment(later(now, lives.ca));
+        params.not_after = moment(later(now, lifetimes.ca));
         let certificate = params.self_signed(&key)?.pem();
         Self::read(certificate, key.serialize_pem())
     }
@@ -313,7 +320,7 @@ mod tests {
     use super::*;
 
     const DAY: Duration = Duration::from_secs(24 * 3600);
-    const LIVES: Lives = Lives {
+    const LIFETIMES: Lifetimes = Lifetimes {
         ca: Duration::from_secs(30 * 24 * 3600),
         leaf: Duration::from_secs(3 * 24 * 3600),
         announce: Duration::from_secs(60),
@@ -345,26 +352,26 @@ mod tests {
 
     #[test]
     fn a_leaf_is_trusted_by_every_holder_of_the_bundle_for_its_own_lifetime() {
-        let authority = Authority::new(start(), LIVES).unwrap();
-        let leaf = authority.issue(&name(), start(), LIVES).unwrap();
+        let authority = Authority::new(start(), LIFETIMES).unwrap();
+        let leaf = authority.issue(&name(), start(), LIFETIMES).unwrap();
         assert!(is_trusted(&leaf, &authority.bundle(), later(start(), DAY)));
         assert!(!is_trusted(&leaf, &authority.bundle(), later(start(), 4 * DAY)));
-        let stranger = Authority::new(start(), LIVES).unwrap();
+        let stranger = Authority::new(start(), LIFETIMES).unwrap();
         assert!(!is_trusted(&leaf, &stranger.bundle(), start()));
     }
 
     #[test]
     fn in_a_year_of_rotations_every_leaf_is_trusted_by_every_bundle_that_an_api_server_may_have() {
-        let mut authority = Authority::new(start(), LIVES).unwrap();
+        let mut authority = Authority::new(start(), LIFETIMES).unwrap();
         let mut now = start();
         // An API server may be half a minute late, and so may a replica that still shows its earlier certificate.
         let mut late = authority.bundle();
-        let mut leaf = authority.issue(&name(), now, LIVES).unwrap();
+        let mut leaf = authority.issue(&name(), now, LIFETIMES).unwrap();
         let mut rotations = 0;
         let mut next_since = now;
         for _ in 0..2000 {
             let announced = elapsed(next_since, now);
-            let due = authority.step(now, announced, LIVES).unwrap();
+            let due = authority.step(now, announced, LIFETIMES).unwrap();
             now = later(
                 now,
                 if due.is_some() {
@@ -384,7 +391,7 @@ mod tests {
                 );
             }
             if now >= leaf.renew_at || !authority.has_signed(&leaf) {
-                leaf = authority.issue(&name(), now, LIVES).unwrap();
+                leaf = authority.issue(&name(), now, LIFETIMES).unwrap();
             }
             assert!(is_trusted(&leaf, &late, now), "a new leaf with an old bundle");
             assert!(is_trusted(&leaf, &authority.bundle(), now));
@@ -396,11 +403,14 @@ mod tests {
 
     #[test]
     fn what_is_stored_is_read_again() {
-        let authority = Authority::new(start(), LIVES)
+        let authority = Authority::new(start(), LIFETIMES)
             .unwrap()
-            .renew(later(start(), DAY), LIVES)
+            .renew(later(start(), DAY), LIFETIMES)
             .unwrap();
-        let promoted = authority.step(later(start(), 2 * DAY), DAY, LIVES).unwrap().unwrap();
+        let promoted = authority
+            .step(later(start(), 2 * DAY), DAY, LIFETIMES)
+            .unwrap()
+            .unwrap();
         for authority in [authority, promoted] {
             assert_eq!(Authority::read(&json!({"data": authority.data()})).unwrap(), authority);
         }
@@ -409,8 +419,8 @@ mod tests {
     #[test]
     fn a_lost_or_foreign_content_is_no_authority() {
         let (one, other) = (
-            Authority::new(start(), LIVES).unwrap(),
-            Authority::new(start(), LIVES).unwrap(),
+            Authority::new(start(), LIFETIMES).unwrap(),
+            Authority::new(start(), LIFETIMES).unwrap(),
         );
         let mut mixed = one.data();
         mixed[KEY] = other.data()[KEY].clone();
@@ -421,11 +431,11 @@ mod tests {
 
     #[test]
     fn an_authority_that_has_ended_is_replaced_at_once() {
-        let authority = Authority::new(start(), LIVES).unwrap();
+        let authority = Authority::new(start(), LIFETIMES).unwrap();
         let now = later(start(), 40 * DAY);
-        let stepped = authority.step(now, Duration::ZERO, LIVES).unwrap().unwrap();
+        let stepped = authority.step(now, Duration::ZERO, LIFETIMES).unwrap().unwrap();
         assert!(is_trusted(
-            &stepped.issue(&name(), now, LIVES).unwrap(),
+            &stepped.issue(&name(), now, LIFETIMES).unwrap(),
             &stepped.bundle(),
             now
         ));
@@ -433,9 +443,14 @@ mod tests {
 
     #[test]
     fn a_ca_that_was_never_published_never_signs() {
-        let authority = Authority::new(start(), LIVES).unwrap().renew(start(), LIVES).unwrap();
+        let authority = Authority::new(start(), LIFETIMES)
+            .unwrap()
+            .renew(start(), LIFETIMES)
+            .unwrap();
         assert_eq!(
-            authority.step(later(start(), 10 * DAY), Duration::ZERO, LIVES).unwrap(),
+            authority
+                .step(later(start(), 10 * DAY), Duration::ZERO, LIFETIMES)
+                .unwrap(),
             None
         );
     }
@@ -443,20 +458,20 @@ mod tests {
     #[test]
     fn an_adopted_ca_is_published_before_it_signs() {
         let (known, foreign) = (
-            Authority::new(start(), LIVES).unwrap(),
-            Authority::new(start(), LIVES).unwrap(),
+            Authority::new(start(), LIFETIMES).unwrap(),
+            Authority::new(start(), LIFETIMES).unwrap(),
         );
         let adopted = known.adopt(&foreign);
         assert_eq!(adopted.signing(), known.signing());
         assert!(adopted.bundle().contains(foreign.signing()));
-        let promoted = adopted.step(start(), LIVES.announce, LIVES).unwrap().unwrap();
+        let promoted = adopted.step(start(), LIFETIMES.announce, LIFETIMES).unwrap().unwrap();
         assert_eq!(promoted.signing(), foreign.signing());
         assert!(promoted.bundle().contains(known.signing()));
     }
 
     #[test]
     fn a_certificate_may_be_for_an_address() {
-        let authority = Authority::new(start(), LIVES).unwrap();
-        assert!(authority.issue(&["127.0.0.1".to_owned()], start(), LIVES).is_ok());
+        let authority = Authority::new(start(), LIFETIMES).unwrap();
+        assert!(authority.issue(&["127.0.0.1".to_owned()], start(), LIFETIMES).is_ok());
     }
 }

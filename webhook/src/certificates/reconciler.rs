@@ -7,7 +7,10 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::{
+    api::{admissionregistration::v1::MutatingWebhookConfiguration, core::v1::Secret},
+    jiff::Timestamp,
+};
 use rustls::{
     ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer},
@@ -21,23 +24,23 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    authority::{Authority, CertificateError, Leaf, Lives},
+    authority::{Authority, CertificateError, Leaf, Lifetimes},
     files::Files,
 };
 use crate::{
-    cluster::{Cluster, ClusterError, core_path},
+    cluster::{Cluster, ClusterError, Objects},
     metrics::Metrics,
 };
 
-/// How often everything is looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// The same until there is a certificate that API servers trust.
-const LOOK_AT_START: Duration = Duration::from_secs(1);
+/// How often the certificate is reconciled.
+const RECONCILE_EVERY: Duration = Duration::from_secs(5);
+/// How often it is reconciled until there is a certificate that API servers trust.
+const RECONCILE_AT_START: Duration = Duration::from_secs(1);
 
 /// Where certificates come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CertificateSource {
-    /// A CA of our own, kept in a Secret and published in the webhook's configuration.
+    /// The webhook's own CA, stored in a Secret and published in the webhook's configuration.
     Own,
     /// `tls.crt` and `tls.key` of a folder. The tool that renews them also publishes their CA to the API server.
     Files(PathBuf),
@@ -55,26 +58,26 @@ pub(crate) struct CertificateReconciler {
     pub configuration: String,
     /// What the certificate is for.
     pub names: Vec<String>,
-    pub lives: Lives,
+    pub lifetimes: Lifetimes,
     pub leads: watch::Receiver<bool>,
     pub metrics: Metrics,
 }
 
-/// The certificate that new connections are shown, and its problem if it has one.
-pub(crate) struct Shown {
+/// Where the reconciler hands over the certificate of new connections, and its problem if it has one.
+pub(crate) struct ServedCertificate {
     pub tls: watch::Sender<Option<Arc<ServerConfig>>>,
     pub problem: watch::Sender<Option<String>>,
 }
 
-/// What one replica remembers.
+/// The state of one replica between two looks.
 #[derive(Default)]
-struct Memory {
+struct ReplicaState {
     authority: Option<Authority>,
     leaf: Option<Leaf>,
     files: Option<(Vec<u8>, Vec<u8>)>,
-    /// When the certificate ends that is shown and trusted.
+    /// End of the certificate that is served and trusted.
     ends: Option<Timestamp>,
-    /// The next CA, and since when it has been seen published.
+    /// The next CA, PEM, and the moment since which this replica has seen it published.
     next_seen: Option<(String, Instant)>,
 }
 
@@ -94,13 +97,13 @@ enum ReconcileError {
 
 impl CertificateReconciler {
     /// Until told to stop.
-    pub(crate) async fn run(self, shown: Shown, stop: CancellationToken) {
-        let mut memory = Memory::default();
+    pub(crate) async fn run(self, served: ServedCertificate, stop: CancellationToken) {
+        let mut state = ReplicaState::default();
         let mut told = None;
-        let keeping = async {
+        let reconciling = async {
             loop {
                 let problem = self
-                    .look(&mut memory, &shown)
+                    .reconcile(&mut state, &served)
                     .await
                     .err()
                     .map(|error| error.to_string());
@@ -109,40 +112,50 @@ impl CertificateReconciler {
                 }
                 told.clone_from(&problem);
                 // With a certificate that is still valid the webhook can answer, and the next look mends what this one has found.
-                let is_trusted = memory.ends.is_some_and(|ends| Timestamp::now() < ends);
+                let is_trusted = state.ends.is_some_and(|ends| Timestamp::now() < ends);
                 let lacking = problem.unwrap_or_else(|| "the certificate has ended".to_owned());
-                shown.problem.send_replace((!is_trusted).then_some(lacking));
-                sleep(if is_trusted { LOOK_EVERY } else { LOOK_AT_START }).await;
+                served.problem.send_replace((!is_trusted).then_some(lacking));
+                sleep(if is_trusted {
+                    RECONCILE_EVERY
+                } else {
+                    RECONCILE_AT_START
+                })
+                .await;
             }
         };
-        stop.run_until_cancelled(keeping).await;
+        stop.run_until_cancelled(reconciling).await;
     }
 
-    async fn look(&self, memory: &mut Memory, shown: &Shown) -> Result<(), ReconcileError> {
+    async fn reconcile(&self, state: &mut ReplicaState, served: &ServedCertificate) -> Result<(), ReconcileError> {
         match &self.source {
-            CertificateSource::Files(dir) => self.look_at_files(dir, memory, shown),
-            CertificateSource::Own => self.look_at_own(memory, shown).await,
+            CertificateSource::Files(dir) => self.reconcile_files(dir, state, served),
+            CertificateSource::Own => self.reconcile_own(state, served).await,
         }
     }
 
-    fn look_at_files(&self, dir: &Path, memory: &mut Memory, shown: &Shown) -> Result<(), ReconcileError> {
+    fn reconcile_files(
+        &self,
+        dir: &Path,
+        state: &mut ReplicaState,
+        served: &ServedCertificate,
+    ) -> Result<(), ReconcileError> {
         let files = Files::read(dir)?;
-        if memory.files.as_ref() != Some(&files.content) {
-            self.show(shown, files.chain, files.key, files.ends)?;
-            memory.files = Some(files.content);
-            memory.ends = Some(files.ends.unwrap_or(Timestamp::MAX));
+        if state.files.as_ref() != Some(&files.content) {
+            self.serve(served, files.chain, files.key, files.ends)?;
+            state.files = Some(files.content);
+            state.ends = Some(files.ends.unwrap_or(Timestamp::MAX));
         }
         Ok(())
     }
 
-    /// A certificate is shown only once its CA is published; until then the one before it is.
-    async fn look_at_own(&self, memory: &mut Memory, shown: &Shown) -> Result<(), ReconcileError> {
-        // Without its configuration the API server asks no questions, and the Secret of the CA is not created again after an
+    /// A certificate is served only once its CA is published; until then the one before it is.
+    async fn reconcile_own(&self, state: &mut ReplicaState, served: &ServedCertificate) -> Result<(), ReconcileError> {
+        // Without its configuration the API server sends no reviews, and the Secret of the CA is not created again after an
         // uninstallation.
         let configuration = self.configuration().await?;
         let published = published(&configuration);
-        memory.note_next(&published);
-        let authority = self.authority(memory, &published).await?;
+        state.note_next(&published);
+        let authority = self.authority(state, &published).await?;
         self.metrics.ca_expiry.set(authority.ends().as_second());
         let bundle = authority.bundle();
         let published = if published == bundle {
@@ -155,22 +168,22 @@ impl CertificateReconciler {
             Err(_) => false,
         };
         let now = Timestamp::now();
-        let leaf = memory.leaf.as_ref();
+        let leaf = state.leaf.as_ref();
         let is_good = leaf.is_some_and(|leaf| now < leaf.renew_at && authority.has_signed(leaf));
         if is_known && !is_good {
-            let leaf = authority.issue(&self.names, now, self.lives)?;
+            let leaf = authority.issue(&self.names, now, self.lifetimes)?;
             let (chain, key) = (vec![leaf.certificate.clone()], leaf.key.clone_key());
-            self.show(shown, chain, key, Some(leaf.ends))?;
-            memory.ends = Some(leaf.ends);
-            memory.leaf = Some(leaf);
+            self.serve(served, chain, key, Some(leaf.ends))?;
+            state.ends = Some(leaf.ends);
+            state.leaf = Some(leaf);
         }
-        memory.authority = Some(authority);
+        state.authority = Some(authority);
         published.map(|_| ())
     }
 
-    fn show(
+    fn serve(
         &self,
-        shown: &Shown,
+        served: &ServedCertificate,
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
         ends: Option<Timestamp>,
@@ -179,7 +192,7 @@ impl CertificateReconciler {
             .with_no_client_auth()
             .with_single_cert(chain, key)?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        shown.tls.send_replace(Some(Arc::new(config)));
+        served.tls.send_replace(Some(Arc::new(config)));
         let ends = ends.map_or(0, |ends| ends.as_second());
         self.metrics.certificate_expiry.set(ends);
         info!(
@@ -189,33 +202,32 @@ impl CertificateReconciler {
         Ok(())
     }
 
-    /// The CA as the Secret has it. The leader makes it, and takes it a step further when that is due. `published`: the CAs that API
+    /// The CA as the Secret has it. The leader makes it, and steps its rotation when that is due. `published`: the CAs that API
     /// servers have.
-    async fn authority(&self, memory: &Memory, published: &str) -> Result<Authority, ReconcileError> {
-        let path = core_path(&self.namespace, "secrets", &self.secret);
+    async fn authority(&self, state: &ReplicaState, published: &str) -> Result<Authority, ReconcileError> {
+        let secrets = self.cluster.objects::<Secret>(&self.namespace);
         let leads = *self.leads.borrow();
-        let Some(secret) = self.cluster.get(&path).await? else {
+        let Some(secret) = secrets.get(&self.secret).await? else {
             if !leads {
                 return Err(ReconcileError::Waiting(format!(
                     "waiting for the leader to make Secret {}",
                     self.secret
                 )));
             }
-            let authority = self.renewed(memory)?;
-            let list = core_path(&self.namespace, "secrets", "");
-            self.cluster.create(&list, &self.object(&authority), false).await?;
+            let authority = self.renewed(state)?;
+            secrets.create(&self.object(&authority), false).await?;
             info!("Secret {} has a new CA", self.secret);
             return Ok(authority);
         };
         let stored = Authority::read(&secret);
-        let wanted = match (&stored, &memory.authority) {
-            (Err(_), _) => Some(self.renewed(memory)?),
+        let wanted = match (&stored, &state.authority) {
+            (Err(_), _) => Some(self.renewed(state)?),
             (Ok(stored), Some(known))
                 if !known.bundle().contains(stored.signing()) && !published.contains(stored.signing()) =>
             {
                 Some(known.adopt(stored))
             }
-            (Ok(stored), _) => stored.step(Timestamp::now(), memory.announced(stored), self.lives)?,
+            (Ok(stored), _) => stored.step(Timestamp::now(), state.announced(stored), self.lifetimes)?,
         };
         match wanted {
             Some(authority) if leads => {
@@ -224,7 +236,7 @@ impl CertificateReconciler {
                 if let Some(fields) = object.as_object_mut() {
                     fields.insert("data".to_owned(), authority.data());
                 }
-                self.cluster.replace(&path, &object).await?;
+                secrets.replace(&self.secret, &object).await?;
                 info!("Secret {} has another CA", self.secret);
                 Ok(authority)
             }
@@ -232,11 +244,11 @@ impl CertificateReconciler {
         }
     }
 
-    /// In place of one that is lost. What is shown now has to be trusted until the new CA is known everywhere.
-    fn renewed(&self, memory: &Memory) -> Result<Authority, CertificateError> {
-        match &memory.authority {
-            Some(known) => known.renew(Timestamp::now(), self.lives),
-            None => Authority::new(Timestamp::now(), self.lives),
+    /// A CA in place of one that is lost. The served certificate has to be trusted until the new CA is known everywhere.
+    fn renewed(&self, state: &ReplicaState) -> Result<Authority, CertificateError> {
+        match &state.authority {
+            Some(known) => known.renew(Timestamp::now(), self.lifetimes),
+            None => Authority::new(Timestamp::now(), self.lifetimes),
         }
     }
 
@@ -251,7 +263,7 @@ impl CertificateReconciler {
     }
 
     async fn configuration(&self) -> Result<Value, ReconcileError> {
-        let configuration = self.cluster.get(&self.configuration_path()).await?;
+        let configuration = self.configurations().get(&self.configuration).await?;
         let missing = || {
             ReconcileError::Waiting(format!(
                 "there is no MutatingWebhookConfiguration {}",
@@ -261,9 +273,8 @@ impl CertificateReconciler {
         configuration.ok_or_else(missing)
     }
 
-    fn configuration_path(&self) -> String {
-        let name = &self.configuration;
-        format!("/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{name}")
+    fn configurations(&self) -> Objects {
+        self.cluster.objects::<MutatingWebhookConfiguration>("")
     }
 
     /// Writes `bundle` into every entry of the webhook's configuration. Only the leader does, and onto what it has read.
@@ -283,7 +294,7 @@ impl CertificateReconciler {
             "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
             "metadata": {"name": name, "resourceVersion": version}, "webhooks": entries,
         });
-        self.cluster.apply(&self.configuration_path(), &applied).await?;
+        self.configurations().apply(name, &applied).await?;
         info!("MutatingWebhookConfiguration {name} has the CA");
         Ok(())
     }
@@ -305,7 +316,7 @@ fn published(configuration: &Value) -> String {
     String::from_utf8(bytes).unwrap_or_default()
 }
 
-impl Memory {
+impl ReplicaState {
     /// Looks whether the CA that comes next is published.
     fn note_next(&mut self, published: &str) {
         let next = self.authority.as_ref().and_then(Authority::next);

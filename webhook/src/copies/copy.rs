@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
+use piecemeal_proto::Digest;
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 
-use super::keyring::{Form, Keyring};
 use crate::{
-    cluster::{is_object_name, with_labels},
-    decide::naming::Naming,
+    cluster::is_object_name,
+    decide::{
+        keyring::{Form, Keyring},
+        naming::Naming,
+    },
 };
 
 /// The label, and its value, on everything that the webhook makes in a namespace.
@@ -20,9 +22,9 @@ const SOURCE: &str = "piecemeal.dev/copy-of";
 const REGISTRIES: &str = "piecemeal.dev/copy-registries";
 /// What the copy was made from: a hash of its own content, in hexadecimal.
 const CONTENT_HASH: &str = "piecemeal.dev/copy-hash";
-/// What selects all copies in a list of Secrets, as a query of [`crate::Cluster::list`].
+/// The label selector of all copies, for [`crate::Objects::list`].
 pub fn select_copies() -> String {
-    with_labels(&[(COPY_LABEL, "true")])
+    format!("{COPY_LABEL}=true")
 }
 
 /// Since when no pod names the copy, RFC 3339. A copy that is taken into use again is written without it.
@@ -80,7 +82,7 @@ impl CopyName {
     /// Its name where a foreign Secret has the usual one.
     pub(crate) fn other(&self, source: &str) -> String {
         let name = self.0.replace(PLACE, source);
-        let hash = &hex(&Sha256::digest(name.as_bytes()))[..8];
+        let hash = &Digest::of(name.as_bytes()).hex()[..8];
         let kept: String = name.chars().take(NAME_BYTES_MAX - 1 - hash.len()).collect();
         format!("{}-{hash}", kept.trim_end_matches(['-', '.']))
     }
@@ -180,7 +182,7 @@ impl Copy {
     }
 
     fn hash(&self) -> String {
-        hex(&Sha256::digest(self.content.as_bytes()))
+        Digest::of(self.content.as_bytes()).hex()
     }
 }
 
@@ -211,10 +213,6 @@ fn split(registries: &str) -> BTreeSet<String> {
 
 fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

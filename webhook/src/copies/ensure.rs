@@ -6,55 +6,58 @@ use std::{
     time::Duration,
 };
 
+use k8s_openapi::api::core::v1::Secret;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use super::{
-    copy::{Copy, CopySettings, registries_of, source_of},
-    keyring::Keyring,
-};
+use super::copy::{Copy, CopySettings, registries_of, source_of};
 use crate::{
-    cluster::{Cluster, ClusterError, core_path},
-    decide::registries::Registries,
-    metrics::{Metrics, Written},
+    cluster::{Cluster, ClusterError, Objects},
+    decide::{keyring::Keyring, registries::Registries},
+    metrics::{CopyWrite, Metrics},
 };
 
 /// How often a copy is tried again that another client writes at the same time.
 const TRIES_MAX: u32 = 6;
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// What copies are made with.
+/// Writer of copies.
 #[derive(Clone)]
 pub(crate) struct Copier {
     pub cluster: Cluster,
     pub settings: CopySettings,
-    /// No copy is for any other, whatever an earlier one or a pod's record says.
+    /// The accelerated registries. No copy is for any other, whatever an earlier copy or a pod's record says.
     pub accelerated: Registries,
-    /// The registries that have a name in the settings: every copy is for all of them that its source is for, so that it hardly
-    /// ever changes.
+    /// The registries that the settings name without a pattern. Every copy is for all of them that its source is for, so that it
+    /// hardly ever changes.
     pub named: BTreeSet<String>,
     pub metrics: Metrics,
-    pub queues: Queues,
+    pub queues: WriteQueues,
 }
 
 /// The writers of each copy in this replica: one writes after the other, since each would undo the other's try. Cheap to clone.
 #[derive(Clone, Default)]
-pub(crate) struct Queues(Arc<Mutex<HashMap<String, Weak<Queue>>>>);
+pub(crate) struct WriteQueues(Arc<Mutex<QueuesByCopy>>);
+
+/// By the copy's namespace and name.
+type QueuesByCopy = HashMap<(String, String), Weak<WriteQueue>>;
 
 /// Dropped with the last writer that waits in it.
 #[derive(Default)]
-struct Queue {
+struct WriteQueue {
     turn: tokio::sync::Mutex<()>,
     registries: Mutex<BTreeSet<String>>,
 }
 
-impl Queues {
-    fn join(&self, path: &str, registries: &BTreeSet<String>) -> Arc<Queue> {
+impl WriteQueues {
+    /// The queue of the copy `name`, in which `registries` are wanted too.
+    fn join(&self, namespace: &str, name: &str, registries: &BTreeSet<String>) -> Arc<WriteQueue> {
         let mut queues = self.0.lock();
         queues.retain(|_, queue| queue.strong_count() > 0);
-        let queue = queues.get(path).and_then(Weak::upgrade).unwrap_or_default();
-        queues.insert(path.to_owned(), Arc::downgrade(&queue));
+        let key = (namespace.to_owned(), name.to_owned());
+        let queue = queues.get(&key).and_then(Weak::upgrade).unwrap_or_default();
+        queues.insert(key, Arc::downgrade(&queue));
         let mut all = queue.registries.lock();
         all.extend(registries.iter().cloned());
         drop(all);
@@ -62,13 +65,13 @@ impl Queues {
     }
 }
 
-impl Queue {
+impl WriteQueue {
     fn wanted(&self) -> BTreeSet<String> {
         self.registries.lock().clone()
     }
 }
 
-/// Why there is no copy.
+/// Why a copy cannot be written.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum NoCopyError {
     #[error(transparent)]
@@ -94,12 +97,12 @@ impl Copier {
         registries: &BTreeSet<String>,
         is_dry_run: bool,
     ) -> Result<String, NoCopyError> {
-        let wanted = Wanted::new(namespace, source, keyring, registries);
-        let usual = self.settings.name.of(wanted.source_name);
-        for name in [usual.clone(), self.settings.name.other(wanted.source_name)] {
-            match self.ensure_as(&name, &wanted, is_dry_run).await? {
-                Outcome::There => return Ok(name),
-                Outcome::Taken => self.metrics.wrote(Written::Conflict),
+        let request = CopyRequest::new(namespace, source, keyring, registries);
+        let usual = self.settings.name.of(request.source_name);
+        for name in [usual.clone(), self.settings.name.other(request.source_name)] {
+            match self.ensure_as(&name, &request, is_dry_run).await? {
+                CopyOutcome::Exists => return Ok(name),
+                CopyOutcome::NameTaken => self.metrics.count_write(CopyWrite::Conflict),
             }
         }
         Err(NoCopyError::NamesTaken(usual))
@@ -115,40 +118,45 @@ impl Copier {
         keyring: &Keyring,
         registries: &BTreeSet<String>,
     ) -> Result<(), NoCopyError> {
-        let wanted = Wanted::new(namespace, source, keyring, registries);
-        match self.ensure_as(name, &wanted, false).await? {
-            Outcome::There => Ok(()),
-            Outcome::Taken => Err(NoCopyError::NameTaken(name.to_owned())),
+        let request = CopyRequest::new(namespace, source, keyring, registries);
+        match self.ensure_as(name, &request, false).await? {
+            CopyOutcome::Exists => Ok(()),
+            CopyOutcome::NameTaken => Err(NoCopyError::NameTaken(name.to_owned())),
         }
     }
 
-    async fn ensure_as(&self, name: &str, wanted: &Wanted<'_>, is_dry_run: bool) -> Result<Outcome, NoCopyError> {
-        let path = core_path(wanted.namespace, "secrets", name);
-        match self.look(&path, wanted, wanted.registries).await? {
-            Look::Taken => return Ok(Outcome::Taken),
-            Look::Right => return Ok(Outcome::There),
-            Look::ToWrite { .. } if is_dry_run => return Ok(Outcome::There),
-            Look::ToWrite { .. } => {}
+    async fn ensure_as(
+        &self,
+        name: &str,
+        request: &CopyRequest<'_>,
+        is_dry_run: bool,
+    ) -> Result<CopyOutcome, NoCopyError> {
+        let secrets = self.cluster.objects::<Secret>(request.namespace);
+        match self.state(&secrets, name, request, request.registries).await? {
+            CopyState::NameTaken => return Ok(CopyOutcome::NameTaken),
+            CopyState::UpToDate => return Ok(CopyOutcome::Exists),
+            CopyState::Outdated { .. } if is_dry_run => return Ok(CopyOutcome::Exists),
+            CopyState::Outdated { .. } => {}
         }
-        let queue = self.queues.join(&path, wanted.registries);
+        let queue = self.queues.join(request.namespace, name, request.registries);
         let _turn = queue.turn.lock().await;
         for attempt in 0..TRIES_MAX {
             sleep(PAUSE * attempt).await;
             // The registries of the writers that wait are written too, so that nothing is left for them to write.
-            let (copy, existing) = match self.look(&path, wanted, &queue.wanted()).await? {
-                Look::Taken => return Ok(Outcome::Taken),
-                Look::Right => return Ok(Outcome::There),
-                Look::ToWrite { copy, existing } => (copy, existing),
+            let (copy, existing) = match self.state(&secrets, name, request, &queue.wanted()).await? {
+                CopyState::NameTaken => return Ok(CopyOutcome::NameTaken),
+                CopyState::UpToDate => return Ok(CopyOutcome::Exists),
+                CopyState::Outdated { copy, existing } => (copy, existing),
             };
-            let object = copy.object(wanted.namespace, name);
-            match self.write(&path, &object, existing.as_ref()).await {
+            let object = copy.object(request.namespace, name);
+            match write(&secrets, name, &object, existing.as_ref()).await {
                 Ok(written) => {
-                    self.metrics.wrote(written);
-                    return Ok(Outcome::There);
+                    self.metrics.count_write(written);
+                    return Ok(CopyOutcome::Exists);
                 }
                 Err(ClusterError::Conflict(_)) => {}
                 Err(error) => {
-                    self.metrics.wrote(Written::Failed);
+                    self.metrics.count_write(CopyWrite::Failed);
                     return Err(error.into());
                 }
             }
@@ -157,7 +165,7 @@ impl Copier {
     }
 
     /// Whether `existing`, as it was read, is what [`Copier::restore`] would leave there.
-    pub(crate) fn is_right(
+    pub(crate) fn is_up_to_date(
         &self,
         existing: &Value,
         source: &Value,
@@ -168,7 +176,7 @@ impl Copier {
         copy.is_some_and(|copy| copy.is(existing))
     }
 
-    /// For `registries`, for what `existing` was for, and for whatever is accelerated by name.
+    /// The copy for `registries`, for those that `existing` is for, and for those named in the settings.
     fn copy(
         &self,
         source: &Value,
@@ -182,47 +190,57 @@ impl Copier {
         Copy::of(source, keyring, &meant, &self.settings)
     }
 
-    /// What is at `path`, beside what should be.
-    async fn look(&self, path: &str, wanted: &Wanted<'_>, registries: &BTreeSet<String>) -> Result<Look, NoCopyError> {
-        let existing = self.cluster.get(path).await?;
-        let is_foreign = |existing: &Value| source_of(existing) != Some(wanted.source_name);
+    /// The Secret `name`, beside what it should be.
+    async fn state(
+        &self,
+        secrets: &Objects,
+        name: &str,
+        request: &CopyRequest<'_>,
+        registries: &BTreeSet<String>,
+    ) -> Result<CopyState, NoCopyError> {
+        let existing = secrets.get(name).await?;
+        let is_foreign = |existing: &Value| source_of(existing) != Some(request.source_name);
         if existing.as_ref().is_some_and(is_foreign) {
-            return Ok(Look::Taken);
+            return Ok(CopyState::NameTaken);
         }
         let copy = self
-            .copy(wanted.source, wanted.keyring, registries, existing.as_ref())
-            .ok_or_else(|| NoCopyError::Nothing(wanted.source_name.to_owned()))?;
+            .copy(request.source, request.keyring, registries, existing.as_ref())
+            .ok_or_else(|| NoCopyError::Nothing(request.source_name.to_owned()))?;
         Ok(match existing {
-            Some(existing) if copy.is(&existing) => Look::Right,
-            existing => Look::ToWrite { copy, existing },
+            Some(existing) if copy.is(&existing) => CopyState::UpToDate,
+            existing => CopyState::Outdated { copy, existing },
         })
     }
+}
 
-    /// Onto the version that was looked at, so that of two writers who know different registries neither undoes the other.
-    async fn write(&self, path: &str, object: &Value, existing: Option<&Value>) -> Result<Written, ClusterError> {
-        match existing {
-            None => {
-                let list = path.rsplit_once('/').map_or(path, |(list, _)| list);
-                self.cluster.create(list, object, false).await?;
-                Ok(Written::Created)
-            }
-            // A Secret's type cannot be changed, and nothing of an immutable one.
-            Some(existing) if existing["type"] != object["type"] || existing["immutable"] == true => {
-                self.cluster.delete(path, Some(&existing["metadata"])).await?;
-                Err(ClusterError::Conflict("to be created again".to_owned()))
-            }
-            Some(existing) => {
-                let mut object = object.clone();
-                object["metadata"]["resourceVersion"] = json!(existing["metadata"]["resourceVersion"]);
-                self.cluster.replace(path, &object).await?;
-                Ok(Written::Updated)
-            }
+/// Onto the version that was looked at, so that of two writers who know different registries neither undoes the other.
+async fn write(
+    secrets: &Objects,
+    name: &str,
+    object: &Value,
+    existing: Option<&Value>,
+) -> Result<CopyWrite, ClusterError> {
+    match existing {
+        None => {
+            secrets.create(object, false).await?;
+            Ok(CopyWrite::Created)
+        }
+        // A Secret's type cannot be changed, and nothing of an immutable one.
+        Some(existing) if existing["type"] != object["type"] || existing["immutable"] == true => {
+            secrets.delete(name, Some(&existing["metadata"])).await?;
+            Err(ClusterError::Conflict("to be created again".to_owned()))
+        }
+        Some(existing) => {
+            let mut object = object.clone();
+            object["metadata"]["resourceVersion"] = json!(existing["metadata"]["resourceVersion"]);
+            secrets.replace(name, &object).await?;
+            Ok(CopyWrite::Updated)
         }
     }
 }
 
 /// A copy that a pod needs.
-struct Wanted<'a> {
+struct CopyRequest<'a> {
     namespace: &'a str,
     source: &'a Value,
     source_name: &'a str,
@@ -230,7 +248,7 @@ struct Wanted<'a> {
     registries: &'a BTreeSet<String>,
 }
 
-impl<'a> Wanted<'a> {
+impl<'a> CopyRequest<'a> {
     fn new(namespace: &'a str, source: &'a Value, keyring: &'a Keyring, registries: &'a BTreeSet<String>) -> Self {
         Self {
             namespace,
@@ -242,14 +260,21 @@ impl<'a> Wanted<'a> {
     }
 }
 
-enum Look {
-    Taken,
-    Right,
-    ToWrite { copy: Copy, existing: Option<Value> },
+/// A Secret with the copy's name, compared with the copy.
+enum CopyState {
+    /// It is a foreign Secret.
+    NameTaken,
+    UpToDate,
+    /// There is none, or another version.
+    Outdated {
+        copy: Copy,
+        existing: Option<Value>,
+    },
 }
 
-enum Outcome {
-    There,
+/// The result of writing a copy under one name.
+enum CopyOutcome {
+    Exists,
     /// A foreign Secret has that name.
-    Taken,
+    NameTaken,
 }

@@ -2,6 +2,5 @@
 
 pub(crate) mod copy;
 pub(crate) mod ensure;
-pub(crate) mod keyring;
 pub(crate) mod reconciler;
 pub(crate) mod sources;

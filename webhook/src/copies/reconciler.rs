@@ -10,7 +10,10 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::select_all};
-use k8s_openapi::{api::core::v1::Secret, jiff::Timestamp};
+use k8s_openapi::{
+    api::core::v1::{Pod, Secret},
+    jiff::Timestamp,
+};
 use kube::{
     Api, ResourceExt,
     core::PartialObjectMeta,
@@ -30,12 +33,15 @@ use tracing::{debug, info, warn};
 use super::{
     copy::{COPY_LABEL, UNUSED_SINCE, registries_of, select_copies, source_of},
     ensure::{Copier, NoCopyError},
-    keyring::{Form, Keyring},
 };
 use crate::{
-    cluster::{ClusterError, core_path, is_object_name},
-    decide::{image::Image, patch::records},
-    metrics::Written,
+    cluster::{ClusterError, Objects, is_object_name},
+    decide::{
+        image::Image,
+        keyring::{Form, Keyring},
+        patch::records,
+    },
+    metrics::CopyWrite,
 };
 
 /// Changes that come together are looked at once.
@@ -52,7 +58,7 @@ const GRACE: Duration = Duration::from_secs(60);
 /// How long a namespace waits that could not be read.
 const RETRY: Duration = Duration::from_secs(15);
 
-/// Tends copies while this replica leads.
+/// Reconciler of the copies, at work while this replica leads.
 pub(crate) struct CopyReconciler {
     pub copier: Copier,
     /// The namespaces whose secrets may be read; empty for all.
@@ -62,17 +68,17 @@ pub(crate) struct CopyReconciler {
     pub leads: watch::Receiver<bool>,
 }
 
-/// Namespaces to look at, and when.
+/// Namespaces to reconcile, and when.
 #[derive(Debug, Default)]
-struct Agenda {
+struct WorkQueue {
     due: HashMap<String, Instant>,
-    /// When the first of the changes happened that are waiting.
+    /// The moment of the earliest change that waits, by namespace.
     since: HashMap<String, Instant>,
-    /// Where copies are or are missed.
+    /// The namespaces where copies are, or should be.
     known: BTreeSet<String>,
 }
 
-impl Agenda {
+impl WorkQueue {
     fn add(&mut self, namespace: &str, at: Instant) {
         self.due.entry(namespace.to_owned()).or_insert(at);
     }
@@ -121,7 +127,7 @@ impl CopyReconciler {
             })
         });
         let mut events = select_all(watches);
-        let mut agenda = Agenda::default();
+        let mut queue = WorkQueue::default();
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let round_every = self.keep.clamp(EVERYTHING_EVERY_MIN, EVERYTHING_EVERY);
@@ -129,7 +135,7 @@ impl CopyReconciler {
         loop {
             tokio::select! {
                 event = events.next() => match event {
-                    Some(Ok(event)) => note(&mut agenda, &event),
+                    Some(Ok(event)) => enqueue(&mut queue, &event),
                     Some(Err(error)) => debug!("the watch of secrets broke off and is resumed: {error}"),
                     None => return,
                 },
@@ -137,18 +143,18 @@ impl CopyReconciler {
                     let now = Instant::now();
                     if now >= next_search {
                         next_search = now + EVERYTHING_EVERY;
-                        self.search(&mut agenda).await;
+                        self.search(&mut queue).await;
                     }
                     if now >= next_round {
                         next_round = now + round_every;
-                        for namespace in agenda.known.clone() {
-                            agenda.add(&namespace, now);
+                        for namespace in queue.known.clone() {
+                            queue.add(&namespace, now);
                         }
                     }
-                    while let Some(namespace) = agenda.take_due(Instant::now()) {
-                        self.reconcile_and_note(&namespace, &mut agenda).await;
+                    while let Some(namespace) = queue.take_due(Instant::now()) {
+                        self.reconcile_and_note(&namespace, &mut queue).await;
                     }
-                    let lag = agenda.lag(Instant::now()).as_secs();
+                    let lag = queue.lag(Instant::now()).as_secs();
                     self.copier.metrics.secret_lag_seconds.set(lag.try_into().unwrap_or(i64::MAX));
                 }
             }
@@ -168,54 +174,57 @@ impl CopyReconciler {
 
     /// Adds the namespaces whose pods name copies. No event tells of a copy that was missing before this replica led, or of one
     /// that a pod names because a user copied its text from a pod that the webhook had changed.
-    async fn search(&self, agenda: &mut Agenda) {
-        let mut paths: Vec<String> = self.namespaces.iter().map(|name| core_path(name, "pods", "")).collect();
-        if paths.is_empty() {
-            paths.push("/api/v1/pods".to_owned());
+    async fn search(&self, queue: &mut WorkQueue) {
+        let mut namespaces: Vec<&str> = self.namespaces.iter().map(String::as_str).collect();
+        if namespaces.is_empty() {
+            namespaces.push("");
         }
         let now = Instant::now();
-        for path in paths {
+        for namespace in namespaces {
             let note = |pod: Value| {
-                let mut needed = Needed::default();
+                let mut needed = CopiesInUse::default();
                 needed.add(&pod);
                 if !needed.0.is_empty() {
-                    agenda.add(pod["metadata"]["namespace"].as_str().unwrap_or_default(), now);
+                    queue.add(pod["metadata"]["namespace"].as_str().unwrap_or_default(), now);
                 }
             };
-            if let Err(error) = self.copier.cluster.each_metadata(&path, "", note).await {
+            let pods = self.copier.cluster.objects::<Pod>(namespace);
+            if let Err(error) = pods.each_metadata("", note).await {
                 warn!("the pods without their copy of a pull secret cannot be listed: {error}");
             }
         }
     }
 
-    async fn reconcile_and_note(&self, namespace: &str, agenda: &mut Agenda) {
+    async fn reconcile_and_note(&self, namespace: &str, queue: &mut WorkQueue) {
         match self.reconcile(namespace).await {
             Ok(has_copies) => {
-                agenda.since.remove(namespace);
+                queue.since.remove(namespace);
                 if has_copies {
-                    agenda.known.insert(namespace.to_owned());
+                    queue.known.insert(namespace.to_owned());
                 } else {
-                    agenda.known.remove(namespace);
+                    queue.known.remove(namespace);
                 }
             }
             Err(error) => {
                 warn!(
                     "the copies of pull secrets in {namespace} could not be updated and will be tried again: {error}"
                 );
-                agenda.add(namespace, Instant::now() + RETRY);
+                queue.add(namespace, Instant::now() + RETRY);
             }
         }
     }
 
+    fn secrets(&self, namespace: &str) -> Objects {
+        self.copier.cluster.objects::<Secret>(namespace)
+    }
+
     /// Whether there is a copy, or should be.
     async fn reconcile(&self, namespace: &str) -> Result<bool, ClusterError> {
-        let cluster = &self.copier.cluster;
-        let secrets = core_path(namespace, "secrets", "");
-        let copies = cluster.list(&secrets, &select_copies()).await?;
+        let copies = self.secrets(namespace).list(&select_copies()).await?;
         let copies: Vec<Value> = copies.into_iter().filter(|copy| source_of(copy).is_some()).collect();
-        let mut needed = Needed::default();
-        let pods = core_path(namespace, "pods", "");
-        cluster.each_metadata(&pods, "", |pod| needed.add(&pod)).await?;
+        let mut needed = CopiesInUse::default();
+        let pods = self.copier.cluster.objects::<Pod>(namespace);
+        pods.each_metadata("", |pod| needed.add(&pod)).await?;
         let mut needed = needed.0;
         if copies.is_empty() && needed.is_empty() {
             return Ok(false);
@@ -226,25 +235,22 @@ impl CopyReconciler {
             let wanted = needed.remove(copy["metadata"]["name"].as_str().unwrap_or_default());
             reconciled = self.reconcile_one(namespace, copy, wanted).await.and(reconciled);
         }
-        for (name, missing) in needed {
-            reconciled = self.bring_back(namespace, &name, &missing).await.and(reconciled);
+        for (name, wanted) in needed {
+            reconciled = self.bring_back(namespace, &name, &wanted).await.and(reconciled);
         }
         reconciled
     }
 
-    /// `wanted`: what the pods need it for that name it.
-    async fn reconcile_one(&self, namespace: &str, copy: &Value, wanted: Option<Missing>) -> Result<(), ClusterError> {
+    /// `wanted`: the use that pods have for the copy; none when no pod names it.
+    async fn reconcile_one(&self, namespace: &str, copy: &Value, wanted: Option<CopyUse>) -> Result<(), ClusterError> {
         let source = source_of(copy).unwrap_or_default();
-        let path = core_path(
-            namespace,
-            "secrets",
-            copy["metadata"]["name"].as_str().unwrap_or_default(),
-        );
+        let name = copy["metadata"]["name"].as_str().unwrap_or_default();
+        let secrets = self.secrets(namespace);
         let delete = async |why: &str| {
             info!("the copy of Secret {namespace}/{source} is deleted: {why}");
             // In the version that was looked at: a replica that has put the copy to use since has also written it.
-            match self.copier.cluster.delete(&path, Some(&copy["metadata"])).await {
-                Ok(()) => self.copier.metrics.wrote(Written::Deleted),
+            match secrets.delete(name, Some(&copy["metadata"])).await {
+                Ok(()) => self.copier.metrics.count_write(CopyWrite::Deleted),
                 Err(ClusterError::Conflict(_)) => {}
                 Err(error) => return Err(error),
             }
@@ -254,19 +260,14 @@ impl CopyReconciler {
             return match unused_for(copy, Timestamp::now()) {
                 // The pod that it was made for may not be stored yet.
                 None if age(copy, Timestamp::now()) < GRACE.min(self.keep) => Ok(()),
-                None => self.mark_unused(&path, copy).await,
+                None => mark_unused(&secrets, name, copy).await,
                 Some(unused) if unused >= self.keep => delete("no pod names it any more").await,
                 Some(_) => Ok(()),
             };
         };
         // Not only by the copy's own annotations, which a user may have edited.
         let registries = registries_of(copy).union(&wanted.registries).cloned().collect();
-        let Some(source) = self
-            .copier
-            .cluster
-            .get(&core_path(namespace, "secrets", source))
-            .await?
-        else {
+        let Some(source) = secrets.get(source).await? else {
             // The garbage collector's, which knows its owner.
             return Ok(());
         };
@@ -274,10 +275,9 @@ impl CopyReconciler {
             return delete("its source is no pull secret any more").await;
         };
         // It has just been read: in a namespace with many, one request less for each.
-        if self.copier.is_right(copy, &source, &keyring, &registries) {
+        if self.copier.is_up_to_date(copy, &source, &keyring, &registries) {
             return Ok(());
         }
-        let name = copy["metadata"]["name"].as_str().unwrap_or_default();
         match self
             .copier
             .restore(name, namespace, &source, &keyring, &registries)
@@ -293,27 +293,8 @@ impl CopyReconciler {
         }
     }
 
-    async fn mark_unused(&self, path: &str, copy: &Value) -> Result<(), ClusterError> {
-        let mut marked = copy.clone();
-        if let Some(annotations) = marked
-            .pointer_mut("/metadata/annotations")
-            .and_then(Value::as_object_mut)
-        {
-            annotations.insert(UNUSED_SINCE.to_owned(), json!(Timestamp::now().to_string()));
-        }
-        match self.copier.cluster.replace(path, &marked).await {
-            Ok(_) | Err(ClusterError::Conflict(_)) => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn bring_back(&self, namespace: &str, name: &str, missing: &Missing) -> Result<(), ClusterError> {
-        let Some(source) = self
-            .copier
-            .cluster
-            .get(&core_path(namespace, "secrets", &missing.source))
-            .await?
-        else {
+    async fn bring_back(&self, namespace: &str, name: &str, wanted: &CopyUse) -> Result<(), ClusterError> {
+        let Some(source) = self.secrets(namespace).get(&wanted.source).await? else {
             return Ok(());
         };
         let Ok(keyring) = Keyring::of(&source) else {
@@ -321,7 +302,7 @@ impl CopyReconciler {
         };
         match self
             .copier
-            .restore(name, namespace, &source, &keyring, &missing.registries)
+            .restore(name, namespace, &source, &keyring, &wanted.registries)
             .await
         {
             Ok(()) => info!("Secret {namespace}/{name}, which pods need, is restored"),
@@ -332,18 +313,33 @@ impl CopyReconciler {
     }
 }
 
-/// A copy that pods name.
+/// Marks `copy` as unused from now on, unless it has changed since it was read.
+async fn mark_unused(secrets: &Objects, name: &str, copy: &Value) -> Result<(), ClusterError> {
+    let mut marked = copy.clone();
+    if let Some(annotations) = marked
+        .pointer_mut("/metadata/annotations")
+        .and_then(Value::as_object_mut)
+    {
+        annotations.insert(UNUSED_SINCE.to_owned(), json!(Timestamp::now().to_string()));
+    }
+    match secrets.replace(name, &marked).await {
+        Ok(()) | Err(ClusterError::Conflict(_)) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The source and the registries of a copy that pods name.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Missing {
+struct CopyUse {
     source: String,
     registries: BTreeSet<String>,
 }
 
-/// The copies that pods need, by name, as their annotations have it.
+/// The copies that pods need, by name, as the pods' annotations record it.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Needed(BTreeMap<String, Missing>);
+struct CopiesInUse(BTreeMap<String, CopyUse>);
 
-impl Needed {
+impl CopiesInUse {
     /// Of `pod` the metadata is enough. A user who may create pods may write anything there, and these become paths.
     fn add(&mut self, pod: &Value) {
         for record in records(pod) {
@@ -384,18 +380,18 @@ fn age(copy: &Value, now: Timestamp) -> Duration {
     })
 }
 
-/// Every copy, and every secret of a namespace that has copies, says where to look.
-fn note(agenda: &mut Agenda, event: &Event<PartialObjectMeta<Secret>>) {
+/// Queues the namespace of every copy, and of every pull secret beside copies.
+fn enqueue(queue: &mut WorkQueue, event: &Event<PartialObjectMeta<Secret>>) {
     let (Event::Apply(secret) | Event::Delete(secret) | Event::InitApply(secret)) = event else {
         return;
     };
     let namespace = secret.namespace().unwrap_or_default();
     let is_copy = secret.labels().get(COPY_LABEL).is_some_and(|value| value == "true");
     if is_copy {
-        agenda.known.insert(namespace.clone());
+        queue.known.insert(namespace.clone());
     }
-    if is_copy || agenda.known.contains(&namespace) {
-        agenda.changed(&namespace, Instant::now());
+    if is_copy || queue.known.contains(&namespace) {
+        queue.changed(&namespace, Instant::now());
     }
 }
 
@@ -415,11 +411,11 @@ mod tests {
             json!({"metadata": {}}),
         ];
         let registries = BTreeSet::from(["a.io".to_owned(), "docker.io".to_owned()]);
-        let expected = Missing {
+        let expected = CopyUse {
             source: "s".to_owned(),
             registries,
         };
-        let mut needed = Needed::default();
+        let mut needed = CopiesInUse::default();
         for pod in &pods {
             needed.add(pod);
         }
@@ -431,14 +427,14 @@ mod tests {
 
     #[test]
     fn changes_that_come_together_are_looked_at_once() {
-        let mut agenda = Agenda::default();
+        let mut queue = WorkQueue::default();
         let now = Instant::now();
-        agenda.changed("a", now);
-        agenda.changed("a", now + SETTLE / 2);
-        assert_eq!(agenda.take_due(now + SETTLE / 2), None);
-        assert_eq!(agenda.take_due(now + SETTLE), Some("a".to_owned()));
-        assert_eq!(agenda.take_due(now + SETTLE), None);
-        assert_eq!(agenda.lag(now + 2 * SETTLE), 2 * SETTLE);
+        queue.changed("a", now);
+        queue.changed("a", now + SETTLE / 2);
+        assert_eq!(queue.take_due(now + SETTLE / 2), None);
+        assert_eq!(queue.take_due(now + SETTLE), Some("a".to_owned()));
+        assert_eq!(queue.take_due(now + SETTLE), None);
+        assert_eq!(queue.lag(now + 2 * SETTLE), 2 * SETTLE);
     }
 
     #[test]

@@ -1,12 +1,18 @@
-//! The pull secrets that count for a pod, as the API has them.
+//! The pull secrets of one pod, read from the API: its own, or its service account's.
 
 use futures_util::future::{join, join_all};
+use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use serde_json::Value;
 
-use super::{copy::source_of, keyring::Keyring};
+use super::copy::source_of;
 use crate::{
-    cluster::{Cluster, ClusterError, core_path, is_object_name},
-    decide::plan::{PullSecret, Rules, Unusable, Wish, names},
+    cluster::{Cluster, ClusterError, is_object_name},
+    decide::{
+        keyring::Keyring,
+        plan::PlanDraft,
+        pull_secret::{PullSecret, Unusable, names},
+        rules::Rules,
+    },
 };
 
 /// The most pull secrets of a pod that are looked at.
@@ -14,19 +20,19 @@ const SECRETS_MAX: usize = 64;
 /// On a service account whose pods may use no secrets but those that it lists. The API server checks it after us, and refuses.
 const ENFORCED: &str = "kubernetes.io/enforce-mountable-secrets";
 
-/// What is known of a pod's secrets.
+/// The pull secrets of one pod.
 #[derive(Debug)]
 pub(crate) struct Sources {
     pub secrets: Vec<PullSecret>,
-    /// The only ones that the pod may name, if its service account says so.
+    /// The only Secrets that the pod may name, if its service account restricts it.
     pub allowed: Option<Vec<String>>,
 }
 
-/// Who reads: what may not be read is an error for the webhook, and a reason to show for a command line that looks.
+/// The reader of the secrets. A Secret that may not be read is an error for the webhook, and a finding for a user's command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reader {
     Webhook,
-    Person,
+    User,
 }
 
 impl Sources {
@@ -35,11 +41,11 @@ impl Sources {
     pub(crate) async fn read(
         cluster: &Cluster,
         namespace: &str,
-        wish: &Wish,
+        draft: &PlanDraft,
         rules: &Rules,
         reader: Reader,
     ) -> Result<Self, ClusterError> {
-        let own = wish.secrets.as_deref().unwrap_or_default();
+        let own = draft.secrets.as_deref().unwrap_or_default();
         if !rules.secrets_namespaces.is_empty() && !rules.secrets_namespaces.contains(namespace) {
             let why = format!("the webhook may not read secrets of {namespace} (rbac.secretsScope)");
             let secrets = own
@@ -49,13 +55,13 @@ impl Sources {
             return Ok(Self { secrets, allowed: None });
         }
         let (account, mut secrets) = join(
-            account(cluster, namespace, &wish.account, reader),
+            account(cluster, namespace, &draft.account, reader),
             read_all(cluster, namespace, own, reader),
         )
         .await;
         let account = account?;
         let listed = names(&account["imagePullSecrets"]);
-        if wish.secrets.is_none() {
+        if draft.secrets.is_none() {
             secrets = read_all(cluster, namespace, &listed, reader).await;
         }
         let is_enforced = account["metadata"]["annotations"][ENFORCED] == "true";
@@ -70,8 +76,8 @@ async fn account(cluster: &Cluster, namespace: &str, name: &str, reader: Reader)
     if !is_object_name(name) {
         return Ok(Value::Null);
     }
-    match cluster.look(&core_path(namespace, "serviceaccounts", name)).await {
-        Err(ClusterError::Forbidden(_)) if reader == Reader::Person => Ok(Value::Null),
+    match cluster.objects::<ServiceAccount>(namespace).get_cached(name).await {
+        Err(ClusterError::Forbidden(_)) if reader == Reader::User => Ok(Value::Null),
         account => account.map(Option::unwrap_or_default),
     }
 }
@@ -100,7 +106,7 @@ async fn read(cluster: &Cluster, namespace: &str, name: &str, reader: Reader) ->
             Unusable::Never("no Secret can have that name".to_owned()),
         ));
     }
-    let secret = match cluster.look(&core_path(namespace, "secrets", name)).await {
+    let secret = match cluster.objects::<Secret>(namespace).get_cached(name).await {
         Ok(Some(secret)) => secret,
         Ok(None) => {
             return Ok(unusable(
@@ -108,7 +114,7 @@ async fn read(cluster: &Cluster, namespace: &str, name: &str, reader: Reader) ->
                 Unusable::Perhaps("there is no such Secret yet".to_owned()),
             ));
         }
-        Err(ClusterError::Forbidden(_)) if reader == Reader::Person => {
+        Err(ClusterError::Forbidden(_)) if reader == Reader::User => {
             let why = "you may not read it, and the webhook may".to_owned();
             return Ok(unusable(name, Unusable::Perhaps(why)));
         }

@@ -9,18 +9,19 @@ pub const P2P: &str = "p2p";
 /// The value that declines it, for a pod in a namespace that asks.
 pub(crate) const DISABLED: &str = "disabled";
 
-/// The label that asks, and where it stands.
+/// The label that asks for acceleration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Asked {
-    /// The label that decides, out of [`LABELS`].
-    pub label: &'static str,
-    pub is_by_pod: bool,
+pub(crate) struct ModeLabel {
+    /// One of [`LABELS`].
+    pub name: &'static str,
+    /// Whether the pod has it itself; if not, its namespace has it.
+    pub is_on_pod: bool,
 }
 
 /// The meaning of a pod's labels and its namespace's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
-    Accelerate(Asked),
+    Accelerate(ModeLabel),
     Disabled,
     /// A value that only other software gives a meaning to, such as the vendor's `on-demand`.
     Unknown(String),
@@ -31,10 +32,10 @@ impl Mode {
     /// The pod's own label wins over its namespace's.
     pub(crate) fn of(pod_labels: Option<&Map<String, Value>>, namespace_labels: Option<&Map<String, Value>>) -> Self {
         let labels = [(pod_labels, true), (namespace_labels, false)];
-        let mut said = labels.into_iter().flat_map(|(labels, is_by_pod)| {
+        let mut said = labels.into_iter().flat_map(|(labels, is_on_pod)| {
             LABELS.iter().filter_map(move |label| {
                 let value = labels?.get(*label)?.as_str()?;
-                Some((Asked { label, is_by_pod }, value))
+                Some((ModeLabel { name: label, is_on_pod }, value))
             })
         });
         match said.next() {
@@ -59,8 +60,8 @@ mod tests {
         Mode::of(pod.as_object(), namespace.as_object())
     }
 
-    fn asked(label: &'static str, is_by_pod: bool) -> Mode {
-        Mode::Accelerate(Asked { label, is_by_pod })
+    fn asked(name: &'static str, is_on_pod: bool) -> Mode {
+        Mode::Accelerate(ModeLabel { name, is_on_pod })
     }
 
     #[test]

@@ -3,30 +3,31 @@
 use serde_json::{Map, Value, json};
 
 use super::{
+    image_field::ImageField,
     mode::{LABELS, P2P},
     naming::NameStyle,
-    plan::{Place, Plan},
+    plan::PodPlan,
 };
 
-/// The annotations: what was asked, and what was done about it.
+/// The annotations with the record of a review, each in the words of its label in [`LABELS`].
 const CONFIG_ANNOTATIONS: [&str; 2] = ["piecemeal.dev/config", "k8s.aliyun.com/p2p-config"];
 const RECORD_VERSION: u32 = 1;
 /// All keys and values of an object together. Source: `TotalAnnotationSizeLimitB` of Kubernetes.
 const ANNOTATIONS_BYTES_MAX: usize = 256 * 1024;
 
-/// A pull secret that the pod is to have, beside the one that it was copied from.
+/// A pull secret of the pod and its copy, by name. The pod is to have both.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct PulledWith {
+pub(crate) struct SecretCopy {
     pub source: String,
     pub copy: String,
 }
 
 /// The patch of `pod`. Each image is tested before it is replaced.
-pub(crate) fn patch(pod: &Value, plan: &Plan, secrets: &[PulledWith]) -> Vec<Value> {
+pub(crate) fn patch(pod: &Value, plan: &PodPlan, secrets: &[SecretCopy]) -> Vec<Value> {
     let mut ops = Vec::new();
     if plan.style != NameStyle::Mirror {
         for change in plan.changes.iter().filter(|change| !change.is_done) {
-            let pointer = &change.place.pointer;
+            let pointer = &change.field.pointer;
             ops.push(json!({"op": "test", "path": pointer, "value": change.original}));
             ops.push(json!({"op": "replace", "path": pointer, "value": change.accelerated}));
         }
@@ -51,7 +52,7 @@ pub(crate) fn has_room(pod: &Value, patch: &[Value]) -> bool {
 }
 
 /// The sources where the pod itself does not name them (they are its service account's), and the copies after all of them.
-fn add_secrets(pod: &Value, secrets: &[PulledWith]) -> Vec<Value> {
+fn add_secrets(pod: &Value, secrets: &[SecretCopy]) -> Vec<Value> {
     let list = pod["spec"]["imagePullSecrets"].as_array();
     let mut names: Vec<&str> = list
         .into_iter()
@@ -101,9 +102,9 @@ fn add_annotations(pod: &Value, wanted: &[(&'static str, String)]) -> Vec<Value>
     }
 }
 
-/// In the words of the label that has asked.
-fn annotations(pod: &Value, plan: &Plan, secrets: &[PulledWith]) -> [(&'static str, String); 2] {
-    let label = plan.asked.label;
+/// The mode label and the record, in the words of the label that asks.
+fn annotations(pod: &Value, plan: &PodPlan, secrets: &[SecretCopy]) -> [(&'static str, String); 2] {
+    let label = plan.mode_label.name;
     let config = LABELS.iter().zip(CONFIG_ANNOTATIONS).find(|(name, _)| **name == label);
     let config = config.map_or(CONFIG_ANNOTATIONS[0], |(_, config)| config);
     let before = pod["metadata"]["annotations"][config].as_str();
@@ -116,15 +117,15 @@ fn annotations(pod: &Value, plan: &Plan, secrets: &[PulledWith]) -> [(&'static s
     ]
 }
 
-/// What was done, and what was not. An image that an earlier round has accelerated stays in the record.
-fn record(before: &Value, plan: &Plan, secrets: &[PulledWith]) -> Value {
+/// The changed images, those left as they are, and the copies. An image that an earlier review has accelerated stays in the record.
+fn record(before: &Value, plan: &PodPlan, secrets: &[SecretCopy]) -> Value {
     let mut images: Vec<Value> = before["images"].as_array().cloned().unwrap_or_default();
     for change in &plan.changes {
         let image = named(
-            &change.place,
+            &change.field,
             &[("original", &change.original), ("image", &change.accelerated)],
         );
-        let is_same = |earlier: &Value| earlier[change.place.kind] == *change.place.name;
+        let is_same = |earlier: &Value| earlier[change.field.kind] == *change.field.name;
         match images.iter().position(is_same) {
             Some(_) if change.is_done => {}
             Some(index) => images[index] = image,
@@ -136,7 +137,7 @@ fn record(before: &Value, plan: &Plan, secrets: &[PulledWith]) -> Value {
         .iter()
         .map(|untouched| {
             named(
-                &untouched.place,
+                &untouched.field,
                 &[("image", &untouched.image), ("why", &untouched.why)],
             )
         })
@@ -148,16 +149,16 @@ fn record(before: &Value, plan: &Plan, secrets: &[PulledWith]) -> Value {
     })
 }
 
-fn named(place: &Place, fields: &[(&str, &str)]) -> Value {
-    let fields = fields.iter().map(|(name, value)| ((*name).to_owned(), json!(value)));
-    [(place.kind.to_owned(), json!(place.name))]
+fn named(field: &ImageField, entries: &[(&str, &str)]) -> Value {
+    let entries = entries.iter().map(|(name, value)| ((*name).to_owned(), json!(value)));
+    [(field.kind.to_owned(), json!(field.name))]
         .into_iter()
-        .chain(fields)
+        .chain(entries)
         .collect::<Map<_, _>>()
         .into()
 }
 
-/// What earlier reviews have recorded on `pod`, whose metadata is enough: one record, or one in either words.
+/// The records of earlier reviews on `pod`, whose metadata is enough: none, one, or one in the words of each label.
 pub(crate) fn records(pod: &Value) -> impl Iterator<Item = Value> {
     let annotations = pod["metadata"]["annotations"].as_object();
     CONFIG_ANNOTATIONS.iter().filter_map(move |name| {

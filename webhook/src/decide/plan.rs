@@ -1,4 +1,6 @@
-//! Plan of the changes to a pod, in two steps: the images that are to be accelerated, then those whose pull secrets allow it.
+//! Plan of the changes to a pod, in two steps: a draft of the images that are to be accelerated, then those whose pull secrets allow it.
+//!
+//! The draft needs no I/O; it says which pull secrets have to be read before there is a plan.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,108 +8,24 @@ use serde_json::{Map, Value};
 
 use super::{
     image::Image,
-    mode::{Asked, Mode},
-    naming::{NameStyle, Naming},
-    registries::{Entry, Registries},
+    image_field::{ImageField, images},
+    keyring::Keyring,
+    mode::{Mode, ModeLabel},
+    naming::NameStyle,
+    pull_secret::{PullSecret, Unusable, names},
+    rules::{ImageDecision, Rules},
+    skip::Skip,
 };
-use crate::copies::keyring::Keyring;
 
-/// What decides about pods.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Rules {
-    pub registries: Registries,
-    pub naming: Naming,
-    pub requires_secret: RequiresSecret,
-    /// The namespaces whose secrets may be read; empty for all.
-    pub secrets_namespaces: BTreeSet<String>,
-    /// Namespaces whose pods are left alone, so that nothing that the cluster or we need waits for us.
-    pub excluded_namespaces: BTreeSet<String>,
-}
-
-/// Whether an image is only accelerated together with a pull secret.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RequiresSecret {
-    /// One of a registry that was named by an instance's id, as the vendor does it.
-    Instances,
-    Always,
-    Never,
-}
-
-/// Why a pod stays as it is. Its `Display` is a sentence for people; [`Skip::reason`] is for machines.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Skip {
-    #[error("neither the pod nor its namespace is labelled for acceleration")]
-    NotLabelled,
-    #[error("acceleration is declined by label")]
-    Disabled,
-    #[error("the label's value {0:?} means nothing here; write p2p")]
-    UnknownMode(String),
-    #[error("pods of namespace {0} are never changed")]
-    ExcludedNamespace(String),
-    #[error("the pod is a static pod: the kubelet runs it from a file, which the webhook cannot change")]
-    MirrorPod,
-    #[error("the pod is for Windows, whose nodes have no peers")]
-    Windows,
-    #[error("pods with the label {0} belong to an operator that replaces those whose images it does not know")]
-    Operator(&'static str),
-    #[error("no image of the pod is from a registry that is accelerated")]
-    NoAcceleratedImage,
-    #[error("every image that could be accelerated is never pulled (imagePullPolicy)")]
-    PullNever,
-    #[error("every image that could be accelerated already is")]
-    AlreadyAccelerated,
-    #[error("the pod has no pull secret, or none yet, for any of its images whose registry is accelerated")]
-    NoPullSecret,
-    #[error("the record of registries is full, so that nodes would not know the image's new name")]
-    TooManyRegistries,
-    #[error("the service account may not use other secrets than those that it lists (enforce-mountable-secrets)")]
-    SecretsEnforced,
-    #[error("the pod's annotations have no room for what would be recorded")]
-    AnnotationsFull,
-    #[error("the request is not the creation of a pod")]
-    NotAPod,
-    #[error("it could not be decided: {0}")]
-    Internal(String),
-}
-
-impl Skip {
-    /// One word, for metrics and events.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::NotLabelled => "NotLabelled",
-            Self::Disabled => "Disabled",
-            Self::UnknownMode(_) => "UnknownMode",
-            Self::ExcludedNamespace(_) => "ExcludedNamespace",
-            Self::MirrorPod => "MirrorPod",
-            Self::Windows => "Windows",
-            Self::Operator(_) => "Operator",
-            Self::NoAcceleratedImage => "NoAcceleratedImage",
-            Self::PullNever => "PullNever",
-            Self::AlreadyAccelerated => "AlreadyAccelerated",
-            Self::NoPullSecret => "NoPullSecret",
-            Self::TooManyRegistries => "TooManyRegistries",
-            Self::SecretsEnforced => "SecretsEnforced",
-            Self::AnnotationsFull => "AnnotationsFull",
-            Self::NotAPod => "NotAPod",
-            Self::Internal(_) => "Internal",
-        }
-    }
-}
-
-/// Where in a pod an image stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
-    /// A JSON pointer to the image's text.
-    pub pointer: String,
-    /// `container` or `volume`, for people.
-    pub kind: &'static str,
-    pub name: String,
-}
+/// On what the kubelet tells the API server of its static pods.
+const MIRROR_POD: &str = "kubernetes.io/config.mirror";
+/// Labels of pods whose operators compare images with what they asked for, and would recreate the pod without end: CloudNativePG.
+const OPERATORS: [&str; 1] = ["cnpg.io/podRole"];
 
 /// An image that is accelerated.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Change {
-    pub place: Place,
+pub(crate) struct ImageChange {
+    pub field: ImageField,
     /// As the pod has it, or had it before an earlier review.
     pub original: String,
     pub accelerated: String,
@@ -120,18 +38,18 @@ pub(crate) struct Change {
 
 /// An image that is left as it is, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Untouched {
-    pub place: Place,
+pub(crate) struct UntouchedImage {
+    pub field: ImageField,
     pub image: String,
     pub why: String,
 }
 
-/// The changes that a pod's images ask for, before its secrets are known.
+/// The plan for a pod before its pull secrets are known.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Wish {
-    pub asked: Asked,
-    pub changes: Vec<Change>,
-    pub untouched: Vec<Untouched>,
+pub(crate) struct PlanDraft {
+    pub mode_label: ModeLabel,
+    pub changes: Vec<ImageChange>,
+    pub untouched: Vec<UntouchedImage>,
     /// The pod's own pull secrets, in order; none when it has no list of them.
     pub secrets: Option<Vec<String>>,
     /// The service account whose pull secrets count when the pod has none.
@@ -139,44 +57,19 @@ pub(crate) struct Wish {
     style: NameStyle,
 }
 
-/// A pull secret that the pod names, as far as it can be used.
+/// The changes to one pod.
 #[derive(Clone, Debug)]
-pub(crate) struct PullSecret {
-    pub name: String,
-    pub found: Result<(Value, Keyring), Unusable>,
-}
-
-/// Why a pull secret cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Unusable {
-    /// It would be of no use to the original image either.
-    Never(String),
-    /// The original image may still be pulled with it: the secret may be created later, or the kubelet may read it where the webhook
-    /// may not.
-    Perhaps(String),
-}
-
-impl Unusable {
-    pub(crate) fn why(&self) -> &str {
-        match self {
-            Self::Never(why) | Self::Perhaps(why) => why,
-        }
-    }
-}
-
-/// What is done with a pod.
-#[derive(Clone, Debug)]
-pub(crate) struct Plan {
-    pub asked: Asked,
-    pub changes: Vec<Change>,
-    pub untouched: Vec<Untouched>,
-    pub copies: Vec<CopyWish>,
+pub(crate) struct PodPlan {
+    pub mode_label: ModeLabel,
+    pub changes: Vec<ImageChange>,
+    pub untouched: Vec<UntouchedImage>,
+    pub copies: Vec<NeededCopy>,
     pub style: NameStyle,
 }
 
-/// A secret that the pod needs a copy of.
+/// A pull secret that the pod needs a copy of.
 #[derive(Clone, Debug)]
-pub(crate) struct CopyWish {
+pub(crate) struct NeededCopy {
     pub name: String,
     pub source: Value,
     pub keyring: Keyring,
@@ -184,46 +77,37 @@ pub(crate) struct CopyWish {
     pub registries: BTreeSet<String>,
 }
 
-impl Change {
+impl ImageChange {
+    /// The change of an image that an earlier review has accelerated to `text` already.
+    fn done(field: ImageField, text: String, original: Image) -> Self {
+        Self {
+            field,
+            original: format!("{}{}", original.name(), original.suffix),
+            accelerated: text,
+            is_done: true,
+            registry: original.registry,
+            repository: original.repository,
+            needs_secret: false,
+        }
+    }
+
     /// Whether the kubelet would pull the original with a secret of `keyring`.
     pub(crate) fn is_pulled_with(&self, keyring: &Keyring) -> bool {
         keyring.is_for(&self.registry, &self.repository)
     }
 }
 
-impl Rules {
-    /// What becomes of one image, in words, and whether it is or would be accelerated.
-    pub(crate) fn word_on(&self, image: &str) -> (String, bool) {
-        match Verdict::on(image, self) {
-            Verdict::Accelerate {
-                accelerated,
-                needs_secret,
-                ..
-            } => {
-                let condition = if needs_secret {
-                    ", given a pull secret for it"
-                } else {
-                    ""
-                };
-                (format!("it would be {accelerated}{condition}"), true)
-            }
-            Verdict::Already(_) => ("it is accelerated".to_owned(), true),
-            Verdict::Leave(why) => (why, false),
-        }
-    }
-}
-
-impl Wish {
+impl PlanDraft {
     /// # Errors
-    /// [`Skip`]: there is nothing to wish for.
+    /// [`Skip`]: no image of the pod is to be changed.
     pub(crate) fn of(
         pod: &Value,
         namespace: &str,
         namespace_labels: Option<&Map<String, Value>>,
         rules: &Rules,
     ) -> Result<Self, Skip> {
-        let asked = match Mode::of(pod["metadata"]["labels"].as_object(), namespace_labels) {
-            Mode::Accelerate(asked) => asked,
+        let mode_label = match Mode::of(pod["metadata"]["labels"].as_object(), namespace_labels) {
+            Mode::Accelerate(label) => label,
             Mode::Disabled => return Err(Skip::Disabled),
             Mode::Unknown(value) => return Err(Skip::UnknownMode(value)),
             Mode::Unlabelled => return Err(Skip::NotLabelled),
@@ -234,58 +118,11 @@ impl Wish {
         if let Some(skip) = unsuited(pod) {
             return Err(skip);
         }
-        let (mut changes, mut untouched) = (Vec::new(), Vec::new());
-        let mut is_never_pulled = false;
-        for (place, text) in images(pod) {
-            match Verdict::on(&text, rules) {
-                Verdict::Accelerate { .. } if place.is_never_pulled(pod) => {
-                    is_never_pulled = true;
-                    untouched.push(Untouched {
-                        place,
-                        image: text,
-                        why: "it is never pulled, and a node that has it knows it by this name".to_owned(),
-                    });
-                }
-                Verdict::Accelerate {
-                    image,
-                    accelerated,
-                    needs_secret,
-                } => changes.push(Change {
-                    place,
-                    original: text,
-                    accelerated,
-                    is_done: false,
-                    registry: image.registry,
-                    repository: image.repository,
-                    needs_secret,
-                }),
-                Verdict::Already(original) => changes.push(Change {
-                    place,
-                    original: format!("{}{}", original.name(), original.suffix),
-                    accelerated: text,
-                    is_done: true,
-                    registry: original.registry,
-                    repository: original.repository,
-                    needs_secret: false,
-                }),
-                Verdict::Leave(why) => untouched.push(Untouched {
-                    place,
-                    image: text,
-                    why,
-                }),
-            }
-        }
-        if changes.is_empty() {
-            return Err(if is_never_pulled {
-                Skip::PullNever
-            } else {
-                Skip::NoAcceleratedImage
-            });
-        }
+        let (changes, untouched) = decide_images(pod, rules)?;
         let list = &pod["spec"]["imagePullSecrets"];
         let has_list = list.as_array().is_some_and(|list| !list.is_empty());
         Ok(Self {
-            asked,
+            mode_label,
             changes,
             untouched,
             secrets: has_list.then(|| names(list)),
@@ -302,34 +139,23 @@ impl Wish {
     ///
     /// # Errors
     /// [`Skip::NoPullSecret`], or [`Skip::AlreadyAccelerated`] when nothing is left to do.
-    pub(crate) fn with(self, secrets: &[PullSecret]) -> Result<Plan, Skip> {
-        let (mut changes, mut untouched) = (Vec::new(), self.untouched);
-        let mut copies: BTreeMap<usize, CopyWish> = BTreeMap::new();
+    pub(crate) fn with_secrets(self, secrets: &[PullSecret]) -> Result<PodPlan, Skip> {
         // A name that stays needs no other secret.
-        let secrets = if self.style == NameStyle::Mirror { &[] } else { secrets };
+        let is_renamed = self.style != NameStyle::Mirror;
+        let secrets = if is_renamed { secrets } else { &[] };
+        // Without a copy of a secret that comes later the accelerated image could never be pulled, and the original could.
+        let waits = secrets
+            .iter()
+            .any(|secret| matches!(secret.found, Err(Unusable::Perhaps(_))));
+        let (mut changes, mut untouched) = (Vec::new(), self.untouched);
+        let mut copies = BTreeMap::new();
         for change in self.changes {
-            let mut fitting = 0;
-            for (index, name, source, keyring) in usable(secrets) {
-                if change.is_pulled_with(keyring) {
-                    fitting += 1;
-                    let copy = copies.entry(index).or_insert_with(|| CopyWish {
-                        name: name.to_owned(),
-                        source: source.clone(),
-                        keyring: keyring.clone(),
-                        registries: BTreeSet::new(),
-                    });
-                    copy.registries.insert(change.registry.clone());
-                }
-            }
-            // Without a copy of a secret that comes later the accelerated image could never be pulled, and the original could.
-            let waits = secrets
-                .iter()
-                .any(|secret| matches!(secret.found, Err(Unusable::Perhaps(_))));
-            let is_short = fitting == 0 && (change.needs_secret || waits) && self.style != NameStyle::Mirror;
-            if is_short && !change.is_done {
-                untouched.push(Untouched {
+            let has_secret = add_copies(&mut copies, &change, secrets);
+            let lacks_secret = !has_secret && (change.needs_secret || waits) && is_renamed;
+            if lacks_secret && !change.is_done {
+                untouched.push(UntouchedImage {
                     why: "the pod has no pull secret that is for it".to_owned(),
-                    place: change.place,
+                    field: change.field,
                     image: change.original,
                 });
             } else {
@@ -342,14 +168,73 @@ impl Wish {
         if copies.is_empty() && changes.iter().all(|change| change.is_done) {
             return Err(Skip::AlreadyAccelerated);
         }
-        Ok(Plan {
-            asked: self.asked,
+        Ok(PodPlan {
+            mode_label: self.mode_label,
             changes,
             untouched,
             copies: copies.into_values().collect(),
             style: self.style,
         })
     }
+}
+
+/// The images of a pod that are to be changed, and those that stay.
+///
+/// # Errors
+/// [`Skip`]: none is to be changed.
+fn decide_images(pod: &Value, rules: &Rules) -> Result<(Vec<ImageChange>, Vec<UntouchedImage>), Skip> {
+    let (mut changes, mut untouched) = (Vec::new(), Vec::new());
+    let mut skip = Skip::NoAcceleratedImage;
+    for (field, text) in images(pod) {
+        let mut leave = |field, image, why| untouched.push(UntouchedImage { field, image, why });
+        match ImageDecision::on(&text, rules) {
+            ImageDecision::Accelerate { .. } if field.is_never_pulled(pod) => {
+                skip = Skip::PullNever;
+                let why = "it is never pulled, and a node that has it knows it by this name".to_owned();
+                leave(field, text, why);
+            }
+            ImageDecision::Accelerate {
+                image,
+                accelerated,
+                needs_secret,
+            } => changes.push(ImageChange {
+                field,
+                original: text,
+                accelerated,
+                is_done: false,
+                registry: image.registry,
+                repository: image.repository,
+                needs_secret,
+            }),
+            ImageDecision::AlreadyAccelerated(original) => changes.push(ImageChange::done(field, text, original)),
+            ImageDecision::Leave(why) => leave(field, text, why),
+        }
+    }
+    if changes.is_empty() {
+        return Err(skip);
+    }
+    Ok((changes, untouched))
+}
+
+/// Adds to `copies` every secret that `change` is pulled with, by its place among `secrets`. Whether there is one.
+fn add_copies(copies: &mut BTreeMap<usize, NeededCopy>, change: &ImageChange, secrets: &[PullSecret]) -> bool {
+    let mut has_secret = false;
+    for (index, secret) in secrets.iter().enumerate() {
+        let Ok((source, keyring)) = &secret.found else {
+            continue;
+        };
+        if change.is_pulled_with(keyring) {
+            has_secret = true;
+            let copy = copies.entry(index).or_insert_with(|| NeededCopy {
+                name: secret.name.clone(),
+                source: source.clone(),
+                keyring: keyring.clone(),
+                registries: BTreeSet::new(),
+            });
+            copy.registries.insert(change.registry.clone());
+        }
+    }
+    has_secret
 }
 
 /// Pods that are left alone even when their labels ask for acceleration.
@@ -363,110 +248,4 @@ fn unsuited(pod: &Value) -> Option<Skip> {
     } else {
         operator.map(|label| Skip::Operator(label))
     }
-}
-
-impl Place {
-    /// The policy stands beside the image.
-    fn is_never_pulled(&self, pod: &Value) -> bool {
-        let beside = self.pointer.rsplit_once('/').and_then(|(item, _)| pod.pointer(item));
-        beside.is_some_and(|item| item["imagePullPolicy"] == "Never" || item["pullPolicy"] == "Never")
-    }
-}
-
-/// On what the kubelet tells the API server of its static pods.
-const MIRROR_POD: &str = "kubernetes.io/config.mirror";
-/// Labels of pods whose operators compare images with what they asked for, and would recreate the pod without end: CloudNativePG.
-const OPERATORS: [&str; 1] = ["cnpg.io/podRole"];
-
-fn usable(secrets: &[PullSecret]) -> impl Iterator<Item = (usize, &str, &Value, &Keyring)> {
-    secrets.iter().enumerate().filter_map(|(index, secret)| {
-        let (source, keyring) = secret.found.as_ref().ok()?;
-        Some((index, secret.name.as_str(), source, keyring))
-    })
-}
-
-/// What becomes of one image.
-enum Verdict {
-    Accelerate {
-        image: Image,
-        accelerated: String,
-        needs_secret: bool,
-    },
-    /// With the image that it stands for.
-    Already(Image),
-    Leave(String),
-}
-
-impl Verdict {
-    fn on(text: &str, rules: &Rules) -> Self {
-        let image: Image = match text.parse() {
-            Ok(image) => image,
-            Err(error) => return Self::Leave(error.to_string()),
-        };
-        // First of all: a pattern of registries fits the accelerated name too.
-        if let Some(original) = rules.naming.original(&image)
-            && rules.registries.find(&original.registry).is_some()
-        {
-            return Self::Already(original);
-        }
-        let Some(entry) = rules.registries.find(&image.registry) else {
-            return Self::Leave(format!("{} is not accelerated", image.registry));
-        };
-        match rules.naming.accelerate(&image) {
-            None => Self::Leave(format!(
-                "{} has no accelerated name that a runtime would take",
-                image.name()
-            )),
-            Some(accelerated) => {
-                let needs_secret = rules.requires_secret.is_for(entry);
-                Self::Accelerate {
-                    image,
-                    accelerated,
-                    needs_secret,
-                }
-            }
-        }
-    }
-}
-
-impl RequiresSecret {
-    fn is_for(self, entry: &Entry) -> bool {
-        match self {
-            Self::Instances => entry.is_instance,
-            Self::Always => true,
-            Self::Never => false,
-        }
-    }
-}
-
-/// Every image of a pod: of its init containers, its containers and its image volumes.
-pub(crate) fn images(pod: &Value) -> Vec<(Place, String)> {
-    let lists = [
-        ("container", "initContainers", "/image"),
-        ("container", "containers", "/image"),
-        ("volume", "volumes", "/image/reference"),
-    ];
-    let mut found = Vec::new();
-    for (kind, list, within) in lists {
-        for (index, item) in pod["spec"][list].as_array().into_iter().flatten().enumerate() {
-            let Some(text) = item
-                .pointer(within)
-                .and_then(Value::as_str)
-                .filter(|text| !text.is_empty())
-            else {
-                continue;
-            };
-            let name = item["name"].as_str().unwrap_or_default().to_owned();
-            let pointer = format!("/spec/{list}/{index}{within}");
-            found.push((Place { pointer, kind, name }, text.to_owned()));
-        }
-    }
-    found
-}
-
-/// The names in a list of references.
-pub(crate) fn names(list: &Value) -> Vec<String> {
-    let list = list.as_array().into_iter().flatten();
-    list.filter_map(|secret| secret["name"].as_str().map(ToOwned::to_owned))
-        .collect()
 }

@@ -7,13 +7,16 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{
+    keyring::Keyring,
     mode::LABELS,
     naming::{NameStyle, Naming},
-    patch::{PulledWith, has_room, patch},
-    plan::{PullSecret, RequiresSecret, Rules, Skip, Unusable, Wish},
+    patch::{SecretCopy, has_room, patch},
+    plan::PlanDraft,
+    pull_secret::{PullSecret, Unusable},
     registries::Registries,
+    rules::{RequiresSecret, Rules},
+    skip::Skip,
 };
-use crate::copies::keyring::Keyring;
 
 const ALIAS: &str = LABELS[1];
 const VENDOR: &str = "test-registry-vpc.cn-hangzhou.cr.aliyuncs.com";
@@ -66,11 +69,11 @@ fn pod(images: &[&str], secrets: &[&str]) -> Value {
 
 /// What the API server would store. Copies have their usual names.
 fn mutate(pod: &Value, rules: &Rules, secrets: &[PullSecret]) -> Result<Value, Skip> {
-    let plan = Wish::of(pod, "team", None, rules)?.with(secrets)?;
-    let copies: Vec<PulledWith> = plan
+    let plan = PlanDraft::of(pod, "team", None, rules)?.with_secrets(secrets)?;
+    let copies: Vec<SecretCopy> = plan
         .copies
         .iter()
-        .map(|copy| PulledWith {
+        .map(|copy| SecretCopy {
             source: copy.name.clone(),
             copy: format!("acr-credential-{}-p2p", copy.name),
         })
@@ -288,12 +291,13 @@ fn secrets_of_the_service_account_are_written_into_a_pod_that_has_none() {
 #[test]
 fn labels_and_namespaces_decide_first() {
     let rules = rules(&["docker.io"]);
-    let skip =
-        |pod: &Value, namespace: &str, labels: Value| Wish::of(pod, namespace, labels.as_object(), &rules).unwrap_err();
+    let skip = |pod: &Value, namespace: &str, labels: Value| {
+        PlanDraft::of(pod, namespace, labels.as_object(), &rules).unwrap_err()
+    };
     let mut plain = pod(&["nginx"], &[]);
     plain["metadata"]["labels"] = json!({});
     assert_eq!(skip(&plain, "team", json!({})), Skip::NotLabelled);
-    assert!(Wish::of(&plain, "team", json!({ALIAS: "p2p"}).as_object(), &rules).is_ok());
+    assert!(PlanDraft::of(&plain, "team", json!({ALIAS: "p2p"}).as_object(), &rules).is_ok());
     assert_eq!(
         skip(&plain, "kube-system", json!({ALIAS: "p2p"})),
         Skip::ExcludedNamespace("kube-system".to_owned())

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::is_object_name;
 
-/// What the API server asks.
+/// The request of one review.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct AdmissionRequest {
     pub uid: String,

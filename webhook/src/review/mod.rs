@@ -1,4 +1,4 @@
-//! The API server's questions about pods, and their answers.
+//! Admission reviews: the API server's requests about pods, and their answers.
 
 pub(crate) mod message;
 pub(crate) mod reviewer;

@@ -14,15 +14,17 @@ use crate::{
         sources::{Reader, Sources},
     },
     decide::{
-        patch::{PulledWith, has_room, patch},
-        plan::{CopyWish, Plan, Rules, Skip, Wish},
+        patch::{SecretCopy, has_room, patch},
+        plan::{NeededCopy, PlanDraft, PodPlan},
+        rules::Rules,
+        skip::Skip,
     },
     events::Events,
     hosts::Hosts,
     metrics::Metrics,
 };
 
-/// Everything that an answer needs. Well below the API server's own limit of 5 s.
+/// The time to decide on one pod, with every request to the API. Well below the API server's own limit of 5 s.
 const DECIDE_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// Reviewer of pods. Cheap to clone.
@@ -35,9 +37,9 @@ pub(crate) struct Reviewer {
     pub metrics: Metrics,
 }
 
-/// What is done about a pod.
+/// The plan for a pod, and the patch that carries it out.
 pub(crate) struct Decision {
-    pub plan: Plan,
+    pub plan: PodPlan,
     pub patch: Vec<Value>,
 }
 
@@ -86,13 +88,13 @@ impl Reviewer {
         let pod = request.pod.as_ref().ok_or(Skip::NotAPod)?;
         let namespace = &request.namespace;
         let labels = namespace_label.map(|label| Map::from_iter([(label.to_owned(), json!(crate::decide::mode::P2P))]));
-        let wish = Wish::of(pod, namespace, labels.as_ref(), &self.rules)?;
+        let draft = PlanDraft::of(pod, namespace, labels.as_ref(), &self.rules)?;
         let cluster = &self.copier.cluster;
-        let sources = Sources::read(cluster, namespace, &wish, &self.rules, Reader::Webhook);
+        let sources = Sources::read(cluster, namespace, &draft, &self.rules, Reader::Webhook);
         let sources = sources.await.map_err(|error| Skip::Internal(error.to_string()))?;
-        let plan = wish.with(&sources.secrets)?;
+        let plan = draft.with_secrets(&sources.secrets)?;
         if let Some(allowed) = &sources.allowed {
-            let name_of = |copy: &CopyWish| self.copier.settings.name.of(&copy.name);
+            let name_of = |copy: &NeededCopy| self.copier.settings.name.of(&copy.name);
             if !plan.copies.iter().all(|copy| allowed.contains(&name_of(copy))) {
                 return Err(Skip::SecretsEnforced);
             }
@@ -113,19 +115,19 @@ impl Reviewer {
         Ok(Decision { plan, patch })
     }
 
-    async fn ensure(&self, namespace: &str, wish: &CopyWish, is_dry_run: bool) -> Result<PulledWith, Skip> {
-        let CopyWish {
+    async fn ensure(&self, namespace: &str, needed: &NeededCopy, is_dry_run: bool) -> Result<SecretCopy, Skip> {
+        let NeededCopy {
             source,
             keyring,
             registries,
             ..
-        } = wish;
+        } = needed;
         let ensured = self.copier.ensure(namespace, source, keyring, registries, is_dry_run);
         let copy = ensured
             .await
-            .map_err(|error| Skip::Internal(format!("the copy of Secret {}: {error}", wish.name)))?;
-        Ok(PulledWith {
-            source: wish.name.clone(),
+            .map_err(|error| Skip::Internal(format!("the copy of Secret {}: {error}", needed.name)))?;
+        Ok(SecretCopy {
+            source: needed.name.clone(),
             copy,
         })
     }

@@ -25,9 +25,9 @@ use tokio_util::sync::CancellationToken;
 use super::{message::AdmissionRequest, reviewer::Reviewer};
 use crate::decide::mode::LABELS;
 
-/// Where the API server asks about pods that carry the label themselves. Pods of a labelled namespace are asked about at
-/// [`NAMESPACE_PATH`] and the label's name: the API server has matched the namespace's labels already, so that the webhook
-/// decides without reading namespaces.
+/// Path of the reviews of pods that carry the label themselves. Pods of a labelled namespace are reviewed at [`NAMESPACE_PATH`]
+/// followed by the label's name: the API server has matched the namespace's labels already, so that the webhook decides without
+/// reading namespaces.
 pub const POD_PATH: &str = "/mutate/pod";
 /// See [`POD_PATH`].
 pub const NAMESPACE_PATH: &str = "/mutate/namespace/";
@@ -39,7 +39,7 @@ const ROOM_KIB: usize = 32 * 1024;
 /// The API server does not wait longer.
 const BODY_TIME_MAX: Duration = Duration::from_secs(5);
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
-/// Each API server has one address, and asks over as many connections as it has questions.
+/// Each API server has one address, and opens a connection for each review that is under way.
 const API_SERVER_SHARE: Share = Share::new(30).expect("a percentage");
 const LIMITS: Limits = Limits {
     port: "webhook",
@@ -63,38 +63,43 @@ pub(crate) async fn serve(
     [leaving, stop]: [CancellationToken; 2],
 ) {
     let router = Router::new()
-        .route(POD_PATH, post(about_pod))
-        .route(&format!("{NAMESPACE_PATH}{{*label}}"), post(about_namespace))
-        .with_state(Counter {
+        .route(POD_PATH, post(review_pod))
+        .route(&format!("{NAMESPACE_PATH}{{*label}}"), post(review_pod_of_namespace))
+        .with_state(ReviewHandler {
             reviewer,
             room: Arc::new(Semaphore::new(ROOM_KIB)),
             leaving,
         });
-    serve_http(listener, Shake(tls), router, LIMITS, stop).await;
+    serve_http(listener, TlsHandshake(tls), router, LIMITS, stop).await;
 }
 
-async fn about_pod(State(counter): State<Counter>, request: Request) -> Response {
-    counter.serve(request, None).await
+async fn review_pod(State(handler): State<ReviewHandler>, request: Request) -> Response {
+    handler.handle(request, None).await
 }
 
-async fn about_namespace(State(counter): State<Counter>, Path(label): Path<String>, request: Request) -> Response {
+async fn review_pod_of_namespace(
+    State(handler): State<ReviewHandler>,
+    Path(label): Path<String>,
+    request: Request,
+) -> Response {
     match LABELS.iter().find(|name| **name == label) {
-        Some(label) => counter.serve(request, Some(label)).await,
+        Some(label) => handler.handle(request, Some(label)).await,
         None => (StatusCode::NOT_FOUND, format!("{label} is not a label of Piecemeal\n")).into_response(),
     }
 }
 
-/// Where questions are handed in. Any client may connect, so that the bodies that wait to be read are bounded.
+/// Handler of reviews over HTTP. Any client may connect, so that the bodies that are being read are bounded together.
 #[derive(Clone)]
-struct Counter {
+struct ReviewHandler {
     reviewer: Reviewer,
-    /// In KiB of bodies.
+    /// Room for bodies that are being read, in KiB.
     room: Arc<Semaphore>,
+    /// From then on each answer is the last of its connection.
     leaving: CancellationToken,
 }
 
-impl Counter {
-    async fn serve(&self, request: Request, namespace_label: Option<&str>) -> Response {
+impl ReviewHandler {
+    async fn handle(&self, request: Request, namespace_label: Option<&str>) -> Response {
         let size = request
             .body()
             .size_hint()
@@ -136,10 +141,11 @@ impl Counter {
     }
 }
 
+/// TLS handshake of each new connection, with the certificate of the moment.
 #[derive(Clone)]
-struct Shake(Tls);
+struct TlsHandshake(Tls);
 
-impl Greet for Shake {
+impl Greet for TlsHandshake {
     async fn greet(&self, stream: TcpStream) -> io::Result<Option<SiteStream>> {
         let config = self.0.borrow().clone();
         let config = config.ok_or_else(|| io::Error::other("there is no certificate yet"))?;

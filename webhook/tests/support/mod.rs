@@ -4,6 +4,7 @@
 
 #[expect(dead_code, reason = "the benchmark uses the rest")]
 pub mod fake_api;
+pub mod log;
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -24,6 +25,7 @@ pub const TEAM: &str = "/api/v1/namespaces/team";
 /// Their pull secrets.
 pub const SECRETS: &str = "/api/v1/namespaces/team/secrets";
 /// The copy of the pull secret `regcred`.
+pub const COPY_NAME: &str = "acr-credential-regcred-p2p";
 pub const COPY: &str = "/api/v1/namespaces/team/secrets/acr-credential-regcred-p2p";
 const REGISTRY: &str = "reg.example.com";
 const CONFIGURATIONS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";

@@ -11,10 +11,10 @@ pub(crate) struct Tool {
     pub(super) tags: &'static str,
     /// Variables that the program's own build sets, most often to its version, and their values.
     pub(super) stamps: &'static [(&'static str, &'static str)],
-    pub(super) way: Way,
+    pub(super) method: BuildMethod,
 }
 
-pub(super) enum Way {
+pub(super) enum BuildMethod {
     /// `go install`.
     Install,
     /// In a generated module that requires the program's. `go install` refuses a module that replaces others, and nothing of
@@ -76,7 +76,7 @@ pub(crate) const KUBERNETES: [Tool; 10] = [
         name: "etcd",
         package: "go.etcd.io/etcd/server/v3",
         version: versions::ETCD,
-        way: Way::OwnModule {
+        method: BuildMethod::OwnModule {
             module: "go.etcd.io/etcd/server/v3",
             siblings: None,
         },
@@ -133,7 +133,7 @@ const PLAIN: Tool = Tool {
     version: "",
     tags: "",
     stamps: &[],
-    way: Way::Install,
+    method: BuildMethod::Install,
 };
 
 const OF_KUBERNETES: Tool = Tool {
@@ -144,7 +144,7 @@ const OF_KUBERNETES: Tool = Tool {
         ("k8s.io/component-base/version.gitMajor", "1"),
         ("k8s.io/component-base/version.gitMinor", "35"),
     ],
-    way: Way::OwnModule {
+    method: BuildMethod::OwnModule {
         module: "k8s.io/kubernetes",
         siblings: Some("v0.35.4"),
     },

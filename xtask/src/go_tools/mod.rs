@@ -17,7 +17,7 @@ use anyhow::{Context, Result, ensure};
 pub(crate) use self::list::{CLIENTS, KUBERNETES, Tool};
 use self::{
     go::{ENVIRONMENT, build_flags, text},
-    list::Way,
+    list::BuildMethod,
 };
 use crate::shell;
 
@@ -62,9 +62,9 @@ fn build(tool: &Tool) -> Result<()> {
     );
     // Built beside its place and then moved there: a build that is cut off leaves nothing that looks like a tool.
     let scratch = tempfile::tempdir_in(bin_dir()?).context("cannot make a folder among the tools")?;
-    let built = match &tool.way {
-        Way::Install => install_into(scratch.path(), tool)?,
-        Way::OwnModule { module, siblings } => own_module::build(scratch.path(), tool, module, *siblings)?,
+    let built = match &tool.method {
+        BuildMethod::Install => install_into(scratch.path(), tool)?,
+        BuildMethod::OwnModule { module, siblings } => own_module::build(scratch.path(), tool, module, *siblings)?,
     };
     fs::rename(&built, path(tool)?).with_context(|| format!("go has built no {}", built.display()))
 }

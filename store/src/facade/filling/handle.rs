@@ -17,9 +17,7 @@ use tokio::sync::watch;
 
 use crate::{
     blobs::{
-        fill::Fill,
-        fill_failure::FillFailure,
-        live_fills::Handle,
+        fills::{failure::FillFailure, fill::Fill, live_fills::FillHandle},
         publish::{Ending, PublishBlobError},
     },
     disk::blocking::blocking,
@@ -32,7 +30,7 @@ use crate::{
 ///
 /// Of an unstored fill each clone that reads is a reader of its own, for as long as it lives.
 pub struct Filling {
-    pub(super) live: Live,
+    pub(super) live: HeldFill,
     pub(super) seat: Mutex<Option<Seat>>,
     /// How many times pieces had been taken back when this clone first read.
     pub(super) seen: OnceLock<usize>,
@@ -40,8 +38,8 @@ pub struct Filling {
 
 /// A live fill in its store. The fill's handle goes first: its last use is then still written.
 #[derive(Clone)]
-pub(super) struct Live {
-    pub(super) handle: Arc<Handle>,
+pub(super) struct HeldFill {
+    pub(super) handle: Arc<FillHandle>,
     pub(super) shared: Arc<Shared>,
 }
 
@@ -53,7 +51,7 @@ impl Clone for Filling {
 
 /// A reader's place in the window of an unstored fill.
 pub(super) struct Seat {
-    pub(super) live: Live,
+    pub(super) live: HeldFill,
     pub(super) id: u64,
 }
 
@@ -64,12 +62,12 @@ impl Drop for Seat {
 }
 
 impl Filling {
-    pub(crate) fn new(shared: &Arc<Shared>, handle: Arc<Handle>) -> Self {
+    pub(crate) fn new(shared: &Arc<Shared>, handle: Arc<FillHandle>) -> Self {
         let shared = Arc::clone(shared);
-        Self::of(Live { handle, shared })
+        Self::of(HeldFill { handle, shared })
     }
 
-    fn of(live: Live) -> Self {
+    fn of(live: HeldFill) -> Self {
         Self {
             live,
             seat: Mutex::default(),

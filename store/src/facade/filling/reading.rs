@@ -6,11 +6,10 @@ use std::{io, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 
-use super::handle::{Filling, Live, Seat};
+use super::handle::{Filling, HeldFill, Seat};
 use crate::{
     blobs::{
-        fill::Fill,
-        fill_failure::FillFailure,
+        fills::{failure::FillFailure, fill::Fill},
         read::{ReadBlobError, check_range},
     },
     disk::{
@@ -204,7 +203,7 @@ struct Waiting<'a> {
 }
 
 impl<'a> Waiting<'a> {
-    fn new(live: &'a Live, piece: u32) -> Self {
+    fn new(live: &'a HeldFill, piece: u32) -> Self {
         let since = live.shared.index.monotonic();
         Self {
             fill: &live.handle.fill,

@@ -5,13 +5,13 @@
 use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use piecemeal_proto::{Digest, PieceHash};
+use piecemeal_proto::{PieceHash, piece_hash};
 use tokio::sync::watch;
 use tracing::debug;
 
-use super::handle::{Filling, Live};
+use super::handle::{Filling, HeldFill};
 use crate::{
-    blobs::{fill::Claim, fill_failure::FillFailure, partial_piece::PartialPiece},
+    blobs::fills::{failure::FillFailure, fill::Claim, partial_piece::PartialPiece},
     disk::{blocking::blocking, files::write_all_at},
     index::{Durability, partials},
     values::error::StoreError,
@@ -120,6 +120,8 @@ impl Filling {
         let live = self.live.clone();
         let has_way_back = blocking(move || {
             let fill = &live.handle.fill;
+            // A batch may have taken these pieces: its rows come before they are deleted here, and none is given back after.
+            let _saving = live.shared.blobs.live.save();
             let Some(taken) = fill.take_back(pieces) else {
                 return Ok(false);
             };
@@ -137,7 +139,7 @@ impl Filling {
     }
 
     /// Keeps bytes of a piece that is still on its way, to go on from after a cut or a crash: see [`Filling::partial_piece`]. They
-    /// follow those that were kept before; at `offset` 0 they take the place of what was here of the piece. Of more than eight
+    /// follow those that were kept before; at `offset` 0 they take the place of what was here of the piece. Of more than sixteen
     /// pieces, the one that has not grown for longest is forgotten. Does nothing for a piece that is here or that another
     /// writer has. Cancel safe: a write that has begun runs to its end.
     ///
@@ -179,20 +181,18 @@ impl Filling {
 
 /// The right to write one piece; given back when it is dropped.
 struct Claimed {
-    live: Live,
+    live: HeldFill,
     index: u32,
 }
 
 impl Claimed {
     fn write(self, bytes: &Bytes, expected: Option<PieceHash>) -> Result<PieceHash, WritePieceError> {
-        let Digest::Sha256(computed) = Digest::of(bytes) else {
-            unreachable!("the canonical digest is sha256");
-        };
+        let computed = piece_hash(bytes);
         if let Some(expected) = expected.filter(|expected| *expected != computed) {
             return Err(WritePieceError::Mismatch { expected, computed });
         }
         let fill = &self.live.handle.fill;
-        fill.let_go();
+        fill.free_gone();
         {
             let _writing = fill.enter_write().map_err(WritePieceError::Abandoned)?;
             write_all_at(fill.file().as_ref(), bytes, fill.map().range(self.index).start)?;
