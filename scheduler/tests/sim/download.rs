@@ -32,6 +32,8 @@ pub(crate) struct Running {
     serial: u64,
     /// A tick is in the queue.
     ticks: bool,
+    /// The scheduler refuses its grant, until the mirror has given another.
+    pub(crate) has_old_grant: bool,
     /// The lease that was ordered last.
     ordered: Option<Lease>,
 }
@@ -44,11 +46,21 @@ pub(crate) enum Step {
     Opening,
     /// Its answer reaches the peer: the fill, or `None` where the mirror does not answer.
     Opened(Option<FillId>),
+    /// The scheduler has refused its want.
+    Refused,
 }
 
 impl World {
     fn time(&self) -> Duration {
         Duration::from_nanos(self.now)
+    }
+
+    /// Puts a step of the download that is under way into the queue.
+    pub(crate) fn step_later(&mut self, at: Nanos, (node, blob): (usize, usize), step: Step) {
+        if let Some(running) = &self.nodes[node].blobs[blob].download {
+            let download = (node, blob, running.serial);
+            self.at(at, Happening::Download(download, step));
+        }
     }
 
     pub(crate) fn serial(&mut self) -> u64 {
@@ -61,6 +73,7 @@ impl World {
         let fill = self.fill;
         let mirror_answers = self.mirror_answers();
         let (serial, seed) = (self.serial(), self.chance.draw());
+        let has_old_grant = self.chance.happens(self.plan.old_grants);
         let holding = &mut self.nodes[node].blobs[blob];
         if !holding.wanted || holding.download.is_some() {
             return;
@@ -80,6 +93,7 @@ impl World {
             machine: Download::new(Duration::from_nanos(self.now), beginning),
             serial,
             ticks: false,
+            has_old_grant,
             ordered: None,
         });
         self.say_want(node, blob);
@@ -166,17 +180,7 @@ impl World {
         };
         if let Some(at) = running.machine.poll_timeout().filter(|_| !running.ticks) {
             running.ticks = true;
-            let (at, download) = (nanos(at), running.serial);
-            let step = Step::Tick;
-            self.at(
-                at,
-                Happening::Download {
-                    node,
-                    blob,
-                    download,
-                    step,
-                },
-            );
+            self.step_later(nanos(at), (node, blob), Step::Tick);
         }
     }
 
@@ -188,25 +192,14 @@ impl World {
         }
     }
 
-    pub(crate) fn step_download(&mut self, (node, blob): (usize, usize), download: u64, step: Step) {
+    pub(crate) fn step_download(&mut self, (node, blob, download): (usize, usize, u64), step: Step) {
         let state = &mut self.nodes[node];
-        let Some(running) = &mut state.blobs[blob].download else {
+        let running = state.blobs[blob].download.as_mut();
+        let Some(running) = running.filter(|running| running.serial == download) else {
             return;
         };
-        if running.serial != download {
-            return;
-        }
         if state.frozen && !matches!(step, Step::Opening) {
-            let later = self.now + FROZEN_DELAY;
-            return self.at(
-                later,
-                Happening::Download {
-                    node,
-                    blob,
-                    download,
-                    step,
-                },
-            );
+            return self.step_later(self.now + FROZEN_DELAY, (node, blob), step);
         }
         match step {
             Step::Tick => {
@@ -219,18 +212,10 @@ impl World {
                     (true, true) => (None, OPEN_TIMEOUT),
                     (true, false) => (Some(self.fill), self.hop()),
                 };
-                let step = Step::Opened(fill);
-                self.at(
-                    self.now + after,
-                    Happening::Download {
-                        node,
-                        blob,
-                        download,
-                        step,
-                    },
-                );
+                self.step_later(self.now + after, (node, blob), Step::Opened(fill));
             }
             Step::Opened(fill) => self.opened(node, blob, fill),
+            Step::Refused => _ = self.order(node, blob, Order::WantRefused("it is old".into())),
         }
     }
 
@@ -241,6 +226,9 @@ impl World {
             None => Reopened::Lost,
         };
         self.note_mirror(node, fill.is_some());
+        if let Some(running) = &mut self.nodes[node].blobs[blob].download {
+            running.has_old_grant &= fill.is_none();
+        }
         self.tell(node, blob, |machine, now, _| machine.handle_reopened(now, reopened));
     }
 
@@ -270,18 +258,8 @@ impl World {
                 self.fetch(node, blob, Work::Rest, missing);
             }
             Action::Reopen { .. } => {
-                let running = self.nodes[node].blobs[blob].download.as_ref().expect("it acts");
-                let (download, step) = (running.serial, Step::Opening);
                 let at = self.now + self.hop();
-                self.at(
-                    at,
-                    Happening::Download {
-                        node,
-                        blob,
-                        download,
-                        step,
-                    },
-                );
+                self.step_later(at, (node, blob), Step::Opening);
             }
             Action::NoteMirrorLost => self.note_mirror(node, false),
             Action::Compare(list) => self.compare(node, blob, &list),

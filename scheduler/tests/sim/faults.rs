@@ -41,6 +41,19 @@ fn every_peer_finishes_although_pieces_are_lost_and_reports_come_twice_and_late(
     }
 }
 
+/// Such a peer was served by no other until its next connection to the scheduler.
+#[test]
+fn wants_that_are_refused_for_their_old_grants_cost_seconds() {
+    for seed in seeds() {
+        let (mut plan, _) = Plan::drawn(seed);
+        plan.clients_are_fed = false;
+        let usual = World::new(plan.clone()).run(300 * SECOND);
+        plan.old_grants = 500;
+        let refused = World::new(plan).run(300 * SECOND);
+        assert!(refused < usual + 3 * SECOND, "seed {seed}: {refused} after {usual}");
+    }
+}
+
 #[test]
 fn every_peer_finishes_although_peers_crash_and_start_again() {
     for seed in seeds() {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use piecemeal_peer::download::Ended;
-use piecemeal_proto::{FillId, PieceSet, wire::Outcome};
+use piecemeal_proto::{FillId, wire::Outcome};
 use piecemeal_scheduler::brain::{Lease, Source};
 
 use crate::{
@@ -93,7 +93,7 @@ impl World {
         };
         self.nodes[node].fetches.insert(serial, fetch);
         // A fetch is a task of its own.
-        self.at(self.now, Happening::Fetch { node, fetch: serial });
+        self.at(self.now, Happening::Fetch(node, serial));
     }
 
     /// Asks for the fetch's next piece, or ends it.
@@ -110,30 +110,21 @@ impl World {
         let Some(&piece) = fetch.pieces.front() else {
             return self.end_fetch(node, serial, Outcome::Done.into());
         };
-        let at = self.now + self.hop();
-        match from {
-            From::Nowhere => self.transit(at, (node, serial), piece, Transit::Failed(Outcome::Unreachable)),
-            From::Node(..) | From::Mirror => self.transit(at, (node, serial), piece, Transit::Asked),
+        let transit = match from {
+            From::Nowhere => Transit::Failed(Outcome::Unreachable),
+            From::Node(..) | From::Mirror => Transit::Asked,
             From::Upstream => {
-                self.upstream_pieces += 1;
-                let sent = self.wan.send(self.now, self.map.len(piece)) + (at - self.now);
-                let content = genuine(blob, piece);
-                self.transit(sent, (node, serial), piece, Transit::Sent { content });
+                let pieces = fetch.pieces.iter().copied().collect();
+                return self.fill(node, blob, pieces, Some(serial));
             }
-        }
+        };
+        let at = self.now + self.hop();
+        self.transit(at, (node, serial), piece, transit);
         self.transit(self.now + STALL, (node, serial), piece, Transit::Checked);
     }
 
-    fn transit(&mut self, at: Nanos, (node, fetch): (usize, u64), piece: u32, transit: Transit) {
-        self.at(
-            at,
-            Happening::Transit {
-                node,
-                fetch,
-                piece,
-                transit,
-            },
-        );
+    fn transit(&mut self, at: Nanos, to: (usize, u64), piece: u32, transit: Transit) {
+        self.at(at, Happening::Transit(to, piece, transit));
     }
 
     pub(crate) fn step_fetch(&mut self, to: (usize, u64), piece: u32, transit: Transit) {
@@ -251,17 +242,22 @@ impl World {
             "seed {}: unverified bytes were accepted",
             self.plan.seed
         );
-        self.nodes[to.0].blobs[blob].store(piece, content, self.now);
-        let mut landed = PieceSet::new(self.map.count());
-        landed.insert(piece);
-        self.tell_pieces(to.0, blob, &landed);
+        self.land(to.0, blob, piece, content);
         self.advance(to.0, to.1);
-        self.tell(to.0, blob, |_, _, _| ());
     }
 
-    fn end_fetch(&mut self, node: usize, serial: u64, ended: Ended) {
+    /// A peer stores a piece, and its download hears of it.
+    pub(crate) fn land(&mut self, node: usize, blob: usize, piece: u32, content: u64) {
+        self.nodes[node].blobs[blob].store(piece, content, self.now);
+        self.tell_piece(node, blob, piece);
+        self.tell(node, blob, |_, _, _| ());
+    }
+
+    pub(crate) fn end_fetch(&mut self, node: usize, serial: u64, ended: Ended) {
         let state = &mut self.nodes[node];
-        let fetch = state.fetches.remove(&serial).expect("it ends");
+        let Some(fetch) = state.fetches.remove(&serial) else {
+            return;
+        };
         let have = state.blobs[fetch.blob].have.clone();
         self.tell(node, fetch.blob, |machine, now, _| match fetch.work {
             Work::Lease(lease) => machine.handle_lease_ended(lease.id.0, ended, &have),

@@ -1,4 +1,5 @@
-//! The real brain and the real downloads of peers in a simulated site, over a virtual clock and network, of which a seed draws everything.
+//! The real brain, the real downloads of peers and the real fills of mirrors in a simulated site, over a virtual clock and network, of which
+//! a seed draws everything.
 //!
 //! Modelled are links, disks, sessions, the opening of a blob at the mirror, and members that lie or do nothing.
 //!
@@ -8,6 +9,7 @@ mod bounds;
 mod download;
 mod faults;
 mod fetch;
+mod fill;
 mod forger;
 mod idle;
 mod link;

@@ -72,6 +72,12 @@ impl World {
         self.tell_pieces(node, blob, &have);
     }
 
+    pub(crate) fn tell_piece(&mut self, node: usize, blob: usize, piece: u32) {
+        let mut pieces = PieceSet::new(self.map.count());
+        pieces.insert(piece);
+        self.tell_pieces(node, blob, &pieces);
+    }
+
     /// `Have` for runs of the pieces, with their hashes.
     pub(crate) fn tell_pieces(&mut self, node: usize, blob: usize, pieces: &PieceSet) {
         let Some(member) = self.nodes[node].member else {

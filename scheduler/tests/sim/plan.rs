@@ -21,10 +21,12 @@ pub(crate) struct Plan {
     pub(crate) slow: usize,
     /// Bytes per second from upstream; 0: the mirror holds everything at the start.
     pub(crate) wan: u64,
+    /// Connections of a node's fills together.
+    pub(crate) connections: usize,
     pub(crate) delay: Nanos,
     /// Added to the delay: up to this much.
     pub(crate) jitter: Nanos,
-    /// Pieces in a thousand that never arrive.
+    /// Pieces in a thousand that never arrive; over the WAN their connection breaks off.
     pub(crate) loss: u64,
     /// Peers, the first ones, that send other bytes than they claim.
     pub(crate) liars: usize,
@@ -42,6 +44,8 @@ pub(crate) struct Plan {
     pub(crate) idle_for: Nanos,
     /// Lease reports in a thousand that come twice, the second time late.
     pub(crate) duplicates: u64,
+    /// Downloads in a thousand that begin with an old grant.
+    pub(crate) old_grants: u64,
     /// Peers arrive evenly over this time.
     pub(crate) arrivals: Nanos,
     /// Peers hold a random part at the start.
@@ -89,6 +93,7 @@ impl Plan {
             summed: false,
             slow: 0,
             wan: 0,
+            connections: 4,
             delay: 200_000,
             jitter: 0,
             loss: 0,
@@ -100,6 +105,7 @@ impl Plan {
             idle_say_one: false,
             idle_for: 0,
             duplicates: 0,
+            old_grants: 0,
             arrivals: 0,
             head_start: false,
             revoked_at: None,
@@ -122,6 +128,7 @@ impl Plan {
         plan.wan = if chance.happens(500) { plan.lan / 10 } else { 0 };
         plan.delay = chance.among(50_000..3_000_000);
         plan.jitter = chance.among(1..5_000_000);
+        plan.connections = chance.index(1..9);
         (plan, chance)
     }
 

@@ -5,6 +5,7 @@ use piecemeal_proto::{Digest, NodeId, PieceSet};
 use piecemeal_scheduler::brain::{Event, Features, Member, MemberId, Role};
 
 use crate::{
+    download::Step,
     link::{Nanos, SECOND},
     node::{digest, forged, genuine, may_use_upstream},
     plan::MIRROR,
@@ -135,7 +136,13 @@ impl World {
         self.say_want_of(node, blob, PieceSet::new(self.map.count()));
     }
 
+    /// The scheduler refuses a want whose grant is old.
     pub(crate) fn say_want(&mut self, node: usize, blob: usize) {
+        let download = &self.nodes[node].blobs[blob].download;
+        if download.as_ref().is_some_and(|running| running.has_old_grant) {
+            let at = self.now + self.hop() + self.hop();
+            return self.step_later(at, (node, blob), Step::Refused);
+        }
         let have = self.nodes[node].blobs[blob].have.clone();
         self.say_want_of(node, blob, have);
     }

@@ -13,6 +13,7 @@ use piecemeal_scheduler::brain::{Brain, Command, Event, Lease, MemberId};
 use crate::{
     download::{Step, nanos},
     fetch::Transit,
+    fill::{FillStep, Filling},
     link::{Chance, Link, MILLISECOND, Nanos, SECOND},
     node::{Holding, Node, genuine, signed_list},
     plan::{Fault, MIRROR, Plan},
@@ -40,7 +41,9 @@ pub(crate) struct World {
     pub(crate) spoken: Vec<Vec<Option<Nanos>>>,
     /// By blob and piece: fetches whose requests wait at the mirror.
     pub(crate) awaited: BTreeMap<(usize, u32), Vec<(usize, u64)>>,
-    /// Downloads and fetches that have ever begun.
+    /// Fills under way, by serial number.
+    pub(crate) fills: BTreeMap<u64, Filling>,
+    /// Downloads, fetches and fills that have ever begun.
     pub(crate) serials: u64,
     /// Nodes that were convicted.
     pub(crate) convicted: BTreeSet<NodeId>,
@@ -71,37 +74,20 @@ pub(crate) enum Happening {
         life: u32,
     },
     Fault(Fault),
-    /// The mirror's next piece arrives from upstream.
-    Filled {
-        life: u32,
-        blob: usize,
-        piece: u32,
-    },
+    /// Something happens to a fill.
+    Fill(u64, FillStep),
     /// A client asks for a blob again.
     Begin {
         node: usize,
         life: u32,
         blob: usize,
     },
-    /// Something happens to the download of this serial number.
-    Download {
-        node: usize,
-        blob: usize,
-        download: u64,
-        step: Step,
-    },
-    /// A fetch begins.
-    Fetch {
-        node: usize,
-        fetch: u64,
-    },
-    /// Something happens to the piece that a fetch has asked for.
-    Transit {
-        node: usize,
-        fetch: u64,
-        piece: u32,
-        transit: Transit,
-    },
+    /// Something happens to a node's download of a blob.
+    Download((usize, usize, u64), Step),
+    /// A node's fetch begins.
+    Fetch(usize, u64),
+    /// Something happens to the piece that a node's fetch has asked for.
+    Transit((usize, u64), u32, Transit),
     /// The scheduler speaks again after it was silent for long.
     Spoken,
 }
@@ -126,6 +112,7 @@ impl World {
             members_ever: 0,
             spoken: vec![vec![None; plan.pieces as usize]; plan.blobs],
             awaited: BTreeMap::new(),
+            fills: BTreeMap::new(),
             serials: 0,
             convicted: BTreeSet::new(),
             queue: BTreeMap::new(),
@@ -264,25 +251,15 @@ impl World {
             }
             Happening::Told { node, member, command } => self.told(node, member, command),
             Happening::Beat { node, life } => self.beat(node, life),
-            Happening::Filled { life, blob, piece } => self.filled(life, blob, piece),
+            Happening::Fill(fill, step) => self.step_fill(fill, step),
             Happening::Begin { node, life, blob } => {
                 if self.nodes[node].life == life {
                     self.begin(node, blob);
                 }
             }
-            Happening::Download {
-                node,
-                blob,
-                download,
-                step,
-            } => self.step_download((node, blob), download, step),
-            Happening::Fetch { node, fetch } => self.advance(node, fetch),
-            Happening::Transit {
-                node,
-                fetch,
-                piece,
-                transit,
-            } => self.step_fetch((node, fetch), piece, transit),
+            Happening::Download(download, step) => self.step_download(download, step),
+            Happening::Fetch(node, fetch) => self.advance(node, fetch),
+            Happening::Transit(to, piece, transit) => self.step_fetch(to, piece, transit),
             Happening::Spoken => (1..self.nodes.len()).for_each(|node| self.come_up(node)),
         }
     }
@@ -349,6 +326,7 @@ impl World {
                 state.life += 1;
                 state.fetches.clear();
                 state.blobs.iter_mut().for_each(|blob| blob.download = None);
+                self.drop_fills(node);
                 if node == MIRROR {
                     self.break_awaited();
                 }
