@@ -29,7 +29,7 @@ use crate::{
 
 /// A newcomer that was let in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Admitted {
+pub(crate) struct AdmittedConnection {
     pub(crate) id: SlotId,
     /// The connection whose slot it has: no longer in the table, and to be closed.
     pub(crate) evicted: Option<SlotId>,
@@ -101,7 +101,7 @@ impl Slots {
     }
 
     /// Lets a newcomer from `remote` in; `None`: it is to be closed.
-    pub(crate) fn admit(&mut self, now: Duration, remote: IpAddr) -> Option<Admitted> {
+    pub(crate) fn admit(&mut self, now: Duration, remote: IpAddr) -> Option<AdmittedConnection> {
         let origin = AddressBlock::of(remote);
         let own = Party::Address(origin);
         let evicted = if self.is_nearly_full() && self.has_share(own) {
@@ -126,7 +126,7 @@ impl Slots {
             deadline: now + self.policy.greet_max,
         };
         self.put(id, connection);
-        Some(Admitted { id, evicted })
+        Some(AdmittedConnection { id, evicted })
     }
 
     /// The handshake before the protocol is over.

@@ -17,7 +17,7 @@ use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
 use piecemeal_http::Slot;
 use piecemeal_proto::{AuthorityKey, Digest, Grant, NodeId, ParseReferenceError, RepositoryName};
 use piecemeal_proxy::{
-    Admitted, Content, INLINE_BYTES_MAX, NodeBlob, Nodes, OpenBlob, UpstreamNames, error_response, node_refusal,
+    AdmittedNode, Content, INLINE_BYTES_MAX, NodeBlob, Nodes, OpenBlob, UpstreamNames, error_response, node_refusal,
 };
 use piecemeal_store::{Repository, Store};
 use piecemeal_upstream::{ANSWER_TIMEOUT, Caller, PullError};
@@ -99,7 +99,7 @@ impl NodePort {
         &self,
         digest: &str,
         query: OpenQuery,
-        node: Admitted,
+        node: AdmittedNode,
         headers: &HeaderMap,
     ) -> Result<NodeBlob, OpenError> {
         let caller = Caller::of_request(headers, Some(node.holder), None);

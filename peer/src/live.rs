@@ -25,12 +25,12 @@ pub(crate) struct LiveDownloads(Arc<Mutex<Table>>);
 
 #[derive(Default)]
 struct Table {
-    downloads: BTreeMap<Digest, Live>,
+    downloads: BTreeMap<Digest, LiveDownload>,
     /// The download that carries out each lease.
     leases: HashMap<u64, Digest>,
 }
 
-struct Live {
+struct LiveDownload {
     want: Report,
     filling: Filling,
     orders: mpsc::Sender<Order>,
@@ -52,7 +52,9 @@ impl Drop for Entered {
 
 impl LiveDownloads {
     pub(crate) fn enter(&self, digest: Digest, want: Report, filling: Filling, orders: mpsc::Sender<Order>) -> Entered {
-        self.lock().downloads.insert(digest, Live { want, filling, orders });
+        self.lock()
+            .downloads
+            .insert(digest, LiveDownload { want, filling, orders });
         Entered {
             downloads: self.clone(),
             digest,

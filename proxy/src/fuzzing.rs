@@ -1,6 +1,6 @@
 //! Fuzz targets: properties that hold for any input, and a test of the kept corpus.
 
-use crate::front::{Asked, asked};
+use crate::front::{RequestedRange, asked};
 
 /// A `Range` header, after the body's size in 8 bytes, means what RFC 9110 says, and never bytes that are not there.
 pub fn range(input: &[u8]) {
@@ -13,33 +13,36 @@ pub fn range(input: &[u8]) {
     };
     let read = asked(Some(header), size);
     assert_eq!(read, expected(header.trim(), size), "{header:?} of {size}");
-    if let Asked::Part(range) = read {
+    if let RequestedRange::Part(range) = read {
         assert!(
             range.start < range.end && range.end <= size,
             "{header:?} of {size}: {range:?}"
         );
         let (last, length) = (range.end - 1, size - range.start);
         let exactly = format!("bytes={}-{last}", range.start);
-        assert_eq!(asked(Some(&exactly), size), Asked::Part(range.clone()));
+        assert_eq!(asked(Some(&exactly), size), RequestedRange::Part(range.clone()));
         if range.end == size {
-            assert_eq!(asked(Some(&format!("bytes=-{length}")), size), Asked::Part(range));
+            assert_eq!(
+                asked(Some(&format!("bytes=-{length}")), size),
+                RequestedRange::Part(range)
+            );
         }
     }
 }
 
 /// In numbers of any length.
-fn expected(header: &str, size: u64) -> Asked {
+fn expected(header: &str, size: u64) -> RequestedRange {
     let Some(spec) = header.strip_prefix("bytes=") else {
-        return Asked::Whole;
+        return RequestedRange::Whole;
     };
     if spec.contains(',') {
-        return Asked::Whole;
+        return RequestedRange::Whole;
     }
     let Some((first, last)) = spec.trim().split_once('-') else {
-        return Asked::Unsatisfiable;
+        return RequestedRange::Unsatisfiable;
     };
     if !(first.to_owned() + last).chars().all(|digit| digit.is_ascii_digit()) {
-        return Asked::Unsatisfiable;
+        return RequestedRange::Unsatisfiable;
     }
     // Beyond 10^30 all numbers are alike: no body is as long.
     let number = |text: &str| -> Option<u128> {
@@ -58,15 +61,15 @@ fn expected(header: &str, size: u64) -> Asked {
     };
     let size_wide = u128::from(size);
     let (start, end) = match (number(first), number(last)) {
-        (Some(_), Some(_)) if inverted => return Asked::Unsatisfiable,
+        (Some(_), Some(_)) if inverted => return RequestedRange::Unsatisfiable,
         (Some(first), Some(last)) => (first, size_wide.min(last + 1)),
         (Some(first), None) => (first, size_wide),
         (None, Some(suffix)) => (size_wide.saturating_sub(suffix), size_wide),
-        (None, None) => return Asked::Unsatisfiable,
+        (None, None) => return RequestedRange::Unsatisfiable,
     };
     match (u64::try_from(start), u64::try_from(end)) {
-        (Ok(start), Ok(end)) if start < end => Asked::Part(start..end),
-        _ => Asked::Unsatisfiable,
+        (Ok(start), Ok(end)) if start < end => RequestedRange::Part(start..end),
+        _ => RequestedRange::Unsatisfiable,
     }
 }
 

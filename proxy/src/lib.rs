@@ -51,7 +51,7 @@ pub use lists::{List, ListQuery};
 pub use manifests::Manifests;
 pub use metrics::{Destination, Origin, Traffic};
 pub use node_blob::{INLINE_BYTES_MAX, NodeBlob, open_path};
-pub use nodes::{Admitted, Nodes, RefuseClaimError, respond as node_refusal};
+pub use nodes::{AdmittedNode, Nodes, RefuseClaimError, respond as node_refusal};
 pub use proxy::{Proxy, ProxyParts};
 pub use pulls::Pulls;
 pub(crate) use scrub::{Suspicions, scrub};

@@ -55,7 +55,7 @@ type ClaimId = [u8; 16];
 
 /// A node that the site admits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Admitted {
+pub struct AdmittedNode {
     /// The node that a grant is for.
     pub id: NodeId,
     /// The id under which rights are kept: of a node that has not signed, an id that no key has.
@@ -122,7 +122,12 @@ impl Nodes {
     ///
     /// # Errors
     /// [`RefuseClaimError`]: a claim that is there and does not hold.
-    pub fn admit(&self, headers: &HeaderMap, method: &Method, uri: &Uri) -> Result<Option<Admitted>, RefuseClaimError> {
+    pub fn admit(
+        &self,
+        headers: &HeaderMap,
+        method: &Method,
+        uri: &Uri,
+    ) -> Result<Option<AdmittedNode>, RefuseClaimError> {
         self.admit_at(headers, method, uri, (self.now)())
     }
 
@@ -132,7 +137,7 @@ impl Nodes {
         method: &Method,
         uri: &Uri,
         now: u64,
-    ) -> Result<Option<Admitted>, RefuseClaimError> {
+    ) -> Result<Option<AdmittedNode>, RefuseClaimError> {
         match Showing::of_request(headers, method, uri, &self.site) {
             Showing::Nothing => Ok(None),
             Showing::Claim(shown) => self.admit_signed(&shown, now),
@@ -141,7 +146,7 @@ impl Nodes {
                     return Ok(None);
                 }
                 self.require_not_revoked(&node)?;
-                Ok(Some(Admitted {
+                Ok(Some(AdmittedNode {
                     id: node,
                     holder: unsigned_holder(node),
                 }))
@@ -149,7 +154,7 @@ impl Nodes {
         }
     }
 
-    fn admit_signed(&self, shown: &Shown, now: u64) -> Result<Option<Admitted>, RefuseClaimError> {
+    fn admit_signed(&self, shown: &Shown, now: u64) -> Result<Option<AdmittedNode>, RefuseClaimError> {
         // The cheapest check first; only a holder of a join.key learns anything from the answer.
         if !self.is_proven(&shown.text, &shown.proof, now) {
             return Ok(None);
@@ -163,7 +168,7 @@ impl Nodes {
         let id = shown.claim.public.id();
         self.require_not_revoked(&id)?;
         self.note(id, claim_id(&shown.text), now)?;
-        Ok(Some(Admitted { id, holder: id }))
+        Ok(Some(AdmittedNode { id, holder: id }))
     }
 
     fn is_proven(&self, text: &[u8], proof: &[u8], now: u64) -> bool {
@@ -465,7 +470,7 @@ mod tests {
         assert!(ask(headers(&own, &Method::GET, PATH)).is_ok());
     }
 
-    fn asked_any(nodes: &Nodes, shown: &HeaderMap) -> Result<Option<Admitted>, RefuseClaimError> {
+    fn asked_any(nodes: &Nodes, shown: &HeaderMap) -> Result<Option<AdmittedNode>, RefuseClaimError> {
         nodes.admit_at(shown, &Method::GET, &PATH.parse().unwrap(), NOW)
     }
 

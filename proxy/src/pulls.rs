@@ -42,15 +42,15 @@ type Key = (IpAddr, Repository);
 
 /// What was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum PullKind {
     Manifest,
     Blob,
     List,
 }
 
-/// Outcome of a request.
+/// PullOutcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub(crate) enum PullOutcome {
     /// It was here.
     Hit,
     /// It had to be fetched from the source.
@@ -60,7 +60,7 @@ pub(crate) enum Outcome {
     Failed,
 }
 
-impl Kind {
+impl PullKind {
     const ALL: [Self; 3] = [Self::Manifest, Self::Blob, Self::List];
 
     fn label(self) -> &'static str {
@@ -72,7 +72,7 @@ impl Kind {
     }
 }
 
-impl Outcome {
+impl PullOutcome {
     const ALL: [Self; 4] = [Self::Hit, Self::Miss, Self::Refused, Self::Failed];
 
     fn label(self) -> &'static str {
@@ -104,8 +104,8 @@ impl Pulls {
 
     /// Adds the counters, all of them from zero on.
     pub fn register(&self, registry: &mut Registry) {
-        for kind in Kind::ALL {
-            for outcome in Outcome::ALL {
+        for kind in PullKind::ALL {
+            for outcome in PullOutcome::ALL {
                 self.requests.get_or_create(&answer(kind, outcome)).inc_by(0);
             }
         }
@@ -116,7 +116,7 @@ impl Pulls {
         );
     }
 
-    pub(crate) fn count(&self, kind: Kind, outcome: Outcome) {
+    pub(crate) fn count(&self, kind: PullKind, outcome: PullOutcome) {
         self.requests.get_or_create(&answer(kind, outcome)).inc();
     }
 
@@ -129,11 +129,11 @@ impl Pulls {
         found: &Result<FetchedManifest, PullError>,
     ) {
         let outcome = match found {
-            Ok(manifest) if manifest.fetched => Outcome::Miss,
-            Ok(_) => Outcome::Hit,
-            Err(error) => Outcome::of(error),
+            Ok(manifest) if manifest.fetched => PullOutcome::Miss,
+            Ok(_) => PullOutcome::Hit,
+            Err(error) => PullOutcome::of(error),
         };
-        self.count(Kind::Manifest, outcome);
+        self.count(PullKind::Manifest, outcome);
         if let Some(client) = client.filter(|_| found.is_ok()) {
             self.table().name((client, at.clone()), reference, Instant::now());
         }
@@ -141,7 +141,7 @@ impl Pulls {
 
     /// A blob's body begins. `local`: it was complete here.
     pub(crate) fn blob(&self, client: Option<IpAddr>, at: &Repository, local: bool) -> BlobPull {
-        self.count(Kind::Blob, if local { Outcome::Hit } else { Outcome::Miss });
+        self.count(PullKind::Blob, if local { PullOutcome::Hit } else { PullOutcome::Miss });
         let key = client.map(|client| (client, at.clone()));
         if let Some(key) = &key {
             self.table().begin(key.clone(), Instant::now());
@@ -172,7 +172,7 @@ impl Pulls {
     }
 }
 
-fn answer(kind: Kind, outcome: Outcome) -> Answer {
+fn answer(kind: PullKind, outcome: PullOutcome) -> Answer {
     [("kind", kind.label()), ("outcome", outcome.label())]
 }
 

@@ -40,7 +40,7 @@ pub(super) struct Connection {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    Asked,
+    RequestedRange,
     Receiving,
     /// Receiving, and ended by the time an answer to another request could be here.
     Ending,
@@ -73,7 +73,7 @@ impl Connections {
 
     /// The number of connections whose body has begun.
     pub(super) fn receiving(&self) -> usize {
-        let is_receiving = |connection: &&Connection| connection.state != State::Asked;
+        let is_receiving = |connection: &&Connection| connection.state != State::RequestedRange;
         self.open.values().filter(is_receiving).count()
     }
 
@@ -93,7 +93,7 @@ impl Connections {
             connection_rate: facts.connection_rate,
         };
         let bytes = self.plan.take(facts.waited_for, pace)?;
-        Some((self.open(bytes.clone(), right, State::Asked), bytes))
+        Some((self.open(bytes.clone(), right, State::RequestedRange), bytes))
     }
 
     /// The body that a connection has asked for has begun. `None`: the connection is not open.
@@ -118,7 +118,7 @@ impl Connections {
         if all.is_empty() {
             return None;
         }
-        let connection = self.open(all, right, State::Asked);
+        let connection = self.open(all, right, State::RequestedRange);
         self.receive_rest(connection).map(|bytes| (connection, bytes))
     }
 

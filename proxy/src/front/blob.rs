@@ -17,7 +17,7 @@ use tracing::debug;
 use super::{
     budget::Budget,
     error::coded,
-    range::{Asked, asked},
+    range::{RequestedRange, asked},
     response::base,
 };
 use crate::{OpenBlob, Suspicions, pulls::BlobPull};
@@ -56,11 +56,11 @@ pub(super) fn respond(
 ) -> Response<Body> {
     let blob_bytes = open.blob_bytes();
     let (status, range) = match asked(range.and_then(|value| value.to_str().ok()), blob_bytes) {
-        Asked::Whole => (StatusCode::OK, 0..blob_bytes),
-        Asked::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
+        RequestedRange::Whole => (StatusCode::OK, 0..blob_bytes),
+        RequestedRange::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
         // An open-ended range of nothing: containerd's chunked fetch asks so of every object, and gives up on a 416.
-        Asked::Unsatisfiable if blob_bytes == 0 => (StatusCode::OK, 0..0),
-        Asked::Unsatisfiable => return unsatisfiable(blob_bytes),
+        RequestedRange::Unsatisfiable if blob_bytes == 0 => (StatusCode::OK, 0..0),
+        RequestedRange::Unsatisfiable => return unsatisfiable(blob_bytes),
     };
     if let OpenBlob::Filling { filling, .. } = &open
         && filling.has_passed(range.start)

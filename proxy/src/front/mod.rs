@@ -26,7 +26,7 @@ use axum::{
 pub use error::error_response;
 pub use name::UpstreamNames;
 #[cfg(any(test, fuzzing))]
-pub(crate) use range::{Asked, asked};
+pub(crate) use range::{RequestedRange, asked};
 
 use piecemeal_http::{SendfileQueue, Slot};
 use piecemeal_proto::NodeId;
@@ -34,7 +34,7 @@ use piecemeal_proto::NodeId;
 use crate::{
     Content, Nodes, OpenBlob, Pulls, Suspicions,
     nodes::{self, RefuseClaimError},
-    pulls::{Kind, Outcome},
+    pulls::{PullKind, PullOutcome},
 };
 use blob::Delivery;
 use budget::Budget;
@@ -163,11 +163,11 @@ impl Front {
             }
             Endpoint::List(at, query) => match self.content.tags.list(caller, &at, &query).await {
                 Ok(found) => {
-                    self.pulls.count(Kind::List, Outcome::Miss);
+                    self.pulls.count(PullKind::List, PullOutcome::Miss);
                     list::respond(found, &query, &at, uri, head)
                 }
                 Err(error) => {
-                    self.pulls.count(Kind::List, Outcome::of(&error));
+                    self.pulls.count(PullKind::List, PullOutcome::of(&error));
                     error_response(&error, "NAME_UNKNOWN")
                 }
             },
@@ -188,7 +188,7 @@ impl Front {
                     blob::respond(open, &digest, headers.get(header::RANGE), delivery)
                 }
                 Err(error) => {
-                    self.pulls.count(Kind::Blob, Outcome::of(&error));
+                    self.pulls.count(PullKind::Blob, PullOutcome::of(&error));
                     error_response(&error, "BLOB_UNKNOWN")
                 }
             },

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 /// What a `Range` header asks of a body of known size.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Asked {
+pub(crate) enum RequestedRange {
     /// No range, one of another unit, or several: the whole body. Several would be a multipart answer, which no client needs
     /// and which those that ask for several understand the lack of.
     Whole,
@@ -15,20 +15,20 @@ pub(crate) enum Asked {
 }
 
 /// Reads the value of `Range` for a body of `size` bytes.
-pub(crate) fn asked(header: Option<&str>, size: u64) -> Asked {
+pub(crate) fn asked(header: Option<&str>, size: u64) -> RequestedRange {
     let Some(spec) = header.and_then(|value| value.trim().strip_prefix("bytes=")) else {
-        return Asked::Whole;
+        return RequestedRange::Whole;
     };
     if spec.contains(',') {
-        return Asked::Whole;
+        return RequestedRange::Whole;
     }
     match spec
         .trim()
         .split_once('-')
         .and_then(|(first, last)| part(first, last, size))
     {
-        Some(range) if range.start < range.end => Asked::Part(range),
-        _ => Asked::Unsatisfiable,
+        Some(range) if range.start < range.end => RequestedRange::Part(range),
+        _ => RequestedRange::Unsatisfiable,
     }
 }
 
@@ -54,29 +54,29 @@ mod tests {
     #[test]
     fn ranges_are_exact() {
         let cases = [
-            (None, Asked::Whole),
-            (Some("bytes=0-"), Asked::Part(0..100)),
-            (Some("bytes=0-0"), Asked::Part(0..1)),
-            (Some("bytes=10-19"), Asked::Part(10..20)),
-            (Some("bytes=90-"), Asked::Part(90..100)),
-            (Some("bytes=90-5000"), Asked::Part(90..100)),
-            (Some("bytes=-10"), Asked::Part(90..100)),
-            (Some("bytes=-500"), Asked::Part(0..100)),
-            (Some("bytes=0-18446744073709551615"), Asked::Part(0..100)),
-            (Some("bytes=0-99999999999999999999999"), Asked::Part(0..100)),
-            (Some("bytes=-0"), Asked::Unsatisfiable),
-            (Some("bytes=100-"), Asked::Unsatisfiable),
-            (Some("bytes=50-0"), Asked::Unsatisfiable),
-            (Some("bytes=a-b"), Asked::Unsatisfiable),
-            (Some("bytes=-"), Asked::Unsatisfiable),
-            (Some("bytes="), Asked::Unsatisfiable),
-            (Some("bytes=+1-2"), Asked::Unsatisfiable),
-            (Some("bytes=0-1,3-4"), Asked::Whole),
-            (Some("pieces=0-1"), Asked::Whole),
+            (None, RequestedRange::Whole),
+            (Some("bytes=0-"), RequestedRange::Part(0..100)),
+            (Some("bytes=0-0"), RequestedRange::Part(0..1)),
+            (Some("bytes=10-19"), RequestedRange::Part(10..20)),
+            (Some("bytes=90-"), RequestedRange::Part(90..100)),
+            (Some("bytes=90-5000"), RequestedRange::Part(90..100)),
+            (Some("bytes=-10"), RequestedRange::Part(90..100)),
+            (Some("bytes=-500"), RequestedRange::Part(0..100)),
+            (Some("bytes=0-18446744073709551615"), RequestedRange::Part(0..100)),
+            (Some("bytes=0-99999999999999999999999"), RequestedRange::Part(0..100)),
+            (Some("bytes=-0"), RequestedRange::Unsatisfiable),
+            (Some("bytes=100-"), RequestedRange::Unsatisfiable),
+            (Some("bytes=50-0"), RequestedRange::Unsatisfiable),
+            (Some("bytes=a-b"), RequestedRange::Unsatisfiable),
+            (Some("bytes=-"), RequestedRange::Unsatisfiable),
+            (Some("bytes="), RequestedRange::Unsatisfiable),
+            (Some("bytes=+1-2"), RequestedRange::Unsatisfiable),
+            (Some("bytes=0-1,3-4"), RequestedRange::Whole),
+            (Some("pieces=0-1"), RequestedRange::Whole),
         ];
         for (header, expected) in cases {
             assert_eq!(asked(header, 100), expected, "{header:?}");
         }
-        assert_eq!(asked(Some("bytes=0-"), 0), Asked::Unsatisfiable);
+        assert_eq!(asked(Some("bytes=0-"), 0), RequestedRange::Unsatisfiable);
     }
 }
