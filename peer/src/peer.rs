@@ -97,7 +97,7 @@ impl Peer {
             tls: None,
         };
         let proxy = Proxy::start(base, parts, |front| front);
-        let (prefetcher, prefetching) = Prefetcher::new(content.store.clone(), content.tags, proxy.cache());
+        let (prefetcher, prefetching) = Prefetcher::new(content.store.clone(), content.manifests, proxy.cache());
         proxy.spawn(prefetching);
         if let Some(mirror) = mirror.clone() {
             proxy.spawn(async move { mirror.check().await });

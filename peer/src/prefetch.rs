@@ -40,14 +40,14 @@ struct QueuedImage {
 /// The task that fetches the queued images.
 struct PrefetchWorker {
     store: Store,
-    tags: Manifests,
+    manifests: Manifests,
     cache: Cache,
     caller: Caller,
 }
 
 impl Prefetcher {
     /// Also returns the worker's future, which never ends by itself.
-    pub(crate) fn new(store: Store, tags: Manifests, cache: Cache) -> (Self, impl Future<Output = ()> + Send) {
+    pub(crate) fn new(store: Store, manifests: Manifests, cache: Cache) -> (Self, impl Future<Output = ()> + Send) {
         let (queue, mut received) = mpsc::channel::<QueuedImage>(IMAGES_MAX);
         let waiting = Arc::new(AtomicUsize::new(0));
         let worker = PrefetchWorker {
@@ -56,7 +56,7 @@ impl Prefetcher {
                 ..Caller::default()
             },
             store: store.clone(),
-            tags,
+            manifests,
             cache,
         };
         let done = Arc::clone(&waiting);
@@ -126,7 +126,7 @@ impl PrefetchWorker {
         let mut missing_bytes = 0_u64;
         let mut sized = Vec::new();
         for reference in tag.into_iter().chain(manifests) {
-            let found = self.tags.manifest(&self.caller, &at, &reference).await;
+            let found = self.manifests.manifest(&self.caller, &at, &reference).await;
             let found = found.map_err(|error| error.to_string())?;
             for blob in Manifest::read(&found.media_type, &found.bytes).blobs() {
                 if missing.contains(&blob.digest) && !sized.contains(&blob.digest) {

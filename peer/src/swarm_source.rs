@@ -79,7 +79,7 @@ impl Source for SwarmSource {
         self.registries.is_lost(at).await
     }
 
-    fn answers_early(&self) -> bool {
+    fn has_mirror_in_front(&self) -> bool {
         true
     }
 

@@ -182,11 +182,12 @@ impl Rights {
         known: Option<Known>,
     ) -> Result<(), PullError> {
         let lied = |what: &str| Err(PullError::BadGateway(format!("{} {what} of {}", at.upstream, at.name)));
-        let digest = item.digest();
+        // The size that a mirror states may be a manifest's claim, and it has compared what it has.
+        let (digest, compares) = (item.digest(), !self.source.has_mirror_in_front());
         if let Item::Manifest(_) = item {
             let stated = self.source.head(caller, at, &Reference::Digest(*digest)).await?;
             return match stated.digest {
-                Some(stated) if stated != *digest => lied("answered with another manifest"),
+                Some(stated) if stated != *digest && compares => lied("answered with another manifest"),
                 _ => Ok(()),
             };
         }
@@ -201,7 +202,7 @@ impl Rights {
             };
         }
         match (self.source.stat(caller, at, digest).await?, known) {
-            (Some(stated), Some(known)) if stated != known.blob_bytes => lied("states another size for a blob"),
+            (Some(stated), Some(known)) if stated != known.blob_bytes && compares => lied("states another size for a blob"),
             _ => Ok(()),
         }
     }

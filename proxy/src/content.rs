@@ -18,7 +18,7 @@ pub struct Content {
     pub access: Arc<Rights>,
     pub sizes: BlobSizes,
     pub transfers: Transfers,
-    pub tags: Manifests,
+    pub manifests: Manifests,
 }
 
 impl Content {
@@ -37,7 +37,7 @@ impl Content {
         }
         let (transfer, opened) = opened?;
         let is_unjudged = matches!(opened, OpenBlob::Starting { .. }) && transfer.is_of(caller, at);
-        if self.source.answers_early() && is_unjudged {
+        if self.source.has_mirror_in_front() && is_unjudged {
             return Ok(opened);
         }
         let item = opened.item(&transfer, at, digest);
@@ -68,7 +68,7 @@ impl Content {
             caller,
             at,
             digest,
-            blob_bytes: self.source.answers_early().then(told).flatten(),
+            blob_bytes: self.source.has_mirror_in_front().then(told).flatten(),
             patience: ANSWER_TIMEOUT,
             allows: &|caller| self.access.allows(caller, at),
         };

@@ -184,7 +184,7 @@ impl Foundation {
             access,
             sizes: self.sizes.clone(),
             transfers: self.transfers.clone(),
-            tags: manifests,
+            manifests,
         }
     }
 

@@ -54,9 +54,10 @@ pub trait Source: Send + Sync {
     /// Whether the source is lost: asked by a probe that carries nothing of a caller.
     async fn is_lost(&self, at: &Repository) -> bool;
 
-    /// Whether a caller is answered with the size that a manifest tells while its own transfer has not started. Such a transfer
-    /// must yield no byte before the source has given this caller its verdict.
-    fn answers_early(&self) -> bool;
+    /// Whether a mirror stands in front of upstream. It compares what it has itself. And since it may take a while, a caller is answered
+    /// with the size that a manifest tells while its own transfer has not started; such a transfer must yield no byte before the source
+    /// has given this caller its verdict.
+    fn has_mirror_in_front(&self) -> bool;
 
     /// The error where neither the source nor a manifest tells the blob's size.
     fn states_no_size(&self, at: &Repository, digest: &Digest) -> PullError;

@@ -201,7 +201,7 @@ fn blobs(dir: &Folder, upstreams: &[(&str, SocketAddr)]) -> Content {
     });
     let access = Arc::new(Rights::new(store.clone(), Arc::clone(&source), grace, None));
     let tag_ttl = LiveDuration::new(Duration::ZERO);
-    let tags = Manifests::new(
+    let manifests = Manifests::new(
         store.clone(),
         Arc::clone(&source),
         access.clone(),
@@ -214,7 +214,7 @@ fn blobs(dir: &Folder, upstreams: &[(&str, SocketAddr)]) -> Content {
         access,
         sizes,
         transfers,
-        tags,
+        manifests,
     }
 }
 

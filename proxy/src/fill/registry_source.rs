@@ -92,7 +92,7 @@ impl Source for RegistrySource {
         self.upstreams.is_lost(at).await
     }
 
-    fn answers_early(&self) -> bool {
+    fn has_mirror_in_front(&self) -> bool {
         false
     }
 

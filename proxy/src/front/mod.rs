@@ -154,14 +154,14 @@ impl Front {
                 .body(Body::from("{}"))
                 .expect("constant headers"),
             Endpoint::Manifest(at, reference) => {
-                let found = self.content.tags.manifest(caller, &at, &reference).await;
+                let found = self.content.manifests.manifest(caller, &at, &reference).await;
                 self.pulls.manifest(connection.client, &at, &reference, &found);
                 match found {
                     Ok(found) => manifest::respond(found, head),
                     Err(error) => error_response(&error, "MANIFEST_UNKNOWN"),
                 }
             }
-            Endpoint::List(at, query) => match self.content.tags.list(caller, &at, &query).await {
+            Endpoint::List(at, query) => match self.content.manifests.list(caller, &at, &query).await {
                 Ok(found) => {
                     self.pulls.count(PullKind::List, PullOutcome::Miss);
                     list::respond(found, &query, &at, uri, head)

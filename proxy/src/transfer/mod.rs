@@ -5,7 +5,8 @@
 //! callers.
 //!
 //! A transfer is detached from every reader: it ends when the blob is complete or cannot be fetched, never because a client left.
-//! It is `Starting`, then `Open`, then either `Complete` or `Failed`, and never goes back; a later request begins another.
+//! It is `Starting`, then `Open`, then either `Complete` or `Failed`; a later request begins another. Only one that follows another goes back
+//! to `Starting`, when that other has failed.
 //!
 //! It goes on with the right of one of its callers after the other (`callers`): a refusal ends one caller's part only. What
 //! happens to the blob once it comes (wrong bytes, a lost connection) is the blob's own, and cools it down for all.

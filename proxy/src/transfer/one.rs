@@ -1,6 +1,6 @@
 //! Transfer of one blob from one upstream: its callers, its progress and its end.
 //!
-//! It is `Starting`, then `Open`, then either `Complete` or `Failed`, and never goes back; a later request begins another.
+//! A transfer that has ended goes no further, and one that has shown no bytes is a source of nothing.
 
 use std::{
     sync::{

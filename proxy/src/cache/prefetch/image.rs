@@ -27,7 +27,7 @@ pub(super) async fn resolve(
     at: &Repository,
     reference: &Reference,
 ) -> Result<ResolvedImage, String> {
-    let (tags, caller) = (&parts.content.tags, &parts.caller);
+    let (source, caller) = (&parts.content.manifests, &parts.caller);
     let mut ahead = VecDeque::from([(reference.clone(), 0)]);
     let (mut manifests, mut blobs) = (Vec::new(), Vec::<Descriptor>::new());
     let (mut seen, mut listed) = (HashSet::new(), HashSet::new());
@@ -37,7 +37,7 @@ pub(super) async fn resolve(
                 "its indexes are deeper than {INDEX_DEPTH_MAX} or list more than {MANIFESTS_MAX} manifests"
             ));
         }
-        let found = tags.manifest(caller, at, &next).await.map_err(|error| advice(&error))?;
+        let found = source.manifest(caller, at, &next).await.map_err(|error| advice(&error))?;
         manifests.push(found.digest);
         let content = Manifest::read(&found.media_type, &found.bytes);
         let wanted: Vec<&Descriptor> = match &content {
