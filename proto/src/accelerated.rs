@@ -17,7 +17,7 @@ use crate::is_registry;
 
 /// The label that is put after a registry's first one.
 const DISTRIBUTED: &str = "distributed";
-/// Where [`DISTRIBUTED`] names are the owner's to use.
+/// The domain within which a registry's owner also owns its [`DISTRIBUTED`] name.
 const DISTRIBUTED_WITHIN: &str = ".cr.aliyuncs.com";
 /// The domain under which any registry has an accelerated name.
 const DOMAIN: &str = ".piecemeal.internal";

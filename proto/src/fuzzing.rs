@@ -52,7 +52,7 @@ pub fn manifest(input: &[u8]) {
 /// Pieces tile a blob of any size in pieces of any size, and a set of pieces is a set.
 ///
 /// The input: blob size and piece size, 8 bytes each, a piece's index and a set's capacity, 4 and 2 bytes, all little endian.
-/// What follows is a bitmap, and then, two bytes each, pieces to be put in or taken out.
+/// The rest is a bitmap, and then, two bytes each, pieces to be put in or taken out.
 pub fn piece_map(input: &[u8]) {
     let Some((numbers, rest)) = input.split_at_checked(22) else {
         return;
@@ -128,7 +128,7 @@ fn check_tiling(map: &PieceMap, index: u32) {
     );
 }
 
-/// What comes before the first line break, and after it.
+/// The text before the first line break, and the text after it.
 fn split_line(input: &[u8]) -> (&[u8], &[u8]) {
     match input.iter().position(|&byte| byte == b'\n') {
         Some(end) => (&input[..end], &input[end + 1..]),

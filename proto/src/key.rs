@@ -92,7 +92,7 @@ impl AuthorityKey {
         })
     }
 
-    /// What peers are admitted by.
+    /// The roles that peers are admitted by.
     pub fn peer_roles(&self) -> PeerRoles {
         let previous = self.previous_join_key();
         PeerRoles {
@@ -171,7 +171,7 @@ impl fmt::Debug for AuthorityKey {
     }
 }
 
-/// What peers are admitted by: the newest `join.key`, and for a time the one before.
+/// The roles that peers are admitted by: that of the newest `join.key`, and for a time that of the one before.
 #[derive(Clone, Debug)]
 pub struct PeerRoles {
     generation: u32,

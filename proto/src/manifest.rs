@@ -15,7 +15,7 @@ const INDEX_TYPES: [&str; 2] = [
     "application/vnd.docker.distribution.manifest.list.v2+json",
 ];
 
-/// What a manifest says of one piece of content.
+/// Descriptor of one piece of content, as a manifest states it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
@@ -47,7 +47,7 @@ pub struct Platform {
     pub variant: String,
 }
 
-/// What a manifest refers to.
+/// The blobs and manifests that a manifest refers to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Manifest {
     /// An OCI image manifest or Docker schema 2: the config first, then the layers.

@@ -1,4 +1,6 @@
-//! How a blob is cut into pieces, and sets of pieces.
+//! Piece map, which cuts a blob into pieces, and sets of pieces.
+//!
+//! Invariant: the pieces tile the blob, in order and without a gap; all have the same length but the last, which may be shorter.
 
 use std::ops::Range;
 
@@ -152,7 +154,7 @@ impl PieceSet {
         self.capacity
     }
 
-    /// How many pieces are in the set.
+    /// The number of pieces in the set.
     pub fn count(&self) -> u32 {
         self.count
     }

@@ -55,7 +55,7 @@ fn is_path_component(component: &str) -> bool {
         })
 }
 
-/// What names one manifest of a repository.
+/// A tag or a digest: the name of one manifest of a repository.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Reference {
     /// `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}`

@@ -37,7 +37,7 @@ pub mod feature {
     pub const LEADER: &str = "leader";
 }
 
-/// How long a side stays silent at most, and how long messages are gathered into a batch.
+/// The longest silence of a side, and the time for which messages are gathered into a batch.
 pub const HEARTBEAT: std::time::Duration = std::time::Duration::from_millis(500);
 pub const BATCH_DELAY: std::time::Duration = std::time::Duration::from_millis(5);
 /// The most bytes of one message: an inventory chunk, or the hashes of a whole blob's pieces in a few.
@@ -51,14 +51,14 @@ pub const WARM_MANIFESTS_MAX: usize = 256;
 pub const WARM_BLOBS_MAX: usize = 1000;
 
 impl Hello {
-    /// What [`Hello::proof`] is made over: the scheduler's nonce and who the daemon says it is.
+    /// The bytes that [`Hello::proof`] covers: the scheduler's nonce, and the daemon's role, incarnation and node id.
     pub fn claim(&self, nonce: &[u8]) -> Vec<u8> {
         let role = self.role.to_be_bytes();
         let incarnation = self.incarnation.to_be_bytes();
         [b"piecemeal hello v1\0", nonce, &role, &incarnation, &self.node].concat()
     }
 
-    /// What [`Hello::signature`] is made over: the same, and the key itself.
+    /// The bytes that [`Hello::signature`] covers: the same, and the key itself.
     pub fn signed_claim(&self, nonce: &[u8]) -> Vec<u8> {
         let role = self.role.to_be_bytes();
         let incarnation = self.incarnation.to_be_bytes();
