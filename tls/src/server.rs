@@ -9,16 +9,16 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::{ServerRole, SiteStream, authority};
 
-/// How long a connection may say nothing at first.
+/// The longest wait for the first byte of a connection.
 const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a handshake may take.
+/// The longest time for a handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most encrypted bytes that wait for the socket: two records. A client that reads slowly fills it.
 const BUFFER_BYTES: usize = 32 * 1024;
 /// The first byte of a TLS record that begins a handshake. No HTTP, of any version, begins with it.
 const TLS_HANDSHAKE: u8 = 0x16;
 
-/// How a connection begins.
+/// The protocol that a connection's first byte belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opening {
     Plain,
