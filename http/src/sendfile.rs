@@ -39,7 +39,7 @@ pub struct SendfileQueue(Arc<Mutex<VecDeque<Extent>>>);
 
 /// A part of a file that is sent in place of a stand-in.
 struct Extent {
-    /// What is left to be sent of it.
+    /// Bytes of it that are still to be sent.
     bytes: u64,
     send: SendExtent,
 }

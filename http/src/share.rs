@@ -18,7 +18,7 @@ impl Share {
         }
     }
 
-    /// What it is of `slots`: one at least.
+    /// The number of slots that it is of `slots`: one at least.
     pub fn of(self, slots: usize) -> usize {
         (slots * usize::from(self.0) / 100).max(1)
     }
