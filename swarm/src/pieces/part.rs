@@ -34,7 +34,7 @@ impl Part {
         }
     }
 
-    /// What a body yields for it.
+    /// The frame that a body yields for it: its bytes, or a stand-in for its place in the file.
     pub(super) fn frame(self, sendfile: Option<&SendfileQueue>) -> Bytes {
         match (self, sendfile) {
             (Self::Bytes(bytes), _) => bytes,

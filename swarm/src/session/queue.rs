@@ -170,7 +170,7 @@ pub(super) fn pack(reports: Vec<Report>) -> impl Iterator<Item = wire::Reports> 
     })
 }
 
-/// How many of `reports` fit one message: at least one, if there is any.
+/// The number of `reports` that fit one message: at least one, if there is any.
 fn message_len<'a>(reports: impl Iterator<Item = &'a wire::Report>) -> usize {
     let mut bytes = 0;
     let fitting = reports.take(MESSAGE_REPORTS_MAX).take_while(|report| {
