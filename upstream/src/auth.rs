@@ -107,7 +107,7 @@ fn unquote(text: &str) -> (String, &str) {
     (value, "")
 }
 
-/// What a token server answers.
+/// The answer of a token server.
 #[derive(Deserialize)]
 pub(crate) struct TokenAnswer {
     token: Option<String>,

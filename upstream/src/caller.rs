@@ -20,7 +20,7 @@ pub struct Caller {
     pub credential: Option<Credential>,
     /// The hosts that the request has passed already, as `Via` tells.
     pub via: Option<String>,
-    /// Where the request comes from, if that is known: by it callers that show nothing share what there is little of.
+    /// The address that the request comes from, if it is known: callers that show nothing share scarce places by it.
     pub address: Option<IpAddr>,
 }
 
@@ -80,7 +80,7 @@ impl Credential {
         Some(Self(value))
     }
 
-    /// What to send as `Authorization`.
+    /// The value of `Authorization`.
     pub fn header(&self) -> HeaderValue {
         self.0.clone()
     }

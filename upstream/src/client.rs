@@ -38,7 +38,7 @@ pub struct FetchedManifest {
     pub fetched: bool,
 }
 
-/// What a HEAD of a manifest says.
+/// The answer to a HEAD of a manifest.
 #[derive(Clone, Debug)]
 pub struct ManifestAnswer {
     /// `None` when the upstream does not say.

@@ -20,7 +20,7 @@ use crate::fill_limit::FillLimit;
 
 /// The most connections for bodies from one upstream, unless there are more fills than that.
 const CONNECTIONS_MAX: usize = 32;
-/// How long a number of connections is tried before it is judged.
+/// The time for which a number of connections is tried before it is judged.
 const TRIAL: Duration = Duration::from_secs(1);
 
 /// The connections of one upstream. Reads the clock for [`Measured`], which decides.
@@ -75,7 +75,7 @@ impl Concurrency {
         self.0.lock().answered_after(took);
     }
 
-    /// How long an answer takes.
+    /// The shortest recent time of an answer to its status line; zero before the first.
     pub fn latency(&self) -> Duration {
         self.0.lock().latency.unwrap_or_default()
     }
@@ -109,7 +109,7 @@ pub struct FillShare<'a> {
 }
 
 impl FillShare<'_> {
-    /// How many connections the fill may use while it lacks `missing_bytes` and uses `busy`.
+    /// The most connections that the fill may use while it lacks `missing_bytes` and uses `busy`.
     pub fn connections(&self, missing_bytes: u64, busy: usize) -> usize {
         self.concurrency.0.lock().share(self.id, missing_bytes, busy)
     }

@@ -1,4 +1,6 @@
-//! What the client of a registry is told: the registry's name, its addresses, and what to show there.
+//! Configuration of a registry's client: the registry's name, its addresses, and the credentials for it.
+//!
+//! Invariant: it has no credential of the site's, only the source that one is read from.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -12,8 +14,8 @@ pub struct UpstreamConfig {
     /// The registry's `host` or `host:port`, as clients name it: `docker.io`. `*.example.com` stands for every registry below
     /// that domain.
     pub name: String,
-    /// Where it answers, in the order of preference: `https://registry-1.docker.io`. A `*` for the host's beginning stands for
-    /// what the name's stands for.
+    /// Its base URLs, in the order of preference: `https://registry-1.docker.io`. A `*` at the host's beginning stands for what the
+    /// name's stands for.
     pub urls: Vec<Url>,
     /// Certificates to trust there besides the usual ones, PEM.
     pub ca_file: Option<PathBuf>,
@@ -61,17 +63,17 @@ impl UpstreamConfig {
 /// Settings that all clients of a daemon share.
 #[derive(Clone, Debug)]
 pub struct ClientConfig {
-    /// How long a right counts that an upstream has granted.
+    /// The time for which a right counts that an upstream has granted.
     pub verdict_ttl: Duration,
     /// Whether a credential may cross a network without TLS.
     pub allow_plain_credentials: bool,
-    /// How upstreams are reached.
+    /// The HTTP proxy on the way to upstreams.
     pub proxy: HttpProxy,
     /// Rewrites of redirects to a nearer host of the same storage.
     pub rewrites: Vec<RewriteRule>,
     /// Targets that upstreams may lead to although their address is refused otherwise.
     pub allowed_targets: Vec<AllowedTarget>,
-    /// Where this process itself listens: no upstream leads there.
+    /// The addresses at which this process itself listens: no upstream leads there.
     pub listeners: Vec<SocketAddr>,
 }
 

@@ -20,7 +20,7 @@ impl Endpoint {
         }
     }
 
-    /// What comes before a repository's name there: nothing, or a path that ends with a slash.
+    /// The path before a repository's name there: nothing, or a path that ends with a slash.
     pub(crate) fn prefix(&self) -> String {
         match self.url.path().trim_matches('/') {
             "" => String::new(),

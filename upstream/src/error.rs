@@ -97,9 +97,9 @@ impl From<StoreError> for PullError {
     }
 }
 
-/// How long a client waits for a status line at most when nothing moves: containerd before 2.3 has no limit of its own.
+/// The longest wait of a client for a status line when nothing moves: containerd before 2.3 has no limit of its own.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a source may take to its status line, through redirects' and tokens' round trips one by one.
+/// The longest time of a source to its status line, through redirects' and tokens' round trips one by one.
 pub const SOURCE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a client waits for a manifest while the source makes progress.
+/// The longest wait of a client for a manifest while the source makes progress.
 pub const MANIFEST_TIMEOUT: Duration = Duration::from_secs(10);

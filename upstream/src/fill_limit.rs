@@ -21,7 +21,7 @@ const CALM: Duration = Duration::from_secs(60);
 /// The number of connections of one fill, climbing while that brings something.
 pub(crate) struct FillLimit {
     pub(crate) connections: usize,
-    /// What came in a second before the last connection was added.
+    /// The rate before the last connection was added, in bytes a second.
     trial: Option<u64>,
     hold: Duration,
     hold_until: Option<Instant>,

@@ -1,4 +1,4 @@
-//! What must hold for whatever bytes come: the fuzzer's targets, and a test of everything that it has found worth keeping.
+//! Fuzz targets: properties that hold for all input bytes, and a test of every input that a fuzzer has found worth keeping.
 
 use url::{Host, Url};
 

@@ -1,4 +1,4 @@
-//! Which token servers a registry's held password may go to.
+//! Home of a registry: the token servers that may get its held password.
 //!
 //! A registry names its token server itself, in the realm of a challenge, and one that is taken over can name any. The
 //! password that the site holds goes only to a server that belongs to the registry's owner: the public suffix list tells the

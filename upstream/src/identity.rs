@@ -116,7 +116,7 @@ impl NodeIdentity {
     }
 }
 
-/// What a node says in a claim.
+/// A node's claim: its public key, the time, and a number.
 pub struct Claim {
     pub public: NodePublic,
     /// Seconds since 1970.
@@ -127,7 +127,7 @@ pub struct Claim {
 /// A claim as it came, not believed yet.
 pub struct Shown {
     pub claim: Claim,
-    /// What proof and signature are over.
+    /// The bytes that proof and signature cover.
     pub text: Vec<u8>,
     pub proof: Vec<u8>,
     pub signature: Vec<u8>,

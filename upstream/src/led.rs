@@ -43,7 +43,7 @@ impl Upstream {
         }
     }
 
-    /// Where a redirect leads, through the accelerated host when there is one.
+    /// Fetches from a redirect's target, through the accelerated host when there is one.
     async fn fetch_stored(
         &self,
         ask: Request<'_>,

@@ -36,7 +36,7 @@ pub struct Limits {
     large_bodies: Places,
 }
 
-/// What the room is shared between.
+/// The names that share the room.
 #[derive(Clone, Copy)]
 enum Sharing {
     Repositories,

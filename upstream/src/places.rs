@@ -31,7 +31,7 @@ pub struct CrowdedError;
 #[derive(Clone)]
 pub struct Places(Arc<Mutex<Table>>);
 
-/// Who holds which place, and who waits for one. Times are passed in.
+/// Holders of the places, and those that wait for one. Times are passed in.
 struct Table {
     places_max: usize,
     /// From this age on a holder has to give way to a name that holds no place. `None`: it never has to.
@@ -45,7 +45,7 @@ struct Table {
 }
 
 struct Name {
-    /// Whose it is, where one caller may have many names.
+    /// The caller that it belongs to, where one caller may have many names.
     caller: String,
     held: usize,
     /// In the order in which they came.

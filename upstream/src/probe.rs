@@ -24,7 +24,7 @@ use crate::{
     wallet::Wallet,
 };
 
-/// How often a question looks whether downloads still bring bytes.
+/// The interval at which a question checks whether downloads still bring bytes.
 const LOOK_AROUND: Duration = Duration::from_millis(250);
 
 /// A question that is under way. Dropped before it has an answer, as by a panic, it lets the next caller ask again.

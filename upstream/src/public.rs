@@ -31,7 +31,7 @@ impl PublicManifests {
         }
     }
 
-    /// What a question names; nothing as long as no manifest is known to be public.
+    /// The manifests that a question names; none as long as no manifest is known to be public.
     pub(crate) fn questioned(&self) -> Vec<(String, String)> {
         let mut questioned = self.known.lock().clone();
         if !questioned.is_empty() {

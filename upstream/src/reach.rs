@@ -16,15 +16,16 @@ use std::time::{Duration, Instant};
 
 use crate::PullError;
 
-/// How long a request waits for its status line before the question is asked.
+/// The wait of a request for its status line after which the question is asked.
 pub(crate) const SILENCE: Duration = Duration::from_secs(1);
-/// How long an answer to the question counts.
+/// The time for which an answer to the question counts.
 pub(crate) const ANSWER_LIFE: Duration = Duration::from_secs(5);
 /// From this age on the answer that an endpoint is lost is renewed while it still counts, so that no caller has to wait for it.
 pub(crate) const RENEWAL: Duration = Duration::from_millis(2500);
-/// How long the answer that an endpoint is there counts once a connection to it has failed: no caller can cause such a failure.
+/// The time for which the answer that an endpoint is there counts once a connection to it has failed: no caller can cause such a
+/// failure.
 pub(crate) const DOUBT: Duration = Duration::from_secs(1);
-/// What is known of one endpoint. Times are passed in.
+/// State of one endpoint, as the last question found it. Times are passed in.
 #[derive(Debug, Default)]
 pub(crate) struct Reach {
     answer: Option<ProbeAnswer>,
@@ -40,7 +41,7 @@ struct ProbeAnswer {
     at: Instant,
 }
 
-/// What a request is to do about an endpoint.
+/// Decision about an endpoint for one request.
 #[derive(Debug)]
 pub(crate) enum Reachability {
     /// Go there.

@@ -1,4 +1,4 @@
-//! Which addresses an upstream may lead this daemon to, by a redirect or by the realm of a challenge.
+//! Rule for the addresses that an upstream may lead this daemon to, by a redirect or by the realm of a challenge.
 //!
 //! Pure: the caller passes the zone of the host that sent the URL, the name and its address, and what the administrator allows.
 //! The address that is then connected to is judged, never the name alone. An IPv6 address that holds an IPv4 one counts as the
@@ -14,7 +14,7 @@ use std::{
 
 use crate::labels::matches_labels;
 
-/// How near to this daemon an address is. A host in a nearer zone may lead to all zones farther away.
+/// Nearness of an address to this daemon. A host in a nearer zone may lead to all zones farther away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Zone {
     Outside,

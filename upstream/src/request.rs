@@ -21,7 +21,7 @@ pub(crate) struct Request<'a> {
     pub(crate) purpose: Purpose,
 }
 
-/// What the request is for: it decides how long upstream may take, and what is remembered of its answer.
+/// Purpose of a request: it decides how long upstream may take, and what is remembered of its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// A caller waits, and may be answered from the store.

@@ -29,7 +29,7 @@ use crate::{
     reachable::{AllowedTarget, Refused, Target, Zone, judge, judge_name, plain},
 };
 
-/// How clients of this daemon are built.
+/// Recipe for this daemon's HTTP clients.
 pub(crate) struct Recipe {
     pub(crate) base: fn() -> ClientBuilder,
     pub(crate) certificates: Vec<Certificate>,

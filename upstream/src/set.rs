@@ -37,9 +37,9 @@ use crate::{
     verdicts::Verdicts,
 };
 
-/// How long a connection may take to come about.
+/// The longest time for a connection to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long a body may pause before it is given up; it is resumed by Range.
+/// The longest pause of a body before it is given up; it is resumed by Range.
 const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// A peer asks its mirror more often than the mirror asks upstream, so that both together remember little longer than one alone.
 const AT_MIRROR_DIVISOR: u32 = 30;
@@ -101,7 +101,7 @@ struct Pattern {
     limits: Limits,
 }
 
-/// What all upstreams share.
+/// Maker of upstreams: everything that they share.
 struct Maker {
     node: Option<NodeIdentity>,
     via: String,

@@ -12,12 +12,12 @@ use tokio::{io::AsyncWriteExt, process::Command, sync::Mutex};
 
 use crate::{Credential, PullError};
 
-/// How long what was read counts: a changed file takes effect within it.
+/// The age up to which a credential that was read counts: a changed file takes effect within it.
 const HELD_LIFE: Duration = Duration::from_secs(10);
 const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Where user and password are read from.
+/// Source of user and password.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CredentialSource {
     /// A file whose first line is `user:password`.
@@ -34,7 +34,7 @@ pub(crate) struct SiteCredentials {
     read: Mutex<Option<ReadCredential>>,
 }
 
-/// What was read last.
+/// The credential that was read last.
 struct ReadCredential {
     credential: Credential,
     read_at: Instant,

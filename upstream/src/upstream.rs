@@ -34,7 +34,7 @@ pub struct Upstream {
     pub(crate) verdicts: Verdicts,
     /// Public manifests that probes ask for.
     pub(crate) public: PublicManifests,
-    /// How long a right counts as proven.
+    /// The time for which a right counts as proven.
     pub(crate) allowed_life: LiveDuration,
     /// The site's own user and password here.
     pub(crate) held: Option<SiteCredentials>,

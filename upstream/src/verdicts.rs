@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 use crate::{Credential, PullError, caller::Fingerprint};
 
-/// How long 401, 403 and 404 are remembered.
+/// The time for which 401, 403 and 404 are remembered.
 const REFUSED_LIFE: Duration = Duration::from_secs(10);
 /// The most rights that are remembered of one upstream: 10,000 nodes with six private repositories each.
 const ALLOWED_MAX: NonZeroUsize = NonZeroUsize::new(64 * 1024).expect("it is not zero");
