@@ -11,7 +11,7 @@ pub struct MirrorConfig {
     pub proxy: ProxyConfig,
     /// The most bytes a second that fills may take from upstream; `None`: no limit.
     pub wan_limit: Option<u64>,
-    /// How old a tag's last check upstream may be before it is checked again.
+    /// The age of a tag's last check upstream from which on it is checked again.
     pub tag_ttl: Duration,
     /// `None`: a plain pull-through cache; nodes cannot ask for pieces.
     pub authority_key: Option<Arc<AuthorityKey>>,

@@ -127,7 +127,7 @@ impl Mirror {
         self.proxy.readiness(self.session.as_ref(), without_scheduler).await
     }
 
-    /// What it holds and has carried, for `piecemeal status`.
+    /// The content that it holds and the bytes that it has carried, for `piecemeal status`.
     pub async fn status(&self) -> serde_json::Value {
         let own = json!({ "role": "mirror", "upstreams": self.upstream_names });
         self.proxy.status(own).await
