@@ -67,7 +67,7 @@ const OFFLINE: &str = "offline";
 const REFUSED: &str = "refused";
 /// The size of the sample that an upstream must match, in bytes.
 const SAMPLE_BYTES: u64 = 1024;
-/// How long a note in the store is fresh enough.
+/// The age up to which a note in the store counts.
 const NOTED_LIFE: Duration = Duration::from_secs(60);
 /// Of 10,000 nodes, six private repositories each.
 const NOTED_MAX: NonZeroUsize = NonZeroUsize::new(64 * 1024).expect("it is not zero");
@@ -207,7 +207,7 @@ impl Rights {
         }
     }
 
-    /// What an upstream has to agree with.
+    /// The size of the blob that an upstream has to agree with, and a sample of its bytes unless the upstream has served it before.
     async fn known(&self, at: &Repository, blob: Blob) -> Result<Known, PullError> {
         let blob_bytes = blob.map().blob_bytes();
         if blob_bytes == 0 || self.store.has_upstream(&at.upstream, blob.digest()).await? {

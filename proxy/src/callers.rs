@@ -118,7 +118,7 @@ struct Queue {
     refused: LruCache<Right, PullError>,
 }
 
-/// What is known of a right that waits.
+/// Standing of a right that waits with the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
     Unknown,
@@ -160,7 +160,7 @@ impl Callers {
         self.lock().asked.is_like(right)
     }
 
-    /// What the source said to this right.
+    /// The source's refusal of this right, if it has refused it.
     pub(crate) fn refusal(&self, right: &Right) -> Option<PullError> {
         self.lock().refused.peek(right).cloned()
     }

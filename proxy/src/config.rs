@@ -9,13 +9,14 @@ use url::Url;
 /// The settings of the proxy that a mirror and a peer both are.
 #[derive(Clone, Debug)]
 pub struct ProxyConfig {
-    /// Where OCI clients are answered; at a peer on loopback.
+    /// The addresses that OCI clients connect to; at a peer on loopback.
     pub listen: Vec<SocketAddr>,
-    /// Where pieces are served to admitted nodes.
+    /// The address of the piece port, for admitted nodes.
     pub piece_listen: SocketAddr,
-    /// Where other nodes reach the piece port; empty: `piece_listen`, or what the scheduler observes when that is a wildcard.
+    /// Addresses by which other nodes reach the piece port; empty: `piece_listen`, or what the scheduler observes when that is a
+    /// wildcard.
     pub advertise: Vec<SocketAddr>,
-    /// What one address may have of a port's connections once they are nearly all taken.
+    /// One address's share of a port's connections once they are nearly all taken.
     pub address_share: Share,
     pub cache: CacheConfig,
     pub upstreams: Vec<UpstreamConfig>,
@@ -35,7 +36,7 @@ pub struct ProxyConfig {
 pub struct CacheConfig {
     /// In settings it may be empty; the process then puts a temporary folder here before it starts the daemon.
     pub dir: PathBuf,
-    /// How long content is kept since its last use.
+    /// The time for which content is kept since its last use.
     pub ttl: Duration,
     /// The most bytes of blobs; `None`: as many as the disk has above `free_bytes_min`.
     pub quota_bytes: Option<u64>,

@@ -25,7 +25,7 @@ impl Content {
     /// Opens a blob, starting its transfer when it is not here. Answers within [`ANSWER_TIMEOUT`] or so; the bytes may come later.
     ///
     /// # Errors
-    /// What the source says to this caller, or why the transfer failed.
+    /// The source's error for this caller, or the reason why the transfer failed.
     pub async fn open(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<OpenBlob, PullError> {
         if let Some(blob) = self.store.blob(digest).await? {
             self.access.require(caller, at, Item::Blob(digest)).await?;
@@ -78,7 +78,7 @@ impl Content {
     /// The blob's size in bytes; nothing is downloaded for it.
     ///
     /// # Errors
-    /// What the source says to this caller.
+    /// The source's error for this caller.
     pub async fn stat(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<u64, PullError> {
         if let Some(known) = self.transfers.known_here(&self.store, at, digest).await? {
             self.access.require(caller, at, known.item(digest)).await?;

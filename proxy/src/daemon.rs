@@ -1,4 +1,6 @@
-//! What every daemon with a store does besides serving: opening and sweeping it, and telling how it does.
+//! Upkeep of a daemon with a store: opening and sweeping the store, and reporting its state and the ended pulls.
+//!
+//! Opening runs off the runtime, since recovery reads the disk.
 
 use std::{
     net::SocketAddr,
@@ -13,9 +15,9 @@ use tracing::{info, warn};
 
 use crate::{Announcer, CacheConfig, Destination, Origin, Pulls, Traffic, announce};
 
-/// How often expired content is looked for.
+/// The interval between two sweeps of expired content.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
-/// How often ended pulls are looked for.
+/// The interval between two looks for ended pulls.
 const TELL_INTERVAL: Duration = Duration::from_secs(1);
 /// Opens a daemon's store, off the runtime: recovery reads the disk.
 ///
@@ -36,7 +38,7 @@ pub(crate) async fn open_store(cache: &CacheConfig) -> Result<Store, OpenStoreEr
         .expect("opening a store does not panic")
 }
 
-/// Where other nodes are told to find the piece port; empty when only the scheduler can see it.
+/// The addresses of the piece port that other nodes are told; empty when only the scheduler can see it.
 pub(crate) fn advertised(advertise: &[SocketAddr], listen: SocketAddr) -> Vec<SocketAddr> {
     if advertise.is_empty() && !listen.ip().is_unspecified() {
         vec![listen]
@@ -60,7 +62,7 @@ pub(crate) async fn keep_clean(store: Store, announcer: Announcer, pulls: Pulls,
     }
 }
 
-/// What is wrong with the store, for readiness.
+/// The store's problem, for readiness.
 pub(crate) async fn store_problem(store: &Store) -> Option<String> {
     match store.usage().await {
         Ok(_) => store.trouble(),
@@ -83,7 +85,7 @@ pub(crate) fn rebound(store: &Store, cache: &CacheConfig, tracker: &TaskTracker)
     tracker.spawn(async move { sweep(&store).await });
 }
 
-/// What the store holds, as JSON.
+/// The content of the store in figures, as JSON.
 pub(crate) async fn store_status(store: &Store) -> serde_json::Value {
     match store.usage().await {
         Ok(usage) => {

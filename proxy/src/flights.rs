@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use crate::callers::{Callers, Right, Standing};
 use piecemeal_upstream::PullError;
 
-/// How often a caller starts a lookup again that ended without a result for it.
+/// The most times that a caller starts a lookup again that ended without a result for it.
 const REJOINS_MAX: usize = 8;
 /// The same after a failure that another caller ran into.
 const RETRIES_MAX: usize = 1;
@@ -33,7 +33,7 @@ pub(crate) struct Boarding {
     pub(crate) public: bool,
 }
 
-/// What a lookup has come to.
+/// The result of a lookup.
 pub(crate) struct Landed<V> {
     pub(crate) value: V,
     /// Whether the source gave this answer to the caller's own right.
@@ -61,7 +61,7 @@ where
     /// refuse. `prove`: asks the source whether it serves this caller.
     ///
     /// # Errors
-    /// What the source said to this caller; why the lookup failed.
+    /// The source's error for this caller, or the reason why the lookup failed.
     pub(crate) async fn join<F, P>(
         &self,
         key: K,

@@ -31,7 +31,7 @@ pub enum StartProxyError {
     Client(#[from] ClientError),
 }
 
-/// What a daemon builds its source on, before clients are answered.
+/// The parts of a daemon that its source is built on, before clients are answered.
 pub struct Foundation {
     pub config: ProxyConfig,
     pub store: Store,
@@ -49,7 +49,7 @@ pub struct Foundation {
     piece_listener: Vec<TcpListener>,
 }
 
-/// How a daemon takes part in its site's swarm.
+/// A daemon's membership in its site's swarm.
 pub struct Membership {
     pub role: wire::Role,
     /// The secret of the role.
@@ -60,7 +60,7 @@ pub struct Membership {
     pub limiter: Limiter,
 }
 
-/// Who may take pieces, and how fast.
+/// Rules for pieces: the nodes that may take them, and the rate.
 pub struct PieceRules {
     /// The authority whose tickets are accepted.
     pub authority: AuthorityPublic,
@@ -105,7 +105,7 @@ impl Foundation {
         })
     }
 
-    /// Where other nodes are told to find the piece port; empty when only the scheduler can see it.
+    /// The addresses of the piece port that other nodes are told; empty when only the scheduler can see it.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         advertised(&self.config.advertise, self.config.piece_listen)
     }
@@ -157,7 +157,7 @@ impl Foundation {
         }
     }
 
-    /// What the proxy serves from `source`. `tag_ttl`: as [`Manifests::new`]. `public_grace`: as [`Rights::new`].
+    /// The content that the proxy serves from `source`. `tag_ttl`: as [`Manifests::new`]. `public_grace`: as [`Rights::new`].
     pub fn content(
         &self,
         source: Arc<dyn Source>,

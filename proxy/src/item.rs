@@ -2,7 +2,7 @@
 
 use piecemeal_proto::Digest;
 
-/// What a right is asked for.
+/// The item that a right is checked for.
 #[derive(Clone, Copy)]
 pub enum Item<'a> {
     Manifest(&'a Digest),

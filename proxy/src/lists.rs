@@ -38,7 +38,7 @@ const LISTS_MAX: NonZeroUsize = NonZeroUsize::new(64).expect("it is not zero");
 
 pub(crate) const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 
-/// Which list.
+/// Query for a list of a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListQuery {
     /// `n` at the most, after `last`.
@@ -55,7 +55,7 @@ pub struct List {
     /// `None`: tags.
     pub referrers: Option<Vec<u8>>,
     pub tags: Vec<String>,
-    /// Where the next page begins: after this tag.
+    /// The tag after which the next page begins.
     pub next: Option<String>,
     /// Whether the list was filtered as asked.
     pub filtered: bool,
@@ -78,7 +78,7 @@ pub(crate) struct Lists {
 
 /// All tags of a repository, and the `Warning` that came along.
 pub(crate) type Tagged = (Arc<Vec<String>>, Option<String>);
-/// What refers to a manifest, whether it is filtered as asked, and the `Warning` that came along.
+/// The manifests that refer to one, whether they are filtered as asked, and the `Warning` that came along.
 pub(crate) type Referrers = (Index, bool, Option<String>);
 
 struct Listed {
@@ -176,8 +176,8 @@ impl Lists {
     }
 }
 
-/// Who shares the places: a node, or an address that shows none. What a caller could make up does not count. Of an address that many use
-/// those that the source has served are apart from those that it has not.
+/// The name under which a caller shares the places: its node, or an address that shows none. A name that a caller could make up
+/// does not count. Of an address that many use, callers that the source has served are apart from those that it has not.
 fn sharer(caller: &Caller, is_served: bool) -> String {
     let address = caller.address.map(|address| match address.to_canonical() {
         // A host chooses its address from these.

@@ -1,6 +1,6 @@
 //! Manifests: those by digest are kept, tags are checked upstream once per `tag_ttl` for all callers together.
 //!
-//! What the source says to a caller stands for that caller: 401, 403 and 404 are passed on even when an older answer is here.
+//! The source's answer to a caller stands for that caller: 401, 403 and 404 are passed on even when an older answer is here.
 //! Only when the source does not answer, or cannot, is the last known manifest of a tag served, with a `Warning`.
 
 use std::{sync::Arc, time::Duration};
@@ -59,7 +59,7 @@ impl Manifests {
     /// The manifest that `reference` names now.
     ///
     /// # Errors
-    /// What the source or the caller's right says.
+    /// The source's error, or the refusal of the caller's right.
     pub async fn manifest(
         &self,
         caller: &Caller,
@@ -133,7 +133,7 @@ impl Manifests {
         joined.map(|landed| landed.value)
     }
 
-    /// What a tag named when it was looked up last.
+    /// The manifest that a tag named when it was looked up last.
     async fn older(&self, at: &Repository, reference: &Reference) -> Result<Option<Older>, PullError> {
         let Reference::Tag(tag) = reference else {
             return Ok(None);
@@ -171,7 +171,7 @@ impl Manifests {
         }
     }
 
-    /// What can be answered without asking the source.
+    /// The manifest that can be answered without asking the source.
     async fn at_hand(&self, at: &Repository, reference: &Reference) -> Result<Option<FetchedManifest>, PullError> {
         match reference {
             Reference::Digest(digest) => self.stored(at, digest).await,

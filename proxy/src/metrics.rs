@@ -5,7 +5,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-/// Where bytes come from.
+/// Origin of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     Upstream,
@@ -17,7 +17,7 @@ pub enum Origin {
     Transfer,
 }
 
-/// Where bytes go.
+/// Destination of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Destination {
     Store,

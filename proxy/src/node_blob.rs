@@ -1,4 +1,4 @@
-//! What a node asks its mirror for and what it is told, to open a blob for its swarm: the words that peer and mirror share.
+//! Messages between a node and its mirror that open a blob for the node's swarm.
 //!
 //! One round trip brings the verdict, the size, the piece size, the fill and the grant, and starts the fill; a small blob
 //! comes along whole.
@@ -25,7 +25,7 @@ pub struct NodeBlob {
     /// There was no room to keep the blob: it passes through the mirror, and has to be read from its registry port while it does.
     #[serde(default)]
     pub passing: bool,
-    /// Where the mirror serves pieces.
+    /// The mirror's addresses for pieces.
     pub piece_addresses: Vec<SocketAddr>,
     /// The authority's clock, by which grants expire.
     pub unix_seconds: u64,
@@ -34,7 +34,7 @@ pub struct NodeBlob {
 }
 
 impl NodeBlob {
-    /// How the blob is cut; `None` when the stated sizes are invalid.
+    /// The blob's piece map; `None` when the stated sizes are invalid.
     pub fn map(&self) -> Option<PieceMap> {
         PieceMap::new(self.blob_bytes, self.piece_bytes).ok()
     }

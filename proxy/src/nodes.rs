@@ -22,7 +22,7 @@ use tracing::{info, warn};
 
 use piecemeal_upstream::{AGAIN_HEADER, Showing, Shown};
 
-/// How far a claim's time may be from the mirror's, in seconds.
+/// The largest difference between a claim's time and the mirror's, in seconds.
 const CLAIM_SECONDS_MAX: u64 = 120;
 /// The claims of ten thousand nodes in a rollout: some 80 bytes each.
 const CLAIMS_MAX: usize = 262_144;

@@ -19,12 +19,12 @@ use crate::{
     front_router, register_store, scrub,
 };
 
-/// What a mirror and a peer give their proxy.
+/// The parts that a mirror and a peer give their proxy.
 pub struct ProxyParts {
     pub content: Content,
     pub announcer: Announcer,
     pub admission: Admission,
-    /// Where administrators' orders for peers go; `None` where there are no peers.
+    /// The session that takes administrators' orders for peers; `None` where there are no peers.
     pub peers: Option<Session>,
     /// `None`: clients are answered without TLS.
     pub tls: Option<Acceptor>,
@@ -118,7 +118,7 @@ impl Proxy {
         dependencies
     }
 
-    /// What it holds and has carried, added to a daemon's own `status`.
+    /// The content that it holds and the bytes that it has carried, added to a daemon's own `status`.
     pub async fn status(&self, mut status: serde_json::Value) -> serde_json::Value {
         status["store"] = store_status(&self.store).await;
         status["bytes"] = traffic_status(&self.traffic);

@@ -40,7 +40,7 @@ pub struct Pulls {
 type Answer = [(&'static str, &'static str); 2];
 type Key = (IpAddr, Repository);
 
-/// What was asked for.
+/// The kind of item that a client pulls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PullKind {
     Manifest,

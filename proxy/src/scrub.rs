@@ -20,11 +20,11 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// How long a verification counts.
+/// The time for which a verification counts.
 const VERIFIED_LIFE: Duration = Duration::from_secs(24 * 3600);
-/// How often blobs that are due are looked for.
+/// The interval between two looks for blobs that are due.
 const LOOK_AROUND: Duration = Duration::from_secs(60);
-/// How many are taken at once.
+/// The most due blobs that are taken at once.
 const BATCH: u32 = 64;
 /// The most suspects that wait.
 const SUSPECTS_MAX: usize = 64;
@@ -36,7 +36,7 @@ const REMEMBERED_MAX: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
 /// processor busy with their requests.
 const SUSPECTS_RATE: u64 = 100_000_000;
 
-/// Which client has recently received which blob, and which blobs are suspect.
+/// Blobs that each client has recently received, and blobs that are suspect.
 #[derive(Clone)]
 pub(crate) struct Suspicions {
     suspects: mpsc::Sender<Digest>,

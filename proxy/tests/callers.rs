@@ -578,7 +578,7 @@ async fn registries_that_lie_alike_get_nothing_of_what_a_third_proves() {
     }
 }
 
-/// What comes until it ends.
+/// The bytes of the blob until it ends.
 async fn read_all(mut open: OpenBlob) -> Vec<u8> {
     let blob_bytes = open.blob_bytes();
     let mut got = Vec::new();

@@ -34,7 +34,7 @@ impl Cache {
         }
     }
 
-    /// What is kept.
+    /// Lists the images and blobs that are kept.
     ///
     /// # Errors
     /// [`CacheError::Store`].
@@ -42,7 +42,7 @@ impl Cache {
         self.parts.look(|view| view.list()).await
     }
 
-    /// What is known of an image or a blob.
+    /// Describes an image or a blob.
     ///
     /// # Errors
     /// [`CacheError`]: not a name, nothing of that name.

@@ -29,7 +29,7 @@ impl Stream for CacheLines {
     }
 }
 
-/// Where lines are written.
+/// Writer of lines.
 #[derive(Clone, Debug)]
 pub(super) struct Out(mpsc::Sender<Bytes>);
 

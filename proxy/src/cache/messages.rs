@@ -15,7 +15,7 @@ pub struct CacheList {
     pub total_bytes: u64,
 }
 
-/// What a name stands for.
+/// An image in the cache, under its name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CachedImage {
     /// `docker.io/library/alpine:3.20`, or `…@sha256:…` for what no tag names.
@@ -32,7 +32,7 @@ pub struct CachedImage {
     pub checked_seconds_ago: Option<u64>,
 }
 
-/// How much of a blob is here.
+/// The part of a blob that is here: all, some or none of its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BlobState {

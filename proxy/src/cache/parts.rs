@@ -12,10 +12,10 @@ use tokio_util::sync::CancellationToken;
 use super::{CacheError, name::CacheName, view::View};
 use crate::{Content, UpstreamNames};
 
-/// How long to look through the index, at most: a full one takes well below a second.
+/// The longest time to look through the index: a full one takes well below a second.
 pub(super) const LOOK_TIME_MAX: Duration = Duration::from_secs(30);
 
-/// What a [`super::Cache`] is made of.
+/// The parts of a [`super::Cache`].
 pub(crate) struct CacheParts {
     pub store: Store,
     pub content: Content,

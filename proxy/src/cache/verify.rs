@@ -22,7 +22,7 @@ pub(super) struct Verification {
     pub(super) bytes_per_second: Option<u64>,
 }
 
-/// How often progress is reported.
+/// The interval between two reports of progress.
 const TELL_EVERY: Duration = Duration::from_millis(250);
 
 pub(super) async fn run(parts: &CacheParts, plan: Verification, out: &Out) -> Result<(), Gone> {

@@ -21,7 +21,7 @@ pub(super) struct View {
     sources: HashMap<Digest, BTreeSet<Repository>>,
 }
 
-/// What an image's name stands for.
+/// The manifest that an image's name stands for, and its repository.
 #[derive(Clone)]
 struct Root<'a> {
     at: &'a Repository,
@@ -113,7 +113,7 @@ impl View {
         names
     }
 
-    /// What the removal of `name` takes with it.
+    /// The images and blobs that the removal of `name` takes with it.
     pub(super) fn removal(&self, name: &CacheName) -> Result<PlannedRemoval, CacheError> {
         match name {
             CacheName::Image(at, reference) => self.image_removal(at, reference),
@@ -230,7 +230,7 @@ impl View {
         roots
     }
 
-    /// What a reference means: by digest, every tag that stands for it too.
+    /// The manifests that a reference stands for: by digest, under every tag that stands for it too.
     fn named<'a>(&'a self, at: &'a Repository, reference: &Reference) -> Vec<Root<'a>> {
         let tags = self.tags.iter().filter(|tag| tag.at == *at);
         match reference {
@@ -263,7 +263,7 @@ impl View {
         reached
     }
 
-    /// What an index lists.
+    /// The manifests that an index lists.
     fn parts(&self, digest: &Digest) -> &[Descriptor] {
         match self.manifests.get(digest).map(|manifest| &manifest.content) {
             Some(Manifest::Index { manifests }) => manifests,
@@ -271,7 +271,7 @@ impl View {
         }
     }
 
-    /// What a manifest needs: an index, the blobs among what it lists, as those of build caches do.
+    /// The blobs that a manifest needs: for an index, the blobs among what it lists, as those of build caches do.
     fn blobs_in(&self, digest: &Digest) -> impl Iterator<Item = &Descriptor> {
         let manifest = self.manifests.get(digest);
         let blobs = manifest.map_or(&[][..], |manifest| manifest.content.blobs());
@@ -395,7 +395,7 @@ impl View {
     }
 }
 
-/// What known manifests say of a blob.
+/// The size and the repositories of a blob, as known manifests state them.
 struct Listed<'a> {
     blob_bytes: u64,
     repositories: BTreeSet<&'a Repository>,

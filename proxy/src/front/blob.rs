@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{OpenBlob, Suspicions, pulls::BlobPull};
 
-/// What a body is read from.
+/// Source that a body is read from.
 enum Source {
     /// A blob that is read as it is; a live fill is hashed as it comes.
     Open(OpenBlob),
@@ -30,7 +30,7 @@ enum Source {
     Suspect(CheckedBlob),
 }
 
-/// How the bytes of a body go out.
+/// Delivery of a body's bytes to one client.
 pub(super) struct Delivery {
     /// The connection's, unless it has TLS.
     pub(super) sendfile: Option<SendfileQueue>,
@@ -125,7 +125,7 @@ fn body(source: Source, digest: Digest, range: Range<u64>, delivery: Delivery) -
     Body::from_stream(parts)
 }
 
-/// What a client gets of a blob, noted at the end of the body, wherever that is.
+/// Bytes of a blob that a client gets, noted at the end of the body, wherever that is.
 struct Sent {
     suspicions: Suspicions,
     client: Option<IpAddr>,
@@ -196,7 +196,7 @@ impl Delivery {
         }
     }
 
-    /// What goes out next, for the beginning of `range`.
+    /// The bytes to send next, from the start of `range`.
     async fn next(&self, source: &mut Source, range: &Range<u64>) -> Result<Bytes, ReadBlobError> {
         if let Some(sendfile) = &self.sendfile
             && sendfile.takes(range.end - range.start)
@@ -214,7 +214,7 @@ impl Delivery {
     }
 }
 
-/// What the body yields for a part of a file, which leaves from where it lies.
+/// The stand-in that the body yields for a part of a file, which leaves from where it lies.
 fn stand_in(sendfile: &SendfileQueue, mut extent: Extent) -> Bytes {
     sendfile.stand_in(extent.len(), move |socket, bytes_max| extent.send_to(socket, bytes_max))
 }

@@ -10,9 +10,9 @@ use std::sync::{
 
 use bytes::Bytes;
 
-/// What one read takes when there is plenty.
+/// Bytes of one read when there is plenty.
 const READ_BYTES: usize = 256 * 1024;
-/// What one read takes in any case.
+/// Bytes of one read in any case.
 const READ_BYTES_MIN: usize = 16 * 1024;
 /// The whole of it: enough for a gigabit over a hundred milliseconds.
 const BUDGET_BYTES: usize = 16 * 1024 * 1024;
@@ -47,12 +47,12 @@ pub(super) struct Room {
 }
 
 impl Room {
-    /// How much may be read.
+    /// The most bytes that may be read.
     pub(super) fn bytes(&self) -> u64 {
         self.taken.max(READ_BYTES_MIN) as u64
     }
 
-    /// What was read: the room is given back when the last of it has been sent.
+    /// The bytes that were read, with their room, which is given back when the last of them has been sent.
     pub(super) fn hold(self, bytes: Bytes) -> Bytes {
         Bytes::from_owner(Held { bytes, _room: self })
     }

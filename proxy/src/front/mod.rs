@@ -59,7 +59,7 @@ pub(crate) struct Front {
     pub admission: Admission,
 }
 
-/// How the front identifies its callers.
+/// Facts by which the front identifies its callers.
 pub struct Admission {
     /// The site's nodes; `None` where there are none.
     pub nodes: Option<Arc<Nodes>>,
@@ -99,7 +99,7 @@ async fn serve(
     response
 }
 
-/// What is known of the connection that a request came over.
+/// The connection that a request came over.
 struct Connection {
     sendfile: Option<SendfileQueue>,
     slot: Option<Slot>,

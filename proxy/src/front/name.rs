@@ -1,4 +1,4 @@
-//! What a request names: the upstream, the repository, the manifest or blob.
+//! Names in a request: the upstream, the repository, the manifest or blob.
 //!
 //! The upstream is named by `?ns=` (containerd), by the first component of the path (podman, skopeo, crane), by the Host
 //! header, or is the default. Only configured upstreams are ever meant: `ns` is no way to reach other hosts.
@@ -25,7 +25,7 @@ pub struct UpstreamNames {
     default: Option<String>,
 }
 
-/// What one request is for.
+/// The endpoint that one request is for.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Target {
     pub(super) endpoint: Endpoint,

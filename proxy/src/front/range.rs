@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-/// What a `Range` header asks of a body of known size.
+/// The part that a `Range` header asks of a body of known size.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum RequestedRange {
     /// No range, one of another unit, or several: the whole body. Several would be a multipart answer, which no client needs

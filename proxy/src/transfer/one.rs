@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::callers::{Callers, Right};
 use piecemeal_upstream::{Caller, PullError};
 
-/// How a successful transfer ended.
+/// Outcome of a successful transfer.
 pub enum Arrived {
     Kept(Blob),
     /// There was no room for it: its readers go on within their window.
@@ -28,7 +28,7 @@ pub enum Arrived {
 
 /// The most repositories of one upstream that a transfer remembers to have been answered under.
 const ANSWERED_MAX: usize = 256;
-/// How far a transfer is.
+/// Progress of a transfer.
 #[derive(Clone)]
 pub enum Progress {
     /// `blob_bytes`: the size, when a manifest has told it before the source has.
@@ -159,7 +159,7 @@ impl Transfer {
         Ok(())
     }
 
-    /// What this transfer itself fills.
+    /// The fill of this transfer, unless it follows another's.
     pub(crate) fn own_filling(&self) -> Option<Filling> {
         match self.progress() {
             Progress::Open(filling) if !self.follows.load(Ordering::Relaxed) => Some(filling),
@@ -167,7 +167,7 @@ impl Transfer {
         }
     }
 
-    /// What it fills itself, if that is the fill of this id.
+    /// Its own fill, if that has this id.
     pub fn filling_of(&self, fill: Option<FillId>) -> Option<Filling> {
         self.own_filling().filter(|filling| Some(filling.fill()) == fill)
     }
@@ -267,7 +267,7 @@ impl Transfer {
         &self.callers
     }
 
-    /// How far it is now.
+    /// Its progress now.
     pub fn progress(&self) -> Progress {
         self.progress.borrow().clone()
     }

@@ -45,7 +45,7 @@ impl OpenBlob {
         }
     }
 
-    /// What a caller's right is asked for before it reads. `transfer`: whose blob it is.
+    /// The item that a caller's right is checked for before it reads. `transfer`: that of the blob.
     pub fn item<'a>(&self, transfer: &Transfer, at: &Repository, digest: &'a Digest) -> Item<'a> {
         match self {
             Self::Filling { .. } | Self::Starting { .. } if transfer.has_answered(at) => Item::Answered(digest),
@@ -65,7 +65,7 @@ impl OpenBlob {
     /// Waits until there is a byte at `offset`.
     ///
     /// # Errors
-    /// What ended the transfer.
+    /// The reason why the transfer ended.
     pub async fn ready(&mut self, offset: u64) -> Result<(), ReadBlobError> {
         loop {
             let Started::Filling(filling, transfer) = self.started().await? else {
@@ -107,7 +107,7 @@ impl OpenBlob {
     /// Reads at least one byte from the start of `range`, waiting for it when it is still on its way.
     ///
     /// # Errors
-    /// What ended the transfer, or damage on disk.
+    /// The reason why the transfer ended, or damage on disk.
     pub async fn read(&mut self, range: Range<u64>) -> Result<Bytes, ReadBlobError> {
         match self.wait_for_first(&range).await? {
             Started::Complete(blob) => blob.read(range).await,

@@ -32,11 +32,11 @@ use piecemeal_upstream::{Caller, Places, PullError};
 /// The most transfers that fill apart at a time, and how long one of them may keep a place from an upstream that has none.
 const DISPUTES_MAX: usize = 4;
 const DISPUTE_SLOW: Duration = Duration::from_secs(5);
-/// How transfers end.
+/// The ends of transfers, as metrics name them.
 const KEPT: &str = "kept";
 const PASSED: &str = "passed";
 const FAILED: &str = "failed";
-/// How often a caller starts a blob again whose transfer failed with another caller's right.
+/// The most times that a caller starts a blob again whose transfer failed with another caller's right.
 const REJOINS_MAX: usize = 3;
 
 /// All transfers of a daemon. Cheap to clone.
@@ -90,7 +90,7 @@ pub(crate) struct Joining<'a> {
     pub digest: &'a Digest,
     /// The blob's size, where a manifest has told it.
     pub blob_bytes: Option<u64>,
-    /// How long the caller waits until it can be answered.
+    /// The longest wait of the caller until it can be answered.
     pub patience: Duration,
     /// Whether the source has recently served a caller from the repository.
     pub allows: &'a (dyn Fn(&Caller) -> bool + Sync),
@@ -111,7 +111,7 @@ impl Joining<'_> {
     }
 }
 
-/// What is known of a blob that is here, or on its way.
+/// A blob that is here, or on its way.
 pub(crate) struct KnownHere {
     pub blob_bytes: u64,
     /// It is on its way, and its upstream has answered for it under the repository.
@@ -119,7 +119,7 @@ pub(crate) struct KnownHere {
 }
 
 impl KnownHere {
-    /// What a caller's right is asked for.
+    /// The item that a caller's right is checked for.
     pub(crate) fn item<'a>(&self, digest: &'a Digest) -> Item<'a> {
         match self.is_answered {
             true => Item::Answered(digest),
@@ -128,7 +128,7 @@ impl KnownHere {
     }
 }
 
-/// Whose error it is that a caller cannot be answered.
+/// The error with which a caller cannot be answered, by the caller that it belongs to.
 enum NotOpened {
     /// This caller's own error.
     Own(PullError),
@@ -206,8 +206,8 @@ impl Transfers {
     /// it serves the blob to this caller.
     ///
     /// # Errors
-    /// What the source said to this caller; why the transfer failed; the last failure, while the digest cools down after it
-    /// for this caller.
+    /// The source's error for this caller; the reason why the transfer failed; the last failure, while the digest cools down after
+    /// it for this caller.
     pub(crate) async fn open<F, P>(
         &self,
         joining: Joining<'_>,
