@@ -24,7 +24,7 @@ pub struct Catalog {
     pub manifests: Vec<KnownManifest>,
     pub tags: Vec<KnownTag>,
     pub blobs: Vec<KnownBlob>,
-    /// Which upstream answered for which blob or manifest under which repository.
+    /// Blobs and manifests with each repository under which its upstream answered for them.
     pub sources: Vec<(Digest, Repository)>,
 }
 
@@ -38,7 +38,7 @@ pub struct KnownManifest {
     pub used: Duration,
 }
 
-/// What a tag stood for when upstream was last asked.
+/// A tag, with the digest that it stood for when upstream was last asked.
 #[derive(Clone, Debug)]
 pub struct KnownTag {
     pub at: Repository,
@@ -61,7 +61,7 @@ pub struct KnownBlob {
     pub verified: Option<Duration>,
 }
 
-/// How much of a blob is here.
+/// The part of a blob that is here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
     /// All of it.
@@ -75,7 +75,7 @@ pub enum Presence {
     Absent,
 }
 
-/// What to remove.
+/// Tags, manifests and blobs to remove.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Removal {
     pub tags: Vec<(Repository, String)>,

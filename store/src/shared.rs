@@ -1,4 +1,4 @@
-//! What all handles of a store share: its blobs, its names, and the batches in which both reach the index.
+//! State that all handles of a store share: its blobs, its names, and the batches in which both reach the index.
 //!
 //! A commit per piece would cost more than the piece. Pieces that landed, partial pieces and last uses are hints, so losing the
 //! last batch in a crash costs a few pieces again and makes a blob look a little older. The batch is written by the first operation
@@ -38,7 +38,7 @@ use crate::{
 /// The progress that a crash may lose and that is downloaded again: at 100 Mbit/s some 60 KB. A commit that need not reach
 /// the disk costs some 100 µs, so that two hundred a second cost little.
 const BATCH_INTERVAL: Duration = Duration::from_millis(5);
-/// How old last uses may be before they are written: a node that only serves complete blobs hardly writes to its disk.
+/// The age at which last uses are written: a node that only serves complete blobs hardly writes to its disk.
 const USES_INTERVAL: Duration = Duration::from_secs(1);
 /// Last uses remembered before a batch is due early.
 const USES_MAX: usize = 10_000;

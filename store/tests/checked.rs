@@ -32,7 +32,7 @@ async fn checked(store: &Store, content: &Content) -> CheckedBlob {
     store.blob(&content.digest).await.unwrap().unwrap().checked()
 }
 
-/// What a client gets of a range, and the piece at which it ends short.
+/// The bytes that a client gets of a range, and the piece at which it ends short.
 async fn read(blob: &mut CheckedBlob, range: std::ops::Range<u64>) -> (Vec<u8>, Option<u32>) {
     let mut bytes = Vec::new();
     let mut at = range.start;

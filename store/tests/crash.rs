@@ -53,7 +53,7 @@ enum During {
     Other,
 }
 
-/// How often the power was cut, by [`During`]: a test that no longer cut in one of them would prove nothing about it.
+/// The number of power cuts, by [`During`]: a test that no longer cut in one of them would prove nothing about it.
 #[derive(Default)]
 struct Cuts([AtomicU64; 7]);
 

@@ -4,7 +4,7 @@
 //! It is killed at a step, at a line, after some time, or at a byte of what SQLite writes: see `support/killer.rs`. Then
 //! everything that it has said must hold, and the story must go on to its end from what it left.
 //!
-//! What a killed process wrote is all there, unlike after a power cut: `crash.rs` has those.
+//! A killed process leaves all that it wrote, unlike a power cut: `crash.rs` has those.
 
 #![expect(clippy::unwrap_used, reason = "a story that cannot go on fails")]
 
@@ -50,7 +50,7 @@ const PHASES: [Phase; 9] = [
     Phase::Restart,
     Phase::Finish,
 ];
-/// How a phase ends, by turns.
+/// The ends of phases, by turns.
 const HOWS: [How; 8] = [
     How::Steps,
     How::Bytes,
@@ -64,7 +64,7 @@ const HOWS: [How; 8] = [
 const CASES: u64 = 45 * HOWS.len() as u64;
 /// Most of the time a case waits for the disk, where the index is.
 const THREADS: u64 = 8;
-/// What a phase writes at least, for those that cut the log back in the end.
+/// The least bytes that a phase writes, for those that cut the log back in the end.
 const BYTES_MIN: u64 = 16 * 1024;
 /// By SIGKILL.
 const KILLS_MIN: u64 = 200;
@@ -74,13 +74,13 @@ const QUOTA_BYTES: u64 = 100_000;
 /// Room for the blob that is held, the one that is used, and one more.
 const TIGHT_BYTES: u64 = 60_000;
 
-/// What a child must know.
+/// The environment variables that tell a child its part.
 const PLAN: &str = "STORE_KILL_PLAN";
 const DIR: &str = "STORE_KILL_DIR";
 const FIRST: &str = "STORE_KILL_FIRST";
 const SEED: &str = "STORE_KILL_SEED";
 const TEST: &str = "a_store_keeps_its_promises_through_kill_9";
-/// What a child says starts with this; the rest is the test harness.
+/// The start of each line of a child's; the rest is the test harness.
 const MARK: &str = "story: ";
 const CHILD_MAX: Duration = Duration::from_secs(60);
 
@@ -107,7 +107,7 @@ impl Start {
         [Self::Nothing, Self::EmptyIndex].into_iter().chain(old).collect()
     }
 
-    /// What the old process had promised.
+    /// The promises of the old process.
     fn known(self) -> Known {
         let Self::Old(..) = self else {
             return Known::default();
@@ -155,7 +155,7 @@ struct Story {
     clock: Arc<FakeClock>,
     contents: Vec<Content>,
     known: Known,
-    /// Where a parent listens.
+    /// Whether a parent listens.
     piped: bool,
 }
 
@@ -638,7 +638,7 @@ fn run_child(dir: &Path, first: Phase, plan: Option<Plan>, seed: u64) -> Told {
     Told { status, lines }
 }
 
-/// How far each phase goes without a kill.
+/// The extent of each phase without a kill.
 type Extents = BTreeMap<(Start, Phase), BTreeMap<How, u64>>;
 
 fn measure(starts: &[Start]) -> Extents {
@@ -670,7 +670,7 @@ fn measure(starts: &[Start]) -> Extents {
     extents
 }
 
-/// How many children died, by phase and by how.
+/// The number of children that died, by phase and by how.
 #[derive(Default)]
 struct Tally {
     kills: Mutex<BTreeMap<(Phase, How), u64>>,

@@ -17,7 +17,7 @@ use piecemeal_store::{BeginFillError, Clock, DiskFiles, Env, Files, Filling, Rep
 use support::{Content, DAY, FakeClock, PIECE_BYTES, config, disk::FaultyDisk};
 use tokio::runtime::Handle;
 
-/// How long a step waits for another one that may have to wait for it in turn.
+/// The longest wait of a step for another one that may have to wait for it in turn.
 const STEP_MAX: Duration = Duration::from_millis(500);
 
 type Step = Box<dyn FnOnce() + Send>;

@@ -26,7 +26,7 @@ pub(crate) struct Entry {
     /// The last use.
     pub(crate) used: Age,
     pub(crate) generation: Generation,
-    /// How many readers and writers hold it.
+    /// The number of readers and writers that hold it.
     pub(super) pins: u32,
     /// Its file is being removed.
     pub(super) is_leaving: bool,

@@ -41,7 +41,7 @@ pub(crate) struct Evictor {
     pub(crate) counters: Counters,
 }
 
-/// How much a store may take, and for how long.
+/// Limits of a store: the space that it may take, and the time for which it keeps content.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     pub(crate) quota_bytes: Option<u64>,
@@ -49,7 +49,7 @@ pub(crate) struct Limits {
     pub(crate) ttl: Duration,
 }
 
-/// What a sweep removed.
+/// Result of a sweep: the blobs and bytes that it removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
     /// The complete blobs that were removed.

@@ -10,7 +10,7 @@ use piecemeal_proto::Digest;
 
 use crate::disk::files::FileStamp;
 
-/// How long a verification of a piece counts: it has just been read, and lies in memory.
+/// The time for which a verification of a piece counts: it has just been read, and lies in memory.
 const GOOD_FOR: Duration = Duration::from_secs(60);
 /// Pieces that are remembered as good: 64 GiB of the largest.
 const GOOD_MAX: NonZeroUsize = NonZeroUsize::new(16 * 1024).unwrap();

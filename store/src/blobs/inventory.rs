@@ -13,7 +13,7 @@ use super::{
 };
 use crate::values::clock::{Age, AgeClock};
 
-/// What is here.
+/// The blobs that are here, and their last uses.
 pub(crate) struct Inventory {
     ledger: Mutex<Ledger>,
     /// Blobs whose last use the index does not have yet.
@@ -87,7 +87,7 @@ impl Inventory {
         }
     }
 
-    /// How many blobs have a last use that the index does not have.
+    /// The number of blobs with a last use that the index does not have.
     pub(crate) fn uses(&self) -> usize {
         self.used.lock().len()
     }

@@ -21,7 +21,7 @@ pub(crate) struct Ledger {
     generations: u64,
 }
 
-/// How many entries of one kind there are, and their bytes.
+/// The number of the entries of one kind, and their bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sum {
     pub(crate) count: u64,

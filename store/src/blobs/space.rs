@@ -15,7 +15,7 @@ pub(crate) struct Space {
 }
 
 impl Space {
-    /// How many bytes must go before `new_bytes` more may be counted and `unwritten_bytes` more written.
+    /// The bytes that must go before `new_bytes` more may be counted and `unwritten_bytes` more written.
     pub(crate) fn shortage_bytes(&self, new_bytes: u64, unwritten_bytes: u64) -> u64 {
         let over_quota = self.quota_bytes.map_or(0, |quota_bytes| {
             self.used_bytes.saturating_add(new_bytes).saturating_sub(quota_bytes)

@@ -71,7 +71,8 @@ impl Blob {
         Arc::clone(&self.inner.open.row.piece_hashes)
     }
 
-    /// Where `range` lies, or its first [`crate::READ_BYTES_MAX`] bytes when it is longer. `None` where that can only be read.
+    /// The place of `range` in the file, or of its first [`crate::READ_BYTES_MAX`] bytes when it is longer. `None` where that can
+    /// only be read.
     ///
     /// # Errors
     /// [`ReadBlobError::OutOfRange`].

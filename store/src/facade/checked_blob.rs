@@ -52,8 +52,8 @@ impl CheckedBlob {
         &self.blob
     }
 
-    /// Where the beginning of `range` lies, as [`Blob::extent`], as far as its piece is known to be good. `None` where it has to be
-    /// read.
+    /// The place of the beginning of `range`, as [`Blob::extent`], as far as its piece is known to be good. `None` where it has to
+    /// be read.
     ///
     /// # Errors
     /// [`ReadBlobError::OutOfRange`].

@@ -85,7 +85,7 @@ impl Store {
         self.shared.blobs.inventory.ledger().digests(EntryKind::Partial)
     }
 
-    /// How a blob that is not complete is cut, so that a download of it can go on where it stopped.
+    /// The piece map of a blob that is not complete, so that a download of it can go on where it stopped.
     ///
     /// # Errors
     /// [`StoreError::Index`].
@@ -101,7 +101,7 @@ impl Store {
         self.shared.blobs.trouble.lock().clone()
     }
 
-    /// How full the store is.
+    /// The figures of the store now.
     ///
     /// # Errors
     /// [`StoreError::Index`].
@@ -178,7 +178,7 @@ impl Store {
             .await
     }
 
-    /// How much of a blob is here. Asks neither the index nor the disk.
+    /// The part of a blob that is here. Asks neither the index nor the disk.
     pub fn presence(&self, digest: &Digest) -> Presence {
         let ledger = self.shared.blobs.inventory.ledger();
         match ledger.get(digest) {

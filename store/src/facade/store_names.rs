@@ -61,7 +61,7 @@ impl Store {
         self.names(move |names| names.put_tag(&at, &tag, digest)).await
     }
 
-    /// What the tag stood for when upstream was last asked. Counts as a use.
+    /// The digest that the tag stood for when upstream was last asked. Counts as a use.
     ///
     /// # Errors
     /// [`StoreError::Index`].
@@ -132,7 +132,7 @@ impl Store {
         self.names(move |names| names.put_refusal(&at, holder)).await
     }
 
-    /// How long ago upstream last served the repository without a credential; a restart adds an hour at the most.
+    /// The time since upstream last served the repository without a credential; a restart adds an hour at the most.
     ///
     /// # Errors
     /// [`StoreError::Index`].
@@ -141,7 +141,7 @@ impl Store {
         self.names(move |names| names.public_right(&at)).await
     }
 
-    /// What is known of a node that shows this credential, or none.
+    /// The right of a node that shows this credential, or none.
     ///
     /// # Errors
     /// [`StoreError::Index`].

@@ -102,7 +102,7 @@ impl Index {
         })
     }
 
-    /// How many bytes of each blob that is not complete are written down.
+    /// The bytes that are written down of each blob that is not complete.
     pub(crate) fn all_partial_bytes(&self) -> Result<Vec<(Digest, u64)>, IndexError> {
         rows(
             &self.read(),

@@ -94,7 +94,7 @@ mod tests {
         manifest_bytes: 60 * 64 + 63,
     };
 
-    /// What one repository has: rows of each table.
+    /// Puts a row of one repository into each table.
     fn put(transaction: &Transaction<'_>, upstream: &str, name: &str, number: u32, used: u64) {
         let at = Repository {
             upstream: upstream.to_owned(),

@@ -35,7 +35,7 @@ pub(crate) struct PartialPieceRow {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PartialPieceChange {
     pub(crate) piece: u32,
-    /// What is here of it now. `None`: nothing, or the whole piece.
+    /// The part of it that is here now. `None`: nothing, or the whole piece.
     pub(crate) now: Option<PartialPieceRow>,
 }
 

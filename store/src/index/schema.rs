@@ -13,7 +13,7 @@ const APPLICATION_ID: i64 = 0x504d_7374;
 const WAL_PAGES_MAX: u32 = 16 * 1024;
 /// The log is cut back to this after a checkpoint; one manifest may have blown it up to 8 MiB.
 const WAL_BYTES_MAX: i64 = 16 * 1024 * 1024;
-/// How long a statement waits for a lock. The daemon is the only writer; an administrator with the sqlite3 shell may read.
+/// The longest wait of a statement for a lock. The daemon is the only writer; an administrator with the sqlite3 shell may read.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// In order; never edited once released.

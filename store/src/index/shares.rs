@@ -4,14 +4,14 @@
 //! many. Owners are nested: repositories of a registry, registries of a domain, domains. An owner can make up names only within
 //! what is its own.
 //!
-//! What remains: domains cost money, but are not bounded. Registries that have an address for a name count by a part of it,
+//! The remaining weakness: domains cost money, but are not bounded. Registries that have an address for a name count by a part of it,
 //! the last two numbers or the first group.
 
 use rusqlite::Transaction;
 
 use super::sql::{from_sql, to_sql};
 
-/// How much a table keeps that has more than `max`: a little less than that, so that it is not sorted again for each new row.
+/// The rows that a table of more than `max` keeps: a little less than that, so that it is not sorted again for each new row.
 pub(super) fn kept_of(max: u64) -> u64 {
     max - max / 64
 }

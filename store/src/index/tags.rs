@@ -11,7 +11,7 @@ use super::{
 };
 use crate::values::{clock::Age, error::IndexError, repository::Repository};
 
-/// What a tag stood for when upstream was last asked.
+/// The digest that a tag stood for when upstream was last asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TagRow {
     pub(crate) digest: Digest,

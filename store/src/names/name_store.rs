@@ -29,7 +29,7 @@ const NAMES_MAX: u64 = 100_000;
 const RIGHTS_MAX: u64 = 10_000 * 5 * 8;
 /// Refusals kept: those of 10,000 nodes with 40 credentials each; 50 MB of index.
 const REFUSALS_MAX: u64 = 10_000 * 40;
-/// How long a refusal is kept: longer than a site is without its uplink.
+/// The time for which a refusal is kept: longer than a site is without its uplink.
 const REFUSED_LIFE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Manifests kept, in bytes: thousands of images.
 const MANIFESTS_BYTES_MAX: u64 = 256 * 1024 * 1024;
@@ -225,7 +225,7 @@ impl NameStore {
         Ok(())
     }
 
-    /// How many last uses the index does not have.
+    /// The number of last uses that the index does not have.
     pub(crate) fn uses(&self) -> usize {
         self.uses.lock().len()
     }
@@ -248,7 +248,7 @@ impl NameStore {
         self.uses.lock().use_source(at, digest, now);
     }
 
-    /// What a tag's row says now.
+    /// The tag as its row has it. Counts as a use.
     fn use_tag(&self, at: &Repository, tag: &str, row: TagRow) -> Tag {
         let now = self.index.now();
         self.uses.lock().use_tag(at, tag, now);

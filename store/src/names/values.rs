@@ -15,7 +15,7 @@ pub struct Manifest {
     pub digest: Digest,
 }
 
-/// What a tag stood for when upstream was last asked.
+/// The digest that a tag stood for when upstream was last asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tag {
     pub digest: Digest,

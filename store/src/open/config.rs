@@ -14,7 +14,7 @@ use crate::{
     values::clock::{Clock, SystemClock},
 };
 
-/// How a store is set up. All but the folder can be changed later by [`crate::Store::set_limits`].
+/// Configuration of a store. All but the folder can be changed later by [`crate::Store::set_limits`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreConfig {
     /// The folder; made when it does not exist.
@@ -23,11 +23,11 @@ pub struct StoreConfig {
     pub quota_bytes: Option<u64>,
     /// The bytes that are left free on the disk.
     pub free_bytes_min: u64,
-    /// How long content is kept since its last use.
+    /// The time for which content is kept since its last use.
     pub ttl: Duration,
 }
 
-/// What the store takes from its surroundings.
+/// Environment of a store: the clock, the file system and the seed that it is given.
 #[derive(Clone)]
 pub struct Env {
     pub clock: Arc<dyn Clock>,

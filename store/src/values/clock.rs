@@ -13,7 +13,7 @@ use std::{
 /// The most that one restart may age the store.
 pub(crate) const RESTART_AGE_MAX: Duration = Duration::from_secs(60 * 60);
 
-/// Where the store reads time from.
+/// Clock that the store reads time from.
 pub trait Clock: Send + Sync {
     /// Time since an arbitrary fixed moment; never runs backwards.
     fn monotonic(&self) -> Duration;
@@ -54,7 +54,7 @@ impl Clock for SystemClock {
 pub(crate) struct Age(pub(crate) u64);
 
 impl Age {
-    /// How long `earlier` is ago; zero for a moment that is still to come.
+    /// The time from `earlier` to this moment; zero when `earlier` is still to come.
     pub(crate) fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }

@@ -2,7 +2,7 @@
 //!
 //! A partial counts with the size of its whole blob.
 
-/// How full the store is.
+/// Usage of a store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Complete blobs.

@@ -10,7 +10,7 @@ use piecemeal_proto::{PieceHash, PieceMap};
 /// An Ed25519 signature over a list of piece hashes.
 pub type ListSignature = [u8; 64];
 
-/// How a complete blob is cut, and what its pieces are.
+/// The piece map of a complete blob, and the hashes of its pieces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PieceHashes {
     pub map: PieceMap,

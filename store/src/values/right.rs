@@ -24,7 +24,7 @@ pub enum Shown {
     Nothing,
 }
 
-/// How long ago upstream last served a node from a repository; a restart adds an hour at the most.
+/// The time since upstream last served a node from a repository; a restart adds an hour at the most.
 ///
 /// A credential that upstream has answered is known, and has only the rights that it has earned itself, repository by
 /// repository: a credential that was served in one repository has no right in another. Only a new one may use the rights that

@@ -64,7 +64,7 @@ impl FromStr for Phase {
     }
 }
 
-/// What ends the process, counted from the beginning of a phase.
+/// Count that ends the process, from the beginning of a phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum How {
     /// So many calls of the file layer and looks at the clock.
@@ -110,7 +110,7 @@ impl FromStr for Plan {
     }
 }
 
-/// How much of each kind there was in a phase that ran to its end.
+/// The counts of each kind in a phase that ran to its end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Extent {
     pub(crate) steps: u64,

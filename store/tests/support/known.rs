@@ -1,4 +1,4 @@
-//! What a process says of its work, line by line, and what must hold of its folder from then on.
+//! Lines in which a process says what it has done, and the state of its folder that must hold from then on.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,7 +8,7 @@ use std::{
 
 use super::killer::Phase;
 
-/// What the process says, each time before it goes on. Blobs are told by their place in the story.
+/// A line of the process, written before it goes on. Blobs are told by their place in the story.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Line {
     Phase(Phase),
@@ -94,7 +94,7 @@ impl FromStr for Line {
     }
 }
 
-/// What must hold of a folder, from what its processes have said.
+/// The state that must hold of a folder, by the lines of its processes.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Known {
     pub(crate) phase: Option<Phase>,

@@ -1,4 +1,4 @@
-//! What the stories share: a clock that is set by hand, content that follows from a seed, and a store on both.
+//! Tools that the stories share: a clock that is set by hand, content that follows from a seed, and a store on both.
 #![allow(dead_code, reason = "each story uses its own part of it")]
 
 pub(crate) mod disk;

@@ -117,7 +117,7 @@ pub(crate) fn manifest() -> Bytes {
     Bytes::from_static(b"{\"schemaVersion\":2}")
 }
 
-/// What was known by name is known still; nothing of it was older than a few hours.
+/// Names that were known are known still; none of them was older than a few hours.
 pub(crate) async fn check_names(store: &Store) {
     let (at, bytes) = (repository(), manifest());
     let digest = Digest::of(&bytes);

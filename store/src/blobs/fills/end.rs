@@ -4,7 +4,7 @@
 
 use super::failure::FillFailure;
 
-/// How a fill ended.
+/// End of a fill.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     Published,

@@ -157,7 +157,7 @@ impl Fill {
         self.state.lock().pieces.hashes().into()
     }
 
-    /// How many pieces have not landed.
+    /// The number of pieces that have not landed.
     pub(crate) fn missing(&self) -> u32 {
         self.state.lock().pieces.missing()
     }
@@ -210,7 +210,7 @@ impl Fill {
         self.state.lock().pieces.has_unsaved()
     }
 
-    /// How many times pieces were taken back so far.
+    /// The number of times that pieces were taken back so far.
     pub(crate) fn takings(&self) -> usize {
         self.state.lock().pieces.takings()
     }

@@ -36,13 +36,13 @@ struct LiveFill {
     handle: Weak<FillHandle>,
 }
 
-/// What all users of a fill share; the fill is live as long as it exists.
+/// Handle that all users of a fill share; the fill is live as long as it exists.
 pub(crate) struct FillHandle {
     pub(crate) fill: Arc<Fill>,
     held: Held,
 }
 
-/// What a fill holds in its store.
+/// Space or place that a fill holds in its store.
 enum Held {
     /// Its space on the disk.
     Space {
@@ -166,7 +166,7 @@ impl LiveFills {
 }
 
 impl Saving<'_> {
-    /// What the index does not know yet, of each fill.
+    /// The progress of each fill that the index does not know yet.
     pub(crate) fn take_unsaved(&self) -> Vec<(Arc<Fill>, Progress)> {
         let fills = self.live.fills.lock();
         fills

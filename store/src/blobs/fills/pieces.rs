@@ -60,7 +60,7 @@ impl Pieces {
         &self.hashes
     }
 
-    /// How many pieces have not landed.
+    /// The number of pieces that have not landed.
     pub(super) fn missing(&self) -> u32 {
         self.landed.capacity() - self.landed.count()
     }
@@ -119,7 +119,7 @@ impl Pieces {
         true
     }
 
-    /// How many times pieces were taken back so far.
+    /// The number of times that pieces were taken back so far.
     pub(super) fn takings(&self) -> usize {
         self.taken_back.len()
     }

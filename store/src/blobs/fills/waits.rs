@@ -10,7 +10,7 @@ use piecemeal_proto::PieceSet;
 #[derive(Default)]
 pub(super) struct Waits {
     waits: BTreeMap<u64, Wait>,
-    /// How many have begun: the id of the latest.
+    /// The number of waits that have begun: the id of the latest.
     begun: u64,
 }
 

@@ -12,10 +12,10 @@ use piecemeal_proto::PieceMap;
 
 /// The memory of one unstored fill, in bytes: enough pieces of any size for leases two deep, and for peers to trade in.
 const WINDOW_BYTES: u64 = 32 * 1024 * 1024;
-/// How long a reader may hold up the others.
+/// The longest time for which a reader may hold up the others.
 const LAG_MAX: Duration = Duration::from_secs(30);
 
-/// Where a piece is, seen from the window.
+/// Position of a piece, seen from the window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Position {
     Passed,
@@ -30,7 +30,7 @@ pub(super) struct Window {
     /// One after the highest piece that a writer has, or would have if there were room.
     wanted_end: u32,
     seats: BTreeMap<u64, Reader>,
-    /// How many were taken: the id of the latest.
+    /// The number of seats that were taken: the id of the latest.
     seats_taken: u64,
     /// Pieces that left and are still in the file.
     gone: Vec<u32>,

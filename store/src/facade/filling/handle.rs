@@ -32,7 +32,7 @@ use crate::{
 pub struct Filling {
     pub(super) live: HeldFill,
     pub(super) seat: Mutex<Option<Seat>>,
-    /// How many times pieces had been taken back when this clone first read.
+    /// The number of times that pieces had been taken back when this clone first read.
     pub(super) seen: OnceLock<usize>,
 }
 

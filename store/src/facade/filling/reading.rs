@@ -51,7 +51,7 @@ impl Filling {
         Ok(self.extent_of(range))
     }
 
-    /// Where a whole piece lies, the final one too; `None` when it is not here, or can only be read.
+    /// The place of a whole piece, the final one too; `None` when it is not here, or can only be read.
     ///
     /// # Errors
     /// [`ReadBlobError::Abandoned`].

@@ -21,7 +21,7 @@ use crate::{
 /// came out of order; few, so that no writer pays for all of them.
 const ADVANCE_PIECES_MAX: u32 = 4;
 
-/// How often a writer without room looks for readers that stand still.
+/// The interval at which a writer without room looks for readers that stand still.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// Why a piece could not be kept.
@@ -35,7 +35,7 @@ pub enum WritePieceError {
     Mismatch { expected: PieceHash, computed: PieceHash },
     #[error("a blob of {count} pieces has no piece {index}")]
     NoSuchPiece { index: u32, count: u32 },
-    /// What is here of the piece ends elsewhere, or nothing of it is here.
+    /// The part of the piece that is here ends elsewhere, or nothing of it is here.
     #[error("no tail of piece {index} ends at {offset}")]
     NoSuchPartialPiece { index: u32, offset: u64 },
     /// The fill was ended by another task.
@@ -168,7 +168,7 @@ impl Filling {
         self.fill_state().arrived_bytes()
     }
 
-    /// What is here of a piece that is not here in full: its first bytes. `None` also when the file does not have them any
+    /// The first bytes of a piece that is not here in full. `None` when none are here, also when the file does not have them any
     /// more.
     pub async fn partial_piece(&self, index: u32) -> Option<Bytes> {
         let partial = self.fill_state().partial_piece(index)?;
