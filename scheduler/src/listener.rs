@@ -134,6 +134,6 @@ const STREAMS_MAX: u32 = 4;
 const HEAD_BYTES_MAX: u32 = 16 * 1024;
 /// Resets of streams, and of streams above [`STREAMS_MAX`], after which a connection ends.
 const RESETS_MAX: usize = 16;
-/// How long connections may take to end after their streams have ended.
+/// The longest time for connections to end after their streams have ended.
 const DRAIN_MAX: Duration = Duration::from_secs(1);
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);

@@ -237,5 +237,5 @@ impl SessionService {
 
 /// Inputs that wait for placement at once; [`EVENT_BYTES_MAX`] bounds their bytes.
 const INPUTS_MAX: usize = 1024;
-/// How long placement may take for an answer to the admin port.
+/// The longest wait for an answer of placement to the admin port.
 const ANSWER_WAIT: Duration = Duration::from_secs(1);

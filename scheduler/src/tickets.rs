@@ -56,8 +56,8 @@ impl Tickets {
     }
 }
 
-/// How long other peers still serve a node that was shut out, since they are not told. Each lease brings a ticket, and its
-/// requests are made within the life of the lease.
+/// The life of a ticket, in seconds: for as long, other peers still serve a node that was shut out, since they are not told. Each
+/// lease brings a ticket, and its requests are made within the life of the lease.
 const TICKET_SECONDS: u64 = 15 * 60;
 /// A ticket that is older goes out no more. The rest of its time is for a slow lease, and for a source whose clock differs.
 const TICKET_FRESH_SECONDS: u64 = 3 * 60;

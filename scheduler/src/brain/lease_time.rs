@@ -13,8 +13,8 @@ pub(super) fn smoothed(known: Option<Time>, took: Time) -> Time {
     known - known / WEIGHT + took / WEIGHT
 }
 
-/// How long the swarm gets to pass a piece on before a mirror sends it again: as many lease times as a copy needs to reach
-/// all the `wanting` peers by doubling, and four more.
+/// The time in which the swarm may pass a piece on before a mirror sends it again: as many lease times as a copy needs to reach all
+/// the `wanting` peers by doubling, and four more.
 pub(super) fn patience(lease_time: Option<Time>, wanting: u32) -> Time {
     lease_time.unwrap_or(INITIAL) * (4 + wanting.max(1).ilog2())
 }

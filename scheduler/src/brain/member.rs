@@ -152,7 +152,7 @@ impl MemberState {
         &mut self.serving_by_class[class as usize]
     }
 
-    /// How its leases count at their sources.
+    /// The class by which its leases count at their sources.
     pub(super) fn receiver_class(&self) -> ReceiverClass {
         match (self.landed, self.stalled) {
             (true, false) => ReceiverClass::Landing,

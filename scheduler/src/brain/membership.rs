@@ -68,8 +68,8 @@ impl Brain {
         self.shrink_if_unwanted(swarm);
     }
 
-    /// Where no member wants the blob any more, removes all members of its swarm but the mirrors that fill it. Holders of the
-    /// whole blob go to the table of holdings.
+    /// Removes all members of a swarm whose blob no member wants any more, but the mirrors that fill it. Holders of the whole blob
+    /// go to the table of holdings.
     pub(super) fn shrink_if_unwanted(&mut self, swarm: u32) {
         let Some(state) = self.swarms.get(swarm).filter(|state| !state.is_live()) else {
             return;

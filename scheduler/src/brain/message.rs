@@ -137,7 +137,7 @@ pub enum Event {
     },
 }
 
-/// How a lease ended for its receiver.
+/// Outcome of a lease for its receiver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It holds every piece of the lease.

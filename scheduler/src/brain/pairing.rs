@@ -12,7 +12,7 @@ use super::{
     swarm_member::SwarmMember,
 };
 
-/// Which piece a receiver gets from a source.
+/// Selection of the piece that a receiver gets from a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PieceSelection {
     /// A piece that no peer has or is being sent: a mirror sends these first.
@@ -170,8 +170,8 @@ impl Pairing<'_> {
     }
 }
 
-/// How long the swarm gets at most to pass on a piece that a client waits for: with the second before the client's report, well
-/// below the 5 s in which the client must get a byte.
+/// The longest time in which the swarm may pass on a piece that a client waits for: with the second before the client's report,
+/// well below the 5 s in which the client must get a byte.
 const WAITING_PATIENCE: Time = Time::from_secs(1);
 
 #[cfg(test)]

@@ -104,7 +104,7 @@ impl Brain {
     }
 }
 
-/// What a peer is ordered to drop.
+/// The pieces that a peer is ordered to drop.
 enum Recall {
     /// The wrong pieces.
     Pieces,

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a receiver that lands nothing takes no place, after the time that every receiver gets.
 
-/// How the leases of a receiver count at their sources.
+/// Class of a receiver, by which its leases count at their sources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReceiverClass {
     /// It lands the pieces that it is leased: each lease takes a place.

@@ -44,8 +44,8 @@ impl Brain {
         self.timers.insert((next, Timer::Stall(id)));
     }
 
-    /// How long a receiver may land nothing before its leases take no place. A receiver that has never landed a piece gets a
-    /// few times the swarm's lease time, which is that of peers: a mirror may take longer, and without a lease time nothing is
+    /// The time without a landed piece after which a receiver's leases take no place. A receiver that has never landed a piece gets
+    /// a few times the swarm's lease time, which is that of peers: a mirror may take longer, and without a lease time nothing is
     /// known.
     fn stalls_after(&self, slot: u32) -> Time {
         let most = self.policy.stalled_after;
@@ -63,7 +63,7 @@ impl Brain {
         time.clamp(self.policy.rematch_every * 2, most)
     }
 
-    /// How long a receiver may land nothing before its leases expire. Its own lease time counts. Each time that its leases
+    /// The time without a landed piece after which a receiver's leases expire. Its own lease time counts. Each time that its leases
     /// expired it gets twice as long, with one lease at a time: its link or its rate limit may be that slow.
     fn expires_after(&self, slot: u32) -> Time {
         let member = &self.members[slot];
