@@ -23,7 +23,7 @@ pub struct WebhookConfig {
     pub secret_name: CopyName,
     /// Whether copies carry entries for registries that are not accelerated.
     pub keep_unrelated: bool,
-    /// How long a copy stays that no pod names.
+    /// The time for which a copy stays that no pod names.
     pub secrets_keep: Duration,
     /// The namespaces whose secrets may be read; empty for all.
     pub secrets_namespaces: BTreeSet<String>,
@@ -40,7 +40,7 @@ pub struct WebhookConfig {
     pub certificates: CertificateSource,
     /// The DNS names and addresses that the webhook's own certificates are for.
     pub certificate_names: Vec<String>,
-    /// How long a new CA of the webhook's own is published before it signs.
+    /// The time for which a new CA of the webhook's own is published before it signs.
     pub certificate_announce: Duration,
     /// Identity of this replica as a leader, unlike every other replica's.
     pub identity: String,

@@ -20,7 +20,7 @@ use crate::{
 
 /// Events that wait; more are dropped and counted.
 const QUEUE: usize = 256;
-/// How long the same news about an owner is not reported again, however many pods it creates.
+/// The time within which the same news about an owner is not reported again, however many pods it creates.
 const REPEAT_AFTER: Duration = Duration::from_secs(10 * 60);
 /// The longest UID of an owner that is accepted, in bytes. The API server's own have 36.
 const UID_BYTES_MAX: usize = 64;

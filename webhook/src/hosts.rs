@@ -23,7 +23,7 @@ const HOSTS_FIELD: &str = "hosts";
 const HOSTS_MAX: usize = 1000;
 /// Pause after a write that failed.
 const RETRY: Duration = Duration::from_secs(5);
-/// How often the ConfigMap is compared without a change: a user may have deleted it.
+/// The interval at which the ConfigMap is compared without a change: a user may have deleted it.
 const COMPARE_EVERY: Duration = Duration::from_secs(60);
 
 /// The record's registries. Cheap to clone.

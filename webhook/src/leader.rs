@@ -18,7 +18,7 @@ use crate::{
     metrics::Metrics,
 };
 
-/// How long a Lease holds without being renewed.
+/// The time for which a Lease holds without being renewed.
 const LEASE: Duration = Duration::from_secs(15);
 const RENEW_EVERY: Duration = Duration::from_secs(4);
 /// Reading and writing together, so that a leader learns in time that it cannot renew.

@@ -142,7 +142,8 @@ impl Webhook {
     }
 }
 
-/// How long connections are still answered, each for the last time. One that is closed without an answer may lose a request.
+/// The time for which connections are still answered, each for the last time. One that is closed without an answer may lose a
+/// request.
 const FAREWELL: Duration = Duration::from_secs(3);
 
 /// The listener, and its address with the port that the system chose.

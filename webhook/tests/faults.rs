@@ -22,7 +22,7 @@ use support::{
 };
 use tracing::subscriber::set_default;
 
-/// What the webhook takes at most, with room for a busy machine. The API server waits for 5 s.
+/// The webhook's longest time for an answer, with room for a busy machine. The API server waits for 5 s.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(4);
 const ALWAYS: usize = usize::MAX;
 

@@ -22,7 +22,7 @@ use x509_parser::{parse_x509_certificate, pem::parse_x509_pem};
 pub(crate) struct Lifetimes {
     pub ca: Duration,
     pub leaf: Duration,
-    /// How long a new CA is published before it signs: API servers learn of it by a watch.
+    /// The time for which a new CA is published before it signs: API servers learn of it by a watch.
     pub announce: Duration,
 }
 
@@ -61,7 +61,7 @@ pub(crate) enum CertificateError {
     Content(&'static str),
 }
 
-/// Where each part is in the Secret's `data`.
+/// The keys of the parts in the Secret's `data`.
 const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
 const NEXT_CERTIFICATE: &str = "next.crt";
@@ -132,7 +132,7 @@ impl Authority {
         self.next.as_ref().map(|next| next.certificate.as_str())
     }
 
-    /// What is published to API servers: PEM.
+    /// The certificates that are published to API servers: PEM.
     pub(crate) fn bundle(&self) -> String {
         let next = self.next.iter().map(|next| next.certificate.as_str());
         [self.signing.certificate.as_str()]

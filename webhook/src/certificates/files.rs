@@ -7,7 +7,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
 use super::authority::read_ends;
 
-/// What a mounted Secret of type `kubernetes.io/tls` holds.
+/// The content of a mounted Secret of type `kubernetes.io/tls`.
 #[derive(Debug)]
 pub(crate) struct Files {
     pub chain: Vec<CertificateDer<'static>>,

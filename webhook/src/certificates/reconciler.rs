@@ -34,12 +34,12 @@ use crate::{
     metrics::Metrics,
 };
 
-/// How often the certificate is reconciled.
+/// The interval at which the certificate is reconciled.
 const RECONCILE_EVERY: Duration = Duration::from_secs(5);
-/// How often it is reconciled until there is a certificate that API servers trust.
+/// The same until there is a certificate that API servers trust.
 const RECONCILE_AT_START: Duration = Duration::from_secs(1);
 
-/// Where certificates come from.
+/// Source of certificates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CertificateSource {
     /// The webhook's own CA, stored in a Secret and published in the webhook's configuration.
@@ -65,7 +65,7 @@ pub(crate) struct CertificateReconciler {
     pub metrics: Metrics,
 }
 
-/// Where the reconciler hands over the certificate of new connections, and its problem if it has one.
+/// Channels by which the reconciler hands over the certificate of new connections, and its problem if it has one.
 pub(crate) struct ServedCertificate {
     pub tls: watch::Sender<Option<Arc<ServerConfig>>>,
     pub problem: watch::Sender<Option<String>>,

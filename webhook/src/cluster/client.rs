@@ -74,7 +74,7 @@ impl Cluster {
         version.ok_or_else(|| ClusterError::Refused(format!("{asked}: not found")))
     }
 
-    /// What the daemon behind `port` of a pod answers at `/status`, asked through the API server; none when it has no such page.
+    /// The answer at `/status` of the daemon behind `port` of a pod, asked through the API server; none when it has no such page.
     ///
     /// # Errors
     /// [`ClusterError`].

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tracing::{instrument::WithSubscriber, subscriber::NoSubscriber};
 
-/// How long one answer may take. kube waits without end; the server's own limit is a minute.
+/// The longest time for one answer. kube waits without end; the server's own limit is a minute.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Why the API has not done what was asked.

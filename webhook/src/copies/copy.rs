@@ -20,7 +20,7 @@ pub(crate) const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "pi
 pub const COPY_LABEL: &str = "piecemeal.dev/copy";
 const SOURCE: &str = "piecemeal.dev/copy-of";
 const REGISTRIES: &str = "piecemeal.dev/copy-registries";
-/// What the copy was made from: a hash of its own content, in hexadecimal.
+/// The annotation with the hash, in hexadecimal, of the content that the copy was made with.
 const CONTENT_HASH: &str = "piecemeal.dev/copy-hash";
 /// The label selector of all copies, for [`crate::Objects::list`].
 pub fn select_copies() -> String {
@@ -29,12 +29,12 @@ pub fn select_copies() -> String {
 
 /// Since when no pod names the copy, RFC 3339. A copy that is taken into use again is written without it.
 pub(crate) const UNUSED_SINCE: &str = "piecemeal.dev/copy-unused-since";
-/// What Kubernetes allows a Secret's name.
+/// The longest name of a Secret in Kubernetes, in bytes.
 const NAME_BYTES_MAX: usize = 253;
-/// Where the source's name stands in a template.
+/// The place of the source's name in a template.
 const PLACE: &str = "{secret}";
 
-/// How copies are made.
+/// Settings of copies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CopySettings {
     pub naming: Naming,
@@ -43,7 +43,7 @@ pub(crate) struct CopySettings {
     pub keep_unrelated: bool,
 }
 
-/// What copies are called, after their sources.
+/// Template of the names of copies, made from those of their sources.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CopyName(String);
 

@@ -18,7 +18,7 @@ use crate::{
     metrics::{CopyWrite, Metrics},
 };
 
-/// How often a copy is tried again that another client writes at the same time.
+/// The most tries of a copy that another client writes at the same time.
 const TRIES_MAX: u32 = 6;
 const PAUSE: Duration = Duration::from_millis(20);
 

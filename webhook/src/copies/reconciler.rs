@@ -41,11 +41,11 @@ use crate::{
 };
 
 const TICK: Duration = Duration::from_millis(250);
-/// How often every namespace with a copy is looked at without an event, and pods are searched for others that miss one.
+/// The interval at which every namespace with a copy is looked at without an event, and pods are searched for others that miss one.
 const EVERYTHING_EVERY: Duration = Duration::from_secs(10 * 60);
 /// The same where unused copies are kept for less: no more often than this.
 const EVERYTHING_EVERY_MIN: Duration = Duration::from_secs(1);
-/// How long a namespace waits that could not be read.
+/// The time for which a namespace waits that could not be read.
 const RETRY: Duration = Duration::from_secs(15);
 
 /// Reconciler of the copies, at work while this replica leads.
@@ -53,7 +53,7 @@ pub(crate) struct CopyReconciler {
     pub copier: Copier,
     /// The namespaces whose secrets may be read; empty for all.
     pub namespaces: BTreeSet<String>,
-    /// How long an unused copy stays.
+    /// The time for which an unused copy stays.
     pub keep: Duration,
     pub leads: watch::Receiver<bool>,
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::copy::UNUSED_SINCE;
 
-/// How old a copy is before it can be unused: the pod that it was made for may not be stored yet.
+/// The age from which on a copy can be unused: the pod that it was made for may not be stored yet.
 const GRACE: Duration = Duration::from_secs(60);
 
 /// The fate of a copy that no pod names.

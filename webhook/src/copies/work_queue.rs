@@ -65,7 +65,7 @@ impl WorkQueue {
         }
     }
 
-    /// How long the earliest change has waited that is not reconciled yet.
+    /// The wait of the earliest change that is not reconciled yet.
     pub(super) fn lag(&self, now: Instant) -> Duration {
         let waits = self.since.values().map(|since| now.duration_since(*since));
         waits.max().unwrap_or_default()

@@ -15,7 +15,7 @@ pub(crate) struct Image {
     pub registry: String,
     /// With Docker Hub's `library/` where it was left out.
     pub repository: String,
-    /// What follows the repository, as written: `:1.2`, `@sha256:…`, both or nothing.
+    /// The text after the repository, as written: `:1.2`, `@sha256:…`, both or nothing.
     pub suffix: String,
 }
 

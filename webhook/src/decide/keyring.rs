@@ -63,7 +63,7 @@ pub(crate) struct Keyring {
     entries: Map<String, Value>,
 }
 
-/// Where one entry counts.
+/// The registry, or a part of it, that one entry is for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Key {
     /// `host` or `host:port`, maybe with patterns.
@@ -197,7 +197,7 @@ fn matches_glob(pattern: &[u8], text: &[u8]) -> bool {
     }
 }
 
-/// What is left of both once the pattern's first element has matched the text's first byte.
+/// The rest of both once the pattern's first element has matched the text's first byte.
 fn match_one<'a>(pattern: &'a [u8], text: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
     let [byte, text @ ..] = text else {
         return None;

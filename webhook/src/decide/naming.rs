@@ -4,7 +4,7 @@ use piecemeal_proto::{accelerated, is_registry};
 
 use super::image::{Image, NAME_BYTES_MAX};
 
-/// How an image's name says that it is accelerated.
+/// Style of accelerated names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NameStyle {
     /// By a registry of its own, which node set-up leads to the node's peer and, without it, to the registry.
@@ -24,7 +24,8 @@ pub struct Naming {
 }
 
 impl Naming {
-    /// What stands for `registry` in an accelerated image and in the key of its pull secret. None when it cannot be said.
+    /// The prefix that stands for `registry` in an accelerated image and in the key of its pull secret. None when it cannot be
+    /// written.
     pub(crate) fn prefix(self, registry: &str) -> Option<String> {
         match self.style {
             NameStyle::Rename => accelerated::name(registry, self.peer_port),

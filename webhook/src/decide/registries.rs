@@ -2,9 +2,9 @@
 
 use piecemeal_proto::is_registry;
 
-/// Where the vendor's instances answer.
+/// The domain of the vendor's instances.
 const VENDOR_DOMAIN: &str = "cr.aliyuncs.com";
-/// What the vendor adds to the first label of an instance's name within its own network.
+/// The text that the vendor adds to the first label of an instance's name within its own network.
 const VPC: &str = "-vpc";
 
 /// The accelerated registries, as the settings name them.
@@ -22,7 +22,7 @@ pub(crate) struct Entry {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Pattern {
     Host(String),
-    /// What a name ends with: `.cn-hangzhou.cr.aliyuncs.com`.
+    /// The end of a name: `.cn-hangzhou.cr.aliyuncs.com`.
     Suffix(String),
 }
 

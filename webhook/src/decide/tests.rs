@@ -67,7 +67,7 @@ fn pod(images: &[&str], secrets: &[&str]) -> Value {
     pod
 }
 
-/// What the API server would store. Copies have their usual names.
+/// The pod that the API server would store. Copies have their usual names.
 fn mutate(pod: &Value, rules: &Rules, secrets: &[PullSecret]) -> Result<Value, Skip> {
     let plan = PlanDraft::of(pod, "team", None, rules)?.with_secrets(secrets)?;
     let copies: Vec<SecretCopy> = plan

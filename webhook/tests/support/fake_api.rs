@@ -37,7 +37,7 @@ struct Shared {
 struct Store {
     objects: BTreeMap<Key, Value>,
     version: u64,
-    /// What watches are told, from the first version on.
+    /// The changes that watches are told, from the first version on.
     changes: Vec<Change>,
     log: Vec<Asked>,
     faults: Vec<Order>,
@@ -69,7 +69,7 @@ pub struct Asked {
     pub status: Option<StatusCode>,
 }
 
-/// What goes wrong.
+/// Fault of an answer.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
     /// The request is refused, and nothing is done.
@@ -171,14 +171,14 @@ impl FakeApi {
         self.store().faults.clear();
     }
 
-    /// What was asked about paths that contain `path`, oldest first.
+    /// The requests for paths that contain `path`, oldest first.
     pub fn asked(&self, path: &str) -> Vec<Asked> {
         let store = self.store();
         let asked = store.log.iter().filter(|asked| asked.path.contains(path));
         asked.cloned().collect()
     }
 
-    /// What was asked in order to change something.
+    /// The requests that were to change something.
     pub fn writes(&self, path: &str) -> Vec<Asked> {
         let mut asked = self.asked(path);
         asked.retain(|asked| asked.method != Method::GET);
@@ -423,7 +423,7 @@ impl Drop for Served {
     }
 }
 
-/// What a path names: an object, or a list of them.
+/// The object, or the list of objects, that a path names.
 #[derive(Clone, Debug)]
 struct Target {
     list: String,

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep};
 
 use self::fake_api::FakeApi;
 
-/// Where the pods are that are asked about.
+/// The namespace of the pods that are asked about.
 pub const TEAM: &str = "/api/v1/namespaces/team";
 /// Their pull secrets.
 pub const SECRETS: &str = "/api/v1/namespaces/team/secrets";
@@ -41,7 +41,7 @@ pub struct Stand {
     http: reqwest::Client,
 }
 
-/// What became of a pod.
+/// The webhook's verdict on a pod.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Verdict {
     pub patch: Vec<Value>,
