@@ -19,7 +19,7 @@ pub(crate) struct Config {
     pub newest: Option<(String, i64)>,
 }
 
-/// What the configuration means for hosts.toml files.
+/// Verdict on a containerd's configuration, for hosts.toml files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Verdict {
     /// The folder that they belong in.
@@ -35,7 +35,7 @@ pub(crate) struct Verdict {
 }
 
 impl Config {
-    /// What the configuration means for hosts.toml files, which belong into `default_dir` when it names no folder.
+    /// The verdict for hosts.toml files, which belong into `default_dir` when the configuration names no folder.
     pub(crate) fn verdict(&self, main: &str, default_dir: &str) -> Verdict {
         let mut notes = Vec::new();
         let tables = match self.tables() {
@@ -86,7 +86,7 @@ impl Config {
         Verdict::ready(dir, notes)
     }
 
-    /// Where its services answer.
+    /// The socket of its services.
     pub(crate) fn socket(&self) -> String {
         let tables = self.tables().unwrap_or_default();
         let address = |table: &Table| table.get("grpc")?.get("address")?.as_str().map(str::to_owned);

@@ -9,7 +9,7 @@ use toml::{Table, Value};
 
 use crate::{edit::Edit, mark::Mark, names::Registry};
 
-/// Where drop-ins are read from, in the order of their names.
+/// The folder that drop-ins are read from, in the order of their names.
 pub(crate) const DROP_INS: &str = "/etc/containers/registries.conf.d";
 pub(crate) const MAIN: &str = "/etc/containers/registries.conf";
 pub(crate) const ACCELERATED_FILE: &str = "50-piecemeal-accelerated.conf";
@@ -76,7 +76,7 @@ fn entry(prefix: &str, registry: &Registry, location: &str, peer: Option<u16>) -
     text
 }
 
-/// Where the registry itself answers, without a scheme.
+/// The address of the registry itself, without a scheme.
 fn location(registry: &Registry) -> String {
     let url = registry.url.as_str();
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);

@@ -31,7 +31,7 @@ use crate::{
 /// Configuration of `piecemeal node`.
 #[derive(Clone, Debug)]
 pub struct ControllerConfig {
-    /// Where the node's file system is.
+    /// The root of the node's file system.
     pub root: PathBuf,
     pub upstreams: Vec<Upstream>,
     /// Hosts that the webhook has met, a line each.
@@ -43,7 +43,7 @@ pub struct ControllerConfig {
     pub runtimes: Vec<RuntimeKind>,
     /// Restarts a runtime of the node at this root; none: nothing is ever restarted.
     pub restart: Option<RestartAt>,
-    /// How often everything is looked at again.
+    /// The interval at which everything is looked at again.
     pub interval: Duration,
 }
 
@@ -314,5 +314,5 @@ fn describe(error: &NodeError) -> String {
 
 const NO_RUNTIME: &str =
     "no container runtime was found; name it with --runtime, or give the node's file system with --root";
-/// How long a new host may wait for its files.
+/// The longest wait of a new host for its files.
 const HOSTS_INTERVAL: Duration = Duration::from_secs(1);

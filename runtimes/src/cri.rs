@@ -124,7 +124,7 @@ mod tests {
         }
     }
 
-    /// What the check says of a socket at which `serve` listens.
+    /// The result of the check of a socket at which `serve` listens.
     fn said<T: Future<Output = ()> + Send + 'static>(serve: impl FnOnce(UnixListener) -> T) -> Result<(), String> {
         let (dir, server) = (TempDir::new().unwrap(), Runtime::new().unwrap());
         let socket = dir.path().join("cri.sock");

@@ -132,7 +132,7 @@ impl Place {
     }
 }
 
-/// Where the first mirror is put, and the mirrors that there are.
+/// The place of the first mirror, and the mirrors that there are.
 fn place(text: &str) -> Option<(Place, Vec<String>)> {
     let parsed: Mirrors<'_> = serde_json::from_str(text).ok()?;
     let Some(list) = parsed.mirrors else {

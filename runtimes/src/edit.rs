@@ -22,7 +22,7 @@ impl Edit {
     }
 }
 
-/// What a test says is written.
+/// The text that an edit writes.
 #[cfg(test)]
 pub(crate) fn written(edit: Edit) -> String {
     match edit {

@@ -27,7 +27,7 @@ pub(crate) struct Facts {
     pub containers_problem: Option<String>,
     /// Runtimes that run; none: the node's processes cannot be seen from here.
     pub running: Option<Vec<Running>>,
-    /// Where Docker is given mirrors by a flag.
+    /// The command line or unit file that gives dockerd mirrors by a flag.
     pub docker_flag: Option<String>,
 }
 

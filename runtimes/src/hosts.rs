@@ -157,7 +157,7 @@ fn adds_only(text: &str, theirs: &Table, url: &str) -> bool {
     is_there.is_some() && table == *theirs
 }
 
-/// Where the line with the first table of a host begins; the end when there is none.
+/// The beginning of the line with the first table of a host; the end when there is none.
 fn first_host(text: &str) -> usize {
     let document = DeTable::parse(text).ok();
     let hosts = document.as_ref().and_then(|document| document.get_ref().get("host"));
@@ -166,7 +166,7 @@ fn first_host(text: &str) -> usize {
     first.map_or(text.len(), |at| text[..at].rfind('\n').map_or(0, |end| end + 1))
 }
 
-/// Where the first header of a host begins: its own, or that of a table in it, which may stand before.
+/// The beginning of a host's first header: its own, or that of a table in it, which may stand before.
 fn first_header(host: &Spanned<DeValue<'_>>) -> usize {
     let inner = host.get_ref().as_table().into_iter().flat_map(DeTable::values);
     inner

@@ -80,7 +80,7 @@ impl RuntimeKind {
         }
     }
 
-    /// Where a containerd's hosts.toml files belong unless its configuration says otherwise.
+    /// The folder of a containerd's hosts.toml files unless its configuration says otherwise.
     pub(crate) fn certs_dir(self) -> Option<&'static str> {
         match self {
             Self::Containerd => Some("/etc/containerd/certs.d"),

@@ -83,7 +83,7 @@ fn ip(hex: &str) -> Option<IpAddr> {
     (hex.len() == 32).then(|| Ipv6Addr::from(bytes).into())
 }
 
-/// Which processes have these sockets, as far as we may look.
+/// The processes that have these sockets, as far as they can be read.
 fn owners(sockets: &[(SocketAddr, u64)]) -> BTreeMap<u64, (u32, String)> {
     let mut owners = BTreeMap::new();
     for (pid, name) in crate::processes::all() {

@@ -40,5 +40,5 @@ pub(crate) fn lock(root: &Root, patience: Duration) -> io::Result<Option<Lock>> 
     }
 }
 
-/// How often a lock that another run holds is tried again.
+/// The interval at which a lock that another run holds is tried again.
 const LOCK_INTERVAL: Duration = Duration::from_millis(50);

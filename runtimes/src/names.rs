@@ -19,11 +19,11 @@ pub struct Upstream {
 pub struct Registry {
     /// As images name it: `docker.io`, `reg.example.com:5000`.
     pub name: String,
-    /// Where it answers itself.
+    /// Its own URL.
     pub url: Url,
 }
 
-/// Which names of a registry lead to the peer.
+/// The names of a registry that lead to the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Names {
     /// Only the accelerated one: pods that are to be accelerated are given it.

@@ -252,7 +252,8 @@ impl Node {
     }
 }
 
-/// Where our hosts.toml files may be: where the runtimes read them now, and where they did when the files were written.
+/// The folders that our hosts.toml files may be in: those that the runtimes read now, and those that they read when the files were
+/// written.
 fn certs_dirs(facts: &Facts, state: &NodeState) -> BTreeMap<String, RuntimeKind> {
     let mut dirs = BTreeMap::new();
     for runtime in runtimes(facts, &RuntimeKind::ALL) {
@@ -278,7 +279,7 @@ fn certs_dirs(facts: &Facts, state: &NodeState) -> BTreeMap<String, RuntimeKind>
     dirs
 }
 
-/// How long another run is waited for: it may be one that restarts a runtime.
+/// The longest wait for another run: it may be one that restarts a runtime.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long a runtime may take until it answers.
+/// The longest time for a runtime to answer.
 const RESTART_PATIENCE: Duration = Duration::from_secs(60);

@@ -36,7 +36,7 @@ pub struct RuntimeReport {
     pub detected: bool,
     /// Whether it reads the files that are written for it.
     pub ready: bool,
-    /// Where hosts.toml files go, for those that have them.
+    /// The folder of its hosts.toml files, for a runtime that has them.
     pub dir: Option<String>,
     /// Why it is not ready.
     pub why: Option<String>,
@@ -150,7 +150,7 @@ impl Report {
         self.files.iter().any(|file| file.outcome == FileOutcome::Failed)
     }
 
-    /// How many files were brought to what they should be.
+    /// The number of files that were brought to what they should be.
     pub fn changes(&self) -> usize {
         let changed = |file: &&FileReport| {
             matches!(

@@ -47,7 +47,7 @@ impl Root {
         Ok(Self { path, top })
     }
 
-    /// Where it is in the file system of this process.
+    /// Its path in the file system of this process.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

@@ -259,7 +259,7 @@ impl Changed {
 }
 
 const LINK: &str = "is a symbolic link to a file that does not belong to piecemeal node";
-/// How often a file is read again because it changed while it was written.
+/// The most tries to read a file that changes while it is written.
 const TRIES: usize = 3;
 const READ_ONLY_MOUNT: &str = "is on a mount that is read-only, though its file system is not: in the chart, name its folder in node.extraHostPaths; on the node itself, write it by the system's own means";
 const READ_ONLY: &str = "is on a file system that is read-only; write it by the system's own means";

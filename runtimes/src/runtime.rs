@@ -18,7 +18,7 @@ use crate::{
 pub(crate) struct Runtime {
     pub kind: RuntimeKind,
     pub detected: bool,
-    /// Where hosts.toml files go.
+    /// The folder of its hosts.toml files.
     pub certs_dir: Option<String>,
     /// Reason why it does not read our files, or why none are written.
     pub problem: Option<Problem>,

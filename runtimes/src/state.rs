@@ -26,7 +26,7 @@ pub(crate) struct NodeState {
     pub folders: BTreeSet<String>,
     /// Runtimes that were restarted once, and are not again.
     pub restarted: BTreeSet<String>,
-    /// Where hosts.toml files were written, by runtime: its configuration may not tell any more.
+    /// The folders into which hosts.toml files were written, by runtime: its configuration may not tell any more.
     pub certs_dirs: BTreeMap<String, BTreeSet<String>>,
     /// The port of the mirror that was put into Docker's configuration, which has no comments to tell it by.
     pub docker_port: Option<u16>,
