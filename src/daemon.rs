@@ -24,13 +24,13 @@ pub(crate) trait Daemon: Sized + Send + Sync + 'static {
     fn status(&self) -> impl Future<Output = Value> + Send;
     /// Takes over the settings of `config` that are live; the others are not looked at.
     fn apply(&self, config: &Self::Config);
-    /// What it keeps; `None` for one that keeps nothing.
+    /// The daemon's cache; `None` for one that keeps nothing.
     fn cache(&self) -> Option<Cache>;
     /// Drains: lets requests that are in progress end.
     fn shutdown(self) -> impl Future<Output = ()> + Send;
-    /// Where it keeps content, if it does.
+    /// The configuration of its cache, if it has one.
     fn cache_config(config: &mut Self::Config) -> Option<&mut CacheConfig>;
-    /// What it may fail to get from the system, with the flag that sets each.
+    /// The flags whose values the system may refuse, each with its value.
     fn claims(config: &Self::Config) -> Vec<(&'static str, String)>;
 }
 

@@ -76,7 +76,7 @@ impl<D: Daemon> Admin<D> {
         }
     }
 
-    /// What the daemon still lacks, as one phrase each.
+    /// The daemon's problems, as one phrase each.
     pub(crate) async fn problems(&self) -> Vec<String> {
         let problem =
             |(name, problem): (String, Option<String>)| problem.map(|problem| format!("{} {name}: {problem}", D::NAME));

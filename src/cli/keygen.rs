@@ -20,7 +20,7 @@ pub(super) struct KeygenArgs {
     /// Replace the join.key of the site whose authority.key is in DIR; a stolen old key becomes useless
     #[arg(long)]
     rotate_join: bool,
-    /// How long the old join.key still admits peers
+    /// The time for which the old join.key still admits peers
     #[arg(long, value_name = "DURATION", requires = "rotate_join", value_parser = humantime::parse_duration, default_value = "24h")]
     old_valid: Duration,
 }

@@ -99,7 +99,7 @@ enum Command {
     Man(generate::ManArgs),
 }
 
-/// What the arguments ask for. Under the name of a plugin of kubectl, only its commands are there.
+/// The command of the arguments. Under the name of a plugin of kubectl, only its commands are there.
 fn parse() -> Result<Command, clap::Error> {
     let name = std::env::args_os().next().map(PathBuf::from);
     if name.is_some_and(|path| path.file_name().is_some_and(|name| name == kubectl::PLUGIN)) {

@@ -26,7 +26,7 @@ pub(in crate::cli) struct ReachArgs {
     ca: Option<PathBuf>,
 }
 
-/// How an endpoint was found.
+/// Result of the check of an endpoint.
 #[derive(Debug, PartialEq, Eq)]
 enum Found {
     Good(&'static str),
@@ -63,7 +63,7 @@ pub(super) fn run(args: &ReachArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How many of its endpoints are bad.
+/// The number of its bad endpoints.
 async fn look_at(client: &Client, upstream: &UpstreamConfig) -> usize {
     let mut bad = 0;
     for url in &upstream.urls {
@@ -122,7 +122,7 @@ async fn ask(client: &Client, url: &Url) -> Found {
     }
 }
 
-/// What a registry's answer to an anonymous `GET /v2/` means.
+/// The meaning of a registry's answer to an anonymous `GET /v2/`.
 fn judge(status: StatusCode) -> Found {
     match status.as_u16() {
         200 => Found::Good("it answers"),

@@ -110,7 +110,7 @@ pub(super) fn parse_origin(text: &str) -> Result<Url, String> {
     Err(format!("{text:?}: the URL must end after the host and port"))
 }
 
-/// Where a registry answers: an origin, and perhaps a path that comes before every repository's name.
+/// Reads a registry's URL: an origin, and perhaps a path that comes before every repository's name.
 pub(super) fn parse_registry(text: &str) -> Result<Url, String> {
     let url: Url = text
         .parse()

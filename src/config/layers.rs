@@ -11,7 +11,7 @@ use super::{
     raw::{RawMirror, RawNode, RawPeer, RawScheduler, RawUp, RawWebhook},
 };
 
-/// What ends the help of a key that SIGHUP applies.
+/// The end of the help of a key that SIGHUP applies.
 const LIVE_MARK: &str = " (live)";
 
 /// Says in the help of a command which of its settings are live.
@@ -24,7 +24,7 @@ pub(crate) fn mark_live<R: Raw>(command: Command) -> Command {
     })
 }
 
-/// Where settings are read from.
+/// Layers that settings are read from.
 #[derive(Clone, Debug)]
 pub(crate) struct Layers<R> {
     pub file: Option<PathBuf>,
@@ -44,7 +44,7 @@ impl<R: Raw> Settings<R> {
         from_table(self.table.clone())
     }
 
-    /// What is not the same in `new`.
+    /// The settings that differ in `new`.
     pub(crate) fn changes(&self, new: &Self) -> Changes {
         let mut changes = Changes::default();
         for key in keys::<R>() {
@@ -74,7 +74,7 @@ impl<R: Raw> Settings<R> {
     }
 }
 
-/// How a configuration differs from the one that runs.
+/// Differences of a configuration from the one that runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Changes {
     /// Each with its old and its new value. None of these is a secret.

@@ -53,7 +53,7 @@ pub(crate) struct RawMirror {
     /// The cache's maximum size in bytes; 0: limited by the disk only [0]
     #[arg(long, value_name = "SIZE")]
     pub cache_quota: Option<String>,
-    /// How long a tag is served before it is checked upstream again [30s]
+    /// The time for which a tag is served before it is checked upstream again [30s]
     #[arg(long, value_name = "DURATION")]
     pub tag_ttl: Option<String>,
 }
@@ -144,7 +144,7 @@ pub(crate) struct RawPeer {
     /// Whether this node may pull from upstreams itself while the mirror is unreachable [allowed]
     #[arg(long, value_name = "allowed|never")]
     pub direct_fallback: Option<String>,
-    /// How long to wait for an unreachable mirror [30s]
+    /// The time to wait for an unreachable mirror [30s]
     #[arg(long, value_name = "DURATION")]
     pub mirror_grace: Option<String>,
     /// The cache folder; empty: a private temporary folder, deleted when the process ends [/var/lib/piecemeal/peer]
@@ -193,7 +193,7 @@ pub(crate) struct RawWebhook {
     /// The region of instances that are named without hosts; empty: any []
     #[arg(long, value_name = "REGION")]
     pub region: Option<String>,
-    /// How accelerated images are named [rename]
+    /// The style of accelerated images' names [rename]
     #[arg(long, value_name = "rename|mirror|localhost")]
     pub name_style: Option<String>,
     /// The port of the nodes' peers, as written in accelerated names [65001]
@@ -208,7 +208,7 @@ pub(crate) struct RawWebhook {
     /// Whether copies also carry credentials for registries that are not accelerated [false]
     #[arg(long, value_name = "true|false")]
     pub keep_unrelated: Option<String>,
-    /// How long a copy is kept after no pod names it [24h]
+    /// The time for which a copy is kept after no pod names it [24h]
     #[arg(long, value_name = "DURATION")]
     pub secrets_keep: Option<String>,
     /// A namespace whose pull secrets may be read; absent: all; may be repeated
@@ -238,7 +238,7 @@ pub(crate) struct RawWebhook {
     /// An additional DNS name of the webhook's own certificate; may be repeated
     #[arg(long, value_name = "NAME")]
     pub certificate_name: Option<Vec<String>>,
-    /// How long the webhook publishes a new authority of its own before that signs certificates [60s]
+    /// The time for which the webhook publishes a new authority of its own before that signs certificates [60s]
     #[arg(long, value_name = "DURATION")]
     pub certificate_announce: Option<String>,
     /// The ConfigMap that records the registries of accelerated images [RELEASE-hosts]
@@ -282,7 +282,7 @@ pub(crate) struct RawNode {
     /// Whether to add the one missing line to containerd's configuration and restart containerd, once on this node [false]
     #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
     pub allow_runtime_restart: Option<String>,
-    /// How often to check the runtimes and files again [10s]
+    /// The interval between checks of the runtimes and files [10s]
     #[arg(long, value_name = "DURATION")]
     pub interval: Option<String>,
     /// The address that serves metrics, health and status [0.0.0.0:65017]
@@ -314,7 +314,7 @@ pub(crate) struct RawUp {
     /// The folder for content and keys; absent or empty: a private temporary folder, deleted when the process ends
     #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<String>,
-    /// How long content is kept after its last use [24h]
+    /// The time for which content is kept after its last use [24h]
     #[arg(long, value_name = "DURATION")]
     pub cache_ttl: Option<String>,
     /// The maximum cache size of the mirror and of the peer, in bytes each; 0: limited by the disk only [0]

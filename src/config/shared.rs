@@ -45,7 +45,7 @@ pub(crate) struct RawShared {
     /// A private, loopback or reserved host, address or network that upstreams may redirect to or name as token server; may be repeated
     #[arg(long, value_name = "HOST-OR-CIDR")]
     pub allow_target: Option<Vec<String>>,
-    /// How long an upstream's grant of access is reused; a revocation takes effect within this time [5m]
+    /// The time for which an upstream's grant of access is reused; a revocation takes effect within it [5m]
     #[arg(long, value_name = "DURATION")]
     pub verdict_ttl: Option<String>,
     /// While an upstream is unreachable, how long a node may still pull private images that it was authorised for [24h]
@@ -57,13 +57,13 @@ pub(crate) struct RawShared {
     /// The part of the pool that contains this node, such as a rack [default]
     #[arg(long, value_name = "NAME")]
     pub zone: Option<String>,
-    /// How long content is kept after its last use [24h]
+    /// The time for which content is kept after its last use [24h]
     #[arg(long, value_name = "DURATION")]
     pub cache_ttl: Option<String>,
     /// The disk space to leave free, in bytes [1G]
     #[arg(long, value_name = "SIZE")]
     pub cache_min_free: Option<String>,
-    /// How many bytes per second to verify in the background, each blob at most once a day; 0: none [4M]
+    /// The bytes per second to verify in the background, each blob at most once a day; 0: none [4M]
     #[arg(long, value_name = "SIZE")]
     pub cache_scrub: Option<String>,
     /// The log filter, in the syntax of RUST_LOG [info]

@@ -105,7 +105,7 @@ pub(super) struct ClientTexts {
     pub no_proxy: Text,
     pub rewrite_redirects: Texts,
     pub allow_target: Texts,
-    /// Where the daemon listens, as far as that is known.
+    /// The addresses at which the daemon listens, as far as they are known.
     pub listeners: Vec<SocketAddr>,
 }
 
@@ -213,7 +213,8 @@ fn parse_upstream(text: &str) -> Result<(String, Url), String> {
     Ok((name.to_owned(), url))
 }
 
-/// What may follow the `*` of a name: the rest of the first label, if any, and a domain that is more than a top-level one.
+/// Whether `suffix` may follow the `*` of a name: the rest of the first label, if any, and a domain that is more than a top-level
+/// one.
 fn is_pattern_suffix(suffix: &str) -> bool {
     let domain = suffix.split_once('.').map_or("", |(_, domain)| domain);
     suffix.starts_with(['.', '-']) && is_registry(&format!("x{suffix}")) && domain.contains('.')

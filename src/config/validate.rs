@@ -156,7 +156,7 @@ impl RawPeer {
     }
 }
 
-/// What the shared settings are checked together with: a daemon's own addresses, and the texts whose defaults are its own.
+/// Settings that the shared ones are checked together with: a daemon's own addresses, and the texts whose defaults are its own.
 struct Own<'a> {
     listen: Option<&'a [SocketAddr]>,
     admin_listen: Option<SocketAddr>,
@@ -243,7 +243,8 @@ impl RawShared {
     }
 }
 
-/// Where this process listens and where it meets the site's other daemons, as far as that is known: no upstream leads there.
+/// The addresses at which this process listens and those of the site's other daemons, as far as they are known: no upstream leads
+/// there.
 fn listeners(
     lists: [Option<&[SocketAddr]>; 2],
     single: [Option<SocketAddr>; 2],

@@ -1,6 +1,6 @@
 //! Tables of the cache's content, and the ages in them.
 
-/// How long ago, in the largest unit that is not less than one.
+/// An age, in the largest unit that is not less than one.
 pub(super) fn ago(seconds: u64) -> String {
     let (count, unit) = match seconds {
         0..60 => (seconds, "s"),

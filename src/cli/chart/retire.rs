@@ -48,10 +48,10 @@ pub(super) async fn run(args: &RetireArgs) -> anyhow::Result<()> {
     delete_copies(&cluster, args, &pods.needed).await
 }
 
-/// What the pods of the cluster still need.
+/// Needs of the cluster's pods.
 #[derive(Default)]
 struct Pods {
-    /// How many name accelerated images.
+    /// The number of pods that name accelerated images.
     still: usize,
     /// The Secrets that they are pulled with, as namespace and name.
     needed: BTreeSet<(String, String)>,

@@ -17,7 +17,7 @@ pub(in crate::cli) struct WaitArgs {
     /// The DaemonSet whose pod is ready once its node is clean
     #[arg(long, value_name = "NAME")]
     daemonset: String,
-    /// How long to wait for nodes that do not answer [default: 2m]
+    /// The time to wait for nodes that do not answer [default: 2m]
     #[arg(long, value_name = "DURATION", default_value = "2m", hide_default_value = true, value_parser = humantime::parse_duration)]
     timeout: Duration,
 }
@@ -45,7 +45,7 @@ pub(super) async fn run(args: &WaitArgs) -> anyhow::Result<()> {
     }
 }
 
-/// How many nodes are still to become ready; none while that is not known.
+/// The number of nodes that are still to become ready; none while that is not known.
 fn left(set: &Value) -> Option<i64> {
     let status = &set["status"];
     let is_current = status["observedGeneration"].as_i64() >= set["metadata"]["generation"].as_i64();

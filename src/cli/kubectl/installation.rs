@@ -16,7 +16,7 @@ use crate::{
     config::{Layers, RawWebhook},
 };
 
-/// What the installed webhook was told.
+/// The configuration of the installed webhook.
 pub(super) struct Installation {
     pub webhook: WebhookConfig,
 }

@@ -1,6 +1,6 @@
 //! `kubectl piecemeal …`: the same binary under the name `kubectl-piecemeal`, or `piecemeal kubectl …`.
 //!
-//! What it says about pods comes from the webhook's own code and the webhook's own settings, read from the cluster.
+//! The verdicts on pods come from the webhook's own code and the webhook's own settings, read from the cluster.
 
 #![allow(
     rustdoc::broken_intra_doc_links,

@@ -42,7 +42,7 @@ pub(super) async fn run(args: &StatusArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a workload wants, and has.
+/// A workload, with the pods that it wants and those that are ready.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Row {
     pub component: String,
@@ -70,7 +70,7 @@ impl Row {
     }
 }
 
-/// What a daemon says of itself, asked through the API server.
+/// A daemon's own status, asked through the API server.
 async fn daemon(cluster: &Cluster, pod: &Value, port: u16) -> String {
     let (namespace, name) = (text(&pod["metadata"]["namespace"]), text(&pod["metadata"]["name"]));
     match cluster.daemon_status(&namespace, &name, port).await {

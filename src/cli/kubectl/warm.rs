@@ -88,6 +88,6 @@ pub(super) async fn run(args: &WarmArgs) -> anyhow::Result<()> {
 
 /// On the pods of the chart.
 const POOL_LABEL: &str = "piecemeal.dev/pool";
-/// Where the image has its binary.
+/// The path of the binary in the image.
 const IN_IMAGE: &str = "/piecemeal";
 const MIRROR_ADMIN: &str = "http://127.0.0.1:65013";

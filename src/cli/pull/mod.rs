@@ -68,7 +68,7 @@ pub(super) fn run(args: PullArgs) -> anyhow::Result<()> {
     done
 }
 
-/// What is pulled from where.
+/// Target of a pull: the image, and the registry that it is pulled from.
 struct PullTarget {
     /// As the caller wrote it.
     name: String,

@@ -5,7 +5,7 @@ use piecemeal_proto::{Descriptor, Digest, ImageReference, Manifest, Platform, Re
 
 use super::registry::Registry;
 
-/// What has to be fetched.
+/// The blobs to fetch.
 pub(super) struct Resolved {
     /// Of what the name names: the index, where there is one.
     pub(super) digest: Digest,

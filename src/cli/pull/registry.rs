@@ -171,7 +171,7 @@ impl Registry {
     }
 }
 
-/// What a registry asks for with `WWW-Authenticate: Bearer …`.
+/// Challenge of a registry: `WWW-Authenticate: Bearer …`.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Challenge {
     realm: String,
@@ -210,7 +210,7 @@ fn parse_challenge(header: &str) -> Option<Challenge> {
     (!challenge.realm.is_empty()).then_some(challenge)
 }
 
-/// What an OCI error body says, as `: CODE message`.
+/// The error of an OCI error body, as `: CODE message`.
 fn said(body: &[u8]) -> String {
     let Ok(body) = serde_json::from_slice::<serde_json::Value>(body) else {
         return String::new();

@@ -1,4 +1,4 @@
-//! Where a peer's bytes came from, read from its metrics before and after.
+//! Sources of a peer's bytes, read from its metrics before and after a pull.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::cli::{http::http_client, status::format_bytes};
 pub(super) struct BytesBySource(BTreeMap<&'static str, u64>);
 
 impl BytesBySource {
-    /// What came after `earlier`. A peer that has restarted counts from zero.
+    /// The bytes that came after `earlier`. A peer that has restarted counts from zero.
     pub(super) fn since(&self, earlier: &Self) -> Self {
         let delta = |(source, bytes): (&&'static str, &u64)| {
             let before = earlier.0.get(source).copied().unwrap_or(0);
@@ -67,7 +67,7 @@ pub(super) async fn read(admin: Option<&Url>) -> Option<BytesBySource> {
 /// In the metrics of every Piecemeal daemon, even before it has counted bytes.
 const OURS: &str = "piecemeal_";
 const METRIC: &str = "piecemeal_blob_bytes_total{";
-/// What the node fetched is counted on its way into the store; what it had, on its way out.
+/// Bytes that the node fetched are counted on their way into the store; those that it had, on their way out.
 const WAYS: [(&str, &str); 4] = [
     ("local", "client"),
     ("mirror", "store"),

@@ -10,7 +10,7 @@ use reqwest::StatusCode;
 
 use super::registry::Registry;
 
-/// What came.
+/// Result of a transfer.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Transferred {
     pub(super) bytes: u64,
