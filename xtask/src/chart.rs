@@ -1,6 +1,6 @@
 //! The Helm chart: every file of `ci/` against the schemas of every Kubernetes, the binary and Prometheus' own tool.
 //!
-//! What is checked is in `charts/piecemeal/tests`, in Python: that is where the strict schemas and a reader of YAML are. This brings
+//! The checks are in `charts/piecemeal/tests`, in Python: that is where the strict schemas and a reader of YAML are. This brings
 //! the programs together, each of a pinned version and outside the clone.
 
 use std::{
@@ -13,9 +13,9 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{go_tools, packages, shell};
 
 const CHART: &str = "charts/piecemeal";
-/// What writes the tables of values: in the chart's README, and in docs/kubernetes.
+/// The programs that write the tables of values: in the chart's README, and in docs/kubernetes.
 const TABLES: [&str; 2] = ["charts/piecemeal/tests/readme.py", "charts/piecemeal/tests/pages.py"];
-/// What is needed of Python's packages. kubernetes-validate has the schemas of Kubernetes 1.25 to 1.37.
+/// The Python packages of the checks. kubernetes-validate has the schemas of Kubernetes 1.25 to 1.37.
 const PYTHON_PACKAGES: [&str; 3] = ["kubernetes-validate==1.37.0", "jsonschema==4.26.0", "PyYAML==6.0.4"];
 
 pub(crate) fn run(arguments: &[&str]) -> Result<()> {

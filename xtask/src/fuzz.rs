@@ -52,7 +52,7 @@ fn install() -> Result<()> {
     shell::run("cargo", &install)
 }
 
-/// Where the fuzzer puts what leads it further: a folder that no commit sees.
+/// The folder into which the fuzzer puts the inputs that lead it further. No commit sees it.
 fn found_dir(target: &str) -> Result<PathBuf> {
     let found = shell::root().join("fuzz/target/found").join(target);
     fs::create_dir_all(&found).with_context(|| format!("cannot make {}", found.display()))?;

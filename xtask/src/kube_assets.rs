@@ -77,5 +77,5 @@ fn link(program: &Path, folder: &Path, name: &str) -> Result<()> {
         .with_context(|| format!("cannot make the link {}", place.display()))
 }
 
-/// What `KUBEBUILDER_ASSETS` has to have.
+/// The programs that `KUBEBUILDER_ASSETS` has to have.
 const CONVENTION: [&str; 3] = ["etcd", "kube-apiserver", "kubectl"];

@@ -22,7 +22,7 @@ const NEEDED: [(&str, &str); 10] = [
     ("faketime", "faketime"),
 ];
 
-/// What the benchmarks need besides. Where there is systemd, the package of nginx also starts one of its own, on port 80.
+/// The packages that only the benchmarks need. Where there is systemd, the package of nginx also starts one of its own, on port 80.
 const NEEDED_BY_BENCHES: [(&str, &str); 3] = [("nginx", "nginx-light"), ("wrk", "wrk"), ("taskset", "util-linux")];
 
 /// Installs what the end-to-end tests miss, where that is possible.

@@ -56,7 +56,7 @@ pub(crate) fn has(program: &str) -> bool {
     env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
-/// Where programs are kept that are built for these commands: outside the clone, so that a fresh one finds them.
+/// The folder of the programs that are built for these commands: outside the clone, so that a fresh one finds them.
 pub(crate) fn tools_dir() -> Result<PathBuf> {
     let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let home = env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
@@ -66,7 +66,7 @@ pub(crate) fn tools_dir() -> Result<PathBuf> {
         .join("piecemeal/tools"))
 }
 
-/// Where cargo builds.
+/// The target folder of cargo.
 pub(crate) fn target_dir() -> Result<PathBuf> {
     let metadata = output("cargo", &["metadata", "--format-version", "1", "--no-deps", "--locked"])?;
     let metadata: serde_json::Value = serde_json::from_str(&metadata).context("what cargo metadata printed")?;

@@ -9,7 +9,7 @@ use crate::go_tools;
 
 pub(super) const REPOSITORY: &str = "conformance/preloaded";
 
-/// Where to find what was pushed.
+/// The tags, manifests and blobs that were pushed.
 pub(super) struct Content {
     pub(super) tags: Vec<String>,
     pub(super) manifests: Vec<String>,

@@ -23,7 +23,7 @@ const REGISTRY_LACKS: [(&str, &str); 4] = [
 
 const UNORDERED: &str = "it takes the parts of an upload in any order";
 
-/// How one run of the suite went.
+/// Report on one run of the suite.
 pub(super) struct Report {
     mode: String,
     passed: u32,

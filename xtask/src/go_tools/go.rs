@@ -1,4 +1,4 @@
-//! How Go builds every tool.
+//! Go's environment and flags, the same for every tool.
 
 use std::path::Path;
 

@@ -62,8 +62,8 @@ pub(crate) const CLIENTS: [Tool; 5] = [
     },
 ];
 
-/// What a cluster and its nodes are made of, and the programs of its operators. The smallest come first, so that a machine
-/// on which Go cannot build fails early.
+/// The parts of a cluster and its nodes, and the programs of its operators. The smallest come first, so that a machine on which Go
+/// cannot build fails early.
 pub(crate) const KUBERNETES: [Tool; 10] = [
     Tool {
         name: "crictl",

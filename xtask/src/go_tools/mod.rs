@@ -36,7 +36,7 @@ pub(crate) fn install<'a>(tools: impl IntoIterator<Item = &'a Tool>) -> Result<(
     Ok(())
 }
 
-/// Where [`install`] puts a tool.
+/// The path at which [`install`] puts a tool.
 pub(crate) fn path(tool: &Tool) -> Result<PathBuf> {
     Ok(bin_dir()?.join(format!("{}-{}", tool.name, tool.version)))
 }

@@ -52,7 +52,7 @@ impl Binary {
         Ok(name)
     }
 
-    /// What the binary itself prints when it is given `arguments`.
+    /// The text that the binary prints when it is given `arguments`.
     pub(super) fn print(&self, arguments: &[&str]) -> Result<String> {
         shell::output(text(&self.native)?, arguments)
     }

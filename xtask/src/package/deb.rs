@@ -13,7 +13,7 @@ use super::{
 use crate::shell;
 
 const DAEMONS: [&str; 3] = ["mirror", "scheduler", "peer"];
-/// Where Debian's shells look for completions.
+/// The paths at which Debian's shells look for completions.
 const COMPLETIONS: [(&str, &str); 3] = [
     ("bash", "usr/share/bash-completion/completions/piecemeal"),
     ("zsh", "usr/share/zsh/vendor-completions/_piecemeal"),
@@ -64,7 +64,7 @@ fn daemons(tree: &Tree<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What the binary says of itself.
+/// Writes the completions and man pages that the binary prints.
 fn generated(tree: &Tree<'_>, binary: &Binary) -> Result<()> {
     for (shell, path) in COMPLETIONS {
         tree.write(path, binary.print(&["completions", shell])?, 0o644)?;
@@ -96,7 +96,7 @@ fn documents(tree: &Tree<'_>, binary: &Binary, version: &str, epoch: u64) -> Res
     tree.write("usr/share/lintian/overrides/piecemeal", overrides, 0o644)
 }
 
-/// What dpkg itself reads. The last step: it counts and sums what is there.
+/// Writes the files that dpkg itself reads. The last step: it counts and sums what is there.
 fn control(tree: &Tree<'_>, root: &Path, version: &str, architecture: &str) -> Result<()> {
     let (mut sums, mut conffiles, mut bytes) = (String::new(), String::new(), 0);
     for file in tree.files()? {

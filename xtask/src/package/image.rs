@@ -16,7 +16,7 @@ use crate::shell;
 /// The certification authorities of the machine that builds it. A binary in an empty root finds none otherwise.
 const CERTIFICATES: &str = "etc/ssl/certs/ca-certificates.crt";
 const NOTICES: &str = "usr/share/doc/piecemeal/NOTICES";
-/// What the layers hold and nothing else: mode, owner and name.
+/// The files of the layers, and no others: mode, owner and name.
 const CONTENT: [&str; 13] = [
     "drwxr-xr-x 0/0 etc/",
     "drwxr-xr-x 0/0 etc/ssl/",

@@ -1,4 +1,4 @@
-//! What is released: a static binary, a Debian package and a container image, in `target/package`.
+//! Packages of a release: a static binary, a Debian package and a container image, in `target/package`.
 //!
 //! One commit makes one result: whatever holds a time holds that of the commit, or `SOURCE_DATE_EPOCH`. Nothing is left there that
 //! was not checked.
@@ -40,7 +40,7 @@ const PARTS: [(&str, &[(&str, &str)]); 3] = [
     ),
 ];
 
-/// What was asked for.
+/// Request for packages.
 #[derive(Debug, Default)]
 struct Request {
     /// Empty: all of them.

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::target::Target;
 use crate::shell;
 
-/// What a file is called that a crate's author wants to be passed on.
+/// The beginnings of the names of files that a crate's author wants to be passed on.
 const NAMES: [&str; 6] = ["LICENSE", "LICENCE", "COPYING", "COPYRIGHT", "NOTICE", "UNLICENSE"];
 const HEAD: &str = "\
 Piecemeal is licensed under the Apache License, Version 2.0. Linked into its binary are the crates below, each under the licence that

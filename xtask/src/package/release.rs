@@ -11,7 +11,7 @@ use crate::shell;
 
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Where results go, and the time that they bear.
+/// The folder of the results, and the time that they bear.
 pub(super) struct Release {
     pub(super) out: PathBuf,
     /// Seconds since 1970.
