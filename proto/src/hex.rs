@@ -1,4 +1,6 @@
 //! Lower-case hexadecimal, the only form that digests and ids use.
+//!
+//! Invariant: text of another length, with an upper-case digit or any other character is no value.
 
 use data_encoding::HEXLOWER;
 

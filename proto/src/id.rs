@@ -1,4 +1,6 @@
 //! Ids of nodes and fills.
+//!
+//! Invariant: a node's id has one text form, 32 lower-case hexadecimal digits.
 
 use std::{fmt, str::FromStr};
 

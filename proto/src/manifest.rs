@@ -1,4 +1,6 @@
 //! Descriptors read out of manifests and indexes, whose bytes are never changed.
+//!
+//! Invariant: reading never fails; a manifest that cannot be read is [`Manifest::Unknown`], and passes through byte for byte.
 
 use serde::Deserialize;
 

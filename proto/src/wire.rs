@@ -1,4 +1,6 @@
-//! The messages of `piecemeal.proto`, and conversions of their fields into Piecemeal's own types.
+//! Messages of `piecemeal.proto`, and conversions of their fields into Piecemeal's own types.
+//!
+//! Invariant: a field of another daemon never causes a panic; one that makes no sense is `None` or `false`.
 
 use crate::{Digest, NodeId, NodeKey, NodePublic, PIECE_HASH_BYTES, PieceHash, Reference, RepositoryName, is_registry};
 
