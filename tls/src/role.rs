@@ -1,4 +1,6 @@
-//! The roles that a certificate can name.
+//! Roles of the servers that hold `authority.key`, as their certificates name them.
+//!
+//! Invariant: each role has a name and a protocol of its own, so that no server passes for one of the other role.
 
 use std::fmt;
 

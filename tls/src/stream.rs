@@ -1,4 +1,6 @@
-//! A connection to a server of the site, with TLS or without.
+//! Connection to a server of the site, with TLS or without.
+//!
+//! Invariant: its kind never changes, and no byte is read or written before a TLS handshake is over.
 
 use std::{
     io::{self, IoSlice},
