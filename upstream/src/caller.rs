@@ -1,4 +1,6 @@
-//! The caller of a request, and its credential.
+//! Caller of a request, and its credential.
+//!
+//! Invariant: a credential shows in no log, and is written down only as its fingerprint.
 
 use std::{fmt, net::IpAddr};
 

@@ -1,4 +1,6 @@
-//! One of the addresses at which a registry answers, and what is known of its reachability.
+//! Endpoint: one of the addresses at which a registry answers, and its reachability.
+//!
+//! Invariant: the path of its URL comes after `/v2/`, before the repository's name.
 
 use tokio::sync::watch;
 use url::Url;

@@ -1,4 +1,6 @@
 //! Errors of a pull, by what a client does about them.
+//!
+//! Invariant: a verdict of the source stands, and only another failure may be answered with older content.
 
 use std::time::Duration;
 

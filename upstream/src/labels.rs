@@ -1,4 +1,6 @@
 //! Patterns of host names.
+//!
+//! Invariant: a `*` stands for text within one label, never for a dot.
 
 /// Label by label; `*` is any text within one.
 pub(crate) fn matches_labels(pattern: &str, host: &str) -> bool {

@@ -1,4 +1,6 @@
-//! A setting that changes while it is used.
+//! Setting that changes while it is used.
+//!
+//! Invariant: all clones have the same value at any time.
 
 use std::{
     sync::{

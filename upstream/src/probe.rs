@@ -1,4 +1,7 @@
 //! Probes of an upstream, by which the daemon itself decides whether an endpoint is lost (`reach.rs`).
+//!
+//! Invariant: an endpoint has one question at a time, which goes on when the caller that caused it leaves. It carries no credential
+//! of a caller's.
 
 use std::{
     sync::Arc,

@@ -1,4 +1,6 @@
-//! The rate limits (429) that hosts answer with, and the circuit breakers that keep them.
+//! Rate limits (429) that hosts answer with, and the circuit breakers that keep them.
+//!
+//! Invariant: a credential that has used up a host's limit blocks neither another credential nor another kind of request.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,6 @@
-//! A request to an upstream, as the daemon's own code states it.
+//! Request to an upstream, as the daemon's own code states it.
+//!
+//! Invariant: every request but a download is of a kind that upstream's rate limits count.
 
 use piecemeal_store::Repository;
 use reqwest::{

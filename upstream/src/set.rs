@@ -1,4 +1,7 @@
-//! The upstreams of a daemon by name.
+//! Upstreams of a daemon by name.
+//!
+//! Invariant: a name has one upstream at a time. Of the registries that only a pattern stands for, the [`WILD_MAX`] last used are
+//! kept.
 
 use std::{
     collections::BTreeMap,

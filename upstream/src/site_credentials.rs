@@ -1,4 +1,6 @@
 //! Credentials that the mirror itself holds for an upstream, re-read while it runs.
+//!
+//! Invariant: an error says where the credential was looked for, and never what was read.
 
 use std::{
     path::{Path, PathBuf},
