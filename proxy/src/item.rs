@@ -1,4 +1,6 @@
-//! Item that a right is asked for.
+//! Item that a right is checked for.
+//!
+//! Invariant: every item has one digest.
 
 use piecemeal_proto::Digest;
 

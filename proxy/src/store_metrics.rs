@@ -1,4 +1,6 @@
 //! Metrics of a store, read at each scrape.
+//!
+//! Invariant: a scrape reads neither the index nor a file.
 
 use std::fmt;
 

@@ -1,4 +1,6 @@
-//! The handle behind the admin port's `/cache`.
+//! Handle behind the admin port's `/cache`.
+//!
+//! Invariant: one verification and one warming run at a time; each ends when its reader goes away or the daemon stops.
 
 use std::sync::Arc;
 

@@ -1,4 +1,6 @@
 //! Names of images and blobs, as an administrator writes them.
+//!
+//! Invariant: [`written`] gives a name that [`CacheName::read`] reads as the same image.
 
 use piecemeal_proto::{Digest, ImageReference, Reference, RepositoryName};
 use piecemeal_store::Repository;

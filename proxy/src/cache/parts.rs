@@ -1,4 +1,6 @@
-//! The parts of a daemon that the administration of its cache works with.
+//! Parts of a daemon that the administration of its cache works with.
+//!
+//! Invariant: a look through the index runs off the runtime, and is given up after [`LOOK_TIME_MAX`].
 
 use std::time::Duration;
 
