@@ -1,4 +1,6 @@
 //! Configuration of the webhook.
+//!
+//! Invariant: the webhook's own namespace is always among the excluded ones.
 
 use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 

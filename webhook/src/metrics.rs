@@ -1,4 +1,6 @@
 //! Metrics of the webhook, as `piecemeal_webhook_…`.
+//!
+//! Invariant: labels have fixed values only, and failures count from zero on, so that the first one shows as a rise.
 
 use std::time::Duration;
 

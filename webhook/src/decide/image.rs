@@ -1,4 +1,6 @@
-//! An image as a pod writes it, split so that it can be written again with another registry.
+//! Image as a pod writes it, split so that it can be written again with another registry.
+//!
+//! Invariant: tag and digest stay as written; the registry is in lower case.
 
 use std::str::FromStr;
 

@@ -1,4 +1,6 @@
 //! Pull secrets that a pod names, as far as they can be used.
+//!
+//! Invariant: a secret that cannot be used says whether the original image may still be pulled with it.
 
 use serde_json::Value;
 

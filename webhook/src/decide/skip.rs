@@ -1,4 +1,6 @@
 //! Reasons to leave a pod as it is.
+//!
+//! Invariant: each has a sentence for people and one word for machines, by which metrics and events name it.
 
 /// Why a pod stays as it is. Its `Display` is a sentence for people; [`Skip::reason`] is for machines.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,4 +1,6 @@
 //! AdmissionReview, `admission.k8s.io/v1`, as raw JSON.
+//!
+//! Invariant: the answer to a request always allows the pod, and has the request's own uid.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
