@@ -1,4 +1,6 @@
 //! Facts about the node that decisions depend on, read from disk and /proc.
+//!
+//! Invariant: they are read once; a file that cannot be read is a fact too, and concerns its own runtime alone.
 
 use std::{
     collections::BTreeSet,

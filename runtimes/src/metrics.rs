@@ -1,4 +1,6 @@
 //! Metrics of node set-up, as the last reconciliation found the node.
+//!
+//! Invariant: a runtime that is left out on purpose has no `runtime_ready`, so that it raises no alert.
 
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},

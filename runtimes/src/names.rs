@@ -1,4 +1,6 @@
 //! Registries of the node's peer, and the names of each that lead to it.
+//!
+//! Invariant: a host that no upstream stands for is no registry of the peer's, and a name has one URL.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,6 @@
 //! Processes of the node, from /proc.
+//!
+//! Invariant: a process of a container is none of the node's runtimes, and gets no signal.
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
