@@ -1,4 +1,6 @@
-//! The interface of a daemon to the process that runs it.
+//! Interface of a daemon to the process that runs it.
+//!
+//! Invariant: only settings that are live change while a daemon runs.
 
 use std::future::Future;
 

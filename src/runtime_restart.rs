@@ -1,4 +1,6 @@
-//! Restarts a container runtime of the node, which only happens where the administrator has allowed it.
+//! Restart of a container runtime of the node, which only happens where the administrator has allowed it.
+//!
+//! Invariant: systemctl runs at the node's root, in a process that does nothing else.
 
 use std::{os::unix::process::CommandExt, path::Path, process::Command};
 

@@ -1,4 +1,6 @@
 //! State that the handlers of an admin port share.
+//!
+//! Invariant: only a running daemon is asked; before and after, the port answers without one.
 
 use prometheus_client::registry::Registry;
 use tokio::sync::RwLock;

@@ -1,4 +1,6 @@
 //! Errors of a command, as its user reads them.
+//!
+//! Invariant: an error is one line with its causes, each said once.
 
 /// Arguments that parse and make no sense. Exit 64.
 #[derive(Debug, thiserror::Error)]

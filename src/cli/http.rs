@@ -1,4 +1,6 @@
-//! The commands' own HTTP client, and the runtime that it needs.
+//! HTTP client of the commands, and the runtime that it needs.
+//!
+//! Invariant: a machine without CA certificates has a client too, which trusts no server.
 
 use anyhow::Context;
 use reqwest::{Client, ClientBuilder};

@@ -1,4 +1,6 @@
 //! Lines of a command's output.
+//!
+//! Invariant: a reader that has gone ends the program without an error.
 
 use std::io::Write;
 

@@ -1,4 +1,6 @@
 //! Settings of the commands that run until they are told to stop.
+//!
+//! Invariant: the layers are read as they are at that moment, so that a reload sees a changed file.
 
 use std::path::PathBuf;
 

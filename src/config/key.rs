@@ -1,4 +1,6 @@
 //! Keys of the settings, as the fields of a command's flags name them.
+//!
+//! Invariant: the flags of a command know all of its keys; environment and file have no others.
 
 use clap::{ArgAction, Args, Command};
 use serde::{Serialize, de::DeserializeOwned};

@@ -1,4 +1,6 @@
 //! Settings of `piecemeal node`.
+//!
+//! Invariant: a root that is not a folder is a problem, so that nothing is written elsewhere.
 
 use std::path::PathBuf;
 

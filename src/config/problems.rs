@@ -1,4 +1,6 @@
 //! Problems of the settings, collected so that one run names them all.
+//!
+//! Invariant: settings with a problem yield no value, and a value that is missing has left a problem.
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 

@@ -1,4 +1,6 @@
-//! The settings that a mirror and a peer share, as text.
+//! Settings that a mirror and a peer share, as text.
+//!
+//! Invariant: a setting that is absent is `None`: its default comes from the lowest layer.
 
 #![allow(
     rustdoc::broken_intra_doc_links,

@@ -1,4 +1,6 @@
 //! Settings of `piecemeal up`, and the whole site on loopback that they make.
+//!
+//! Invariant: only the peer's port for clients can be set to an address beyond loopback.
 
 use std::{
     collections::HashSet,

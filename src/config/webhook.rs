@@ -1,4 +1,6 @@
 //! Settings of the webhook.
+//!
+//! Invariant: every name of a Kubernetes object is well formed before the webhook starts.
 
 use std::{collections::BTreeSet, path::PathBuf, time::SystemTime};
 

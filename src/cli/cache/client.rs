@@ -1,4 +1,6 @@
 //! Client of a daemon's admin port.
+//!
+//! Invariant: an answer and each of its lines have a limit in bytes, and a pause between lines one in time.
 
 use std::time::Duration;
 

@@ -1,4 +1,6 @@
-//! `piecemeal cache ls`
+//! `piecemeal cache ls`: lists the images in a daemon's cache.
+//!
+//! Invariant: a blob that no known manifest lists is listed too.
 
 use std::cmp::Reverse;
 

@@ -1,4 +1,6 @@
-//! `piecemeal cache rm`
+//! `piecemeal cache rm`: removes images and blobs from a daemon's cache.
+//!
+//! Invariant: nothing is removed without a confirmation or `--yes`; a name that fails does not hold up the others.
 
 use std::io::{BufRead, IsTerminal, Write};
 

@@ -1,4 +1,6 @@
-//! `piecemeal cache show`
+//! `piecemeal cache show`: describes an image or a blob in a daemon's cache.
+//!
+//! Invariant: it only reads.
 
 use clap::Args;
 use piecemeal_proxy::{BlobState, CacheItem, CachedBlob, CachedImage, CachedManifest};

@@ -1,4 +1,6 @@
 //! Tables of the cache's content, and the ages in them.
+//!
+//! Invariant: a column is as wide as its widest cell, the head included.
 
 /// An age, in the largest unit that is not less than one.
 pub(super) fn ago(seconds: u64) -> String {

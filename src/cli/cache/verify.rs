@@ -1,4 +1,6 @@
-//! `piecemeal cache verify`
+//! `piecemeal cache verify`: lets a daemon hash its blobs again.
+//!
+//! Invariant: it succeeds only when no blob was damaged and none failed to be read.
 
 use anyhow::{Context, bail};
 use clap::Args;

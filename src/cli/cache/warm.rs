@@ -1,4 +1,6 @@
-//! `piecemeal cache warm`
+//! `piecemeal cache warm`: lets a daemon fetch images before they are pulled.
+//!
+//! Invariant: arguments that make no sense are found before the daemon is asked; it succeeds only when every image is here.
 
 use std::{collections::HashMap, fs, path::PathBuf};
 

@@ -1,4 +1,6 @@
-//! The cluster that a command asks, by the kubeconfig's context.
+//! Cluster that a command asks, by the kubeconfig's context.
+//!
+//! Invariant: without a named context, the command asks the kubeconfig's current one.
 
 use clap::Args;
 use piecemeal_webhook::Cluster;

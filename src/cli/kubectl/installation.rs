@@ -1,4 +1,6 @@
-//! Piecemeal as it is installed in a cluster.
+//! Installation of Piecemeal in a cluster.
+//!
+//! Invariant: its settings are read as the webhook itself reads them, and are those of one webhook.
 
 use std::io::Write;
 

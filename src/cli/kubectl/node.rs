@@ -1,4 +1,6 @@
-//! `kubectl piecemeal node NODE`.
+//! `kubectl piecemeal node NODE`: shows the components of Piecemeal on a node, and the state of its set-up.
+//!
+//! Invariant: it only reads.
 
 use anyhow::Context;
 use clap::Args;

@@ -1,4 +1,6 @@
-//! `kubectl piecemeal pods --rewritten|--eligible`.
+//! `kubectl piecemeal pods --rewritten|--eligible`: lists pods that are or would be accelerated.
+//!
+//! Invariant: it only reads.
 
 use clap::Args;
 use k8s_openapi::api::core::v1::Pod;

@@ -1,4 +1,6 @@
-//! `kubectl piecemeal status`.
+//! `kubectl piecemeal status`: shows the components in a cluster, and what mirrors and schedulers report.
+//!
+//! Invariant: it only reads; a daemon that is not reached does not hold up the others.
 
 use clap::Args;
 use k8s_openapi::api::core::v1::Pod;

@@ -1,4 +1,6 @@
-//! `kubectl piecemeal uninstall-check`.
+//! `kubectl piecemeal uninstall-check`: lists the pods that hold up an uninstallation.
+//!
+//! Invariant: it only reads, and fails while a pod names an accelerated image.
 
 use std::collections::BTreeSet;
 

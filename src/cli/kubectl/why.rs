@@ -1,4 +1,6 @@
-//! `kubectl piecemeal why POD`.
+//! `kubectl piecemeal why POD`: explains why a pod is accelerated or not.
+//!
+//! Invariant: it only reads; the steps are those of the webhook's own decision.
 
 use anyhow::{Context, bail};
 use clap::Args;

@@ -1,4 +1,6 @@
 //! Resolution of an image's name to the blobs of one platform.
+//!
+//! Invariant: each blob is there once, and indexes are followed to a depth of [`INDEX_DEPTH_MAX`].
 
 use anyhow::{Context, anyhow, bail};
 use piecemeal_proto::{Descriptor, Digest, ImageReference, Manifest, Platform, Reference, offered_platforms};

@@ -1,4 +1,6 @@
-//! One repository of one registry, read without credentials; a registry that asks for an anonymous token gets one.
+//! Registry of a pull: one repository, read without credentials; a registry that asks for an anonymous token gets one.
+//!
+//! Invariant: a manifest whose bytes have another digest than the expected one is an error.
 
 use std::{sync::Mutex, sync::PoisonError, time::Duration};
 

@@ -1,4 +1,6 @@
 //! Sources of a peer's bytes, read from its metrics before and after a pull.
+//!
+//! Invariant: a pull goes on without a peer that answers; then there are no figures.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 

@@ -1,4 +1,6 @@
-//! Fetches blobs, three at once as containerd does, hashing them as they come.
+//! Transfer of an image's blobs, three at once as containerd does, hashed as they come.
+//!
+//! Invariant: a blob counts only when its size and digest are right.
 
 use std::time::Instant;
 
