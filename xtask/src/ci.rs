@@ -1,4 +1,6 @@
-//! The checks that a change has to pass before it lands.
+//! Checks that a change has to pass before it lands.
+//!
+//! Invariant: the first check that fails ends the run; only advisories may go unchecked, where their database cannot be fetched.
 
 use std::process::Command;
 

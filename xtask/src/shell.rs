@@ -1,4 +1,6 @@
-//! Running commands from the workspace's root, with their output shown.
+//! Commands that run from the workspace's root, with their output shown.
+//!
+//! Invariant: a command that fails is an error.
 
 use std::{
     env,

@@ -1,4 +1,6 @@
 //! Programs that run beside this one, and end with it.
+//!
+//! Invariant: each wait for a program has a limit, and a program is killed when its handle is dropped.
 
 use std::{
     fs::OpenOptions,

@@ -1,4 +1,6 @@
 //! Go's environment and flags, the same for every tool.
+//!
+//! Invariant: a build uses no C and no other Go than the one that is installed.
 
 use std::path::Path;
 

@@ -1,4 +1,6 @@
-//! The Go programs to build, and the requirements of each one's build.
+//! Go programs to build, and the requirements of each one's build.
+//!
+//! Invariant: each is built at a pinned version.
 
 use super::versions;
 

@@ -1,4 +1,6 @@
-//! The Debian package, made with Debian's own dpkg-deb.
+//! Debian package, made with Debian's own dpkg-deb.
+//!
+//! Invariant: a package is kept only when its units and its policy were checked.
 
 use std::{fmt::Write, fs, path::Path};
 
