@@ -1,4 +1,6 @@
 //! Platforms: how people write them, and which of an index's manifests are for one.
+//!
+//! Invariant: a manifest of another operating system or architecture is never chosen.
 
 use std::{fmt, str::FromStr};
 
