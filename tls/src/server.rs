@@ -1,4 +1,6 @@
 //! TLS server: one port for connections with TLS and without.
+//!
+//! Invariant: the wait for the first byte and the handshake both have a limit.
 
 use std::{io, sync::Arc, time::Duration};
 
