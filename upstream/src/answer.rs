@@ -1,4 +1,6 @@
 //! An upstream's answer: what its headers state, and its body within a limit.
+//!
+//! Invariant: a body has a limit in bytes and in time, and no error repeats a URL.
 
 use std::{error::Error, time::Duration};
 

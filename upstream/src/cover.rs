@@ -1,4 +1,6 @@
 //! Cover of a credential on its way: TLS, or this host's own network.
+//!
+//! Invariant: unless the administrator allows it, no credential crosses a network in the clear.
 
 use url::Url;
 

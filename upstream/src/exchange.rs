@@ -1,4 +1,6 @@
 //! One exchange with a host: a request, and the wait for its status line.
+//!
+//! Invariant: an exchange ends within [`SOURCE_TIMEOUT`], and no error has the query of a URL, which may be a secret.
 
 use std::{sync::Arc, time::Instant};
 

@@ -1,4 +1,6 @@
 //! Metrics of upstream requests: answers and latency.
+//!
+//! Invariant: labels are bounded: an upstream's name as it is configured, and a fixed set of answers.
 
 use std::time::Duration;
 

@@ -1,4 +1,6 @@
 //! Tokens of a registry: the answer to its challenge, from its token server.
+//!
+//! Invariant: the site's password goes to no token server but those at the registry's home.
 
 use std::time::Instant;
 

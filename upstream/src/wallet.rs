@@ -1,4 +1,6 @@
 //! The right that a request is made with: none, a caller's credential, or the site's own.
+//!
+//! Invariant: a caller with a credential of its own is served by that alone, never by the site's.
 
 use std::time::Instant;
 
