@@ -1,4 +1,6 @@
 //! Announcements to the scheduler: which pieces and blobs are here, as they land.
+//!
+//! Invariant: without a scheduler nothing is reported, and bytes are counted all the same.
 
 use std::{ops::Range, sync::Arc};
 

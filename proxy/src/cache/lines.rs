@@ -1,4 +1,6 @@
 //! An answer that takes long: one JSON object a line, as things happen.
+//!
+//! Invariant: at most [`LINES_MAX`] lines wait, and a reader that takes none for [`READER_LAG_MAX`] is gone.
 
 use std::{
     convert::Infallible,

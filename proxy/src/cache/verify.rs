@@ -1,4 +1,6 @@
 //! Verification on demand: hashes blobs again, to find those that the disk has damaged.
+//!
+//! Invariant: each blob counts once at the end: as good, damaged, failed or gone.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},

@@ -1,4 +1,6 @@
 //! Answers with a list: a page of tags, or an index of referrers.
+//!
+//! Invariant: the link to the next page leads to this daemon, by the path that the client used.
 
 use axum::{
     body::Body,
