@@ -1,4 +1,6 @@
 //! The pull secrets of one pod, read from the API: its own, or its service account's.
+//!
+//! Invariant: at most [`SECRETS_MAX`] secrets are looked at, and none in a namespace whose secrets may not be read.
 
 use futures_util::future::{join, join_all};
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};

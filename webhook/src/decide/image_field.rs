@@ -1,4 +1,6 @@
 //! Fields of a pod that name an image: of its init containers, its containers and its image volumes.
+//!
+//! Invariant: a field's pointer leads to its image in the pod that it was read from.
 
 use serde_json::Value;
 

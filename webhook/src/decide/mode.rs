@@ -1,4 +1,6 @@
-//! Whether a pod asks for acceleration: by its own label, or else by its namespace's.
+//! Mode of a pod: whether it asks for acceleration, by its own label or else by its namespace's.
+//!
+//! Invariant: a value that is not known accelerates nothing.
 
 use serde_json::{Map, Value};
 

@@ -1,4 +1,6 @@
 //! Names of accelerated images: from an image to its accelerated name, and back.
+//!
+//! Invariant: only a name that could have been made here leads back to an image.
 
 use piecemeal_proto::{accelerated, is_registry};
 

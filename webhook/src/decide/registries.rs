@@ -1,4 +1,6 @@
 //! The accelerated registries, as the settings name them: by host, by pattern, or by an instance's id.
+//!
+//! Invariant: an item that cannot be read makes the whole setting an error, which names every such item.
 
 use piecemeal_proto::is_registry;
 

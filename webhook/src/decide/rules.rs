@@ -1,4 +1,6 @@
 //! Rules of acceleration: the settings, and the decision on one image by them.
+//!
+//! Invariant: the accelerated name of a registry that is accelerated is never accelerated again.
 
 use std::collections::BTreeSet;
 
