@@ -1,4 +1,6 @@
 //! Edit of one file: write, delete or leave.
+//!
+//! Invariant: a text that is as wanted is not written again.
 
 /// Decided from a file's present and wanted text; a run carries it out.
 #[derive(Clone, Debug, PartialEq, Eq)]
