@@ -1,4 +1,6 @@
 //! `piecemeal keygen`: the keys of a new site, and a new `join.key` for one that is there.
+//!
+//! Invariant: only `--rotate-join` replaces a key, and a rotation that was cut short is finished by the next.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},

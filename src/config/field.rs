@@ -1,4 +1,4 @@
-//! Reads single settings: the text of one key becomes one typed value, or a problem under that key.
+//! Fields of the settings: the text of one key becomes one typed value, or a problem under that key.
 
 use std::{
     collections::HashSet,

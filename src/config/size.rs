@@ -1,4 +1,6 @@
 //! Sizes in bytes as people write them: `5M` is 5,000,000, `5Mi` is 5,242,880.
+//!
+//! Invariant: a size that does not fit into 64 bits is an error, never another size.
 
 /// Why a text is not a size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

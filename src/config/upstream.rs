@@ -1,4 +1,6 @@
 //! Settings of upstreams: their endpoints, the credentials and certificates for them, and how they are reached.
+//!
+//! Invariant: credentials, certificates and token servers are of an upstream that is configured.
 
 use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 

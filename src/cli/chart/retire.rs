@@ -1,5 +1,7 @@
 //! `piecemeal chart retire`: first takes the webhook out of the way of new pods, then deletes the objects that are no longer
 //! needed.
+//!
+//! Invariant: a copy that a pod still needs is never deleted.
 
 use std::{collections::BTreeSet, time::Duration};
 

@@ -1,4 +1,6 @@
 //! `piecemeal chart wait`: Helm waits for Jobs, and not for the DaemonSet that cleans nodes.
+//!
+//! Invariant: nodes that do not answer within the timeout are named, and are no error.
 
 use std::time::Duration;
 
