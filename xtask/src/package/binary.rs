@@ -1,4 +1,6 @@
-//! The static binary: how it is built, and how it proves that it needs nothing around it.
+//! Static binary: its build, and the proof that it needs nothing around it.
+//!
+//! Invariant: a binary that names a loader or a library is an error, whether it was built here or given.
 
 use std::{
     env, fs,

@@ -1,4 +1,6 @@
 //! The container image, made without an engine: buildah writes it, from files alone.
+//!
+//! Invariant: an image with other files than those of [`CONTENT`] is an error.
 
 use std::{collections::BTreeSet, fs, path::Path};
 

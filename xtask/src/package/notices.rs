@@ -1,4 +1,6 @@
 //! The notices and licences of the code that is linked into the binary: most of them must be distributed with it.
+//!
+//! Invariant: a crate that is only used while building or testing has no notice.
 
 use std::{
     collections::{BTreeSet, HashMap},

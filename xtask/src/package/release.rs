@@ -1,4 +1,6 @@
 //! A release: the folder of its files, their time and their version.
+//!
+//! Invariant: its time is that of the commit, or `SOURCE_DATE_EPOCH`.
 
 use std::{
     env, fs,
