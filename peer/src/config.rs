@@ -6,7 +6,7 @@ use piecemeal_proto::JoinKey;
 use piecemeal_proxy::ProxyConfig;
 use url::Url;
 
-/// Where a peer's pieces come from.
+/// Source of a peer's pieces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DownloadPattern {
     /// From other peers and the mirror, by the scheduler's leases.
@@ -33,6 +33,6 @@ pub struct PeerConfig {
     pub ratelimit: Option<u64>,
     pub download_pattern: DownloadPattern,
     pub direct_fallback: DirectFallback,
-    /// How long streams wait for a lost mirror before they go upstream.
+    /// The time for which streams wait for a lost mirror before they go upstream.
     pub mirror_grace: Duration,
 }

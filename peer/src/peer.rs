@@ -138,7 +138,7 @@ impl Peer {
         dependencies
     }
 
-    /// What it holds and has carried, for `piecemeal status`.
+    /// The content that it holds and the bytes that it has carried, for `piecemeal status`.
     pub async fn status(&self) -> serde_json::Value {
         let own = json!({
             "role": "peer",
