@@ -118,7 +118,7 @@ struct Queue {
     refused: LruCache<Right, PullError>,
 }
 
-/// Standing of a right that waits with the source.
+/// Standing of a waiting right at the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
     Unknown,

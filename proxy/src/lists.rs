@@ -78,7 +78,7 @@ pub(crate) struct Lists {
 
 /// All tags of a repository, and the `Warning` that came along.
 pub(crate) type Tagged = (Arc<Vec<String>>, Option<String>);
-/// The manifests that refer to one, whether they are filtered as asked, and the `Warning` that came along.
+/// The referrers of a manifest, whether they are filtered as asked, and the `Warning` that came along.
 pub(crate) type Referrers = (Index, bool, Option<String>);
 
 struct Listed {

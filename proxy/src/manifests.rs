@@ -171,7 +171,7 @@ impl Manifests {
         }
     }
 
-    /// The manifest that can be answered without asking the source.
+    /// The manifest to answer with where the source need not be asked.
     async fn at_hand(&self, at: &Repository, reference: &Reference) -> Result<Option<FetchedManifest>, PullError> {
         match reference {
             Reference::Digest(digest) => self.stored(at, digest).await,

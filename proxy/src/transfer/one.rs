@@ -28,7 +28,6 @@ pub enum Arrived {
 
 /// The most repositories of one upstream that a transfer remembers to have been answered under.
 const ANSWERED_MAX: usize = 256;
-/// Progress of a transfer.
 #[derive(Clone)]
 pub enum Progress {
     /// `blob_bytes`: the size, when a manifest has told it before the source has.
@@ -267,7 +266,6 @@ impl Transfer {
         &self.callers
     }
 
-    /// Its progress now.
     pub fn progress(&self) -> Progress {
         self.progress.borrow().clone()
     }
