@@ -80,7 +80,7 @@ const DIR: &str = "STORE_KILL_DIR";
 const FIRST: &str = "STORE_KILL_FIRST";
 const SEED: &str = "STORE_KILL_SEED";
 const TEST: &str = "a_store_keeps_its_promises_through_kill_9";
-/// The start of each line of a child's; the rest is the test harness.
+/// The start of a child's own lines; the rest is the test harness's output.
 const MARK: &str = "story: ";
 const CHILD_MAX: Duration = Duration::from_secs(60);
 

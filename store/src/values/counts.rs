@@ -2,7 +2,7 @@
 //!
 //! A partial counts with the size of its whole blob.
 
-/// Usage of a store.
+/// Figures of a store: its blobs, those that are not complete, and its manifests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Complete blobs.

@@ -4,7 +4,6 @@
 
 use super::failure::FillFailure;
 
-/// End of a fill.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     Published,

@@ -1,6 +1,6 @@
 //! Failure that ends a fill.
 //!
-//! The pieces that arrived are kept for a later resume unless their bytes are known to be wrong.
+//! The bytes that arrived are kept for a later resume unless they are known to be wrong.
 
 /// Why a fill ended without its blob.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -11,10 +11,10 @@ pub enum FillFailure {
     /// Every piece was there, and the whole was not the blob. Nothing of it is kept.
     #[error("the download was complete and had another digest")]
     DigestMismatch,
-    /// The pieces that arrived are kept for a later resume.
+    /// The bytes that arrived are kept for a later resume.
     #[error("upstream failed: {0}")]
     Upstream(String),
-    /// The pieces that arrived are kept for a later resume.
+    /// The bytes that arrived are kept for a later resume.
     #[error("the disk failed: {0}")]
     Disk(String),
     /// The owner is going away, or no reader wants the blob any more. What arrived is kept for a later resume.
