@@ -344,5 +344,5 @@ async fn until(deadline: Option<Instant>) {
 
 /// Inputs between two looks at the clock.
 const INPUTS_AT_ONCE: usize = 64;
-/// The age up to which the gauges count: a survey costs as much as a status.
+/// The interval between two surveys for the gauges: a survey costs as much as a status.
 const SURVEY_EVERY: Duration = Duration::from_secs(5);

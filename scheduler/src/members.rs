@@ -30,7 +30,7 @@ pub(crate) struct ConnectedMember {
     pub(crate) by: AdmittedBy,
     pub(crate) host_name: String,
     pub(crate) release: String,
-    /// This member as leases name their source.
+    /// The source that leases name for this member.
     pub(crate) source: Arc<wire::Source>,
     pub(crate) outbox: mpsc::Sender<Outgoing>,
     /// Ends the session; so does dropping it.
