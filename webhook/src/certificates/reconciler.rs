@@ -39,7 +39,6 @@ const RECONCILE_EVERY: Duration = Duration::from_secs(5);
 /// The same until there is a certificate that API servers trust.
 const RECONCILE_AT_START: Duration = Duration::from_secs(1);
 
-/// Source of certificates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CertificateSource {
     /// The webhook's own CA, stored in a Secret and published in the webhook's configuration.

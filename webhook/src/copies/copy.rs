@@ -34,7 +34,6 @@ const NAME_BYTES_MAX: usize = 253;
 /// The place of the source's name in a template.
 const PLACE: &str = "{secret}";
 
-/// Settings of copies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CopySettings {
     pub naming: Naming,
