@@ -1,6 +1,6 @@
 //! The Debian packages that the end-to-end tests, the benchmarks and packaging use: real registries, runtimes, networks and rivals.
 //!
-//! Invariant: only packages whose programs are missing are installed.
+//! Invariant: an error names the packages that cannot be installed here.
 
 use std::{fs, path::Path};
 
