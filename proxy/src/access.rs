@@ -202,7 +202,9 @@ impl Rights {
             };
         }
         match (self.source.stat(caller, at, digest).await?, known) {
-            (Some(stated), Some(known)) if stated != known.blob_bytes && compares => lied("states another size for a blob"),
+            (Some(stated), Some(known)) if stated != known.blob_bytes && compares => {
+                lied("states another size for a blob")
+            }
             _ => Ok(()),
         }
     }

@@ -37,7 +37,10 @@ pub(super) async fn resolve(
                 "its indexes are deeper than {INDEX_DEPTH_MAX} or list more than {MANIFESTS_MAX} manifests"
             ));
         }
-        let found = source.manifest(caller, at, &next).await.map_err(|error| advice(&error))?;
+        let found = source
+            .manifest(caller, at, &next)
+            .await
+            .map_err(|error| advice(&error))?;
         manifests.push(found.digest);
         let content = Manifest::read(&found.media_type, &found.bytes);
         let wanted: Vec<&Descriptor> = match &content {
