@@ -11,6 +11,7 @@ use piecemeal_proxy::fill::{Action, Answer, Beginning, Ended, Facts, Fault, Fill
 
 use crate::{
     download::{FROZEN_DELAY, nanos},
+    fetch::Work,
     node::genuine,
     plan::MIRROR,
     world::{Happening, World},
@@ -18,6 +19,8 @@ use crate::{
 
 /// How long upstream may send nothing new.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// The same for a lease: its first failure ends it, since the scheduler knows other peers.
+const LEASE_PATIENCE: Duration = Duration::ZERO;
 
 /// A fill under way.
 pub(crate) struct Filling {
@@ -51,7 +54,7 @@ impl World {
             map: self.map,
             landed,
             within: 0..self.map.blob_bytes(),
-            patience: PATIENCE,
+            patience: self.patience(node, fetch),
             opens: false,
             unstored: false,
             has_callers: false,
@@ -67,6 +70,13 @@ impl World {
         let serial = self.serial();
         self.fills.insert(serial, filling);
         self.drive_fill(serial);
+    }
+
+    fn patience(&self, node: usize, fetch: Option<u64>) -> Duration {
+        match fetch.map(|fetch| &self.nodes[node].fetches[&fetch].work) {
+            Some(Work::Lease(_)) => LEASE_PATIENCE,
+            Some(Work::Piece(_) | Work::Rest) | None => PATIENCE,
+        }
     }
 
     /// A node's fills end with its process, and the WAN is free for others.

@@ -30,6 +30,18 @@ fn one_copy_comes_from_upstream_when_the_mirror_stays_away() {
     }
 }
 
+/// A lease of upstream ends with its first failure, and the scheduler leases again.
+#[test]
+fn every_peer_finishes_although_upstream_breaks_off_while_the_mirror_stays_away() {
+    for seed in seeds() {
+        let (mut plan, mut chance) = Plan::drawn(seed);
+        (plan.wan, plan.loss, plan.clients_are_fed) = (plan.lan / 10, 50, false);
+        plan.policy.mirror_grace = Duration::from_secs(5);
+        plan.fault(chance.among(0..plan.once_through()), Fault::Crash(MIRROR));
+        World::new(plan).run(300 * SECOND);
+    }
+}
+
 fn another_peer_takes_over(seed: u64) {
     let (mut plan, mut chance) = Plan::drawn(seed);
     (plan.peers, plan.wan, plan.clients_are_fed) = (6, plan.lan / 10, false);
