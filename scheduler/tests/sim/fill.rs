@@ -29,10 +29,18 @@ pub(crate) struct Filling {
     blob: usize,
     /// The fetch of a peer's download that it is for.
     fetch: Option<u64>,
-    /// By connection: the pieces that its body is still to bring.
-    bodies: BTreeMap<u64, Range<u32>>,
+    /// By connection.
+    bodies: BTreeMap<u64, Body>,
     /// A tick is in the queue.
     ticks: bool,
+}
+
+/// A body under way.
+struct Body {
+    /// Pieces that are still to come.
+    pieces: Range<u32>,
+    /// A piece has come.
+    progressed: bool,
 }
 
 /// What happens to one fill.
@@ -135,7 +143,8 @@ impl World {
                 let piece_at = |offset| self.map.piece_at(offset).expect("it is within the blob");
                 let pieces = piece_at(bytes.start)..piece_at(bytes.end - 1) + 1;
                 let filling = self.fills.get_mut(&fill).expect("it acts");
-                filling.bodies.insert(connection, pieces);
+                let progressed = false;
+                filling.bodies.insert(connection, Body { pieces, progressed });
                 self.send_upstream(fill, connection);
             }
             Action::Finish => self.end_fill(fill, true),
@@ -153,7 +162,7 @@ impl World {
     /// A connection's next piece is on the WAN. During the last one the next request may go out.
     fn send_upstream(&mut self, fill: u64, connection: u64) {
         let filling = self.fills.get_mut(&fill).expect("a body comes");
-        let pieces = filling.bodies[&connection].clone();
+        let pieces = filling.bodies[&connection].pieces.clone();
         if pieces.len() == 1 {
             filling.machine.handle_end_in_sight(connection);
         }
@@ -201,9 +210,10 @@ impl World {
         }
         let filling = self.fills.get_mut(&fill).expect("a piece came");
         let (node, blob) = (filling.node, filling.blob);
-        let pieces = filling.bodies.get_mut(&connection).expect("its body is open");
-        let piece = pieces.next().expect("a piece came");
-        let is_last = pieces.start == pieces.end;
+        let body = filling.bodies.get_mut(&connection).expect("its body is open");
+        let piece = body.pieces.next().expect("a piece came");
+        body.progressed = true;
+        let is_last = body.pieces.is_empty();
         match node {
             MIRROR => self.filled(blob, piece),
             _ => self.land(node, blob, piece, genuine(blob, piece)),
@@ -218,9 +228,9 @@ impl World {
 
     fn end_body(&mut self, fill: u64, connection: u64, fault: Option<Fault>) {
         let filling = self.fills.get_mut(&fill).expect("a body ends");
-        filling.bodies.remove(&connection);
+        let body = filling.bodies.remove(&connection);
+        let progressed = body.is_some_and(|body| body.progressed);
         let have = &self.nodes[filling.node].blobs[filling.blob].have;
-        let progressed = fault.is_none();
         let now = Duration::from_nanos(self.now);
         filling
             .machine
