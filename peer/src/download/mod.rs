@@ -5,6 +5,7 @@ mod ended;
 mod fetch;
 mod machine;
 mod mode;
+mod opening;
 mod order;
 mod parts;
 mod pieces;
@@ -19,5 +20,6 @@ pub use {
     ended::Ended,
     machine::{Beginning, Download, Reopened},
     mode::Facts,
+    opening::{Opening, OpeningStep, Unopened},
     order::Order,
 };
