@@ -182,9 +182,9 @@ mod tests {
         };
         let grace = Duration::from_secs(30);
         let opening = |may_use_upstream| Opening::new(Duration::ZERO, true, may_use_upstream);
-        assert!(matches!(follow(opening(true), ask, || grace).await, Ok(None)));
+        assert!(matches!(follow(opening(true), &ask, || grace).await, Ok(None)));
         assert_eq!(started.elapsed(), grace);
-        let failed = follow(opening(false), ask, || grace).await;
+        let failed = follow(opening(false), &ask, || grace).await;
         assert!(matches!(failed, Err(PullError::Unreachable(_))), "{failed:?}");
     }
 }

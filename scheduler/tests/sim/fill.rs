@@ -1,6 +1,6 @@
 //! The real fill of a simulated node: the requests, bodies and breaks of its download over the WAN.
 //!
-//! A mirror's fill brings a blob. A peer's brings what a lease of upstream names, or all that is missing. How many connections the
+//! A mirror's fill brings a blob, and so does that of a peer outside the swarm. Others bring what a lease of upstream names, or all that is missing. How many connections the
 //! fills of a node may use is the plan's.
 
 use std::{collections::BTreeMap, ops::Range, time::Duration};
@@ -245,6 +245,7 @@ impl World {
         };
         match fetch {
             Some(fetch) => self.end_fetch(node, fetch, FetchEnded { outcome, piece: 0 }),
+            None if node != MIRROR => self.filled_alone(node, blob, succeeded),
             None if succeeded => self.filled_all(blob),
             None => self.fill_blob(blob),
         }
