@@ -82,7 +82,7 @@ impl Story {
 
     /// Carries out what the machine decides, as its task does.
     fn settle(&mut self) {
-        self.machine.handle_stored(self.now, self.store.clone());
+        self.machine.handle_stored(self.now, self.store.clone(), &self.store);
         while self.end.is_none() {
             let Some(action) = self.machine.poll_action(self.now, &self.facts) else {
                 return;
@@ -106,7 +106,7 @@ impl Story {
                 }
                 Action::TakeBack(pieces) => {
                     pieces.iter().for_each(|piece| _ = self.store.remove(*piece));
-                    self.machine.handle_stored(self.now, self.store.clone());
+                    self.machine.handle_stored(self.now, self.store.clone(), &self.store);
                 }
                 Action::Publish(_) => {
                     assert!(self.store.is_full(), "only a whole blob is published");
@@ -175,6 +175,12 @@ impl Story {
         let piece = pieces.get(landed).copied().unwrap_or_default();
         let have = self.store.clone();
         self.machine.handle_lease_ended(lease, Ended { outcome, piece }, &have);
+        self.settle();
+    }
+
+    /// A piece has come, of a fetch that goes on.
+    fn land(&mut self, piece: u32) {
+        self.store.insert(piece);
         self.settle();
     }
 
@@ -348,6 +354,29 @@ fn a_lease_of_pieces_that_the_mirror_sends_already_ends_when_they_have_come() {
         Some((2, Outcome::Cancelled)),
         "that was cancelled"
     );
+}
+
+/// It stayed open until the other's last piece had come, and its source counted as busy.
+#[test]
+fn a_lease_ends_as_soon_as_another_lease_has_brought_its_last_piece() {
+    let mut story = Story::begin(|_, _| {});
+    story.lease(1, 0, 20);
+    story.lease(2, 2, 3);
+    story.end_lease(2, Outcome::Done, 0);
+    for piece in 0..4 {
+        story.land(piece);
+        assert_eq!(story.last_lease_end(), None, "piece 4 is still to come");
+    }
+    story.land(4);
+    assert_eq!(story.last_lease_end(), Some((2, Outcome::Done)));
+    assert_eq!(story.leases[&1].len(), 20, "its own fetch goes on");
+    story.lease(3, 4, 2);
+    story.end_lease(3, Outcome::Done, 0);
+    story.order(drop_pieces(&(4..5)));
+    story.land(5);
+    assert_eq!(story.last_lease_end(), Some((2, Outcome::Done)), "piece 4 was dropped");
+    story.end_lease(1, Outcome::Done, 20);
+    assert_eq!(story.last_lease_end(), Some((3, Outcome::Done)));
 }
 
 #[test]

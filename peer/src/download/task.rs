@@ -124,8 +124,13 @@ impl Task {
                     self.machine.handle_timeout(self.now(), &self.facts());
                 }
             }
-            self.machine.handle_stored(self.now(), self.filling.landed());
+            self.note_stored();
         }
+    }
+
+    fn note_stored(&mut self) {
+        let (landed, have) = (self.filling.landed(), self.filling.have());
+        self.machine.handle_stored(self.now(), landed, &have);
     }
 
     fn order(&mut self, order: Order) {
@@ -188,7 +193,7 @@ impl Task {
                 }
                 Action::TakeBack(pieces) => {
                     self.take_back(pieces).await?;
-                    self.machine.handle_stored(self.now(), self.filling.landed());
+                    self.note_stored();
                 }
                 Action::SendWant => self.send_want(),
                 Action::RenewWant => self.parts.live.renew(self.filling.digest(), self.want()),

@@ -175,7 +175,7 @@ impl World {
         let now = self.time();
         let holding = &mut self.nodes[node].blobs[blob];
         if let Some(running) = &mut holding.download {
-            running.machine.handle_stored(now, holding.have.clone());
+            running.machine.handle_stored(now, holding.have.clone(), &holding.have);
         }
     }
 
