@@ -11,8 +11,12 @@ mod parts;
 mod pieces;
 #[cfg(test)]
 mod stories;
+#[cfg(test)]
+mod story;
 mod task;
 mod transfer;
+#[cfg(test)]
+mod worlds;
 
 pub(crate) use parts::Parts;
 pub use {
