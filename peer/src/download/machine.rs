@@ -171,10 +171,11 @@ impl Download {
         }
     }
 
-    /// The pieces that are in the store now.
-    pub fn handle_stored(&mut self, now: Duration, landed: PieceSet) {
+    /// The pieces that are in the store now. `have`: those that can be read from it.
+    pub fn handle_stored(&mut self, now: Duration, landed: PieceSet, have: &PieceSet) {
         if self.pieces.update(landed) {
             self.last_landed = now;
+            self.end_settled(have);
         }
     }
 

@@ -5,13 +5,18 @@ mod ended;
 mod fetch;
 mod machine;
 mod mode;
+mod opening;
 mod order;
 mod parts;
 mod pieces;
 #[cfg(test)]
 mod stories;
+#[cfg(test)]
+mod story;
 mod task;
 mod transfer;
+#[cfg(test)]
+mod worlds;
 
 pub(crate) use parts::Parts;
 pub use {
@@ -19,5 +24,6 @@ pub use {
     ended::Ended,
     machine::{Beginning, Download, Reopened},
     mode::Facts,
+    opening::{Opening, OpeningStep, Unopened},
     order::Order,
 };

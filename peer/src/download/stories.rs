@@ -1,225 +1,17 @@
-//! Stories of a download on a virtual clock, each event by hand, and many more by seed.
+//! Stories of a download on a virtual clock, each event by hand.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    ops::Range,
-    time::Duration,
-};
+use std::time::Duration;
 
 use piecemeal_proto::{
-    FillId, PieceMap, PieceSet,
+    PieceSet,
     wire::{Lease, Outcome},
 };
-use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use super::{
-    Action, Beginning, Download, Ended, Facts, Failure, Order, Reopened,
+    Action, Beginning, Facts, Failure, Order, Reopened,
     machine::{IDLE_MAX, REFUSED_PATIENCE, REOPEN_DELAY, TICK, WAITING_AFTER, WANT_DELAY_MAX},
-    mode::DIRECT_WINDOW,
+    story::{FILL, GRACE, PIECES, SECOND, Story, drop_pieces},
 };
-
-const PIECES: u32 = 40;
-const FILL: u64 = 7;
-const GRACE: Duration = Duration::from_secs(5);
-const SECOND: Duration = Duration::from_secs(1);
-
-/// A download, the store and the sources around it.
-struct Story {
-    machine: Download,
-    now: Duration,
-    facts: Facts,
-    store: PieceSet,
-    /// The pieces that each lease's fetch brings.
-    leases: BTreeMap<u64, Vec<u32>>,
-    /// Leases whose fetch has ended by itself.
-    fetched: BTreeSet<u64>,
-    direct: Vec<u32>,
-    reopening: bool,
-    rest: bool,
-    /// Every action that was carried out, in order.
-    actions: Vec<Action>,
-    end: Option<Result<(), Failure>>,
-}
-
-impl Story {
-    fn begin(change: impl FnOnce(&mut Beginning, &mut Facts)) -> Self {
-        let map = PieceMap::new(u64::from(PIECES) * 1000, 1000).unwrap();
-        let mut beginning = Beginning {
-            fill: FillId(FILL),
-            map,
-            landed: PieceSet::new(PIECES),
-            mirror_configured: true,
-            may_use_upstream: true,
-            seed: 500,
-        };
-        let mut facts = Facts {
-            scheduler_up: true,
-            mirror_lost: None,
-            mirror_grace: GRACE,
-            waited_for: None,
-            longest_wait: None,
-            has_readers: true,
-            window: None,
-            fill_failed: false,
-        };
-        change(&mut beginning, &mut facts);
-        let mut story = Self {
-            store: beginning.landed.clone(),
-            machine: Download::new(Duration::ZERO, beginning),
-            now: Duration::ZERO,
-            facts,
-            leases: BTreeMap::new(),
-            fetched: BTreeSet::new(),
-            direct: Vec::new(),
-            reopening: false,
-            rest: false,
-            actions: Vec::new(),
-            end: None,
-        };
-        story.settle();
-        story
-    }
-
-    /// Carries out what the machine decides, as its task does.
-    fn settle(&mut self) {
-        self.machine.handle_stored(self.now, self.store.clone());
-        while self.end.is_none() {
-            let Some(action) = self.machine.poll_action(self.now, &self.facts) else {
-                return;
-            };
-            match &action {
-                Action::FetchLease { lease, pieces } => {
-                    self.assert_wanted(pieces);
-                    assert!(self.leases.insert(lease.lease, pieces.clone()).is_none());
-                }
-                Action::AbortLease(lease) => {
-                    assert!(self.leases.remove(lease).is_some() || self.fetched.remove(lease));
-                }
-                Action::FetchPiece(piece) => {
-                    self.assert_wanted(&[*piece]);
-                    self.direct.push(*piece);
-                    assert!(self.direct.len() <= DIRECT_WINDOW);
-                }
-                Action::FetchRest => assert!(!std::mem::replace(&mut self.rest, true), "one fetch of the rest"),
-                Action::Reopen { .. } => {
-                    assert!(!std::mem::replace(&mut self.reopening, true), "one question at a time");
-                }
-                Action::TakeBack(pieces) => {
-                    pieces.iter().for_each(|piece| _ = self.store.remove(*piece));
-                    self.machine.handle_stored(self.now, self.store.clone());
-                }
-                Action::Publish(_) => {
-                    assert!(self.store.is_full(), "only a whole blob is published");
-                    self.end = Some(Ok(()));
-                }
-                Action::Fail(failure) => self.end = Some(Err(*failure)),
-                Action::Compare(_) => self.machine.handle_compared(Vec::new()),
-                _ => {}
-            }
-            self.actions.push(action);
-        }
-    }
-
-    /// A piece is asked for only while no other fetch brings it, and the store does not have it.
-    fn assert_wanted(&self, pieces: &[u32]) {
-        let in_flight = || self.direct.iter().chain(self.leases.values().flatten());
-        for piece in pieces {
-            assert!(!self.store.contains(*piece), "piece {piece} is here");
-            assert!(in_flight().all(|other| other != piece), "piece {piece} is in flight");
-        }
-    }
-
-    fn after(&mut self, time: Duration) {
-        let until = self.now + time;
-        while self.end.is_none() {
-            let Some(timeout) = self.machine.poll_timeout().filter(|timeout| *timeout <= until) else {
-                break;
-            };
-            let waited = timeout.saturating_sub(self.now);
-            self.now = self.now.max(timeout);
-            for time in [
-                self.facts.mirror_lost.as_mut(),
-                self.facts.longest_wait.as_mut().map(|(_, time)| time),
-            ] {
-                time.into_iter().for_each(|time| *time += waited);
-            }
-            self.machine.handle_timeout(self.now, &self.facts);
-            self.settle();
-        }
-        self.now = until;
-    }
-
-    fn order(&mut self, order: Order) {
-        self.machine.handle_order(order);
-        self.settle();
-    }
-
-    fn lease(&mut self, lease: u64, first: u32, count: u32) {
-        self.order(Order::Lease(Lease {
-            lease,
-            fill: FILL,
-            first,
-            count,
-            ..Lease::default()
-        }));
-    }
-
-    /// A lease's fetch ends, with so many of its pieces.
-    fn end_lease(&mut self, lease: u64, outcome: Outcome, landed: usize) {
-        let pieces = self.leases.remove(&lease).expect("it is under way");
-        self.fetched.insert(lease);
-        pieces
-            .iter()
-            .take(landed)
-            .for_each(|piece| _ = self.store.insert(*piece));
-        let piece = pieces.get(landed).copied().unwrap_or_default();
-        let have = self.store.clone();
-        self.machine.handle_lease_ended(lease, Ended { outcome, piece }, &have);
-        self.settle();
-    }
-
-    fn end_piece(&mut self, piece: u32, outcome: Outcome) {
-        self.direct.retain(|direct| *direct != piece);
-        if outcome == Outcome::Done {
-            self.store.insert(piece);
-        }
-        let have = self.store.clone();
-        self.machine
-            .handle_piece(self.now, piece, Ended { outcome, piece }, &have);
-        self.settle();
-    }
-
-    fn reopened(&mut self, reopened: Reopened) {
-        assert!(std::mem::take(&mut self.reopening), "the mirror was asked");
-        self.machine.handle_reopened(self.now, reopened);
-        self.settle();
-    }
-
-    fn end_rest(&mut self) {
-        self.rest = false;
-        self.store = PieceSet::full(PIECES);
-        self.machine.handle_rest_ended(true);
-        self.settle();
-    }
-
-    fn count(&self, is: impl Fn(&Action) -> bool) -> usize {
-        self.actions.iter().filter(|action| is(action)).count()
-    }
-
-    fn last_lease_end(&self) -> Option<(u64, Outcome)> {
-        self.actions.iter().rev().find_map(|action| match action {
-            Action::EndLease { lease, ended } => Some((*lease, ended.outcome)),
-            _ => None,
-        })
-    }
-}
-
-fn drop_pieces(pieces: &Range<u32>) -> Order {
-    Order::Drop {
-        fill: FILL,
-        pieces: std::iter::once(pieces.clone()).collect(),
-    }
-}
 
 fn scheduler_silent(_: &mut Beginning, facts: &mut Facts) {
     facts.scheduler_up = false;
@@ -348,6 +140,29 @@ fn a_lease_of_pieces_that_the_mirror_sends_already_ends_when_they_have_come() {
         Some((2, Outcome::Cancelled)),
         "that was cancelled"
     );
+}
+
+/// It stayed open until the other's last piece had come, and its source counted as busy.
+#[test]
+fn a_lease_ends_as_soon_as_another_lease_has_brought_its_last_piece() {
+    let mut story = Story::begin(|_, _| {});
+    story.lease(1, 0, 20);
+    story.lease(2, 2, 3);
+    story.end_lease(2, Outcome::Done, 0);
+    for piece in 0..4 {
+        story.land(piece);
+        assert_eq!(story.last_lease_end(), None, "piece 4 is still to come");
+    }
+    story.land(4);
+    assert_eq!(story.last_lease_end(), Some((2, Outcome::Done)));
+    assert_eq!(story.leases[&1].len(), 20, "its own fetch goes on");
+    story.lease(3, 4, 2);
+    story.end_lease(3, Outcome::Done, 0);
+    story.order(drop_pieces(&(4..5)));
+    story.land(5);
+    assert_eq!(story.last_lease_end(), Some((2, Outcome::Done)), "piece 4 was dropped");
+    story.end_lease(1, Outcome::Done, 20);
+    assert_eq!(story.last_lease_end(), Some((3, Outcome::Done)));
 }
 
 #[test]
@@ -522,72 +337,4 @@ fn a_blob_that_is_not_kept_ends_half_a_minute_after_its_last_reader() {
         [Action::EndLease { lease: 1, .. }, Action::SendUnwant, Action::SendLost]
     );
     assert!(kinds, "{closing:?}");
-}
-
-/// Whatever comes, no piece is asked for twice at a time; and once the sources are back, the blob comes.
-#[test]
-fn whatever_happens_to_its_sources_a_download_ends_with_its_blob_once_they_are_back() {
-    for seed in 0..500 {
-        let mut random = StdRng::seed_from_u64(seed);
-        let mut story = Story::begin(|beginning, facts| {
-            beginning.seed = seed;
-            facts.scheduler_up = seed % 2 == 0;
-        });
-        let mut lease = 0;
-        for _ in 0..random.random_range(20..200) {
-            match random.random_range(0..12) {
-                0..3 => {
-                    lease += 1;
-                    story.lease(lease, random.random_range(0..PIECES), random.random_range(1..12));
-                }
-                3 => story.order(Order::Cancel(random.random_range(0..=lease))),
-                4 | 5 => {
-                    if let Some(id) = story.leases.keys().next().copied() {
-                        let outcomes = [
-                            Outcome::Done,
-                            Outcome::Corrupt,
-                            Outcome::Unreachable,
-                            Outcome::Cancelled,
-                        ];
-                        story.end_lease(id, outcomes[random.random_range(0..4)], random.random_range(0..12));
-                    }
-                }
-                6 | 7 => {
-                    if let Some(piece) = story.direct.first().copied() {
-                        let outcomes = [Outcome::Done, Outcome::Corrupt, Outcome::Unreachable];
-                        story.end_piece(piece, outcomes[random.random_range(0..3)]);
-                    }
-                }
-                8 => story.facts.scheduler_up = random.random(),
-                9 => story.facts.mirror_lost = random.random::<bool>().then_some(SECOND),
-                10 => {
-                    let first = random.random_range(0..PIECES);
-                    story.order(drop_pieces(&(first..first + 3)));
-                }
-                _ => story.after(Duration::from_millis(random.random_range(0..700))),
-            }
-            if story.reopening && random.random() {
-                let answers = [Reopened::Renewed, Reopened::Lost, Reopened::Failed];
-                story.reopened(answers[random.random_range(0..3)]);
-            }
-        }
-        // Mirror and peers are back, the scheduler is not.
-        (story.facts.scheduler_up, story.facts.mirror_lost) = (false, None);
-        for _ in 0..200 {
-            if story.reopening {
-                story.reopened(Reopened::Renewed);
-            }
-            if let Some(id) = story.leases.keys().next().copied() {
-                story.end_lease(id, Outcome::Done, usize::MAX);
-            }
-            if let Some(piece) = story.direct.first().copied() {
-                story.end_piece(piece, Outcome::Done);
-            }
-            if story.rest {
-                story.end_rest();
-            }
-            story.after(TICK);
-        }
-        assert_eq!(story.end, Some(Ok(())), "seed {seed}");
-    }
 }

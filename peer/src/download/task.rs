@@ -4,13 +4,15 @@
 
 use std::{
     collections::HashMap,
+    panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use futures_util::FutureExt as _;
 use piecemeal_proto::{
     PieceHash, SignedPieceHashes,
-    wire::{self, Lease, report::Report},
+    wire::{self, Lease, Outcome, report::Report},
 };
 use piecemeal_proxy::{Arrived, NodeBlob, Origin, Right, Transfer, lost};
 use piecemeal_store::{FillFailure, Filling, Repository};
@@ -114,7 +116,7 @@ impl Task {
             tokio::select! {
                 Some(order) = inbox.recv() => self.order(order),
                 Some(ran) = self.fetches.join_next(), if !self.fetches.is_empty() => {
-                    // An aborted fetch has been accounted for.
+                    // An aborted fetch has been accounted for, and one that panics ends by itself.
                     if let Ok(ran) = ran {
                         self.ran(ran);
                     }
@@ -124,8 +126,13 @@ impl Task {
                     self.machine.handle_timeout(self.now(), &self.facts());
                 }
             }
-            self.machine.handle_stored(self.now(), self.filling.landed());
+            self.note_stored();
         }
+    }
+
+    fn note_stored(&mut self) {
+        let (landed, have) = (self.filling.landed(), self.filling.have());
+        self.machine.handle_stored(self.now(), landed, &have);
     }
 
     fn order(&mut self, order: Order) {
@@ -188,7 +195,7 @@ impl Task {
                 }
                 Action::TakeBack(pieces) => {
                     self.take_back(pieces).await?;
-                    self.machine.handle_stored(self.now(), self.filling.landed());
+                    self.note_stored();
                 }
                 Action::SendWant => self.send_want(),
                 Action::RenewWant => self.parts.live.renew(self.filling.digest(), self.want()),
@@ -210,7 +217,8 @@ impl Task {
             .parts
             .clone()
             .fetch_lease(caller, at, self.filling.clone(), lease, pieces);
-        let handle = self.fetches.spawn(async move { Ran::Lease(id, fetch.await) });
+        let failed = Ran::Lease(id, Outcome::Cancelled.into());
+        let handle = self.spawn(failed, async move { Ran::Lease(id, fetch.await) });
         self.leases.insert(id, handle);
     }
 
@@ -242,16 +250,22 @@ impl Task {
             patient: true,
         };
         let (parts, filling) = (self.parts.clone(), self.filling.clone());
-        self.fetches
-            .spawn(async move { Ran::Piece(piece, parts.fetch_pieces(&filling, fetch).await) });
+        let ended = Ended {
+            outcome: Outcome::Cancelled,
+            piece,
+        };
+        self.spawn(Ran::Piece(piece, ended), async move {
+            Ran::Piece(piece, parts.fetch_pieces(&filling, fetch).await)
+        });
     }
 
     fn fetch_rest(&mut self) {
         info!(blob.digest = %self.filling.digest(), "mirror and scheduler are lost: the rest of {} comes from {}", self.filling.digest(), self.at.upstream);
         let (upstream, filling) = (self.parts.upstream.clone(), self.filling.clone());
         let (caller, at) = (self.caller.clone(), self.at.clone());
-        self.fetches
-            .spawn(async move { Ran::Rest(upstream.complete(&caller, &at, &filling).await) });
+        self.spawn(Ran::Rest(Err(panicked())), async move {
+            Ran::Rest(upstream.complete(&caller, &at, &filling).await)
+        });
     }
 
     fn reopen(&mut self, suspect: Option<u32>) {
@@ -259,8 +273,15 @@ impl Task {
             return;
         };
         let (caller, at, digest) = (self.caller.clone(), self.at.clone(), *self.filling.digest());
-        self.fetches
-            .spawn(async move { Ran::Reopened(mirror.open(&caller, &at, &digest, suspect).await) });
+        self.spawn(Ran::Reopened(Err(panicked())), async move {
+            Ran::Reopened(mirror.open(&caller, &at, &digest, suspect).await)
+        });
+    }
+
+    /// Runs a fetch or question beside the download. `failed`: what a panic in it counts as. Without that, the machine would wait for its
+    /// end for ever.
+    fn spawn(&mut self, failed: Ran, fetch: impl Future<Output = Ran> + Send + 'static) -> AbortHandle {
+        self.fetches.spawn(or_if_it_panics(fetch, failed))
     }
 
     fn note_mirror_lost(&self) {
@@ -364,6 +385,15 @@ impl Task {
     }
 }
 
+/// The panic hook has reported the panic. What it leaves behind goes with the future.
+async fn or_if_it_panics<T>(fetch: impl Future<Output = T>, failed: T) -> T {
+    AssertUnwindSafe(fetch).catch_unwind().await.unwrap_or(failed)
+}
+
+fn panicked() -> PullError {
+    PullError::Unavailable("a fetch ended with a panic, which is in this daemon's log".to_owned())
+}
+
 /// The pieces that are here with another hash than in the signed list.
 fn differing(stated: &[PieceHash], here: impl Fn(u32) -> Option<PieceHash>) -> Vec<u32> {
     let stated = (0..).zip(stated);
@@ -374,6 +404,15 @@ fn differing(stated: &[PieceHash], here: impl Fn(u32) -> Option<PieceHash>) -> V
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_fetch_that_panics_counts_as_failed() {
+        let mut fetches = JoinSet::new();
+        fetches.spawn(or_if_it_panics(async { panic!("a bug") }, "failed"));
+        assert_eq!(fetches.join_next().await.and_then(Result::ok), Some("failed"));
+        fetches.spawn(or_if_it_panics(async { "done" }, "failed"));
+        assert_eq!(fetches.join_next().await.and_then(Result::ok), Some("done"));
+    }
 
     #[test]
     fn only_what_is_here_and_another_differs() {

@@ -2,16 +2,17 @@
 //!
 //! A blob comes from upstream only when the mirror is lost or not configured, and only where that is allowed.
 
-use std::{sync::Arc, time::Instant};
+use std::{sync::Arc, time::Duration};
 
 use piecemeal_proto::Digest;
 use piecemeal_proxy::{Arrived, Destination, NodeBlob, Origin, Progress, Right, Transfer, pass};
 use piecemeal_store::{BeginFillError, Blob, Filling, Offer, Repository};
 use piecemeal_upstream::{Caller, PullError};
+use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use super::{
-    machine::{REFUSED_PATIENCE, REOPEN_DELAY},
+    opening::{Opening, OpeningStep, Unopened},
     parts::Parts,
     task::Task,
 };
@@ -70,7 +71,6 @@ impl Parts {
 
     /// Reads the mirror as a registry: blobs that only pass through it, and those that it says differ from another upstream's.
     async fn through_mirror(self, right: Right, digest: Digest, transfer: Arc<Transfer>) -> Result<Arrived, PullError> {
-        let no_mirror = || PullError::Unavailable("there is no mirror".to_owned());
         let registry = self.through_mirror.ok_or_else(no_mirror)?;
         registry.fill(right, digest, transfer).await
     }
@@ -78,30 +78,13 @@ impl Parts {
     /// Asks the mirror, until it answers or its grace is over. `None`: it is lost, and upstream may be asked instead.
     async fn open(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<Option<NodeBlob>, PullError> {
         let may_use_upstream = self.direct_fallback == DirectFallback::Allowed;
-        let Some(mirror) = &self.mirror else {
-            return if may_use_upstream {
-                Ok(None)
-            } else {
-                Err(PullError::Unavailable("there is no mirror".to_owned()))
-            };
+        let opening = Opening::new(Duration::ZERO, self.mirror.is_some(), may_use_upstream);
+        let ask = move || async move {
+            let mirror = self.mirror.as_ref().ok_or_else(|| (no_mirror(), None))?;
+            let opened = mirror.open(caller, at, digest, None).await;
+            opened.map_err(|error| (error, mirror.lost_for()))
         };
-        let asked_since = Instant::now();
-        loop {
-            let error = match mirror.open(caller, at, digest, None).await {
-                Ok(opened) => return Ok(Some(opened)),
-                Err(error) => error,
-            };
-            match (&error, mirror.lost_for()) {
-                (PullError::Unreachable(_), Some(lost)) if lost >= self.mirror_grace.get() => {
-                    return if may_use_upstream { Ok(None) } else { Err(error) };
-                }
-                (PullError::Unreachable(_), _) => {}
-                // The mirror is there, and upstream has not answered it yet.
-                (PullError::Unavailable(_), _) if asked_since.elapsed() < REFUSED_PATIENCE => {}
-                _ => return Err(error),
-            }
-            tokio::time::sleep(REOPEN_DELAY).await;
-        }
+        follow(opening, ask, || self.mirror_grace.get()).await
     }
 
     async fn begin(&self, digest: &Digest, opened: &NodeBlob) -> Result<Begun, PullError> {
@@ -127,4 +110,81 @@ impl Parts {
 enum Begun {
     Filling(Filling),
     Here(Blob),
+}
+
+/// Does what the opening decides. `ask`: asks the mirror; its error comes with the time for which the mirror has been lost.
+async fn follow<T, A: Future<Output = Result<T, (PullError, Option<Duration>)>>>(
+    mut opening: Opening,
+    ask: impl Fn() -> A,
+    mirror_grace: impl Fn() -> Duration,
+) -> Result<Option<T>, PullError> {
+    let started = Instant::now();
+    let mut error = no_mirror();
+    loop {
+        match opening.poll(started.elapsed()) {
+            OpeningStep::Ask => match ask().await {
+                Ok(opened) => return Ok(Some(opened)),
+                Err((failed, lost)) => {
+                    opening.handle_unopened(started.elapsed(), unopened(&failed, lost), mirror_grace());
+                    error = failed;
+                }
+            },
+            OpeningStep::Wait(until) => sleep_until(started + until).await,
+            OpeningStep::UseUpstream => return Ok(None),
+            OpeningStep::Fail => return Err(error),
+        }
+    }
+}
+
+fn no_mirror() -> PullError {
+    PullError::Unavailable("there is no mirror".to_owned())
+}
+
+fn unopened(error: &PullError, lost: Option<Duration>) -> Unopened {
+    match error {
+        PullError::Unreachable(_) => Unopened::Lost { lost },
+        PullError::Unavailable(_) => Unopened::Unavailable,
+        _ => Unopened::Refused,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::download::machine::REOPEN_DELAY;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_mirror_is_asked_twice_a_second_until_it_answers() {
+        let started = Instant::now();
+        let asked = &Cell::new(0);
+        let ask = || async move {
+            asked.set(asked.get() + 1);
+            match asked.get() {
+                9 => Ok("opened"),
+                count if count % 2 == 0 => Err((PullError::Unavailable("not yet".to_owned()), None)),
+                _ => Err((PullError::Unreachable("no mirror".to_owned()), Some(started.elapsed()))),
+            }
+        };
+        let opening = Opening::new(Duration::ZERO, true, true);
+        let opened = follow(opening, ask, || Duration::from_secs(30)).await;
+        assert_eq!(opened.ok(), Some(Some("opened")));
+        assert_eq!(started.elapsed(), 8 * REOPEN_DELAY);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_mirror_that_stays_lost_gives_way_to_upstream_or_its_last_error_is_the_reason() {
+        let started = Instant::now();
+        let ask = || async move {
+            let error = PullError::Unreachable("no mirror".to_owned());
+            Err::<(), _>((error, Some(started.elapsed())))
+        };
+        let grace = Duration::from_secs(30);
+        let opening = |may_use_upstream| Opening::new(Duration::ZERO, true, may_use_upstream);
+        assert!(matches!(follow(opening(true), &ask, || grace).await, Ok(None)));
+        assert_eq!(started.elapsed(), grace);
+        let failed = follow(opening(false), &ask, || grace).await;
+        assert!(matches!(failed, Err(PullError::Unreachable(_))), "{failed:?}");
+    }
 }

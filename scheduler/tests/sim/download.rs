@@ -1,6 +1,6 @@
 //! The real download of a simulated peer: its events, its facts, and what it decides, carried out over simulated links.
 //!
-//! Around the machine stands what the peer's task does in production. Opening a blob at the mirror is modelled, and takes no time.
+//! Around the machine stands what the peer's task does in production.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,16 +12,11 @@ use crate::{
     fetch::Work,
     link::{MILLISECOND, Nanos, SECOND},
     node::{hash, may_use_upstream},
-    plan::MIRROR,
     world::{Happening, World},
 };
 
 /// A scheduler that says nothing for so long counts as lost.
 const SILENCE: Nanos = SECOND;
-/// A question to a mirror that is connected and says nothing ends after so long.
-const OPEN_TIMEOUT: Nanos = 5 * SECOND;
-/// A client's next try of a blob whose download has failed: before that the daemon answers with the failure.
-const COOL_DOWN: Nanos = SECOND;
 /// What reaches a frozen process is tried again this often.
 pub(crate) const FROZEN_DELAY: Nanos = 50 * MILLISECOND;
 
@@ -51,7 +46,7 @@ pub(crate) enum Step {
 }
 
 impl World {
-    fn time(&self) -> Duration {
+    pub(crate) fn time(&self) -> Duration {
         Duration::from_nanos(self.now)
     }
 
@@ -68,21 +63,17 @@ impl World {
         self.serials
     }
 
-    /// A client asks for the blob, and the mirror, if it answers, names the fill. A mirror that does not has named it before.
+    /// The blob is open at the mirror, which has named the fill: its download begins.
     pub(crate) fn begin(&mut self, node: usize, blob: usize) {
         let fill = self.fill;
-        let mirror_answers = self.mirror_answers();
         let (serial, seed) = (self.serial(), self.chance.draw());
         let has_old_grant = self.chance.happens(self.plan.old_grants);
         let holding = &mut self.nodes[node].blobs[blob];
-        if !holding.wanted || holding.download.is_some() {
-            return;
-        }
-        if mirror_answers && holding.fill != fill {
+        if holding.fill != fill {
             holding.restart(fill);
         }
         let beginning = Beginning {
-            fill: holding.fill,
+            fill,
             map: self.map,
             landed: holding.have.clone(),
             mirror_configured: true,
@@ -98,10 +89,6 @@ impl World {
         });
         self.say_want(node, blob);
         self.drive(node, blob);
-    }
-
-    pub(crate) fn mirror_answers(&self) -> bool {
-        self.nodes[MIRROR].running && !self.nodes[MIRROR].frozen
     }
 
     /// What is fixed takes no time to read: there are hundreds of downloads.
@@ -188,7 +175,7 @@ impl World {
         let now = self.time();
         let holding = &mut self.nodes[node].blobs[blob];
         if let Some(running) = &mut holding.download {
-            running.machine.handle_stored(now, holding.have.clone());
+            running.machine.handle_stored(now, holding.have.clone(), &holding.have);
         }
     }
 
@@ -207,10 +194,9 @@ impl World {
                 self.tell(node, blob, |machine, now, facts| machine.handle_timeout(now, facts));
             }
             Step::Opening => {
-                let (fill, after) = match (self.nodes[MIRROR].running, self.nodes[MIRROR].frozen) {
-                    (false, _) => (None, self.hop()),
-                    (true, true) => (None, OPEN_TIMEOUT),
-                    (true, false) => (Some(self.fill), self.hop()),
+                let (fill, after) = match self.mirror_answers() {
+                    true => (Some(self.fill), self.hop()),
+                    false => (None, self.unanswered()),
                 };
                 self.step_later(self.now + after, (node, blob), Step::Opened(fill));
             }
@@ -232,7 +218,7 @@ impl World {
         self.tell(node, blob, |machine, now, _| machine.handle_reopened(now, reopened));
     }
 
-    fn note_mirror(&mut self, node: usize, answers: bool) {
+    pub(crate) fn note_mirror(&mut self, node: usize, answers: bool) {
         let since = self.nodes[node].mirror_lost_since.unwrap_or(self.now);
         self.nodes[node].mirror_lost_since = (!answers).then_some(since);
     }
@@ -295,8 +281,13 @@ impl World {
         running.machine.handle_compared(differing);
     }
 
-    /// Every piece is here. Where the whole has another digest it is dropped.
     fn publish(&mut self, node: usize, blob: usize, list: Option<Arc<SignedPieceHashes>>) {
+        let is_genuine = self.prove(node, blob, list);
+        self.close(node, blob, is_genuine);
+    }
+
+    /// Every piece is here. Where the whole has another digest it is dropped; returns whether it is kept.
+    pub(crate) fn prove(&mut self, node: usize, blob: usize, list: Option<Arc<SignedPieceHashes>>) -> bool {
         let state = &mut self.nodes[node];
         let holding = &mut state.blobs[blob];
         assert!(holding.have.is_full(), "only a whole blob is published");
@@ -312,7 +303,7 @@ impl World {
             holding.restart(fill);
             self.say_of(node, blob, |member, digest| Event::Doubt { member, digest, fill });
         }
-        self.close(node, blob, is_genuine);
+        is_genuine
     }
 
     /// The download's task ends; without its blob the client tries again.
@@ -326,8 +317,7 @@ impl World {
             self.act(node, blob, action);
         }
         if !kept {
-            let life = self.nodes[node].life;
-            self.at(self.now + COOL_DOWN, Happening::Begin { node, life, blob });
+            self.try_again(node, blob);
         }
     }
 

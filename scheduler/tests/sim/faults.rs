@@ -2,7 +2,7 @@
 
 use crate::{
     link::{Chance, MILLISECOND, SECOND},
-    plan::{Fault, MIRROR, Plan},
+    plan::{Fault, MIRROR, OPENED, Plan},
     seeds,
     world::World,
 };
@@ -191,7 +191,7 @@ fn no_honest_stater_is_convicted_by_a_download_that_the_mirror_revokes() {
         plan.policy.mirror_grace = std::time::Duration::from_secs(5);
         plan.revoked_at = Some(plan.pieces * 9 / 10);
         plan.clients_are_fed = false;
-        plan.fault(0, Fault::Crash(MIRROR));
+        plan.fault(OPENED, Fault::Crash(MIRROR));
         plan.fault(chance.among(6 * SECOND..9 * SECOND), Fault::Start(MIRROR));
         let world = every_peer_finishes(plan);
         assert!(world.convicted.is_empty(), "seed {seed}: {:?}", world.convicted);
@@ -227,11 +227,11 @@ fn what_forgers_state_while_the_mirror_fills_is_not_used() {
 }
 
 #[test]
-fn what_forgers_state_before_the_mirror_comes_is_dropped_once_it_speaks() {
+fn what_forgers_state_before_the_mirror_has_a_piece_is_dropped_once_it_speaks() {
     let mut convicted = 0;
     for seed in seeds() {
         let (mut plan, mut chance) = with_forgers(seed);
-        plan.fault(0, Fault::Crash(MIRROR));
+        plan.fault(OPENED, Fault::Crash(MIRROR));
         plan.fault(chance.among(4 * SECOND..12 * SECOND), Fault::Start(MIRROR));
         convicted += every_peer_finishes(plan).convicted.len();
     }

@@ -1,6 +1,6 @@
 //! The real fill of a simulated node: the requests, bodies and breaks of its download over the WAN.
 //!
-//! A mirror's fill brings a blob. A peer's brings what a lease of upstream names, or all that is missing. How many connections the
+//! A mirror's fill brings a blob, and so does that of a peer outside the swarm. Others bring what a lease of upstream names, or all that is missing. How many connections the
 //! fills of a node may use is the plan's.
 
 use std::{collections::BTreeMap, ops::Range, time::Duration};
@@ -11,6 +11,7 @@ use piecemeal_proxy::fill::{Action, Answer, Beginning, Ended, Facts, Fault, Fill
 
 use crate::{
     download::{FROZEN_DELAY, nanos},
+    fetch::Work,
     node::genuine,
     plan::MIRROR,
     world::{Happening, World},
@@ -18,6 +19,8 @@ use crate::{
 
 /// How long upstream may send nothing new.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// The same for a lease: its first failure ends it, since the scheduler knows other peers.
+const LEASE_PATIENCE: Duration = Duration::ZERO;
 
 /// A fill under way.
 pub(crate) struct Filling {
@@ -26,10 +29,18 @@ pub(crate) struct Filling {
     blob: usize,
     /// The fetch of a peer's download that it is for.
     fetch: Option<u64>,
-    /// By connection: the pieces that its body is still to bring.
-    bodies: BTreeMap<u64, Range<u32>>,
+    /// By connection.
+    bodies: BTreeMap<u64, Body>,
     /// A tick is in the queue.
     ticks: bool,
+}
+
+/// A body under way.
+struct Body {
+    /// Pieces that are still to come.
+    pieces: Range<u32>,
+    /// A piece has come.
+    progressed: bool,
 }
 
 /// What happens to one fill.
@@ -51,7 +62,7 @@ impl World {
             map: self.map,
             landed,
             within: 0..self.map.blob_bytes(),
-            patience: PATIENCE,
+            patience: self.patience(node, fetch),
             opens: false,
             unstored: false,
             has_callers: false,
@@ -67,6 +78,13 @@ impl World {
         let serial = self.serial();
         self.fills.insert(serial, filling);
         self.drive_fill(serial);
+    }
+
+    fn patience(&self, node: usize, fetch: Option<u64>) -> Duration {
+        match fetch.map(|fetch| &self.nodes[node].fetches[&fetch].work) {
+            Some(Work::Lease(_)) => LEASE_PATIENCE,
+            Some(Work::Piece(_) | Work::Rest) | None => PATIENCE,
+        }
     }
 
     /// A node's fills end with its process, and the WAN is free for others.
@@ -125,7 +143,8 @@ impl World {
                 let piece_at = |offset| self.map.piece_at(offset).expect("it is within the blob");
                 let pieces = piece_at(bytes.start)..piece_at(bytes.end - 1) + 1;
                 let filling = self.fills.get_mut(&fill).expect("it acts");
-                filling.bodies.insert(connection, pieces);
+                let progressed = false;
+                filling.bodies.insert(connection, Body { pieces, progressed });
                 self.send_upstream(fill, connection);
             }
             Action::Finish => self.end_fill(fill, true),
@@ -143,7 +162,7 @@ impl World {
     /// A connection's next piece is on the WAN. During the last one the next request may go out.
     fn send_upstream(&mut self, fill: u64, connection: u64) {
         let filling = self.fills.get_mut(&fill).expect("a body comes");
-        let pieces = filling.bodies[&connection].clone();
+        let pieces = filling.bodies[&connection].pieces.clone();
         if pieces.len() == 1 {
             filling.machine.handle_end_in_sight(connection);
         }
@@ -191,9 +210,10 @@ impl World {
         }
         let filling = self.fills.get_mut(&fill).expect("a piece came");
         let (node, blob) = (filling.node, filling.blob);
-        let pieces = filling.bodies.get_mut(&connection).expect("its body is open");
-        let piece = pieces.next().expect("a piece came");
-        let is_last = pieces.start == pieces.end;
+        let body = filling.bodies.get_mut(&connection).expect("its body is open");
+        let piece = body.pieces.next().expect("a piece came");
+        body.progressed = true;
+        let is_last = body.pieces.is_empty();
         match node {
             MIRROR => self.filled(blob, piece),
             _ => self.land(node, blob, piece, genuine(blob, piece)),
@@ -208,9 +228,9 @@ impl World {
 
     fn end_body(&mut self, fill: u64, connection: u64, fault: Option<Fault>) {
         let filling = self.fills.get_mut(&fill).expect("a body ends");
-        filling.bodies.remove(&connection);
+        let body = filling.bodies.remove(&connection);
+        let progressed = body.is_some_and(|body| body.progressed);
         let have = &self.nodes[filling.node].blobs[filling.blob].have;
-        let progressed = fault.is_none();
         let now = Duration::from_nanos(self.now);
         filling
             .machine
@@ -225,6 +245,7 @@ impl World {
         };
         match fetch {
             Some(fetch) => self.end_fetch(node, fetch, FetchEnded { outcome, piece: 0 }),
+            None if node != MIRROR => self.filled_alone(node, blob, succeeded),
             None if succeeded => self.filled_all(blob),
             None => self.fill_blob(blob),
         }

@@ -5,7 +5,7 @@ use piecemeal_scheduler::brain::{Event, Lease, Outcome};
 use crate::{
     link::{MILLISECOND, SECOND},
     node::digest,
-    plan::{Fault, MIRROR, Plan},
+    plan::{Fault, MIRROR, OPENED, Plan},
     seeds,
     world::World,
 };
@@ -34,13 +34,16 @@ impl World {
 
 const HONEST: usize = 32;
 
-/// Two holders, and `idle` identities a second before 32 peers that pull. The mirror is gone.
+/// Two holders, and `idle` identities a second before 32 peers that pull. The mirror is there only while they open the
+/// blob.
 fn plan(seed: u64, idle: usize, lan: u64) -> Plan {
     let mut plan = Plan::new(seed);
     (plan.seeders, plan.idle, plan.idle_for) = (2, idle, SECOND);
     (plan.peers, plan.pieces, plan.lan) = (2 + HONEST + idle, 128, lan);
     (plan.checked, plan.clients_are_fed) = (false, false);
-    plan.fault(0, Fault::Crash(MIRROR));
+    plan.fault(OPENED, Fault::Crash(MIRROR));
+    plan.fault(plan.idle_for, Fault::Start(MIRROR));
+    plan.fault(plan.idle_for + OPENED, Fault::Crash(MIRROR));
     plan
 }
 

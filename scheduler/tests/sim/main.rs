@@ -1,7 +1,7 @@
 //! The real brain, the real downloads of peers and the real fills of mirrors in a simulated site, over a virtual clock and network, of which
 //! a seed draws everything.
 //!
-//! Modelled are links, disks, sessions, the opening of a blob at the mirror, and members that lie or do nothing.
+//! Modelled are links, disks, sessions, the mirror's answers to questions for a blob, and members that lie or do nothing.
 //!
 //! Every scenario checks the brain's invariants on every step, then demands that every peer finishes.
 
@@ -15,6 +15,7 @@ mod idle;
 mod link;
 mod mirror;
 mod node;
+mod opening;
 mod order;
 mod plan;
 mod session;

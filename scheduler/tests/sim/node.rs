@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use piecemeal_peer::download::Opening;
 use piecemeal_proto::{AuthorityKey, Digest, FillId, PieceMap, PieceSet, SignedPieceHashes};
 use piecemeal_scheduler::brain::MemberId;
 
@@ -48,6 +49,8 @@ pub(crate) struct Holding {
     pub(crate) wanted: bool,
     /// An honest peer's, while it runs.
     pub(crate) download: Option<Running>,
+    /// An honest peer's, until its download begins.
+    pub(crate) opening: Option<Opening>,
     pub(crate) fill: FillId,
     pub(crate) have: PieceSet,
     pub(crate) content: Vec<u64>,
@@ -65,6 +68,7 @@ impl Holding {
         Self {
             wanted: false,
             download: None,
+            opening: None,
             fill: FillId(0),
             have: PieceSet::new(map.count()),
             content: vec![0; map.count() as usize],

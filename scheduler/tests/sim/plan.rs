@@ -2,7 +2,7 @@
 
 use piecemeal_scheduler::brain::Policy;
 
-use crate::link::{Chance, Link, Nanos};
+use crate::link::{Chance, Link, MILLISECOND, Nanos};
 
 #[derive(Clone)]
 pub(crate) struct Plan {
@@ -76,6 +76,8 @@ pub(crate) enum Fault {
     RestartScheduler,
 }
 
+/// By then every peer that starts at once has opened its blobs at the mirror. Without it no download begins.
+pub(crate) const OPENED: Nanos = 2 * MILLISECOND;
 /// The mirror's place among the nodes; peers follow from 1.
 pub(crate) const MIRROR: usize = 0;
 

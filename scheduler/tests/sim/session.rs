@@ -39,7 +39,7 @@ impl World {
         }
         self.connect(node);
         if !self.nodes[node].forger && !self.nodes[node].idle {
-            (0..self.plan.blobs).for_each(|blob| self.begin(node, blob));
+            (0..self.plan.blobs).for_each(|blob| self.open(now, node, blob));
         }
         self.at(now, Happening::Beat { node, life });
     }

@@ -16,6 +16,7 @@ use crate::{
     fill::{FillStep, Filling},
     link::{Chance, Link, MILLISECOND, Nanos, SECOND},
     node::{Holding, Node, genuine, signed_list},
+    opening::OpenStep,
     plan::{Fault, MIRROR, Plan},
 };
 
@@ -76,12 +77,8 @@ pub(crate) enum Happening {
     Fault(Fault),
     /// Something happens to a fill.
     Fill(u64, FillStep),
-    /// A client asks for a blob again.
-    Begin {
-        node: usize,
-        life: u32,
-        blob: usize,
-    },
+    /// Something happens to the opening of a blob, in one of the node's lives.
+    Open((usize, usize, u32), OpenStep),
     /// Something happens to a node's download of a blob.
     Download((usize, usize, u64), Step),
     /// A node's fetch begins.
@@ -252,9 +249,9 @@ impl World {
             Happening::Told { node, member, command } => self.told(node, member, command),
             Happening::Beat { node, life } => self.beat(node, life),
             Happening::Fill(fill, step) => self.step_fill(fill, step),
-            Happening::Begin { node, life, blob } => {
+            Happening::Open((node, blob, life), step) => {
                 if self.nodes[node].life == life {
-                    self.begin(node, blob);
+                    self.step_opening(node, blob, step);
                 }
             }
             Happening::Download(download, step) => self.step_download(download, step),
@@ -325,7 +322,8 @@ impl World {
                 (state.running, state.frozen, state.mirror_lost_since) = (false, false, None);
                 state.life += 1;
                 state.fetches.clear();
-                state.blobs.iter_mut().for_each(|blob| blob.download = None);
+                let blobs = state.blobs.iter_mut();
+                blobs.for_each(|blob| (blob.download, blob.opening) = (None, None));
                 self.drop_fills(node);
                 if node == MIRROR {
                     self.break_awaited();
