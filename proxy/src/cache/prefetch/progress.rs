@@ -25,9 +25,7 @@ impl BlobProgress {
 
     /// Says whether to report that `here_bytes` are here.
     pub(super) fn handle_bytes(&mut self, here_bytes: u64, now: Duration) -> bool {
-        let is_due = self
-            .told_at
-            .is_none_or(|told| now.saturating_sub(told) >= TELL_EVERY);
+        let is_due = self.told_at.is_none_or(|told| now.saturating_sub(told) >= TELL_EVERY);
         let is_news = is_due && here_bytes != self.told_bytes;
         if is_news {
             (self.told_bytes, self.told_at, self.moved_at) = (here_bytes, Some(now), now);

@@ -35,7 +35,7 @@ pub enum WritePieceError {
     Mismatch { expected: PieceHash, computed: PieceHash },
     #[error("a blob of {count} pieces has no piece {index}")]
     NoSuchPiece { index: u32, count: u32 },
-    /// What is here of the piece ends elsewhere, or nothing of it is here.
+    /// The part of the piece that is here ends elsewhere, or nothing of it is here.
     #[error("no partial piece {index} ends at {offset}")]
     NoSuchPartialPiece { index: u32, offset: u64 },
     /// The fill was ended by another task.
