@@ -243,6 +243,9 @@ impl World {
             true => Outcome::Done,
             false => Outcome::Unreachable,
         };
+        if !succeeded && node != MIRROR {
+            self.upstream_failures += 1;
+        }
         match fetch {
             Some(fetch) => self.end_fetch(node, fetch, FetchEnded { outcome, piece: 0 }),
             None if node != MIRROR => self.filled_alone(node, blob, succeeded),

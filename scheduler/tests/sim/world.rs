@@ -29,6 +29,8 @@ pub(crate) struct World {
     pub(crate) wan: Link,
     /// Pieces that came from upstream, to the mirror or a peer.
     pub(crate) upstream_pieces: u64,
+    /// Fetches of peers from upstream that have failed.
+    pub(crate) upstream_failures: u64,
     pub(crate) leases: u64,
     pub(crate) members: BTreeMap<MemberId, usize>,
     /// The mirror's present fill; odd ones hold bad bytes.
@@ -99,6 +101,7 @@ impl World {
             nodes: Vec::new(),
             wan: Link::new(plan.wan.max(1)),
             upstream_pieces: 0,
+            upstream_failures: 0,
             leases: 0,
             members: BTreeMap::new(),
             fill: FillId(if plan.revoked_at.is_some() { 1 } else { 2 }),
