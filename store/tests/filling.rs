@@ -418,6 +418,37 @@ async fn a_tail_outlives_the_process() {
 }
 
 #[tokio::test]
+async fn the_first_bytes_of_a_fill_wake_those_that_wait_for_any() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), &FakeClock::new());
+    let content = Content::pieces(9, 3);
+    let filling = content.begin(&store).await;
+    let waiting = filling.clone();
+    let waiting = tokio::spawn(async move { waiting.wait_arrived().await });
+    tokio::task::yield_now().await;
+    assert!(!waiting.is_finished(), "nothing is here");
+    let bytes = content.piece(1).slice(..100);
+    filling.write_partial_piece(1, 0, bytes).await.unwrap();
+    waiting.await.unwrap().unwrap();
+    filling.abandon(FillFailure::Stopped).await;
+    filling.wait_arrived().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_fill_that_fails_without_a_byte_wakes_those_that_wait_for_any() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), &FakeClock::new());
+    let filling = Content::pieces(9, 3).begin(&store).await;
+    let waiting = filling.clone();
+    let waiting = tokio::spawn(async move { waiting.wait_arrived().await });
+    filling.abandon(FillFailure::Stopped).await;
+    assert!(matches!(
+        waiting.await.unwrap(),
+        Err(ReadBlobError::Abandoned(FillFailure::Stopped))
+    ));
+}
+
+#[tokio::test]
 async fn a_damaged_tail_is_none() {
     let killed = Killed::with_a_tail().await;
     let filling = killed.resume().await;

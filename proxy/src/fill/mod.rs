@@ -4,11 +4,10 @@
 //! every cut and across restarts, in mid-piece if need be, gives up only when upstream has sent nothing new for its patience, and keeps
 //! what it has for the next try. A body that does not have the digest is revoked as a whole.
 //!
-//! `Fill` is the machine, which decides and is pure; the task does its I/O.
+//! `Fill` is the machine, which decides and is pure; the task does its I/O. `follow` is for a digest that two upstreams send at once.
 
 mod action;
 mod checkpoint;
-mod comparison;
 mod connections;
 mod download;
 mod facts;

@@ -2,18 +2,13 @@
 //!
 //! Bytes that do not have the digest are revoked as a whole.
 
-use std::time::Duration;
-
 use piecemeal_proto::{Digest, FillId, PieceMap};
 use piecemeal_store::{BeginFillError, FillFailure, Filling, Offer, PublishBlobError, Repository, Store};
 use tracing::warn;
 
-use super::registry_source::RegistrySource;
+use super::{patience::PLACE_PATIENCE, registry_source::RegistrySource};
 use crate::{Arrived, Transfer};
 use piecemeal_upstream::PullError;
-
-/// How long a blob that there is no room for waits for a place among the unstored fills.
-pub(super) const PASSING_PATIENCE: Duration = Duration::from_secs(10);
 
 impl RegistrySource {
     pub(super) async fn reserve(&self, digest: &Digest, map: PieceMap) -> Result<Filling, PullError> {
@@ -69,7 +64,7 @@ pub async fn pass(
     fill: Option<FillId>,
     offer: Offer,
 ) -> Result<Filling, PullError> {
-    let begun = tokio::time::timeout(PASSING_PATIENCE, store.begin_unstored(digest, map, fill, offer)).await;
+    let begun = tokio::time::timeout(PLACE_PATIENCE, store.begin_unstored(digest, map, fill, offer)).await;
     let begun = begun.map_err(|_| {
         PullError::Unavailable(
             "the blob does not fit into the cache, and too many blobs already pass through memory; try again"

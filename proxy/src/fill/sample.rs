@@ -5,11 +5,11 @@
 use bytes::Bytes;
 use piecemeal_store::Filling;
 
-use super::registry_source::{FillSource, RegistrySource};
+use super::{
+    follow::SAMPLE_BYTES,
+    registry_source::{FillSource, RegistrySource},
+};
 use piecemeal_upstream::PullError;
-
-/// The size of the sample of an earlier fill's bytes that an upstream must match.
-pub(super) const SAMPLE_BYTES: usize = 1024;
 
 impl RegistrySource {
     /// What an earlier fill has left, pieces or the beginning of one, may be another registry's, and private: an upstream that has

@@ -188,9 +188,15 @@ impl Fill {
         self.state.lock().pieces.partials().indexes()
     }
 
-    /// The partial piece's bytes are in the file, and its piece is claimed.
+    /// The partial piece's bytes are in the file, and its piece is claimed. Only the fill's first bytes wake a waiter.
     pub(crate) fn keep_partial_piece(&self, partial: PartialPiece) {
-        self.state.lock().pieces.keep_partial(partial);
+        let mut state = self.state.lock();
+        let had = state.pieces.arrived_bytes();
+        state.pieces.keep_partial(partial);
+        drop(state);
+        if had == 0 {
+            self.changed();
+        }
     }
 
     /// A resume found the partial piece in the file, and the index knows it.

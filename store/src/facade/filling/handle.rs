@@ -138,7 +138,7 @@ impl Filling {
         self.fill_state().failure()
     }
 
-    /// A counter that moves with each new piece, with the proof, and with the end.
+    /// A counter that moves with the first bytes, with each new piece, with the proof, and with the end.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.fill_state().changes()
     }

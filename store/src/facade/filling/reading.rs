@@ -169,6 +169,24 @@ impl Filling {
         }
     }
 
+    /// Waits until something of the blob is here, of a partial piece too; an empty blob is. Cancel safe.
+    ///
+    /// # Errors
+    /// [`ReadBlobError::Abandoned`] when the fill fails before.
+    pub async fn wait_arrived(&self) -> Result<(), ReadBlobError> {
+        let mut changes = self.changes();
+        loop {
+            changes.borrow_and_update();
+            if self.arrived_bytes() > 0 || self.map().blob_bytes() == 0 {
+                return Ok(());
+            }
+            if let Some(why) = self.failure() {
+                return Err(ReadBlobError::Abandoned(why));
+            }
+            changes.changed().await.expect("the sender is in our own handle");
+        }
+    }
+
     async fn read_file(&self, range: Range<u64>) -> Result<Bytes, ReadBlobError> {
         let read = match read_now(self.fill_state().file().as_ref(), &range) {
             Some(bytes) => Ok(bytes),

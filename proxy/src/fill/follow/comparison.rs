@@ -9,6 +9,8 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_secs(5);
 const LOOK_MAX: Duration = Duration::from_secs(60);
 /// A leader that is as fast, in bytes a second, is not compared.
 const LEADER_RATE_GOOD: u64 = 1024 * 1024;
+/// The size of a sample of another's bytes that an upstream must match, in bytes.
+pub(in crate::fill) const SAMPLE_BYTES: usize = 1024;
 /// What this upstream is asked for to compare how fast it is.
 pub(super) const PROBE_BYTES: u64 = 64 * 1024;
 /// A leader so many times slower than this upstream is left.
