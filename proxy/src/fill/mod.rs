@@ -7,6 +7,7 @@
 //! `Fill` is the machine, which decides and is pure; the task does its I/O. `follow` is for a digest that two upstreams send at once.
 
 mod action;
+mod body_checks;
 mod checkpoint;
 mod connections;
 mod download;

@@ -7,6 +7,8 @@ use std::time::Duration;
 /// The pause after a failure; it doubles with each, until something new comes.
 pub(super) const RETRY_DELAY: Duration = Duration::from_millis(200);
 pub(super) const RETRY_DELAY_MAX: Duration = Duration::from_secs(3);
+/// How long upstream may send nothing new before a fill is given up.
+pub(super) const FILL_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a blob waits for a place among those that are filled in memory.
 pub(super) const PLACE_PATIENCE: Duration = Duration::from_secs(10);
 /// So many bodies in a row that bring nothing new are enough: an upstream without ranges that always breaks off would send

@@ -1,6 +1,7 @@
 //! Segment of a blob on one connection: its request, and its body, which is cut into pieces.
 //!
-//! It decides nothing: what is asked for is the machine's, how a body flows is [`Flow`]'s, what is kept of a piece is [`Checkpoint`]'s.
+//! The machine decides what is asked for, [`Flow`] whether a body comes fast enough, [`Checkpoint`] what is kept of a piece, and
+//! `body_checks` whether a body fits. An error of the body or of the store ends it.
 
 use std::{
     ops::Range,
@@ -15,6 +16,7 @@ use tokio::sync::mpsc;
 use tracing::debug;
 
 use super::{
+    body_checks::{Reached, has_progressed, is_too_long, skipped},
     checkpoint::Checkpoint,
     fault::Fault,
     flow::{FLOW_BYTES_MIN, FLOW_WINDOW, Flow, Flowing},
@@ -81,18 +83,21 @@ impl Segment {
         if result.is_err() {
             piece.keep().await;
         }
-        let came = piece.start > self.bytes.start || piece.checkpoint.kept > self.head.len();
-        let is_slow = matches!(result, Err(Cut::TooSlow(_)));
+        let begun = Reached {
+            piece_start: self.bytes.start,
+            kept: self.head.len(),
+        };
+        let progressed = has_progressed(begun, piece.reached(), matches!(result, Err(Cut::TooSlow(_))));
         let result = result.map_err(Cut::into_error);
         let ended = Ended {
-            progressed: came && !is_slow,
+            progressed,
             fault: result.as_ref().err().map(Fault::from),
         };
         (ended, result)
     }
 
     async fn cut(&self, context: &SegmentContext<'_>, mut body: Body, piece: &mut GrowingPiece<'_>) -> Result<(), Cut> {
-        let skip = self.wanted_from().checked_sub(body.offset());
+        let skip = skipped(self.wanted_from(), body.offset());
         let mut skip = skip.ok_or_else(|| PullError::BadGateway("a range that begins too late".to_owned()))?;
         let mut flow = Flow::new(piece.now(), self.bytes.end - body.offset());
         while piece.start < self.bytes.end {
@@ -117,7 +122,7 @@ impl Segment {
                 }
             }
             piece.keep_if_due().await;
-            if !chunk.is_empty() && self.bytes.end == context.filling.map().blob_bytes() {
+            if is_too_long(chunk.len(), &self.bytes, context.filling.map().blob_bytes()) {
                 return Err(PullError::BadGateway(format!(
                     "{} sent more bytes than it stated",
                     context.right.at.upstream
@@ -178,6 +183,13 @@ impl<'a> GrowingPiece<'a> {
 
     fn now(&self) -> Duration {
         self.begun.elapsed()
+    }
+
+    fn reached(&self) -> Reached {
+        Reached {
+            piece_start: self.start,
+            kept: self.checkpoint.kept,
+        }
     }
 
     fn index(&self) -> u32 {

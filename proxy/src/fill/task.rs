@@ -1,4 +1,4 @@
-//! Task of a fill: all of its I/O, none of its decisions, which are the machine's.
+//! Task of a fill: its I/O. The machine decides what happens next, `body_checks` whether an answer fits.
 //!
 //! All waiting is in the connections, so that an event never waits for another.
 
@@ -18,17 +18,16 @@ use tracing::{debug, warn};
 
 use super::{
     action::{Action, Failure},
+    body_checks::other_size,
     connections::TOTAL_MAX,
     facts::Facts,
     fault::Fault,
     machine::{Answer, Beginning, Ended, Fill},
+    patience::FILL_PATIENCE,
     registry_source::{FillSource, RegistrySource},
     segment::{Body, Segment, SegmentContext},
 };
 use crate::{Right, Transfer, callers::Callers};
-
-/// How long upstream may send nothing new before a fill is given up.
-const FILL_PATIENCE: Duration = Duration::from_secs(30);
 
 /// One fill at work.
 pub(super) struct Task<'a> {
@@ -201,11 +200,11 @@ impl<'a> Task<'a> {
     fn of_stated_size(&self, answer: BlobAnswer) -> Result<BlobAnswer, PullError> {
         let (upstream, digest) = (&self.context.right.at.upstream, self.context.filling.digest());
         let blob_bytes = self.context.filling.map().blob_bytes();
-        match answer.blob_bytes {
-            Some(stated) if stated != blob_bytes => Err(PullError::BadGateway(format!(
+        match other_size(answer.blob_bytes, blob_bytes) {
+            Some(stated) => Err(PullError::BadGateway(format!(
                 "{upstream} states {stated} bytes for {digest}, but its manifest or an earlier answer said {blob_bytes}"
             ))),
-            _ => Ok(answer),
+            None => Ok(answer),
         }
     }
 
