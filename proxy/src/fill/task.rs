@@ -238,7 +238,7 @@ impl<'a> Task<'a> {
 
     fn receive(&mut self, connection: u64, bytes: Range<u64>) {
         let Some((mut segment, body)) = self.begun.take() else {
-            return;
+            return self.receive_nothing(connection);
         };
         (segment.connection, segment.bytes) = (connection, bytes);
         let context = self.context.clone();
@@ -250,6 +250,20 @@ impl<'a> Task<'a> {
                 result,
             }
         }));
+    }
+
+    /// Ends a connection without a body, so that the machine does not wait for it.
+    fn receive_nothing(&mut self, connection: u64) {
+        let error = PullError::Unavailable("upstream's body is gone".to_owned());
+        let ended = Ended {
+            progressed: false,
+            fault: Some(Fault::from(&error)),
+        };
+        self.step(Step::Ended {
+            connection,
+            ended,
+            result: Err(error),
+        });
     }
 
     fn note_no_ranges(&self) {
