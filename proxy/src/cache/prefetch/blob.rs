@@ -2,12 +2,12 @@
 //!
 //! It reads nothing of the blob, so that clients' pieces keep their priority.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use piecemeal_proto::Digest;
 use piecemeal_store::{FillFailure, Filling, Presence, Repository};
 use piecemeal_upstream::PullError;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     advice::advice,
@@ -80,7 +80,8 @@ async fn follow(parts: &CacheParts, filling: Filling, telling: Telling<'_>) -> R
     }
     let (digest, map) = (*filling.digest(), filling.map());
     let mut changes = filling.changes();
-    let mut progress = BlobProgress::new(Instant::now());
+    let begun = Instant::now();
+    let mut progress = BlobProgress::new(Duration::ZERO);
     loop {
         if matches!(parts.store.presence(&digest), Presence::Complete { .. }) {
             return Ok(Ok(()));
@@ -89,7 +90,7 @@ async fn follow(parts: &CacheParts, filling: Filling, telling: Telling<'_>) -> R
             return Ok(Err(why.to_string()));
         }
         let here_bytes = (u64::from(filling.landed().count()) * map.piece_bytes()).min(map.blob_bytes());
-        let is_news = progress.handle_bytes(here_bytes, Instant::now());
+        let is_news = progress.handle_bytes(here_bytes, begun.elapsed());
         if let Some((image, out)) = telling
             && is_news
         {
@@ -101,7 +102,7 @@ async fn follow(parts: &CacheParts, filling: Filling, telling: Telling<'_>) -> R
             };
             out.say(&event).await?;
         }
-        if progress.is_stalled(Instant::now()) {
+        if progress.is_stalled(begun.elapsed()) {
             return Ok(Err(format!("no bytes arrived for {} s", STALL_MAX.as_secs())));
         }
         // The end of a fill does not change its pieces, so it is polled as well.
