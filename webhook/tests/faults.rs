@@ -130,18 +130,29 @@ async fn a_list_of_several_pages_is_read_to_its_end_and_by_labels() {
     let stand = Stand::start().await;
     for number in 0..1200 {
         let labels = json!({"app": if number % 2 == 0 { "even" } else { "odd" }});
-        let pod = json!({"metadata": {"name": format!("p-{number:04}"), "labels": labels}});
+        let metadata = json!({"name": format!("p-{number:04}"), "labels": labels});
+        let pod = json!({"metadata": metadata, "spec": {"nodeName": "n"}, "data": {"a": "b"}});
         stand.api.put(&format!("{TEAM}/pods"), pod);
     }
     let pods = stand.cluster.objects::<Pod>("team");
     assert_eq!(pods.list("").await.expect("the pods").len(), 1200);
     let even = pods.list("app=even").await.expect("the pods");
     assert_eq!(even.len(), 600);
-    assert_eq!(even[1]["metadata"]["name"], "p-0002");
+    assert_eq!(
+        (&even[1]["metadata"]["name"], &even[1]["spec"]["nodeName"]),
+        (&json!("p-0002"), &json!("n"))
+    );
     let mut names = 0;
-    let count = |pod: serde_json::Value| names += usize::from(pod["metadata"]["name"].is_string());
+    let count = |pod: serde_json::Value| {
+        assert_eq!((&pod["spec"], &pod["data"]), (&json!(null), &json!(null)));
+        names += usize::from(pod["metadata"]["name"].is_string());
+    };
     pods.each_metadata("app=odd", count).await.expect("the pods");
     assert_eq!(names, 600);
+    let mut asked = stand.api.asked("pods");
+    asked.retain(|asked| asked.query.contains("odd"));
+    assert_eq!(asked.len(), 2, "two pages");
+    assert!(asked.iter().all(|asked| asked.metadata_only), "no whole object came");
 }
 
 #[tokio::test]

@@ -38,7 +38,7 @@ pub(super) async fn run(args: &RetireArgs) -> anyhow::Result<()> {
         }
     }
     cluster
-        .objects::<MutatingWebhookConfiguration>("")
+        .all_objects::<MutatingWebhookConfiguration>()
         .delete(&args.webhook_configuration, None)
         .await?;
     say!("new pods are no longer changed");
@@ -77,7 +77,7 @@ async fn look_at_pods(cluster: &Cluster) -> anyhow::Result<Pods> {
         let secrets = secrets.filter_map(|secret| secret["name"].as_str().map(ToOwned::to_owned));
         pods.needed.extend(secrets.map(|secret| (namespace.clone(), secret)));
     };
-    cluster.objects::<Pod>("").each("", look).await?;
+    cluster.all_objects::<Pod>().each("", look).await?;
     Ok(pods)
 }
 
@@ -87,17 +87,19 @@ async fn delete_copies(
     args: &RetireArgs,
     needed: &BTreeSet<(String, String)>,
 ) -> anyhow::Result<()> {
-    let all = [String::new()];
     let namespaces = match args.secrets_namespaces.as_slice() {
-        [] => &all,
-        namespaces => namespaces,
+        [] => vec![None],
+        namespaces => namespaces
+            .iter()
+            .map(|name| Some(name.as_str()).filter(|name| !name.is_empty()))
+            .collect(),
     };
     let (mut deleted, mut kept) = (0, 0);
     for namespace in namespaces {
         let mut copies = Vec::new();
         let note = |mut copy: Value| copies.push(copy["metadata"].take());
         cluster
-            .objects::<Secret>(namespace)
+            .objects_in::<Secret>(namespace)
             .each_metadata(&select_copies(), note)
             .await?;
         for copy in copies {

@@ -15,6 +15,11 @@ pub(in crate::cli) struct ClusterArgs {
 }
 
 impl ClusterArgs {
+    /// The namespace of Piecemeal. None: it is looked for in all.
+    pub(super) fn installed_in(&self) -> Option<&str> {
+        self.system_namespace.as_deref().filter(|name| !name.is_empty())
+    }
+
     pub(super) async fn connect(&self) -> anyhow::Result<Cluster> {
         match &self.context {
             Some(context) => Ok(Cluster::connect_to(context).await?),

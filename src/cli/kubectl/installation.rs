@@ -25,8 +25,8 @@ impl Installation {
     /// # Errors
     /// There is none, or more than one, or it cannot be read.
     pub(super) async fn find(cluster: &Cluster, args: &ClusterArgs) -> anyhow::Result<Self> {
-        let namespace = args.system_namespace.as_deref().unwrap_or_default();
-        let config_maps = cluster.objects::<ConfigMap>(namespace);
+        let namespace = args.installed_in();
+        let config_maps = cluster.objects_in::<ConfigMap>(namespace);
         let found = config_maps
             .list(&selector(Some("webhook")))
             .await
@@ -69,12 +69,12 @@ fn read(settings: &str, namespace: &str) -> anyhow::Result<WebhookConfig> {
     Ok(settings.config)
 }
 
-/// The workloads of each kind that the chart has, of one namespace or, when it is empty, of all.
-pub(super) fn workloads(cluster: &Cluster, namespace: &str) -> [Objects; 3] {
+/// The workloads of each kind that the chart has, of one namespace or, where none is named, of all.
+pub(super) fn workloads(cluster: &Cluster, namespace: Option<&str>) -> [Objects; 3] {
     [
-        cluster.objects::<DaemonSet>(namespace),
-        cluster.objects::<StatefulSet>(namespace),
-        cluster.objects::<Deployment>(namespace),
+        cluster.objects_in::<DaemonSet>(namespace),
+        cluster.objects_in::<StatefulSet>(namespace),
+        cluster.objects_in::<Deployment>(namespace),
     ]
 }
 
@@ -89,7 +89,7 @@ pub(super) async fn namespace_labels(
     cluster: &Cluster,
     namespace: &str,
 ) -> Result<Option<Map<String, Value>>, ClusterError> {
-    let object = cluster.objects::<Namespace>("").get(namespace).await?;
+    let object = cluster.all_objects::<Namespace>().get(namespace).await?;
     Ok(object.and_then(|object| object["metadata"]["labels"].as_object().cloned()))
 }
 

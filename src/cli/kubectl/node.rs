@@ -21,15 +21,15 @@ pub(in crate::cli) struct NodeArgs {
 
 pub(super) async fn run(args: &NodeArgs) -> anyhow::Result<()> {
     let cluster = args.cluster.connect().await?;
-    let node = cluster.objects::<Node>("").get(&args.node).await?;
+    let node = cluster.all_objects::<Node>().get(&args.node).await?;
     let node = node.with_context(|| format!("there is no node {}", args.node))?;
     say!(
         "{}: {}",
         args.node,
         text(&node["status"]["nodeInfo"]["containerRuntimeVersion"])
     );
-    let namespace = args.cluster.system_namespace.as_deref().unwrap_or_default();
-    let pods = cluster.objects::<Pod>(namespace).list(&selector(None)).await?;
+    let namespace = args.cluster.installed_in();
+    let pods = cluster.objects_in::<Pod>(namespace).list(&selector(None)).await?;
     let here: Vec<&Value> = pods
         .iter()
         .filter(|pod| pod["spec"]["nodeName"] == *args.node.as_str())

@@ -28,8 +28,8 @@ pub(in crate::cli) struct PodsArgs {
 
 pub(super) async fn run(args: &PodsArgs) -> anyhow::Result<()> {
     let cluster = args.cluster.connect().await?;
-    let namespace = args.namespace.as_deref().unwrap_or_default();
-    let pods = cluster.objects::<Pod>(namespace).list("").await?;
+    let namespace = args.namespace.as_deref().filter(|name| !name.is_empty());
+    let pods = cluster.objects_in::<Pod>(namespace).list("").await?;
     let mut found = 0;
     if args.rewritten {
         for pod in pods

@@ -46,7 +46,7 @@ use Finding::{Bad, Doubt, Good};
 pub(super) async fn run(args: &PreflightArgs) -> anyhow::Result<()> {
     let cluster = args.cluster.connect().await?;
     let mut findings = vec![version(&cluster).await, nodes(&cluster).await];
-    let installed = installed(&cluster, args.cluster.system_namespace.as_deref().unwrap_or_default()).await;
+    let installed = installed(&cluster, args.cluster.installed_in()).await;
     let is_installed = !matches!(installed.as_slice(), [Doubt(_)]);
     findings.extend(installed);
     if is_installed {
@@ -93,7 +93,7 @@ fn judge_version(version: &Info) -> Finding {
 }
 
 async fn nodes(cluster: &Cluster) -> Finding {
-    match cluster.objects::<Node>("").list("").await {
+    match cluster.all_objects::<Node>().list("").await {
         Ok(nodes) => judge_nodes(&nodes),
         Err(error) => Doubt(format!("nodes: {error}")),
     }
@@ -131,7 +131,7 @@ fn judge_nodes(nodes: &[Value]) -> Finding {
 }
 
 /// A single doubt when nothing is installed.
-async fn installed(cluster: &Cluster, namespace: &str) -> Vec<Finding> {
+async fn installed(cluster: &Cluster, namespace: Option<&str>) -> Vec<Finding> {
     let mut rows = Vec::new();
     for kind in workloads(cluster, namespace) {
         match kind.list(&selector(None)).await {
@@ -168,7 +168,7 @@ fn judge_row(row: &Row) -> Finding {
 /// Workloads that carry the label themselves, where it does nothing.
 async fn misplaced_labels(cluster: &Cluster) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for workloads in workloads(cluster, "") {
+    for workloads in workloads(cluster, None) {
         let kind = workloads.plural();
         for label in LABELS {
             let Ok(found) = workloads.list(&format!("{label}={P2P}")).await else {
@@ -198,7 +198,7 @@ async fn webhook(cluster: &Cluster, args: &PreflightArgs) -> Vec<Finding> {
         Err(error) => return vec![Doubt(format!("the webhook was not checked: {error:#}"))],
     };
     let name = &installation.webhook.configuration;
-    let configurations = cluster.objects::<MutatingWebhookConfiguration>("");
+    let configurations = cluster.all_objects::<MutatingWebhookConfiguration>();
     let registered = match configurations.get(name).await {
         Ok(configuration) => judge_registration(name, configuration.as_ref()),
         Err(error) => Doubt(error.to_string()),

@@ -19,7 +19,7 @@ pub(in crate::cli) struct StatusArgs {
 
 pub(super) async fn run(args: &StatusArgs) -> anyhow::Result<()> {
     let cluster = args.cluster.connect().await?;
-    let namespace = args.cluster.system_namespace.as_deref().unwrap_or_default();
+    let namespace = args.cluster.installed_in();
     let mut rows = Vec::new();
     for kind in workloads(&cluster, namespace) {
         rows.extend(kind.list(&selector(None)).await?.iter().map(Row::of));
@@ -34,7 +34,7 @@ pub(super) async fn run(args: &StatusArgs) -> anyhow::Result<()> {
         say!("{:<12} {:<20} {ready:>9}  {}", row.component, row.pool, row.name);
     }
     for (component, port) in [("mirror", 65013), ("scheduler", 65014)] {
-        let pods = cluster.objects::<Pod>(namespace);
+        let pods = cluster.objects_in::<Pod>(namespace);
         for pod in pods.list(&selector(Some(component))).await? {
             say!("\n{}", daemon(&cluster, &pod, port).await.trim_end());
         }

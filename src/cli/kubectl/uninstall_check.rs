@@ -25,7 +25,7 @@ pub(in crate::cli) struct UninstallCheckArgs {
 
 pub(super) async fn run(args: &UninstallCheckArgs) -> anyhow::Result<()> {
     let cluster = args.cluster.connect().await?;
-    let pods = cluster.objects::<Pod>("").list("").await?;
+    let pods = cluster.all_objects::<Pod>().list("").await?;
     let name = |object: &Value| {
         format!(
             "{}/{}",
@@ -62,14 +62,14 @@ pub(super) async fn run(args: &UninstallCheckArgs) -> anyhow::Result<()> {
         in_use += u32::from(needed.contains(&name(&copy)));
     };
     cluster
-        .objects::<Secret>("")
+        .all_objects::<Secret>()
         .each_metadata(&select_copies(), count)
         .await?;
     say!("{copies} copies of pull secrets, {in_use} of them needed by those pods");
 
-    let namespace = args.cluster.system_namespace.as_deref().unwrap_or_default();
+    let namespace = args.cluster.installed_in();
     let mut away = 0;
-    for set in cluster.objects::<DaemonSet>(namespace).list(&selector(None)).await? {
+    for set in cluster.objects_in::<DaemonSet>(namespace).list(&selector(None)).await? {
         let row = Row::of(&set);
         if row.component == "node" {
             away += row.wanted - row.ready;

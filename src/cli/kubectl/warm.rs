@@ -29,9 +29,9 @@ pub(in crate::cli) struct WarmArgs {
 
 pub(super) async fn run(args: &WarmArgs) -> anyhow::Result<()> {
     let cluster = args.cluster.connect().await?;
-    let namespace = args.cluster.system_namespace.as_deref().unwrap_or_default();
+    let namespace = args.cluster.installed_in();
     let mirrors = cluster
-        .objects::<Pod>(namespace)
+        .objects_in::<Pod>(namespace)
         .list(&selector(Some("mirror")))
         .await?;
     let wanted: Vec<_> = mirrors

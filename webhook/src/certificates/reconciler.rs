@@ -276,7 +276,7 @@ impl CertificateReconciler {
     }
 
     fn configurations(&self) -> Objects {
-        self.cluster.objects::<MutatingWebhookConfiguration>("")
+        self.cluster.all_objects::<MutatingWebhookConfiguration>()
     }
 
     /// Writes `bundle` into every entry of the webhook's configuration. Only the leader does, and onto what it has read.

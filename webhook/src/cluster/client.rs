@@ -3,7 +3,7 @@
 use std::fmt::Display;
 
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::version::Info};
-use kube::{Client, Config, Resource, api::Request, config::KubeConfigOptions};
+use kube::{Client, Config, Resource, api::Request, config::KubeConfigOptions, core::NamespaceResourceScope};
 use serde_json::Value;
 
 use super::{
@@ -59,8 +59,18 @@ impl Cluster {
         self.0.clone()
     }
 
-    /// The objects of kind `K` of one namespace. When `namespace` is empty: of all namespaces, or of a kind that has none.
-    pub fn objects<K: Resource<DynamicType = ()>>(&self, namespace: &str) -> Objects {
+    /// The objects of kind `K` of one namespace. An empty name is no namespace: the API server refuses it.
+    pub fn objects<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(&self, namespace: &str) -> Objects {
+        self.objects_in::<K>(Some(namespace))
+    }
+
+    /// The objects of kind `K` of all namespaces, or of a kind that has none.
+    pub fn all_objects<K: Resource<DynamicType = ()>>(&self) -> Objects {
+        self.objects_in::<K>(None)
+    }
+
+    /// [`Cluster::objects`], or [`Cluster::all_objects`] where no namespace is named.
+    pub fn objects_in<K: Resource<DynamicType = ()>>(&self, namespace: Option<&str>) -> Objects {
         Objects::new::<K>(self.client(), namespace)
     }
 

@@ -1,6 +1,7 @@
 //! Objects of one kind in the Kubernetes API: kube's [`Api`] over raw JSON.
 //!
-//! An object that is read and written again keeps the fields that this version does not know.
+//! An object that is read and written again keeps the fields that this version does not know, but for those in `metadata`: kube reads
+//! that as its own type.
 
 use std::fmt::Debug;
 
@@ -32,7 +33,7 @@ pub struct Objects {
 }
 
 impl Objects {
-    pub(super) fn new<K: Resource<DynamicType = ()>>(client: Client, namespace: &str) -> Self {
+    pub(super) fn new<K: Resource<DynamicType = ()>>(client: Client, namespace: Option<&str>) -> Self {
         let kind = ApiResource::erase::<K>(&());
         Self {
             api: api(client.clone(), namespace, &kind),
@@ -192,13 +193,12 @@ impl Objects {
 
 fn api<T: Resource<DynamicType = ApiResource, Scope = DynamicResourceScope>>(
     client: Client,
-    namespace: &str,
+    namespace: Option<&str>,
     kind: &ApiResource,
 ) -> Api<T> {
-    if namespace.is_empty() {
-        Api::all_with(client, kind)
-    } else {
-        Api::namespaced_with(client, namespace, kind)
+    match namespace {
+        Some(namespace) => Api::namespaced_with(client, namespace, kind),
+        None => Api::all_with(client, kind),
     }
 }
 

@@ -131,9 +131,9 @@ impl CopyReconciler {
     /// Adds the namespaces whose pods name copies. No event tells of a copy that was missing before this replica led, or of one
     /// that a pod names because a user copied its text from a pod that the webhook had changed.
     async fn search(&self, queue: &mut WorkQueue) {
-        let mut namespaces: Vec<&str> = self.namespaces.iter().map(String::as_str).collect();
+        let mut namespaces: Vec<Option<&str>> = self.namespaces.iter().map(|name| Some(name.as_str())).collect();
         if namespaces.is_empty() {
-            namespaces.push("");
+            namespaces.push(None);
         }
         let now = Instant::now();
         for namespace in namespaces {
@@ -144,7 +144,7 @@ impl CopyReconciler {
                     queue.add(pod["metadata"]["namespace"].as_str().unwrap_or_default(), now);
                 }
             };
-            let pods = self.copier.cluster.objects::<Pod>(namespace);
+            let pods = self.copier.cluster.objects_in::<Pod>(namespace);
             if let Err(error) = pods.each_metadata("", note).await {
                 warn!("the pods without their copy of a pull secret cannot be listed: {error}");
             }

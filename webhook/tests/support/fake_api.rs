@@ -14,7 +14,7 @@ use axum::{
     Router,
     body::{Body, Bytes, to_bytes},
     extract::{Request, State},
-    http::{Method, StatusCode, header},
+    http::{HeaderMap, Method, StatusCode, header},
     response::{IntoResponse, Response},
     serve::ListenerExt,
 };
@@ -65,6 +65,8 @@ pub struct Asked {
     pub method: Method,
     pub path: String,
     pub query: String,
+    /// Whether it asks for the objects' metadata alone.
+    pub metadata_only: bool,
     /// None while it has not been answered.
     pub status: Option<StatusCode>,
 }
@@ -250,6 +252,7 @@ async fn answer(State(api): State<FakeApi>, request: Request) -> Response {
         method: head.method.clone(),
         path: path.clone(),
         query: query.to_owned(),
+        metadata_only: asks_for_metadata(&head.headers),
         status: None,
     };
     let number = {
@@ -265,11 +268,10 @@ async fn answer(State(api): State<FakeApi>, request: Request) -> Response {
         _ => {}
     }
     let target = Target::parse(&path);
-    let accept = head.headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
     let response = match fault {
         Some(Fault::Status(code)) => refusal(code, "ordered by the test"),
         Some(Fault::Garbage) => "<html>Bad gateway".into_response(),
-        _ => api.act(&head.method, &target, &Query::parse(query), accept, &body),
+        _ => api.act(&head.method, &target, &Query::parse(query), &head.headers, &body),
     };
     if let Some(Fault::Vanish) = fault {
         api.remove(&mut api.store(), &target.own_key());
@@ -279,9 +281,9 @@ async fn answer(State(api): State<FakeApi>, request: Request) -> Response {
 }
 
 impl FakeApi {
-    fn act(&self, method: &Method, target: &Target, query: &Query, accept: Option<&str>, body: &Bytes) -> Response {
+    fn act(&self, method: &Method, target: &Target, query: &Query, headers: &HeaderMap, body: &Bytes) -> Response {
         let sent: Value = serde_json::from_slice(body).unwrap_or_default();
-        let is_metadata = accept.is_some_and(|accept| accept.contains("PartialObjectMetadata"));
+        let is_metadata = asks_for_metadata(headers);
         match (method.as_str(), &target.name) {
             ("GET", Some(_)) => match self.get_at(target) {
                 Some(object) => found(StatusCode::OK, &object),
@@ -496,6 +498,11 @@ fn is_selected(object: &Value, selector: Option<&str>) -> bool {
         .flat_map(|text| text.split(','))
         .filter_map(|pair| pair.split_once('='));
     wanted.all(|(label, value)| object["metadata"]["labels"][label] == value)
+}
+
+fn asks_for_metadata(headers: &HeaderMap) -> bool {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    accept.is_some_and(|accept| accept.contains("PartialObjectMetadata"))
 }
 
 fn metadata_of(object: &Value) -> Value {
