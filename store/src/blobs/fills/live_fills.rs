@@ -1,7 +1,8 @@
 //! Live fills, by digest, and the handle that keeps one live.
 //!
 //! Invariant: a fill stays here as long as it has a handle, and without one until its last pieces are in the index. As long as it is
-//! here its space is promised. The lock is never held across disk work, nor while a handle is dropped.
+//! here its space is promised. The lock is never held across disk work, nor while a handle or a fill is dropped. Locks are taken in the
+//! order fills, then ledger (a fill is pinned as it is revived), never the other way round.
 
 use std::{
     collections::HashMap,
@@ -178,9 +179,11 @@ impl Saving<'_> {
 
     /// Forgets the fills without a handle whose pieces are in the index; they wait on disk to be resumed.
     pub(crate) fn retire(&self) {
-        self.live
-            .fills
-            .lock()
-            .retain(|_, live| live.handle.strong_count() > 0 || live.fill.has_unsaved());
+        let is_over = |live: &LiveFill| live.handle.strong_count() == 0 && !live.fill.has_unsaved();
+        let mut fills = self.live.fills.lock();
+        let retired: Vec<_> = fills.extract_if(|_, live| is_over(live)).collect();
+        drop(fills);
+        // After the lock: this closes their files.
+        drop(retired);
     }
 }
