@@ -52,14 +52,14 @@ fn node_metrics(cluster: &Cluster) -> String {
         "--root",
     ]);
     command.arg(root).args(["--admin-listen", "127.0.0.1:65017"]);
-    let keeper = Process::start("node run", command, &cluster.site.dir().join("node-run.log"));
+    let node_run = Process::start("node run", command, &cluster.site.dir().join("node-run.log"));
     let address: SocketAddr = "127.0.0.1:65017".parse().expect("an address");
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let answer = Request::get(address, "/metrics").send_from(cluster.site.node(0));
         match answer.map(|answer| answer.text()) {
             Ok(text) if text.contains("piecemeal_node_files") => return text,
-            _ => assert!(Instant::now() < deadline, "no metrics\n{}", keeper.log_tail()),
+            _ => assert!(Instant::now() < deadline, "no metrics\n{}", node_run.log_tail()),
         }
         std::thread::sleep(Duration::from_millis(20));
     }

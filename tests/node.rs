@@ -319,14 +319,14 @@ fn drift_is_undone_and_new_hosts_get_their_files_while_it_runs() {
         &format!("*.origin.test=http://{REGISTRY}"),
     ]);
     command.arg("--hosts-file").arg(&hosts);
-    let mut keeper = Process::start("node run", command, &cluster.site.dir().join("node-run.log"));
+    let mut node_run = Process::start("node run", command, &cluster.site.dir().join("node-run.log"));
     let ask = |target: &str| {
         let address: SocketAddr = ADMIN.parse().expect("an address");
         Request::get(address, target)
             .send_from(cluster.site.node(0))
             .map(|answer| (answer.status, answer.text()))
     };
-    wait("it is ready", &keeper, || {
+    wait("it is ready", &node_run, || {
         ask("/readyz").is_ok_and(|(status, _)| status == 200)
     });
     let image = image("kept");
@@ -337,12 +337,12 @@ fn drift_is_undone_and_new_hosts_get_their_files_while_it_runs() {
     fs::write(node.file(HOSTS_FILE), "server = \"http://10.99.0.2:9\"\n").expect("spoiling it");
     let is_good =
         || fs::read_to_string(node.file(HOSTS_FILE)).is_ok_and(|text| text == good || text.contains("127.0.0.1:65001"));
-    wait("a spoilt file is good again", &keeper, is_good);
+    wait("a spoilt file is good again", &node_run, is_good);
     fs::remove_dir_all(node.file("/etc/containerd/certs.d")).expect("wiping, as K3s did");
-    wait("a wiped folder is filled", &keeper, is_good);
+    wait("a wiped folder is filled", &node_run, is_good);
     fs::write(&hosts, "eu.origin.test\nstranger.test\n").expect("another host");
     let new = node.file("/etc/containerd/certs.d/eu.origin.test.piecemeal.internal:65001/hosts.toml");
-    wait("a new host has its file", &keeper, || new.exists());
+    wait("a new host has its file", &node_run, || new.exists());
     assert!(
         !node
             .file("/etc/containerd/certs.d/stranger.test.piecemeal.internal:65001")
@@ -367,16 +367,16 @@ fn drift_is_undone_and_new_hosts_get_their_files_while_it_runs() {
     // A file of hosts that is gone, or cannot be read, takes nothing back.
     fs::remove_file(&hosts).expect("removing it");
     fs::create_dir(&hosts).expect("something that is no file");
-    wait("it is told", &keeper, || {
+    wait("it is told", &node_run, || {
         ask("/readyz").is_ok_and(|(status, text)| status == 503 && text.contains("file of hosts"))
     });
     fs::remove_dir(&hosts).expect("removing that");
-    wait("it is well again", &keeper, || {
+    wait("it is well again", &node_run, || {
         ask("/readyz").is_ok_and(|(status, _)| status == 200)
     });
     let text = fs::read_to_string(&new).expect("the file is there");
     assert!(text.contains("127.0.0.1:65001"), "{text}");
-    assert!(keeper.terminate().success());
+    assert!(node_run.terminate().success());
     assert!(new.exists() && node.file(HOSTS_FILE).exists(), "the files stay");
 }
 

@@ -75,7 +75,7 @@ pub(crate) fn run() {
     table.row("all", &of(None), Some(P99_MS_MAX));
     table.print();
     println!(
-        "Webhook: {:.0} % of its core, {:.2} ms a question; peak RSS {:.1} MiB; {:.1} requests to the API a question, those that tend copies included.\n",
+        "Webhook: {:.0} % of its core, {:.2} ms a question; peak RSS {:.1} MiB; {:.1} requests to the API a question, those that reconcile copies included.\n",
         100.0 * cpu / took,
         1e3 * cpu / taken.len() as f64,
         memory_mib(stand.webhook.pid(), "VmHWM"),

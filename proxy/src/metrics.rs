@@ -49,15 +49,15 @@ impl Destination {
     }
 }
 
-type Way = [(&'static str, &'static str); 2];
+type Labels = [(&'static str, &'static str); 2];
 
-fn way(from: Origin, to: Destination) -> Way {
+fn labels(from: Origin, to: Destination) -> Labels {
     [("from", from.label()), ("to", to.label())]
 }
 
 /// Bytes by where they came from and where they went.
 #[derive(Clone, Default)]
-pub struct Traffic(Family<Way, Counter>);
+pub struct Traffic(Family<Labels, Counter>);
 
 impl Traffic {
     /// Registers the counters, all from zero on, so that a rate includes the first byte.
@@ -81,11 +81,11 @@ impl Traffic {
     }
 
     pub fn count(&self, from: Origin, to: Destination, bytes: u64) {
-        self.0.get_or_create(&way(from, to)).inc_by(bytes);
+        self.0.get_or_create(&labels(from, to)).inc_by(bytes);
     }
 
-    /// The bytes counted on one way so far.
+    /// The bytes counted so far from one origin to one destination.
     pub fn total(&self, from: Origin, to: Destination) -> u64 {
-        self.0.get_or_create(&way(from, to)).get()
+        self.0.get_or_create(&labels(from, to)).get()
     }
 }

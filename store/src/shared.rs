@@ -143,13 +143,13 @@ impl Shared {
         }
     }
 
-    /// Writes a batch and tidies the index.
+    /// Writes a batch and checkpoints the index.
     pub(crate) fn close(&self) {
         self.write_batch(Durability::Synced);
         if let Err(error) = self.index.checkpoint() {
             warn!(
                 error = &error as &dyn std::error::Error,
-                "failed to tidy the store's index"
+                "failed to checkpoint the store's index"
             );
         }
     }

@@ -389,7 +389,7 @@ impl Story {
         }
     }
 
-    /// Into a folder that needs tidying, and into one that was closed.
+    /// Into a folder that needs recovery, and into one that was closed.
     async fn restart(&mut self, store: Store) -> Store {
         self.publish(&store, &[4]).await;
         if let Some(filling) = self.begin(&store, 2).await {

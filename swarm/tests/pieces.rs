@@ -615,9 +615,9 @@ async fn loopback_throughput() {
     .await;
     world.publish().await;
     let client = client();
-    for (lanes, count) in [(1, 1), (1, 16), (4, 1), (4, 16), (16, 16)] {
+    for (fetches, count) in [(1, 1), (1, 16), (4, 1), (4, 16), (16, 16)] {
         let start = Instant::now();
-        let lanes: Vec<_> = (0..lanes)
+        let fetches: Vec<_> = (0..fetches)
             .map(|_| {
                 let (client, request) = (client.clone(), world.request(0, count, world.ticket()));
                 tokio::spawn(async move {
@@ -632,13 +632,13 @@ async fn loopback_throughput() {
                 })
             })
             .collect();
-        let (count_lanes, mut bytes) = (lanes.len(), 0);
-        for lane in lanes {
-            bytes += lane.await.unwrap();
+        let (at_once, mut bytes) = (fetches.len(), 0);
+        for fetch in fetches {
+            bytes += fetch.await.unwrap();
         }
         let seconds = start.elapsed().as_secs_f64();
         println!(
-            "{count_lanes} at once, {count} pieces a request: {:.0} MB/s",
+            "{at_once} at once, {count} pieces a request: {:.0} MB/s",
             bytes as f64 / 1e6 / seconds
         );
     }

@@ -260,7 +260,7 @@ impl Table {
         let index = queue.binary_search_by_key(&number, |waiting| waiting.number).ok()?;
         let left = queue.remove(index);
         self.waiting -= 1;
-        self.tidy(name);
+        self.forget_unused(name);
         left
     }
 
@@ -316,11 +316,11 @@ impl Table {
         if let Some(state) = self.names.get_mut(&name) {
             state.held -= 1;
         }
-        self.tidy(&name);
+        self.forget_unused(&name);
     }
 
     /// Forgets a name that neither holds a place nor waits.
-    fn tidy(&mut self, name: &str) {
+    fn forget_unused(&mut self, name: &str) {
         if let Some(state) = self.names.get(name)
             && state.held == 0
             && state.waiting.is_empty()

@@ -206,7 +206,7 @@ mod tests {
             piece_hashes: hashes.into(),
             signature: Some([2; 64]),
         };
-        let tail = PartialPieceRow {
+        let partial_piece = PartialPieceRow {
             piece: 1,
             bytes: 3,
             hash: hashes[0],
@@ -220,7 +220,7 @@ mod tests {
                     pieces,
                     partial_pieces: vec![PartialPieceChange {
                         piece: 1,
-                        now: Some(tail),
+                        now: Some(partial_piece),
                     }],
                 };
                 save(transaction, id, &progress, Age(5))?;
@@ -235,10 +235,10 @@ mod tests {
         let partial = index.partial(&digest).unwrap().unwrap();
         assert_eq!((partial.id, partial.fill), (id, FillId(u64::MAX)));
         assert_eq!(partial.pieces, [(2, hashes[0])], "no piece beyond the map");
-        assert_eq!(partial.partial_pieces, [tail]);
+        assert_eq!(partial.partial_pieces, [partial_piece]);
         index.read().execute("UPDATE partial_tails SET bytes = 4", []).unwrap();
         let partial = index.partial(&digest).unwrap().unwrap();
-        assert_eq!(partial.partial_pieces, [], "a whole piece is no tail");
+        assert_eq!(partial.partial_pieces, [], "a whole piece is no partial one");
         for damage in [
             "UPDATE blobs SET piece_hashes = x'00'",
             "UPDATE blobs SET blob_bytes = -1",

@@ -89,15 +89,6 @@ impl PieceClient {
         }
     }
 
-    /// Keeps up to `idle_max` idle connections to each address, each for up to `idle_timeout`.
-    #[must_use]
-    pub fn with_idle_limits(self, idle_max: usize, idle_timeout: Duration) -> Self {
-        Self {
-            pool: Pool::new(idle_max, idle_timeout),
-            ..self
-        }
-    }
-
     /// Yields the pieces in order. It ends after the first error; dropped before its end, it closes its connection.
     pub fn fetch(
         &self,

@@ -36,7 +36,7 @@ pub enum WritePieceError {
     #[error("a blob of {count} pieces has no piece {index}")]
     NoSuchPiece { index: u32, count: u32 },
     /// What is here of the piece ends elsewhere, or nothing of it is here.
-    #[error("no tail of piece {index} ends at {offset}")]
+    #[error("no partial piece {index} ends at {offset}")]
     NoSuchPartialPiece { index: u32, offset: u64 },
     /// The fill was ended by another task.
     #[error("the fill was abandoned")]
