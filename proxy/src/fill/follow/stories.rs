@@ -165,6 +165,22 @@ fn a_leader_that_begins_after_this_upstream_did_not_answer_is_followed() {
 }
 
 #[test]
+fn each_leader_is_waited_for_as_often_as_the_first() {
+    let mut story = Story::begin(Leader::Public);
+    for _ in 1..LEADER_WAITS_MAX {
+        story.wait();
+        story.reply(Reply::Fails);
+    }
+    story.machine.handle_first_bytes(false);
+    story.machine.handle_leader_ended(false);
+    story.machine.handle_leader(story.now, Leader::Public);
+    story.actions();
+    story.wait();
+    story.reply(Reply::Fails);
+    assert_eq!(story.actions(), [Action::AskUpstream, Action::AwaitBytes]);
+}
+
+#[test]
 fn an_upstream_that_refuses_ends_the_transfer_whenever_it_is_asked() {
     let mut waiting = Story::begin(Leader::Public);
     waiting.wait();

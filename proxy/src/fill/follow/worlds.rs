@@ -384,7 +384,14 @@ impl World {
         match end {
             End::Lead => assert!(self.others.is_empty() && !self.follows),
             End::Followed => assert!(self.leader().arrives() && self.now >= self.leader().ends()),
-            End::Apart => assert!(self.proven && !self.own.lies && self.leader.is_some()),
+            End::Apart => {
+                assert!(self.proven && !self.own.lies);
+                let fills = self.leader().fills(self.now).unwrap_or_default();
+                assert!(
+                    !self.leader().lies || fills == 0,
+                    "a leader that is proven wrong goes on"
+                );
+            }
             End::Keep => assert!(self.proven && self.others.is_empty()),
             End::Crowded => assert!(!self.proven && self.is_crowded > 0 && self.steps > 0),
             End::Failed => assert!(!self.proven && self.failed),
