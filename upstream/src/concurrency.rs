@@ -23,7 +23,7 @@ const CONNECTIONS_MAX: usize = 32;
 /// The time for which a number of connections is tried before it is judged.
 const TRIAL: Duration = Duration::from_secs(1);
 
-/// The connections of one upstream. Reads the clock for [`Measured`], which decides.
+/// The connections of one upstream. Reads the clock for `Measured`, which decides.
 pub struct Concurrency(Mutex<Measured>);
 
 /// Fills of one upstream and what was measured of them. Times are passed in.

@@ -36,7 +36,7 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    /// The queue, and its end for [`write`].
+    /// The queue, and its end for [`write()`].
     pub(crate) fn new(metrics: Metrics) -> (Self, mpsc::Receiver<Value>) {
         let (queue, waiting) = mpsc::channel(QUEUE);
         (
