@@ -426,32 +426,50 @@ async fn a_failure_before_a_blob_comes_cools_down_its_own_caller_only() {
 }
 
 /// One registry leads with a blob that another is asked for too; what it sends, and how.
+#[derive(Debug)]
 enum Leader {
     /// Other bytes, for ever.
     Lies,
     /// Nothing but the headers.
     IsSilent,
-    /// The beginning of the blob.
+    /// A beginning of the blob that is too short to be compared.
     Stalls,
+    /// A beginning of the blob, which the other registry has as well.
+    StallsLater,
     /// The blob.
     IsHonest,
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_leads_holds_up_no_other_registrys_pull_of_the_digest() {
-    for leader in [Leader::Lies, Leader::IsSilent, Leader::Stalls, Leader::IsHonest] {
+    for leader in [
+        Leader::Lies,
+        Leader::IsSilent,
+        Leader::Stalls,
+        Leader::StallsLater,
+        Leader::IsHonest,
+    ] {
         let blob = content(1);
         let digest = Digest::of(&blob);
         let honest = FakeRegistry::new(&blob);
         let first = match leader {
-            Leader::IsHonest | Leader::Stalls => FakeRegistry::new(&blob),
+            Leader::IsHonest | Leader::Stalls | Leader::StallsLater => FakeRegistry::new(&blob),
             Leader::Lies | Leader::IsSilent => FakeRegistry::new(&content(2)),
         };
         match leader {
             Leader::Lies => first.pace(64, Duration::from_millis(1)),
             Leader::IsSilent => first.pace(64, Duration::from_secs(3600)),
-            Leader::Stalls => first.stall_at(100_000),
-            Leader::IsHonest => {}
+            Leader::Stalls => {
+                first.pace(16 * 1024, Duration::from_millis(1));
+                first.stall_at(30_000);
+            }
+            // Slow enough that each frame is kept.
+            Leader::StallsLater => {
+                first.pace(64 * 1024, Duration::from_millis(10));
+                first.stall_at(100_000);
+            }
+            // Long enough that it runs when the other registry's callers come.
+            Leader::IsHonest => first.pace(64 * 1024, Duration::from_millis(50)),
         }
         let dir = tempfile::tempdir().unwrap();
         let upstreams = [
@@ -470,11 +488,20 @@ async fn a_registry_that_leads_holds_up_no_other_registrys_pull_of_the_digest() 
         for pulled in join_all(pulls).await {
             assert!(pulled.unwrap() == blob);
         }
-        let sample = 2 * 1024;
+        let (sample, probe) = (2 * 1024, 64 * 1024);
         match leader {
-            Leader::IsHonest => assert!(honest.sent() <= sample, "one copy, and a sample of it"),
+            Leader::IsHonest => assert!(honest.sent() <= sample, "{} bytes beside one copy", honest.sent()),
             Leader::Lies | Leader::Stalls => {
-                assert!((blob.len() as u64..=blob.len() as u64 + sample).contains(&honest.sent()));
+                let (sent, copy) = (honest.sent(), blob.len() as u64);
+                assert!(
+                    (copy..=copy + sample).contains(&sent),
+                    "{leader:?}: {sent} bytes for {copy}"
+                );
+            }
+            Leader::StallsLater => {
+                // It is followed until this registry has proven to be faster.
+                let (sent, once) = (honest.sent(), blob.len() as u64 + probe);
+                assert!((once..=once + sample).contains(&sent), "{sent} bytes for {once}");
             }
             Leader::IsSilent => assert_eq!(honest.sent(), blob.len() as u64),
         }
@@ -489,7 +516,7 @@ async fn a_registry_that_leads_holds_up_no_other_registrys_pull_of_the_digest() 
         // What a registry has only claimed is not served under its name.
         let later = blobs.open(&Caller::default(), &at("first.test"), &digest).await;
         match leader {
-            Leader::IsHonest | Leader::Stalls => {}
+            Leader::IsHonest | Leader::Stalls | Leader::StallsLater => {}
             Leader::Lies | Leader::IsSilent => assert!(later.is_err(), "it has shown nothing of the blob"),
         }
         assert!(matches!(leader, Leader::IsHonest) || leading.unwrap().read(0..blob.len() as u64).await.is_err());

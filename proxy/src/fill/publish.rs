@@ -30,7 +30,10 @@ impl RegistrySource {
     pub async fn publish(&self, at: &Repository, filling: &Filling, transfer: &Transfer) -> Result<Arrived, PullError> {
         let arrived = match filling.is_unstored() {
             true => filling.finish_unstored().await.map(|()| Arrived::Passed),
-            false => filling.publish(&transfer.sources()).await.map(Arrived::Kept),
+            false => {
+                let sources = self.transfers.sources(transfer, filling);
+                filling.publish(&sources).await.map(Arrived::Kept)
+            }
         };
         match arrived {
             Ok(Arrived::Kept(blob)) => {

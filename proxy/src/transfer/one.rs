@@ -147,7 +147,7 @@ impl Transfer {
         self.answered.lock().clone()
     }
 
-    /// Records the [`Transfer::sources`] of a blob that another transfer has published, and those that were added meanwhile.
+    /// Records the [`Transfer::sources`] that were added while the blob was published.
     ///
     /// # Errors
     /// [`PullError::Store`].
@@ -164,6 +164,11 @@ impl Transfer {
             Progress::Open(filling) if !self.follows.load(Ordering::Relaxed) => Some(filling),
             _ => None,
         }
+    }
+
+    /// Whether its readers read `filling`, which another transfer fills.
+    pub(super) fn follows(&self, filling: &Filling) -> bool {
+        self.follows.load(Ordering::Relaxed) && self.reads(filling)
     }
 
     /// Its own fill, if that has this id.

@@ -11,7 +11,7 @@ use std::{
 
 use parking_lot::{Mutex, MutexGuard};
 use piecemeal_proto::Digest;
-use piecemeal_store::{FillFailure, Repository, Store};
+use piecemeal_store::{FillFailure, Filling, Repository, Store};
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
@@ -199,6 +199,16 @@ impl Transfers {
         (first.upstream() != transfer.upstream()).then(|| Arc::clone(first))
     }
 
+    /// The repositories whose upstreams have shown the bytes of `filling`: those of `transfer`, which fills it, and of the transfers that
+    /// follow. They are written together with the blob: a reader that finds it has no upstream show its bytes again.
+    pub(crate) fn sources(&self, transfer: &Transfer, filling: &Filling) -> Vec<Repository> {
+        let table = self.lock();
+        let others = table.live.get(transfer.digest()).into_iter().flatten();
+        let followers = others.filter(|other| other.follows(filling));
+        let shown = followers.flat_map(|follower| follower.sources());
+        transfer.sources().into_iter().chain(shown).collect()
+    }
+
     /// Joins the live transfer of the blob from the caller's upstream, or starts one that `run` carries out in a task of its own, and waits until the
     /// caller can be answered.
     ///
@@ -359,5 +369,62 @@ where
             Err(error) => return Err(error),
             Ok(arrived) => return Ok(arrived),
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use piecemeal_proto::PieceMap;
+    use piecemeal_store::{Env, StoreConfig};
+
+    use super::*;
+
+    fn right(upstream: &str) -> Right {
+        let at = Repository {
+            upstream: upstream.to_owned(),
+            name: "app".to_owned(),
+        };
+        Right::new(&Caller::default(), &at)
+    }
+
+    #[tokio::test]
+    async fn a_blob_has_the_sources_of_the_transfers_that_follow_its_fill_and_of_no_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = StoreConfig {
+            dir: dir.path().join("store"),
+            quota_bytes: None,
+            free_bytes_min: 0,
+            ttl: Duration::from_secs(3600),
+        };
+        let store = Store::open(config, Env::system()).unwrap();
+        let (digest, transfers) = (Digest::of(b"blob"), Transfers::default());
+        let map = PieceMap::for_blob(4).unwrap();
+        let [kept, apart] = [
+            store.begin(&digest, map, None).await.unwrap(),
+            store.begin_apart(&digest, map).await,
+        ];
+        let begin = |upstream: &str| {
+            let transfer = Arc::new(Transfer::new(digest, right(upstream), None));
+            transfers
+                .lock()
+                .live
+                .entry(digest)
+                .or_default()
+                .push(Arc::clone(&transfer));
+            transfer
+        };
+        let [leads, follows, fills_apart, _waits] = ["a.test", "b.test", "c.test", "d.test"].map(begin);
+        leads.open(kept.clone(), right("a.test"));
+        follows.follow(kept.clone(), right("b.test"));
+        fills_apart.open(apart.clone(), right("c.test"));
+        let named = |transfer: &Transfer, filling: &Filling| {
+            let sources = transfers.sources(transfer, filling).into_iter();
+            sources.map(|at| at.upstream).collect::<Vec<_>>()
+        };
+        assert_eq!(named(&leads, &kept), ["a.test", "b.test"]);
+        assert_eq!(named(&fills_apart, &apart), ["c.test"]);
+        follows.starts_over();
+        assert_eq!(named(&leads, &kept), ["a.test"], "it waits for another fill");
+        store.close().await;
     }
 }
