@@ -10,7 +10,7 @@ use wire::report::Report as ReportKind;
 
 use crate::{
     brain::{Event, LeaseId, MemberId, Role},
-    report_fields::{PIECE_BYTES_FLOOR, ReadReportError, digest, fill, malformed, map, outcome, window},
+    report_fields::{PIECE_BYTES_FLOOR, ReadReportError, digest, fill, malformed, map, window},
 };
 
 /// Reads the reports of one member.
@@ -56,7 +56,7 @@ impl ReportReader {
             Some(ReportKind::LeaseEnded(ended)) => Event::LeaseEnded {
                 member,
                 lease: LeaseId(ended.lease),
-                outcome: outcome(&ended),
+                outcome: (&ended).into(),
             },
         };
         events.push(event);

@@ -50,18 +50,20 @@ pub(crate) fn fill(id: u64) -> Result<FillId, ReadReportError> {
     }
 }
 
-pub(crate) fn outcome(ended: &wire::LeaseEnded) -> Outcome {
-    let piece = ended.piece;
-    match ended.outcome() {
-        wire::Outcome::Done => Outcome::Done,
-        wire::Outcome::Unreachable => Outcome::Unreachable,
-        wire::Outcome::Stalled => Outcome::Stalled,
-        wire::Outcome::Corrupt => Outcome::Corrupt { piece },
-        wire::Outcome::Missing => Outcome::Missing { piece },
-        wire::Outcome::Refused => Outcome::Refused,
-        // Also an outcome of a later release: the lease is over, and no source is to blame for a reason that this release does
-        // not know.
-        wire::Outcome::Cancelled | wire::Outcome::Unspecified => Outcome::Cancelled,
+impl From<&wire::LeaseEnded> for Outcome {
+    fn from(ended: &wire::LeaseEnded) -> Self {
+        let piece = ended.piece;
+        match ended.outcome() {
+            wire::Outcome::Done => Self::Done,
+            wire::Outcome::Unreachable => Self::Unreachable,
+            wire::Outcome::Stalled => Self::Stalled,
+            wire::Outcome::Corrupt => Self::Corrupt { piece },
+            wire::Outcome::Missing => Self::Missing { piece },
+            wire::Outcome::Refused => Self::Refused,
+            // Also an outcome of a later release: the lease is over, and no source is to blame for a reason that this release does
+            // not know.
+            wire::Outcome::Cancelled | wire::Outcome::Unspecified => Self::Cancelled,
+        }
     }
 }
 

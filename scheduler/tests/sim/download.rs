@@ -4,7 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use piecemeal_peer::download::{Action, Beginning, Download, Ended, Facts, Order, Reopened};
+use piecemeal_peer::download::{Action, Beginning, Download, Facts, Order, Reopened};
 use piecemeal_proto::{FillId, SignedPieceHashes, wire};
 use piecemeal_scheduler::brain::{Event, Lease, LeaseId, Outcome};
 
@@ -234,7 +234,14 @@ impl World {
                 let is_it = |work: &Work| matches!(work, Work::Lease(other) if other.id.0 == lease);
                 self.nodes[node].fetches.retain(|_, fetch| !is_it(&fetch.work));
             }
-            Action::EndLease { lease, ended } => self.end_lease(node, LeaseId(lease), outcome(ended)),
+            Action::EndLease { lease, ended } => {
+                let ended = wire::LeaseEnded {
+                    lease,
+                    outcome: ended.outcome.into(),
+                    piece: ended.piece,
+                };
+                self.end_lease(node, LeaseId(lease), Outcome::from(&ended));
+            }
             Action::FetchPiece(piece) => {
                 self.check_rescue(node, blob, piece);
                 self.fetch(node, blob, Work::Piece(piece), vec![piece]);
@@ -330,17 +337,4 @@ impl World {
 
 pub(crate) fn nanos(time: Duration) -> Nanos {
     u64::try_from(time.as_nanos()).expect("runs are short")
-}
-
-fn outcome(ended: Ended) -> Outcome {
-    let piece = ended.piece;
-    match ended.outcome {
-        wire::Outcome::Done => Outcome::Done,
-        wire::Outcome::Unreachable => Outcome::Unreachable,
-        wire::Outcome::Stalled => Outcome::Stalled,
-        wire::Outcome::Corrupt => Outcome::Corrupt { piece },
-        wire::Outcome::Missing => Outcome::Missing { piece },
-        wire::Outcome::Refused => Outcome::Refused,
-        wire::Outcome::Cancelled | wire::Outcome::Unspecified => Outcome::Cancelled,
-    }
 }
