@@ -11,7 +11,7 @@ use axum::{
     body::Body,
     http::{Response, StatusCode},
 };
-use piecemeal_proto::{Digest, Reference};
+use piecemeal_proto::{Digest, Reference, RepositoryName, is_registry};
 use piecemeal_store::Repository;
 
 use super::{
@@ -184,7 +184,7 @@ impl UpstreamNames {
             if let Some(upstream) = self.resolve(&said) {
                 return Ok((self.repository(&upstream, rest)?, Named::Path));
             }
-            if said.contains(['.', ':']) {
+            if said.contains(['.', ':']) && is_registry(&said) {
                 return Err(PullError::UnknownUpstream(said));
             }
         } else if self.resolve(&with_port(name)).is_some() {
@@ -192,6 +192,7 @@ impl UpstreamNames {
                 "the path names the registry {name} and no repository of it: write {name}/<repository>"
             )));
         }
+        name.parse::<RepositoryName>()?;
         let Some(upstream) = self.default_upstream() else {
             return Err(PullError::Unknown(format!(
                 "the path names no registry, and there is no default here: write {}, or set default_upstream",

@@ -44,8 +44,10 @@ impl UpstreamNames {
     /// The configured upstream that a name stands for.
     pub(crate) fn resolve(&self, name: &str) -> Option<String> {
         let said = normal(name);
-        let hub = || is_docker_hub_alias(&said).then(|| self.known(DOCKER_HUB)).flatten();
-        self.known(&said).or_else(|| self.accelerated(&said)).or_else(hub)
+        let hub = || self.known.iter().find(|known| known.normal == DOCKER_HUB);
+        let is_alias = |hub: &&Known| is_docker_hub_alias(hub.bare(&said));
+        let by_alias = || hub().filter(is_alias).map(|hub| hub.name.clone());
+        self.known(&said).or_else(|| self.accelerated(&said)).or_else(by_alias)
     }
 
     /// The upstream that a Host header names. Only an accelerated name shows that the client means a registry by it, and not just this
