@@ -190,7 +190,7 @@ fn podman_s_mirror_is_the_accelerated_name_where_the_node_s_hosts_lead_it_to_the
     }
     assert_eq!(machine.standing(&wanted, addresses::FILE), Some(FileCondition::Ours));
     assert_eq!(machine.install(&wanted).changes(), 0);
-    // Another program wrote it anew.
+    // Another program has written it again.
     machine.write(addresses::FILE, theirs);
     assert_eq!(machine.install(&wanted).repairs, 1);
     assert_eq!(machine.read(addresses::FILE), hosts);
