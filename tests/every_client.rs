@@ -16,17 +16,24 @@ const PEER: &str = "127.0.0.1:65001";
 
 /// One node whose daemons speak TLS; clients that know mirrors of Docker Hub only pull from the same registry.
 fn cluster() -> Cluster {
-    Cluster::cold_with(Site::builder().nodes(1).wan_mbit(200).lan_mbit(400), |options| {
-        over_tls(options);
-        let upstreams = [HOST, "docker.io"]
-            .map(|name| format!("{name}=http://{REGISTRY}"))
-            .to_vec();
-        let default = ["--default-upstream", "docker.io"].map(str::to_owned);
-        options.mirror.upstreams.clone_from(&upstreams);
-        options.mirror.extra_args.extend(default.clone());
-        options.peer.upstreams = upstreams;
-        options.peer.extra_args.extend(default);
-    })
+    Cluster::cold_with(
+        Site::builder()
+            .nodes(1)
+            .wan_mbit(200)
+            .lan_mbit(400)
+            .nodes_reach_upstream(true),
+        |options| {
+            over_tls(options);
+            let upstreams = [HOST, "docker.io"]
+                .map(|name| format!("{name}=http://{REGISTRY}"))
+                .to_vec();
+            let default = ["--default-upstream", "docker.io"].map(str::to_owned);
+            options.mirror.upstreams.clone_from(&upstreams);
+            options.mirror.extra_args.extend(default.clone());
+            options.peer.upstreams = upstreams;
+            options.peer.extra_args.extend(default);
+        },
+    )
 }
 
 fn over_tls(options: &mut ClusterOptions) {
@@ -196,7 +203,11 @@ const PRIVATE: &str = "origin.test.piecemeal.internal:65001";
 
 /// The same node with a registry that asks for a password, whose accelerated name is the node itself.
 fn private_cluster() -> (Cluster, NameServer) {
-    let site = Site::builder().nodes(1).wan_mbit(200).lan_mbit(400);
+    let site = Site::builder()
+        .nodes(1)
+        .wan_mbit(200)
+        .lan_mbit(400)
+        .nodes_reach_upstream(true);
     let cluster = Cluster::guarded(
         site,
         |_| RegistryAuth::Htpasswd,

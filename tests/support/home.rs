@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::{Map, Value, json};
 
-use super::{netns::Netns, outcome::CommandOutcome, tools::go_tool};
+use super::{cluster::REGISTRY, netns::Netns, outcome::CommandOutcome, tools::go_tool};
 
 /// A home folder, where a user's clients look for their settings. They see none of the real user's files.
 #[derive(Debug)]
@@ -50,10 +50,10 @@ impl Home {
         fs::write(file, r#"{"default":[{"type":"insecureAcceptAnything"}]}"#).expect("writing policy.json");
     }
 
-    /// Sends pulls from `registry` to `mirror`, a host with a path, as podman and CRI-O are told to.
+    /// Sends pulls from `registry` to `mirror`, a host with a path, as podman and CRI-O are told to, and to the site's registry when that fails.
     pub fn write_registries_conf(&self, registry: &str, mirror: &str) {
         let conf = format!(
-            "[[registry]]\nlocation = \"{registry}\"\n\n\
+            "[[registry]]\nprefix = \"{registry}\"\nlocation = \"{REGISTRY}\"\ninsecure = true\n\n\
              [[registry.mirror]]\nlocation = \"{mirror}\"\ninsecure = true\n"
         );
         let file = self.join(".config/containers/registries.conf");
