@@ -218,7 +218,9 @@ pub enum ParseReferenceError {
     Registry,
     #[error("an image is written without a scheme: leave out what ends with ://")]
     Scheme,
-    #[error("a path has no place for the colon of a port: write the registry host:port there as host__port")]
+    #[error(
+        "a path has no place for a colon: write the registry host:port there as host__port, and give an IPv6 address a name"
+    )]
     PortInPath,
     #[error(transparent)]
     Digest(#[from] ParseDigestError),

@@ -34,18 +34,18 @@ impl Upstream {
                 self.require_pinged().await;
                 let serves_public = !self.public.questioned().is_empty();
                 // A mirror has decided already.
-                let challenge = match self.node {
-                    Some(_) => self.pings.challenge(),
-                    None => self.pings.challenge_for_clients(serves_public, Instant::now()),
+                let challenges = match self.node {
+                    Some(_) => self.pings.challenges(),
+                    None => self.pings.challenges_for_clients(serves_public, Instant::now()),
                 };
-                match challenge {
-                    None => Ok(()),
-                    Some(_) => Err(PullError::Denied {
-                        upstream: self.name.clone(),
-                        status: StatusCode::UNAUTHORIZED.as_u16(),
-                        challenge,
-                    }),
+                if challenges.is_empty() {
+                    return Ok(());
                 }
+                Err(PullError::Denied {
+                    upstream: self.name.clone(),
+                    status: StatusCode::UNAUTHORIZED.as_u16(),
+                    challenge: challenges.into_iter().next(),
+                })
             }
         }
     }
@@ -106,12 +106,12 @@ impl Upstream {
                 }
                 _ => false,
             };
-            let challenge = match self.judge_ping(endpoint, response) {
-                Ok(()) => None,
-                Err(PullError::Denied { challenge, .. }) => challenge,
+            let challenges = match self.judge_ping(endpoint, response) {
+                Ok(()) => Vec::new(),
+                Err(PullError::Denied { challenge, .. }) => challenge.into_iter().collect(),
                 Err(_) => continue,
             };
-            return question.answer(challenge, gives_tokens);
+            return question.answer(challenges, gives_tokens);
         }
     }
 

@@ -37,8 +37,8 @@ struct State {
 /// An answer to the question.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Known {
-    /// The challenge, if there is one that a client may get.
-    challenge: Option<String>,
+    /// The challenges that a client may get.
+    challenges: Vec<String>,
     /// Whether its token server gives a token without a credential.
     gives_tokens: bool,
 }
@@ -51,10 +51,10 @@ pub(crate) struct Question<'a> {
 }
 
 impl Question<'_> {
-    /// `challenge`: the one that a client may get. `gives_tokens`: whether the token server gives one without a credential.
-    pub(crate) fn answer(mut self, challenge: Option<String>, gives_tokens: bool) {
+    /// `challenges`: those that a client may get. `gives_tokens`: whether the token server gives one without a credential.
+    pub(crate) fn answer(mut self, challenges: Vec<String>, gives_tokens: bool) {
         self.known = Some(Known {
-            challenge,
+            challenges,
             gives_tokens,
         });
     }
@@ -81,16 +81,19 @@ impl State {
         is_due
     }
 
-    /// The challenge for clients. `serves_public`: the registry has served a caller without a credential.
-    fn for_clients(&self, serves_public: bool, now: Instant) -> Option<&str> {
-        let challenge = self.known.challenge.as_deref()?;
+    /// The challenges for clients. `serves_public`: the registry has served a caller without a credential.
+    fn for_clients(&self, serves_public: bool, now: Instant) -> Vec<String> {
         let is_refused = self
             .refused
             .is_some_and(|at| now.saturating_duration_since(at) < REFUSED_LIFE);
-        // Other schemes cost a client without a credential nothing.
-        let is_bearer = challenge.to_ascii_lowercase().contains("bearer");
         let is_private = !serves_public && (!self.known.gives_tokens || is_refused);
-        (!is_bearer || is_private).then_some(challenge)
+        // Other schemes cost a client without a credential nothing.
+        let is_bearer = |challenge: &String| challenge.to_ascii_lowercase().contains("bearer");
+        let known = self.known.challenges.iter();
+        known
+            .filter(|challenge| is_private || !is_bearer(challenge))
+            .cloned()
+            .collect()
     }
 }
 
@@ -116,14 +119,14 @@ impl Pings {
         let _ = state.wait_for(|state| !state.is_asking).await;
     }
 
-    /// The registry's challenge, as it came.
-    pub(crate) fn challenge(&self) -> Option<String> {
-        self.0.borrow().known.challenge.clone()
+    /// The registry's challenges, as they came.
+    pub(crate) fn challenges(&self) -> Vec<String> {
+        self.0.borrow().known.challenges.clone()
     }
 
-    /// The challenge for clients. `serves_public`: the registry has served a caller without a credential.
-    pub(crate) fn challenge_for_clients(&self, serves_public: bool, now: Instant) -> Option<String> {
-        self.0.borrow().for_clients(serves_public, now).map(str::to_owned)
+    /// The challenges for clients. `serves_public`: the registry has served a caller without a credential.
+    pub(crate) fn challenges_for_clients(&self, serves_public: bool, now: Instant) -> Vec<String> {
+        self.0.borrow().for_clients(serves_public, now)
     }
 
     /// The registry has refused a caller without a credential.
@@ -142,10 +145,10 @@ mod tests {
     const BASIC: &str = r#"Basic realm="clients""#;
     const BEARER: &str = r#"Bearer realm="https://auth.test/token",service="a.test""#;
 
-    fn state(challenge: Option<&str>, gives_tokens: bool, refused: Option<Instant>) -> State {
+    fn state(challenges: &[&str], gives_tokens: bool, refused: Option<Instant>) -> State {
         State {
             known: Known {
-                challenge: challenge.map(str::to_owned),
+                challenges: challenges.iter().map(|challenge| (*challenge).to_owned()).collect(),
                 gives_tokens,
             },
             refused,
@@ -157,20 +160,25 @@ mod tests {
     fn clients_get_the_challenge_of_what_is_private_and_none_of_what_is_public() {
         let now = Instant::now();
         let at = |seconds| Some(now - Duration::from_secs(seconds));
-        for (challenge, gives_tokens, refused, serves_public, passed_on) in [
-            (None, false, at(1), false, false),
-            (Some(BASIC), false, None, false, true),
-            (Some(BASIC), false, None, true, true),
-            (Some(BEARER), false, None, false, true),
-            (Some(BEARER), false, None, true, false),
-            (Some(BEARER), true, None, false, false),
-            (Some(BEARER), true, at(599), false, true),
-            (Some(BEARER), true, at(600), false, false),
-            (Some(BEARER), true, at(1), true, false),
+        for (challenges, gives_tokens, refused, serves_public, passed_on) in [
+            (&[][..], false, at(1), false, &[][..]),
+            (&[BASIC], false, None, false, &[BASIC]),
+            (&[BASIC], false, None, true, &[BASIC]),
+            (&[BEARER], false, None, false, &[BEARER]),
+            (&[BEARER], false, None, true, &[]),
+            (&[BEARER], true, None, false, &[]),
+            (&[BEARER], true, at(599), false, &[BEARER]),
+            (&[BEARER], true, at(600), false, &[]),
+            (&[BEARER], true, at(1), true, &[]),
+            (&[BEARER, BASIC], false, None, false, &[BEARER, BASIC]),
+            (&[BEARER, BASIC], true, None, true, &[BASIC]),
         ] {
-            let state = state(challenge, gives_tokens, refused);
-            let passed = state.for_clients(serves_public, now);
-            assert_eq!(passed, challenge.filter(|_| passed_on), "{state:?} {serves_public}");
+            let state = state(challenges, gives_tokens, refused);
+            assert_eq!(
+                state.for_clients(serves_public, now),
+                passed_on,
+                "{state:?} {serves_public}"
+            );
         }
     }
 
@@ -178,10 +186,10 @@ mod tests {
     fn one_question_is_asked_at_a_time_and_its_answer_counts_for_its_life() {
         let (pings, now) = (Pings::default(), Instant::now());
         assert!(pings.begin(now) && !pings.begin(now));
-        pings.question(PING_LIFE).answer(Some(BASIC.to_owned()), false);
+        pings.question(PING_LIFE).answer(vec![BASIC.to_owned()], false);
         assert!(!pings.begin(now + PING_LIFE / 2) && pings.begin(now + PING_LIFE * 2));
         drop(pings.question(PING_LIFE));
-        assert_eq!(pings.challenge().as_deref(), Some(BASIC), "what was known stays");
+        assert_eq!(pings.challenges(), [BASIC], "what was known stays");
         assert!(!pings.begin(now + PING_RETRY / 2) && pings.begin(now + PING_RETRY * 2));
     }
 }
