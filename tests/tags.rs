@@ -8,7 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use support::{Behaviour, Cluster, ClusterOptions, FakeUpstream, HOST, Image, ORIGIN_IP, Request, Response, Site};
+use support::{
+    Behaviour, Cluster, ClusterOptions, FakeUpstream, HOST, Image, ORIGIN_IP, Reply, Request, Response, Site,
+};
 
 const PEER: &str = "127.0.0.1:65001";
 const MIRROR: &str = "10.88.0.2:65011";
@@ -183,6 +185,96 @@ fn a_tag_is_checked_once_per_ttl_for_the_whole_site_and_a_new_image_is_seen_then
         assert!(Instant::now() < deadline, "the new image is not seen");
         thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// A registry, or a filter in front of it, that serves GET and not HEAD. 200: HEAD says neither type nor digest.
+#[test]
+fn a_moved_tag_is_seen_and_blobs_have_their_size_however_the_registry_answers_head() {
+    // Each request has to prove its right.
+    let story = story(1, "0s", |options| {
+        for all in [&mut options.mirror.extra_args, &mut options.peer.extra_args] {
+            all.extend(["--verdict-ttl", "1ms"].map(str::to_owned));
+        }
+    });
+    story.upstream.rule(|request| {
+        let status = request.target.split(['-', '/']).find_map(|part| part.parse().ok())?;
+        let answer = || Reply::short(status, "application/octet-stream", "");
+        (request.method == "HEAD").then(answer)
+    });
+    let send = |method, port: &str, repository: &str, resource: &str| {
+        let target = format!("/v2/{repository}/{resource}?ns={HOST}");
+        let request = Request::new(method, port.parse().expect("an address"), &target);
+        request.send_from(story.cluster.site.node(0)).expect("an answer")
+    };
+    for status in [200, 400, 401, 403, 404, 405, 501] {
+        let repository = format!("library/app-{status}");
+        for seed in 0..3 {
+            let image = Image::new(&repository, "v1").seed(seed).layer_bytes(&[20_000]);
+            story.upstream.add_image(&image);
+            for (method, port) in [("GET", MIRROR), ("HEAD", MIRROR), ("HEAD", PEER), ("GET", PEER)] {
+                let response = send(method, port, &repository, "manifests/v1");
+                assert_eq!(response.status, 200, "{method} {port} {status}: {}", response.text());
+                assert_eq!(
+                    (response.headers.get("docker-content-digest"), warning(&response)),
+                    (Some(image.digest()), ""),
+                    "{method} {port} {status}"
+                );
+            }
+            for port in [MIRROR, PEER] {
+                let by_digest = send("GET", port, &repository, &format!("manifests/{}", image.digest()));
+                assert_eq!(by_digest.status, 200, "{port} {status}: {}", by_digest.text());
+            }
+            let blobs = image.blobs().filter(|_| seed < 2);
+            for (blob, port) in blobs.zip([MIRROR, PEER]) {
+                let resource = format!("blobs/{}", blob.digest);
+                for method in ["HEAD", "GET", "HEAD"] {
+                    let response = send(method, port, &repository, &resource);
+                    let length = response.headers.get("content-length").map(str::to_owned);
+                    assert_eq!(
+                        (response.status, length),
+                        (200, Some(blob.bytes.len().to_string())),
+                        "{method} {port} {status}"
+                    );
+                }
+            }
+        }
+        let of_repository = format!("/{repository}/manifests/");
+        let recorded = story.upstream.recorded();
+        let heads = recorded
+            .iter()
+            .filter(|request| request.method == "HEAD" && request.target.contains(&of_repository));
+        assert_eq!(heads.count(), 1, "{status}: it is known that HEAD says nothing");
+    }
+}
+
+#[test]
+fn a_registrys_warning_is_passed_on_and_a_tag_is_still_checked_once_per_ttl() {
+    const WARNING: &str = "299 - \"stale: this image is deprecated\"";
+    let story = story(1, "60s", |_| {});
+    let manifest = story.image.manifests().next().expect("a manifest").clone();
+    story.upstream.rule(move |request| {
+        let is_manifest = request.target.contains("/manifests/");
+        let text = String::from_utf8(manifest.bytes.clone()).expect("a manifest is text");
+        let reply = || {
+            Reply::short(200, manifest.media_type, &text)
+                .header("Docker-Content-Digest", manifest.digest.clone())
+                .header("Warning", WARNING.to_owned())
+                .header("Age", "86400".to_owned())
+                .header("piecemeal-stale", "true".to_owned())
+        };
+        is_manifest.then(reply)
+    });
+    assert_eq!(warning(&story.by_tag(PEER)), WARNING);
+    let asked = story.upstream.recorded().len();
+    for port in [MIRROR, PEER, MIRROR, PEER] {
+        let response = story.by_tag(port);
+        assert_eq!((response.status, warning(&response)), (200, ""), "{port}");
+    }
+    assert_eq!(story.upstream.recorded().len(), asked, "the tag was checked");
+    // And it is known while upstream is not.
+    story.cluster.site.block_wan();
+    assert_eq!(story.by_tag(PEER).status, 200);
+    story.cluster.site.unblock_wan();
 }
 
 #[test]

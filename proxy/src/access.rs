@@ -186,9 +186,9 @@ impl Rights {
         let (digest, compares) = (item.digest(), !self.source.has_mirror_in_front());
         if let Item::Manifest(_) = item {
             let stated = self.source.head(caller, at, &Reference::Digest(*digest)).await?;
-            return match stated.digest {
-                Some(stated) if stated != *digest && compares => lied("answered with another manifest"),
-                _ => Ok(()),
+            return match stated.digest == *digest || !compares {
+                true => Ok(()),
+                false => lied("answered with another manifest"),
             };
         }
         if let Some(Known {

@@ -85,8 +85,7 @@ impl Content {
             return Ok(known.blob_bytes);
         }
         let stated = self.source.stat(caller, at, digest).await?;
-        stated
-            .or_else(|| self.sizes.get(at, digest))
-            .ok_or_else(|| self.source.states_no_size(at, digest))
+        let told = self.sizes.get(at, digest);
+        told.or(stated).ok_or_else(|| self.source.states_no_size(at, digest))
     }
 }

@@ -31,6 +31,7 @@ mod sizes;
 mod source;
 mod store_metrics;
 mod transfer;
+mod unchecked;
 
 pub use access::Rights;
 pub use announce::{Announcer, complete, filling_reports, have, lost};

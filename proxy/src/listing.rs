@@ -18,7 +18,7 @@ use crate::{
     lists::{Index, Referrers, Tagged},
     manifests::Manifests,
 };
-use piecemeal_upstream::{Caller, ListAnswer, PullError};
+use piecemeal_upstream::{Caller, ListAnswer, Note, PullError};
 
 /// Page size of requests to upstream, in tags: some registries refuse more.
 const PAGE_TAGS: usize = 1000;
@@ -76,8 +76,8 @@ impl Manifests {
             .lists
             .get(at, self.tag_ttl.get())
             .filter(|_| self.access.allows(caller, at));
-        let (tags, warning) = match known {
-            Some(tags) => (tags, None),
+        let (tags, note) = match known {
+            Some(tags) => (tags, Note::default()),
             None => match self.listed_tags(caller, at).await {
                 Ok(tagged) => tagged,
                 Err(error) if error.is_verdict() => return Err(error),
@@ -85,7 +85,7 @@ impl Manifests {
             },
         };
         Ok(List {
-            warning,
+            note,
             ..page(&tags, n, last)
         })
     }
@@ -118,7 +118,7 @@ impl Manifests {
     }
 
     async fn all_tags(&self, caller: &Caller, at: &Repository) -> Result<Tagged, PullError> {
-        let (mut tags, mut warning, mut pages) = (BTreeSet::new(), None, Pages::default());
+        let (mut tags, mut note, mut pages) = (BTreeSet::new(), Note::default(), Pages::default());
         let mut path = Some(format!("tags/list?n={PAGE_TAGS}"));
         while let Some(asked) = path {
             let answer = self.source.list(caller, at, &asked).await?;
@@ -126,15 +126,15 @@ impl Manifests {
             let read: TagsAnswer = read(at, &answer.bytes)?;
             let before = tags.len();
             tags.extend(read.tags.unwrap_or_default());
-            warning = warning.or(answer.warning.clone());
+            note = note.and(answer.note.clone());
             // A page that brings nothing new would be followed for ever.
             path = next_path(&answer, "tags/list").filter(|_| tags.len() > before);
         }
         let tags = Arc::new(tags.into_iter().collect::<Vec<_>>());
-        if warning.is_none() {
+        if !note.is_stale {
             self.lists.put(at, Arc::clone(&tags));
         }
-        Ok((tags, warning))
+        Ok((tags, note))
     }
 
     /// The tags that are known here, for a caller that may pull one of them.
@@ -148,7 +148,7 @@ impl Manifests {
         };
         self.access.require(caller, at, Item::Manifest(&known.digest)).await?;
         warn!(upstream = at.upstream, repository = at.name, %error, "listing the tags that are here: {error}");
-        Ok((Arc::new(tags), Some(super::manifests::stale(&error))))
+        Ok((Arc::new(tags), super::manifests::stale(&error)))
     }
 
     pub(crate) async fn referrers(
@@ -168,7 +168,7 @@ impl Manifests {
         // All of a flight have the same right: what is said to one is said to each.
         let prove = std::future::pending::<Result<(), PullError>>;
         let joined = self.lists.referring.join(key, self.boarding(caller, at), work, prove);
-        let (mut index, filtered, warning) = joined.await?.value;
+        let (mut index, filtered, note) = joined.await?.value;
         if let Some(wanted) = artifact_type.filter(|_| !filtered) {
             index
                 .manifests
@@ -178,7 +178,7 @@ impl Manifests {
         Ok(List {
             referrers: Some(referrers),
             filtered: artifact_type.is_some(),
-            warning,
+            note,
             ..List::default()
         })
     }
@@ -213,17 +213,17 @@ impl Manifests {
         });
         let mut path = Some(query.map_or(resource.clone(), |query| format!("{resource}?{query}")));
         let mut index = Index::empty();
-        let (mut filtered, mut warning, mut pages) = (artifact_type.is_some(), None, Pages::default());
+        let (mut filtered, mut note, mut pages) = (artifact_type.is_some(), Note::default(), Pages::default());
         while let Some(asked) = path {
             let answer = self.source.list(caller, at, &asked).await?;
             pages.add(at, &answer)?;
             let read: Index = read(at, &answer.bytes)?;
             path = next_path(&answer, &resource).filter(|_| !read.manifests.is_empty());
             index.manifests.extend(read.manifests);
-            filtered &= answer.filters.is_some();
-            warning = warning.or(answer.warning);
+            filtered &= is_filtered(&answer);
+            note = note.and(answer.note);
         }
-        Ok((index, filtered, warning))
+        Ok((index, filtered, note))
     }
 
     /// Source: the specification's "Referrers Tag Schema".
@@ -238,11 +238,17 @@ impl Manifests {
         let tag = format!("{:.32}-{:.64}", algorithm, hex);
         let found = self.manifest(caller, at, &Reference::Tag(tag)).await;
         match found {
-            Ok(manifest) => Ok((read(at, &manifest.bytes)?, false, manifest.warning)),
-            Err(PullError::Unknown(_)) => Ok((Index::empty(), false, None)),
+            Ok(manifest) => Ok((read(at, &manifest.bytes)?, false, manifest.note)),
+            Err(PullError::Unknown(_)) => Ok((Index::empty(), false, Note::default())),
             Err(error) => Err(error),
         }
     }
+}
+
+/// Whether the registry has filtered by the type: it may have applied another filter.
+fn is_filtered(answer: &ListAnswer) -> bool {
+    let filters = answer.filters.as_deref().unwrap_or_default();
+    filters.split(',').any(|filter| filter.trim() == "artifactType")
 }
 
 fn artifact_type_of(descriptor: &RawValue) -> Option<String> {
@@ -313,7 +319,7 @@ mod tests {
             bytes: Vec::new().into(),
             next: Some(link.to_owned()),
             filters: None,
-            warning: None,
+            note: Note::default(),
         };
         let cases = [
             (

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::{Right, flights::Flights};
-use piecemeal_upstream::{Caller, FILTERS_APPLIED, Places, PullError};
+use piecemeal_upstream::{Caller, FILTERS_APPLIED, Note, Places, PullError};
 
 /// The time limit for one list.
 const LIST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -59,7 +59,7 @@ pub struct List {
     pub next: Option<String>,
     /// Whether the list was filtered as asked.
     pub filtered: bool,
-    pub warning: Option<String>,
+    pub note: Note,
 }
 
 /// The lists that are being put together, and the tags of repositories as upstream had them not long ago. Full tables forget
@@ -76,10 +76,10 @@ pub(crate) struct Lists {
     pub(crate) referring: Flights<(Right, Digest, Option<String>), Referrers>,
 }
 
-/// All tags of a repository, and the `Warning` that came along.
-pub(crate) type Tagged = (Arc<Vec<String>>, Option<String>);
-/// The referrers of a manifest, whether they are filtered as asked, and the `Warning` that came along.
-pub(crate) type Referrers = (Index, bool, Option<String>);
+/// All tags of a repository, and the note beside them.
+pub(crate) type Tagged = (Arc<Vec<String>>, Note);
+/// The referrers of a manifest, whether they are filtered as asked, and the note beside them.
+pub(crate) type Referrers = (Index, bool, Note);
 
 struct Listed {
     tags: Arc<Vec<String>>,

@@ -3,7 +3,10 @@
 //! The source's answer to a caller stands for that caller: 401, 403 and 404 are passed on even when an older answer is here.
 //! Only when the source does not answer, or cannot, is the last known manifest of a tag served, with a `Warning`.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use piecemeal_proto::{Digest, Reference};
 use piecemeal_store::{Repository, Store};
@@ -14,8 +17,9 @@ use crate::{
     callers::Standing,
     flights::{Boarding, Flights},
     lists::Lists,
+    unchecked::UncheckedTags,
 };
-use piecemeal_upstream::{ANSWER_TIMEOUT, Caller, FetchedManifest, LiveDuration, MANIFEST_TIMEOUT, PullError};
+use piecemeal_upstream::{ANSWER_TIMEOUT, Caller, FetchedManifest, LiveDuration, MANIFEST_TIMEOUT, Note, PullError};
 
 /// The manifests of a daemon.
 #[derive(Clone)]
@@ -28,6 +32,7 @@ pub struct Manifests {
     pub(crate) lists: Lists,
     /// By repository and reference.
     running: Flights<(Repository, String), FetchedManifest>,
+    pub(crate) unchecked: UncheckedTags,
 }
 
 /// A tag as it was when it was looked up last.
@@ -53,6 +58,7 @@ impl Manifests {
             tag_ttl,
             lists: Lists::default(),
             running: Flights::default(),
+            unchecked: UncheckedTags::default(),
         }
     }
 
@@ -162,8 +168,9 @@ impl Manifests {
         match self.join(caller, at, reference, ANSWER_TIMEOUT).await {
             Err(error) if !error.is_verdict() => {
                 warn!(upstream = at.upstream, repository = at.name, %error, "serving {reference} as it was {:?} ago: {error}", older.age);
+                self.unchecked(at, reference, &error);
                 Ok(FetchedManifest {
-                    warning: Some(stale(&error)),
+                    note: stale(&error),
                     ..older.manifest
                 })
             }
@@ -232,7 +239,7 @@ impl Manifests {
         revalidated
     }
 
-    /// HEAD costs upstream less than GET, and some count only GETs against their limits.
+    /// HEAD costs upstream less than GET, and some count only GETs against their limits. The source asks by GET where HEAD does not count.
     async fn revalidate(
         &self,
         caller: &Caller,
@@ -242,18 +249,19 @@ impl Manifests {
         known: &Digest,
     ) -> Result<FetchedManifest, PullError> {
         let answer = self.source.head(caller, at, reference).await?;
-        if answer.digest == Some(*known)
+        if answer.digest == *known
             && let Some(manifest) = self.stored(at, known).await?
         {
-            if answer.warning.is_none() {
-                self.store.put_tag(at, tag, known).await?;
-            }
+            self.checked(at, tag, known, &answer.note).await?;
             return Ok(FetchedManifest {
-                warning: answer.warning,
+                note: answer.note,
                 ..manifest
             });
         }
-        self.fetch_tag(caller, at, tag, reference).await
+        match answer.manifest {
+            Some(manifest) => self.take_tag(at, tag, manifest).await,
+            None => self.fetch_tag(caller, at, tag, reference).await,
+        }
     }
 
     async fn fetch_tag(
@@ -264,12 +272,43 @@ impl Manifests {
         reference: &Reference,
     ) -> Result<FetchedManifest, PullError> {
         let manifest = self.source.manifest(caller, at, reference).await?;
+        self.take_tag(at, tag, manifest).await
+    }
+
+    /// Keeps the manifest that the source has for a tag.
+    async fn take_tag(
+        &self,
+        at: &Repository,
+        tag: &str,
+        manifest: FetchedManifest,
+    ) -> Result<FetchedManifest, PullError> {
         self.keep(at, &manifest).await?;
-        // A manifest that the source itself calls stale is no check of the tag.
-        if manifest.warning.is_none() {
-            self.store.put_tag(at, tag, &manifest.digest).await?;
-        }
+        self.checked(at, tag, &manifest.digest, &manifest.note).await?;
         Ok(manifest)
+    }
+
+    /// The source has told what a tag is. A manifest that the mirror itself calls stale is no check of the tag.
+    async fn checked(&self, at: &Repository, tag: &str, digest: &Digest, note: &Note) -> Result<(), PullError> {
+        if !note.is_stale {
+            self.store.put_tag(at, tag, digest).await?;
+            self.unchecked.checked(at, tag);
+        }
+        Ok(())
+    }
+
+    /// An older manifest of a tag is served instead of the source's answer.
+    fn unchecked(&self, at: &Repository, reference: &Reference, error: &PullError) {
+        let Reference::Tag(tag) = reference else { return };
+        let age = self
+            .unchecked
+            .failed(at, tag, error, self.tag_ttl.get(), Instant::now());
+        if let Some(age) = age {
+            warn!(
+                upstream = at.upstream, repository = at.name, %error,
+                "the tag {tag} of {} could not be checked for {} s although {} answers; clients get the image that it named before: {error}",
+                at.name, age.as_secs(), at.upstream
+            );
+        }
     }
 
     async fn keep(&self, at: &Repository, manifest: &FetchedManifest) -> Result<(), PullError> {
@@ -290,15 +329,18 @@ impl Manifests {
             digest: *digest,
             media_type: manifest.media_type,
             bytes: manifest.bytes,
-            warning: None,
+            note: Note::default(),
             fetched: false,
         }))
     }
 }
 
-/// The `Warning` header of a stale answer.
-pub(crate) fn stale(error: &PullError) -> String {
-    format!("299 - \"stale: {}\"", quotable(error))
+/// The note beside a stale answer.
+pub(crate) fn stale(error: &PullError) -> Note {
+    Note {
+        warning: Some(format!("299 - \"stale: {}\"", quotable(error))),
+        is_stale: true,
+    }
 }
 
 /// The error's text without characters that would end the quoted string of a `Warning`.

@@ -2,7 +2,7 @@
 //!
 //! It stops in one order: clients first, then what feeds them, then the store.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use axum::Router;
 use piecemeal_http::Clients;
@@ -125,10 +125,14 @@ impl Proxy {
         dependencies
     }
 
-    /// The content that it holds and the bytes that it has carried, added to a daemon's own `status`.
+    /// The content that it holds, the bytes that it has carried and the tags that it cannot check, added to a daemon's own `status`.
     pub async fn status(&self, mut status: serde_json::Value) -> serde_json::Value {
         status["store"] = store_status(&self.store).await;
         status["bytes"] = traffic_status(&self.traffic);
+        let unchecked = self.content.manifests.unchecked.status(Instant::now());
+        if !unchecked.is_empty() {
+            status["unchecked_tags"] = unchecked.into();
+        }
         status
     }
 

@@ -18,7 +18,7 @@ pub trait Source: Send + Sync {
     /// Carries out the download of a blob with this right.
     async fn open(&self, right: Right, digest: Digest, transfer: Arc<Transfer>) -> Result<Arrived, PullError>;
 
-    /// HEADs a blob: its size in bytes, where it is stated.
+    /// The size of a blob in bytes, where it is stated; no error: the source has it.
     async fn stat(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<Option<u64>, PullError>;
 
     /// Whether the source's blob has these bytes from `start` on.
@@ -39,7 +39,7 @@ pub trait Source: Send + Sync {
         reference: &Reference,
     ) -> Result<FetchedManifest, PullError>;
 
-    /// HEADs a manifest.
+    /// Asks what a manifest is: by HEAD where that counts, otherwise by GET.
     async fn head(&self, caller: &Caller, at: &Repository, reference: &Reference) -> Result<ManifestAnswer, PullError>;
 
     /// GETs a page of a list below the repository.

@@ -128,7 +128,8 @@ impl FakeRegistry {
         let answer = Response::builder()
             .status(status)
             .header(header::CONTENT_LENGTH, range.len())
-            .header(header::CONTENT_RANGE, stated);
+            .header(header::CONTENT_RANGE, stated)
+            .header("docker-content-digest", Digest::of(&blob).to_string());
         let blob_bytes = blob.len();
         let frames = stream::unfold((registry, blob.slice(range)), move |(registry, mut rest)| async move {
             if rest.is_empty() {

@@ -72,6 +72,24 @@ pub(crate) fn is_page(headers: &HeaderMap) -> bool {
         .is_some_and(|value| value.as_bytes().to_ascii_lowercase().starts_with(b"text/html"))
 }
 
+/// Whether it may be a page in words: of a filter, a login or an error.
+pub(crate) fn is_text(headers: &HeaderMap) -> bool {
+    let of_page = |value: &[u8]| {
+        [
+            &b"text/"[..],
+            b"application/json",
+            b"application/problem",
+            b"application/xhtml",
+            b"application/xml",
+        ]
+        .iter()
+        .any(|kind| value.starts_with(kind))
+    };
+    headers
+        .get(CONTENT_TYPE)
+        .is_some_and(|value| of_page(&value.as_bytes().to_ascii_lowercase()))
+}
+
 pub(crate) fn text(headers: &HeaderMap, name: HeaderName) -> Option<String> {
     headers
         .get(name)

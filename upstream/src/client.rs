@@ -5,15 +5,17 @@ use piecemeal_proto::{Digest, MANIFEST_ACCEPT, MANIFEST_BYTES_MAX, Reference};
 use piecemeal_store::Repository;
 use reqwest::{
     Method, Response, StatusCode,
-    header::{HeaderName, LINK, WARNING},
+    header::{HeaderName, LINK},
 };
 
 use crate::{Caller, PullError, SOURCE_TIMEOUT};
 use crate::{
-    answer::{content_length, content_range, innermost, media_type, read_body, stated_digest, text},
+    answer::{content_length, content_range, innermost, is_text, media_type, read_body, stated_digest, text},
     endpoint::Endpoint,
-    form::manifest_type,
+    form::{is_list, manifest_type},
     limits::SMALL_BODY_BYTES,
+    note::Note,
+    proof::Proof,
     request::{Purpose, Request},
     upstream::Upstream,
 };
@@ -32,19 +34,9 @@ pub struct FetchedManifest {
     pub digest: Digest,
     pub media_type: String,
     pub bytes: Bytes,
-    /// The `Warning` that came along: the source is itself serving something old.
-    pub warning: Option<String>,
+    pub note: Note,
     /// Whether it has just come from the source, and was not here before.
     pub fetched: bool,
-}
-
-/// The answer to a HEAD of a manifest.
-#[derive(Clone, Debug)]
-pub struct ManifestAnswer {
-    /// `None` when the upstream does not say.
-    pub digest: Option<Digest>,
-    /// As in [`FetchedManifest`].
-    pub warning: Option<String>,
 }
 
 /// A page of a list of tags or referrers.
@@ -54,8 +46,7 @@ pub struct ListAnswer {
     pub next: Option<String>,
     /// `OCI-Filters-Applied`.
     pub filters: Option<String>,
-    /// As in [`FetchedManifest`].
-    pub warning: Option<String>,
+    pub note: Note,
 }
 
 /// Whether upstream has answered the caller with something of the blob before: then the credential has only expired when it
@@ -90,8 +81,8 @@ impl Upstream {
     ) -> Result<FetchedManifest, PullError> {
         let path = format!("manifests/{reference}");
         let response = self.ask(manifest_ask(&Method::GET, caller, at, &path)).await?;
+        let (proof, note) = (Proof::of(&response), self.note_of(response.headers()));
         let media_type = media_type(&response);
-        let warning = text(response.headers(), WARNING);
         let stated = stated_digest(response.headers());
         let bytes = self.read_lookup(at, response, MANIFEST_BYTES_MAX).await?;
         let by_form = manifest_type(&bytes);
@@ -113,57 +104,22 @@ impl Upstream {
                 &format!("the manifest {reference} does not have the digest {digest}"),
             ));
         }
+        // A general type says nothing of a manifest that shows its own.
+        let of_manifest = |media_type: &String| media_type.starts_with("application/vnd.");
         let media_type = media_type
+            .clone()
+            .filter(of_manifest)
             .or(by_form)
+            .or(media_type)
             .ok_or_else(|| self.bad(at, &format!("the manifest {reference} without a media type")))?;
+        self.served_manifest(at, &path, proof);
         Ok(FetchedManifest {
             fetched: true,
             digest,
             media_type,
             bytes,
-            warning,
+            note,
         })
-    }
-
-    /// HEADs a manifest.
-    ///
-    /// # Errors
-    /// As [`Upstream::manifest`].
-    pub async fn head_manifest(
-        &self,
-        caller: &Caller,
-        at: &Repository,
-        reference: &Reference,
-    ) -> Result<ManifestAnswer, PullError> {
-        let path = format!("manifests/{reference}");
-        let response = self.ask(manifest_ask(&Method::HEAD, caller, at, &path)).await?;
-        let digest = stated_digest(response.headers());
-        let media_type = media_type(&response).unwrap_or_default();
-        if digest.is_none() && !media_type.starts_with("application/vnd.") {
-            return Err(self.bad(at, &format!("{media_type:?} for {path}, which is no manifest")));
-        }
-        Ok(ManifestAnswer {
-            digest,
-            warning: text(response.headers(), WARNING),
-        })
-    }
-
-    /// HEADs a blob: its size in bytes, when stated. That the upstream answers at all proves that it is in that repository.
-    ///
-    /// # Errors
-    /// [`PullError`].
-    pub async fn head_blob(&self, caller: &Caller, at: &Repository, digest: &Digest) -> Result<Option<u64>, PullError> {
-        let ask = Request {
-            method: &Method::HEAD,
-            caller,
-            at,
-            path: &format!("blobs/{digest}"),
-            accept: None,
-            range: None,
-            purpose: Purpose::Lookup,
-        };
-        let response = self.ask(ask).await?;
-        Ok(content_length(response.headers()))
     }
 
     /// Whether the upstream has these bytes of a blob, from `start` on. One that knows no ranges shows the blob's beginning
@@ -191,6 +147,7 @@ impl Upstream {
             purpose: Purpose::Lookup,
         };
         let mut response = self.ask(ask).await?;
+        let proof = Proof::of(&response);
         let mut skip = match content_range(response.headers()) {
             Some((offset, _)) if response.status() == StatusCode::PARTIAL_CONTENT => start
                 .checked_sub(offset)
@@ -211,6 +168,9 @@ impl Upstream {
                 return Ok(false);
             }
             rest = left;
+        }
+        if rest.is_empty() {
+            self.served(at, proof);
         }
         Ok(rest.is_empty())
     }
@@ -249,12 +209,17 @@ impl Upstream {
         if response.status() == StatusCode::PARTIAL_CONTENT {
             let (start, total) = content_range(response.headers())
                 .ok_or_else(|| self.bad(at, "a 206 without a usable Content-Range"))?;
+            self.served(at, Proof::of(&response));
             return Ok(BlobAnswer {
                 blob_bytes: total,
                 offset: start,
                 is_part: true,
                 body: response,
             });
+        }
+        // A text may be a page about the request. Its digest shows what it is, when it is whole.
+        if !is_text(response.headers()) {
+            self.served(at, Proof::of(&response));
         }
         Ok(BlobAnswer {
             blob_bytes: content_length(response.headers()),
@@ -281,13 +246,19 @@ impl Upstream {
         let response = self.ask(ask).await?;
         let next = text(response.headers(), LINK);
         let filters = text(response.headers(), HeaderName::from_static(FILTERS_APPLIED));
-        let warning = text(response.headers(), WARNING);
+        let (proof, note) = (Proof::of(&response), self.note_of(response.headers()));
         let bytes = self.read_lookup(at, response, LIST_BYTES_MAX).await?;
+        if !is_list(&bytes) {
+            let problem =
+                format!("something that is no list for {path}: is there a filter or a login page in front of it?");
+            return Err(self.bad(at, &problem));
+        }
+        self.served(at, proof);
         Ok(ListAnswer {
             bytes,
             next,
             filters,
-            warning,
+            note,
         })
     }
 
@@ -337,7 +308,12 @@ impl Upstream {
     }
 }
 
-fn manifest_ask<'a>(method: &'a Method, caller: &'a Caller, at: &'a Repository, path: &'a str) -> Request<'a> {
+pub(crate) fn manifest_ask<'a>(
+    method: &'a Method,
+    caller: &'a Caller,
+    at: &'a Repository,
+    path: &'a str,
+) -> Request<'a> {
     Request {
         method,
         caller,

@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use reqwest::{
-    RequestBuilder, Response, StatusCode,
+    Method, RequestBuilder, Response, StatusCode,
     header::{AUTHORIZATION, WWW_AUTHENTICATE},
 };
 use url::Url;
@@ -55,7 +55,10 @@ impl Upstream {
             let client = self.client_for(from, url)?;
             Ok(ask.dress(client.request(ask.method.clone(), url.clone())))
         };
-        if let Some(faster) = self.rewrites.apply(url, Instant::now()) {
+        // The refusal of a HEAD says nothing about the host.
+        let brings_bytes = ask.method != Method::HEAD;
+        let faster = brings_bytes.then(|| self.rewrites.apply(url, Instant::now()));
+        if let Some(faster) = faster.flatten() {
             let answer = match request(&faster) {
                 Ok(request) => self.answer_of_led(request, &faster).await,
                 Err(error) => Err(error),

@@ -219,11 +219,14 @@ impl Upstream {
             () = patience(|| self.concurrency.received_within(ANSWER_TIMEOUT)) => return Err(self.silent("registry", sent.elapsed())),
         };
         match response {
-            Ok(response) if response.status().is_server_error() => Err(PullError::Unavailable(format!(
-                "{} answers {}",
-                self.name,
-                response.status()
-            ))),
+            // Some refuse HEAD by 501: an answer.
+            Ok(response) if response.status().is_server_error() && response.status() != StatusCode::NOT_IMPLEMENTED => {
+                Err(PullError::Unavailable(format!(
+                    "{} answers {}",
+                    self.name,
+                    response.status()
+                )))
+            }
             Ok(response) => Ok(response),
             Err(error) if self.node.is_some() => Err(mirror_unanswered(&error)),
             Err(error) => Err(PullError::Unreachable(format!(

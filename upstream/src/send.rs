@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use reqwest::{
-    RequestBuilder, Response, StatusCode,
+    Method, RequestBuilder, Response, StatusCode,
     header::{AUTHORIZATION, LOCATION, VIA, WWW_AUTHENTICATE},
 };
 use tracing::warn;
@@ -17,13 +17,14 @@ use crate::{
     cover::require_cover,
     endpoint::Endpoint,
     exchange::NoAnswer,
+    head::Worth,
     home::is_home,
+    proof::Proof,
     reach::SILENCE,
     reachable::Zone,
     redirect,
     request::{Purpose, Request},
     upstream::Upstream,
-    verdicts::Who,
     wallet::Wallet,
 };
 
@@ -85,13 +86,10 @@ impl Upstream {
             }
         }
         let (who, now) = (wallet.who(), Instant::now());
-        match &result {
-            Ok(_) => {
-                if ask.purpose == Purpose::Manifest && who == Who::Public {
-                    self.public.note(&ask.at.name, ask.path);
-                }
-                let life = self.allowed_life.get();
-                self.verdicts.allowed(&who, &ask.at.name, wallet.holders(), life, now);
+        match &mut result {
+            // It has still to show that it is what was asked for.
+            Ok(response) => {
+                response.extensions_mut().insert(Proof::by(&wallet));
             }
             // A registry may keep its lists from those whom it serves images.
             Err(PullError::Unknown(_) | PullError::Denied { .. }) if ask.purpose == Purpose::List => {}
@@ -258,9 +256,16 @@ impl Upstream {
         &self,
         endpoint: &Endpoint,
         ask: Request<'_>,
-        response: Response,
+        mut response: Response,
         led_on: bool,
     ) -> Result<Response, PullError> {
+        if ask.method == Method::HEAD {
+            let worth = self.worth_of_head(ask, &response, led_on);
+            if worth != Worth::Stands {
+                response.extensions_mut().insert(worth);
+                return Ok(response);
+            }
+        }
         let header = |name| text(response.headers(), name);
         let upstream = self.name.clone();
         match response.status() {

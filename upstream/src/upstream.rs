@@ -8,7 +8,7 @@ use url::Url;
 
 use crate::{Caller, LiveDuration, NodeIdentity, PullError};
 use crate::{
-    auth::Tokens, breaker::CircuitBreakers, concurrency::Concurrency, endpoint::Endpoint, limits::Limits,
+    auth::Tokens, breaker::CircuitBreakers, concurrency::Concurrency, endpoint::Endpoint, head::Heads, limits::Limits,
     metrics::RequestMetrics, pings::Pings, public::PublicManifests, rewrite::Rewrites, routes::Routes,
     site_credentials::SiteCredentials, verdicts::Verdicts,
 };
@@ -32,6 +32,8 @@ pub struct Upstream {
     pub(crate) tokens: Tokens,
     pub(crate) breakers: CircuitBreakers,
     pub(crate) verdicts: Verdicts,
+    /// What was learnt of HEAD.
+    pub(crate) heads: Heads,
     /// Public manifests that probes ask for.
     pub(crate) public: PublicManifests,
     pub(crate) pings: Pings,

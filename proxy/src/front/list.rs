@@ -9,7 +9,7 @@ use axum::{
 use piecemeal_store::Repository;
 use serde_json::json;
 
-use super::response::base;
+use super::response::{add_note, base};
 use crate::{
     List, ListQuery,
     lists::{FILTERS_HEADER, INDEX_TYPE},
@@ -38,13 +38,13 @@ pub(super) fn respond(list: List, query: &ListQuery, at: &Repository, uri: &Uri,
             header::HeaderName::from_static(FILTERS_HEADER),
             list.filtered.then(|| "artifactType".to_owned()),
         ),
-        (header::WARNING, list.warning),
     ];
     for (name, value) in optional {
         if let Some(Ok(value)) = value.map(|value| HeaderValue::from_str(&value)) {
             response.headers_mut().insert(name, value);
         }
     }
+    add_note(&mut response, &list.note);
     response
 }
 

@@ -5,7 +5,7 @@ use axum::{
     http::{HeaderValue, Response, header},
 };
 
-use super::response::base;
+use super::response::{add_note, base};
 use piecemeal_upstream::FetchedManifest;
 
 pub(super) fn respond(manifest: FetchedManifest, head: bool) -> Response<Body> {
@@ -20,14 +20,9 @@ pub(super) fn respond(manifest: FetchedManifest, head: bool) -> Response<Body> {
             Body::from(manifest.bytes)
         })
         .expect("numbers and digests are header values");
-    let optional = [
-        (header::CONTENT_TYPE, Some(manifest.media_type)),
-        (header::WARNING, manifest.warning),
-    ];
-    for (name, value) in optional {
-        if let Some(Ok(value)) = value.map(|value| HeaderValue::from_str(&value)) {
-            response.headers_mut().insert(name, value);
-        }
+    if let Ok(media_type) = HeaderValue::from_str(&manifest.media_type) {
+        response.headers_mut().insert(header::CONTENT_TYPE, media_type);
     }
+    add_note(&mut response, &manifest.note);
     response
 }
