@@ -1,6 +1,7 @@
 //! One blob, many writers and readers.
 
 #![expect(clippy::unwrap_used, reason = "a story that cannot go on fails")]
+#![expect(clippy::single_range_in_vec_init, reason = "one range is what is expected")]
 
 mod support;
 

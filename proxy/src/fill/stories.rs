@@ -1,5 +1,7 @@
 //! Stories of a fill on a virtual clock, each event by hand.
 
+#![expect(clippy::single_range_in_vec_init, reason = "one range is what is meant")]
+
 use std::{collections::BTreeMap, ops::Range, time::Duration};
 
 use piecemeal_proto::{PieceMap, PieceSet};

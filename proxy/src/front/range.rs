@@ -93,6 +93,7 @@ fn without_overlap(ranges: Vec<ReadRange>, size: u64) -> Vec<ReadRange> {
 }
 
 #[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "one range is what is expected")]
 mod tests {
     use std::ops::Range;
 

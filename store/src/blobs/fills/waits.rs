@@ -64,6 +64,7 @@ impl Waits {
 }
 
 #[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "one range is what is expected")]
 mod tests {
     use super::*;
 
