@@ -9,6 +9,7 @@ mod host;
 mod list;
 mod logins;
 mod manifest;
+mod multipart;
 mod name;
 mod passed_by;
 mod path;

@@ -1,8 +1,8 @@
 //! Handle of writers and readers to a blob that is being filled.
 //!
 //! Clients see it through [`Filling::read`], which withholds the blob's final piece until the whole is proven: a client that
-//! got everything but the end cannot mistake a bad blob for a good one. Other peers see it through [`Filling::read_piece`]:
-//! they verify each piece and prove the blob themselves.
+//! got everything but the end cannot mistake a bad blob for a good one. Only an early range, a small part, gets it as soon as it has landed.
+//! Other peers see it through [`Filling::read_piece`]: they verify each piece and prove the blob themselves.
 
 use std::{
     io,
@@ -146,6 +146,12 @@ impl Filling {
     /// The lowest piece that is not here and that a [`Filling::read`] waits for right now.
     pub fn wanted(&self) -> Option<u32> {
         self.fill_state().wanted()
+    }
+
+    /// The pieces that are not here yet and that each [`Filling::read`] needs which waits right now, by their first piece: the lowest of them,
+    /// each only once, 64 at the most.
+    pub fn waited_for(&self) -> Vec<Range<u32>> {
+        self.fill_state().waited_for()
     }
 
     /// The [`Filling::read`] that has waited longest for its first byte: the piece that it needs, and how long.
