@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use reqwest::{
-    RequestBuilder, Response, StatusCode,
+    Client, Response, StatusCode,
     header::{AUTHORIZATION, WWW_AUTHENTICATE},
 };
 use url::Url;
@@ -51,24 +51,30 @@ impl Upstream {
         url: &Url,
         token: Option<&Credential>,
     ) -> Result<Response, PullError> {
-        let request = |url: &Url| -> Result<RequestBuilder, PullError> {
-            let client = self.client_for(from, url)?;
-            Ok(ask.dress(client.request(ask.method.clone(), url.clone())))
-        };
         if let Some(faster) = self.rewrites.apply(url, Instant::now()) {
-            let answer = match request(&faster) {
-                Ok(request) => self.answer_of_led(request, &faster).await,
-                Err(error) => Err(error),
-            };
-            match answer {
+            match self.fetch_from(ask, from, &faster, None).await {
                 Ok(response) if !response.status().is_client_error() => return Ok(response),
                 _ => self.rewrites.failed(url, Instant::now()),
             }
         }
-        let mut request = request(url)?;
-        if let Some(token) = token {
-            request = request.header(AUTHORIZATION, token.header());
-        }
-        self.answer_of_led(request, url).await
+        self.fetch_from(ask, from, url, token).await
+    }
+
+    async fn fetch_from(
+        &self,
+        ask: Request<'_>,
+        from: Zone,
+        url: &Url,
+        token: Option<&Credential>,
+    ) -> Result<Response, PullError> {
+        let route = self.route_to(from, url)?;
+        let request = |client: &Client| {
+            let request = ask.dress(client.request(ask.method.clone(), url.clone()));
+            match token {
+                Some(token) => request.header(AUTHORIZATION, token.header()),
+                None => request,
+            }
+        };
+        self.answer_of_led(&route, request, url).await
     }
 }

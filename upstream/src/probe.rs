@@ -11,7 +11,7 @@ use std::{
 use futures_util::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 use piecemeal_proto::MANIFEST_ACCEPT;
 use reqwest::{
-    Method, RequestBuilder, Response, StatusCode,
+    Client, Method, RequestBuilder, Response, StatusCode,
     header::{ACCEPT, AUTHORIZATION, VIA},
 };
 use tracing::{info, warn};
@@ -23,6 +23,7 @@ use crate::{
     endpoint::Endpoint,
     exchange::mirror_unanswered,
     reach::{ANSWER_LIFE, DOUBT, RENEWAL, Reach, Reachability},
+    route::PATIENCE_PROBE,
     upstream::Upstream,
     wallet::Wallet,
 };
@@ -161,14 +162,15 @@ impl Upstream {
         let Some(url) = endpoint.v2(&format!("{name}/{path}")) else {
             return Ok(());
         };
-        let head = || Ok::<_, PullError>(self.own(Method::HEAD, &url)?.header(ACCEPT, MANIFEST_ACCEPT));
-        let mut response = self.status_line(head()?).await?;
+        let head = |client: &Client| self.own(client, Method::HEAD, &url).header(ACCEPT, MANIFEST_ACCEPT);
+        let mut response = self.status_line(&url, head).await?;
         if response.status() == StatusCode::UNAUTHORIZED {
             let scope = format!("repository:{name}:pull");
             let Some(token) = self.question_token(endpoint, &response, &scope).await? else {
                 return Ok(());
             };
-            response = self.status_line(head()?.header(AUTHORIZATION, token)).await?;
+            let authorized = |client: &Client| head(client).header(AUTHORIZATION, &token);
+            response = self.status_line(&url, authorized).await?;
         }
         // A redirect is an answer too: its target concerns the repository alone.
         match response.status().is_success() && is_page(response.headers()) {
@@ -182,7 +184,9 @@ impl Upstream {
 
     async fn question_root(&self, endpoint: &Endpoint) -> Result<(), PullError> {
         let Some(url) = endpoint.v2("") else { return Ok(()) };
-        let response = self.status_line(self.own(Method::GET, &url)?).await?;
+        let response = self
+            .status_line(&url, |client| self.own(client, Method::GET, &url))
+            .await?;
         if response.status() == StatusCode::UNAUTHORIZED {
             self.question_token(endpoint, &response, "").await?;
         }
@@ -206,16 +210,16 @@ impl Upstream {
         }
     }
 
-    fn own(&self, method: Method, url: &Url) -> Result<RequestBuilder, PullError> {
-        let client = self.routes.registry(url)?;
-        Ok(client.request(method, url.as_str()).header(VIA, &self.via))
+    fn own(&self, client: &Client, method: Method, url: &Url) -> RequestBuilder {
+        client.request(method, url.as_str()).header(VIA, &self.via)
     }
 
     /// An answer that shows that the host is there.
-    async fn status_line(&self, request: RequestBuilder) -> Result<Response, PullError> {
+    async fn status_line(&self, url: &Url, request: impl Fn(&Client) -> RequestBuilder) -> Result<Response, PullError> {
+        let route = self.routes.registry(url)?;
         let sent = Instant::now();
         let response = tokio::select! {
-            response = request.send() => response,
+            response = route.send(PATIENCE_PROBE, request) => response,
             () = patience(|| self.concurrency.received_within(ANSWER_TIMEOUT)) => return Err(self.silent("registry", sent.elapsed())),
         };
         match response {
