@@ -113,7 +113,7 @@ impl MirrorClient {
     async fn root(&self, url: &Url, timeout: Duration) -> reqwest::Result<Response> {
         let until = Instant::now() + timeout;
         let request = |client: &Client| client.get(url.clone()).timeout(left(until));
-        self.route.send(PATIENCE_PROBE, request).await
+        self.route.send(tokio::time::sleep(PATIENCE_PROBE), request).await
     }
 
     /// Notes that the mirror did not answer. A server that is not trusted needs the operator, and is logged once.
@@ -188,7 +188,7 @@ impl MirrorClient {
                 None => request,
             }
         };
-        match self.route.send(PATIENCE, request).await {
+        match self.route.send(tokio::time::sleep(PATIENCE), request).await {
             Ok(response) => {
                 self.saw(Ok(()));
                 Ok(response)
@@ -269,5 +269,39 @@ fn refusal(
             path: format!("{}/{digest}", at.name),
         },
         _ => PullError::BadGateway(said()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_that_the_mirror_states_for_a_blob_is_passed_on_under_its_name() {
+        let at = Repository {
+            upstream: "docker.io".to_owned(),
+            name: "library/app".to_owned(),
+        };
+        let digest = format!("sha256:{}", "ab".repeat(32)).parse().unwrap();
+        for (status, reason) in [
+            (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "docker.io does not answer: failed to lookup address information",
+            ),
+            (
+                StatusCode::BAD_GATEWAY,
+                "docker.io leads to 10.0.0.1, which is inside the private network",
+            ),
+            (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "the content store failed: No space left on device",
+            ),
+        ] {
+            let body = format!(r#"{{"errors":[{{"code":"UNKNOWN","detail":null,"message":"{reason}"}}]}}"#);
+            let error = refusal(status, None, None, body.as_bytes(), &at, &digest);
+            let expected = format!("the mirror answered {}: {reason}", status.as_u16());
+            assert_eq!(error.to_string(), expected);
+            assert!(!error.is_verdict());
+        }
     }
 }

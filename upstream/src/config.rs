@@ -105,6 +105,14 @@ pub enum HttpProxy {
     },
 }
 
+/// Requests that a proxy is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ProxyUse {
+    Https,
+    Http,
+    All,
+}
+
 /// The variables that name a proxy, by use; of each use the first that is there counts.
 const PROXY_VARIABLES: [[&str; 2]; 3] = [
     ["HTTPS_PROXY", "https_proxy"],
@@ -134,6 +142,24 @@ impl HttpProxy {
         Ok(())
     }
 
+    /// The proxies that the variables name, in the order in which they apply.
+    pub(crate) fn of_environment(variable: impl Fn(&str) -> Option<String>) -> Vec<(ProxyUse, String)> {
+        let uses = [ProxyUse::Https, ProxyUse::Http, ProxyUse::All];
+        let named = uses.into_iter().zip(PROXY_VARIABLES).filter_map(|(of, names)| {
+            let value = names.iter().find_map(|name| variable(name))?;
+            (!value.is_empty()).then(|| (of, Self::resolving_there(&value)))
+        });
+        named.collect()
+    }
+
+    /// The proxy's URL as reqwest reads it: by `socks5` clients written in Go have the proxy resolve names, as others do by `socks5h`.
+    pub(crate) fn resolving_there(url: &str) -> String {
+        match url.split_once("://") {
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("socks5") => format!("socks5h://{rest}"),
+            _ => url.to_owned(),
+        }
+    }
+
     /// Whether the text names a proxy that requests can go through.
     pub fn is_proxy(text: &str) -> bool {
         let matcher = Matcher::builder().all(text).build();
@@ -145,6 +171,24 @@ impl HttpProxy {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_socks_proxy_resolves_names_itself_and_the_narrower_variable_comes_first() {
+        let variables = |asked: &str| match asked {
+            "ALL_PROXY" => Some("SOCKS5://proxy.test:1080".to_owned()),
+            "http_proxy" => Some("proxy.test:3128".to_owned()),
+            "HTTPS_PROXY" => Some(String::new()),
+            _ => None,
+        };
+        let expected = [
+            (ProxyUse::Http, "proxy.test:3128".to_owned()),
+            (ProxyUse::All, "socks5h://proxy.test:1080".to_owned()),
+        ];
+        assert_eq!(HttpProxy::of_environment(variables), expected);
+        for same in ["socks5h://a.test", "socks4a://a.test", "http://a.test", "a.test:1"] {
+            assert_eq!(HttpProxy::resolving_there(same), same);
+        }
+    }
 
     #[test]
     fn a_variable_that_names_no_proxy_is_refused_by_its_name() {

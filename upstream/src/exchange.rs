@@ -13,7 +13,7 @@ use crate::{
     answer::innermost,
     endpoint::Endpoint,
     reachable::Zone,
-    route::{PATIENCE, PATIENCE_BUSY, Route},
+    route::{PATIENCE, PATIENCE_BUSY, Route, patience},
     upstream::Upstream,
 };
 
@@ -35,10 +35,7 @@ impl Upstream {
         lost: impl Future<Output = PullError>,
     ) -> Result<Response, NoAnswer> {
         let sent = Instant::now();
-        let patience = match self.concurrency.received_within(PATIENCE) {
-            true => PATIENCE_BUSY,
-            false => PATIENCE,
-        };
+        let patience = patience(PATIENCE, PATIENCE_BUSY, || self.concurrency.received_within(PATIENCE));
         let answer = tokio::select! {
             biased;
             answer = tokio::time::timeout(SOURCE_TIMEOUT, route.send(patience, request)) => answer,

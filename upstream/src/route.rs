@@ -20,10 +20,22 @@ use tower::{Layer, Service};
 /// The wait for a status line on a connection that had been idle, after which the request goes out on a new one beside it. A client
 /// waits twice as long for its own.
 pub const PATIENCE: Duration = Duration::from_secs(1);
-/// The same while bodies bring bytes: they fill the link, and answers come late.
+/// The longest such wait while bodies bring bytes: they fill the link, and answers come late.
 pub(crate) const PATIENCE_BUSY: Duration = Duration::from_secs(4);
 /// The same for a probe, which has to tell a lost host from a lost connection.
 pub const PATIENCE_PROBE: Duration = Duration::from_millis(500);
+
+/// The interval at which a wait checks whether downloads still bring bytes.
+const LOOK_AROUND: Duration = Duration::from_millis(250);
+
+/// Ends after `usual`, when an answer is too late. While downloads fill the link it may be late, for up to `busy`: the link is not gone.
+pub(crate) async fn patience(usual: Duration, busy: Duration, is_receiving: impl Fn() -> bool) {
+    let sent = tokio::time::Instant::now();
+    tokio::time::sleep(usual).await;
+    while sent.elapsed() < busy && is_receiving() {
+        tokio::time::sleep(LOOK_AROUND).await;
+    }
+}
 
 /// The clients. Cheap to clone.
 #[derive(Clone)]
@@ -55,15 +67,16 @@ impl Route {
         }
     }
 
-    /// Sends what `request` makes and waits for the status line. `patience`: as [`PATIENCE`].
+    /// Sends what `request` makes and waits for the status line. `patience`: ends when the silence of a connection that had been idle has
+    /// lasted for too long.
     ///
-    /// The request has to be one that may be repeated. It is made anew for the second time: a signature counts once.
+    /// The request has to be one that may be repeated. It is made again for the second time: a signature counts once.
     ///
     /// # Errors
     /// As reqwest's, of the last connection that was tried.
     pub async fn send(
         &self,
-        patience: Duration,
+        patience: impl Future<Output = ()>,
         request: impl Fn(&Client) -> RequestBuilder,
     ) -> reqwest::Result<Response> {
         let connection = Arc::new(Connection::default());
@@ -71,7 +84,7 @@ impl Route {
         let answer = tokio::select! {
             biased;
             answer = &mut first => Some(answer),
-            () = tokio::time::sleep(patience) => None,
+            () = patience => None,
         };
         match answer {
             Some(Err(error)) if connection.was_used() && is_lost(&error) => request(&self.fresh).send().await,
@@ -162,4 +175,41 @@ where
 /// Outside of [`Route::send`] there is nothing to note.
 fn note(what: fn(&Connection) -> &AtomicBool) {
     let _ = CONNECTION.try_with(|connection| what(connection).store(true, Ordering::Relaxed));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ANSWER_TIMEOUT, SOURCE_TIMEOUT};
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_may_be_late_only_while_downloads_bring_bytes() {
+        let took = async |bytes_until: Duration| {
+            let sent = tokio::time::Instant::now();
+            patience(ANSWER_TIMEOUT, SOURCE_TIMEOUT, || sent.elapsed() < bytes_until).await;
+            sent.elapsed()
+        };
+        assert_eq!(took(Duration::ZERO).await, ANSWER_TIMEOUT);
+        let until = ANSWER_TIMEOUT + LOOK_AROUND * 2;
+        assert_eq!(took(until).await, until);
+        assert_eq!(took(SOURCE_TIMEOUT * 9).await, SOURCE_TIMEOUT, "not for ever");
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_was_made_for_a_request_is_told_from_one_that_was_idle_or_another_requests() {
+        let connect = async |fails: bool| {
+            let connector = tower::service_fn(move |()| async move { if fails { Err(()) } else { Ok(()) } });
+            let _ = NoteConnections.layer(connector).call(()).await;
+        };
+        let noted = async |what: BoxFuture<'static, ()>| {
+            let connection = Arc::new(Connection::default());
+            CONNECTION.scope(Arc::clone(&connection), what).await;
+            (connection.was_idle(), connection.was_used())
+        };
+        assert_eq!(noted(Box::pin(async {})).await, (true, true), "an idle one");
+        assert_eq!(noted(Box::pin(connect(false))).await, (false, false), "its own");
+        assert_eq!(noted(Box::pin(connect(true))).await, (false, true), "none came about");
+        let elsewhere = async move { tokio::spawn(connect(false)).await.unwrap() };
+        assert_eq!(noted(Box::pin(elsewhere)).await, (true, true), "another task's");
+    }
 }

@@ -8,6 +8,7 @@
 
 use std::{
     collections::HashMap,
+    env,
     error::Error,
     io,
     net::{IpAddr, SocketAddr, UdpSocket},
@@ -26,7 +27,7 @@ use url::{Host, Url};
 use crate::PullError;
 use crate::{
     answer::innermost,
-    config::HttpProxy,
+    config::{HttpProxy, ProxyUse},
     reachable::{AllowedTarget, Refused, Target, Zone, judge, judge_name, plain},
     route::Route,
 };
@@ -112,10 +113,15 @@ impl Routes {
     /// As reqwest's.
     pub(crate) fn new(recipe: Recipe, is_wild: bool) -> reqwest::Result<Self> {
         let (registry, matcher) = match &recipe.proxy {
-            HttpProxy::Environment => (Route::new(|| recipe.builder())?, Matcher::from_system()),
+            HttpProxy::Environment => {
+                let proxies = environment_proxies()?;
+                let builder = || proxies.iter().cloned().fold(recipe.builder(), ClientBuilder::proxy);
+                (Route::new(builder)?, Matcher::from_system())
+            }
             HttpProxy::None => (Route::new(|| recipe.builder().no_proxy())?, Matcher::builder().build()),
             HttpProxy::Url { url, no_proxy } => {
-                let proxy = Proxy::all(url.as_str())?.no_proxy(NoProxy::from_string(no_proxy));
+                let proxy =
+                    Proxy::all(HttpProxy::resolving_there(url.as_str()))?.no_proxy(NoProxy::from_string(no_proxy));
                 let matcher = Matcher::builder().all(url.as_str()).no(no_proxy.as_str());
                 (Route::new(|| recipe.builder().proxy(proxy.clone()))?, matcher.build())
             }
@@ -191,6 +197,23 @@ impl Routes {
             _ => Zone::Outside,
         }
     }
+}
+
+/// None where reqwest's own reading of the environment does.
+fn environment_proxies() -> reqwest::Result<Vec<Proxy>> {
+    let proxies = HttpProxy::of_environment(|name| env::var(name).ok());
+    if !proxies.iter().any(|(_, url)| url.starts_with("socks5h://")) {
+        return Ok(Vec::new());
+    }
+    let proxies = proxies.into_iter().map(|(of, url)| {
+        let proxy = match of {
+            ProxyUse::Https => Proxy::https(url),
+            ProxyUse::Http => Proxy::http(url),
+            ProxyUse::All => Proxy::all(url),
+        };
+        Ok(proxy?.no_proxy(NoProxy::from_env()))
+    });
+    proxies.collect()
 }
 
 impl Recipe {
