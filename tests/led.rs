@@ -271,8 +271,13 @@ fn private_storage_is_reached_from_a_registry_inside_or_where_it_is_named() {
     let outside = Story::new("public.example:5000", "203.0.113.1:5000", &[]);
     let (private, _public) = (outside.server("10.77.0.2:80"), outside.server("203.0.113.9:80"));
     let shared = outside.server("100.118.28.45:80");
-    assert_eq!(outside.stored_at(0, "minio.example").status, 502);
-    assert_eq!(outside.stored_at(1, "10.77.0.2").status, 502);
+    for (blob, host) in [(0, "minio.example"), (1, "10.77.0.2")] {
+        let refused = outside.stored_at(blob, host);
+        let said = refused.text();
+        let names_both = said.contains("origin.test (at public.example) leads to") && said.contains(host);
+        assert!(names_both && said.contains(&format!("--allow-target {host}")), "{said}");
+        assert_eq!(refused.status, 502, "{said}");
+    }
     assert!(private.recorded().is_empty());
     assert_eq!(outside.stored_at(2, "storage.example").status, 200);
     assert_eq!(

@@ -11,7 +11,9 @@ use std::{
 };
 
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
-use support::{Behaviour, Cluster, ClusterOptions, FakeUpstream, HOST, Image, ORIGIN_IP, Request, Response, Site};
+use support::{
+    Behaviour, Cluster, ClusterOptions, FakeUpstream, Forgets, HOST, Image, ORIGIN_IP, Request, Response, Site,
+};
 
 const PEER: &str = "127.0.0.1:65001";
 const MIRROR: &str = "10.88.0.2:65011";
@@ -416,7 +418,77 @@ fn an_upstream_with_a_private_ca_that_wants_a_client_certificate_is_pulled_from(
     story.pull(PEER, HOST);
 }
 
-/// A CA, a server certificate for the upstream's address, and a client certificate with its key.
+#[test]
+fn a_registry_is_pulled_from_whose_own_certificate_is_named_although_it_is_an_authoritys() {
+    let mut pki = None;
+    let mut story = {
+        let https = format!("{HOST}=https://{ORIGIN_IP}:5000");
+        story(&[&https], |options| {
+            let pki = pki.insert(Pki::in_folder(options.mirror.authority_key.parent().expect("a folder")));
+            let ca = format!("{HOST}={}", pki.path("self.pem").display());
+            let client = format!("{HOST}={}", pki.path("client.pem").display());
+            mirror_flags(
+                options,
+                &["--upstream-ca", &ca, "--upstream-client-certificate", &client],
+            );
+        })
+    };
+    let pki = pki.expect("it was made");
+    story.cluster.registry.push(&story.image);
+    let [certificate, key, ca] = ["self.pem", "self.key", "ca.pem"].map(|name| pki.path(name));
+    story.cluster.registry.start_again_with_tls([&certificate, &key, &ca]);
+    story.pull(PEER, HOST);
+}
+
+#[test]
+fn an_upstream_whose_idle_connections_are_forgotten_on_the_way_is_pulled_from_once() {
+    for how in [Forgets::Reset, Forgets::Silence] {
+        let story = story(&[&fake()], |options| mirror_flags(options, &["--tag-ttl", "0s"]));
+        assert_eq!(
+            story.get(MIRROR, "manifests/other", HOST).status,
+            404,
+            "it has a connection"
+        );
+        story.upstream.forget_connections(how);
+        story.pull(PEER, HOST);
+        story.pull(PEER, HOST);
+        for layer in story.image.layers() {
+            let sent = story.upstream.body_bytes(&layer.digest);
+            assert_eq!(sent, layer.bytes.len() as u64, "{how:?}");
+        }
+        let again = story.by_tag(PEER);
+        assert_eq!(again.headers.get("warning"), None, "{how:?}");
+    }
+}
+
+#[test]
+fn a_peer_passes_on_why_its_mirror_cannot_ask_and_counts_it_as_the_mirrors() {
+    let (refused, plain) = (
+        format!("refused.test=http://{ORIGIN_IP}:1"),
+        format!("plain.test=https://{FAKE}"),
+    );
+    let story = story(&["nowhere.test=https://nowhere.invalid", &refused, &plain], |_| {});
+    for (ns, reason) in [
+        ("nowhere.test", "lookup"),
+        ("refused.test", "refused"),
+        ("plain.test", "plain.test does not answer"),
+    ] {
+        let response = story.get(PEER, "manifests/v1", ns);
+        let said = response.text();
+        let is_passed_on = said.contains("the mirror answered 503: ") && said.contains(reason);
+        assert!(
+            response.status == 503 && is_passed_on,
+            "{ns}: {} {said}",
+            response.status
+        );
+        let metrics = story.cluster.peers[0].metrics();
+        let by_mirror = format!("piecemeal_upstream_answers_total{{upstream=\"{ns}\",answer=\"mirror\"}}");
+        assert!(metrics.contains(&by_mirror), "{metrics}");
+    }
+}
+
+/// A CA, a server certificate for the upstream's address, a self-signed one that is an authority's, and a client certificate with its
+/// key.
 struct Pki(std::path::PathBuf);
 
 impl Pki {
@@ -434,11 +506,19 @@ impl Pki {
         };
         let (server, server_key) = leaf(&[ORIGIN_IP.to_string()], ExtendedKeyUsagePurpose::ServerAuth);
         let (client, client_key) = leaf(&["mirror".to_owned()], ExtendedKeyUsagePurpose::ClientAuth);
+        let (self_key, mut own) = (
+            key_pair(),
+            CertificateParams::new([ORIGIN_IP.to_string()]).expect("names"),
+        );
+        own.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let own = own.self_signed(&self_key).expect("a certificate");
         let pki = Self(dir.to_owned());
         for (name, text) in [
             ("ca.pem", ca_certificate.pem()),
             ("server.pem", server),
             ("server.key", server_key),
+            ("self.pem", own.pem()),
+            ("self.key", self_key.serialize_pem()),
             ("client.pem", client + &client_key),
         ] {
             fs::write(pki.path(name), text).expect("writing a certificate");

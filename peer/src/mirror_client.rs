@@ -12,8 +12,11 @@ use piecemeal_proxy::{NodeBlob, open_path};
 use piecemeal_store::Repository;
 use piecemeal_swarm::AuthorityClock;
 use piecemeal_tls::{ServerRole, refusal as refusal_of};
-use piecemeal_upstream::{ANSWER_TIMEOUT, Caller, NodeIdentity, PullError, mirror_unanswered, require_cover};
-use reqwest::{Method, Response, StatusCode, header};
+use piecemeal_upstream::{
+    ANSWER_TIMEOUT, Caller, NodeIdentity, PATIENCE, PATIENCE_PROBE, PullError, Route, mirror_said, mirror_unanswered,
+    require_cover,
+};
+use reqwest::{Client, Method, Response, StatusCode, header};
 use tracing::error;
 use url::Url;
 
@@ -28,7 +31,7 @@ pub(crate) struct MirrorClient {
     url: Url,
     identity: NodeIdentity,
     allow_plain_credentials: bool,
-    http: reqwest::Client,
+    route: Route,
     clock: AuthorityClock,
     lost: Arc<Mutex<Option<Lost>>>,
 }
@@ -43,7 +46,7 @@ struct Lost {
 impl MirrorClient {
     pub(crate) fn new(
         url: Url,
-        http: reqwest::Client,
+        route: Route,
         identity: NodeIdentity,
         allow_plain_credentials: bool,
         clock: AuthorityClock,
@@ -52,7 +55,7 @@ impl MirrorClient {
             url,
             identity,
             allow_plain_credentials,
-            http,
+            route,
             clock,
             lost: Arc::default(),
         }
@@ -94,7 +97,7 @@ impl MirrorClient {
         if url.scheme() != "https" {
             return;
         }
-        if let Err(error) = self.http.get(url).timeout(OPEN_TIMEOUT).send().await
+        if let Err(error) = self.root(&url, OPEN_TIMEOUT).await
             && refusal_of(&error, ServerRole::Mirror).is_some()
         {
             self.note(&error);
@@ -104,7 +107,13 @@ impl MirrorClient {
     /// Whether the mirror answers a probe that carries nothing of a caller.
     async fn answers(&self) -> bool {
         let Ok(url) = self.url.join("/v2/") else { return false };
-        self.http.get(url).timeout(ANSWER_TIMEOUT).send().await.is_ok()
+        self.root(&url, ANSWER_TIMEOUT).await.is_ok()
+    }
+
+    async fn root(&self, url: &Url, timeout: Duration) -> reqwest::Result<Response> {
+        let until = Instant::now() + timeout;
+        let request = |client: &Client| client.get(url.clone()).timeout(left(until));
+        self.route.send(tokio::time::sleep(PATIENCE_PROBE), request).await
     }
 
     /// Notes that the mirror did not answer. A server that is not trusted needs the operator, and is logged once.
@@ -166,16 +175,20 @@ impl MirrorClient {
         })
     }
 
-    /// Sends one request, signed for itself alone.
+    /// Sends one request, signed for itself alone each time that it goes out.
     async fn ask(&self, url: &Url, caller: &Caller, digest: &Digest) -> Result<Response, PullError> {
-        let mut request = self.http.get(url.clone()).timeout(OPEN_TIMEOUT);
-        for (name, value) in self.identity.headers(&Method::GET, url) {
-            request = request.header(name, value);
-        }
-        if let Some(credential) = &caller.credential {
-            request = request.header(header::AUTHORIZATION, credential.header());
-        }
-        match request.send().await {
+        let until = Instant::now() + OPEN_TIMEOUT;
+        let request = |client: &Client| {
+            let mut request = client.get(url.clone()).timeout(left(until));
+            for (name, value) in self.identity.headers(&Method::GET, url) {
+                request = request.header(name, value);
+            }
+            match &caller.credential {
+                Some(credential) => request.header(header::AUTHORIZATION, credential.header()),
+                None => request,
+            }
+        };
+        match self.route.send(tokio::time::sleep(PATIENCE), request).await {
             Ok(response) => {
                 self.saw(Ok(()));
                 Ok(response)
@@ -212,6 +225,10 @@ impl MirrorClient {
     }
 }
 
+fn left(until: Instant) -> Duration {
+    until.saturating_duration_since(Instant::now())
+}
+
 async fn read_answer(response: &mut Response) -> Result<Vec<u8>, PullError> {
     let mut body = Vec::new();
     while let Ok(Some(chunk)) = response.chunk().await {
@@ -232,12 +249,7 @@ fn refusal(
     digest: &Digest,
 ) -> PullError {
     let upstream = at.upstream.clone();
-    let said = || {
-        format!(
-            "the mirror answered {status}: {}",
-            String::from_utf8_lossy(&body[..body.len().min(500)])
-        )
-    };
+    let said = || mirror_said(status, body);
     match status {
         StatusCode::NOT_FOUND => PullError::Unknown(format!("{upstream} has no {}/{digest}", at.name)),
         StatusCode::UNAUTHORIZED if challenge.is_none() => PullError::BadGateway(said()),
@@ -257,5 +269,39 @@ fn refusal(
             path: format!("{}/{digest}", at.name),
         },
         _ => PullError::BadGateway(said()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_that_the_mirror_states_for_a_blob_is_passed_on_under_its_name() {
+        let at = Repository {
+            upstream: "docker.io".to_owned(),
+            name: "library/app".to_owned(),
+        };
+        let digest = format!("sha256:{}", "ab".repeat(32)).parse().unwrap();
+        for (status, reason) in [
+            (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "docker.io does not answer: failed to lookup address information",
+            ),
+            (
+                StatusCode::BAD_GATEWAY,
+                "docker.io leads to 10.0.0.1, which is inside the private network",
+            ),
+            (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "the content store failed: No space left on device",
+            ),
+        ] {
+            let body = format!(r#"{{"errors":[{{"code":"UNKNOWN","detail":null,"message":"{reason}"}}]}}"#);
+            let error = refusal(status, None, None, body.as_bytes(), &at, &digest);
+            let expected = format!("the mirror answered {}: {reason}", status.as_u16());
+            assert_eq!(error.to_string(), expected);
+            assert!(!error.is_verdict());
+        }
     }
 }

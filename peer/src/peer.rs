@@ -9,7 +9,7 @@ use piecemeal_proxy::{
 };
 use piecemeal_store::Filling;
 use piecemeal_swarm::{Limiter, PieceClient, Session};
-use piecemeal_upstream::{Caller, LiveDuration, NodeIdentity, Upstreams, mirror_http_client};
+use piecemeal_upstream::{Caller, LiveDuration, NodeIdentity, Upstreams, mirror_route};
 use prometheus_client::registry::Registry;
 use serde_json::json;
 use tracing::info;
@@ -194,13 +194,13 @@ fn piece_rules(config: &PeerConfig, limiter: &Limiter) -> PieceRules {
 /// The mirror is told by `ns` which upstream is meant.
 fn mirror_first(config: &PeerConfig, base: &Foundation) -> MirrorFirst {
     let identity = NodeIdentity::new(base.store.node_key(), &config.join_key);
-    let http = mirror_http_client(config.join_key.authority());
+    let route = mirror_route(config.join_key.authority());
     let (client, names) = (&config.proxy.client, config.proxy.upstreams.iter());
     let mirror = config.mirror.as_ref().map(|url| {
         let names = names.map(|upstream| upstream.name.clone());
-        let registries = Upstreams::behind_mirror(names, url, &http, identity.clone(), client);
+        let registries = Upstreams::behind_mirror(names, url, &route, identity.clone(), client);
         let (allow_plain, clock) = (client.allow_plain_credentials, base.clock.clone());
-        let mirror = MirrorClient::new(url.clone(), http.clone(), identity, allow_plain, clock);
+        let mirror = MirrorClient::new(url.clone(), route.clone(), identity, allow_plain, clock);
         (mirror, registries)
     });
     MirrorFirst {

@@ -136,6 +136,7 @@ pub(super) fn default_upstream(
     name: Text,
     upstreams: Option<&[UpstreamConfig]>,
 ) -> Option<Option<String>> {
+    let name = name.map(|name| name.to_ascii_lowercase());
     if let (Some(name), Some(upstreams)) = (&name, upstreams)
         && !upstreams.iter().any(|upstream| upstream.name == *name)
     {

@@ -2,7 +2,7 @@
 //!
 //! Invariant: credentials, certificates and token servers are of an upstream that is configured.
 
-use std::{net::SocketAddr, path::PathBuf, str::FromStr};
+use std::{env, net::SocketAddr, path::PathBuf, str::FromStr};
 
 use piecemeal_proto::is_registry;
 use piecemeal_upstream::{ClientConfig, CredentialSource, HttpProxy, UpstreamConfig};
@@ -80,6 +80,7 @@ impl UpstreamTexts {
             },
         );
         for name in self.serve_site.unwrap_or_default() {
+            let name = name.to_ascii_lowercase();
             match upstreams.iter_mut().find(|upstream| upstream.name == name) {
                 Some(upstream) if upstream.credentials.is_some() => upstream.serves_site = true,
                 Some(_) => {
@@ -152,10 +153,14 @@ fn host(text: &str) -> Result<String, String> {
 fn proxy(problems: &mut Problems, text: Text, no_proxy: Text) -> Option<HttpProxy> {
     let text = problems.require("proxy", text)?;
     let proxy = match text.as_str() {
-        "environment" => HttpProxy::Environment,
+        "environment" => {
+            let variable = |name: &str| env::var(name).ok();
+            problems.check("proxy", HttpProxy::check_environment(variable))?;
+            HttpProxy::Environment
+        }
         "none" => HttpProxy::None,
         url => {
-            let url = problems.check("proxy", field::parse_origin(url))?;
+            let url = problems.check("proxy", proxy_url(url))?;
             let no_proxy = no_proxy.clone().unwrap_or_default();
             HttpProxy::Url { url, no_proxy }
         }
@@ -165,6 +170,21 @@ fn proxy(problems: &mut Problems, text: Text, no_proxy: Text) -> Option<HttpProx
         return None;
     }
     Some(proxy)
+}
+
+/// A proxy that speaks HTTP or SOCKS.
+fn proxy_url(text: &str) -> Result<Url, String> {
+    let url: Url = match text.parse::<Url>() {
+        Ok(url) if url.scheme().starts_with("socks") => url,
+        _ => return field::parse_origin(text),
+    };
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("the URL must not carry credentials".to_owned());
+    }
+    let is_origin = url.host().is_some() && matches!(url.path(), "" | "/") && HttpProxy::is_proxy(text);
+    is_origin
+        .then_some(url)
+        .ok_or_else(|| format!("{text:?} is not a proxy's URL, such as socks5h://proxy.example.com:1080"))
 }
 
 /// Reads `--upstream` by itself.
@@ -183,17 +203,36 @@ pub(super) fn upstreams(problems: &mut Problems, key: &str, texts: Texts) -> Opt
                 problems.add(key, problem);
                 is_good = false;
             }
-            Ok((name, url)) => match upstreams.iter_mut().find(|upstream| upstream.name == name) {
-                Some(upstream) if upstream.urls.contains(&url) => {
-                    problems.add(key, format!("{text} is there twice"));
-                    is_good = false;
+            Ok((name, url)) => {
+                let url = without_api_path(problems, key, &name, url);
+                match upstreams.iter_mut().find(|upstream| upstream.name == name) {
+                    Some(upstream) if upstream.urls.contains(&url) => {
+                        problems.add(key, format!("{text} is there twice"));
+                        is_good = false;
+                    }
+                    Some(upstream) => upstream.urls.push(url),
+                    None => upstreams.push(UpstreamConfig::new(name, vec![url])),
                 }
-                Some(upstream) => upstream.urls.push(url),
-                None => upstreams.push(UpstreamConfig::new(name, vec![url])),
-            },
+            }
         }
     }
     is_good.then_some(upstreams)
+}
+
+/// The URL without the `/v2` that hosts files have and that every request adds.
+fn without_api_path(problems: &mut Problems, key: &str, name: &str, url: Url) -> Url {
+    let rest = match url.path().strip_prefix("/v2") {
+        Some(rest) if rest.is_empty() || rest.starts_with('/') => rest.trim_end_matches('/').to_owned(),
+        _ => return url,
+    };
+    let mut short = url.clone();
+    short.set_path(&rest);
+    let line = format!("{name}={}", short.as_str().trim_end_matches('/'));
+    problems.warn(
+        key,
+        format!("{name}={url}: /v2 is added to every request; write {line}, which is what this is taken for"),
+    );
+    short
 }
 
 fn parse_upstream(text: &str) -> Result<(String, Url), String> {
@@ -202,6 +241,7 @@ fn parse_upstream(text: &str) -> Result<(String, Url), String> {
             "{text:?} is not NAME=URL, such as docker.io=https://registry-1.docker.io"
         ));
     };
+    let name = &*name.to_ascii_lowercase();
     let suffix = name.strip_prefix('*');
     if !suffix.map_or_else(|| is_registry(name), is_pattern_suffix) {
         return Err(format!(
@@ -234,7 +274,10 @@ fn each(
     for text in texts.unwrap_or_default() {
         let result = match text.split_once('=') {
             None => Err(format!("{text:?} is not NAME=VALUE")),
-            Some((name, value)) => match upstreams.iter_mut().find(|upstream| upstream.name == name) {
+            Some((name, value)) => match upstreams
+                .iter_mut()
+                .find(|upstream| upstream.name.eq_ignore_ascii_case(name))
+            {
                 None => Err(format!("{name:?} is not among the upstreams")),
                 Some(upstream) => set(upstream, value),
             },
@@ -286,6 +329,92 @@ mod tests {
         assert_eq!(upstreams[0].urls.len(), 2);
         assert!(upstreams[0].serves_site && upstreams[0].credentials.is_some());
         assert_eq!(upstreams[1].name, "*.cr.aliyuncs.com");
+    }
+
+    #[test]
+    fn names_are_read_without_case_and_urls_without_the_path_that_requests_add() {
+        let cases = [
+            (
+                "Docker.IO=https://registry-1.docker.io",
+                "https://registry-1.docker.io/",
+                false,
+            ),
+            (
+                "docker.io=https://registry-1.docker.io/",
+                "https://registry-1.docker.io/",
+                false,
+            ),
+            (
+                "docker.io=https://registry-1.docker.io/v2",
+                "https://registry-1.docker.io/",
+                true,
+            ),
+            (
+                "docker.io=https://registry-1.docker.io/v2/",
+                "https://registry-1.docker.io/",
+                true,
+            ),
+            (
+                "docker.io=https://cache.test/v2/docker.io",
+                "https://cache.test/docker.io",
+                true,
+            ),
+            (
+                "docker.io=https://cache.test/v2/docker.io/",
+                "https://cache.test/docker.io",
+                true,
+            ),
+            ("docker.io=https://cache.test/v2x", "https://cache.test/v2x", false),
+            (
+                "docker.io=https://cache.test/docker.io/v2",
+                "https://cache.test/docker.io/v2",
+                false,
+            ),
+        ];
+        for (text, url, warns) in cases {
+            let mut problems = Problems::default();
+            let read = UpstreamTexts {
+                upstream: texts(&[text]),
+                credentials: texts(&["DOCKER.io=file:/x"]),
+                serve_site: texts(&["docker.IO"]),
+                ..UpstreamTexts::default()
+            };
+            let upstreams = read.validate(&mut problems);
+            let (upstreams, warnings) = problems.finish(upstreams).unwrap();
+            assert_eq!(
+                (&*upstreams[0].name, upstreams[0].urls[0].as_str()),
+                ("docker.io", url),
+                "{text}"
+            );
+            assert!(upstreams[0].serves_site, "{text}");
+            assert_eq!(warnings.len(), usize::from(warns), "{text}: {warnings:?}");
+            assert!(
+                !warns || warnings[0].contains(url.trim_end_matches('/')),
+                "{warnings:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_proxy_speaks_http_or_socks() {
+        for (text, is_good) in [
+            ("http://proxy.test:3128", true),
+            ("https://proxy.test", true),
+            ("socks5://proxy.test:1080", true),
+            ("socks5h://proxy.test", true),
+            ("socks4a://proxy.test:1080", true),
+            ("socks6://proxy.test:1080", false),
+            ("socks5://user:secret@proxy.test:1080", false),
+            ("ftp://proxy.test", false),
+            ("nonsense", false),
+        ] {
+            let mut problems = Problems::default();
+            let read = proxy(&mut problems, Some(text.to_owned()), None);
+            assert_eq!(read.is_some(), is_good, "{text}");
+            if let Err(said) = problems.finish(read) {
+                assert!(!said.to_string().contains("secret"), "{said}");
+            }
+        }
     }
 
     #[test]

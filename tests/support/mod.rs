@@ -75,6 +75,6 @@ pub use self::{
     site::{MIRROR_IP, MIRROR_WAN_IP, ORIGIN_IP, Site, SiteBuilder, node_ip},
     token_server::TokenServer,
     tools::{last_release, require_tools},
-    upstream::{FakeUpstream, RecordedRequest},
+    upstream::{FakeUpstream, Forgets, RecordedRequest},
     webhook::{LABEL, Load, NEUTRAL_LABEL, REGISTRIES, Replica, Webhook, WebhookOptions, pods},
 };

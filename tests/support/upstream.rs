@@ -29,6 +29,15 @@ pub struct FakeUpstream {
     accepting: Option<JoinHandle<()>>,
 }
 
+/// How a request is lost on a connection that was forgotten.
+#[derive(Clone, Copy, Debug)]
+pub enum Forgets {
+    /// It is answered by a reset.
+    Reset,
+    /// It is answered by nothing.
+    Silence,
+}
+
 /// A request as it arrived.
 #[derive(Clone, Debug)]
 pub struct RecordedRequest {
@@ -96,6 +105,11 @@ impl FakeUpstream {
     /// Answers everything this much later from now on.
     pub fn move_away(&self, latency: Duration) {
         lock(&self.shelf).latency = latency;
+    }
+
+    /// From now on forgets each connection after one request, as a NAT does an idle one: the next request on it is lost.
+    pub fn forget_connections(&self, how: Forgets) {
+        lock(&self.shelf).forgets = Some(how);
     }
 
     /// How to answer for this digest from now on.
@@ -166,6 +180,7 @@ struct Shelf {
     guard: Option<Guard>,
     rule: Option<Rule>,
     refused_hosts: Option<String>,
+    forgets: Option<Forgets>,
     endless: bool,
     counts: HashMap<String, Count>,
     recorded: Vec<RecordedRequest>,
@@ -337,7 +352,22 @@ fn accept_all(listener: &TcpListener, shelf: &Arc<Mutex<Shelf>>) {
 fn serve_connection(stream: &TcpStream, shelf: &Mutex<Shelf>) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut reader = BufReader::new(stream);
+    let mut answered = false;
     while let Some((request_line, headers)) = read_head(&mut reader)? {
+        let forgets = lock(shelf).forgets.filter(|_| answered);
+        match forgets {
+            Some(Forgets::Reset) => {
+                rustix::net::sockopt::set_socket_linger(stream, Some(Duration::ZERO))?;
+                return Ok(());
+            }
+            // Until the client closes it.
+            Some(Forgets::Silence) => while read_head(&mut reader)?.is_some() {},
+            None => {}
+        }
+        if forgets.is_some() {
+            return Ok(());
+        }
+        answered = true;
         let mut words = request_line.split(' ').map(str::to_owned);
         let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
         let request = RecordedRequest {

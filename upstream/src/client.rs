@@ -291,8 +291,10 @@ impl Upstream {
 
     async fn check_endpoint(&self, endpoint: &Endpoint) -> Result<(), PullError> {
         let url = endpoint.v2("").ok_or_else(|| self.bad_url(endpoint))?;
-        let request = self.routes.registry(&url)?.get(url);
-        let response = self.answer_of_registry(request).await?;
+        let route = self.routes.registry(&url)?;
+        let response = self
+            .answer_of_registry(&route, |client| client.get(url.clone()))
+            .await?;
         let status = response.status();
         // Read to its end, so that the connection can be reused.
         read_body(response, CHECK_BYTES_MAX)

@@ -4,6 +4,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use hyper_util::client::proxy::matcher::Matcher;
 use url::Url;
 
 use crate::{CredentialSource, reachable::AllowedTarget, rewrite::RewriteRule};
@@ -93,7 +94,7 @@ impl Default for ClientConfig {
 /// A proxy between the mirror and its upstreams.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum HttpProxy {
-    /// As `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` say.
+    /// As `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` say.
     #[default]
     Environment,
     None,
@@ -102,4 +103,113 @@ pub enum HttpProxy {
         url: Url,
         no_proxy: String,
     },
+}
+
+/// Requests that a proxy is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ProxyUse {
+    Https,
+    Http,
+    All,
+}
+
+/// The variables that name a proxy, by use; of each use the first that is there counts.
+const PROXY_VARIABLES: [[&str; 2]; 3] = [
+    ["HTTPS_PROXY", "https_proxy"],
+    ["HTTP_PROXY", "http_proxy"],
+    ["ALL_PROXY", "all_proxy"],
+];
+
+impl HttpProxy {
+    /// Whether the variables of [`HttpProxy::Environment`] name proxies. What names none would be ignored in silence.
+    ///
+    /// # Errors
+    /// The variable, and what to write. Its value is not repeated: it may have a password.
+    pub fn check_environment(variable: impl Fn(&str) -> Option<String>) -> Result<(), String> {
+        for names in PROXY_VARIABLES {
+            let found = names.iter().find_map(|name| Some((name, variable(name)?)));
+            let Some((name, value)) = found.filter(|(_, value)| !value.is_empty()) else {
+                continue;
+            };
+            if !Self::is_proxy(&value) {
+                return Err(format!(
+                    "{name} in the environment is not the URL of a proxy, such as http://proxy.example.com:3128 or \
+                     socks5h://proxy.example.com:1080, with special characters of a user or password as %XX; correct it, or set \
+                     --proxy none"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The proxies that the variables name, in the order in which they apply.
+    pub(crate) fn of_environment(variable: impl Fn(&str) -> Option<String>) -> Vec<(ProxyUse, String)> {
+        let uses = [ProxyUse::Https, ProxyUse::Http, ProxyUse::All];
+        let named = uses.into_iter().zip(PROXY_VARIABLES).filter_map(|(of, names)| {
+            let value = names.iter().find_map(|name| variable(name))?;
+            (!value.is_empty()).then(|| (of, Self::resolving_there(&value)))
+        });
+        named.collect()
+    }
+
+    /// The proxy's URL as reqwest reads it: by `socks5` clients written in Go have the proxy resolve names, as others do by `socks5h`.
+    pub(crate) fn resolving_there(url: &str) -> String {
+        match url.split_once("://") {
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("socks5") => format!("socks5h://{rest}"),
+            _ => url.to_owned(),
+        }
+    }
+
+    /// Whether the text names a proxy that requests can go through.
+    pub fn is_proxy(text: &str) -> bool {
+        let matcher = Matcher::builder().all(text).build();
+        let target = http::Uri::from_static("https://registry.example.com/");
+        matcher.intercept(&target).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socks_proxy_resolves_names_itself_and_the_narrower_variable_comes_first() {
+        let variables = |asked: &str| match asked {
+            "ALL_PROXY" => Some("SOCKS5://proxy.test:1080".to_owned()),
+            "http_proxy" => Some("proxy.test:3128".to_owned()),
+            "HTTPS_PROXY" => Some(String::new()),
+            _ => None,
+        };
+        let expected = [
+            (ProxyUse::Http, "proxy.test:3128".to_owned()),
+            (ProxyUse::All, "socks5h://proxy.test:1080".to_owned()),
+        ];
+        assert_eq!(HttpProxy::of_environment(variables), expected);
+        for same in ["socks5h://a.test", "socks4a://a.test", "http://a.test", "a.test:1"] {
+            assert_eq!(HttpProxy::resolving_there(same), same);
+        }
+    }
+
+    #[test]
+    fn a_variable_that_names_no_proxy_is_refused_by_its_name() {
+        for (name, value, is_good) in [
+            ("HTTP_PROXY", "http://proxy.test:3128", true),
+            ("HTTP_PROXY", "proxy.test:3128", true),
+            ("https_proxy", "http://user:p%40ss@proxy.test:3128/", true),
+            ("ALL_PROXY", "socks5://proxy.test:1080", true),
+            ("all_proxy", "socks5h://proxy.test", true),
+            ("HTTP_PROXY", "", true),
+            ("NO_PROXY", "::nonsense::", true),
+            ("HTTP_PROXY", "::nonsense::", false),
+            ("HTTPS_PROXY", "ftp://proxy.test", false),
+            ("all_proxy", "socks6://proxy.test", false),
+            ("http_proxy", "http://user:p ss@proxy.test", false),
+        ] {
+            let checked = HttpProxy::check_environment(|asked| (asked == name).then(|| value.to_owned()));
+            assert_eq!(checked.is_ok(), is_good, "{name}={value}");
+            if let Err(said) = checked {
+                assert!(said.starts_with(name) && !said.contains("p ss"), "{said}");
+            }
+        }
+    }
 }

@@ -52,7 +52,8 @@ pub enum PullError {
     #[error("{0}")]
     BadGateway(String),
     /// Upstream leads to a place where upstreams may not lead. 502.
-    #[error("{upstream} leads to {target}: an upstream may lead there only if --allow-target names it")]
+    /// `target`: with the reason and the setting.
+    #[error("{upstream} leads to {target}")]
     Misled { upstream: String, target: String },
     /// The source answers that it cannot now, or does not answer this request. 503.
     #[error("{0}")]

@@ -5,11 +5,17 @@
 use std::{sync::Arc, time::Instant};
 
 use piecemeal_tls::ServerRole;
-use reqwest::{RequestBuilder, Response};
+use reqwest::{Client, RequestBuilder, Response};
 use url::Url;
 
 use crate::{PullError, SOURCE_TIMEOUT};
-use crate::{answer::innermost, endpoint::Endpoint, reachable::Zone, upstream::Upstream};
+use crate::{
+    answer::innermost,
+    endpoint::Endpoint,
+    reachable::Zone,
+    route::{PATIENCE, PATIENCE_BUSY, Route, patience},
+    upstream::Upstream,
+};
 
 /// Why a request got no answer.
 pub(crate) enum NoAnswer {
@@ -20,17 +26,19 @@ pub(crate) enum NoAnswer {
 }
 
 impl Upstream {
-    /// Sends a request to the host `whom` and waits for the status line, until `lost` says that it will not come.
+    /// Sends what `request` makes to the host `whom` and waits for the status line, until `lost` says that it will not come.
     pub(crate) async fn exchange(
         &self,
-        request: RequestBuilder,
+        route: &Route,
+        request: impl Fn(&Client) -> RequestBuilder,
         whom: &str,
         lost: impl Future<Output = PullError>,
     ) -> Result<Response, NoAnswer> {
         let sent = Instant::now();
+        let patience = patience(PATIENCE, PATIENCE_BUSY, || self.concurrency.received_within(PATIENCE));
         let answer = tokio::select! {
             biased;
-            answer = tokio::time::timeout(SOURCE_TIMEOUT, request.send()) => answer,
+            answer = tokio::time::timeout(SOURCE_TIMEOUT, route.send(patience, request)) => answer,
             error = lost => return Err(NoAnswer::Settled(error)),
         };
         let unconnected = matches!(&answer, Ok(Err(error)) if error.is_connect());
@@ -56,8 +64,12 @@ impl Upstream {
     ///
     /// # Errors
     /// [`PullError::Unreachable`]: this request got no answer.
-    pub(crate) async fn answer_of_registry(&self, request: RequestBuilder) -> Result<Response, PullError> {
-        let answer = self.exchange(request, &self.name, std::future::pending()).await;
+    pub(crate) async fn answer_of_registry(
+        &self,
+        route: &Route,
+        request: impl Fn(&Client) -> RequestBuilder,
+    ) -> Result<Response, PullError> {
+        let answer = self.exchange(route, request, &self.name, std::future::pending()).await;
         answer.map_err(|error| match error {
             NoAnswer::Settled(error) => error,
             NoAnswer::Silent { reason, .. } => PullError::Unreachable(reason),
@@ -68,18 +80,23 @@ impl Upstream {
     ///
     /// # Errors
     /// [`PullError::Unavailable`]: this request got no answer; [`PullError::Misled`].
-    pub(crate) async fn answer_of_led(&self, request: RequestBuilder, url: &Url) -> Result<Response, PullError> {
+    pub(crate) async fn answer_of_led(
+        &self,
+        route: &Route,
+        request: impl Fn(&Client) -> RequestBuilder,
+        url: &Url,
+    ) -> Result<Response, PullError> {
         // Without the path, whose query may be a secret.
         let whom = format!("{}, to which {} leads,", url.host_str().unwrap_or_default(), self.name);
-        let answer = self.exchange(request, &whom, std::future::pending()).await;
+        let answer = self.exchange(route, request, &whom, std::future::pending()).await;
         answer.map_err(|error| match error {
             NoAnswer::Settled(error) => error,
             NoAnswer::Silent { reason, .. } => PullError::Unavailable(reason),
         })
     }
 
-    /// The HTTP client for a redirect's target. The registry itself is named by the administrator, and needs no check.
-    pub(crate) fn client_for(&self, from: Zone, url: &Url) -> Result<reqwest::Client, PullError> {
+    /// The route to a redirect's target. The registry itself is named by the administrator, and needs no check.
+    pub(crate) fn route_to(&self, from: Zone, url: &Url) -> Result<Route, PullError> {
         let is_registry = |endpoint: &Arc<Endpoint>| endpoint.url.origin() == url.origin();
         if self.endpoints.iter().any(is_registry) {
             return self.routes.registry(url);

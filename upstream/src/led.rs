@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use reqwest::{
-    Method, RequestBuilder, Response, StatusCode,
+    Client, Method, Response, StatusCode,
     header::{AUTHORIZATION, WWW_AUTHENTICATE},
 };
 use url::Url;
@@ -51,27 +51,33 @@ impl Upstream {
         url: &Url,
         token: Option<&Credential>,
     ) -> Result<Response, PullError> {
-        let request = |url: &Url| -> Result<RequestBuilder, PullError> {
-            let client = self.client_for(from, url)?;
-            Ok(ask.dress(client.request(ask.method.clone(), url.clone())))
-        };
         // The refusal of a HEAD says nothing about the host.
         let brings_bytes = ask.method != Method::HEAD;
         let faster = brings_bytes.then(|| self.rewrites.apply(url, Instant::now()));
         if let Some(faster) = faster.flatten() {
-            let answer = match request(&faster) {
-                Ok(request) => self.answer_of_led(request, &faster).await,
-                Err(error) => Err(error),
-            };
-            match answer {
+            match self.fetch_from(ask, from, &faster, None).await {
                 Ok(response) if !response.status().is_client_error() => return Ok(response),
                 _ => self.rewrites.failed(url, Instant::now()),
             }
         }
-        let mut request = request(url)?;
-        if let Some(token) = token {
-            request = request.header(AUTHORIZATION, token.header());
-        }
-        self.answer_of_led(request, url).await
+        self.fetch_from(ask, from, url, token).await
+    }
+
+    async fn fetch_from(
+        &self,
+        ask: Request<'_>,
+        from: Zone,
+        url: &Url,
+        token: Option<&Credential>,
+    ) -> Result<Response, PullError> {
+        let route = self.route_to(from, url)?;
+        let request = |client: &Client| {
+            let request = ask.dress(client.request(ask.method.clone(), url.clone()));
+            match token {
+                Some(token) => request.header(AUTHORIZATION, token.header()),
+                None => request,
+            }
+        };
+        self.answer_of_led(&route, request, url).await
     }
 }

@@ -76,16 +76,12 @@ impl RequestMetrics {
             .inc_by(bytes);
     }
 
-    /// `upstream`: as it is configured, so that a pattern is one label however many registries it stands for.
-    pub(crate) fn note<T>(&self, upstream: &str, took: Duration, result: &Result<T, PullError>) {
+    /// `upstream`: as it is configured, so that a pattern is one label however many registries it stands for. `by_mirror`: the mirror
+    /// has answered for it, whose failures are its own.
+    pub(crate) fn note<T>(&self, upstream: &str, by_mirror: bool, took: Duration, result: &Result<T, PullError>) {
         let answer = match result {
-            Ok(_) => "ok",
-            Err(PullError::Denied { .. } | PullError::Rejected { .. } | PullError::Withheld(_)) => "denied",
-            Err(PullError::Unknown(_) | PullError::UnknownUpstream(_)) => "unknown",
-            Err(PullError::TooManyRequests { .. }) => "too_many_requests",
-            Err(PullError::Unreachable(_)) => "unreachable",
-            Err(PullError::Unavailable(_)) => "unavailable",
-            Err(_) => "bad",
+            Err(error) if by_mirror && !error.is_refusal() => "mirror",
+            result => kind(result),
         };
         self.answers
             .get_or_create(&[("upstream", upstream.to_owned()), ("answer", answer.to_owned())])
@@ -93,5 +89,45 @@ impl RequestMetrics {
         self.seconds
             .get_or_create(&[("upstream", upstream.to_owned())])
             .observe(took.as_secs_f64());
+    }
+}
+
+fn kind<T>(result: &Result<T, PullError>) -> &'static str {
+    match result {
+        Ok(_) => "ok",
+        Err(PullError::Denied { .. } | PullError::Rejected { .. } | PullError::Withheld(_)) => "denied",
+        Err(PullError::Unknown(_) | PullError::UnknownUpstream(_)) => "unknown",
+        Err(PullError::TooManyRequests { .. }) => "too_many_requests",
+        Err(PullError::Unreachable(_)) => "unreachable",
+        Err(PullError::Unavailable(_)) => "unavailable",
+        Err(_) => "bad",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_that_a_peer_hears_from_its_mirror_is_counted_as_the_mirrors_and_a_verdict_is_not() {
+        let metrics = RequestMetrics::default();
+        let results: [Result<(), PullError>; 5] = [
+            Ok(()),
+            Err(PullError::Unknown("a".to_owned())),
+            Err(PullError::Unavailable("b".to_owned())),
+            Err(PullError::Unreachable("c".to_owned())),
+            Err(PullError::BadGateway("d".to_owned())),
+        ];
+        for result in &results {
+            for by_mirror in [false, true] {
+                metrics.note("a.io", by_mirror, Duration::ZERO, result);
+            }
+        }
+        let count = |answer: &str| {
+            let labels = [("upstream", "a.io".to_owned()), ("answer", answer.to_owned())];
+            metrics.answers.get_or_create(&labels).get()
+        };
+        let counted = ["ok", "unknown", "unavailable", "unreachable", "bad", "mirror"].map(count);
+        assert_eq!(counted, [2, 2, 1, 1, 1, 3]);
     }
 }

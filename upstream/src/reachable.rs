@@ -158,6 +158,11 @@ pub(crate) fn judge(from: Zone, target: Target<'_>, allowed: &[AllowedTarget]) -
             Place::In(Zone::Loopback) => "this machine itself",
             Place::In(Zone::Inside | Zone::Outside) => "inside the private network",
         },
+        from: match from {
+            Zone::Outside => "outside the private network or behind a proxy",
+            Zone::Inside => "inside the private network",
+            Zone::Loopback => "on this machine",
+        },
     })
 }
 
@@ -195,10 +200,12 @@ const KNOWN_INSIDE: [&str; 1] = ["*.oss-*-internal.aliyuncs.com"];
 
 /// A target that an upstream may not lead to.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{host}, which is {reason}")]
+#[error("{host}, which is {reason}: a registry {from} may lead there only with --allow-target {host}")]
 pub(crate) struct Refused {
     host: String,
     reason: &'static str,
+    /// The zone that the upstream has answered from, in words.
+    from: &'static str,
 }
 
 /// A target that the administrator lets upstreams lead to, whatever its address.
@@ -507,7 +514,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_names_the_host_and_what_is_there() {
+    fn a_refusal_names_the_host_what_is_there_and_the_setting() {
         let target = Target {
             host: "meta.evil.example",
             address: Ipv4Addr::new(169, 254, 169, 254).into(),
@@ -516,7 +523,8 @@ mod tests {
         let refused = judge(Zone::Outside, target, &[]).unwrap_err();
         assert_eq!(
             refused.to_string(),
-            "meta.evil.example, which is a cloud's metadata service"
+            "meta.evil.example, which is a cloud's metadata service: a registry outside the private network or behind a proxy may lead \
+             there only with --allow-target meta.evil.example"
         );
     }
 }

@@ -8,6 +8,7 @@
 
 use std::{
     collections::HashMap,
+    env,
     error::Error,
     io,
     net::{IpAddr, SocketAddr, UdpSocket},
@@ -17,23 +18,24 @@ use std::{
 use hyper_util::client::proxy::matcher::Matcher;
 use parking_lot::Mutex;
 use reqwest::{
-    Certificate, ClientBuilder, Identity, NoProxy, Proxy, Response,
+    ClientBuilder, NoProxy, Proxy, Response,
     dns::{Addrs, Name, Resolve, Resolving},
 };
+use rustls::ClientConfig;
 use url::{Host, Url};
 
 use crate::PullError;
 use crate::{
     answer::innermost,
-    config::HttpProxy,
+    config::{HttpProxy, ProxyUse},
     reachable::{AllowedTarget, Refused, Target, Zone, judge, judge_name, plain},
+    route::Route,
 };
 
 /// Recipe for this daemon's HTTP clients.
 pub(crate) struct Recipe {
     pub(crate) base: fn() -> ClientBuilder,
-    pub(crate) certificates: Vec<Certificate>,
-    pub(crate) identity: Option<Identity>,
+    pub(crate) tls: ClientConfig,
     pub(crate) proxy: HttpProxy,
     pub(crate) rules: Arc<Rules>,
 }
@@ -41,7 +43,7 @@ pub(crate) struct Recipe {
 /// Facts that do not change while the daemon runs.
 #[derive(Debug, Default)]
 pub(crate) struct Rules {
-    /// As it is configured.
+    /// As an error names it.
     pub(crate) upstream: String,
     pub(crate) allowed: Vec<AllowedTarget>,
     pub(crate) listeners: Vec<SocketAddr>,
@@ -84,7 +86,7 @@ struct Guard {
 
 /// The clients.
 pub(crate) struct Routes {
-    registry: reqwest::Client,
+    registry: Route,
     /// `None`: the registry is the site's mirror, which never redirects elsewhere.
     led: Option<Led>,
 }
@@ -93,16 +95,16 @@ struct Led {
     recipe: Recipe,
     matcher: Matcher,
     /// Each is made at the first request that needs it. At most one for each zone with each of this process's ports.
-    clients: Mutex<HashMap<Guard, reqwest::Client>>,
+    clients: Mutex<HashMap<Guard, Route>>,
     /// The registry's host follows from a name that clients choose, so that its address is judged too.
     is_wild: bool,
 }
 
 impl Routes {
     /// A client of the site's mirror, without redirects' targets.
-    pub(crate) fn to_mirror(client: reqwest::Client) -> Self {
+    pub(crate) fn to_mirror(mirror: Route) -> Self {
         Self {
-            registry: client,
+            registry: mirror,
             led: None,
         }
     }
@@ -110,17 +112,22 @@ impl Routes {
     /// # Errors
     /// As reqwest's.
     pub(crate) fn new(recipe: Recipe, is_wild: bool) -> reqwest::Result<Self> {
-        let (builder, matcher) = match &recipe.proxy {
-            HttpProxy::Environment => (recipe.builder(), Matcher::from_system()),
-            HttpProxy::None => (recipe.builder().no_proxy(), Matcher::builder().build()),
+        let (registry, matcher) = match &recipe.proxy {
+            HttpProxy::Environment => {
+                let proxies = environment_proxies()?;
+                let builder = || proxies.iter().cloned().fold(recipe.builder(), ClientBuilder::proxy);
+                (Route::new(builder)?, Matcher::from_system())
+            }
+            HttpProxy::None => (Route::new(|| recipe.builder().no_proxy())?, Matcher::builder().build()),
             HttpProxy::Url { url, no_proxy } => {
-                let proxy = Proxy::all(url.as_str())?.no_proxy(NoProxy::from_string(no_proxy));
+                let proxy =
+                    Proxy::all(HttpProxy::resolving_there(url.as_str()))?.no_proxy(NoProxy::from_string(no_proxy));
                 let matcher = Matcher::builder().all(url.as_str()).no(no_proxy.as_str());
-                (recipe.builder().proxy(proxy), matcher.build())
+                (Route::new(|| recipe.builder().proxy(proxy.clone()))?, matcher.build())
             }
         };
         Ok(Self {
-            registry: builder.build()?,
+            registry,
             led: Some(Led {
                 recipe,
                 matcher,
@@ -130,22 +137,22 @@ impl Routes {
         })
     }
 
-    /// The client for `url`, which the registry's configuration states.
+    /// The route to `url`, which the registry's configuration states.
     ///
     /// # Errors
     /// [`PullError::Misled`], where the configuration is a pattern.
-    pub(crate) fn registry(&self, url: &Url) -> Result<reqwest::Client, PullError> {
+    pub(crate) fn registry(&self, url: &Url) -> Result<Route, PullError> {
         match &self.led {
             Some(led) if led.is_wild => self.to(Zone::Inside, url),
             _ => Ok(self.registry.clone()),
         }
     }
 
-    /// The client for `url`, which a host in `from` has led to.
+    /// The route to `url`, which a host in `from` has led to.
     ///
     /// # Errors
     /// [`PullError::Misled`].
-    pub(crate) fn to(&self, from: Zone, url: &Url) -> Result<reqwest::Client, PullError> {
+    pub(crate) fn to(&self, from: Zone, url: &Url) -> Result<Route, PullError> {
         let Some(led) = &self.led else {
             let problem = "the mirror answered with a redirect, which mirrors never send";
             return Err(PullError::BadGateway(problem.to_owned()));
@@ -163,7 +170,7 @@ impl Routes {
             judge_name(from, host, &rules.allowed).map_err(misled)?;
             return Ok(self.registry.clone());
         }
-        led.client(guard)
+        led.route(guard)
     }
 
     /// The refusal that a request ended with, if it did.
@@ -192,13 +199,26 @@ impl Routes {
     }
 }
 
+/// None where reqwest's own reading of the environment does.
+fn environment_proxies() -> reqwest::Result<Vec<Proxy>> {
+    let proxies = HttpProxy::of_environment(|name| env::var(name).ok());
+    if !proxies.iter().any(|(_, url)| url.starts_with("socks5h://")) {
+        return Ok(Vec::new());
+    }
+    let proxies = proxies.into_iter().map(|(of, url)| {
+        let proxy = match of {
+            ProxyUse::Https => Proxy::https(url),
+            ProxyUse::Http => Proxy::http(url),
+            ProxyUse::All => Proxy::all(url),
+        };
+        Ok(proxy?.no_proxy(NoProxy::from_env()))
+    });
+    proxies.collect()
+}
+
 impl Recipe {
     fn builder(&self) -> ClientBuilder {
-        let builder = (self.base)().tls_certs_merge(self.certificates.iter().cloned());
-        match &self.identity {
-            Some(identity) => builder.identity(identity.clone()),
-            None => builder,
-        }
+        (self.base)().tls_backend_preconfigured(self.tls.clone())
     }
 }
 
@@ -219,22 +239,21 @@ impl Led {
         uri.is_ok_and(|uri| self.matcher.intercept(&uri).is_some())
     }
 
-    fn client(&self, guard: Guard) -> Result<reqwest::Client, PullError> {
+    fn route(&self, guard: Guard) -> Result<Route, PullError> {
         let mut clients = self.clients.lock();
-        if let Some(client) = clients.get(&guard) {
-            return Ok(client.clone());
+        if let Some(route) = clients.get(&guard) {
+            return Ok(route.clone());
         }
-        let resolver = Resolver {
+        let resolver = Arc::new(Resolver {
             guard,
             rules: Arc::clone(&self.recipe.rules),
-        };
+        });
         // Proxied requests use no such client; it would judge the proxy's own name.
-        let builder = self.recipe.builder().no_proxy().dns_resolver(Arc::new(resolver));
-        let client = builder
-            .build()
+        let builder = || self.recipe.builder().no_proxy().dns_resolver(Arc::clone(&resolver));
+        let route = Route::new(builder)
             .map_err(|error| PullError::Unavailable(format!("no client can be made: {}", innermost(&error))))?;
-        clients.insert(guard, client.clone());
-        Ok(client)
+        clients.insert(guard, route.clone());
+        Ok(route)
     }
 }
 
@@ -335,13 +354,9 @@ mod tests {
 
     fn routes(proxy: HttpProxy, is_wild: bool) -> Routes {
         let recipe = Recipe {
+            base: reqwest::Client::builder,
             // Without the machine's certificates.
-            base: || {
-                let authority = AuthorityKey::from_seed([1; 32]).public();
-                reqwest::Client::builder().tls_backend_preconfigured(client_config(authority, ServerRole::Mirror))
-            },
-            certificates: Vec::new(),
-            identity: None,
+            tls: client_config(AuthorityKey::from_seed([1; 32]).public(), ServerRole::Mirror),
             proxy,
             rules: Arc::new(rules(&["10.9.9.9"], &["127.0.0.1:65013"])),
         };

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use reqwest::{
-    Method, RequestBuilder, Response, StatusCode,
+    Client, Method, RequestBuilder, Response, StatusCode,
     header::{AUTHORIZATION, LOCATION, VIA, WWW_AUTHENTICATE},
 };
 use tracing::warn;
@@ -19,11 +19,14 @@ use crate::{
     exchange::NoAnswer,
     head::Worth,
     home::is_home,
+    mirror_answer,
     proof::Proof,
     reach::SILENCE,
     reachable::Zone,
     redirect,
     request::{Purpose, Request},
+    route::Route,
+    site_secret::SiteSecret,
     upstream::Upstream,
     wallet::Wallet,
 };
@@ -39,7 +42,7 @@ impl Upstream {
     /// # Errors
     /// [`PullError`].
     pub(crate) async fn ask(&self, ask: Request<'_>) -> Result<Response, PullError> {
-        let wallet = self.wallet(ask.caller).await?;
+        let wallet = self.wallet(ask.caller, ask.at).await?;
         let who = wallet.who();
         if ask.purpose != Purpose::Resume
             && let Some(refusal) = self.verdicts.refusal(&who, &ask.at.name, ask.path, Instant::now())
@@ -112,7 +115,8 @@ impl Upstream {
         let pass = self.enter(&endpoint.url, wallet, ask.purpose)?;
         let asked_at = Instant::now();
         let result = self.follow(endpoint, ask, wallet, pass).await;
-        self.asked.note(&self.label, asked_at.elapsed(), &result);
+        self.asked
+            .note(&self.label, self.node.is_some(), asked_at.elapsed(), &result);
         result
     }
 
@@ -144,6 +148,9 @@ impl Upstream {
         }
         let mut at = url.clone();
         let mut from = Zone::Loopback;
+        if self.node.is_some() && mirror_answer::is_failure(&response) {
+            return Err(mirror_answer::failure(response).await);
+        }
         for _ in 0..redirect::REDIRECTS_MAX {
             if !response.status().is_redirection() || !response.headers().contains_key(LOCATION) {
                 return self.judge(endpoint, ask, response, at != url);
@@ -173,6 +180,10 @@ impl Upstream {
                 require_cover(url, self.allow_plain_credentials, &self.name)?;
                 Ok(Some(credential.clone()))
             }
+            Wallet::Site(SiteSecret::RegistryToken(credential)) => {
+                require_cover(url, self.allow_plain_credentials, &self.name)?;
+                Ok(Some(credential.clone()))
+            }
             Wallet::Public | Wallet::Site(_) => {
                 let token = self.tokens.get(&wallet.token_key(scope), Instant::now());
                 Ok(token.and_then(|token| Credential::bearer(&token)))
@@ -187,8 +198,8 @@ impl Upstream {
         url: &Url,
         authorization: Option<&Credential>,
     ) -> Result<Response, PullError> {
-        let client = self.routes.registry(url)?;
-        let request = || {
+        let route = self.routes.registry(url)?;
+        let request = |client: &Client| {
             let request = ask.dress(client.request(ask.method.clone(), url.clone()));
             let request = request.header(VIA, self.via(ask.caller));
             let request = match authorization {
@@ -199,14 +210,14 @@ impl Upstream {
             signed.fold(request, |request, (name, value)| request.header(name, value))
         };
         // A download has a patience of its own, and no caller's request shows by itself that the endpoint is lost.
-        let answer = async |request| match ask.purpose.is_download() {
-            true => self.answer_of_registry(request).await,
-            false => self.answer_of_endpoint(request, endpoint).await,
+        let answer = async || match ask.purpose.is_download() {
+            true => self.answer_of_registry(&route, request).await,
+            false => self.answer_of_endpoint(&route, request, endpoint).await,
         };
         if !ask.purpose.is_download() {
             self.require_reach(endpoint).await?;
         }
-        let response = answer(request()).await?;
+        let response = answer().await?;
         let (status, headers) = (response.status(), response.headers());
         if !self
             .node
@@ -217,7 +228,7 @@ impl Upstream {
         }
         // Read to its end, so that the connection can be used again. What it says is known.
         let _ = read_body(response, AGAIN_BYTES_MAX).await;
-        answer(request()).await
+        answer().await
     }
 
     /// The exchange with an endpoint, which the daemon probes when this request gets no answer in time.
@@ -226,7 +237,8 @@ impl Upstream {
     /// [`PullError::Unreachable`]: the endpoint is lost. [`PullError::Unavailable`]: this request got no answer.
     async fn answer_of_endpoint(
         &self,
-        request: RequestBuilder,
+        route: &Route,
+        request: impl Fn(&Client) -> RequestBuilder,
         endpoint: &Arc<Endpoint>,
     ) -> Result<Response, PullError> {
         let lost = async {
@@ -236,7 +248,7 @@ impl Upstream {
                 None => std::future::pending().await,
             }
         };
-        let (reason, unconnected) = match self.exchange(request, &self.name, lost).await {
+        let (reason, unconnected) = match self.exchange(route, request, &self.name, lost).await {
             Ok(response) => return Ok(response),
             Err(NoAnswer::Settled(error)) => return Err(error),
             Err(NoAnswer::Silent { reason, unconnected }) => (reason, unconnected),

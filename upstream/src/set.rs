@@ -20,7 +20,7 @@ use piecemeal_proto::{AuthorityPublic, NodeId};
 use piecemeal_store::Repository;
 use piecemeal_tls::{ServerRole, client_config};
 use prometheus_client::registry::Registry;
-use reqwest::{Certificate, ClientBuilder, Identity};
+use reqwest::ClientBuilder;
 use url::Url;
 
 use crate::{Caller, ClientConfig, LiveDuration, NodeIdentity, PullError, UpstreamConfig};
@@ -36,8 +36,10 @@ use crate::{
     pings::Pings,
     public::PublicManifests,
     rewrite::{RewriteRule, Rewrites},
+    route::Route,
     routes::{Recipe, Routes, Rules},
     site_credentials::SiteCredentials,
+    trust::{self, Identity},
     upstream::Upstream,
     verdicts::Verdicts,
 };
@@ -48,6 +50,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// A peer asks its mirror more often than the mirror asks upstream, so that both together remember little longer than one alone.
 const AT_MIRROR_DIVISOR: u32 = 30;
+/// The longest time that a connection is kept without a request. NATs and load balancers forget it after a minute or more.
+const IDLE_MAX: Duration = Duration::from_secs(30);
+/// A connection without a byte is probed after this time and then at the next constant's interval; the kernel closes it when this many
+/// probes are lost.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_PROBES: u32 = 3;
 /// The most registries that the names with a `*` stand for at one time.
 const WILD_MAX: NonZeroUsize = NonZeroUsize::new(256).expect("more than none");
 
@@ -62,17 +71,15 @@ pub enum ClientError {
     Build(String),
 }
 
-/// A node's HTTP client for its site's mirror: redirects by hand, no proxy, no automatic decoding. Over TLS it trusts that
-/// mirror only.
+/// A node's HTTP clients for its site's mirror: redirects by hand, no proxy, no automatic decoding. Over TLS they trust
+/// that mirror only.
 ///
 /// # Panics
 /// Only when reqwest was built for another rustls.
-pub fn mirror_http_client(authority: AuthorityPublic) -> reqwest::Client {
-    client_builder()
-        .no_proxy()
-        .tls_backend_preconfigured(client_config(authority, ServerRole::Mirror))
-        .build()
-        .expect("a client that has its TLS configuration can always be built")
+pub fn mirror_route(authority: AuthorityPublic) -> Route {
+    let tls = client_config(authority, ServerRole::Mirror);
+    let builder = || client_builder().no_proxy().tls_backend_preconfigured(tls.clone());
+    Route::new(builder).expect("a client that has its TLS configuration can always be built")
 }
 
 fn client_builder() -> ClientBuilder {
@@ -80,7 +87,10 @@ fn client_builder() -> ClientBuilder {
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(CONNECT_TIMEOUT)
         .read_timeout(STALL_TIMEOUT)
-        .pool_idle_timeout(Duration::from_secs(60))
+        .pool_idle_timeout(IDLE_MAX)
+        .tcp_keepalive(KEEPALIVE)
+        .tcp_keepalive_interval(KEEPALIVE_INTERVAL)
+        .tcp_keepalive_retries(KEEPALIVE_PROBES)
         .tcp_nodelay(true)
         .http1_only()
         .user_agent(concat!("piecemeal/", env!("CARGO_PKG_VERSION")))
@@ -134,12 +144,12 @@ impl Upstreams {
         Self::made(configs, maker, |config| routes(config, common))
     }
 
-    /// Clients of the site's mirror, which is told which registry is meant and which node asks. `http`: from
-    /// [`mirror_http_client`].
+    /// Clients of the site's mirror, which is told which registry is meant and which node asks. `route`: from
+    /// [`mirror_route`].
     pub fn behind_mirror(
         names: impl Iterator<Item = String>,
         mirror: &Url,
-        http: &reqwest::Client,
+        route: &Route,
         node: NodeIdentity,
         common: &ClientConfig,
     ) -> Self {
@@ -154,7 +164,7 @@ impl Upstreams {
         let configs: Vec<_> = names
             .map(|name| UpstreamConfig::new(name, vec![mirror.clone()]))
             .collect();
-        match Self::made(&configs, maker, |_| Ok(Routes::to_mirror(http.clone()))) {
+        match Self::made(&configs, maker, |_| Ok(Routes::to_mirror(route.clone()))) {
             Ok(upstreams) => upstreams,
             Err(error) => unreachable!("the client is there already: {error}"),
         }
@@ -295,19 +305,20 @@ pub fn via(id: NodeId) -> String {
 }
 
 fn routes(config: &UpstreamConfig, common: &ClientConfig) -> Result<Routes, ClientError> {
-    let certificates = match &config.ca_file {
-        Some(path) => Certificate::from_pem_bundle(&read(path)?).map_err(content(path))?,
+    let authorities = match &config.ca_file {
+        Some(path) => trust::certificates(&read(path)?).map_err(content(path))?,
         None => Vec::new(),
     };
     let identity = match &config.client_certificate_file {
         Some(path) => Some(Identity::from_pem(&read(path)?).map_err(content(path))?),
         None => None,
     };
+    let tls = trust::client_config(authorities, identity).map_err(|error| ClientError::Build(error.to_string()))?;
     // Hosts in other settings are allowed by the administrator too.
     let token_servers = config.token_servers.iter().filter_map(|host| host.parse().ok());
     let rewritten = common.rewrites.iter().filter_map(RewriteRule::target);
     let rules = Rules {
-        upstream: config.name.clone(),
+        upstream: led_by(config),
         allowed: common
             .allowed_targets
             .iter()
@@ -319,13 +330,21 @@ fn routes(config: &UpstreamConfig, common: &ClientConfig) -> Result<Routes, Clie
     };
     let recipe = Recipe {
         base: client_builder,
-        certificates,
-        identity,
+        tls,
         proxy: common.proxy.clone(),
         rules: Arc::new(rules),
     };
     let is_wild = config.name.starts_with('*') && config.urls.iter().any(|url| url.as_str().contains('*'));
     Routes::new(recipe, is_wild).map_err(|error| ClientError::Build(innermost(&error)))
+}
+
+/// The registry as an error names it that tells where it leads: with its own host, where that is another than its name.
+fn led_by(config: &UpstreamConfig) -> String {
+    let host = config.urls.first().and_then(Url::host_str).unwrap_or_default();
+    match config.name.split(':').next() == Some(host) {
+        true => config.name.clone(),
+        false => format!("{} (at {host})", config.name),
+    }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ClientError> {
@@ -335,10 +354,10 @@ fn read(path: &Path) -> Result<Vec<u8>, ClientError> {
     })
 }
 
-fn content(path: &Path) -> impl Fn(reqwest::Error) -> ClientError + '_ {
-    |error| ClientError::Content {
+fn content(path: &Path) -> impl Fn(String) -> ClientError + '_ {
+    |problem| ClientError::Content {
         path: path.to_owned(),
-        problem: innermost(&error),
+        problem,
     }
 }
 
@@ -359,8 +378,8 @@ mod tests {
             asked: RequestMetrics::default(),
         };
         let pattern = UpstreamConfig::new("*.cr.test".to_owned(), vec!["http://*.cr.test".parse().unwrap()]);
-        let http = mirror_http_client(AuthorityKey::from_seed([1; 32]).public());
-        let upstreams = Upstreams::made(&[pattern], maker, |_| Ok(Routes::to_mirror(http.clone()))).unwrap();
+        let route = mirror_route(AuthorityKey::from_seed([1; 32]).public());
+        let upstreams = Upstreams::made(&[pattern], maker, |_| Ok(Routes::to_mirror(route.clone()))).unwrap();
         let get = |n: usize| upstreams.get(&format!("t{n}.cr.test")).unwrap();
         let (first, second) = (get(0), get(1));
         for n in 2..=WILD_MAX.get() {

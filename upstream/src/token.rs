@@ -5,11 +5,11 @@
 use std::time::Instant;
 
 use reqwest::{
-    Response, StatusCode,
-    header::{AUTHORIZATION, WWW_AUTHENTICATE},
+    Client, RequestBuilder, Response, StatusCode,
+    header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE},
 };
 use tracing::{debug, warn};
-use url::Url;
+use url::{Url, form_urlencoded};
 
 use crate::{Credential, PullError};
 use crate::{
@@ -20,6 +20,7 @@ use crate::{
     endpoint::Endpoint,
     home::is_home,
     reachable::Zone,
+    site_secret::SiteSecret,
     upstream::Upstream,
     verdicts::Who,
     wallet::Wallet,
@@ -50,14 +51,17 @@ impl Upstream {
             Wallet::Holder(_) => return Ok(None),
             _ if self.node.is_some() => return Ok(None),
             Wallet::Public => None,
-            Wallet::Site(credential) => Some(credential),
+            // The registry has refused it already.
+            Wallet::Site(SiteSecret::RegistryToken(_)) => return Ok(None),
+            Wallet::Site(SiteSecret::Nothing) => None,
+            Wallet::Site(secret) => Some(secret),
         };
         let Some(bearer) = Challenge::parse(challenge) else {
             let is_basic = challenge
                 .trim()
                 .get(..5)
                 .is_some_and(|scheme| scheme.eq_ignore_ascii_case("basic"));
-            return match site.filter(|_| is_basic) {
+            return match site.and_then(SiteSecret::password).filter(|_| is_basic) {
                 Some(credential) => {
                     require_cover(&endpoint.url, self.allow_plain_credentials, &self.name)?;
                     Ok(Some(credential.clone()))
@@ -101,22 +105,34 @@ impl Upstream {
         &self,
         url: Url,
         from: Zone,
-        site: Option<&Credential>,
+        site: Option<&SiteSecret>,
         key: Option<&str>,
     ) -> Result<Option<String>, PullError> {
-        let client = match self.client_for(from, &url) {
+        let route = match self.route_to(from, &url) {
             Err(PullError::Misled { .. }) => return Ok(None),
-            client => client?,
+            route => route?,
         };
         let who = if site.is_some() { Who::Site } else { Who::Public };
         let pass = self.breakers.enter(&url, who, RequestKind::Token, Instant::now())?;
-        let mut request = client.get(url.clone());
-        if let Some(credential) = site {
+        if site.is_some() {
             require_cover(&url, self.allow_plain_credentials, &self.name)?;
-            request = request.header(AUTHORIZATION, credential.header());
         }
         debug!(upstream = self.name, "asking for a token");
-        let response = match self.answer_of_led(request, &url).await {
+        let asked = match site {
+            Some(SiteSecret::IdentityToken(refresh)) => {
+                let request = |client: &Client| grant_request(client, &url, refresh);
+                self.answer_of_led(&route.fresh_alone(), request, &url).await
+            }
+            site => {
+                let password = site.and_then(SiteSecret::password).map(Credential::header);
+                let request = |client: &Client| match &password {
+                    Some(password) => client.get(url.clone()).header(AUTHORIZATION, password),
+                    None => client.get(url.clone()),
+                };
+                self.answer_of_led(&route, request, &url).await
+            }
+        };
+        let response = match asked {
             Err(PullError::Misled { .. }) => return Ok(None),
             response => response?,
         };
@@ -139,4 +155,28 @@ impl Upstream {
             .map_err(|_| PullError::BadGateway(format!("{}'s token server sent no token", self.name)))?;
         Ok(self.tokens.put(key, answer, Instant::now()))
     }
+}
+
+/// The request for a token by an identity token, which is OAuth 2's refresh token. `url`: with service and scope in its query.
+///
+/// Source: distribution's token specification, "OAuth2 Token Authentication"; RFC 6749, section 6.
+fn grant_request(client: &Client, url: &Url, refresh: &str) -> RequestBuilder {
+    let (of_form, of_query): (Vec<_>, Vec<_>) = url
+        .query_pairs()
+        .partition(|(key, _)| matches!(&**key, "service" | "scope"));
+    let mut at = url.clone();
+    at.set_query(None);
+    if !of_query.is_empty() {
+        at.query_pairs_mut().extend_pairs(&of_query);
+    }
+    let form = form_urlencoded::Serializer::new(String::new())
+        .append_pair("grant_type", "refresh_token")
+        .append_pair("client_id", "piecemeal")
+        .append_pair("refresh_token", refresh)
+        .extend_pairs(&of_form)
+        .finish();
+    let request = client
+        .post(at)
+        .header(CONTENT_TYPE, "application/x-www-form-urlencoded");
+    request.body(form)
 }

@@ -7,14 +7,14 @@ use std::time::Instant;
 use piecemeal_store::Repository;
 
 use crate::{Caller, Credential, PullError};
-use crate::{upstream::Upstream, verdicts::Who};
+use crate::{site_secret::SiteSecret, upstream::Upstream, verdicts::Who};
 
 /// With whose right a request is made.
 pub(crate) enum Wallet {
     Public,
     Holder(Credential),
-    /// The site's own user and password.
-    Site(Credential),
+    /// The site's own secret.
+    Site(SiteSecret),
 }
 
 impl Wallet {
@@ -61,10 +61,12 @@ impl Upstream {
         self.held.is_some() && (self.serves_site || caller.node.is_some())
     }
 
-    pub(crate) async fn wallet(&self, caller: &Caller) -> Result<Wallet, PullError> {
+    pub(crate) async fn wallet(&self, caller: &Caller, at: &Repository) -> Result<Wallet, PullError> {
         Ok(match (&caller.credential, &self.held) {
             (Some(credential), _) => Wallet::Holder(credential.clone()),
-            (None, Some(held)) if self.may_use_sites_right(caller) => Wallet::Site(held.credential(&self.name).await?),
+            (None, Some(held)) if self.may_use_sites_right(caller) => {
+                Wallet::Site(held.secret(&self.name, &at.name).await?)
+            }
             _ => Wallet::Public,
         })
     }
