@@ -54,6 +54,7 @@ pub use identity::{AGAIN_HEADER, Claim, NodeIdentity, Showing, Shown, TIME_HEADE
 pub use limits::Limits;
 pub use live::LiveDuration;
 pub use places::{CrowdedError, Place, Places};
+pub use public::PUBLIC_MAX;
 pub use reachable::AllowedTarget;
 pub use rewrite::RewriteRule;
 pub use set::{ClientError, Upstreams, matches_pattern, mirror_http_client, via};
