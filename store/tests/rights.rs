@@ -264,6 +264,7 @@ async fn what_was_public_before_a_restart_is_known_after_it_with_a_manifest() {
     manifest(&store, &repository("private"), "private").await;
     served(&store, "private", ALICE).await;
     store.close().await;
+    drop(store);
     let store = open(dir.path(), &clock);
     let known = store.public_manifests(3).await.unwrap();
     let mut names: Vec<_> = known.iter().map(|(at, digest)| (&*at.name, *digest)).collect();
@@ -281,6 +282,7 @@ async fn a_manifest_is_found_by_what_it_names_within_its_own_repository() {
     let naming = manifest(&store, &repository("app"), &text).await;
     manifest(&store, &repository("app"), "{}").await;
     store.close().await;
+    drop(store);
     let store = open(dir.path(), &clock);
     let found = |name: &'static str, digest| {
         let store = store.clone();
