@@ -6,7 +6,7 @@ use std::future::Future;
 
 use piecemeal_mirror::{Mirror, MirrorConfig};
 use piecemeal_peer::{Peer, PeerConfig};
-use piecemeal_proxy::{Cache, CacheConfig, ProxyConfig};
+use piecemeal_proxy::{Cache, ProxyConfig};
 use piecemeal_runtimes::{Controller, ControllerConfig};
 use piecemeal_scheduler::{Scheduler, SchedulerConfig};
 use piecemeal_webhook::{Webhook, WebhookConfig};
@@ -30,14 +30,14 @@ pub(crate) trait Daemon: Sized + Send + Sync + 'static {
     fn cache(&self) -> Option<Cache>;
     /// Drains: lets requests that are in progress end.
     fn shutdown(self) -> impl Future<Output = ()> + Send;
-    /// The configuration of its cache, if it has one.
-    fn cache_config(config: &mut Self::Config) -> Option<&mut CacheConfig>;
+    /// The configuration of its proxy, if it is one.
+    fn proxy_config(config: &mut Self::Config) -> Option<&mut ProxyConfig>;
     /// The flags whose values the system may refuse, each with its value.
     fn claims(config: &Self::Config) -> Vec<(&'static str, String)>;
 }
 
 macro_rules! daemon {
-    ($daemon:ty, $config:ty, $name:literal, apply: $apply:expr, cache: $cache:expr, cache_config: $cache_config:expr, claims: $claims:expr) => {
+    ($daemon:ty, $config:ty, $name:literal, apply: $apply:expr, cache: $cache:expr, proxy_config: $proxy_config:expr, claims: $claims:expr) => {
         impl Daemon for $daemon {
             const NAME: &'static str = $name;
             type Config = $config;
@@ -72,9 +72,9 @@ macro_rules! daemon {
                 <$daemon>::shutdown(self).await;
             }
 
-            fn cache_config(config: &mut $config) -> Option<&mut CacheConfig> {
-                let cache_config: fn(&mut $config) -> Option<&mut CacheConfig> = $cache_config;
-                cache_config(config)
+            fn proxy_config(config: &mut $config) -> Option<&mut ProxyConfig> {
+                let proxy_config: fn(&mut $config) -> Option<&mut ProxyConfig> = $proxy_config;
+                proxy_config(config)
             }
 
             fn claims(config: &$config) -> Vec<(&'static str, String)> {
@@ -91,7 +91,7 @@ daemon!(
     "mirror",
     apply: Mirror::apply,
     cache: |mirror| Some(mirror.cache()),
-    cache_config: |config| Some(&mut config.proxy.cache),
+    proxy_config: |config| Some(&mut config.proxy),
     claims: |config| claims(&config.proxy)
 );
 daemon!(
@@ -100,7 +100,7 @@ daemon!(
     "scheduler",
     apply: Scheduler::apply,
     cache: |_| None,
-    cache_config: |_| None,
+    proxy_config: |_| None,
     claims: |config| vec![("--listen", config.listen.to_string())]
 );
 daemon!(
@@ -109,7 +109,7 @@ daemon!(
     "peer",
     apply: Peer::apply,
     cache: |peer| Some(peer.cache()),
-    cache_config: |config| Some(&mut config.proxy.cache),
+    proxy_config: |config| Some(&mut config.proxy),
     claims: |config| claims(&config.proxy)
 );
 
@@ -120,7 +120,7 @@ daemon!(
     // Its only live setting is its process's: the log.
     apply: |_, _| {},
     cache: |_| None,
-    cache_config: |_| None,
+    proxy_config: |_| None,
     claims: |config| vec![("--listen", config.listen.to_string())]
 );
 
@@ -131,7 +131,7 @@ daemon!(
     // Its only live setting is its process's: the log.
     apply: |_, _| {},
     cache: |_| None,
-    cache_config: |_| None,
+    proxy_config: |_| None,
     claims: |config| vec![("--root", config.root.display().to_string())]
 );
 

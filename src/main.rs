@@ -4,6 +4,7 @@ mod admin;
 mod cli;
 mod config;
 mod daemon;
+mod handover;
 mod runtime_restart;
 
 use std::process::ExitCode;

@@ -5,10 +5,11 @@ mod support;
 
 use std::{fs, net::SocketAddr, net::SocketAddrV4};
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 use support::{
-    Blob, CONFIG, Cluster, DockerRegistry, HOST, Home, INDEX, Image, Keys, LAYER, MANIFEST, Mirror, MirrorOptions,
-    ORIGIN_IP, Request, Response, Site, architecture,
+    Blob, CONFIG, Cluster, CommandOutcome, DockerRegistry, FakeUpstream, HOST, Home, INDEX, Image, Keys, LAYER,
+    MANIFEST, Mirror, MirrorOptions, ORIGIN_IP, Request, Response, Site, architecture, sha256,
 };
 
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
@@ -17,7 +18,8 @@ const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
 
 /// The ports that clients speak to, as a node reaches them.
-const ROUTES: [(&str, &str); 2] = [("mirror", "10.88.0.2:65011"), ("peer", "127.0.0.1:65001")];
+const ROUTES: [(&str, &str); 2] = [("mirror", "10.88.0.2:65011"), ("peer", PEER)];
+const PEER: &str = "127.0.0.1:65001";
 
 fn site() -> support::SiteBuilder {
     Site::builder().nodes(1).wan_mbit(200).lan_mbit(400)
@@ -335,4 +337,161 @@ fn a_mirror_behind_a_mirror_serves_what_the_registry_has() {
             );
         }
     }
+}
+
+/// The digest of a signed manifest's payload, and its bytes: the payload, with a signature before its last line.
+fn signed_manifest(layer: &Blob) -> Blob {
+    let payload = format!(
+        "{{\n   \"schemaVersion\": 1,\n   \"name\": \"library/app\",\n   \"fsLayers\": [{{\"blobSum\": \"{}\"}}]\n}}",
+        layer.digest
+    );
+    let (head, tail) = payload.split_at(payload.len() - 2);
+    let encode = |text: &str| URL_SAFE_NO_PAD.encode(text);
+    let protected = encode(&json!({ "formatLength": head.len(), "formatTail": encode(tail) }).to_string());
+    let signature = json!([{ "header": { "alg": "ES256" }, "signature": "x", "protected": protected }]);
+    let bytes = format!("{head},\n   \"signatures\": {signature}{tail}").into_bytes();
+    Blob {
+        digest: sha256(payload.as_bytes()),
+        size: bytes.len() as u64,
+        media_type: "application/vnd.docker.distribution.manifest.v1+prettyjws",
+        bytes,
+    }
+}
+
+/// A site whose registry has an image and whatever else it is given.
+fn odd_registry() -> (Cluster, FakeUpstream, Image) {
+    let fake = SocketAddrV4::new(ORIGIN_IP, 5001);
+    let cluster = Cluster::cold_with(site(), |options| {
+        options.mirror.upstreams = vec![format!("{HOST}=http://{fake}")];
+        options.peer.upstreams.clone_from(&options.mirror.upstreams);
+    });
+    let image = Image::new("library/app", "v1").layer_bytes(&[90_000]);
+    let upstream = FakeUpstream::start(cluster.site.origin(), fake, &image);
+    (cluster, upstream, image)
+}
+
+fn piecemeal(netns: &support::Netns, arguments: &[&str]) -> CommandOutcome {
+    let mut command = netns.command(env!("CARGO_BIN_EXE_piecemeal"));
+    CommandOutcome::of(command.args(arguments), std::time::Instant::now())
+}
+
+#[test]
+fn a_signed_manifest_passes_under_the_digest_of_its_payload() {
+    let (cluster, upstream, image) = odd_registry();
+    let signed = signed_manifest(&image.layers()[0]);
+    upstream.add_blob(&signed);
+    for (name, port) in ROUTES {
+        let target = format!("/v2/library/app/manifests/{}?ns={HOST}", signed.digest);
+        let address: SocketAddr = port.parse().expect("an address");
+        for request in [Request::get(address, &target), Request::head(address, &target)] {
+            let asked = format!("{} {name}", request.method());
+            let answer = request.send_from(cluster.site.node(0)).expect("an answer");
+            assert_is(&answer, &signed, &asked);
+        }
+    }
+    let config = image.blobs().next().expect("a config");
+    let mut forged = signed_manifest(config);
+    forged.bytes = String::from_utf8(forged.bytes)
+        .expect("JSON")
+        .replace(",\n   \"signatures\"", ",\n   \"name\": \"other\", \"signatures\"")
+        .into_bytes();
+    upstream.add_blob(&forged);
+    let target = format!("/v2/library/app/manifests/{}?ns={HOST}", forged.digest);
+    for (_, port) in ROUTES {
+        let request = Request::get(port.parse().expect("an address"), &target);
+        let answer = request.send_from(cluster.site.node(0)).expect("an answer");
+        assert!(answer.status >= 500, "{}", answer.status);
+    }
+}
+
+#[test]
+fn what_an_image_does_not_need_from_its_registry_stops_no_pull_and_no_warming() {
+    let (cluster, upstream, image) = odd_registry();
+    let (config, layer) = (image.blobs().next().expect("a config"), &image.layers()[0]);
+    let of = |blob: &Blob, media_type| json!({ "mediaType": media_type, "digest": blob.digest, "size": blob.size });
+    let (config, layer) = (of(config, CONFIG), of(layer, LAYER));
+    let foreign = json!({
+        "mediaType": "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "digest": sha256(b"nowhere"), "size": 7,
+        "urls": ["https://a.test/layer"],
+    });
+    let empty = json!({
+        "mediaType": "application/vnd.oci.empty.v1+json", "digest": sha256(b"{}"), "size": 2, "data": "e30=",
+    });
+    let unknown = json!({ "mediaType": LAYER, "digest": format!("blake3:{}", "a".repeat(64)), "size": 1 });
+    let wrong = json!({ "mediaType": LAYER, "digest": sha256(b"gone"), "size": 4, "data": "e30=" });
+    let chart = [
+        (
+            "application/vnd.cncf.helm.config.v1+json",
+            r#"{"name":"demo","version":"1.2.3+build.7"}"#,
+        ),
+        ("application/vnd.cncf.helm.chart.content.v1.tar+gzip", "a chart"),
+    ];
+    let chart = chart.map(|(media_type, text)| {
+        let blob = Blob::new(media_type, text.into());
+        upstream.add_blob(&blob);
+        of(&blob, media_type)
+    });
+    let manifest_of =
+        |config: &Value, layers: &[&Value]| manifest(MANIFEST, json!({ "config": config, "layers": layers }));
+    let plain = manifest_of(&config, &[&layer]);
+    let mut entries = vec![of(&plain, MANIFEST), unknown.clone()];
+    entries[0]["platform"] = json!({ "architecture": architecture(), "os": "linux" });
+    let node = cluster.site.node(0);
+    for (name, top, is_whole, left_out) in [
+        (
+            "foreign",
+            manifest_of(&config, &[&foreign, &layer]),
+            true,
+            Some("foreign layer"),
+        ),
+        ("inline", manifest_of(&empty, &[&layer]), true, None),
+        ("only inline", manifest_of(&empty, &[&empty]), true, None),
+        (
+            "unknown algorithm",
+            manifest_of(&config, &[&unknown, &layer]),
+            true,
+            Some("blake3:"),
+        ),
+        ("index", manifest(INDEX, json!({ "manifests": entries })), true, None),
+        ("chart", manifest_of(&chart[0], &[&chart[1]]), true, None),
+        ("wrong data", manifest_of(&config, &[&wrong]), false, None),
+    ] {
+        for blob in [&plain, &top] {
+            upstream.add_blob(blob);
+        }
+        let pulled = piecemeal(node, &["pull", &format!("{PEER}/{HOST}/library/app@{}", top.digest)]);
+        assert_eq!(pulled.ok, is_whole, "{name}: {}", pulled.output);
+        let image = format!("{HOST}/library/app@{}", top.digest);
+        let warmed = piecemeal(
+            cluster.site.mirror(),
+            &["cache", "warm", &image, "--admin", "http://127.0.0.1:65013"],
+        );
+        assert_eq!(warmed.ok, is_whole, "{name}: {}", warmed.output);
+        if let Some(left_out) = left_out {
+            for output in [&pulled.output, &warmed.output] {
+                assert!(output.contains("left out"), "{name}: {output}");
+            }
+            assert!(pulled.output.contains(left_out), "{name}: {}", pulled.output);
+        }
+    }
+    let other = piecemeal(
+        node,
+        &[
+            "pull",
+            &format!("{PEER}/{HOST}/library/app:v1"),
+            "--platform",
+            "windows/amd64",
+        ],
+    );
+    assert!(
+        !other.ok && other.output.contains("not for windows/amd64"),
+        "{}",
+        other.output
+    );
+    let same = format!("linux/{}", architecture());
+    let same = piecemeal(
+        node,
+        &["pull", &format!("{PEER}/{HOST}/library/app:v1"), "--platform", &same],
+    );
+    assert!(same.ok, "{}", same.output);
 }

@@ -483,6 +483,21 @@ fn a_registry_that_fails_behind_its_front_door_is_lost_and_one_repository_that_f
 }
 
 #[test]
+fn a_restart_takes_nothing_from_what_counts_while_a_registry_fails_behind_its_front_door() {
+    let mut story = Story::new(&VERDICT_TTL);
+    story.has_all(PEER, &story.public, None, "cold");
+    story.has_all(PEER, &story.private, Some(&alice()), "cold");
+    thread::sleep(VERDICT_OVER);
+    // What is public, and so is asked for to find out whether the registry is lost, is not pulled again before it fails.
+    story.cluster.restart_daemons();
+    story.mood().broken = Some(503);
+    story.has_all(PEER, &story.public, None, "all of it fails after a restart");
+    story.has_all(PEER, &story.private, Some(&alice()), "all of it fails after a restart");
+    story.has_all(PEER, &story.private, None, "all of it fails after a restart");
+    story.has_nothing(MIRROR, None, "all of it fails after a restart");
+}
+
+#[test]
 fn slow_lists_and_slow_items_close_a_registry_for_no_caller() {
     let story = Story::new(&[]);
     let fresh: Vec<_> = (0..20)

@@ -581,3 +581,34 @@ fn a_tls_hello_on_a_plain_port_is_answered_in_words_that_its_client_understands(
     assert!(answer.starts_with("HTTP/1.1 400 "), "{answer:?}");
     assert!(answer.contains("plain HTTP"), "{answer:?}");
 }
+
+/// Larger than what is read into memory to find its size.
+const LARGE: usize = 66 << 20;
+
+#[test]
+fn a_size_that_only_the_manifest_states_is_found_again_after_a_restart() {
+    let mut story = story(&[&fake()], |_| {});
+    story.image = Image::new("library/large", "v1").layer_bytes(&[LARGE, 70_000]);
+    story.upstream.add_image(&story.image);
+    for layer in story.image.layers() {
+        story.upstream.behave(&layer.digest, Behaviour::NoContentLength);
+    }
+    assert_eq!(story.by_tag(PEER).status, 200);
+    story.cluster.restart_daemons();
+    for (port, layer) in [MIRROR, PEER]
+        .iter()
+        .flat_map(|port| story.image.layers().iter().map(move |layer| (port, layer)))
+    {
+        let target = format!("/v2/{}/blobs/{}?ns={HOST}", story.image.repository(), layer.digest);
+        let head = story.send(Request::head(address(port), &target));
+        let length = head.headers.get("content-length").map(str::to_owned);
+        assert_eq!((head.status, length), (200, Some(layer.size.to_string())), "{port}");
+        let got = story.send(Request::get(address(port), &target).patience(Duration::from_secs(60)));
+        assert!(
+            got.status == 200 && got.body == layer.bytes,
+            "{port}: {} {}",
+            got.status,
+            got.body.len()
+        );
+    }
+}

@@ -3,7 +3,7 @@
 //! Invariant: a client that speaks TLS to a port without it gets an answer in plain HTTP. containerd tries TLS first at
 //! `localhost`, and goes on without it only when the answer begins with `HTTP/`.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use axum::Router;
 use piecemeal_tls::{Acceptor, Opening, SiteStream, opening};
@@ -13,7 +13,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{Greet, Limits, Share, serve_http};
+use crate::{Greet, Limits, Linger, Share, serve_http};
 
 const LIMITS: Limits = Limits {
     port: "registry",
@@ -25,24 +25,16 @@ const LIMITS: Limits = Limits {
     idle_max: Duration::from_secs(90),
     // containerd gives a pull up that has made no progress for five minutes.
     take_max: Duration::from_secs(600),
-    drain_max: Duration::from_secs(60),
+    linger: Linger {
+        quiet: Duration::from_secs(3),
+        time_max: Duration::from_secs(30),
+    },
+    drain_max: Duration::from_secs(30),
 };
 
 const NOT_TLS: &[u8] =
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 44\r\nConnection: close\r\n\r\n\
     this port speaks plain HTTP: use http://...\n";
-
-/// Binds all of `addresses`.
-///
-/// # Errors
-/// The first address that cannot be bound, and why.
-pub async fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, (SocketAddr, io::Error)> {
-    let mut listeners = Vec::new();
-    for &address in addresses {
-        listeners.push(TcpListener::bind(address).await.map_err(|error| (address, error))?);
-    }
-    Ok(listeners)
-}
 
 /// The OCI clients of a daemon. They are drained first when it stops.
 #[derive(Default)]
@@ -54,7 +46,7 @@ pub struct Clients {
 impl Clients {
     /// Serves `router` on every listener. `tls`: for clients that begin with a TLS handshake. `share`: of the connections, for
     /// one address.
-    pub fn serve(&self, listeners: Vec<TcpListener>, router: &Router, tls: Option<&Acceptor>, share: Share) {
+    pub fn serve(&self, listeners: Vec<Arc<TcpListener>>, router: &Router, tls: Option<&Acceptor>, share: Share) {
         for listener in listeners {
             let reception = Reception { tls: tls.cloned() };
             let limits = Limits { share, ..LIMITS };
@@ -63,7 +55,7 @@ impl Clients {
         }
     }
 
-    /// Takes no more connections, and lets the open streams end, for a minute at most.
+    /// Goes on while pulls are under way, then takes no more connections and lets the open streams end: for a minute at most.
     pub async fn drain(self) {
         self.stop.cancel();
         self.tracker.close();

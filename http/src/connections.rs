@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     SlotPolicy,
+    linger::Requests,
     parties::SlotId,
     pulse::{Meter, Pulse, is_stuck},
     slots::{Expired, Slots},
@@ -26,6 +27,8 @@ pub(crate) struct Connections {
 pub(crate) struct Table {
     pub(crate) slots: Slots,
     pub(crate) held: HashMap<SlotId, Held>,
+    /// When the last request ended.
+    pub(crate) ended: Option<Duration>,
     /// When a full port was last logged.
     pub(crate) told: Option<Instant>,
 }
@@ -44,6 +47,7 @@ impl Connections {
         let table = Table {
             slots: Slots::new(policy),
             held: HashMap::new(),
+            ended: None,
             told: None,
         };
         Self {
@@ -83,6 +87,14 @@ impl Table {
                     held.before = meter;
                 }
             }
+        }
+    }
+
+    /// The requests of all connections.
+    pub(crate) fn requests(&self) -> Requests {
+        Requests {
+            are_under_way: self.held.values().any(|held| held.uses > 0),
+            ended: self.ended,
         }
     }
 

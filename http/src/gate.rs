@@ -5,12 +5,12 @@
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use rustix::process::{Resource, getrlimit};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::{
-    Slot, SlotPolicy,
+    Linger, Slot, SlotPolicy,
     connections::{Connections, Held, Table},
     pulse::{Meter, Pulse},
 };
@@ -59,6 +59,15 @@ impl Gate {
         }
     }
 
+    /// Returns when a port that is told to stop now takes no more connections.
+    pub async fn linger(&self, linger: Linger) {
+        let told = self.0.now();
+        let lasts = || linger.lasts(told, self.0.now(), self.0.table.lock().requests());
+        while lasts() {
+            sleep(LINGER_LOOK_EVERY).await;
+        }
+    }
+
     /// Connections with a slot.
     pub fn len(&self) -> usize {
         self.0.table.lock().slots.len()
@@ -99,6 +108,8 @@ pub fn descriptors_max() -> usize {
 
 /// Interval of the sweep: how long after its deadline a connection may be closed.
 const SWEEP_EVERY: Duration = Duration::from_millis(500);
+/// Interval between two looks at the requests of a port that is told to stop.
+const LINGER_LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Shortest interval between warnings of a full port.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 

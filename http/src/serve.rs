@@ -1,9 +1,15 @@
 //! HTTP server of one listener: bounds its connections, their idle time and their end.
 //!
 //! Invariant: a connection that is not used, or whose answer is not taken, is closed in time, and at once when another needs
-//! its slot. A new connection never waits to be accepted.
+//! its slot. A new connection never waits to be accepted. A port that is told to stop answers whatever has connected to it.
 
-use std::{convert::Infallible, io, net::SocketAddr};
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
 
 use axum::{Router, extract::ConnectInfo};
 use hyper::{
@@ -24,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::{
-    Gate, SendfileQueue, Share, Slot, SlotPolicy, Watched,
+    Gate, Linger, SendfileQueue, Share, Slot, SlotPolicy, Watched,
     answer::{Answer, Busy},
     descriptors_max,
     sendfile::SendfileStream,
@@ -46,7 +52,9 @@ pub struct Limits {
     pub idle_max: Duration,
     /// Longest time that a receiver may take nothing, or next to nothing, of the bytes that are ready for it.
     pub take_max: Duration,
-    /// Longest time that answers may take to end once the listener is told to stop.
+    /// The time for which the listener still takes connections once it is told to stop.
+    pub linger: Linger,
+    /// Longest time that answers may take to end after that.
     pub drain_max: Duration,
 }
 
@@ -63,49 +71,101 @@ impl Greet for () {
     }
 }
 
-/// Serves until `stop`, then lets the answers that are under way end.
+/// Serves until `stop`, lingers, and lets the answers that are under way end.
 ///
 /// Requests carry their sender's address as [`ConnectInfo`], their connection's [`Slot`], and over a plain connection its
 /// [`SendfileQueue`].
 pub async fn serve_http<G: Greet>(
-    listener: TcpListener,
+    listener: impl Into<Arc<TcpListener>> + Send,
     greet: G,
     router: Router,
     limits: Limits,
     stop: CancellationToken,
 ) {
-    let gate = Gate::new(limits.port, limits.policy(&listener));
-    let mut connections = JoinSet::new();
-    let accepting = async {
+    let listener = listener.into();
+    let mut port = Port {
+        gate: Gate::new(limits.port, limits.policy(&listener)),
+        greet,
+        router,
+        limits,
+        ending: CancellationToken::new(),
+        connections: JoinSet::new(),
+    };
+    let gate = port.gate.clone();
+    let serving = async {
         loop {
             let (stream, remote) = accept(&listener).await;
-            while connections.try_join_next().is_some() {}
-            let Some(slot) = gate.admit(remote.ip()) else {
-                continue;
-            };
-            let (greet, router, stop) = (greet.clone(), router.clone(), stop.clone());
-            connections.spawn(async move {
-                let closed = slot.closed().clone();
-                let taken = take(stream, remote, slot, greet, router, limits, stop);
-                match closed.run_until_cancelled(taken).await {
-                    Some(Ok(())) => {}
-                    Some(Err(error)) => {
-                        debug!(peer.address = %remote, %error, "a connection of {remote} failed: {error}");
-                    }
-                    None => debug!(peer.address = %remote, "a connection of {remote} was late, or gave way to another"),
-                }
-            });
+            port.admit(stream, remote);
         }
     };
-    let serving = async {
-        tokio::select! {
-            () = accepting => {}
-            () = gate.sweep() => {}
-        }
+    let lingering = async {
+        stop.cancelled().await;
+        gate.linger(limits.linger).await;
     };
-    stop.run_until_cancelled(serving).await;
+    tokio::select! {
+        () = serving => {}
+        () = gate.sweep() => {}
+        () = lingering => {}
+    }
+    // The kernel resets what waits in a socket that is closed.
+    while let Some((stream, remote)) = waiting(&listener) {
+        port.admit(stream, remote);
+    }
     drop(listener);
-    drain(connections, limits.drain_max).await;
+    port.drain().await;
+}
+
+/// An open port, and its connections.
+struct Port<G> {
+    gate: Gate,
+    greet: G,
+    router: Router,
+    limits: Limits,
+    /// Cancelled when connections have to end after the answer that is under way.
+    ending: CancellationToken,
+    connections: JoinSet<()>,
+}
+
+impl<G: Greet> Port<G> {
+    fn admit(&mut self, stream: TcpStream, remote: SocketAddr) {
+        while self.connections.try_join_next().is_some() {}
+        let Some(slot) = self.gate.admit(remote.ip()) else {
+            return;
+        };
+        let (greet, router, limits, ending) = (
+            self.greet.clone(),
+            self.router.clone(),
+            self.limits,
+            self.ending.clone(),
+        );
+        self.connections.spawn(async move {
+            let closed = slot.closed().clone();
+            let taken = take(stream, remote, slot, greet, router, limits, ending);
+            match closed.run_until_cancelled(taken).await {
+                Some(Ok(())) => {}
+                Some(Err(error)) => {
+                    debug!(peer.address = %remote, %error, "a connection of {remote} failed: {error}");
+                }
+                None => debug!(peer.address = %remote, "a connection of {remote} was late, or gave way to another"),
+            }
+        });
+    }
+
+    async fn drain(self) {
+        if self.limits.linger.time_max > Duration::ZERO && !self.connections.is_empty() {
+            sleep(FIRST_REQUEST_TIME).await;
+        }
+        self.ending.cancel();
+        drain(self.connections, self.limits.drain_max).await;
+    }
+}
+
+/// A connection that waits in the listener, if there is one.
+fn waiting(listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
+    match listener.poll_accept(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(accepted) => accepted.ok(),
+        Poll::Pending => None,
+    }
 }
 
 async fn drain(mut connections: JoinSet<()>, drain_max: Duration) {
@@ -238,4 +298,6 @@ const LISTENERS: usize = 4;
 const GREET_MAX: Duration = Duration::from_secs(15);
 const FIRST_BYTE_MAX: Duration = Duration::from_secs(5);
 const HEAD_MAX: Duration = Duration::from_secs(10);
+/// Time for the first request of a connection that came just before its port closed.
+const FIRST_REQUEST_TIME: Duration = Duration::from_millis(200);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -72,7 +72,13 @@ impl Slot {
     fn finish_all(&self, ended: usize) {
         let now = self.0.connections.now();
         let mut table = self.0.connections.table.lock();
-        let Table { slots, held, .. } = &mut *table;
+        let Table {
+            slots,
+            held,
+            ended: last_ended,
+            ..
+        } = &mut *table;
+        *last_ended = Some(now);
         if let Some(held) = held.get_mut(&self.0.id) {
             held.uses = held.uses.saturating_sub(ended);
             if held.uses == 0 {
@@ -127,8 +133,11 @@ impl Slot {
 
 impl Drop for Taken {
     fn drop(&mut self) {
+        let now = self.connections.now();
         let mut table = self.connections.table.lock();
-        table.held.remove(&self.id);
+        if table.held.remove(&self.id).is_some_and(|held| held.uses > 0) {
+            table.ended = Some(now);
+        }
         table.slots.leave(self.id);
     }
 }

@@ -11,7 +11,7 @@ use std::{
 use axum::{Router, body::Body, routing::get};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, future::join_all, stream};
-use piecemeal_http::{Greet, Limits, Share, serve_http};
+use piecemeal_http::{Greet, Limits, Linger, Share, serve_http};
 use piecemeal_proto::AuthorityKey;
 use piecemeal_tls::{Acceptor, ServerRole, SiteStream};
 use tokio::{
@@ -29,6 +29,7 @@ const LIMITS: Limits = Limits {
     busy_give_way: false,
     idle_max: Duration::from_secs(60),
     take_max: Duration::from_secs(60),
+    linger: Linger::NONE,
     drain_max: Duration::from_secs(1),
 };
 /// Longer than an answer takes on a busy machine, shorter than any limit here.

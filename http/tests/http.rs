@@ -7,7 +7,7 @@ use std::{net::SocketAddr, time::Duration};
 use axum::{Extension, Router, body::Body, extract::Path, response::Response, routing::get};
 use bytes::Bytes;
 use futures_util::stream;
-use piecemeal_http::{EXTENT_BYTES_MAX, Limits, SendfileQueue, Share, serve_http};
+use piecemeal_http::{EXTENT_BYTES_MAX, Limits, Linger, SendfileQueue, Share, serve_http};
 use piecemeal_proto::{Digest, PieceMap};
 use piecemeal_store::{Blob, Env, Store, StoreConfig};
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
@@ -25,6 +25,7 @@ const LIMITS: Limits = Limits {
     busy_give_way: false,
     idle_max: Duration::from_secs(10),
     take_max: Duration::from_secs(10),
+    linger: Linger::NONE,
     drain_max: Duration::from_secs(10),
 };
 
@@ -181,4 +182,50 @@ async fn a_file_that_lost_its_end_ends_the_answer_short_of_its_length() {
     let head = String::from_utf8_lossy(&all);
     assert!(ended.is_ok(), "a clean end, not a reset");
     assert!(head.starts_with("HTTP/1.1 200") && head.ends_with("\r\n\r\n"), "{head}");
+}
+
+/// A port that lingers for longer than a test takes, and is told to stop once it has answered `requests`.
+async fn stopped(requests: usize) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+    let long = Duration::from_secs(60);
+    let linger = Linger {
+        quiet: long,
+        time_max: long,
+    };
+    let router = Router::new().route("/", get(|| async { "ok" }));
+    let limits = Limits { linger, ..LIMITS };
+    let serving = tokio::spawn(serve_http(listener, (), router, limits, stop.clone()));
+    for _ in 0..requests {
+        assert!(ask_once(address).await.unwrap().ends_with("ok"));
+    }
+    stop.cancel();
+    if requests == 0 {
+        serving.await.unwrap();
+    }
+    address
+}
+
+async fn ask_once(address: SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+        .await?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await?;
+    Ok(text)
+}
+
+#[tokio::test]
+async fn a_port_that_is_told_to_stop_in_the_middle_of_a_pull_takes_its_next_connections() {
+    let address = stopped(1).await;
+    for _ in 0..3 {
+        assert!(ask_once(address).await.unwrap().ends_with("ok"));
+    }
+}
+
+#[tokio::test]
+async fn a_port_that_is_told_to_stop_without_a_pull_closes_at_once() {
+    let address = stopped(0).await;
+    assert!(ask_once(address).await.is_err());
 }

@@ -15,6 +15,7 @@ mod piece;
 mod piece_hashes;
 mod platform;
 mod reference;
+mod signed_manifest;
 mod token;
 #[cfg(feature = "grpc")]
 pub mod wire;

@@ -56,6 +56,14 @@ impl Platform {
         }
     }
 
+    /// Whether an image for `offered` runs where this platform is wanted. A variant that either leaves out is excused.
+    pub fn is_met_by(&self, offered: &Self) -> bool {
+        let variants = [&self.variant, &offered.variant];
+        self.os == offered.os
+            && self.architecture == offered.architecture
+            && (variants[0] == variants[1] || variants.iter().any(|variant| variant.is_empty()))
+    }
+
     /// The manifest for this platform; an exact variant is preferred, and a missing one excused.
     pub fn choose<'a>(&self, manifests: &'a [Descriptor]) -> Option<&'a Descriptor> {
         let fits = |descriptor: &&Descriptor| {
@@ -100,6 +108,8 @@ mod tests {
             digest: Digest::of(text.as_bytes()),
             size: 1,
             platform: text.parse().ok(),
+            is_foreign: false,
+            data: None,
         })
         .collect();
         for (wanted, chosen) in [
@@ -117,6 +127,23 @@ mod tests {
                 chosen.map(|chosen: &str| Digest::of(chosen.as_bytes())),
                 "{wanted}"
             );
+        }
+    }
+
+    #[test]
+    fn an_image_of_another_system_does_not_meet_what_is_wanted() {
+        let is_met = |wanted: &str, offered: &str| {
+            let [wanted, offered]: [Platform; 2] = [wanted, offered].map(|text| text.parse().unwrap());
+            wanted.is_met_by(&offered)
+        };
+        assert!(is_met("linux/amd64", "linux/amd64") && is_met("linux/arm/v7", "linux/arm"));
+        assert!(is_met("linux/arm", "linux/arm/v6"));
+        for (wanted, offered) in [
+            ("windows/amd64", "linux/amd64"),
+            ("linux/arm64", "linux/amd64"),
+            ("linux/arm/v7", "linux/arm/v6"),
+        ] {
+            assert!(!is_met(wanted, offered), "{wanted} {offered}");
         }
     }
 

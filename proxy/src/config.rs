@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use piecemeal_http::Share;
+use piecemeal_http::{Share, Sockets};
 use piecemeal_upstream::{ClientConfig, UpstreamConfig};
 use url::Url;
 
@@ -11,6 +11,8 @@ use url::Url;
 pub struct ProxyConfig {
     /// The addresses that OCI clients connect to; at a peer on loopback.
     pub listen: Vec<SocketAddr>,
+    /// The sockets of the ports. The process puts those here that it was handed.
+    pub sockets: Sockets,
     /// The address of the piece port, for admitted nodes.
     pub piece_listen: SocketAddr,
     /// Addresses by which other nodes reach the piece port; empty: `piece_listen`, or what the scheduler observes when that is a

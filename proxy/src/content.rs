@@ -63,12 +63,16 @@ impl Content {
             }
         };
         let prove = async || self.source.stat(caller, at, digest).await.map(drop);
-        let told = || self.sizes.get(at, digest);
+        // From the store's manifests too: what a client is answered early with does not change by a restart.
+        let told = match self.source.has_mirror_in_front() {
+            true => self.sizes.find(&self.store, at, digest).await?,
+            false => None,
+        };
         let joining = Joining {
             caller,
             at,
             digest,
-            blob_bytes: self.source.has_mirror_in_front().then(told).flatten(),
+            blob_bytes: told,
             patience: ANSWER_TIMEOUT,
             allows: &|caller| self.access.allows(caller, at),
         };
@@ -85,7 +89,7 @@ impl Content {
             return Ok(known.blob_bytes);
         }
         let stated = self.source.stat(caller, at, digest).await?;
-        let told = self.sizes.get(at, digest);
+        let told = self.sizes.find(&self.store, at, digest).await?;
         told.or(stated).ok_or_else(|| self.source.states_no_size(at, digest))
     }
 }

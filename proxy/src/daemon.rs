@@ -10,6 +10,7 @@ use std::{
 use piecemeal_store::{Env, OpenStoreError, Store, StoreConfig};
 use rustix::system::uname;
 use serde_json::json;
+use tokio::time::{Instant, sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
@@ -19,23 +20,38 @@ use crate::{Announcer, CacheConfig, Destination, Origin, Pulls, Traffic, announc
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// The interval between two looks for ended pulls.
 const TELL_INTERVAL: Duration = Duration::from_secs(1);
-/// Opens a daemon's store, off the runtime: recovery reads the disk.
+/// Longest wait for the process before, which drains, to close the store: longer than a drain takes.
+const CLOSE_TIME_MAX: Duration = Duration::from_secs(90);
+/// The interval between two tries to open a store that another process is closing.
+const CLOSE_LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Opens a daemon's store, off the runtime: recovery reads the disk. `is_closing`: whether another process may still have it, but has
+/// handed its ports over.
 ///
 /// # Errors
 /// [`OpenStoreError`].
 ///
 /// # Panics
 /// Only when opening does.
-pub(crate) async fn open_store(cache: &CacheConfig) -> Result<Store, OpenStoreError> {
+pub(crate) async fn open_store(cache: &CacheConfig, is_closing: bool) -> Result<Store, OpenStoreError> {
     let config = StoreConfig {
         dir: cache.dir.clone(),
         quota_bytes: cache.quota_bytes,
         free_bytes_min: cache.free_bytes_min,
         ttl: cache.ttl,
     };
-    tokio::task::spawn_blocking(|| Store::open(config, Env::system()))
-        .await
-        .expect("opening a store does not panic")
+    let patience = if is_closing { CLOSE_TIME_MAX } else { Duration::ZERO };
+    let deadline = Instant::now() + patience;
+    loop {
+        let config = config.clone();
+        let opened = tokio::task::spawn_blocking(|| Store::open(config, Env::system()))
+            .await
+            .expect("opening a store does not panic");
+        match opened {
+            Err(OpenStoreError::Locked { .. }) if Instant::now() < deadline => sleep(CLOSE_LOOK_EVERY).await,
+            opened => return opened,
+        }
+    }
 }
 
 /// The addresses of the piece port that other nodes are told; empty when only the scheduler can see it.

@@ -4,15 +4,15 @@
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 
-use piecemeal_http::bind;
 use piecemeal_proto::{AuthorityPublic, NodeId, RoleKey, wire};
 use piecemeal_store::{OpenStoreError, Repository, Store};
 use piecemeal_swarm::{
     AuthorityClock, Inventory, Limiter, PiecePort, Session, SessionConfig, SessionEvent, piece_router, serve_pieces,
 };
-use piecemeal_upstream::{ClientError, LiveDuration, Upstreams};
+use piecemeal_upstream::{ClientError, LiveDuration, PUBLIC_MAX, Upstreams};
 use tokio::{net::TcpListener, sync::mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::warn;
 
 use crate::{
     BlobSizes, Content, Destination, FillObserver, Manifests, Origin, ProxyConfig, RegistrySource, Rights, Source,
@@ -45,8 +45,8 @@ pub struct Foundation {
     pub offline_grace: LiveDuration,
     pub stop: CancellationToken,
     pub tracker: TaskTracker,
-    pub(crate) listeners: Vec<TcpListener>,
-    piece_listener: Vec<TcpListener>,
+    pub(crate) listeners: Vec<Arc<TcpListener>>,
+    piece_listener: Vec<Arc<TcpListener>>,
 }
 
 /// A daemon's membership in its site's swarm.
@@ -79,16 +79,22 @@ impl Foundation {
     /// [`StartProxyError`]: a port in use, a cache folder or an upstream's certificates that cannot be used.
     pub async fn open(config: &ProxyConfig) -> Result<Self, StartProxyError> {
         let in_use = |(address, source)| StartProxyError::Bind { address, source };
-        let listeners = bind(&config.listen).await.map_err(in_use)?;
-        let piece_listener = bind(&[config.piece_listen]).await.map_err(in_use)?;
-        let store = open_store(&config.cache)
+        let listeners = config.sockets.bind_all(&config.listen).await.map_err(in_use)?;
+        let piece_listener = config.sockets.bind_all(&[config.piece_listen]).await.map_err(in_use)?;
+        config.sockets.close_unused();
+        let store = open_store(&config.cache, config.sockets.were_handed())
             .await
             .map_err(|source| StartProxyError::Store {
                 dir: config.cache.dir.clone(),
                 source,
             })?;
+        let upstreams = Upstreams::new(&config.upstreams, &config.client, store.node_id())?;
+        match store.public_manifests(PUBLIC_MAX).await {
+            Ok(known) => upstreams.note_public(known),
+            Err(error) => warn!(%error, "the index does not say what was public before: {error}"),
+        }
         Ok(Self {
-            upstreams: Upstreams::new(&config.upstreams, &config.client, store.node_id())?,
+            upstreams,
             names: UpstreamNames::new(&config.upstreams, config.default_upstream.clone()),
             config: config.clone(),
             store,

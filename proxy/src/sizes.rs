@@ -3,14 +3,15 @@
 //! A hint only: it lets a client be answered before the source has, and shows an answer of another size to be wrong. The
 //! digest alone says what is right, and what the manifests of one repository say means nothing in another.
 //!
-//! Invariant: of a manifest that counts as read, every size is known.
+//! Invariant: of a manifest that counts as read, every size is known. What was forgotten, as by a restart, is found again in the
+//! manifests of the store.
 
 use std::{num::NonZeroUsize, sync::Arc};
 
 use lru::LruCache;
 use parking_lot::{Mutex, MutexGuard};
 use piecemeal_proto::{Digest, Manifest};
-use piecemeal_store::Repository;
+use piecemeal_store::{Repository, Store, StoreError};
 
 /// The most blobs remembered, and the most manifests: the layers of a thousand images.
 const SIZES_MAX: NonZeroUsize = NonZeroUsize::new(32 * 1024).unwrap();
@@ -72,6 +73,24 @@ impl BlobSizes {
             .sizes
             .peek(&(at.clone(), *digest))
             .map(|told| told.blob_bytes)
+    }
+
+    /// The size of a blob, if need be from the manifests of the repository in `store`. Slower: for an upstream that states none.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn find(&self, store: &Store, at: &Repository, digest: &Digest) -> Result<Option<u64>, StoreError> {
+        if let Some(blob_bytes) = self.get(at, digest) {
+            return Ok(Some(blob_bytes));
+        }
+        for manifest in store.manifests_that_name(at, digest).await? {
+            let named = Manifest::read(&manifest.media_type, &manifest.bytes);
+            if let Some(blob) = named.blobs().iter().find(|blob| blob.digest == *digest) {
+                self.learn(at, &manifest.digest, &manifest.media_type, &manifest.bytes);
+                return Ok(Some(blob.size));
+            }
+        }
+        Ok(None)
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {

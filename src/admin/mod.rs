@@ -16,10 +16,10 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use piecemeal_http::{Limits, Share, serve_http};
+use piecemeal_http::{Limits, Linger, Share, Sockets, serve_http};
 use prometheus_client::{encoding::text::encode, metrics::info::Info, registry::Registry};
 use serde_json::Value;
-use tokio::{net::TcpListener, sync::RwLock, task::JoinHandle, time::timeout};
+use tokio::{sync::RwLock, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -37,12 +37,12 @@ pub(crate) struct Admin<D> {
 }
 
 impl<D: Daemon> Admin<D> {
-    /// Listens, and answers for a daemon that is still starting.
+    /// Listens, by one of `sockets` where it fits, and answers for a daemon that is still starting.
     ///
     /// # Errors
     /// When `address` cannot be bound.
-    pub(crate) async fn start(address: SocketAddr) -> std::io::Result<Self> {
-        let listener = TcpListener::bind(address).await?;
+    pub(crate) async fn start(address: SocketAddr, sockets: &Sockets) -> std::io::Result<Self> {
+        let listener = sockets.bind(address).await?;
         let mut registry = Registry::default();
         let version = Info::new([("component", D::NAME), ("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("piecemeal_build", "What runs here", version);
@@ -169,5 +169,6 @@ const LIMITS: Limits = Limits {
     busy_give_way: true,
     idle_max: Duration::from_secs(60),
     take_max: Duration::from_secs(30),
+    linger: Linger::NONE,
     drain_max: Duration::from_secs(1),
 };

@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 
 use anyhow::{Context, anyhow};
+use piecemeal_http::Sockets;
 use piecemeal_mirror::Mirror;
 use piecemeal_peer::Peer;
 use piecemeal_scheduler::Scheduler;
@@ -27,6 +28,7 @@ use crate::{
     admin::Admin,
     config::{Changes, DaemonSettings, Layers, Problems, Raw, RawMirror, RawPeer, RawScheduler, RawWebhook, Settings},
     daemon::Daemon,
+    handover,
 };
 
 pub(super) fn run_mirror(args: DaemonArgs<RawMirror>) -> anyhow::Result<()> {
@@ -52,26 +54,34 @@ pub(super) fn run<D: Daemon, R: Raw + Clone>(
     validate: Validate<R, DaemonSettings<D::Config>>,
 ) -> anyhow::Result<()> {
     make_files_private();
-    // First of all: SIGHUP ends a process that has no handler for it yet.
+    let mut handed = handover::take();
+    // Before the settings are read: SIGHUP ends a process that has no handler for it yet.
     let runtime = runtime()?;
     let mut signals = Signals::listen(&runtime)?;
-    let (mut running, mut process, warnings) = read_settings(&args.layers(), validate)?;
+    let (mut running, mut process, warnings) =
+        read_settings(&args.layers(), validate).inspect_err(|_| handover::forget())?;
     if args.check_config {
         say_good(&warnings);
         return Ok(());
     }
     let log = Log::start(&process.log, &warnings);
     raise_descriptor_limit();
-    let dir = match D::cache_config(&mut process.config) {
-        Some(cache) => {
-            let dir = CacheDir::open(&cache.dir)?;
-            cache.dir = dir.path().to_owned();
+    let mut sockets = Sockets::default();
+    let dir = match D::proxy_config(&mut process.config) {
+        Some(proxy) => {
+            let dir = CacheDir::open(&proxy.cache.dir)?;
+            proxy.cache.dir = dir.path().to_owned();
+            if handed.is_empty() {
+                handed = handover::ask(dir.path());
+            }
+            sockets = Sockets::new(handed);
+            proxy.sockets = sockets.clone();
             Some(dir)
         }
         None => None,
     };
     let served = runtime.block_on(async {
-        let starting = start::<D>(&process);
+        let starting = start::<D>(&process, &sockets);
         let admin = tokio::select! {
             admin = starting => admin.map_err(|error| name_flags::<D>(error, &process))?,
             () = signals.stop() => return Ok(()),
@@ -88,11 +98,16 @@ pub(super) fn run<D: Daemon, R: Raw + Clone>(
                 }
             }
         }
+        handover::keep(&sockets.open());
+        let offer = dir
+            .as_ref()
+            .and_then(|dir| handover::Offer::start(dir.path(), sockets.clone()));
         info!("draining; a second signal ends it at once");
         tokio::select! {
             () = admin.drain() => {}
             () = signals.stop() => return Err(anyhow!("told to stop again before everything had drained")),
         }
+        drop(offer);
         admin.stop().await;
         info!("stopped");
         Ok(())
@@ -122,14 +137,17 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// Starts a daemon with its admin port.
+/// Starts a daemon with its admin port. `sockets`: of the process.
 ///
 /// # Errors
 /// A port or folder that cannot be had; whatever else the daemon cannot start without.
-pub(super) async fn start<D: Daemon>(process: &DaemonSettings<D::Config>) -> anyhow::Result<Admin<D>> {
+pub(super) async fn start<D: Daemon>(
+    process: &DaemonSettings<D::Config>,
+    sockets: &Sockets,
+) -> anyhow::Result<Admin<D>> {
     let address = process.admin_listen;
     let starting = async {
-        let admin = Admin::start(address).await;
+        let admin = Admin::start(address, sockets).await;
         let admin = admin.with_context(|| format!("cannot listen on {address}"))?;
         info!(admin.address = %address, version = env!("CARGO_PKG_VERSION"), "starting the {}", D::NAME);
         admin.run(D::start(process.config.clone()).await?).await;

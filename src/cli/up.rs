@@ -3,6 +3,7 @@
 use std::{fs, net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::{Context, anyhow};
+use piecemeal_http::Sockets;
 use piecemeal_mirror::Mirror;
 use piecemeal_peer::Peer;
 use piecemeal_proto::AuthorityKey;
@@ -85,10 +86,11 @@ struct Site {
 impl Site {
     /// Each daemon finds the ones that it needs already there.
     async fn start(site: &SiteOfOne) -> anyhow::Result<Self> {
+        let sockets = Sockets::default();
         Ok(Self {
-            scheduler: start(&site.scheduler).await?,
-            mirror: start(&site.mirror).await?,
-            peer: start(&site.peer).await?,
+            scheduler: start(&site.scheduler, &sockets).await?,
+            mirror: start(&site.mirror, &sockets).await?,
+            peer: start(&site.peer, &sockets).await?,
         })
     }
 

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use piecemeal_http::Share;
+use piecemeal_http::{Share, Sockets};
 use piecemeal_mirror::MirrorConfig;
 use piecemeal_peer::{DirectFallback, DownloadPattern, PeerConfig};
 use piecemeal_proto::AuthorityKey;
@@ -122,6 +122,7 @@ pub(crate) fn site_of_one(settings: &UpSettings, dir: &Path, key: AuthorityKey) 
     };
     let proxy = ProxyConfig {
         listen: settings.listen.clone(),
+        sockets: Sockets::default(),
         piece_listen: peer_pieces,
         advertise: Vec::new(),
         address_share: Share::ALL,

@@ -5,6 +5,7 @@ use std::{
     sync::Arc,
 };
 
+use piecemeal_http::Sockets;
 use piecemeal_mirror::MirrorConfig;
 use piecemeal_peer::{DirectFallback, DownloadPattern, PeerConfig};
 use piecemeal_proto::AuthorityKey;
@@ -221,6 +222,7 @@ impl RawShared {
         field::no_port_twice(problems, &bound);
         let proxy = ProxyConfig {
             listen: own.listen?.to_vec(),
+            sockets: Sockets::default(),
             piece_listen: piece_listen?,
             advertise: advertise?,
             address_share: address_share?,

@@ -6,7 +6,7 @@ mod support;
 
 use std::{fs, path::Path, time::Duration};
 
-use piecemeal_proto::NodeId;
+use piecemeal_proto::{Digest, NodeId};
 use piecemeal_store::{Holder, NodeRight, Repository, Shown, Store};
 use support::{DAY, FakeClock, HOUR, config, env, old, open};
 
@@ -239,4 +239,61 @@ fn prepare_old(dir: &Path, at: &Repository) {
             (&at.upstream, &at.name, &NODE.0[..]),
         )
         .unwrap();
+}
+
+async fn manifest(store: &Store, at: &Repository, text: &str) -> Digest {
+    let digest = Digest::of(text.as_bytes());
+    store
+        .put_manifest(at, &digest, "application/json", text.to_owned().into())
+        .await
+        .unwrap();
+    digest
+}
+
+#[tokio::test]
+async fn what_was_public_before_a_restart_is_known_after_it_with_a_manifest() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), FakeClock::new());
+    let store = open(dir.path(), &clock);
+    for name in ["one", "two", "three", "four"] {
+        manifest(&store, &repository(name), name).await;
+        store.record_right(&repository(name), Holder::Public).await.unwrap();
+        clock.advance(HOUR);
+    }
+    // No manifest of it is here, and the other is not public.
+    store.record_right(&repository("empty"), Holder::Public).await.unwrap();
+    manifest(&store, &repository("private"), "private").await;
+    served(&store, "private", ALICE).await;
+    store.close().await;
+    drop(store);
+    let store = open(dir.path(), &clock);
+    let known = store.public_manifests(3).await.unwrap();
+    let mut names: Vec<_> = known.iter().map(|(at, digest)| (&*at.name, *digest)).collect();
+    names.sort_unstable();
+    let digest = |name: &'static str| (name, Digest::of(name.as_bytes()));
+    assert_eq!(names, ["four", "three", "two"].map(digest));
+}
+
+#[tokio::test]
+async fn a_manifest_is_found_by_what_it_names_within_its_own_repository() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), FakeClock::new());
+    let store = open(dir.path(), &clock);
+    let layer = Digest::of(b"layer");
+    let text = format!(r#"{{"layers":[{{"digest":"{layer}","size":5}}]}}"#);
+    let naming = manifest(&store, &repository("app"), &text).await;
+    manifest(&store, &repository("app"), "{}").await;
+    store.close().await;
+    drop(store);
+    let store = open(dir.path(), &clock);
+    let found = |name: &'static str, digest| {
+        let store = store.clone();
+        async move { store.manifests_that_name(&repository(name), &digest).await.unwrap() }
+    };
+    let manifests = found("app", layer).await;
+    assert_eq!(manifests.iter().map(|found| found.digest).collect::<Vec<_>>(), [naming]);
+    assert_eq!(manifests[0].bytes, text);
+    assert!(
+        found("other", layer).await.is_empty(),
+        "it says nothing of another repository"
+    );
+    assert!(found("app", Digest::of(b"other")).await.is_empty());
 }

@@ -54,6 +54,26 @@ impl Process {
         self.child = Some(child);
     }
 
+    /// SIGTERM, and the same command beside it as soon as the log says that it is `ending`. Yields the process that ends.
+    pub fn hand_over(&mut self, ending: &str) -> Self {
+        let said = |log: &str| log.matches(ending).count();
+        let before = said(&self.log_text());
+        self.signal(Signal::TERM);
+        let deadline = Instant::now() + TERMINATE_TIME_MAX;
+        while said(&self.log_text()) == before {
+            assert!(Instant::now() < deadline, "{} does not say {ending:?}", self.name);
+            thread::sleep(Duration::from_millis(5));
+        }
+        let ending = Self {
+            name: self.name.clone(),
+            command: Command::new("true"),
+            child: self.child.take(),
+            log: self.log.clone(),
+        };
+        self.start_again();
+        ending
+    }
+
     pub fn is_running(&mut self) -> bool {
         self.child
             .as_mut()

@@ -96,9 +96,9 @@ impl Upstream {
         let digest = match (reference, stated) {
             (Reference::Digest(digest), _) => *digest,
             (Reference::Tag(_), Some(digest)) => digest,
-            (Reference::Tag(_), None) => Digest::of(&bytes),
+            (Reference::Tag(_), None) => Digest::of_manifest(&bytes),
         };
-        if !digest.matches(&bytes) {
+        if !digest.matches_manifest(&bytes) {
             return Err(self.bad(
                 at,
                 &format!("the manifest {reference} does not have the digest {digest}"),

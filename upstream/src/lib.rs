@@ -67,6 +67,7 @@ pub use live::LiveDuration;
 pub use mirror_answer::mirror_said;
 pub use note::{Note, STALE_HEADER};
 pub use places::{CrowdedError, Place, Places};
+pub use public::PUBLIC_MAX;
 pub use reachable::AllowedTarget;
 pub use rewrite::RewriteRule;
 pub use route::{PATIENCE, PATIENCE_PROBE, Route};

@@ -1,11 +1,12 @@
 //! Public manifests of one upstream, which its probes ask for.
 //!
-//! The first that were pulled stay, so that no later caller chooses what is asked for.
+//! The first that were pulled stay, so that no later caller chooses what is asked for. They come first of all from the store: what
+//! decides about an upstream does not change by a restart.
 
 use parking_lot::Mutex;
 
 /// The most public manifests that are remembered, one of a repository. Each question names all of them.
-const PUBLIC_MAX: usize = 3;
+pub const PUBLIC_MAX: usize = 3;
 
 /// Manifests that probes ask for: those that upstream has served without a credential, and a made-up one that does not exist.
 pub(crate) struct PublicManifests {

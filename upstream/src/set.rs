@@ -16,7 +16,7 @@ use std::{
 
 use lru::LruCache;
 use parking_lot::Mutex;
-use piecemeal_proto::{AuthorityPublic, NodeId};
+use piecemeal_proto::{AuthorityPublic, Digest, NodeId};
 use piecemeal_store::Repository;
 use piecemeal_tls::{ServerRole, client_config};
 use prometheus_client::registry::Registry;
@@ -193,6 +193,17 @@ impl Upstreams {
             }
         }
         Ok(Self(Arc::new(set)))
+    }
+
+    /// Remembers manifests that upstreams have served without a credential, before the daemon began: by upstream and repository. It
+    /// is for the beginning, since the first ones stay.
+    pub fn note_public(&self, known: impl IntoIterator<Item = (Repository, Digest)>) {
+        for (at, digest) in known {
+            // An upstream may have been taken out of the settings.
+            if let Ok(upstream) = self.get(&at.upstream) {
+                upstream.public.note(&at.name, &format!("manifests/{digest}"));
+            }
+        }
     }
 
     /// # Errors

@@ -177,6 +177,13 @@ pub enum WarmEvent {
         digest: Digest,
         error: String,
     },
+    /// The image is whole without it here: a client gets it elsewhere, or no daemon can fetch it.
+    BlobLeftOut {
+        image: String,
+        /// As the manifest states it.
+        digest: String,
+        why: String,
+    },
     /// The scheduler was told to let the peers of the pool have it. Whether they fetch it is not reported here.
     PeersTold {
         image: String,

@@ -279,7 +279,10 @@ impl View {
             .parts(digest)
             .iter()
             .filter(|part| !part.is_manifest() && self.blobs.contains_key(&part.digest));
-        blobs.iter().chain(listed)
+        let needed = blobs
+            .iter()
+            .filter(|blob| !blob.is_elsewhere() || self.blobs.contains_key(&blob.digest));
+        needed.chain(listed)
     }
 
     /// The blobs of those manifests, with the sizes that they state.
@@ -441,6 +444,8 @@ mod tests {
             digest: digest(text),
             size: text.len() as u64,
             platform: None,
+            is_foreign: false,
+            data: None,
         }
     }
 

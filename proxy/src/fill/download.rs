@@ -144,7 +144,11 @@ impl RegistrySource {
         } = source;
         let answer = upstream.blob(caller, at, digest, 0, None, Served::NotYet).await?;
         // A manifest may say 0. Whatever a size claims, bytes that do not have the digest are never served.
-        let (blob_bytes, body) = match answer.blob_bytes.or_else(|| self.sizes.get(at, digest)) {
+        let found = match answer.blob_bytes {
+            Some(blob_bytes) => Some(blob_bytes),
+            None => self.sizes.find(&self.store, at, digest).await?,
+        };
+        let (blob_bytes, body) = match found {
             Some(blob_bytes) => (blob_bytes, Body::Answer(answer)),
             None => {
                 let read = async {

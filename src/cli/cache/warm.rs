@@ -158,6 +158,7 @@ impl Screen {
                 }
             }
             WarmEvent::PeersTold { .. } => self.told += 1,
+            WarmEvent::BlobLeftOut { .. } => {}
             WarmEvent::Resolved { .. } | WarmEvent::Done { .. } | WarmEvent::Failed { .. } | WarmEvent::End { .. } => {}
         }
         if let Some(text) = text(event).filter(|_| !self.is_silent) {
@@ -187,6 +188,7 @@ fn text(event: &WarmEvent) -> Option<String> {
             fetched: true,
             ..
         } => Some(format!("  {digest}: {} fetched", format_bytes(*blob_bytes))),
+        WarmEvent::BlobLeftOut { digest, why, .. } => Some(format!("  {digest}: left out: {why}")),
         WarmEvent::BlobFailed { digest, error, .. } => Some(format!("  {digest}: failed: {error}")),
         WarmEvent::Done {
             image,

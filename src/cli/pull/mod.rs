@@ -7,6 +7,7 @@ mod transfer;
 
 use std::time::{Duration, Instant};
 
+use anyhow::bail;
 use clap::Args;
 use piecemeal_proto::{Digest, ImageReference, ParsePlatformError, Platform};
 use serde_json::{Value, json};
@@ -61,6 +62,7 @@ pub(super) fn run(args: PullArgs) -> anyhow::Result<()> {
             if !args.json {
                 print!("{}", target.to_text(&pulled));
             }
+            target.check_platform(&pulled)?;
         }
         Ok(())
     });
@@ -74,6 +76,8 @@ struct PullTarget {
     name: String,
     image: ImageReference,
     platform: Platform,
+    /// Whether the caller chose the platform.
+    is_chosen: bool,
     base: Url,
     /// The registry, for messages.
     host: String,
@@ -136,6 +140,7 @@ impl PullTarget {
                     .map_err(|error: ParsePlatformError| wrong(error.to_string()))?,
                 None => Platform::this_machine(),
             },
+            is_chosen: args.platform.is_some(),
             image,
             base,
             admin: args.admin.clone().or_else(default_admin),
@@ -152,19 +157,45 @@ impl PullTarget {
                 "first_byte_seconds": pulled.first_byte.map(|time| time.as_secs_f64()),
                 "total_seconds": pulled.total.as_secs_f64(),
                 "bytes_by_source": pulled.sources.as_ref().map(BytesBySource::to_json),
+                "left_out": pulled.left_out,
+                "platform": pulled.platform.as_ref().map(ToString::to_string),
             }),
             Err(error) => json!({ "image": self.name, "error": crate::cli::error::describe(error) }),
         }
     }
 
+    /// Warns of what the pull has left out, and of an image for another platform. That is an error only to a caller who chose one: an
+    /// image need not be for the machine that pulls it.
+    fn check_platform(&self, pulled: &Pulled) -> anyhow::Result<()> {
+        for blob in &pulled.left_out {
+            eprintln!("warning: {blob} is left out: {}", pulled.why_left_out(blob));
+        }
+        let Some(platform) = pulled
+            .platform
+            .as_ref()
+            .filter(|platform| !self.platform.is_met_by(platform))
+        else {
+            return Ok(());
+        };
+        let problem = format!(
+            "the image is for {platform}, not for {}; it has no other platform",
+            self.platform
+        );
+        if self.is_chosen {
+            bail!(problem);
+        }
+        eprintln!("warning: {problem}");
+        Ok(())
+    }
+
     fn to_text(&self, pulled: &Pulled) -> String {
-        let Transferred { bytes, blobs, .. } = pulled.transferred;
+        let Transferred { bytes, blobs, .. } = &pulled.transferred;
         let seconds = pulled.total.as_secs_f64();
         let first = pulled.first_byte.unwrap_or(pulled.total).as_secs_f64();
         let mut text = format!("{}\n  {}\n", self.name, pulled.digest);
         text += &format!(
             "  {} in {blobs} blobs, every digest right\n",
-            status::format_bytes(bytes)
+            status::format_bytes(*bytes)
         );
         text += &format!("  first byte after {first:.2} s, everything after {seconds:.2} s\n");
         if let Some(sources) = &pulled.sources {
@@ -181,6 +212,20 @@ struct Pulled {
     first_byte: Option<Duration>,
     total: Duration,
     sources: Option<BytesBySource>,
+    /// The blobs that the image names and that were not fetched.
+    left_out: Vec<String>,
+    /// The platform that the image's config states.
+    platform: Option<Platform>,
+}
+
+impl Pulled {
+    fn why_left_out(&self, blob: &str) -> &'static str {
+        if blob.parse::<Digest>().is_ok() {
+            "it is a foreign layer, which the registry does not have; a runtime fetches it from the URLs in the manifest"
+        } else {
+            "this command knows sha256 and sha512 alone"
+        }
+    }
 }
 
 async fn pull(target: &PullTarget, registry: &Registry, show_progress: bool) -> anyhow::Result<Pulled> {
@@ -189,14 +234,23 @@ async fn pull(target: &PullTarget, registry: &Registry, show_progress: bool) -> 
     let resolved = resolve(registry, &target.image, &target.platform).await?;
     let transferred = transfer(registry, &resolved.blobs, show_progress).await?;
     let total = started.elapsed();
+    let foreign = transferred.left_out.iter().map(ToString::to_string);
     let after = sources::read(target.admin.as_ref()).await;
     Ok(Pulled {
         digest: resolved.digest,
+        left_out: resolved.unreadable.into_iter().chain(foreign).collect(),
+        platform: transferred.config.as_deref().and_then(platform_of),
         first_byte: transferred.first_byte.map(|at| at.duration_since(started)),
         transferred,
         total,
         sources: before.zip(after).map(|(before, after)| after.since(&before)),
     })
+}
+
+/// The platform that an image's config states.
+fn platform_of(config: &[u8]) -> Option<Platform> {
+    let platform: Platform = serde_json::from_slice(config).ok()?;
+    (!platform.os.is_empty() && !platform.architecture.is_empty()).then_some(platform)
 }
 
 /// The image that a name like `localhost:65001/docker.io/library/alpine:3.20` means, in its own registry.
@@ -263,6 +317,21 @@ mod tests {
             plan("10.0.0.1:65011/ghcr.io/a", |args| args.plain_http = true),
             at("http://10.0.0.1:65011/", "ghcr.io/a")
         );
+    }
+
+    #[test]
+    fn the_platform_of_an_image_is_what_its_config_states() {
+        let config = br#"{"architecture":"arm","os":"linux","variant":"v7","config":{},"rootfs":{}}"#;
+        assert_eq!(platform_of(config), "linux/arm/v7".parse().ok());
+        for other in [
+            "{}",
+            r#"{"os":"linux"}"#,
+            r#"{"name":"chart","version":"1"}"#,
+            "\u{1f}",
+            "null",
+        ] {
+            assert_eq!(platform_of(other.as_bytes()), None, "{other}");
+        }
     }
 
     #[test]

@@ -13,6 +13,8 @@ pub(super) struct Resolved {
     pub(super) digest: Digest,
     /// Each blob once.
     pub(super) blobs: Vec<Descriptor>,
+    /// What the manifest names and this command cannot fetch.
+    pub(super) unreadable: Vec<String>,
 }
 
 /// Follows indexes down to the manifest for `platform`.
@@ -24,18 +26,20 @@ pub(super) async fn resolve(
     let mut reference = image.reference.clone();
     let mut top = None;
     for _ in 0..INDEX_DEPTH_MAX {
-        let (digest, manifest) = registry.manifest(&reference).await?;
-        let top = *top.get_or_insert(digest);
-        match manifest {
+        let fetched = registry.manifest(&reference).await?;
+        let top = *top.get_or_insert(fetched.digest);
+        match fetched.manifest {
             Manifest::Image { blobs } => {
                 return Ok(Resolved {
                     digest: top,
                     blobs: without_twins(blobs),
+                    unreadable: fetched.unreadable,
                 });
             }
             Manifest::Index { manifests } => reference = Reference::Digest(choose(&manifests, platform)?),
             Manifest::Unknown => bail!(
-                "{} answered {reference} with something that is no image manifest",
+                "{} answered {reference} with something that is no image manifest of a kind that this command reads: an OCI manifest or \
+                 index, or Docker's of schema 2",
                 registry.host()
             ),
         }
@@ -84,6 +88,8 @@ mod tests {
             digest: Digest::of(text.as_bytes()),
             size: 1,
             platform: text.parse().ok(),
+            is_foreign: false,
+            data: None,
         });
         let error = choose(&offered, &"linux/riscv64".parse().unwrap()).unwrap_err();
         assert!(

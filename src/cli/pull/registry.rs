@@ -14,6 +14,22 @@ use url::Url;
 
 use crate::cli::http::http_client;
 
+/// A manifest, its digest verified.
+pub(super) struct FetchedManifest {
+    pub(super) digest: Digest,
+    pub(super) manifest: Manifest,
+    /// As [`Manifest::unreadable`].
+    pub(super) unreadable: Vec<String>,
+}
+
+/// An answer that is no success.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+pub(super) struct AnswerError {
+    pub(super) status: StatusCode,
+    text: String,
+}
+
 pub(super) struct Registry {
     client: Client,
     base: Url,
@@ -48,7 +64,7 @@ impl Registry {
     }
 
     /// Fetches a manifest and checks it against the reference's digest, or for a tag against the one that the registry states.
-    pub(super) async fn manifest(&self, reference: &Reference) -> anyhow::Result<(Digest, Manifest)> {
+    pub(super) async fn manifest(&self, reference: &Reference) -> anyhow::Result<FetchedManifest> {
         let path = format!("manifests/{reference}");
         let answer = self.get(&path, None).await?;
         let header = |name: &str| {
@@ -69,7 +85,7 @@ impl Registry {
             Reference::Tag(_) => stated,
         };
         let digest = match expected {
-            Some(digest) if digest.matches(&body) => digest,
+            Some(digest) if digest.matches_manifest(&body) => digest,
             Some(digest) => {
                 let found = Digest::of(&body);
                 bail!(
@@ -77,10 +93,14 @@ impl Registry {
                     self.host
                 )
             }
-            None => Digest::of(&body),
+            None => Digest::of_manifest(&body),
         };
         let media_type = media_type.split(';').next().unwrap_or_default().trim();
-        Ok((digest, Manifest::read(media_type, &body)))
+        Ok(FetchedManifest {
+            digest,
+            manifest: Manifest::read(media_type, &body),
+            unreadable: Manifest::unreadable(&body),
+        })
     }
 
     async fn read_manifest(&self, mut answer: Response) -> anyhow::Result<Vec<u8>> {
@@ -120,11 +140,11 @@ impl Registry {
         } else {
             ""
         };
-        bail!(
+        let text = format!(
             "{} answered {status} for {path} of {}{said}{hint}",
-            self.host,
-            self.repository
-        )
+            self.host, self.repository
+        );
+        Err(AnswerError { status, text }.into())
     }
 
     async fn send(&self, path: &str, range: Option<&str>) -> anyhow::Result<Response> {

@@ -1,23 +1,37 @@
 //! Transfer of an image's blobs, three at once as containerd does, hashed as they come.
 //!
-//! Invariant: a blob counts only when its size and digest are right.
+//! Invariant: a blob counts only when its size and digest are right. Content that stands in the manifest is not fetched, and a foreign
+//! layer that the registry does not have is left out.
 
 use std::time::Instant;
 
 use anyhow::{Context, anyhow, bail};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use piecemeal_proto::{Descriptor, Hasher};
+use piecemeal_proto::{Descriptor, Digest, Hasher};
 use reqwest::StatusCode;
 
-use super::registry::Registry;
+use super::registry::{AnswerError, Registry};
 
 /// Result of a transfer.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Transferred {
     pub(super) bytes: u64,
     pub(super) blobs: usize,
     pub(super) first_byte: Option<Instant>,
+    /// The image's config, where there is one.
+    pub(super) config: Option<Vec<u8>>,
+    /// Blobs that the registry need not have and does not have.
+    pub(super) left_out: Vec<Digest>,
+}
+
+/// One blob, fetched.
+#[derive(Default)]
+struct Fetched {
+    bytes: u64,
+    first_byte: Option<Instant>,
+    config: Option<Vec<u8>>,
+    left_out: Option<Digest>,
 }
 
 /// Fetches every blob and checks its size and digest. Progress is drawn only on a terminal.
@@ -42,24 +56,56 @@ pub(super) async fn transfer(
         );
         fetch(registry, blob, bar)
     });
-    let first_bytes: Vec<Option<Instant>> = stream::iter(fetches)
+    let fetched: Vec<Fetched> = stream::iter(fetches)
         .buffer_unordered(FETCHES_MAX)
         .try_collect()
         .await?;
+    let left_out: Vec<Digest> = fetched.iter().filter_map(|blob| blob.left_out).collect();
     Ok(Transferred {
-        bytes: blobs.iter().map(|blob| blob.size).sum(),
-        blobs: blobs.len(),
-        first_byte: first_bytes.into_iter().flatten().min(),
+        bytes: fetched.iter().map(|blob| blob.bytes).sum(),
+        blobs: blobs.len() - left_out.len(),
+        first_byte: fetched.iter().filter_map(|blob| blob.first_byte).min(),
+        left_out,
+        config: fetched.into_iter().find_map(|blob| blob.config),
     })
 }
 
-/// Returns when its first byte came.
-async fn fetch(registry: &Registry, blob: &Descriptor, bar: ProgressBar) -> anyhow::Result<Option<Instant>> {
+async fn fetch(registry: &Registry, blob: &Descriptor, bar: ProgressBar) -> anyhow::Result<Fetched> {
+    if let Some(content) = blob.inline() {
+        bar.finish();
+        return Ok(Fetched {
+            config: is_config(blob).then_some(content),
+            ..Fetched::default()
+        });
+    }
+    let is_missing = |error: &anyhow::Error| {
+        let answer = error.downcast_ref::<AnswerError>();
+        answer.is_some_and(|answer| answer.status == StatusCode::NOT_FOUND)
+    };
+    match download(registry, blob, bar.clone()).await {
+        Err(error) if blob.is_foreign && is_missing(&error) => {
+            bar.finish_and_clear();
+            Ok(Fetched {
+                left_out: Some(blob.digest),
+                ..Fetched::default()
+            })
+        }
+        fetched => fetched,
+    }
+}
+
+/// Whether it says which platform an image is for, and is small enough to be looked into.
+fn is_config(blob: &Descriptor) -> bool {
+    CONFIG_TYPES.contains(&&*blob.media_type) && blob.size <= CONFIG_BYTES_MAX
+}
+
+async fn download(registry: &Registry, blob: &Descriptor, bar: ProgressBar) -> anyhow::Result<Fetched> {
     let mut download = Download {
         blob,
         hasher: blob.digest.algorithm().hasher(),
         received: 0,
         first_byte: None,
+        config: is_config(blob).then(Vec::new),
         bar,
     };
     let mut idle_attempts = 0;
@@ -89,7 +135,12 @@ async fn fetch(registry: &Registry, blob: &Descriptor, bar: ProgressBar) -> anyh
         );
     }
     download.bar.finish();
-    Ok(download.first_byte)
+    Ok(Fetched {
+        bytes: blob.size,
+        first_byte: download.first_byte,
+        config: download.config,
+        left_out: None,
+    })
 }
 
 /// Why an attempt did not bring the rest of a blob.
@@ -105,6 +156,8 @@ struct Download<'a> {
     hasher: Hasher,
     received: u64,
     first_byte: Option<Instant>,
+    /// The bytes so far, of a config.
+    config: Option<Vec<u8>>,
     bar: ProgressBar,
 }
 
@@ -153,6 +206,9 @@ impl Download<'_> {
                 )));
             }
             self.hasher.update(&bytes);
+            if let Some(config) = &mut self.config {
+                config.extend_from_slice(&bytes);
+            }
             self.bar.set_position(self.received);
         }
         if self.received == size {
@@ -172,6 +228,13 @@ impl Download<'_> {
     }
 }
 
+/// OCI's and Docker's images.
+const CONFIG_TYPES: [&str; 2] = [
+    "application/vnd.oci.image.config.v1+json",
+    "application/vnd.docker.container.image.v1+json",
+];
+/// The most bytes of a config that is looked into.
+const CONFIG_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// containerd's `max_concurrent_downloads`.
 const FETCHES_MAX: usize = 3;
 /// Attempts in a row that bring nothing; containerd's number too.

@@ -52,6 +52,16 @@ impl Store {
         self.ask_index(move |names| names.manifest(&at, digest)).await
     }
 
+    /// Manifests under `at` that name the digest, as far as they are here: a few of those that were used last. It reads every manifest
+    /// of the repository, and is for what no quicker way tells.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub async fn manifests_that_name(&self, at: &Repository, digest: &Digest) -> Result<Vec<Manifest>, StoreError> {
+        let (at, digest) = (at.clone(), *digest);
+        self.names(move |names| names.manifests_that_name(&at, &digest)).await
+    }
+
     /// Records what the tag stands for, as upstream has just answered.
     ///
     /// # Errors
@@ -139,6 +149,15 @@ impl Store {
     pub async fn public_right(&self, at: &Repository) -> Result<Option<Duration>, StoreError> {
         let at = at.clone();
         self.names(move |names| names.public_right(&at)).await
+    }
+
+    /// Of each upstream at most `max` repositories that it has served without a credential, each with a manifest of it that is here:
+    /// the ones that it served last.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub async fn public_manifests(&self, max: usize) -> Result<Vec<(Repository, Digest)>, StoreError> {
+        self.names(move |names| names.public_manifests(max)).await
     }
 
     /// The right of a node that shows this credential, or none.

@@ -11,6 +11,9 @@ use super::{
 };
 use crate::values::{clock::Age, error::IndexError, repository::Repository};
 
+/// The most manifests of a repository that are searched.
+const SEARCHED_MAX: u64 = 1024;
+
 /// A manifest as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ManifestRow {
@@ -35,6 +38,28 @@ impl Index {
             })
             .optional()?;
         Ok(row)
+    }
+
+    /// Manifests of the repository whose text has the digest in it, at the most so many, of those that were used last.
+    pub(crate) fn manifests_that_name(
+        &self,
+        at: &Repository,
+        named: &Digest,
+        max: usize,
+    ) -> Result<Vec<(String, ManifestRow)>, IndexError> {
+        let connection = self.read();
+        let mut statement = connection.prepare_cached(
+            "SELECT digest, media_type, bytes FROM (
+                 SELECT digest, media_type, bytes FROM sources JOIN manifests USING (digest)
+                 WHERE upstream = ?1 AND repository = ?2 ORDER BY manifests.used_ms DESC LIMIT ?4)
+             WHERE instr(bytes, CAST(?3 AS BLOB)) > 0 LIMIT ?5",
+        )?;
+        let (searched, max) = (to_sql(SEARCHED_MAX), to_sql(max as u64));
+        let rows = statement.query_map((&at.upstream, &at.name, named.to_string(), searched, max), |row| {
+            let (media_type, bytes) = (row.get(1)?, row.get(2)?);
+            Ok((row.get(0)?, ManifestRow { media_type, bytes }))
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
     }
 
     pub(crate) fn manifest_count(&self) -> Result<u64, IndexError> {

@@ -23,6 +23,7 @@ pub(crate) mod tags;
 
 pub(crate) use blobs::BlobRow;
 pub(crate) use connection::{Durability, Index};
+pub(crate) use manifests::ManifestRow;
 pub(crate) use partials::{PartialPieceChange, PartialPieceRow, PartialRow, Progress};
 pub(crate) use schema::OpenIndexError;
 pub(crate) use sql::ListedRow;

@@ -48,6 +48,26 @@ impl Index {
         Ok(row.map(|proven_ms| Age(from_sql(proven_ms))))
     }
 
+    /// Of each upstream the repositories that it served last without a credential, so many at the most, each with a manifest of it
+    /// that is here.
+    pub(crate) fn public_manifests(&self, max: usize) -> Result<Vec<(Repository, String)>, IndexError> {
+        let connection = self.read();
+        let mut statement = connection.prepare(
+            "SELECT upstream, repository, digest FROM (
+                 SELECT upstream, repository, digest,
+                        row_number() OVER (PARTITION BY upstream ORDER BY proven_ms DESC) AS place
+                 FROM (SELECT rights.upstream, rights.repository, rights.proven_ms, min(manifests.digest) AS digest
+                       FROM rights JOIN sources USING (upstream, repository) JOIN manifests USING (digest)
+                       WHERE holder = x'' GROUP BY rights.upstream, rights.repository))
+             WHERE place <= ?1",
+        )?;
+        let rows = statement.query_map([to_sql(max as u64)], |row| {
+            let (upstream, name) = (row.get(0)?, row.get(1)?);
+            Ok((Repository { upstream, name }, row.get(2)?))
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
     /// A node's rights to the repository, by all of its credentials and by this one.
     pub(crate) fn node_right(
         &self,

@@ -19,9 +19,9 @@ use crate::{
     values::clock::Clock,
 };
 
-/// Names that may lie in a folder that holds no index: a store's lock and key after a crash, or when the store was emptied by
-/// hand, and the folder that mkfs makes.
-const INNOCENT_NAMES: [&str; 4] = ["lock", NODE_KEY, NEW_NODE_KEY, "lost+found"];
+/// Names that may lie in a folder that holds no index: a store's lock and key, and its daemon's socket, after a crash, or when the
+/// store was emptied by hand, and the folder that mkfs makes.
+const INNOCENT_NAMES: [&str; 5] = ["lock", NODE_KEY, NEW_NODE_KEY, "handover", "lost+found"];
 
 /// A locked folder, with an index that this binary understands.
 pub(crate) struct Opened {

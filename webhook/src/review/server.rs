@@ -11,7 +11,7 @@ use axum::{
     routing::post,
 };
 use futures_util::{StreamExt, future::ready};
-use piecemeal_http::{Greet, Limits, Share, serve_http};
+use piecemeal_http::{Greet, Limits, Linger, Share, serve_http};
 use piecemeal_tls::SiteStream;
 use rustls::ServerConfig;
 use tokio::{
@@ -49,6 +49,7 @@ const LIMITS: Limits = Limits {
     // The API server keeps idle connections for 90 s; a server that closes them earlier loses a request now and then.
     idle_max: Duration::from_secs(120),
     take_max: Duration::from_secs(30),
+    linger: Linger::NONE,
     drain_max: Duration::from_secs(10),
 };
 

@@ -18,6 +18,8 @@ pub(super) struct ResolvedImage {
     pub(super) digest: Digest,
     pub(super) manifests: Vec<Digest>,
     pub(super) blobs: Vec<Descriptor>,
+    /// The digests that its manifests name and that no daemon can fetch, being of an unknown algorithm.
+    pub(super) unreadable: Vec<String>,
 }
 
 /// Follows indexes down to the wanted manifests.
@@ -30,6 +32,7 @@ pub(super) async fn resolve(
     let (source, caller) = (&parts.content.manifests, &parts.caller);
     let mut ahead = VecDeque::from([(reference.clone(), 0)]);
     let (mut manifests, mut blobs) = (Vec::new(), Vec::<Descriptor>::new());
+    let mut unreadable = Vec::new();
     let (mut seen, mut listed) = (HashSet::new(), HashSet::new());
     while let Some((next, depth)) = ahead.pop_front() {
         if depth > INDEX_DEPTH_MAX || manifests.len() == MANIFESTS_MAX {
@@ -50,7 +53,10 @@ pub(super) async fn resolve(
                 ahead.extend(fresh.map(|part| (Reference::Digest(part.digest), depth + 1)));
                 selected.blobs
             }
-            Manifest::Image { blobs } => blobs.iter().collect(),
+            Manifest::Image { blobs } => {
+                unreadable.extend(Manifest::unreadable(&found.bytes));
+                blobs.iter().collect()
+            }
             Manifest::Unknown if depth == 0 => {
                 return Err(format!("its manifest is of an unknown kind ({})", found.media_type));
             }
@@ -66,6 +72,7 @@ pub(super) async fn resolve(
         digest,
         manifests,
         blobs,
+        unreadable,
     })
 }
 
@@ -103,11 +110,14 @@ mod tests {
             digest: Digest::of(number.to_string().as_bytes()),
             size: 1,
             platform: None,
+            is_foreign: false,
+            data: None,
         };
         let resolved = |blobs: usize| ResolvedImage {
             digest: Digest::of(b""),
             manifests: vec![Digest::of(b"")],
             blobs: (0..blobs).map(blob).collect(),
+            unreadable: Vec::new(),
         };
         let tag: Reference = "3".parse().unwrap();
         let counts = |blobs| -> Vec<usize> {

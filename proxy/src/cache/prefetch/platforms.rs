@@ -49,6 +49,8 @@ mod tests {
             digest: Digest::of(text.as_bytes()),
             size: 1,
             platform: text.parse().ok(),
+            is_foreign: false,
+            data: None,
         }
     }
 

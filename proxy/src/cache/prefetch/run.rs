@@ -1,7 +1,9 @@
 //! Run of a prefetch: image by image, with a line for each event.
 
+use std::collections::HashSet;
+
 use futures_util::{FutureExt, StreamExt, stream};
-use piecemeal_proto::{Descriptor, Reference, wire::report::Report};
+use piecemeal_proto::{Descriptor, Digest, Reference, wire::report::Report};
 use piecemeal_store::{Presence, Repository};
 
 use super::{
@@ -48,7 +50,7 @@ async fn prefetch_image(
     out: &Out,
 ) -> Result<Result<u64, String>, Gone> {
     let (name, at, reference) = image;
-    let resolved = match resolve(parts, plan.platforms.as_deref(), at, reference).await {
+    let mut resolved = match resolve(parts, plan.platforms.as_deref(), at, reference).await {
         Ok(resolved) => resolved,
         Err(why) => return Ok(Err(why)),
     };
@@ -59,14 +61,20 @@ async fn prefetch_image(
         bytes: resolved.blobs.iter().fold(0, |sum, blob| blob.size.saturating_add(sum)),
     })
     .await?;
+    for digest in &resolved.unreadable {
+        let why = "it is of an unknown algorithm";
+        out.say(&left_out(name, digest, why)).await?;
+    }
     let fetch = |blob| fetch_and_tell(parts, image, blob, out).boxed();
     let fetches: Vec<_> = resolved.blobs.iter().map(fetch).collect();
     let mut fetches = stream::iter(fetches).buffer_unordered(BLOBS_AT_ONCE);
     let (mut fetched_bytes, mut failed) = (0, 0);
+    let mut elsewhere = HashSet::new();
     while let Some(fetched) = fetches.next().await {
         match fetched? {
-            Some(bytes) => fetched_bytes += bytes,
-            None => failed += 1,
+            Fetched::Here { fetched_bytes: bytes } => fetched_bytes += bytes,
+            Fetched::LeftOut(digest) => drop(elsewhere.insert(digest)),
+            Fetched::Failed => failed += 1,
         }
     }
     drop(fetches);
@@ -76,6 +84,7 @@ async fn prefetch_image(
             resolved.blobs.len()
         )));
     }
+    resolved.blobs.retain(|blob| !elsewhere.contains(&blob.digest));
     if plan.peers {
         for part in peer_orders(at, reference, &resolved) {
             if let Err(error) = parts.tell_peers(Report::Warm(part)) {
@@ -88,13 +97,17 @@ async fn prefetch_image(
     Ok(Ok(fetched_bytes))
 }
 
-/// The bytes of a blob that were fetched: 0 when it was here, `None` when it cannot be fetched.
-async fn fetch_and_tell(
-    parts: &CacheParts,
-    image: Named<'_>,
-    blob: &Descriptor,
-    out: &Out,
-) -> Result<Option<u64>, Gone> {
+/// One blob, as it is after its fetch.
+enum Fetched {
+    /// 0 bytes were fetched where it was here before.
+    Here {
+        fetched_bytes: u64,
+    },
+    LeftOut(Digest),
+    Failed,
+}
+
+async fn fetch_and_tell(parts: &CacheParts, image: Named<'_>, blob: &Descriptor, out: &Out) -> Result<Fetched, Gone> {
     let (name, at, _) = image;
     let (image, digest) = (name.to_owned(), blob.digest);
     let was_here = matches!(parts.store.presence(&digest), Presence::Complete { .. });
@@ -108,11 +121,31 @@ async fn fetch_and_tell(
                 fetched,
             })
             .await?;
-            Ok(Some(if fetched { blob_bytes } else { 0 }))
+            Ok(Fetched::Here {
+                fetched_bytes: if fetched { blob_bytes } else { 0 },
+            })
+        }
+        // A registry need not have it. What it has is fetched, for clients that look nowhere else.
+        Err(error) if blob.is_elsewhere() => {
+            let why = if blob.is_foreign {
+                format!("it is a foreign layer, which a client fetches from the URLs in the manifest ({error})")
+            } else {
+                format!("it stands in the manifest itself ({error})")
+            };
+            out.say(&left_out(name, &digest.to_string(), &why)).await?;
+            Ok(Fetched::LeftOut(digest))
         }
         Err(error) => {
             out.say(&WarmEvent::BlobFailed { image, digest, error }).await?;
-            Ok(None)
+            Ok(Fetched::Failed)
         }
+    }
+}
+
+fn left_out(image: &str, digest: &str, why: &str) -> WarmEvent {
+    WarmEvent::BlobLeftOut {
+        image: image.to_owned(),
+        digest: digest.to_owned(),
+        why: why.to_owned(),
     }
 }
