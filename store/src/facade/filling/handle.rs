@@ -92,6 +92,27 @@ impl Filling {
         self.fill_state().id()
     }
 
+    /// Whether both are handles of one fill. Two fills may have one id: a later one resumes what an earlier has left.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.live.handle.fill, &other.live.handle.fill)
+    }
+
+    /// Another handle, which has read what this one has, and has no place in a window.
+    #[must_use]
+    pub fn witness(&self) -> Self {
+        Self {
+            live: self.live.clone(),
+            seat: Mutex::default(),
+            seen: self.seen.clone(),
+        }
+    }
+
+    /// Whether a byte below `offset` that this handle may have read has been taken back.
+    pub fn has_lost(&self, offset: u64) -> bool {
+        let seen = self.seen.get();
+        seen.is_some_and(|&seen| self.fill_state().has_taken_back(seen, offset))
+    }
+
     /// The pieces that are here, each verified.
     pub fn have(&self) -> PieceSet {
         self.fill_state().have()
