@@ -15,7 +15,7 @@ impl RegistrySource {
         match self.store.begin(digest, map, None).await {
             Ok(filling) => Ok(filling),
             // Or the disk is full in fact, whatever it said before, or broken.
-            Err(error @ (BeginFillError::NoSpace { .. } | BeginFillError::Io(_))) => {
+            Err(error @ (BeginFillError::NoSpace { .. } | BeginFillError::Io(_) | BeginFillError::Index(_))) => {
                 warn!(blob.digest = %digest, %error, "{digest} is passed on without being kept: {error}");
                 pass(&self.store, digest, map, None, Offer::Nothing).await
             }
@@ -23,7 +23,8 @@ impl RegistrySource {
         }
     }
 
-    /// Verifies and publishes a blob that is all here, or has all passed; drops all of it when it proves to be another.
+    /// Verifies and publishes a blob that is all here, or has all passed; drops all of it when it proves to be another. One that the disk does
+    /// not keep has passed.
     ///
     /// # Errors
     /// [`PullError::BadGateway`] for the wrong bytes, [`PullError::Store`].
@@ -50,6 +51,11 @@ impl RegistrySource {
                     "{} sent other bytes for {expected}",
                     at.upstream
                 )))
+            }
+            // The disk does not keep it. Its readers have the open file.
+            Err(error @ (PublishBlobError::Io(_) | PublishBlobError::Index(_))) if filling.is_proven() => {
+                warn!(blob.digest = %filling.digest(), %error, "{} is good and cannot be kept: {error}", filling.digest());
+                Ok(Arrived::Passed)
             }
             Err(error) => Err(PullError::Store(error.to_string())),
         }

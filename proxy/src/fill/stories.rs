@@ -93,6 +93,10 @@ impl Story {
                     assert!(self.asked.is_empty() && self.bodies.is_empty());
                     self.end = Some(Ok(()));
                 }
+                Action::CloseAll => {
+                    self.asked.clear();
+                    self.bodies.clear();
+                }
                 Action::Fail(failure) => self.end = Some(Err(*failure)),
                 _ => {}
             }
@@ -111,6 +115,11 @@ impl Story {
             self.settle();
         }
         self.now = until;
+    }
+
+    fn overflow(&mut self) {
+        self.machine.handle_overflow(self.now, &self.store);
+        self.settle();
     }
 
     /// The lowest connection that waits for its answer.
@@ -498,4 +507,49 @@ fn a_blob_that_is_not_kept_ends_half_a_minute_after_its_last_reader() {
     story.machine.handle_ended(story.now, 1, ALL_CAME, &story.store);
     assert_eq!(story.machine.poll_action(story.now, &story.facts), None);
     assert_eq!(story.actions.len(), actions, "no event changes anything");
+}
+
+#[test]
+fn when_the_disk_is_full_all_connections_close_and_what_is_missing_comes_in_order_over_one() {
+    let mut story = Story::begin(|_, facts| facts.share = 4);
+    while !story.asked.is_empty() {
+        story.answer(story.waiting(), Answer::Part);
+    }
+    assert!(story.bodies.len() > 1, "several bodies come");
+    story.store.insert(0);
+    story.facts.waited_for = Some(PIECES - 1);
+    story.overflow();
+    assert_eq!(story.count(&Action::CloseAll), 1);
+    assert!(story.bodies.is_empty());
+    let asked: Vec<u64> = story.asked.values().map(|bytes| bytes.start).collect();
+    assert_eq!(asked, [MIB], "from the first missing piece on, whichever client waits");
+    story.overflow();
+    assert_eq!(story.count(&Action::CloseAll), 1, "once");
+    story.finish();
+    assert_eq!(story.end, Some(Ok(())));
+}
+
+#[test]
+fn a_body_that_carries_the_rest_in_order_goes_on_when_the_disk_is_full() {
+    let mut story = Story::begin(|_, _| {});
+    story.answer(story.waiting(), Answer::Whole);
+    story.overflow();
+    assert_eq!((story.count(&Action::CloseAll), story.bodies.len()), (0, 1));
+    story.finish();
+    assert_eq!(story.end, Some(Ok(())));
+}
+
+#[test]
+fn a_fill_that_is_not_kept_any_more_ends_once_it_has_no_readers_and_one_that_is_kept_does_not() {
+    let mut story = Story::begin(|_, _| {});
+    story.answer(story.waiting(), Answer::Part);
+    // A stored one counts as read.
+    story.after(2 * UNREAD_MAX);
+    assert_eq!(story.end, None);
+    story.facts.has_readers = false;
+    story.overflow();
+    story.after(UNREAD_MAX - SECOND);
+    assert_eq!(story.end, None, "its readers may only now take their seats");
+    story.after(2 * SECOND);
+    assert_eq!(story.end, Some(Err(Failure::Unread)));
 }

@@ -17,6 +17,6 @@ mod open_blob;
 mod table;
 
 pub use one::{Arrived, Progress, Transfer};
-pub use open_blob::OpenBlob;
+pub use open_blob::{OpenBlob, Reading};
 pub(crate) use table::Joining;
 pub use table::Transfers;
