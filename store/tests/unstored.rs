@@ -341,6 +341,46 @@ async fn a_fill_goes_on_when_its_disk_runs_full_with_all_that_has_landed_and_und
     }
 }
 
+/// Room for what is missing is not there: what the disk has need not come again all the same.
+#[tokio::test]
+async fn an_unstored_fill_begins_with_what_an_earlier_one_has_left_on_the_disk() {
+    let (dir, clock, disk) = (tempfile::tempdir().unwrap(), FakeClock::new(), FaultyDisk::new(1));
+    let store = Store::open(config(dir.path()), env(&clock, Arc::new(disk.clone()))).unwrap();
+    let content = Content::pieces(1, 6);
+    let filling = content.begin(&store).await;
+    for piece in [0, 1, 4] {
+        content.write(&filling, piece).await;
+    }
+    let id = filling.fill();
+    filling.abandon(FillFailure::Stopped).await;
+    drop(filling);
+    store.set_limits(None, u64::MAX, Duration::from_secs(3600));
+    let refused = store.begin(&content.digest, content.map, None).await;
+    assert!(matches!(refused, Err(BeginFillError::NoSpace { .. })));
+    let again = store.begin_unstored(&content.digest, content.map, None, Offer::Nothing);
+    let again = again.await.unwrap();
+    assert!(again.is_unstored() && again.has_overflowed());
+    assert_eq!(
+        (again.fill(), again.have().iter().collect::<Vec<_>>()),
+        (id, vec![0, 1, 4])
+    );
+    for piece in [2, 3, 5] {
+        content.write(&again, piece).await;
+    }
+    again.prove_unstored().await.unwrap();
+    assert!(read_filling(&again, 0..content.map.blob_bytes()).await == content.bytes);
+    assert!(
+        store.filling(&content.digest).is_some(),
+        "its pieces are here until it ends"
+    );
+    again.finish_unstored().await.unwrap();
+    assert!(store.filling(&content.digest).is_none());
+    assert_eq!(
+        (store.usage().await.unwrap().blobs, store.partials()),
+        (0, vec![content.digest])
+    );
+}
+
 /// The last piece is here, and the disk fails to sync, to rename or to write the row: its readers have all of it.
 #[tokio::test]
 async fn a_blob_that_cannot_be_published_is_read_to_its_end_and_may_be_begun_again() {

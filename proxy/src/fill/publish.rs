@@ -2,6 +2,8 @@
 //!
 //! Bytes that do not have the digest are revoked as a whole.
 
+use std::time::Duration;
+
 use piecemeal_proto::{Digest, FillId, PieceMap};
 use piecemeal_store::{BeginFillError, FillFailure, Filling, Offer, PublishBlobError, Repository, Store};
 use tracing::warn;
@@ -9,6 +11,9 @@ use tracing::warn;
 use super::{patience::PLACE_PATIENCE, registry_source::RegistrySource};
 use crate::{Arrived, Transfer};
 use piecemeal_upstream::PullError;
+
+/// How long all pieces of a blob stay here that the disk has not taken: nodes take the window's 32 MiB from here in less.
+const OVERFLOWED_STAYS: Duration = Duration::from_secs(15);
 
 impl RegistrySource {
     pub(super) async fn reserve(&self, digest: &Digest, map: PieceMap) -> Result<Filling, PullError> {
@@ -20,6 +25,13 @@ impl RegistrySource {
                 pass(&self.store, digest, map, None, Offer::Nothing).await
             }
             Err(error) => Err(PullError::Store(error.to_string())),
+        }
+    }
+
+    /// Nodes were told of the pieces of a fill before the disk took no more of it: they are here for a while longer.
+    pub(super) async fn stay(&self, filling: &Filling) {
+        if filling.has_overflowed() && filling.prove_unstored().await.is_ok() {
+            tokio::time::sleep(OVERFLOWED_STAYS).await;
         }
     }
 

@@ -21,7 +21,8 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{
     cool_down::CoolDowns,
     one::{Arrived, Progress, Transfer},
-    open_blob::{OpenBlob, Reading},
+    open_blob::OpenBlob,
+    reading::Reading,
 };
 use crate::{
     Item,

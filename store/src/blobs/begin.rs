@@ -78,6 +78,16 @@ pub(crate) fn begin(
     begun
 }
 
+/// Resumes what the disk has of the blob, although it takes no more of it: the fill is to go on unstored.
+pub(crate) fn resume_without_room(
+    blobs: &BlobStore,
+    lock: &DigestGuard,
+    map: PieceMap,
+    id: Option<FillId>,
+) -> Result<Option<Arc<FillHandle>>, BeginFillError> {
+    Beginning { blobs, lock, map, id }.resume(false)
+}
+
 fn note_trouble(blobs: &BlobStore, map: PieceMap, begun: &Result<Arc<FillHandle>, BeginFillError>) {
     let quota_bytes = blobs.evictor.limits().quota_bytes;
     let fits = quota_bytes.is_none_or(|quota| map.blob_bytes() <= quota);
@@ -110,15 +120,15 @@ impl Beginning<'_> {
         if let Some(handle) = blobs.live.revive(digest, suits, || self.pin()) {
             return Ok(handle);
         }
-        if let Some(handle) = self.resume()? {
+        if let Some(handle) = self.resume(true)? {
             return Ok(handle);
         }
         blobs.evictor.discard(self.lock)?;
         self.start(self.id.unwrap_or_else(|| blobs.random.fill_id()))
     }
 
-    /// `None` when no partial on disk fits.
-    fn resume(&self) -> Result<Option<Arc<FillHandle>>, BeginFillError> {
+    /// `None` when no partial on disk fits. `is_stored`: what is missing of it is to have room on the disk.
+    fn resume(&self, is_stored: bool) -> Result<Option<Arc<FillHandle>>, BeginFillError> {
         let (blobs, digest, map) = (self.blobs, self.lock.digest(), self.map);
         if blobs.inventory.ledger().get(digest).is_none() {
             return Ok(None);
@@ -146,6 +156,9 @@ impl Beginning<'_> {
             blob.digest = %digest, pieces.kept = map.count() - fill.missing(), pieces.torn = torn.len(),
             "resuming {digest}"
         );
+        if !is_stored {
+            return Ok(Some(self.attach(fill)));
+        }
         if !torn.is_empty() {
             blobs.index.write(Durability::Batched, |transaction| {
                 partials::drop_pieces(transaction, row.id, &torn)

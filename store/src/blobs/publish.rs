@@ -82,12 +82,17 @@ impl Ending<'_> {
         }
     }
 
+    /// Proves an unstored fill of which every piece has come.
+    pub(crate) fn prove_unstored(&self) -> Result<(), PublishBlobError> {
+        match self.fill.failure() {
+            Some(why) => Err(PublishBlobError::Abandoned(why)),
+            None => self.prove(),
+        }
+    }
+
     /// Ends an unstored fill of which every piece has come.
     pub(crate) fn finish_unstored(&self) -> Result<(), PublishBlobError> {
-        if let Some(why) = self.fill.failure() {
-            return Err(PublishBlobError::Abandoned(why));
-        }
-        self.prove()?;
+        self.prove_unstored()?;
         self.fill.finish(End::FinishedUnstored);
         Ok(())
     }

@@ -190,6 +190,19 @@ impl Filling {
         Ok(Blob::new(&self.live.shared, published))
     }
 
+    /// Whether it has become an unstored fill since it began: its disk took no more.
+    pub fn has_overflowed(&self) -> bool {
+        self.is_unstored() && self.fill_state().is_on_disk()
+    }
+
+    /// Proves the blob of an unstored fill, of which every piece has come, and lets the fill go on: its pieces are here until it ends.
+    ///
+    /// # Errors
+    /// As [`Filling::publish`].
+    pub async fn prove_unstored(&self) -> Result<(), PublishBlobError> {
+        self.end(|ending| ending.prove_unstored()).await?
+    }
+
     /// Proves the blob of an unstored fill, of which every piece has come. Its readers get the rest, and nothing is kept.
     ///
     /// # Errors

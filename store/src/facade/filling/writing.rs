@@ -88,7 +88,7 @@ impl Filling {
     async fn overflow(&self, error: io::Error) -> Result<(), WritePieceError> {
         let (blobs, digest) = (&self.live.shared.blobs, self.digest());
         blobs.note_trouble(&error);
-        let Ok(place) = tokio::time::timeout(OVERFLOW_PATIENCE, blobs.places.unstored()).await else {
+        let Ok(place) = tokio::time::timeout(OVERFLOW_PATIENCE, blobs.places.overflowed()).await else {
             return Err(error.into());
         };
         let live = self.live.clone();
