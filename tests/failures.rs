@@ -3,13 +3,15 @@
 mod support;
 
 use std::{
+    net::SocketAddrV4,
     thread,
     time::{Duration, Instant},
 };
 
-use support::{Cluster, FetchOutcome, HOST, Image, Site};
+use support::{Behaviour, Cluster, FakeUpstream, FetchOutcome, HOST, Image, ORIGIN_IP, Request, Response, Site};
 
 const MIB: usize = 1 << 20;
+const FAKE: SocketAddrV4 = SocketAddrV4::new(ORIGIN_IP, 5001);
 /// Longer than a lease lives without a byte.
 const OUTAGE: Duration = Duration::from_millis(1500);
 
@@ -264,4 +266,125 @@ fn damaged_content_of_one_peer_reaches_no_other_node() {
         "no peer was even offered a damaged piece: the test shows nothing"
     );
     assert_eq!(copies(&cluster, &image), 1.0);
+}
+
+const PEER: &str = "127.0.0.1:65001";
+const MIRROR: &str = "10.88.0.2:65011";
+
+/// Asks one node's peer, or the mirror, for a blob.
+fn ask(cluster: &Cluster, server: &str, image: &Image, digest: &str) -> (Response, Duration) {
+    let started = Instant::now();
+    let target = format!("/v2/{}/{digest}?ns={HOST}", image.repository());
+    let response = Request::get(server.parse().expect("an address"), &target)
+        .patience(Duration::from_secs(60))
+        .send_from(cluster.site.node(0))
+        .expect("a status line");
+    (response, started.elapsed())
+}
+
+/// Clients that have a 200 go to no other place.
+#[test]
+fn what_the_mirror_cannot_get_is_refused_at_once_and_promised_to_no_client() {
+    let mut cluster = Cluster::cold(Site::builder().nodes(1).wan_mbit(200).lan_mbit(1000));
+    let image = Image::new("library/app", "v1").layer_bytes(&[2 * MIB]);
+    cluster.registry.push(&image);
+    let (manifest, _) = ask(&cluster, PEER, &image, "manifests/v1");
+    assert_eq!(manifest.status, 200, "the peer knows the layer's size");
+    cluster.registry.process().kill();
+    let layer = format!("blobs/{}", image.layers()[0].digest);
+    for server in [MIRROR, PEER, PEER] {
+        let (refused, took) = ask(&cluster, server, &image, &layer);
+        assert_eq!(refused.status, 503, "{server}: {}", refused.text());
+        assert!(took < Duration::from_millis(1500), "{server}: {took:?}");
+    }
+    let log = cluster.peers[0].log_text();
+    assert!(log.contains("cannot be fetched from origin.test now"), "{log}");
+}
+
+/// Whatever the registry does before its first byte: an error that it answers is an error here, and an answer that is still open is waited for.
+#[test]
+fn a_client_is_promised_a_blob_only_while_its_answer_is_open() {
+    let cluster = Cluster::cold_with(Site::builder().nodes(1).wan_mbit(200).lan_mbit(1000), |options| {
+        let upstream = vec![format!("{HOST}=http://{FAKE}")];
+        options.mirror.upstreams.clone_from(&upstream);
+        options.peer.upstreams = upstream;
+    });
+    let image = Image::new("library/app", "v1").layer_bytes(&[100_000, 200_000, 300_000, 400_000, 500_000]);
+    let upstream = FakeUpstream::start(cluster.site.origin(), FAKE, &image);
+    let (manifest, _) = ask(&cluster, PEER, &image, "manifests/v1");
+    assert_eq!(manifest.status, 200);
+    let late = Duration::from_millis(4000);
+    let stories = [
+        (Behaviour::Status(500), [502, 503]),
+        (Behaviour::Status(503), [502, 503]),
+        (Behaviour::Html200, [502, 503]),
+        (Behaviour::Busy { seconds: 30 }, [429, 429]),
+        (Behaviour::Late { millis: 4000 }, [200, 200]),
+    ];
+    for (layer, (behaviour, status)) in image.layers().iter().zip(stories) {
+        upstream.behave(&layer.digest, behaviour.clone());
+        let (answer, took) = ask(&cluster, PEER, &image, &format!("blobs/{}", layer.digest));
+        assert!(
+            status.contains(&answer.status),
+            "{behaviour:?}: {} {}",
+            answer.status,
+            answer.text()
+        );
+        if answer.status == 200 {
+            assert!(answer.complete && answer.body == layer.bytes, "{behaviour:?}");
+            assert!(took >= late, "{took:?}");
+        } else {
+            assert!(took < Duration::from_secs(4), "{behaviour:?}: {took:?}");
+        }
+    }
+}
+
+/// The mirror loses its disk in the middle of a pull, and fills the blob again under another id.
+#[test]
+fn a_stream_goes_on_from_its_offset_when_the_mirror_begins_another_fill() {
+    let mut cluster = Cluster::cold(Site::builder().nodes(2).wan_mbit(60).lan_mbit(1000));
+    let image = Image::new("library/app", "v1").layer_bytes(&[20 * MIB]);
+    cluster.registry.push(&image);
+    let layer = &image.layers()[0];
+    let before = cluster.site.wan_bytes_received();
+    let target = format!("/v2/{}/blobs/{}?ns={HOST}", image.repository(), layer.digest);
+    let request = Request::get(PEER.parse().expect("an address"), &target).patience(Duration::from_secs(60));
+    let (manifest, _) = ask(&cluster, PEER, &image, "manifests/v1");
+    assert_eq!(manifest.status, 200);
+    let nodes: Vec<_> = cluster.site.nodes().iter().collect();
+    let answers = thread::scope(|scope| {
+        let clients: Vec<_> = nodes
+            .iter()
+            .map(|node| scope.spawn(|| request.send_from(node).expect("an answer")))
+            .collect();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while cluster.site.wan_bytes_received() < before + 9 * MIB as u64 {
+            assert!(Instant::now() < deadline, "the pull never gets half-way");
+            thread::sleep(Duration::from_millis(20));
+        }
+        let mirror = &mut cluster.mirror;
+        mirror.kill();
+        let cache = mirror.cache_dir();
+        for name in ["index.db", "index.db-wal", "index.db-shm"] {
+            let _ = std::fs::remove_file(cache.join(name));
+        }
+        std::fs::remove_dir_all(cache.join("partial")).expect("it has begun");
+        mirror.restart();
+        let answers = clients.into_iter().map(|client| client.join().expect("it ends"));
+        answers.collect::<Vec<_>>()
+    });
+    for answer in answers {
+        assert_eq!(answer.status, 200);
+        assert!(
+            answer.complete && answer.body == layer.bytes,
+            "{} of {} bytes came",
+            answer.body.len(),
+            layer.bytes.len()
+        );
+    }
+    let told = cluster
+        .peers
+        .iter()
+        .any(|peer| peer.log_text().contains("has begun another fill"));
+    assert!(told, "no peer met another fill: the test shows nothing");
 }

@@ -17,7 +17,8 @@ use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
 use piecemeal_http::Slot;
 use piecemeal_proto::{AuthorityKey, Digest, Grant, NodeId, ParseReferenceError};
 use piecemeal_proxy::{
-    AdmittedNode, Content, INLINE_BYTES_MAX, NodeBlob, Nodes, OpenBlob, UpstreamNames, error_response, node_refusal,
+    AdmittedNode, Content, INLINE_BYTES_MAX, NodeBlob, Nodes, OpenBlob, UnopenedReason, UpstreamNames, error_response,
+    node_refusal,
 };
 use piecemeal_store::Store;
 use piecemeal_upstream::{ANSWER_TIMEOUT, Caller, PullError};
@@ -79,7 +80,13 @@ async fn open(
             "this is for nodes that hold the site's join.key (`piecemeal keygen`) and sign with their own\n",
         )
             .into_response(),
-        Err(OpenError::Pull(error)) => error_response(&error, "BLOB_UNKNOWN"),
+        Err(OpenError::Pull(error)) => {
+            let mut response = error_response(&error, "BLOB_UNKNOWN");
+            if let Some(reason) = UnopenedReason::of(&error) {
+                reason.state(response.headers_mut());
+            }
+            response
+        }
     }
 }
 
@@ -121,7 +128,7 @@ impl NodePort {
             OpenBlob::Complete(blob) => (blob.map(), blob.fill(), false),
             OpenBlob::Filling { filling, .. } => (filling.map(), filling.fill(), filling.is_unstored()),
             OpenBlob::Starting { .. } => {
-                return Err(PullError::Unavailable("upstream has not answered yet".to_owned()));
+                return Err(PullError::Pending("upstream has not answered yet".to_owned()));
             }
         };
         let content = inline(&mut open).await.map(|content| BASE64.encode(content));

@@ -8,7 +8,7 @@ use std::{
 
 use parking_lot::{Mutex, MutexGuard};
 use piecemeal_proto::Digest;
-use piecemeal_proxy::{NodeBlob, open_path};
+use piecemeal_proxy::{NodeBlob, UnopenedReason, open_path};
 use piecemeal_store::Repository;
 use piecemeal_swarm::AuthorityClock;
 use piecemeal_tls::{ServerRole, refusal as refusal_of};
@@ -19,6 +19,8 @@ use piecemeal_upstream::{
 use reqwest::{Client, Method, Response, StatusCode, header};
 use tracing::error;
 use url::Url;
+
+use crate::download::Unopened;
 
 /// The mirror answers within its own two seconds, or is slow to be reached.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -34,6 +36,33 @@ pub(crate) struct MirrorClient {
     route: Route,
     clock: AuthorityClock,
     lost: Arc<Mutex<Option<Lost>>>,
+}
+
+/// Why the mirror has not opened a blob: its error, and what that says about asking again.
+pub(crate) struct NotOpened {
+    pub(crate) error: PullError,
+    pub(crate) unopened: Unopened,
+}
+
+impl NotOpened {
+    /// The error that the mirror has answered with; `None` while its answer is open, or there is none.
+    pub(crate) fn answer(&self) -> Option<PullError> {
+        match self.unopened {
+            Unopened::Unavailable | Unopened::Refused => Some(self.error.clone()),
+            Unopened::Pending | Unopened::Lost { .. } => None,
+        }
+    }
+}
+
+impl From<PullError> for NotOpened {
+    fn from(error: PullError) -> Self {
+        let unopened = match &error {
+            PullError::Pending(_) => Unopened::Pending,
+            PullError::Unavailable(_) => Unopened::Unavailable,
+            _ => Unopened::Refused,
+        };
+        Self { error, unopened }
+    }
 }
 
 /// A mirror that does not answer.
@@ -131,14 +160,14 @@ impl MirrorClient {
     /// Asks for a blob: the verdict, how it is cut, the fill, the grant. `suspect`: a piece that came wrong.
     ///
     /// # Errors
-    /// The mirror's answer as a [`PullError`]; [`PullError::Unavailable`] when there is none.
+    /// The mirror's answer as a [`PullError`]; [`PullError::Pending`] or [`PullError::Unreachable`] when there is none.
     pub(crate) async fn open(
         &self,
         caller: &Caller,
         at: &Repository,
         digest: &Digest,
         suspect: Option<u32>,
-    ) -> Result<NodeBlob, PullError> {
+    ) -> Result<NodeBlob, NotOpened> {
         let url = self
             .url
             .join(&open_path(at, digest, suspect))
@@ -161,9 +190,18 @@ impl MirrorClient {
         };
         let (retry_after, challenge) = (header(header::RETRY_AFTER), header(header::WWW_AUTHENTICATE));
         let status = response.status();
+        let reason = UnopenedReason::stated(response.headers());
         let body = read_answer(&mut response).await?;
         if status != StatusCode::OK {
-            return Err(refusal(status, challenge, retry_after, &body, at, digest));
+            let error = refusal(status, challenge, retry_after, &body, at, digest);
+            return Err(match (reason, error) {
+                (Some(UnopenedReason::Pending), PullError::Unavailable(said)) => PullError::Pending(said).into(),
+                (Some(UnopenedReason::UpstreamLost), error) => NotOpened {
+                    error,
+                    unopened: Unopened::Refused,
+                },
+                (_, error) => error.into(),
+            });
         }
         let blob: NodeBlob = serde_json::from_slice(&body)
             .map_err(|error| PullError::BadGateway(format!("the mirror's answer cannot be read: {error}")))?;
@@ -176,7 +214,7 @@ impl MirrorClient {
     }
 
     /// Sends one request, signed for itself alone each time that it goes out.
-    async fn ask(&self, url: &Url, caller: &Caller, digest: &Digest) -> Result<Response, PullError> {
+    async fn ask(&self, url: &Url, caller: &Caller, digest: &Digest) -> Result<Response, NotOpened> {
         let until = Instant::now() + OPEN_TIMEOUT;
         let request = |client: &Client| {
             let mut request = client.get(url.clone()).timeout(left(until));
@@ -197,11 +235,13 @@ impl MirrorClient {
             Err(error) if error.is_timeout() && !error.is_connect() && self.answers().await => {
                 self.saw(Ok(()));
                 let seconds = OPEN_TIMEOUT.as_secs();
-                Err(PullError::Unavailable(format!(
-                    "the mirror has not answered for {digest} within {seconds} s"
-                )))
+                let waited = format!("the mirror has not answered for {digest} within {seconds} s");
+                Err(PullError::Pending(waited).into())
             }
-            Err(error) => Err(self.note(&error)),
+            Err(error) => Err(NotOpened {
+                error: self.note(&error),
+                unopened: Unopened::Lost { lost: self.lost_for() },
+            }),
         }
     }
 

@@ -5,10 +5,12 @@
 
 use std::net::SocketAddr;
 
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
 use bytes::Bytes;
 use piecemeal_proto::{Digest, FillId, PieceMap};
 use piecemeal_store::Repository;
+use piecemeal_upstream::PullError;
 use serde::{Deserialize, Serialize};
 
 /// Blobs up to this size come along in the answer, without a swarm.
@@ -50,6 +52,51 @@ impl NodeBlob {
     }
 }
 
+/// Header of a mirror's answer to a node that says why the blob is not open. The mirror writes the whole answer itself: no upstream can
+/// set it. A mirror of the last release does not.
+const UNOPENED: HeaderName = HeaderName::from_static("piecemeal-unopened");
+
+/// Why a mirror has not opened a blob for a node, as far as the node does something else for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnopenedReason {
+    /// Upstream has not answered, and the request is still under way.
+    Pending,
+    /// Upstream does not answer the mirror at all.
+    UpstreamLost,
+}
+
+impl UnopenedReason {
+    /// `None` for an error that says all by itself.
+    pub fn of(error: &PullError) -> Option<Self> {
+        match error {
+            PullError::Pending(_) => Some(Self::Pending),
+            PullError::Unreachable(_) => Some(Self::UpstreamLost),
+            _ => None,
+        }
+    }
+
+    /// The reason that an answer states.
+    pub fn stated(headers: &HeaderMap) -> Option<Self> {
+        let stated = headers.get(UNOPENED)?;
+        let known = [Self::Pending, Self::UpstreamLost];
+        known
+            .into_iter()
+            .find(|reason| reason.word().as_bytes() == stated.as_bytes())
+    }
+
+    /// States it in an answer.
+    pub fn state(self, headers: &mut HeaderMap) {
+        headers.insert(UNOPENED, HeaderValue::from_static(self.word()));
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::UpstreamLost => "upstream-lost",
+        }
+    }
+}
+
 /// The path and query of a node's request.
 ///
 /// `suspect`: a piece that arrived damaged, so that the mirror verifies its own copy.
@@ -60,4 +107,31 @@ pub fn open_path(at: &Repository, digest: &Digest, suspect: Option<u32>) -> Stri
         query.append_pair("suspect", &piece.to_string());
     }
     format!("/piecemeal/v1/blobs/{digest}?{}", query.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_that_a_mirror_states_is_read_by_a_node_and_any_other_is_none() {
+        for (error, reason) in [
+            (PullError::Pending(String::new()), Some(UnopenedReason::Pending)),
+            (
+                PullError::Unreachable(String::new()),
+                Some(UnopenedReason::UpstreamLost),
+            ),
+            (PullError::Unavailable(String::new()), None),
+            (PullError::Unknown(String::new()), None),
+        ] {
+            let mut headers = HeaderMap::new();
+            if let Some(reason) = UnopenedReason::of(&error) {
+                reason.state(&mut headers);
+            }
+            assert_eq!(UnopenedReason::stated(&headers), reason, "{error:?}");
+        }
+        let mut later = HeaderMap::new();
+        later.insert(UNOPENED, HeaderValue::from_static("a-later-word"));
+        assert_eq!(UnopenedReason::stated(&later), None);
+    }
 }

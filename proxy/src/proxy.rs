@@ -117,6 +117,11 @@ impl Proxy {
     /// Each dependency, with what is wrong with it. `without_scheduler`: where pieces come from while the scheduler is lost.
     pub async fn readiness(&self, session: Option<&Session>, without_scheduler: &str) -> Vec<(String, Option<String>)> {
         let mut dependencies = vec![("store".to_owned(), store_problem(&self.store).await)];
+        // No problem any more: it is said and fails nothing.
+        if let Some(why) = self.store.index_lost() {
+            let said = format!("index, lost before this start ({why}) and begun again from the blobs that are here");
+            dependencies.push((said, None));
+        }
         if let Some(session) = session {
             let problem = session.problem();
             let problem = problem.map(|why| format!("{why}; {without_scheduler}"));

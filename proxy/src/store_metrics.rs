@@ -82,6 +82,11 @@ impl Collector for StoreCollector {
                 "Bytes of blobs that were verified and found intact",
                 counts.verified_bytes,
             ),
+            (
+                "piecemeal_store_indexes_lost",
+                "Indexes that were spoilt or missing at the start, and were begun again",
+                counts.indexes_lost,
+            ),
         ];
         for (name, help, value) in counters {
             let counter = ConstCounter::new(value);

@@ -8,7 +8,8 @@
 //! - Space for a whole blob is reserved before its first byte is written. Eviction makes room by last use.
 //! - After a crash the disk holds what the rows say: files without a row are removed, rows without a file are dropped, and
 //!   a partial is offered again only in the pieces, and in the beginnings of a few more, whose bytes still have their hash.
-//! - A file that is missing or damaged is a miss that heals itself; disk content never panics.
+//! - A file that is missing or damaged is a miss that heals itself; disk content never panics. A spoilt index is begun again.
+//! - A disk that takes no more ends no fill: see [`Filling::write_piece`].
 //!
 //! # What it leaves to others
 //! Access control: a digest is no permission. [`Store::has_source`] says only that an upstream answered for a blob.
@@ -20,6 +21,7 @@
 //! lock                      one process per folder
 //! node.key                  who this node is; 0600, never written over
 //! index.db                  SQLite: rows of everything below, manifests, tags, sources
+//! index.db.spoilt           an index that could not be read, until its room is needed
 //! blobs/<alg>/<2 hex>/<hex> complete and verified
 //! partial/<alg>-<hex>       being filled, as long as the blob from the start (sparse)
 //! ```

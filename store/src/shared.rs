@@ -4,7 +4,14 @@
 //! last batch in a crash costs a few pieces again and makes a blob look a little older. The batch is written by the first operation
 //! that finds the last one [`BATCH_INTERVAL`] old, by a sweep, and on close: there is no thread that could outlive its store.
 
-use std::{fs, io, sync::Arc, time::Duration};
+use std::{
+    fs, io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use piecemeal_proto::{Digest, NodeKey};
@@ -18,13 +25,14 @@ use crate::{
         entry::Generation,
         evictor::{Limits, RoomError, Swept},
         fills::{fill::Fill, live_fills::Saving},
+        ledger::Ledger,
         random::Random,
     },
-    disk::{blocking::blocking, layout::Layout},
+    disk::{blocking::blocking, files::Files, layout::Layout},
     index::{Durability, Index, Progress, blobs, partials},
     names::{name_store::NameStore, name_uses::NameUses},
     open::{
-        claim::claim,
+        claim::{Opened, begin_new_index, claim},
         config::{Env, StoreConfig},
         error::OpenStoreError,
         recover::recover,
@@ -49,8 +57,12 @@ pub(crate) struct Shared {
     pub(crate) names: NameStore,
     pub(crate) index: Arc<Index>,
     pub(crate) node_key: Arc<NodeKey>,
+    /// Why the index was lost when the store was opened, if it was.
+    index_lost: Option<String>,
     /// When the last batch was written, by the monotonic clock.
     batched_at: Mutex<Duration>,
+    /// The log has a line about the batches that fail right now.
+    has_told_loss: AtomicBool,
     #[expect(dead_code, reason = "the folder is this store's while this is open")]
     lock: fs::File,
 }
@@ -65,16 +77,24 @@ struct Batch {
 impl Shared {
     pub(crate) fn open(config: StoreConfig, env: Env) -> Result<Self, OpenStoreError> {
         let layout = Layout::new(config.dir);
-        let opened = claim(&layout, env.clock)?;
-        // The index of an older release holds a random id.
-        opened
-            .index
-            .set_identity(opened.node_key.id())
-            .map_err(|source| OpenStoreError::Index {
-                path: layout.index(),
-                source,
-            })?;
-        let ledger = recover(&layout, env.files.as_ref(), &opened.index)?;
+        let mut opened = claim(&layout, &env.clock)?;
+        let ledger = match restore(&layout, env.files.as_ref(), &opened) {
+            // What is damaged in it shows only where it is read.
+            Err(OpenStoreError::Index { source, .. }) if opened.index_lost.is_none() && source.is_spoilt() => {
+                opened.index = begin_new_index(&layout, &env.clock)?;
+                opened.index_lost = Some(source.to_string());
+                restore(&layout, env.files.as_ref(), &opened)?
+            }
+            restored => restored?,
+        };
+        if let Some(why) = &opened.index_lost {
+            warn!(
+                blobs = ledger.partials().count,
+                "the store's index was lost: {why}. A new one is begun, with the blobs that are in {}; tags, manifests and rights are asked for \
+                 again. A spoilt index is kept as index.db.spoilt until its room is needed",
+                layout.dir().display()
+            );
+        }
         let limits = Limits {
             quota_bytes: config.quota_bytes,
             free_bytes_min: config.free_bytes_min,
@@ -86,10 +106,23 @@ impl Shared {
             blobs: BlobStore::new(Arc::clone(&index), files, ledger, limits, Random::new(env.seed)),
             names: NameStore::new(Arc::clone(&index)),
             batched_at: Mutex::new(index.monotonic()),
+            has_told_loss: AtomicBool::new(false),
             index,
             node_key: Arc::new(opened.node_key),
+            index_lost: opened.index_lost,
             lock: opened.lock,
         })
+    }
+
+    /// Why the index was lost when the store was opened, if it was.
+    pub(crate) fn index_lost(&self) -> Option<&str> {
+        self.index_lost.as_deref()
+    }
+
+    /// Why content cannot be kept now, if it cannot.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        let trouble = self.blobs.trouble.lock().clone();
+        trouble.or_else(|| self.names.trouble())
     }
 
     /// Runs disk work on a blocking thread.
@@ -126,21 +159,27 @@ impl Shared {
     /// Removes what was not used for the TTL, and then what is over the limits. Writes a batch.
     pub(crate) fn sweep(&self) -> Result<Swept, StoreError> {
         let evictor = &self.blobs.evictor;
-        // Set again if the trouble lasts.
-        *self.blobs.trouble.lock() = None;
         self.write_batch(Durability::Synced);
+        // A lack of room is found again by the next fill, and a disk that fails by a try.
+        let had_trouble = self.blobs.trouble.lock().is_some();
+        if had_trouble && self.blobs.files.takes_bytes() {
+            *self.blobs.trouble.lock() = None;
+        }
         let mut swept = Swept::default();
         let unused_since = self.index.now().before(evictor.limits().ttl);
         if let Some(moment) = unused_since {
             evictor.expire(moment, &mut swept);
         }
-        self.names.expire(unused_since)?;
         let reserving = evictor.reserve();
         match evictor.make_room(&reserving, 0, 0, &mut swept) {
             // All that may go is gone; what is left is in use.
-            Ok(()) | Err(RoomError::NoSpace { .. }) => Ok(swept),
-            Err(RoomError::Io(error)) => Err(error.into()),
+            Ok(()) | Err(RoomError::NoSpace { .. }) => {}
+            Err(RoomError::Io(error)) => return Err(error.into()),
         }
+        drop(reserving);
+        // After room was made: on a full disk it may need some.
+        self.names.expire(unused_since)?;
+        Ok(swept)
     }
 
     /// Writes a batch and checkpoints the index.
@@ -197,9 +236,14 @@ impl Shared {
         match &written {
             Ok(()) => saving.retire(),
             Err(error) => {
-                warn_of_loss(error);
+                if !self.has_told_loss.swap(true, Ordering::Relaxed) {
+                    warn_of_loss(error);
+                }
                 self.give_back(batch);
             }
+        }
+        if written.is_ok() {
+            self.has_told_loss.store(false, Ordering::Relaxed);
         }
         written.is_ok()
     }
@@ -227,6 +271,17 @@ impl Shared {
             self.names.give_back_uses(batch.names);
         }
     }
+}
+
+/// Brings disk and rows together.
+fn restore(layout: &Layout, files: &dyn Files, opened: &Opened) -> Result<Ledger, OpenStoreError> {
+    // The index of an older release holds a random id.
+    let identified = opened.index.set_identity(opened.node_key.id());
+    identified.map_err(|source| OpenStoreError::Index {
+        path: layout.index(),
+        source,
+    })?;
+    recover(layout, files, &opened.index)
 }
 
 fn warn_of_loss(error: &IndexError) {

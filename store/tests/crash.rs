@@ -229,8 +229,14 @@ impl Machine {
                 return During::Fill;
             }
             4..14 => {
-                if let Some((content, filling)) = fillings.choose(&mut self.random) {
-                    return self.write_pieces(&content.clone(), &filling.clone()).await;
+                if let Some((content, filling)) = fillings.choose(&mut self.random).cloned() {
+                    let during = self.write_pieces(&content, &filling).await;
+                    drop(filling);
+                    // Each that the disk does not take has one of the four places.
+                    if fillings.iter().filter(|(_, filling)| filling.is_unstored()).count() > 2 {
+                        fillings.retain(|(_, filling)| !filling.is_unstored());
+                    }
+                    return during;
                 }
             }
             14 => {
@@ -432,7 +438,10 @@ impl Machine {
 }
 
 fn run(seed: u64, story: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| runtime.block_on(story)));
     if let Err(panic) = outcome {
         eprintln!("failed with seed {seed}");

@@ -6,8 +6,9 @@ mod support;
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, sync::Arc};
 
+use piecemeal_proto::FillId;
 use piecemeal_store::{DiskFiles, Env, OpenStoreError, Store};
-use support::{Content, FakeClock, config, env, open, read_all};
+use support::{Content, DAY, FakeClock, config, env, open, read_all};
 
 fn blob_path(dir: &std::path::Path, content: &Content) -> PathBuf {
     let hex = content.digest.hex();
@@ -288,4 +289,115 @@ async fn a_torn_piece_is_fetched_again() {
         content.write(&filling, index).await;
     }
     assert_eq!(read_all(&filling.publish(&[]).await.unwrap()).await, content.bytes);
+}
+
+/// Damage to an index, or its loss.
+#[derive(Clone, Copy, Debug)]
+enum Loss {
+    Garbage,
+    Empty,
+    HalfAPage,
+    SpoiltInTheMiddle,
+    Gone,
+    WithoutATable,
+}
+
+impl Loss {
+    const ALL: [Self; 6] = [
+        Self::Garbage,
+        Self::Empty,
+        Self::HalfAPage,
+        Self::SpoiltInTheMiddle,
+        Self::Gone,
+        Self::WithoutATable,
+    ];
+
+    fn befall(self, index: &std::path::Path) {
+        let write = |bytes: &[u8], offset| {
+            let file = fs::OpenOptions::new().write(true).open(index).unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&file, bytes, offset).unwrap();
+        };
+        match self {
+            Self::Garbage => fs::write(index, [7; 100_000]).unwrap(),
+            Self::Empty => fs::write(index, "").unwrap(),
+            Self::HalfAPage => {
+                let file = fs::OpenOptions::new().write(true).open(index).unwrap();
+                file.set_len(2000).unwrap();
+            }
+            Self::SpoiltInTheMiddle => write(&[0xff; 3 * 4096], 8192),
+            Self::Gone => fs::remove_file(index).unwrap(),
+            Self::WithoutATable => {
+                let index = rusqlite::Connection::open(index).unwrap();
+                index.execute_batch("DROP TABLE store").unwrap();
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_index_that_is_spoilt_or_lost_is_set_aside_and_what_is_here_is_found_again() {
+    for loss in Loss::ALL {
+        let (dir, clock) = (tempfile::tempdir().unwrap(), FakeClock::new());
+        let [good, bad, unfinished] = [1, 2, 3].map(|seed| Content::pieces(seed, 4));
+        let store = open(dir.path(), &clock);
+        let node_id = store.node_id();
+        good.publish(&store).await;
+        bad.publish(&store).await;
+        let filling = unfinished.begin(&store).await;
+        unfinished.write(&filling, 0).await;
+        drop(filling);
+        store.close().await;
+        drop(store);
+        fs::write(blob_path(dir.path(), &bad), vec![1; bad.bytes.len()]).unwrap();
+        let index = dir.path().join("store/index.db");
+        loss.befall(&index);
+
+        let store = open(dir.path(), &clock);
+        assert_eq!(store.node_id(), node_id, "{loss:?}");
+        assert!(store.index_lost().is_some(), "{loss:?}");
+        assert_eq!(
+            (store.trouble(), store.counts().indexes_lost),
+            (None, 1),
+            "nothing is wrong any more"
+        );
+        let aside = dir.path().join("store/index.db.spoilt");
+        assert_eq!(aside.exists(), !matches!(loss, Loss::Empty | Loss::Gone), "{loss:?}");
+        assert!(store.blob(&good.digest).await.unwrap().is_none(), "it is not proven");
+        // Under whatever fill the mirror names.
+        let filling = store.begin(&good.digest, good.map, Some(FillId(77))).await.unwrap();
+        assert_eq!((filling.fill(), filling.have().count()), (FillId(77), good.map.count()));
+        let blob = filling.publish(&[]).await.unwrap();
+        assert!(read_all(&blob).await == good.bytes, "{loss:?}");
+        assert!(
+            bad.begin(&store).await.have().is_empty(),
+            "its bytes are another blob's"
+        );
+        bad.publish(&store).await;
+        unfinished.publish(&store).await;
+        // Room is worth more than a spoilt index.
+        store.set_limits(None, u64::MAX, DAY);
+        store.sweep().await.unwrap();
+        assert!(!aside.exists(), "{loss:?}");
+        store.close().await;
+        drop((blob, filling, store));
+        assert_eq!(open(dir.path(), &clock).counts().indexes_lost, 0, "once");
+    }
+}
+
+#[tokio::test]
+async fn a_blob_that_was_found_survives_a_restart_before_a_caller_asks_for_it() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), FakeClock::new());
+    let content = Content::pieces(1, 4);
+    let store = open(dir.path(), &clock);
+    content.publish(&store).await;
+    store.close().await;
+    drop(store);
+    Loss::Gone.befall(&dir.path().join("store/index.db"));
+    for _ in 0..2 {
+        let store = open(dir.path(), &clock);
+        assert_eq!((store.partials(), store.counts().partials), (vec![content.digest], 1));
+        store.close().await;
+    }
+    let store = open(dir.path(), &clock);
+    assert_eq!(content.begin(&store).await.have().count(), content.map.count());
 }

@@ -11,7 +11,8 @@ use piecemeal_proto::{Digest, PieceMap};
 use piecemeal_store::{
     BeginFillError, DiskFiles, FillFailure, Filling, Offer, PublishBlobError, ReadBlobError, Store, StoreConfig,
 };
-use support::{FakeClock, config, env};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
+use support::{Content, FakeClock, config, disk::FaultyDisk, env, read_all, read_filling};
 
 const PIECE: u64 = 256 * 1024;
 /// More than the window, and than the quota.
@@ -275,4 +276,179 @@ async fn there_are_only_so_many_passing_fills_and_the_next_waits_for_a_place() {
     }
     fillings.pop();
     fillings.push(next.await.unwrap());
+}
+
+/// A disk that runs full in the middle of a fill, by seed: which pieces have landed, in which order the others come, and how many readers there
+/// are.
+#[tokio::test]
+async fn a_fill_goes_on_when_its_disk_runs_full_with_all_that_has_landed_and_under_its_id() {
+    for seed in 0..40 {
+        let mut random = StdRng::seed_from_u64(seed);
+        let (dir, clock, disk) = (tempfile::tempdir().unwrap(), FakeClock::new(), FaultyDisk::new(seed));
+        let store = Store::open(config(dir.path()), env(&clock, Arc::new(disk.clone()))).unwrap();
+        let content = Content::pieces(seed, 40);
+        let filling = content.begin(&store).await;
+        let id = filling.fill();
+        let mut order: Vec<u32> = (0..40).collect();
+        order.chunks_mut(8).for_each(|pieces| pieces.shuffle(&mut random));
+        let landed = random.random_range(0..40);
+        for &piece in &order[..landed] {
+            content.write(&filling, piece).await;
+        }
+        let whole = 0..content.map.blob_bytes();
+        let readers: Vec<_> = (0..random.random_range(1..4))
+            .map(|_| {
+                let (filling, whole) = (filling.clone(), whole.clone());
+                tokio::spawn(async move { read_filling(&filling, whole).await })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        disk.set_capacity(disk.used());
+        for &piece in &order[landed..] {
+            content.write(&filling, piece).await;
+            assert!(filling.is_unstored() && filling.have().contains(piece));
+        }
+        assert_eq!(filling.fill(), id);
+        assert!(
+            store.trouble().unwrap().contains("does not take"),
+            "{:?}",
+            store.trouble()
+        );
+        filling.finish_unstored().await.unwrap();
+        for reader in readers {
+            assert!(reader.await.unwrap() == content.bytes, "seed {seed}");
+        }
+        store.sweep().await.unwrap();
+        assert!(store.trouble().is_some(), "the disk is still full");
+        drop(filling);
+
+        // There is room again: what has landed on the disk need not come again.
+        disk.set_capacity(u64::MAX);
+        store.sweep().await.unwrap();
+        assert_eq!(store.trouble(), None);
+        let again = content.begin(&store).await;
+        assert!(!again.is_unstored());
+        let had: Vec<u32> = again.have().iter().collect();
+        let mut first = order[..landed].to_vec();
+        first.sort_unstable();
+        assert_eq!(had, first, "seed {seed}");
+        for piece in 0..40 {
+            content.write(&again, piece).await;
+        }
+        let blob = again.publish(&[]).await.unwrap();
+        assert!(read_all(&blob).await == content.bytes);
+        store.close().await;
+    }
+}
+
+/// Room for what is missing is not there: what the disk has need not come again all the same.
+#[tokio::test]
+async fn an_unstored_fill_begins_with_what_an_earlier_one_has_left_on_the_disk() {
+    let (dir, clock, disk) = (tempfile::tempdir().unwrap(), FakeClock::new(), FaultyDisk::new(1));
+    let store = Store::open(config(dir.path()), env(&clock, Arc::new(disk.clone()))).unwrap();
+    let content = Content::pieces(1, 6);
+    let filling = content.begin(&store).await;
+    for piece in [0, 1, 4] {
+        content.write(&filling, piece).await;
+    }
+    let id = filling.fill();
+    filling.abandon(FillFailure::Stopped).await;
+    drop(filling);
+    store.set_limits(None, u64::MAX, Duration::from_secs(3600));
+    let refused = store.begin(&content.digest, content.map, None).await;
+    assert!(matches!(refused, Err(BeginFillError::NoSpace { .. })));
+    let again = store.begin_unstored(&content.digest, content.map, None, Offer::Nothing);
+    let again = again.await.unwrap();
+    assert!(again.is_unstored() && again.has_overflowed());
+    assert_eq!(
+        (again.fill(), again.have().iter().collect::<Vec<_>>()),
+        (id, vec![0, 1, 4])
+    );
+    for piece in [2, 3, 5] {
+        content.write(&again, piece).await;
+    }
+    again.prove_unstored().await.unwrap();
+    assert!(read_filling(&again, 0..content.map.blob_bytes()).await == content.bytes);
+    assert!(
+        store.filling(&content.digest).is_some(),
+        "its pieces are here until it ends"
+    );
+    again.finish_unstored().await.unwrap();
+    assert!(store.filling(&content.digest).is_none());
+    assert_eq!(
+        (store.usage().await.unwrap().blobs, store.partials()),
+        (0, vec![content.digest])
+    );
+}
+
+/// The last piece is here, and the disk fails to sync, to rename or to write the row: its readers have all of it.
+#[tokio::test]
+async fn a_blob_that_cannot_be_published_is_read_to_its_end_and_may_be_begun_again() {
+    let (dir, clock, disk) = (tempfile::tempdir().unwrap(), FakeClock::new(), FaultyDisk::new(1));
+    let store = Store::open(config(dir.path()), env(&clock, Arc::new(disk.clone()))).unwrap();
+    let content = Content::pieces(1, 5);
+    let filling = content.begin(&store).await;
+    for piece in 0..5 {
+        content.write(&filling, piece).await;
+    }
+    disk.fail_sync_and_removal();
+    assert!(filling.publish(&[]).await.is_err());
+    assert!(filling.is_proven() && store.trouble().is_some());
+    assert!(read_filling(&filling, 0..content.map.blob_bytes()).await == content.bytes);
+    content.publish(&store).await;
+    assert_eq!(store.trouble(), None, "it was taken");
+}
+
+/// Wrong bytes that came before and after the disk was full are revoked on the disk and in memory.
+#[tokio::test]
+async fn a_fill_that_ran_out_of_disk_and_proves_wrong_leaves_nothing() {
+    let (dir, clock, disk) = (tempfile::tempdir().unwrap(), FakeClock::new(), FaultyDisk::new(1));
+    let store = Store::open(config(dir.path()), env(&clock, Arc::new(disk.clone()))).unwrap();
+    let (content, other) = (Content::pieces(1, 5), Content::pieces(2, 5));
+    let filling = content.begin(&store).await;
+    other.write(&filling, 0).await;
+    disk.set_capacity(disk.used());
+    for piece in 1..5 {
+        content.write(&filling, piece).await;
+    }
+    let wrong = filling.finish_unstored().await;
+    assert!(matches!(wrong, Err(PublishBlobError::DigestMismatch { .. })));
+    filling.abandon(FillFailure::Revoked).await;
+    drop(filling);
+    disk.set_capacity(u64::MAX);
+    assert!(content.begin(&store).await.have().is_empty());
+    content.publish(&store).await;
+}
+
+#[tokio::test]
+async fn folders_that_were_removed_under_a_running_store_are_made_again() {
+    for gone in ["store/partial", "store/blobs", "store"] {
+        let (dir, clock) = (tempfile::tempdir().unwrap(), FakeClock::new());
+        let store = Store::open(config(dir.path()), env(&clock, Arc::new(DiskFiles))).unwrap();
+        let [first, second, third] = [1, 2, 3].map(|seed| Content::pieces(seed, 3));
+        first.publish(&store).await;
+        let filling = second.begin(&store).await;
+        second.write(&filling, 0).await;
+        std::fs::remove_dir_all(dir.path().join(gone)).unwrap();
+        for piece in 1..3 {
+            second.write(&filling, piece).await;
+        }
+        // Its file may be gone: then its readers have it, and the next fill keeps it.
+        let published = filling.publish(&[]).await;
+        assert!(published.is_ok() || filling.is_proven(), "{gone}");
+        assert!(read_filling(&filling, 0..second.map.blob_bytes()).await == second.bytes);
+        drop((published, filling));
+        for content in [&second, &third] {
+            if store.blob(&content.digest).await.unwrap().is_none() {
+                content.publish(&store).await;
+            }
+        }
+        let kept = store.blob(&third.digest).await.unwrap().unwrap();
+        assert!(read_all(&kept).await == third.bytes, "{gone}");
+        drop(kept);
+        store.close().await;
+        drop(store);
+        // It starts again with what is in the folder.
+        drop(Store::open(config(dir.path()), env(&clock, Arc::new(DiskFiles))).unwrap());
+    }
 }

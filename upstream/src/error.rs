@@ -58,6 +58,9 @@ pub enum PullError {
     /// The source answers that it cannot now, or does not answer this request. 503.
     #[error("{0}")]
     Unavailable(String),
+    /// The source has not answered yet, and the request is still under way: there is no error so far. 503.
+    #[error("{0}")]
+    Pending(String),
     /// The source is lost: it does not answer a probe of this daemon either. 503.
     #[error("{0}")]
     Unreachable(String),

@@ -351,9 +351,21 @@ impl Download {
             if window.start < told.start + step && (window.start <= told.start || !is_done()) {
                 return;
             }
+        } else {
+            // The store has just run out of room: what comes from behind its window would wait, and hold its lease.
+            self.give_back_from(window.end);
         }
         self.told = Some(window.clone());
         self.act(Action::SendWant);
+    }
+
+    fn give_back_from(&mut self, piece: u32) {
+        for lease in self.pieces.leases_from(piece) {
+            self.pieces.end_lease(lease);
+            self.act(Action::AbortLease(lease));
+            let ended = Outcome::Cancelled.into();
+            self.act(Action::EndLease { lease, ended });
+        }
     }
 
     fn begin_lease(&mut self, lease: Lease) {

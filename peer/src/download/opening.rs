@@ -4,7 +4,12 @@
 
 use std::time::Duration;
 
+use piecemeal_upstream::ANSWER_TIMEOUT;
+
 use super::machine::{REFUSED_PATIENCE, REOPEN_DELAY};
+
+/// How long a mirror that answers with errors is asked again: a fault of a moment may pass, and no client waits longer for a status line.
+const ERROR_PATIENCE: Duration = ANSWER_TIMEOUT;
 
 /// The decisions about one blob that is not open yet.
 ///
@@ -15,6 +20,8 @@ pub struct Opening {
     may_use_upstream: bool,
     /// When the first question was asked.
     since: Duration,
+    /// Since when the mirror has answered with nothing but errors.
+    failing_since: Option<Duration>,
     step: OpeningStep,
 }
 
@@ -36,9 +43,11 @@ pub enum OpeningStep {
 pub enum Unopened {
     /// There is no answer. `lost`: for how long there was none, if that is known.
     Lost { lost: Option<Duration> },
-    /// The mirror is there, and upstream has not answered it yet.
+    /// The mirror is there, and upstream has not answered it yet: the question is open.
+    Pending,
+    /// The mirror has answered with an error that may pass.
     Unavailable,
-    /// The mirror's answer stands.
+    /// The mirror's answer stands. It may be that upstream cannot be reached: that is the mirror's word, and no mirror that is lost.
     Refused,
 }
 
@@ -47,6 +56,7 @@ impl Opening {
         let mut opening = Self {
             may_use_upstream,
             since: now,
+            failing_since: None,
             step: OpeningStep::Ask,
         };
         if !mirror_configured {
@@ -66,11 +76,18 @@ impl Opening {
     /// The mirror was asked, and the blob is not open. `mirror_grace`: how long the mirror may be lost before upstream is asked.
     pub fn handle_unopened(&mut self, now: Duration, unopened: Unopened, mirror_grace: Duration) {
         let again = OpeningStep::Wait(now + REOPEN_DELAY);
+        self.failing_since = match unopened {
+            Unopened::Unavailable => self.failing_since.or(Some(now)),
+            _ => None,
+        };
+        let is_early = now.saturating_sub(self.since) < REFUSED_PATIENCE;
+        let has_failed = |since| now.saturating_sub(since) >= ERROR_PATIENCE;
         self.step = match unopened {
             Unopened::Lost { lost } if lost.is_some_and(|lost| lost >= mirror_grace) => self.without_mirror(),
             Unopened::Lost { .. } => again,
-            Unopened::Unavailable if now.saturating_sub(self.since) < REFUSED_PATIENCE => again,
-            Unopened::Unavailable | Unopened::Refused => OpeningStep::Fail,
+            Unopened::Pending if is_early => again,
+            Unopened::Unavailable if is_early && !self.failing_since.is_some_and(has_failed) => again,
+            Unopened::Pending | Unopened::Unavailable | Unopened::Refused => OpeningStep::Fail,
         };
     }
 
@@ -140,10 +157,44 @@ mod tests {
     }
 
     #[test]
-    fn a_mirror_that_answers_with_errors_is_asked_for_ten_seconds_and_upstream_is_not() {
+    fn a_mirror_that_waits_for_upstream_is_asked_for_ten_seconds_and_upstream_is_not() {
         let asked = 1 + u32::try_from(REFUSED_PATIENCE.as_millis() / REOPEN_DELAY.as_millis()).unwrap();
-        let end = follow(Opening::new(START, true, true), |_| Unopened::Unavailable);
+        let end = follow(Opening::new(START, true, true), |_| Unopened::Pending);
         assert_eq!(end, (OpeningStep::Fail, REFUSED_PATIENCE, asked));
+    }
+
+    #[test]
+    fn a_mirror_that_answers_with_errors_is_asked_no_longer_than_a_client_waits_and_upstream_is_not() {
+        let asked = 1 + u32::try_from(ERROR_PATIENCE.as_millis() / REOPEN_DELAY.as_millis()).unwrap();
+        let end = follow(Opening::new(START, true, true), |_| Unopened::Unavailable);
+        assert_eq!(end, (OpeningStep::Fail, ERROR_PATIENCE, asked));
+    }
+
+    /// Any order of answers ends within ten seconds of the first question that the mirror answers to the end, and errors in a row within two.
+    #[test]
+    fn errors_count_in_a_row_and_an_open_question_begins_them_again() {
+        let open_until = Duration::from_secs(3);
+        let end = follow(Opening::new(START, true, true), |time| match time < open_until {
+            true => Unopened::Pending,
+            false => Unopened::Unavailable,
+        });
+        assert_eq!((end.0, end.1), (OpeningStep::Fail, open_until + ERROR_PATIENCE));
+        let by_turns = |time: Duration| match time.as_secs() % 2 {
+            0 => Unopened::Unavailable,
+            _ => Unopened::Pending,
+        };
+        let end = follow(Opening::new(START, true, true), by_turns);
+        assert_eq!((end.0, end.1), (OpeningStep::Fail, REFUSED_PATIENCE));
+    }
+
+    #[test]
+    fn a_mirror_that_comes_back_with_an_error_is_not_lost_any_more() {
+        let back = Duration::from_secs(4);
+        let end = follow(Opening::new(START, true, true), |time| match time < back {
+            true => lost(time),
+            false => Unopened::Refused,
+        });
+        assert_eq!((end.0, end.1), (OpeningStep::Fail, back));
     }
 
     #[test]

@@ -126,6 +126,13 @@ impl Pieces {
         self.leases.keys().copied().collect()
     }
 
+    /// The leases that begin at `piece` or behind it.
+    pub(super) fn leases_from(&self, piece: u32) -> Vec<u64> {
+        let leases = self.leases.iter();
+        let behind = leases.filter(|(_, leased)| leased.range.start >= piece);
+        behind.map(|(lease, _)| *lease).collect()
+    }
+
     /// The next piece to request from the mirror, while fewer than `size` requests without a lease are in flight.
     pub(super) fn begin_request(&mut self, size: usize, waited_for: Option<u32>) -> Option<u32> {
         if self.direct.count() as usize >= size {

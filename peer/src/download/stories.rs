@@ -338,3 +338,23 @@ fn a_blob_that_is_not_kept_ends_half_a_minute_after_its_last_reader() {
     );
     assert!(kinds, "{closing:?}");
 }
+
+/// What comes from behind the window would wait for room, and hold its lease until the scheduler takes it away.
+#[test]
+fn leases_behind_the_window_are_given_back_when_the_disk_runs_full() {
+    let mut story = Story::begin(|_, _| {});
+    story.lease(1, 0, 4);
+    story.lease(2, 30, 4);
+    story.facts.window = Some(0..8);
+    story.after(TICK);
+    assert_eq!(story.last_lease_end(), Some((2, Outcome::Cancelled)));
+    assert!(story.leases.contains_key(&1) && !story.leases.contains_key(&2));
+    assert_eq!(
+        story.count(|action| matches!(action, Action::SendWant)),
+        1,
+        "with the window"
+    );
+    story.facts.window = Some(4..12);
+    story.end_lease(1, Outcome::Done, 4);
+    assert_eq!(story.last_lease_end(), Some((1, Outcome::Done)));
+}

@@ -54,6 +54,21 @@ pub(super) struct Task {
     leases: HashMap<u64, AbortHandle>,
     /// The last error of the mirror or of upstream.
     error: Option<PullError>,
+    /// The mirror's answer that names another fill.
+    other: Option<NodeBlob>,
+}
+
+/// How a download has ended.
+pub(super) enum TaskEnd {
+    Arrived(Arrived),
+    /// The mirror has begun another fill. Nothing is known of the bytes of the one before.
+    OtherFill(Box<NodeBlob>),
+}
+
+impl From<Arrived> for TaskEnd {
+    fn from(arrived: Arrived) -> Self {
+        Self::Arrived(arrived)
+    }
 }
 
 /// What a fetch or question of a download has brought.
@@ -86,11 +101,12 @@ impl Task {
             fetches: JoinSet::new(),
             leases: HashMap::new(),
             error: None,
+            other: None,
         }
     }
 
-    /// Runs until the blob is here and proven, or cannot be fetched.
-    pub(super) async fn run(mut self) -> Result<Arrived, PullError> {
+    /// Runs until the blob is here and proven, or cannot be fetched, or the mirror begins another fill.
+    pub(super) async fn run(mut self) -> Result<TaskEnd, PullError> {
         let (orders, mut inbox) = mpsc::channel(ORDERS_MAX);
         let digest = *self.filling.digest();
         let _live = self.parts.live.enter(digest, self.want(), self.filling.clone(), orders);
@@ -101,9 +117,19 @@ impl Task {
             debug!(blob.digest = %digest, %error, "the download of {digest} stops: {error}");
         }
         let kept = matches!(result, Ok(Arrived::Kept(_)));
-        self.machine.handle_closed(kept, self.filling.is_unstored());
+        let passed = self.filling.is_unstored() || matches!(result, Ok(Arrived::Passed));
+        self.machine.handle_closed(kept, passed);
         self.act().await?;
-        result
+        match (result, self.other.take()) {
+            (Err(_), Some(other)) => {
+                info!(blob.digest = %digest, "the mirror has begun another fill of {digest}; the download goes on with it");
+                // In this order: a reader whose fill has ended looks for the next one.
+                self.transfer.starts_over();
+                self.filling.abandon(FillFailure::Stopped).await;
+                Ok(TaskEnd::OtherFill(Box::new(other)))
+            }
+            (result, _) => result.map(TaskEnd::Arrived),
+        }
     }
 
     async fn follow(&mut self, inbox: &mut mpsc::Receiver<Order>) -> Result<Arrived, PullError> {
@@ -165,7 +191,10 @@ impl Task {
                 self.opened = opened;
                 Reopened::Renewed
             }
-            Ok(_) => Reopened::OtherFill,
+            Ok(other) => {
+                self.other = Some(other);
+                Reopened::OtherFill
+            }
             Err(error) => {
                 let reopened = match &error {
                     error if error.is_refusal() => Reopened::Refused,
@@ -274,7 +303,8 @@ impl Task {
         };
         let (caller, at, digest) = (self.caller.clone(), self.at.clone(), *self.filling.digest());
         self.spawn(Ran::Reopened(Err(panicked())), async move {
-            Ran::Reopened(mirror.open(&caller, &at, &digest, suspect).await)
+            let opened = mirror.open(&caller, &at, &digest, suspect).await;
+            Ran::Reopened(opened.map_err(|not_opened| not_opened.error))
         });
     }
 

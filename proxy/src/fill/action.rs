@@ -13,6 +13,8 @@ pub enum Action {
     MoveEnd { connection: u64, end: u64 },
     /// Close a connection whose body has just begun: it is not needed.
     Close(u64),
+    /// Close all connections. No event of one follows.
+    CloseAll,
     /// Note that upstream has answered 429.
     NoteTooManyRequests,
     /// Note that upstream does not support ranges.

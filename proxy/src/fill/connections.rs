@@ -337,6 +337,18 @@ impl Connections {
         Some(MovedEnd { connection, end })
     }
 
+    /// Whether one of the bodies carries all that is missing, in its order.
+    pub(super) fn has_rest(&self) -> bool {
+        self.whole
+    }
+
+    /// All connections have ended: as [`Connections::end`].
+    pub(super) fn end_all(&mut self, landed: &PieceSet) {
+        while let Some((&connection, _)) = self.open.first_key_value() {
+            self.end(connection, landed);
+        }
+    }
+
     /// The fill is over.
     pub(super) fn clear(&mut self) {
         self.open.clear();

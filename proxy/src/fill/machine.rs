@@ -184,6 +184,20 @@ impl Fill {
         }
     }
 
+    /// The store keeps no more of the blob: what has landed stays, and what follows has room in its order only. The connections are closed:
+    /// one that is ahead of the first missing piece would wait for room, and hold the place of the one that brings it. A body that carries
+    /// the rest brings it in order. `landed`: the pieces that are in the store now.
+    pub fn handle_overflow(&mut self, now: Duration, landed: &PieceSet) {
+        if self.phase == Phase::Over || self.unstored {
+            return;
+        }
+        (self.unstored, self.read_at) = (true, now);
+        if !self.connections.is_empty() && !self.connections.has_rest() {
+            self.connections.end_all(landed);
+            self.act(Action::CloseAll);
+        }
+    }
+
     /// Once a tick: gives up a blob that is not kept and that no client reads.
     pub fn handle_timeout(&mut self, now: Duration, facts: &Facts) {
         if self.phase != Phase::Running || now < self.next_tick {

@@ -2,6 +2,8 @@
 //!
 //! Bytes that do not have the digest are revoked as a whole.
 
+use std::time::Duration;
+
 use piecemeal_proto::{Digest, FillId, PieceMap};
 use piecemeal_store::{BeginFillError, FillFailure, Filling, Offer, PublishBlobError, Repository, Store};
 use tracing::warn;
@@ -10,12 +12,15 @@ use super::{patience::PLACE_PATIENCE, registry_source::RegistrySource};
 use crate::{Arrived, Transfer};
 use piecemeal_upstream::PullError;
 
+/// How long all pieces of a blob stay here that the disk has not taken: nodes take the window's 32 MiB from here in less.
+const OVERFLOWED_STAYS: Duration = Duration::from_secs(15);
+
 impl RegistrySource {
     pub(super) async fn reserve(&self, digest: &Digest, map: PieceMap) -> Result<Filling, PullError> {
         match self.store.begin(digest, map, None).await {
             Ok(filling) => Ok(filling),
             // Or the disk is full in fact, whatever it said before, or broken.
-            Err(error @ (BeginFillError::NoSpace { .. } | BeginFillError::Io(_))) => {
+            Err(error @ (BeginFillError::NoSpace { .. } | BeginFillError::Io(_) | BeginFillError::Index(_))) => {
                 warn!(blob.digest = %digest, %error, "{digest} is passed on without being kept: {error}");
                 pass(&self.store, digest, map, None, Offer::Nothing).await
             }
@@ -23,7 +28,15 @@ impl RegistrySource {
         }
     }
 
-    /// Verifies and publishes a blob that is all here, or has all passed; drops all of it when it proves to be another.
+    /// Nodes were told of the pieces of a fill before the disk took no more of it: they are here for a while longer.
+    pub(super) async fn stay(&self, filling: &Filling) {
+        if filling.has_overflowed() && filling.prove_unstored().await.is_ok() {
+            tokio::time::sleep(OVERFLOWED_STAYS).await;
+        }
+    }
+
+    /// Verifies and publishes a blob that is all here, or has all passed; drops all of it when it proves to be another. One that the disk does
+    /// not keep has passed.
     ///
     /// # Errors
     /// [`PullError::BadGateway`] for the wrong bytes, [`PullError::Store`].
@@ -50,6 +63,11 @@ impl RegistrySource {
                     "{} sent other bytes for {expected}",
                     at.upstream
                 )))
+            }
+            // The disk does not keep it. Its readers have the open file.
+            Err(error @ (PublishBlobError::Io(_) | PublishBlobError::Index(_))) if filling.is_proven() => {
+                warn!(blob.digest = %filling.digest(), %error, "{} is good and cannot be kept: {error}", filling.digest());
+                Ok(Arrived::Passed)
             }
             Err(error) => Err(PullError::Store(error.to_string())),
         }

@@ -101,6 +101,10 @@ impl Story {
                     assert!(self.asked.is_empty() && self.bodies.is_empty());
                     self.end = Some(Ok(()));
                 }
+                Action::CloseAll => {
+                    self.asked.clear();
+                    self.bodies.clear();
+                }
                 Action::Fail(failure) => self.end = Some(Err(*failure)),
                 _ => {}
             }
@@ -119,6 +123,11 @@ impl Story {
             self.settle();
         }
         self.now = until;
+    }
+
+    fn overflow(&mut self) {
+        self.machine.handle_overflow(self.now, &self.store);
+        self.settle();
     }
 
     /// The lowest connection that waits for its answer.
@@ -654,4 +663,49 @@ fn the_end_of_a_body_that_was_asked_for_before_its_size_was_known_comes_first_wh
     assert_eq!(story.first_pieces(), [39]);
     assert_eq!(story.bodies[&1], 0..39 * MIB);
     story.finish();
+}
+
+#[test]
+fn when_the_disk_is_full_all_connections_close_and_what_is_missing_comes_in_order_over_one() {
+    let mut story = Story::begin(|_, facts| facts.share = 4);
+    while !story.asked.is_empty() {
+        story.answer(story.waiting(), Answer::Part);
+    }
+    assert!(story.bodies.len() > 1, "several bodies come");
+    story.store.insert(0);
+    story.facts.waited_for = vec![PIECES - 1..PIECES];
+    story.overflow();
+    assert_eq!(story.count(&Action::CloseAll), 1);
+    assert!(story.bodies.is_empty());
+    let asked: Vec<u64> = story.asked.values().map(|bytes| bytes.start).collect();
+    assert_eq!(asked, [MIB], "from the first missing piece on, whichever client waits");
+    story.overflow();
+    assert_eq!(story.count(&Action::CloseAll), 1, "once");
+    story.finish();
+    assert_eq!(story.end, Some(Ok(())));
+}
+
+#[test]
+fn a_body_that_carries_the_rest_in_order_goes_on_when_the_disk_is_full() {
+    let mut story = Story::begin(|_, _| {});
+    story.answer(story.waiting(), Answer::Whole);
+    story.overflow();
+    assert_eq!((story.count(&Action::CloseAll), story.bodies.len()), (0, 1));
+    story.finish();
+    assert_eq!(story.end, Some(Ok(())));
+}
+
+#[test]
+fn a_fill_that_is_not_kept_any_more_ends_once_it_has_no_readers_and_one_that_is_kept_does_not() {
+    let mut story = Story::begin(|_, _| {});
+    story.answer(story.waiting(), Answer::Part);
+    // A stored one counts as read.
+    story.after(2 * UNREAD_MAX);
+    assert_eq!(story.end, None);
+    story.facts.has_readers = false;
+    story.overflow();
+    story.after(UNREAD_MAX - SECOND);
+    assert_eq!(story.end, None, "its readers may only now take their seats");
+    story.after(2 * SECOND);
+    assert_eq!(story.end, Some(Err(Failure::Unread)));
 }

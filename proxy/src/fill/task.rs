@@ -229,6 +229,10 @@ impl<'a> Task<'a> {
 
     /// Carries out what the machine has decided. `true`: all bytes have landed.
     async fn act(&mut self) -> Result<bool, PullError> {
+        if self.context.filling.is_unstored() {
+            let landed = self.context.filling.landed();
+            self.machine.handle_overflow(self.now(), &landed);
+        }
         while let Some(action) = self.machine.poll_action(self.now(), &self.facts()) {
             match action {
                 Action::Request { connection, bytes } => self.request(connection, bytes).await,
@@ -239,6 +243,10 @@ impl<'a> Task<'a> {
                     }
                 }
                 Action::Close(_) => self.begun = None,
+                Action::CloseAll => {
+                    self.begun = None;
+                    self.connections.clear();
+                }
                 Action::NoteTooManyRequests => self.context.upstream.concurrency().calm_down(),
                 Action::NoteNoRanges => self.note_no_ranges(),
                 Action::NextRight => self.next_right(),

@@ -78,6 +78,8 @@ struct World {
     store: PieceSet,
     /// Of ten thousand pieces, how many the store fails to write.
     store_fails: u32,
+    /// At how many of a thousand events the disk is full.
+    overflows: u32,
     /// The beginnings of pieces in the store, in bytes.
     partial: BTreeMap<u32, u64>,
     /// Pieces that a body without ranges carries along.
@@ -135,6 +137,7 @@ impl World {
             carried: PieceSet::new(map.count()),
             store: landed,
             store_fails: if random.random_ratio(1, 8) { 50 } else { 0 },
+            overflows: if random.random_ratio(1, 4) { 20 } else { 0 },
             partial: BTreeMap::new(),
             connections: BTreeMap::new(),
             due: BTreeSet::new(),
@@ -188,6 +191,11 @@ impl World {
         if self.facts.has_readers {
             self.read_at = self.now;
         }
+        if !self.beginning.unstored && self.opened && self.random.random_ratio(self.overflows, 1000) {
+            self.beginning.unstored = true;
+            self.readers_leave = self.random.random_range(0..3);
+            self.machine.handle_overflow(self.now, &self.store);
+        }
         if self.chance(5) {
             let at = self.random.random_range(0..self.beginning.map.count());
             let readers = self.random.random_range(0..4);
@@ -221,6 +229,11 @@ impl World {
                 Action::Request { connection, bytes } => self.request(connection, bytes),
                 Action::Receive { connection, bytes } => self.receive(connection, bytes),
                 Action::Close(connection) => assert!(self.connections.remove(&connection).is_some()),
+                Action::CloseAll => {
+                    self.connections.clear();
+                    self.due.clear();
+                    self.partial.clear();
+                }
                 Action::NextRight => {
                     let found = self.right + 1 < self.upstream.refuses_from.len();
                     self.right += usize::from(found);
@@ -446,7 +459,8 @@ impl World {
             }
             Err(Failure::Unanswered) => assert!(self.beginning.opens && !self.opened),
             Err(Failure::Unread) => {
-                assert!(self.beginning.unstored && self.now >= self.read_at + UNREAD_MAX);
+                // The machine looks once a tick.
+                assert!(self.beginning.unstored && self.now + TICK >= self.read_at + UNREAD_MAX);
                 assert!(self.now <= self.read_at + UNREAD_MAX + ANSWER_TIMEOUT, "it is late");
             }
             Err(Failure::Upstream) => {

@@ -27,7 +27,9 @@ pub fn error_response(error: &PullError, unknown: &'static str) -> Response<Body
         PullError::Loop(_) => (StatusCode::MISDIRECTED_REQUEST, "UNSUPPORTED"),
         PullError::TooManyRequests { .. } => (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS"),
         PullError::BadGateway(_) | PullError::Misled { .. } => (StatusCode::BAD_GATEWAY, "UNKNOWN"),
-        PullError::Unavailable(_) | PullError::Unreachable(_) => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"),
+        PullError::Unavailable(_) | PullError::Pending(_) | PullError::Unreachable(_) => {
+            (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE")
+        }
         PullError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN"),
     };
     let mut response = coded(status, code, &error.to_string());

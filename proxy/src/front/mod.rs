@@ -198,7 +198,7 @@ impl Front {
                             suspicions: self.suspicions.clone(),
                             pull: self.pulls.blob(connection.client, at, local),
                         };
-                        blob::respond(open, digest, asked.headers.get(header::RANGE), delivery)
+                        blob::respond(open, digest, asked.headers.get(header::RANGE), delivery).await
                     }
                     Err(error) => {
                         self.pulls.count(PullKind::Blob, PullOutcome::of(&error));

@@ -74,9 +74,16 @@ impl Sections {
         }
     }
 
-    /// The rest of a range, of which the beginning was sent, is next.
-    pub(super) fn put_back(&mut self, rest: ReadRange) {
-        self.0.push_front(Section::Blob(rest));
+    /// The range is next again.
+    pub(super) fn put_back(&mut self, range: ReadRange) {
+        self.0.push_front(Section::Blob(range));
+    }
+
+    /// So many bytes of the range that is next were sent.
+    pub(super) fn advance(&mut self, bytes: u64) {
+        if let Some(Section::Blob(range)) = self.0.front_mut() {
+            range.bytes.start += bytes;
+        }
     }
 }
 
@@ -106,12 +113,13 @@ mod tests {
         while let Some(section) = sections.next() {
             match section {
                 Section::Text(text) => body.extend_from_slice(&text),
-                Section::Blob(mut range) => {
+                Section::Blob(range) => {
                     let end = range.bytes.end.min(range.bytes.start + step);
                     let bytes = usize::try_from(range.bytes.start).unwrap()..usize::try_from(end).unwrap();
+                    let sent = bytes.len() as u64;
                     body.extend_from_slice(&blob[bytes]);
-                    range.bytes.start = end;
                     sections.put_back(range);
+                    sections.advance(sent);
                 }
             }
         }

@@ -5,8 +5,8 @@
 //! callers.
 //!
 //! A transfer is detached from every reader: it ends when the blob is complete or cannot be fetched, never because a client left.
-//! It is `Starting`, then `Open`, then either `Complete` or `Failed`; a later request begins another. Only one that follows another goes back
-//! to `Starting`, when that other has failed.
+//! It is `Starting`, then `Open`, then either `Complete` or `Failed`; a later request begins another. It goes back to `Starting`
+//! when the fill that it follows, another transfer's or the mirror's, has ended without the blob, and another takes its place.
 //!
 //! It goes on with the right of one of its callers after the other (`callers`): a refusal ends one caller's part only. What
 //! happens to the blob once it comes (wrong bytes, a lost connection) is the blob's own, and cools it down for all.
@@ -14,11 +14,11 @@
 mod cool_down;
 mod one;
 mod open_blob;
-mod read_pieces;
+mod reading;
 mod table;
 
 pub use one::{Arrived, Progress, Transfer};
 pub use open_blob::OpenBlob;
-pub use read_pieces::ReadPieces;
+pub use reading::Reading;
 pub(crate) use table::Joining;
 pub use table::Transfers;

@@ -53,6 +53,8 @@ pub struct Transfer {
     /// Its readers read the fill of another upstream's transfer.
     follows: AtomicBool,
     progress: watch::Sender<Progress>,
+    /// The error that the source has answered with last, while it is asked again.
+    source_error: Mutex<Option<PullError>>,
     /// Another upstream has shown the blob first.
     outrun: AtomicBool,
     /// Cancelled when its work is to stop at once.
@@ -72,6 +74,7 @@ impl Transfer {
             shown: AtomicBool::new(false),
             follows: AtomicBool::new(false),
             progress: watch::Sender::new(Progress::Starting { blob_bytes }),
+            source_error: Mutex::default(),
             outrun: AtomicBool::new(false),
             stopped: CancellationToken::new(),
             over: CancellationToken::new(),
@@ -114,7 +117,7 @@ impl Transfer {
         self.progress.send_replace(Progress::Open(filling));
     }
 
-    /// The transfer that it followed has ended without the blob: its readers wait for the fill that it goes on with.
+    /// The fill that its readers read has ended without the blob: they wait for the fill that it goes on with.
     pub fn starts_over(&self) {
         self.shown.store(false, Ordering::Relaxed);
         if let Progress::Open(filling) = self.progress() {
@@ -191,6 +194,17 @@ impl Transfer {
     /// The work begins, or begins again with another right: it has shown nothing yet.
     pub(super) fn begins(&self) {
         self.shown.store(false, Ordering::Relaxed);
+        self.answered_with(None);
+    }
+
+    /// The source has not opened the blob, and is asked again: with this error, or none if its answer is still open.
+    pub fn answered_with(&self, error: Option<PullError>) {
+        *self.source_error.lock() = error;
+    }
+
+    /// The error that the source has answered with last, while it is asked again.
+    pub(super) fn source_error(&self) -> Option<PullError> {
+        self.source_error.lock().clone()
     }
 
     /// Until its work is to stop at once.
@@ -226,7 +240,7 @@ impl Transfer {
         self.progress()
     }
 
-    /// A reader of `filling` has met its end: whether the transfer goes on with another fill.
+    /// A reader of `filling` has met its end: whether the transfer goes on with another fill, or has ended with the blob.
     pub(super) async fn goes_on_after(&self, filling: &Filling) -> bool {
         if !self.follows.load(Ordering::Relaxed) && self.reads(filling) {
             return false;
@@ -234,19 +248,20 @@ impl Transfer {
         tokio::select! {
             biased;
             () = self.leaves(filling) => true,
-            () = self.over.cancelled() => false,
+            // It may have ended with the blob, by a fill that this reader has not looked for.
+            () = self.over.cancelled() => matches!(*self.progress.borrow(), Progress::Complete(_)),
         }
     }
 
     fn reads(&self, filling: &Filling) -> bool {
-        matches!(&*self.progress.borrow(), Progress::Open(own) if own.fill() == filling.fill())
+        matches!(&*self.progress.borrow(), Progress::Open(own) if own.is(filling))
     }
 
     /// Until its readers have another fill to read than `filling`.
     pub(super) async fn leaves(&self, filling: &Filling) {
         let mut progress = self.progress.subscribe();
         let left = |progress: &Progress| match progress {
-            Progress::Open(other) => other.fill() != filling.fill(),
+            Progress::Open(other) => !other.is(filling),
             Progress::Starting { .. } => true,
             Progress::Complete(_) | Progress::Failed(_) => false,
         };

@@ -22,7 +22,7 @@ use super::{
     cool_down::CoolDowns,
     one::{Arrived, Progress, Transfer},
     open_blob::OpenBlob,
-    read_pieces::ReadPieces,
+    reading::Reading,
 };
 use crate::{
     Item,
@@ -330,25 +330,35 @@ async fn opened(
         Progress::Open(filling) => Ok(OpenBlob::Filling {
             filling,
             transfer: Some(Arc::clone(transfer)),
-            read: ReadPieces::default(),
+            progress: Reading::default(),
         }),
         Progress::Complete(blob) => Ok(OpenBlob::Complete(blob)),
         Progress::Failed(error @ PullError::Store(_)) => Err(NotOpened::Own(error)),
         Progress::Failed(error) if transfer.callers().asks_with(&right) => Err(NotOpened::Own(error)),
         Progress::Failed(error) => Err(NotOpened::Others(error)),
-        Progress::Starting {
-            blob_bytes: Some(blob_bytes),
-        } => Ok(OpenBlob::Starting {
-            blob_bytes,
-            transfer: Arc::clone(transfer),
-            unproven: Some(right),
-            read: ReadPieces::default(),
-        }),
-        Progress::Starting { blob_bytes: None } => Err(NotOpened::Own(PullError::Unavailable(
-            "the source has not answered yet; the request is still under way".to_owned(),
-        ))),
+        Progress::Starting { blob_bytes } => starting(transfer, right, blob_bytes),
     }
 }
+
+/// A caller is answered with a size that a manifest has told, unless the source has answered with an error and is asked again: what it
+/// does not serve is not promised.
+fn starting(transfer: &Arc<Transfer>, right: Right, blob_bytes: Option<u64>) -> Result<OpenBlob, NotOpened> {
+    if let Some(error) = transfer.source_error() {
+        return Err(NotOpened::Own(error));
+    }
+    let blob_bytes = blob_bytes.ok_or_else(|| {
+        NotOpened::Own(PullError::Pending(
+            "the source has not answered yet; the request is still under way".to_owned(),
+        ))
+    })?;
+    Ok(OpenBlob::Starting {
+        blob_bytes,
+        transfer: Arc::clone(transfer),
+        unproven: Some(right),
+        progress: Reading::default(),
+    })
+}
+
 /// Runs a transfer with one right after the other, until it ends.
 async fn carry_out<F>(
     transfer: &Arc<Transfer>,

@@ -150,6 +150,7 @@ impl World {
             Action::Finish => self.end_fill(fill, true),
             Action::Fail(_) => self.end_fill(fill, false),
             Action::Close(_)
+            | Action::CloseAll
             | Action::Open
             | Action::NextRight
             | Action::NoteTooManyRequests

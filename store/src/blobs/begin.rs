@@ -1,12 +1,12 @@
 //! Begin of a fill: joins a live fill, resumes a partial, or starts from nothing.
 //!
 //! A partial found on disk is not trusted: each piece that the index claims is hashed again before it counts. The whole
-//! blob's space is reserved first, so that a fill that began never fails halfway for lack of it.
+//! blob's space is reserved first, so that no fill takes another's room. What other programs take, a fill finds out as it writes.
 
 use std::{io, sync::Arc};
 
-use piecemeal_proto::{Digest, FillId, PieceMap, piece_hash};
-use tracing::{debug, warn};
+use piecemeal_proto::{Digest, FillId, PieceHash, PieceMap, piece_hash};
+use tracing::{debug, info, warn};
 
 use super::{
     blob_store::BlobStore,
@@ -17,8 +17,8 @@ use super::{
     inventory::Pin,
 };
 use crate::{
-    disk::files::read_range,
-    index::{Durability, PartialRow, partials},
+    disk::files::{OpenFile, read_range},
+    index::{Durability, PartialRow, Progress, partials},
     values::error::IndexError,
 };
 
@@ -78,6 +78,16 @@ pub(crate) fn begin(
     begun
 }
 
+/// Resumes what the disk has of the blob, although it takes no more of it: the fill is to go on unstored.
+pub(crate) fn resume_without_room(
+    blobs: &BlobStore,
+    lock: &DigestGuard,
+    map: PieceMap,
+    id: Option<FillId>,
+) -> Result<Option<Arc<FillHandle>>, BeginFillError> {
+    Beginning { blobs, lock, map, id }.resume(false)
+}
+
 fn note_trouble(blobs: &BlobStore, map: PieceMap, begun: &Result<Arc<FillHandle>, BeginFillError>) {
     let quota_bytes = blobs.evictor.limits().quota_bytes;
     let fits = quota_bytes.is_none_or(|quota| map.blob_bytes() <= quota);
@@ -110,15 +120,15 @@ impl Beginning<'_> {
         if let Some(handle) = blobs.live.revive(digest, suits, || self.pin()) {
             return Ok(handle);
         }
-        if let Some(handle) = self.resume()? {
+        if let Some(handle) = self.resume(true)? {
             return Ok(handle);
         }
         blobs.evictor.discard(self.lock)?;
         self.start(self.id.unwrap_or_else(|| blobs.random.fill_id()))
     }
 
-    /// `None` when no partial on disk fits.
-    fn resume(&self) -> Result<Option<Arc<FillHandle>>, BeginFillError> {
+    /// `None` when no partial on disk fits. `is_stored`: what is missing of it is to have room on the disk.
+    fn resume(&self, is_stored: bool) -> Result<Option<Arc<FillHandle>>, BeginFillError> {
         let (blobs, digest, map) = (self.blobs, self.lock.digest(), self.map);
         if blobs.inventory.ledger().get(digest).is_none() {
             return Ok(None);
@@ -126,6 +136,9 @@ impl Beginning<'_> {
         let Some(row) = blobs.index.partial(digest)? else {
             return Ok(None);
         };
+        if row.is_unproven() {
+            return self.resume_unproven(&row);
+        }
         if row.map != map || self.id.is_some_and(|id| id != row.fill) {
             return Ok(None);
         }
@@ -143,6 +156,9 @@ impl Beginning<'_> {
             blob.digest = %digest, pieces.kept = map.count() - fill.missing(), pieces.torn = torn.len(),
             "resuming {digest}"
         );
+        if !is_stored {
+            return Ok(Some(self.attach(fill)));
+        }
         if !torn.is_empty() {
             blobs.index.write(Durability::Batched, |transaction| {
                 partials::drop_pieces(transaction, row.id, &torn)
@@ -153,6 +169,36 @@ impl Beginning<'_> {
             .evictor
             .make_room(&reserving, 0, fill.missing_bytes(), &mut Swept::default())
             .map_err(|error| no_room(error, fill.missing_bytes()))?;
+        Ok(Some(self.attach(fill)))
+    }
+
+    /// A file that an index which is lost knew more of. It counts in full, under any fill, if it has the blob's digest.
+    fn resume_unproven(&self, row: &PartialRow) -> Result<Option<Arc<FillHandle>>, BeginFillError> {
+        let (blobs, digest, map) = (self.blobs, self.lock.digest(), self.map);
+        if row.map.blob_bytes() != map.blob_bytes() {
+            return Ok(None);
+        }
+        let Some(file) = blobs.files.open_partial(digest, map)? else {
+            return Ok(None);
+        };
+        let Some(pieces) = prove(file.as_ref(), digest, map) else {
+            return Ok(None);
+        };
+        info!(blob.digest = %digest, "{digest} was found here, and is good");
+        let (id, now) = (self.id.unwrap_or_else(|| blobs.random.fill_id()), blobs.index.now());
+        let progress = Progress {
+            pieces,
+            partial_pieces: Vec::new(),
+        };
+        let row = blobs.index.write(Durability::Batched, |transaction| {
+            let row = partials::insert(transaction, digest, map, id, now)?;
+            partials::save(transaction, row, &progress, now)?;
+            Ok(row)
+        })?;
+        let fill = Fill::new(*digest, map, id, row, file);
+        for (piece, hash) in progress.pieces {
+            fill.adopt(piece, hash);
+        }
         Ok(Some(self.attach(fill)))
     }
 
@@ -230,6 +276,18 @@ fn rehash(fill: &Fill, row: &PartialRow) -> Vec<u32> {
         }
     }
     torn
+}
+
+/// The hashes of all pieces, if the file is the blob.
+fn prove(file: &dyn OpenFile, digest: &Digest, map: PieceMap) -> Option<Vec<(u32, PieceHash)>> {
+    let mut whole = digest.algorithm().hasher();
+    let mut pieces = Vec::new();
+    for piece in 0..map.count() {
+        let bytes = read_range(file, map.range(piece)).ok()?;
+        whole.update(&bytes);
+        pieces.push((piece, piece_hash(&bytes)));
+    }
+    (whole.finish() == *digest).then_some(pieces)
 }
 
 fn no_room(error: RoomError, needed: u64) -> BeginFillError {

@@ -2,15 +2,25 @@
 //!
 //! A blob's file is under its final name only after it was synced. Knows neither rows nor the ledger.
 
-use std::{collections::HashSet, io, path::PathBuf, sync::Arc};
+use std::{
+    collections::HashSet,
+    io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use parking_lot::Mutex;
 use piecemeal_proto::{Digest, PieceMap};
+use tracing::{info, warn};
 
 use crate::disk::{
-    files::{Files, OpenFile, open_if_there, remove_if_there},
-    layout::Layout,
+    files::{Files, OpenFile, open_if_there, remove_if_there, write_all_at},
+    layout::{Layout, make_folders},
 };
+
+/// Bytes that are written to find out whether the disk takes any: more than a file system keeps beside its names.
+const PROBE_BYTES: usize = 16 * 1024;
 
 /// The files of a store's blobs.
 pub(crate) struct BlobFiles {
@@ -34,6 +44,18 @@ impl BlobFiles {
         self.files.free_bytes(self.layout.dir())
     }
 
+    /// Removes an index that was set aside, if there is one: content needs its room. The index is not on the disk of the other files, as
+    /// tests have it.
+    pub(crate) fn drop_spoilt_index(&self) {
+        for path in self.layout.spoilt_index() {
+            match std::fs::remove_file(&path) {
+                Ok(()) => info!("removed {} to make room", path.display()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => warn!(%error, "{} cannot be removed: {error}", path.display()),
+            }
+        }
+    }
+
     /// `None` when there is no such file.
     pub(crate) fn open_blob(&self, digest: &Digest) -> io::Result<Option<Arc<dyn OpenFile>>> {
         open_if_there(self.files.as_ref(), &self.layout.blob(digest))
@@ -52,15 +74,43 @@ impl BlobFiles {
 
     /// As long as the blob, and empty.
     pub(crate) fn create_partial(&self, digest: &Digest, map: PieceMap) -> io::Result<Arc<dyn OpenFile>> {
-        let file = self.files.create(&self.layout.partial(digest))?;
+        let path = self.layout.partial(digest);
+        let file = self.with_folders(|| self.files.create(&path))?;
         file.set_len(map.blob_bytes())?;
         Ok(file)
+    }
+
+    /// Whether the disk takes bytes: some are written, synced and removed.
+    pub(crate) fn takes_bytes(&self) -> bool {
+        let path = self.layout.probe();
+        let written = self.with_folders(|| self.files.create(&path)).and_then(|file| {
+            write_all_at(file.as_ref(), &[1; PROBE_BYTES], 0)?;
+            file.sync()
+        });
+        remove_if_there(self.files.as_ref(), &path).is_ok() && written.is_ok()
+    }
+
+    /// Does it again with the store's folders, should they have been removed under a running daemon.
+    fn with_folders<T>(&self, work: impl Fn() -> io::Result<T>) -> io::Result<T> {
+        match work() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                warn!(
+                    "the folders in {} are gone; they are made again",
+                    self.layout.dir().display()
+                );
+                self.durable_dirs.lock().clear();
+                make_folder(self.layout.dir())?;
+                make_folders(&self.layout, self.files.as_ref())?;
+                work()
+            }
+            done => done,
+        }
     }
 
     /// Makes a blob's file of a partial's, durably. The content must be synced.
     pub(crate) fn publish(&self, digest: &Digest) -> io::Result<()> {
         let dir = self.layout.blob_dir(digest);
-        self.make_blob_dir(digest, &dir)?;
+        self.with_folders(|| self.make_blob_dir(digest, &dir))?;
         self.files
             .rename(&self.layout.partial(digest), &self.layout.blob(digest))?;
         self.files.sync_dir(&dir)
@@ -90,4 +140,9 @@ impl BlobFiles {
     pub(crate) fn remove_partial(&self, digest: &Digest) -> io::Result<()> {
         remove_if_there(self.files.as_ref(), &self.layout.partial(digest))
     }
+}
+
+/// Makes the store's own folder, for its user alone, where there is none.
+fn make_folder(dir: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }

@@ -35,7 +35,7 @@ pub(crate) struct BlobStore {
     pub(crate) places: Places,
     pub(crate) good: GoodPieces,
     pub(crate) random: Random,
-    /// Why the last fill found no room.
+    /// Why blobs cannot be kept now: the last one found no room, or the disk failed.
     pub(crate) trouble: Mutex<Option<String>>,
 }
 
@@ -71,6 +71,14 @@ impl BlobStore {
             random,
             trouble: Mutex::default(),
         }
+    }
+
+    /// The disk has not taken what was written to it.
+    pub(crate) fn note_trouble(&self, error: &dyn std::error::Error) {
+        let why = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+        *self.trouble.lock() = Some(format!(
+            "the disk does not take what is written ({why}); pulled blobs pass through and are not kept"
+        ));
     }
 
     /// `None` when the row or the file is not what it should be.

@@ -148,7 +148,11 @@ impl Evictor {
         swept: &mut Swept,
     ) -> Result<(), RoomError> {
         let mut stuck = HashSet::new();
-        let mut free_bytes = 0;
+        let mut free_bytes = self.files.free_bytes().map_err(RoomError::Io)?;
+        let limits = self.limits();
+        if unwritten_bytes.saturating_add(limits.free_bytes_min) > free_bytes {
+            self.files.drop_spoilt_index();
+        }
         loop {
             // A file system may count freed space late; what was freed here counts at once, or a whole cache would go.
             free_bytes = self.files.free_bytes().map_err(RoomError::Io)?.max(free_bytes);

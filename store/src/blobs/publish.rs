@@ -14,6 +14,7 @@ use super::{
     fills::{end::End, failure::FillFailure, fill::Fill},
 };
 use crate::{
+    disk::files::OpenFile as _,
     index::{BlobRow, Durability, blobs, partials, sources},
     values::{
         error::{IndexError, StoreError},
@@ -59,6 +60,11 @@ impl Ending<'_> {
             Some(End::Lost) => return Err(io::Error::other("an earlier attempt failed").into()),
             Some(End::FinishedUnstored) | None => self.prove()?,
         }
+        if fill.is_unstored() {
+            // Some of it is in memory, or all.
+            fill.finish(End::FinishedUnstored);
+            return Err(io::Error::new(io::ErrorKind::StorageFull, "the disk has not taken all of it").into());
+        }
         let row = BlobRow {
             map: fill.map(),
             fill: fill.id(),
@@ -70,17 +76,23 @@ impl Ending<'_> {
             Err(error) => {
                 fill.finish(End::Lost);
                 self.discard_for_good();
+                self.blobs.note_trouble(&error);
                 Err(error)
             }
         }
     }
 
+    /// Proves an unstored fill of which every piece has come.
+    pub(crate) fn prove_unstored(&self) -> Result<(), PublishBlobError> {
+        match self.fill.failure() {
+            Some(why) => Err(PublishBlobError::Abandoned(why)),
+            None => self.prove(),
+        }
+    }
+
     /// Ends an unstored fill of which every piece has come.
     pub(crate) fn finish_unstored(&self) -> Result<(), PublishBlobError> {
-        if let Some(why) = self.fill.failure() {
-            return Err(PublishBlobError::Abandoned(why));
-        }
-        self.prove()?;
+        self.prove_unstored()?;
         self.fill.finish(End::FinishedUnstored);
         Ok(())
     }
@@ -97,7 +109,7 @@ impl Ending<'_> {
             return Ok(());
         }
         fill.fail(FillFailure::DigestMismatch);
-        if !fill.is_unstored() {
+        if fill.is_on_disk() {
             self.discard_logged();
         }
         Err(PublishBlobError::DigestMismatch {
@@ -130,7 +142,7 @@ impl Ending<'_> {
         let pin = inventory.pin(fill.digest()).expect("its filling pins it");
         self.blobs.live.forget(fill);
         fill.finish(End::Published);
-        let file = Arc::clone(fill.file());
+        let file = Arc::clone(fill.file().disk());
         OpenBlob { row, file, pin }
     }
 
@@ -155,13 +167,14 @@ impl Ending<'_> {
             return;
         }
         fill.drain_writes();
-        if fill.is_unstored() {
-            // An unstored fill has nothing on the disk that a later one could resume.
+        if !fill.is_on_disk() {
+            // There is nothing that a later fill could resume.
             live.forget(fill);
             return;
         }
         if discards {
             self.discard_logged();
+            live.forget(fill);
             return;
         }
         // A batch may have taken some of its pieces, and give them back.

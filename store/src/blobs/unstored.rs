@@ -9,7 +9,7 @@ use piecemeal_proto::{Digest, FillId, PieceMap};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    begin::{BeginFillError, join},
+    begin::{BeginFillError, join, resume_without_room},
     blob_store::BlobStore,
     digest_lock::DigestGuard,
     fills::{fill::Fill, live_fills::FillHandle},
@@ -22,7 +22,7 @@ pub enum Offer {
     Nothing,
 }
 
-/// Joins the fill of the blob that is open, or begins an unstored one.
+/// Joins the fill of the blob that is open, or begins an unstored one, with what an earlier fill has left on the disk.
 pub(crate) fn begin(
     blobs: &BlobStore,
     lock: &DigestGuard,
@@ -32,6 +32,10 @@ pub(crate) fn begin(
 ) -> Result<Arc<FillHandle>, BeginFillError> {
     let digest = lock.digest();
     if let Some(handle) = join(blobs, digest, map, id)? {
+        return Ok(handle);
+    }
+    if let Some(handle) = resume_without_room(blobs, lock, map, id)? {
+        handle.overflow(&blobs.live, place);
         return Ok(handle);
     }
     let id = id.unwrap_or_else(|| blobs.random.fill_id());

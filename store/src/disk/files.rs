@@ -11,6 +11,8 @@ use std::{
     sync::Arc,
 };
 
+use rustix::io::Errno;
+
 /// A disk. Every call may block.
 pub trait Files: Send + Sync {
     /// Opens an existing file for reading and writing.
@@ -132,6 +134,17 @@ pub struct FileEntry {
     pub bytes: u64,
 }
 
+/// Whether a disk that has answered a write so takes no more: it is full, over its quota, read-only or broken.
+pub(crate) fn takes_no_more(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+            | io::ErrorKind::ReadOnlyFilesystem
+            | io::ErrorKind::WriteZero
+    ) || error.raw_os_error() == Some(Errno::IO.raw_os_error())
+}
+
 /// Writes all of `bytes`, however often that takes.
 pub(crate) fn write_all_at(file: &dyn OpenFile, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
     while !bytes.is_empty() {
@@ -192,4 +205,19 @@ pub(crate) fn read_range(file: &dyn OpenFile, range: Range<u64>) -> io::Result<V
     let mut bytes = vec![0; len];
     read_exact_at(file, &mut bytes, range.start)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_is_full_or_broken_takes_no_more_and_an_interrupted_write_says_nothing() {
+        for errno in [Errno::NOSPC, Errno::DQUOT, Errno::IO, Errno::ROFS] {
+            assert!(takes_no_more(&errno.into()), "{errno}");
+        }
+        for errno in [Errno::INTR, Errno::BADF, Errno::NOENT] {
+            assert!(!takes_no_more(&errno.into()), "{errno}");
+        }
+    }
 }

@@ -96,9 +96,15 @@ impl Store {
             .await
     }
 
+    /// Why the index was lost when the store was opened, if it was. A new one is in its place, and the blobs that are here count once they are
+    /// asked for.
+    pub fn index_lost(&self) -> Option<&str> {
+        self.shared.index_lost()
+    }
+
     /// Why new blobs cannot be kept, if they cannot. A blob larger than the quota does not count.
     pub fn trouble(&self) -> Option<String> {
-        self.shared.blobs.trouble.lock().clone()
+        self.shared.trouble()
     }
 
     /// The figures of the store now.
@@ -140,6 +146,7 @@ impl Store {
             freed_bytes: counters.freed_bytes.get(),
             damaged_blobs: counters.damaged_blobs.get(),
             verified_bytes: counters.verified_bytes.get(),
+            indexes_lost: u64::from(self.shared.index_lost().is_some()),
         }
     }
 

@@ -37,6 +37,8 @@ pub(crate) enum Durability {
 pub(crate) struct Index {
     connection: Mutex<Connection>,
     clock: AgeClock,
+    /// It was made now: what lies in the folder has no rows.
+    pub(crate) is_new: bool,
     /// SQLite's write-ahead log.
     log: PathBuf,
     /// The key with which credentials are hashed before they are stored.
@@ -47,7 +49,8 @@ impl Index {
     /// Opens or makes the index, brings its schema up to date, and goes on from its last stamp.
     pub(crate) fn open(path: &Path, clock: Arc<dyn Clock>) -> Result<Self, OpenIndexError> {
         let mut connection = Connection::open(path)?;
-        schema::prepare(&mut connection)?;
+        let is_new = schema::prepare(&mut connection)?;
+        schema::check(&connection)?;
         let key: Vec<u8> = connection.query_row("SELECT key FROM credential_key WHERE id = 1", [], |row| row.get(0))?;
         let last = identity(&connection)?.map(|(_, stamp)| stamp);
         let mut log = path.as_os_str().to_owned();
@@ -55,8 +58,26 @@ impl Index {
         Ok(Self {
             connection: Mutex::new(connection),
             clock: AgeClock::resume(clock, last),
+            is_new,
             log: log.into(),
             credential_key: hmac::Key::new(hmac::HMAC_SHA256, &key),
+        })
+    }
+
+    /// An empty index in memory, with the clock and the key of this one.
+    pub(crate) fn beside(&self) -> Result<Self, IndexError> {
+        let mut connection = Connection::open_in_memory()?;
+        let prepared = schema::prepare(&mut connection);
+        prepared.map_err(|error| match error {
+            OpenIndexError::Sqlite(error) => IndexError::Sqlite(error),
+            error => IndexError::Sync(io::Error::other(error)),
+        })?;
+        Ok(Self {
+            connection: Mutex::new(connection),
+            clock: self.clock.clone(),
+            is_new: true,
+            log: PathBuf::new(),
+            credential_key: self.credential_key.clone(),
         })
     }
 
@@ -109,6 +130,12 @@ impl Index {
     /// Whether the connection is unused at this moment.
     pub(crate) fn is_idle(&self) -> bool {
         !self.connection.is_locked()
+    }
+
+    /// Has each write fail as on a disk that takes none.
+    #[cfg(test)]
+    pub(crate) fn set_read_only(&self, is_read_only: bool) {
+        self.read().pragma_update(None, "query_only", is_read_only).unwrap();
     }
 
     /// Makes every transaction durable that was committed. They are in the log, or were synced when a checkpoint moved them.

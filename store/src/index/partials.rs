@@ -107,6 +107,31 @@ fn read_partial_pieces(connection: &Connection, id: i64, map: PieceMap) -> rusql
     Ok(partial_pieces)
 }
 
+/// The hash that stands for a piece of which only the blob's own digest can say whether it is good. An older release drops such a piece.
+const UNKNOWN: PieceHash = [0; 32];
+
+impl PartialRow {
+    /// Whether the file may be the whole blob, and nothing is known of its pieces: see [`insert_unproven`].
+    pub(crate) fn is_unproven(&self) -> bool {
+        self.pieces == [(0, UNKNOWN)]
+    }
+}
+
+/// Adds a partial for a file of which nothing is known but its name and its length.
+pub(crate) fn insert_unproven(
+    transaction: &Transaction<'_>,
+    digest: &Digest,
+    map: PieceMap,
+    used: Age,
+) -> rusqlite::Result<()> {
+    let id = insert(transaction, digest, map, FillId(0), used)?;
+    let progress = Progress {
+        pieces: vec![(0, UNKNOWN)],
+        partial_pieces: Vec::new(),
+    };
+    save(transaction, id, &progress, used)
+}
+
 /// Adds a partial without pieces, in place of an older one; returns its id.
 pub(crate) fn insert(
     transaction: &Transaction<'_>,

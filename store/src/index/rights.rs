@@ -37,6 +37,17 @@ pub(crate) struct NodeRightRow {
     pub(crate) is_known: bool,
 }
 
+impl NodeRightRow {
+    /// What two indexes say together.
+    pub(crate) fn or(self, other: Self) -> Self {
+        Self {
+            by_any: self.by_any.max(other.by_any),
+            by_this: self.by_this.max(other.by_this),
+            is_known: self.is_known || other.is_known,
+        }
+    }
+}
+
 impl Index {
     /// When upstream last served the repository without a credential.
     pub(crate) fn public_right(&self, at: &Repository) -> Result<Option<Age>, IndexError> {

@@ -34,7 +34,8 @@ pub(crate) enum OpenIndexError {
     Sqlite(#[from] rusqlite::Error),
 }
 
-pub(super) fn prepare(connection: &mut Connection) -> Result<(), OpenIndexError> {
+/// Says whether the file was empty before.
+pub(super) fn prepare(connection: &mut Connection) -> Result<bool, OpenIndexError> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     let known = i64::try_from(MIGRATIONS.len()).expect("a handful of migrations");
     let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
@@ -55,7 +56,19 @@ pub(super) fn prepare(connection: &mut Connection) -> Result<(), OpenIndexError>
             migrate(connection, version, migration)?;
         }
     }
-    Ok(())
+    Ok(found == 0)
+}
+
+/// Reads every page once: damage that shows later would fail requests until a person comes.
+pub(super) fn check(connection: &Connection) -> rusqlite::Result<()> {
+    let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    match found.as_str() {
+        "ok" => Ok(()),
+        _ => Err(rusqlite::Error::SqliteFailure(
+            rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT),
+            Some(found),
+        )),
+    }
 }
 
 /// Whether the file holds tables of another program. An empty file is Piecemeal's: a crash interrupted its creation.

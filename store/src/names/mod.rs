@@ -6,4 +6,5 @@
 pub(crate) mod name_cache;
 pub(crate) mod name_store;
 pub(crate) mod name_uses;
+mod overflow;
 pub(crate) mod values;

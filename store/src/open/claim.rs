@@ -1,8 +1,10 @@
 //! Opening a store's folder: checks that it is a store or empty, and that no other process uses it.
 //!
-//! Nothing is written into a folder before it is known to be a store or empty, and other users cannot read anything in it.
+//! Nothing is written into a folder before it is known to be a store or empty, and other users cannot read anything in it. An index that is
+//! spoilt or lost is no reason to stop where the node's key shows that the folder is ours: a new one takes its place.
 
 use std::{
+    ffi::OsString,
     fs, io,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
@@ -28,17 +30,43 @@ pub(crate) struct Opened {
     pub(crate) lock: fs::File,
     pub(crate) index: Index,
     pub(crate) node_key: NodeKey,
+    /// Why the index is a new one, although content is here.
+    pub(crate) index_lost: Option<String>,
 }
 
 /// Claims the folder.
-pub(crate) fn claim(layout: &Layout, clock: Arc<dyn Clock>) -> Result<Opened, OpenStoreError> {
+pub(crate) fn claim(layout: &Layout, clock: &Arc<dyn Clock>) -> Result<Opened, OpenStoreError> {
     make_dir(layout.dir())?;
-    refuse_foreign(layout)?;
+    let has_index = refuse_foreign(layout)?;
     let lock = take_lock(layout)?;
     close_to_others(layout).map_err(|error| cannot_write(layout.dir().to_owned(), error))?;
+    let is_ours = fs::exists(layout.node_key()).unwrap_or(false);
     let node_key = node_key::open(layout)?;
+    if !has_index {
+        // A log without its index says nothing.
+        remove(&layout.index_logs()).map_err(|error| cannot_write(layout.dir().to_owned(), error))?;
+    }
+    let (index, index_lost) = match open_index(layout, clock) {
+        Err(OpenStoreError::Index { source, .. }) if is_ours && source.is_spoilt() => {
+            let why = innermost(&source);
+            (begin_new_index(layout, clock)?, Some(why))
+        }
+        Ok(index) if index.is_new && fs::exists(layout.blobs()).unwrap_or(false) => {
+            (index, Some("it was not there".to_owned()))
+        }
+        opened => (opened?, None),
+    };
+    Ok(Opened {
+        lock,
+        index,
+        node_key,
+        index_lost,
+    })
+}
+
+fn open_index(layout: &Layout, clock: &Arc<dyn Clock>) -> Result<Index, OpenStoreError> {
     let path = layout.index();
-    let index = Index::open(&path, clock).map_err(|error| match error {
+    Index::open(&path, Arc::clone(clock)).map_err(|error| match error {
         OpenIndexError::Newer { found, known } => OpenStoreError::NewerSchema {
             path: layout.dir().to_owned(),
             found,
@@ -52,8 +80,38 @@ pub(crate) fn claim(layout: &Layout, clock: Arc<dyn Clock>) -> Result<Opened, Op
             path,
             source: source.into(),
         },
-    })?;
-    Ok(Opened { lock, index, node_key })
+    })
+}
+
+/// Sets a spoilt index aside, for a person to look at, in place of the one that was set aside before; begins a new one.
+pub(crate) fn begin_new_index(layout: &Layout, clock: &Arc<dyn Clock>) -> Result<Index, OpenStoreError> {
+    let set_aside = || {
+        remove(&layout.spoilt_index())?;
+        let [log, shared] = layout.index_logs();
+        let [index_aside, log_aside] = layout.spoilt_index();
+        fs::rename(layout.index(), index_aside)?;
+        if fs::exists(&log)? {
+            fs::rename(log, log_aside)?;
+        }
+        remove(&[shared])
+    };
+    set_aside().map_err(|error| cannot_write(layout.dir().to_owned(), error))?;
+    open_index(layout, clock)
+}
+
+/// Removes files; those that are gone already are no error.
+fn remove(paths: &[PathBuf]) -> io::Result<()> {
+    for path in paths {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn innermost(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), innermost)
 }
 
 fn make_dir(dir: &Path) -> Result<(), OpenStoreError> {
@@ -72,19 +130,34 @@ fn make_dir(dir: &Path) -> Result<(), OpenStoreError> {
         .map_err(|error| cannot_write(path, error))
 }
 
-fn refuse_foreign(layout: &Layout) -> Result<(), OpenStoreError> {
+/// Says whether there is an index.
+fn refuse_foreign(layout: &Layout) -> Result<bool, OpenStoreError> {
     let path = || layout.dir().to_owned();
     if fs::exists(layout.index()).map_err(|error| cannot_write(path(), error))? {
-        return Ok(());
+        return Ok(true);
     }
+    let own = own_names(layout);
+    // A folder that was removed under a running daemon has been made again without the key.
+    let is_there = |path: PathBuf| fs::exists(path).unwrap_or(false);
+    let is_ours = is_there(layout.node_key()) || (is_there(layout.blobs()) && is_there(layout.partials()));
     for entry in fs::read_dir(layout.dir()).map_err(|error| cannot_write(path(), error))? {
         let name = entry.map_err(|error| cannot_write(path(), error))?.file_name();
-        if !INNOCENT_NAMES.iter().any(|innocent| name == *innocent) {
+        let is_known = INNOCENT_NAMES.iter().any(|innocent| name == *innocent) || (is_ours && own.contains(&name));
+        if !is_known {
             let found = name.to_string_lossy().into_owned();
             return Err(OpenStoreError::Foreign { path: path(), found });
         }
     }
-    Ok(())
+    Ok(false)
+}
+
+/// Names that a store leaves in its folder when its index is lost.
+fn own_names(layout: &Layout) -> Vec<OsString> {
+    let mut paths = vec![layout.blobs(), layout.partials()];
+    paths.extend(layout.index_logs());
+    paths.extend(layout.spoilt_index());
+    let names = paths.iter().filter_map(|path| path.file_name());
+    names.map(OsString::from).collect()
 }
 
 fn take_lock(layout: &Layout) -> Result<fs::File, OpenStoreError> {

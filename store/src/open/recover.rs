@@ -7,7 +7,7 @@
 
 use std::{collections::HashMap, ffi::OsString, io, path::PathBuf};
 
-use piecemeal_proto::{Algorithm, Digest};
+use piecemeal_proto::{Digest, PieceMap};
 use rusqlite::Transaction;
 use tracing::info;
 
@@ -16,12 +16,13 @@ use crate::{
     blobs::{entry::EntryKind, ledger::Ledger},
     disk::{
         files::{Files, remove_if_there},
-        layout::Layout,
+        layout::{ALGORITHMS, Layout, make_folders},
     },
     index::{Durability, Index, ListedRow, blobs, partials},
 };
 
-/// Drops rows without files, removes files without rows, and returns the ledger of what is left.
+/// Drops rows without files, removes files without rows, and returns the ledger of what is left. A new index gets a row for each blob
+/// that is here: the file itself has to show that it is the blob, when it is next asked for (`blobs/begin.rs`).
 pub(crate) fn recover(layout: &Layout, files: &dyn Files, index: &Index) -> Result<Ledger, OpenStoreError> {
     let index_error = |source| OpenStoreError::Index {
         path: layout.index(),
@@ -31,7 +32,7 @@ pub(crate) fn recover(layout: &Layout, files: &dyn Files, index: &Index) -> Resu
         path: layout.dir().to_owned(),
         source,
     };
-    make_dirs(layout, files).map_err(io_error)?;
+    make_folders(layout, files).map_err(io_error)?;
     let mut recovery = Recovery {
         layout,
         files,
@@ -40,6 +41,18 @@ pub(crate) fn recover(layout: &Layout, files: &dyn Files, index: &Index) -> Resu
         stale_blobs: Vec::new(),
         stale_partials: Vec::new(),
     };
+    if index.is_new {
+        let found = recovery.found_blobs();
+        let used = index.now();
+        index
+            .write(Durability::Synced, |transaction| {
+                for (digest, map) in &found {
+                    partials::insert_unproven(transaction, digest, *map, used)?;
+                }
+                Ok(())
+            })
+            .map_err(index_error)?;
+    }
     recovery.check_blobs(index.blobs().map_err(index_error)?);
     recovery
         .check_partials(index.partials().map_err(index_error)?)
@@ -64,6 +77,15 @@ struct Recovery<'a> {
 }
 
 impl Recovery<'_> {
+    /// Files under a blob's name, and how such a blob is cut.
+    fn found_blobs(&self) -> Vec<(Digest, PieceMap)> {
+        let found = self.found.iter().filter_map(|(path, bytes)| {
+            let digest = self.layout.digest_of_blob(path.as_ref())?;
+            Some((digest, PieceMap::for_blob(*bytes).ok()?))
+        });
+        found.collect()
+    }
+
     fn check_blobs(&mut self, rows: Vec<ListedRow>) {
         for row in rows {
             match row {
@@ -160,17 +182,4 @@ fn find(layout: &Layout, files: &dyn Files) -> io::Result<HashMap<OsString, u64>
         found.extend(list.into_iter().map(|file| (file.path.into_os_string(), file.bytes)));
     }
     Ok(found)
-}
-
-const ALGORITHMS: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Sha512];
-
-fn make_dirs(layout: &Layout, files: &dyn Files) -> io::Result<()> {
-    files.create_dir(&layout.blobs())?;
-    for algorithm in ALGORITHMS {
-        files.create_dir(&layout.algorithm(algorithm))?;
-    }
-    files.create_dir(&layout.partials())?;
-    // Also when they exist: an earlier run may have made them and crashed before this sync.
-    files.sync_dir(&layout.blobs())?;
-    files.sync_dir(layout.dir())
 }

@@ -37,4 +37,6 @@ pub struct Counts {
     pub damaged_blobs: u64,
     /// Bytes that were verified again and found good.
     pub verified_bytes: u64,
+    /// 1 when the index was lost at the start, and a new one was begun.
+    pub indexes_lost: u64,
 }

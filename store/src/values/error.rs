@@ -15,6 +15,32 @@ pub enum IndexError {
     Sync(#[source] io::Error),
 }
 
+impl IndexError {
+    /// Whether the file is no index any more, so that no later try succeeds: its pages are damaged, or its tables are gone.
+    pub(crate) fn is_spoilt(&self) -> bool {
+        match self {
+            Self::Sqlite(error) => is_spoilt(error),
+            Self::Sync(_) => false,
+        }
+    }
+}
+
+/// As [`IndexError::is_spoilt`].
+pub(crate) fn is_spoilt(error: &rusqlite::Error) -> bool {
+    use rusqlite::{Error, ErrorCode, ffi::SQLITE_IOERR_SHORT_READ};
+    match error {
+        Error::SqliteFailure(failure, _) => {
+            matches!(
+                failure.code,
+                // A table that is missing, in a file that says it has the schema, is an "unknown" error.
+                ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt | ErrorCode::Unknown
+            ) || failure.extended_code == SQLITE_IOERR_SHORT_READ
+        }
+        Error::SqlInputError { .. } | Error::QueryReturnedNoRows => true,
+        _ => false,
+    }
+}
+
 /// Why the store could not do something.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {

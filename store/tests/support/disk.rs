@@ -100,6 +100,10 @@ impl FaultyDisk {
         self.lock().capacity_bytes = bytes;
     }
 
+    pub(crate) fn used(&self) -> u64 {
+        self.lock().used_bytes()
+    }
+
     /// The next sync of a file fails, and the removal of what became of it.
     pub(crate) fn fail_sync_and_removal(&self) {
         let mut state = self.lock();

@@ -40,6 +40,7 @@ impl RegistrySource {
             return Ok(Arrived::Kept(blob));
         }
         let filling = self.download(source, digest, transfer).await?;
+        self.stay(&filling).await;
         self.publish(&source.right.at, &filling, transfer).await
     }
 

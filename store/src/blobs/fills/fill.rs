@@ -1,7 +1,7 @@
 //! Fill: the state of one blob that is being filled.
 //!
 //! Invariant: a piece lands only after its bytes had the hash that is kept for it and were written to the file, and nothing writes them
-//! again. A partial piece is in the file, but never visible to a reader or peer. A fill is proven only when the whole blob had its
+//! again. A fill of which the disk takes no more goes on unstored, with what has landed. A partial piece is in the file, but never visible to a reader or peer. A fill is proven only when the whole blob had its
 //! digest. Every event that a reader or writer may wait for moves `changes`.
 
 use std::{ops::Range, sync::Arc, time::Duration};
@@ -14,6 +14,7 @@ use super::{
     claims::Claims,
     end::End,
     failure::FillFailure,
+    fill_file::FillFile,
     memory_file::MemoryFile,
     partial_piece::PartialPiece,
     pieces::Pieces,
@@ -32,7 +33,7 @@ pub(crate) struct Fill {
     map: PieceMap,
     id: FillId,
     row: i64,
-    file: Arc<dyn OpenFile>,
+    file: Arc<FillFile>,
     pub(super) state: Mutex<FillState>,
     /// Held while pieces are hashed. Taken before `state`.
     pub(super) prefix: Mutex<Prefix>,
@@ -47,6 +48,8 @@ pub(super) struct FillState {
     waits: Waits,
     /// Of an unstored fill.
     pub(super) window: Option<Window>,
+    /// The pieces of an unstored fill that landed on the disk before it was one. They stay.
+    pub(super) on_disk: Option<PieceSet>,
     /// The first piece that the digest lacks.
     pub(super) hashed: u32,
     pub(super) is_proven: bool,
@@ -72,6 +75,7 @@ impl Fill {
             claims: Claims::default(),
             waits: Waits::default(),
             window: None,
+            on_disk: None,
             hashed: 0,
             is_proven: false,
             end: None,
@@ -81,7 +85,7 @@ impl Fill {
             map,
             id,
             row,
-            file,
+            file: Arc::new(FillFile::new(file)),
             state: Mutex::new(state),
             prefix: Mutex::new(Prefix::new(digest.algorithm())),
             writes: RwLock::default(),
@@ -113,8 +117,13 @@ impl Fill {
         self.row
     }
 
-    pub(crate) fn file(&self) -> &Arc<dyn OpenFile> {
+    pub(crate) fn file(&self) -> &Arc<FillFile> {
         &self.file
+    }
+
+    /// Whether it has a partial on the disk, kept or not.
+    pub(crate) fn is_on_disk(&self) -> bool {
+        self.row != NO_ROW
     }
 
     /// Whether the fill has this map, and this id where one is given.
@@ -264,6 +273,23 @@ impl Fill {
     /// Returns once no write is under way; those that come later are refused if the fill has failed by now.
     pub(crate) fn drain_writes(&self) {
         drop(self.writes.write());
+    }
+
+    /// The disk takes no more of it: from here on the fill is an unstored one, with all that has landed. `false`: it is one already, or
+    /// has ended.
+    pub(crate) fn overflow(&self) -> bool {
+        let _no_writes = self.writes.write();
+        let mut state = self.state.lock();
+        if state.window.is_some() || state.end.is_some() {
+            return false;
+        }
+        self.file.overflow(self.map);
+        let first_missing = state.pieces.landed().missing().next();
+        state.window = Some(Window::after(self.map, first_missing.unwrap_or(self.map.count())));
+        state.on_disk = Some(state.pieces.have().clone());
+        drop(state);
+        self.changed();
+        true
     }
 
     /// The piece is in the file. Takes the claim back.

@@ -41,6 +41,8 @@ struct LiveFill {
 pub(crate) struct FillHandle {
     pub(crate) fill: Arc<Fill>,
     held: Held,
+    /// The place that a stored fill takes when it goes on unstored.
+    overflow: Mutex<Option<Held>>,
 }
 
 /// Space or place that a fill holds in its store.
@@ -63,6 +65,7 @@ impl FillHandle {
         Self {
             fill,
             held: Held::Space { pin },
+            overflow: Mutex::default(),
         }
     }
 
@@ -70,14 +73,31 @@ impl FillHandle {
         Self {
             fill,
             held: Held::Place { live, place },
+            overflow: Mutex::default(),
         }
+    }
+
+    /// The disk takes no more of the fill: it goes on unstored, in that place. `false`: as [`Fill::overflow`].
+    pub(crate) fn overflow(&self, live: &Arc<LiveFills>, place: OwnedSemaphorePermit) -> bool {
+        let mut overflow = self.overflow.lock();
+        let overflows = self.fill.overflow();
+        if overflows {
+            let live = Arc::clone(live);
+            *overflow = Some(Held::Place { live, place });
+        }
+        overflows
     }
 }
 
 impl Drop for FillHandle {
     fn drop(&mut self) {
-        if let Held::Place { live, .. } = &self.held {
-            live.forget(&self.fill);
+        for held in [Some(&self.held), self.overflow.get_mut().as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            if let Held::Place { live, .. } = held {
+                live.forget(&self.fill);
+            }
         }
     }
 }

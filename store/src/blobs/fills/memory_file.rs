@@ -23,6 +23,11 @@ impl MemoryFile {
         }
     }
 
+    /// How many of `len` bytes from `offset` on lie in the piece at `offset`.
+    pub(super) fn len_within_piece(&self, offset: u64, len: usize) -> usize {
+        self.within(offset, len).map_or(len, |(_, range)| range.len())
+    }
+
     /// The part of `len` bytes from `offset` on that lies in one piece: the piece, and the range in it.
     fn within(&self, offset: u64, len: usize) -> Option<(u32, Range<usize>)> {
         let piece = self.map.piece_at(offset)?;

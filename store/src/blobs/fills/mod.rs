@@ -7,6 +7,7 @@ mod claims;
 pub(crate) mod end;
 pub(crate) mod failure;
 pub(crate) mod fill;
+pub(crate) mod fill_file;
 pub(crate) mod live_fills;
 mod memory_file;
 pub(crate) mod partial_piece;

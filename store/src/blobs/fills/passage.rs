@@ -11,6 +11,7 @@ use super::{
     fill::Fill,
     window::{Position, Window},
 };
+use crate::disk::files::OpenFile as _;
 
 impl Fill {
     /// The pieces that an unstored fill would have room for.
@@ -85,7 +86,8 @@ impl Fill {
         if gone.is_empty() {
             return;
         }
-        for piece in gone {
+        let stays = |piece| state.on_disk.as_ref().is_some_and(|kept| kept.contains(piece));
+        for piece in gone.filter(|&piece| !stays(piece)) {
             state.pieces.let_go(piece);
         }
         self.changed();

@@ -27,6 +27,8 @@ pub(super) enum Position {
 pub(super) struct Window {
     first: u32,
     count: u32,
+    /// Pieces below this one are on the disk: they count as within as long as the window has not moved.
+    kept_end: u32,
     /// One after the highest piece that a writer has, or would have if there were room.
     wanted_end: u32,
     seats: BTreeMap<u64, Reader>,
@@ -49,10 +51,20 @@ impl Window {
         Self {
             first: 0,
             count: count.max(2),
+            kept_end: 0,
             wanted_end: 0,
             seats: BTreeMap::new(),
             seats_taken: 0,
             gone: Vec::new(),
+        }
+    }
+
+    /// A window behind pieces that are on the disk.
+    pub(super) fn after(map: PieceMap, kept_end: u32) -> Self {
+        Self {
+            first: kept_end,
+            kept_end,
+            ..Self::new(map)
         }
     }
 
@@ -69,6 +81,7 @@ impl Window {
 
     pub(super) fn position(&self, piece: u32) -> Position {
         match piece {
+            piece if piece < self.first && self.first == self.kept_end => Position::Within,
             piece if piece < self.first => Position::Passed,
             piece if self.range().contains(&piece) => Position::Within,
             _ => Position::Beyond,
@@ -172,6 +185,26 @@ mod tests {
         );
         assert_eq!(window.sit(1, SECOND), None);
         assert!(!window.move_to(seat, 1, SECOND));
+    }
+
+    #[test]
+    fn behind_pieces_on_the_disk_it_waits_for_a_reader_among_them() {
+        let mut window = Window {
+            count: 4,
+            ..Window::after(PieceMap::new(1 << 30, 1 << 20).unwrap(), 10)
+        };
+        assert_eq!(window.range(), 10..14);
+        let seat = window.sit(3, SECOND).unwrap();
+        window.want(15);
+        assert_eq!(
+            window.slide(15, SECOND),
+            10..10,
+            "the reader has not read what is on the disk"
+        );
+        assert!(window.move_to(seat, 12, SECOND));
+        assert_eq!(window.slide(15, SECOND), 10..12);
+        assert_eq!(window.position(3), Position::Passed, "what follows it has gone");
+        assert_eq!(window.sit(3, SECOND), None);
     }
 
     #[test]

@@ -92,6 +92,27 @@ impl Filling {
         self.fill_state().id()
     }
 
+    /// Whether both are handles of one fill. Two fills may have one id: a later one resumes what an earlier has left.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.live.handle.fill, &other.live.handle.fill)
+    }
+
+    /// Another handle, which has read what this one has, and has no place in a window.
+    #[must_use]
+    pub fn witness(&self) -> Self {
+        Self {
+            live: self.live.clone(),
+            seat: Mutex::default(),
+            seen: self.seen.clone(),
+        }
+    }
+
+    /// Whether a byte below `offset` that this handle may have read has been taken back.
+    pub fn has_lost(&self, offset: u64) -> bool {
+        let seen = self.seen.get();
+        seen.is_some_and(|&seen| self.fill_state().has_taken_back(seen, offset))
+    }
+
     /// The pieces that are here, each verified.
     pub fn have(&self) -> PieceSet {
         self.fill_state().have()
@@ -173,6 +194,19 @@ impl Filling {
         let sources = sources.to_vec();
         let published = self.end(move |ending| ending.publish(&sources)).await??;
         Ok(Blob::new(&self.live.shared, published))
+    }
+
+    /// Whether it has become an unstored fill since it began: its disk took no more.
+    pub fn has_overflowed(&self) -> bool {
+        self.is_unstored() && self.fill_state().is_on_disk()
+    }
+
+    /// Proves the blob of an unstored fill, of which every piece has come, and lets the fill go on: its pieces are here until it ends.
+    ///
+    /// # Errors
+    /// As [`Filling::publish`].
+    pub async fn prove_unstored(&self) -> Result<(), PublishBlobError> {
+        self.end(|ending| ending.prove_unstored()).await?
     }
 
     /// Proves the blob of an unstored fill, of which every piece has come. Its readers get the rest, and nothing is kept.

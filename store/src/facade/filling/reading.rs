@@ -5,6 +5,7 @@
 use std::{io, ops::Range, sync::Arc};
 
 use bytes::Bytes;
+use piecemeal_proto::PieceHash;
 
 use super::handle::{Filling, HeldFill, Seat};
 use crate::{
@@ -68,7 +69,7 @@ impl Filling {
         if self.is_unstored() {
             return None;
         }
-        Extent::new(self.fill_state().file(), range, Arc::new(self.live.clone()))
+        Extent::new(self.fill_state().file().disk(), range, Arc::new(self.live.clone()))
     }
 
     /// Waits for the first byte of `range`; returns the part of it that a client may see without a gap.
@@ -84,6 +85,7 @@ impl Filling {
         let mut waiting = None;
         let end = loop {
             changes.borrow_and_update();
+            self.sit_down_at(piece)?;
             if self.fill_state().has_taken_back(seen, range.start) {
                 return Err(ReadBlobError::Abandoned(FillFailure::Revoked));
             }
@@ -124,6 +126,12 @@ impl Filling {
                 Ok(())
             }
         }
+    }
+
+    /// Takes a seat, if the fill has become an unstored one since this reader last asked.
+    fn sit_down_at(&self, piece: u32) -> Result<(), ReadBlobError> {
+        let has_seat = self.seat.lock().is_some();
+        if has_seat { Ok(()) } else { self.sit_at(piece) }
     }
 
     /// A whole piece, as peers get it, the final one too; `None` when it is not here. Does not wait.
@@ -168,6 +176,19 @@ impl Filling {
                 return Err(ReadBlobError::Passed);
             }
             changes.changed().await.expect("the sender is in our own handle");
+        }
+    }
+
+    /// Waits until the piece has been here, proven or not; returns its hash. Cancel safe.
+    ///
+    /// # Errors
+    /// As [`Filling::wait_piece`].
+    pub async fn wait_hash(&self, index: u32) -> Result<PieceHash, ReadBlobError> {
+        loop {
+            if let Some(hash) = self.hash(index) {
+                return Ok(hash);
+            }
+            self.wait_piece(index).await?;
         }
     }
 

@@ -7,12 +7,15 @@ use std::{io, sync::Arc, time::Duration};
 use bytes::Bytes;
 use piecemeal_proto::{PieceHash, piece_hash};
 use tokio::sync::watch;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::handle::{Filling, HeldFill};
 use crate::{
     blobs::fills::{failure::FillFailure, fill::Claim, partial_piece::PartialPiece},
-    disk::{blocking::blocking, files::write_all_at},
+    disk::{
+        blocking::blocking,
+        files::{takes_no_more, write_all_at},
+    },
     index::{Durability, partials},
     values::error::StoreError,
 };
@@ -23,6 +26,9 @@ const ADVANCE_PIECES_MAX: u32 = 4;
 
 /// The interval at which a writer without room looks for readers that stand still.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// How long a fill of which the disk takes no more waits for a place among those that are unstored.
+const OVERFLOW_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why a piece could not be kept.
 #[derive(Debug, thiserror::Error)]
@@ -47,8 +53,8 @@ pub enum WritePieceError {
 }
 
 impl Filling {
-    /// Verifies a piece and keeps it; returns its hash. A piece that is here already stays as it is, and that is no error.
-    /// Cancel safe: a write that has begun runs to its end.
+    /// Verifies a piece and keeps it; returns its hash. A piece that is here already stays as it is, and that is no error. When the disk
+    /// does not take it the fill goes on unstored, with this piece. Cancel safe: a write that has begun runs to its end.
     ///
     /// # Errors
     /// [`WritePieceError`].
@@ -63,11 +69,35 @@ impl Filling {
             let expected = piece_len;
             return Err(WritePieceError::WrongLength { index, expected, got });
         }
-        let claimed = match self.claim(index).await? {
-            Ok(claimed) => claimed,
-            Err(hash) => return Ok(hash),
+        loop {
+            let claimed = match self.claim(index).await? {
+                Ok(claimed) => claimed,
+                Err(hash) => return Ok(hash),
+            };
+            let written = bytes.clone();
+            match blocking(move || claimed.write(&written, expected)).await? {
+                Err(WritePieceError::Io(error)) if takes_no_more(&error) && !self.is_unstored() => {
+                    self.overflow(error).await?;
+                }
+                written => return written,
+            }
+        }
+    }
+
+    /// The disk does not take the blob. The fill goes on unstored, as soon as not too many others do.
+    async fn overflow(&self, error: io::Error) -> Result<(), WritePieceError> {
+        let (blobs, digest) = (&self.live.shared.blobs, self.digest());
+        blobs.note_trouble(&error);
+        let Ok(place) = tokio::time::timeout(OVERFLOW_PATIENCE, blobs.places.overflowed()).await else {
+            return Err(error.into());
         };
-        blocking(move || claimed.write(&bytes, expected)).await?
+        let live = self.live.clone();
+        // It waits for the writes that are under way.
+        let overflows = blocking(move || live.handle.overflow(&live.shared.blobs.live, place)).await?;
+        if overflows {
+            warn!(blob.digest = %digest, %error, "the disk does not take {digest}, which passes through from here on without being kept: {error}");
+        }
+        Ok(())
     }
 
     pub(crate) fn piece_len(&self, index: u32) -> Result<u64, WritePieceError> {
