@@ -59,7 +59,11 @@ impl Upstream {
         if self.verdicts.allow(&who, NO_REPOSITORY, life, now) {
             return Ok(());
         }
-        let wallet = self.wallet(caller).await?;
+        let at = Repository {
+            upstream: self.name.clone(),
+            name: NO_REPOSITORY.to_owned(),
+        };
+        let wallet = self.wallet(caller, &at).await?;
         let mut result = Ok(());
         for endpoint in &self.endpoints {
             let asked = self.ping_endpoint(endpoint, caller, &wallet).await;

@@ -28,6 +28,7 @@ use crate::{
     route::Route,
     site_secret::SiteSecret,
     upstream::Upstream,
+    verdicts::Who,
     wallet::Wallet,
 };
 
