@@ -21,7 +21,9 @@ use rustix::{
     net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg},
     process::{Pid, Signal, kill_process},
 };
-use support::{Cluster, Daemon, HOST, Image, Netns, Process, Request, Response, Site, sha256, skopeo};
+use support::{
+    Cluster, CommandOutcome, Daemon, HOST, Home, Image, Netns, Process, Request, Response, Site, sha256, skopeo,
+};
 
 const MIB: usize = 1 << 20;
 const PEER: &str = "127.0.0.1:65001";
@@ -202,22 +204,51 @@ fn no_client_is_refused_while_a_mirror_hands_its_port_over_to_the_next() {
     restart_beside(MIRROR, |cluster| &mut cluster.mirror);
 }
 
-#[test]
-fn skopeo_ends_its_pull_through_a_peer_that_is_told_to_stop() {
+/// Tells a peer to stop in the middle of a client's pull, which has blobs left to ask for, and ends as if nothing had happened: no
+/// byte comes from the registry but through the mirror.
+fn stop_in_the_middle(pull: impl FnOnce(&Cluster, &Image) -> JoinHandle<CommandOutcome>) {
     let mut cluster = Cluster::cold(Site::builder().nodes(1).wan_mbit(80).lan_mbit(1000));
     let image = Image::new("library/app", "v1").layer_bytes(&[3 * MIB; 12]);
     cluster.registry.push(&image);
-    let (node, out) = (cluster.site.node(0).clone(), cluster.site.dir().join("copied"));
-    let name = format!("{PEER}/{}", image.reference(HOST));
-    let copying = thread::spawn(move || skopeo::copy_to_dir(&node, &name, &out));
-    // Six at a time: at this moment others are still to be asked for.
+    let pulling = pull(&cluster, &image);
     until("the pull is under way", || {
         cluster.site.wan_bytes_received() > 2 * MIB as u64
     });
     cluster.peers[0].signal(Signal::TERM);
-    let copied = copying.join().expect("skopeo");
-    assert!(copied.ok, "{}", copied.output);
+    let pulled = pulling.join().expect("a client");
+    assert!(pulled.ok, "{}", pulled.output);
     until("it ends", || !cluster.peers[0].is_running());
+    for blob in image.blobs() {
+        assert_eq!(
+            cluster.registry.blob_bytes_served(&blob.digest),
+            blob.size,
+            "{}",
+            blob.digest
+        );
+    }
+}
+
+#[test]
+fn skopeo_ends_its_pull_through_a_peer_that_is_told_to_stop() {
+    stop_in_the_middle(|cluster, image| {
+        let (node, out) = (cluster.site.node(0).clone(), cluster.site.dir().join("copied"));
+        let name = format!("{PEER}/{}", image.reference(HOST));
+        thread::spawn(move || skopeo::copy_to_dir(&node, &name, &out))
+    });
+}
+
+#[test]
+fn crane_ends_its_pull_through_a_peer_that_is_told_to_stop() {
+    stop_in_the_middle(|cluster, image| {
+        let home = Home::new(cluster.site.node(0), &cluster.site.dir().join("home"));
+        let name = format!("{PEER}/{}", image.reference(HOST));
+        thread::spawn(move || home.crane(&["pull", &name, "image.tar"]))
+    });
+}
+
+#[test]
+fn containerd_ends_its_pull_through_a_peer_that_is_told_to_stop() {
+    stop_in_the_middle(|cluster, image| cluster.containerds[0].spawn_fetch(&image.reference(HOST), Instant::now()));
 }
 
 #[test]

@@ -129,7 +129,7 @@ mod tests {
         let length = PAYLOAD.len() - 2;
         let right = protected(length, "\n}");
         let rogue = [
-            signed(&[right.clone()], ",\"fsLayers\": [{\"blobSum\": \"x\"}]"),
+            signed(std::slice::from_ref(&right), ",\"fsLayers\": [{\"blobSum\": \"x\"}]"),
             signed(&[right.clone(), protected(length - 1, "\n}")], ""),
             signed(&[protected(length, "}")], ""),
             signed(&[protected(usize::MAX, "\n}")], ""),
@@ -138,7 +138,6 @@ mod tests {
             signed(&[], ""),
         ];
         for text in rogue {
-            assert_eq!(payload(text.as_bytes()), None, "{text}");
             assert!(
                 !Digest::of(PAYLOAD.as_bytes()).matches_manifest(text.as_bytes()),
                 "{text}"
