@@ -341,6 +341,46 @@ async fn a_fill_goes_on_when_its_disk_runs_full_with_all_that_has_landed_and_und
     }
 }
 
+/// Nodes that took pieces need a moment to find out that they have to read the rest.
+#[tokio::test]
+async fn what_passes_after_the_disk_ran_full_waits_for_readers_that_come_a_moment_later() {
+    let (dir, clock, disk) = (tempfile::tempdir().unwrap(), FakeClock::new(), FaultyDisk::new(1));
+    let store = Store::open(config(dir.path()), env(&clock, Arc::new(disk.clone()))).unwrap();
+    let story = Story::new();
+    let filling = store.begin(&story.digest, story.map, None).await.unwrap();
+    for piece in 0..10 {
+        filling.write_piece(piece, story.piece(piece), None).await.unwrap();
+    }
+    disk.set_capacity(disk.used());
+    let read = || {
+        let filling = filling.clone();
+        tokio::spawn(async move { read_from(&filling, 0).await })
+    };
+    let first = read();
+    let pieces: Vec<(u32, Bytes)> = (10..story.map.count())
+        .map(|index| (index, story.piece(index)))
+        .collect();
+    let writer = filling.clone();
+    let writing = tokio::spawn(async move {
+        for (index, piece) in pieces {
+            writer.write_piece(index, piece, None).await.unwrap();
+        }
+        writer.finish_unstored().await.unwrap();
+    });
+    while filling.have().count() < 10 + WINDOW_PIECES {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(filling.have().count(), 10 + WINDOW_PIECES, "nothing has gone");
+    let second = read();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    clock.advance(Duration::from_secs(5));
+    writing.await.unwrap();
+    for reader in [first, second] {
+        assert!(reader.await.unwrap() == story.content);
+    }
+}
+
 /// Room for what is missing is not there: what the disk has need not come again all the same.
 #[tokio::test]
 async fn an_unstored_fill_begins_with_what_an_earlier_one_has_left_on_the_disk() {

@@ -15,6 +15,9 @@ const WINDOW_BYTES: u64 = 32 * 1024 * 1024;
 /// The longest time for which a reader may hold up the others.
 const LAG_MAX: Duration = Duration::from_secs(30);
 
+/// The time in which nodes that took pieces of a stored fill find out that there are no more of them, and come as readers.
+const JOIN_TIME: Duration = Duration::from_secs(4);
+
 /// Position of a piece, seen from the window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Position {
@@ -29,6 +32,8 @@ pub(super) struct Window {
     count: u32,
     /// Pieces below this one are on the disk: they count as within as long as the window has not moved.
     kept_end: u32,
+    /// It stands still until then.
+    still_until: Duration,
     /// One after the highest piece that a writer has, or would have if there were room.
     wanted_end: u32,
     seats: BTreeMap<u64, Reader>,
@@ -52,6 +57,7 @@ impl Window {
             first: 0,
             count: count.max(2),
             kept_end: 0,
+            still_until: Duration::ZERO,
             wanted_end: 0,
             seats: BTreeMap::new(),
             seats_taken: 0,
@@ -59,11 +65,12 @@ impl Window {
         }
     }
 
-    /// A window behind pieces that are on the disk.
-    pub(super) fn after(map: PieceMap, kept_end: u32) -> Self {
+    /// A window behind pieces that are on the disk. It stands still for [`JOIN_TIME`]: its readers do not know yet that they have to be here.
+    pub(super) fn after(map: PieceMap, kept_end: u32, now: Duration) -> Self {
         Self {
             first: kept_end,
             kept_end,
+            still_until: now.saturating_add(JOIN_TIME),
             ..Self::new(map)
         }
     }
@@ -131,7 +138,8 @@ impl Window {
             self.seats
                 .retain(|_, reader| reader.piece >= target || now.saturating_sub(reader.since) < LAG_MAX);
         }
-        let Some(slowest) = self.slowest() else {
+        let slowest = self.slowest().filter(|_| now >= self.still_until);
+        let Some(slowest) = slowest else {
             return self.first..self.first;
         };
         let from = self.first;
@@ -191,18 +199,17 @@ mod tests {
     fn behind_pieces_on_the_disk_it_waits_for_a_reader_among_them() {
         let mut window = Window {
             count: 4,
-            ..Window::after(PieceMap::new(1 << 30, 1 << 20).unwrap(), 10)
+            ..Window::after(PieceMap::new(1 << 30, 1 << 20).unwrap(), 10, SECOND)
         };
         assert_eq!(window.range(), 10..14);
         let seat = window.sit(3, SECOND).unwrap();
         window.want(15);
-        assert_eq!(
-            window.slide(15, SECOND),
-            10..10,
-            "the reader has not read what is on the disk"
-        );
+        let joined = SECOND + JOIN_TIME;
+        let behind = window.slide(15, joined);
+        assert_eq!(behind, 10..10, "the reader has not read what is on the disk");
         assert!(window.move_to(seat, 12, SECOND));
-        assert_eq!(window.slide(15, SECOND), 10..12);
+        assert_eq!(window.slide(15, SECOND), 10..10, "others may still come");
+        assert_eq!(window.slide(15, joined), 10..12);
         assert_eq!(window.position(3), Position::Passed, "what follows it has gone");
         assert_eq!(window.sit(3, SECOND), None);
     }

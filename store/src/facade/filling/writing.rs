@@ -25,7 +25,7 @@ use crate::{
 const ADVANCE_PIECES_MAX: u32 = 4;
 
 /// The interval at which a writer without room looks for readers that stand still.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// How long a fill of which the disk takes no more waits for a place among those that are unstored.
 const OVERFLOW_PATIENCE: Duration = Duration::from_secs(30);
@@ -91,9 +91,9 @@ impl Filling {
         let Ok(place) = tokio::time::timeout(OVERFLOW_PATIENCE, blobs.places.overflowed()).await else {
             return Err(error.into());
         };
-        let live = self.live.clone();
+        let (live, now) = (self.live.clone(), self.now());
         // It waits for the writes that are under way.
-        let overflows = blocking(move || live.handle.overflow(&live.shared.blobs.live, place)).await?;
+        let overflows = blocking(move || live.handle.overflow(&live.shared.blobs.live, place, now)).await?;
         if overflows {
             warn!(blob.digest = %digest, %error, "the disk does not take {digest}, which passes through from here on without being kept: {error}");
         }
