@@ -83,6 +83,14 @@ pub struct Ended {
     pub fault: Option<Fault>,
 }
 
+impl Ended {
+    /// Upstream has closed a body that was left unread: no failure of its.
+    pub(super) const CLOSED: Self = Self {
+        progressed: true,
+        fault: None,
+    };
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// The first requests are made.
@@ -212,6 +220,11 @@ impl Fill {
         self.connections.busy()
     }
 
+    /// Whether a piece is missing and no connection brings it yet.
+    pub fn lacks(&self, piece: u32) -> bool {
+        self.connections.lacks(piece)
+    }
+
     /// What follows from the state, whatever has led to it: a request, or the end.
     fn decide(&mut self, now: Duration, facts: &Facts) {
         let may_ask = match self.phase {
@@ -222,7 +235,13 @@ impl Fill {
         if !may_ask {
             return;
         }
-        if let Some((connection, bytes)) = self.connections.request(&self.usable(facts), self.right) {
+        // One that no client waits for asks for nothing until its turn comes; its first answer opens it.
+        let has_turn = facts.share > 0 || self.phase == Phase::Opening;
+        if !has_turn {
+            self.patience.stand_still(now);
+        }
+        let request = has_turn.then(|| self.connections.request(&self.usable(facts), self.right));
+        if let Some((connection, bytes)) = request.flatten() {
             self.act(Action::Request { connection, bytes });
         } else if self.connections.is_done() {
             self.open(now);
@@ -235,7 +254,7 @@ impl Fill {
     fn usable(&self, facts: &Facts) -> Facts {
         match self.unstored {
             true => Facts {
-                share: 1,
+                share: facts.share.min(1),
                 waited_for: None,
                 ..*facts
             },

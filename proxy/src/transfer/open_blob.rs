@@ -2,13 +2,16 @@
 //!
 //! No byte is read before the right is proven, and none of two fills is mixed: a reader that has read of one ends with it.
 
-use std::{ops::Range, sync::Arc};
+use std::ops::Range;
 
 use bytes::Bytes;
 use piecemeal_proto::Digest;
 use piecemeal_store::{Blob, Extent, FillFailure, Filling, ReadBlobError, Repository};
 
-use super::one::{Progress, Transfer};
+use super::{
+    one::{Progress, Transfer},
+    reader::Reader,
+};
 use crate::{Item, callers::Right};
 
 /// A blob that a client can be answered with: its size is known, its bytes are here or come.
@@ -18,13 +21,13 @@ pub enum OpenBlob {
     /// another end short.
     Filling {
         filling: Filling,
-        transfer: Option<Arc<Transfer>>,
+        transfer: Option<Reader>,
         has_read: bool,
     },
     /// `unproven`: no byte is read before the source has answered this very right.
     Starting {
         blob_bytes: u64,
-        transfer: Arc<Transfer>,
+        transfer: Reader,
         unproven: Option<Right>,
     },
 }
@@ -96,7 +99,7 @@ impl OpenBlob {
                 has_read: false,
             } => Self::Starting {
                 blob_bytes: filling.map().blob_bytes(),
-                transfer: Arc::clone(transfer),
+                transfer: transfer.clone(),
                 unproven: None,
             },
             _ => return Err(given_up("the blob now comes from another download; resume")),
@@ -152,7 +155,7 @@ impl OpenBlob {
             *self = match progress {
                 Progress::Open(filling) => Self::Filling {
                     filling,
-                    transfer: Some(Arc::clone(transfer)),
+                    transfer: Some(transfer.clone()),
                     has_read: false,
                 },
                 Progress::Complete(blob) => Self::Complete(blob),

@@ -19,9 +19,11 @@ use prometheus_client::{
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
+    attendance::ToldClients,
     cool_down::CoolDowns,
     one::{Arrived, Progress, Transfer},
     open_blob::OpenBlob,
+    reader::Reader,
 };
 use crate::{
     Item,
@@ -63,6 +65,7 @@ struct Table {
     /// Of one digest in the order in which they began, one an upstream.
     live: HashMap<Digest, Vec<Arc<Transfer>>>,
     cool_downs: CoolDowns,
+    clients: ToldClients,
 }
 
 impl Table {
@@ -192,6 +195,26 @@ impl Transfers {
         }))
     }
 
+    /// Whether a client waits for the blob, whichever upstream it is to come from.
+    pub fn is_attended(&self, digest: &Digest) -> bool {
+        let (table, now) = (self.lock(), Instant::now());
+        let told = table.clients.of(digest);
+        let mut transfers = table.live.get(digest).into_iter().flatten();
+        transfers.any(|transfer| transfer.attendance().is_attended(told, now))
+    }
+
+    /// A node has opened the blob here. `is_told`: the scheduler tells of the nodes' clients.
+    pub fn note_opened(&self, digest: &Digest, is_told: bool) {
+        let (table, now) = (self.lock(), Instant::now());
+        let transfers = table.live.get(digest).into_iter().flatten();
+        transfers.for_each(|transfer| transfer.attendance().note_opened(now, is_told));
+    }
+
+    /// The scheduler tells whether a client is connected at a node that wants the blob.
+    pub fn note_clients(&self, digest: &Digest, connected: bool) {
+        self.lock().clients.note(*digest, connected, Instant::now());
+    }
+
     /// The transfer of the digest that began first, if that is not `transfer` itself.
     pub fn leader(&self, transfer: &Transfer) -> Option<Arc<Transfer>> {
         let table = self.lock();
@@ -230,9 +253,9 @@ impl Transfers {
     {
         let mut rejoins = 0;
         loop {
-            let joined = self.join_or_start(joining, run.clone())?;
+            let joined = Reader::new(self.join_or_start(joining, run.clone())?);
             match opened(&joined, joining.right(), joining.patience, prove()).await {
-                Ok(opened) => return Ok((joined, opened)),
+                Ok(opened) => return Ok((Arc::clone(joined.transfer()), opened)),
                 Err(NotOpened::Others(_)) if rejoins < REJOINS_MAX => rejoins += 1,
                 Err(NotOpened::Others(error)) if error.is_refusal() => {
                     return Err(PullError::Unavailable(
@@ -314,7 +337,7 @@ impl Transfers {
 
 /// Waits at most `patience` until the caller can be answered: with the blob, or with its size alone when that is known.
 async fn opened(
-    transfer: &Arc<Transfer>,
+    transfer: &Reader,
     right: Right,
     patience: Duration,
     prove: impl Future<Output = Result<(), PullError>>,
@@ -328,7 +351,7 @@ async fn opened(
     match progress {
         Progress::Open(filling) => Ok(OpenBlob::Filling {
             filling,
-            transfer: Some(Arc::clone(transfer)),
+            transfer: Some(transfer.clone()),
             has_read: false,
         }),
         Progress::Complete(blob) => Ok(OpenBlob::Complete(blob)),
@@ -339,7 +362,7 @@ async fn opened(
             blob_bytes: Some(blob_bytes),
         } => Ok(OpenBlob::Starting {
             blob_bytes,
-            transfer: Arc::clone(transfer),
+            transfer: transfer.clone(),
             unproven: Some(right),
         }),
         Progress::Starting { blob_bytes: None } => Err(NotOpened::Own(PullError::Unavailable(

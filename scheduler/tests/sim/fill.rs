@@ -95,16 +95,21 @@ impl World {
         }
     }
 
-    /// A piece that a client waits for comes first: at the mirror, one of a peer that asked without a lease.
+    /// A piece that a client waits for comes first: at the mirror, one of a peer that asked without a lease, or that the scheduler has told of.
     fn fill_facts(&self, filling: &Filling) -> Facts {
-        let awaited = self.awaited.range((filling.blob, 0)..(filling.blob + 1, 0)).next();
+        let of_blob = (filling.blob, 0)..(filling.blob + 1, 0);
+        let awaited = self.awaited.range(of_blob.clone()).map(|(key, _)| key);
+        let awaited = awaited.chain(self.waits_elsewhere.range(of_blob));
+        let awaited = awaited
+            .map(|(_, piece)| *piece)
+            .filter(|piece| filling.machine.lacks(*piece));
         let connections = self.plan.connections;
         let fills = self.fills.values().filter(|other| other.node == filling.node).count();
         Facts {
             share: (connections / fills.max(1)).max(1),
             connection_rate: self.plan.wan / connections as u64,
             waited_for: match filling.node {
-                MIRROR => awaited.map(|((_, piece), _)| *piece),
+                MIRROR => awaited.min(),
                 node => Some(self.nodes[node].blobs[filling.blob].prefix).filter(|piece| *piece < self.map.count()),
             },
             has_readers: true,

@@ -4,7 +4,7 @@
 //! again. A partial piece is in the file, but never visible to a reader or peer. A fill is proven only when the whole blob had its
 //! digest. Every event that a reader or writer may wait for moves `changes`.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use piecemeal_proto::{Digest, FillId, PieceHash, PieceMap, PieceSet};
@@ -305,6 +305,17 @@ impl Fill {
     pub(crate) fn wanted(&self) -> Option<u32> {
         let state = self.state.lock();
         state.waits.wanted(state.pieces.landed())
+    }
+
+    /// A client of another daemon waits for the piece.
+    pub(crate) fn note_wait_elsewhere(&self, piece: u32) {
+        self.state.lock().waits.note_elsewhere(piece);
+    }
+
+    /// The pieces that are waited for and have not landed: see [`Waits::pieces`].
+    pub(crate) fn waited_for(&self) -> Vec<Range<u32>> {
+        let state = self.state.lock();
+        state.waits.pieces(state.pieces.landed())
     }
 
     /// The piece that was waited for longest, and how long.

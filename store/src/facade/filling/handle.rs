@@ -148,6 +148,19 @@ impl Filling {
         self.fill_state().wanted()
     }
 
+    /// The pieces that are not here and that a reader waits for right now or a client of another daemon, ascending: the lowest of them, 64 at
+    /// the most.
+    pub fn waited_for(&self) -> Vec<Range<u32>> {
+        self.fill_state().waited_for()
+    }
+
+    /// A client of another daemon waits for the piece. The latest 64 such pieces are remembered; one that the blob does not have is ignored.
+    pub fn note_wait_elsewhere(&self, piece: u32) {
+        if piece < self.map().count() {
+            self.fill_state().note_wait_elsewhere(piece);
+        }
+    }
+
     /// The [`Filling::read`] that has waited longest for its first byte: the piece that it needs, and how long.
     pub fn longest_wait(&self) -> Option<(u32, Duration)> {
         self.fill_state().longest_wait(self.now())
