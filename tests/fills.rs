@@ -292,6 +292,58 @@ fn a_layer_of_a_near_registry_costs_one_request() {
 }
 
 #[test]
+fn a_range_far_into_a_cold_blob_is_filled_next_through_a_peer_too_with_a_scheduler_and_without() {
+    let mut story = story_with(&[40 * MIB, 41 * MIB], 50, &[]);
+    story.read_manifest("library/app");
+    for index in 0..2 {
+        let layer = story.layer(index);
+        let request = story.request("GET", PEER, "library/app", &layer.digest);
+        let far = story.send(&request.header("Range", "bytes=36000000-36000999"));
+        assert!(far.status == 206 && far.body == layer.bytes[36_000_000..36_001_000]);
+        let sent = story.upstream.body_bytes(&layer.digest);
+        assert!(
+            sent < 28_000_000,
+            "{sent} bytes: it waited for most that comes before it"
+        );
+        assert!(story.get(PEER, &layer.digest).body == layer.bytes);
+        let sent = story.upstream.body_bytes(&layer.digest);
+        // A body that stops before its end has something under way: what the kernels of both sides hold.
+        assert!(sent <= layer.size + (4 << 20), "{sent} bytes for {}", layer.size);
+        drop(story.cluster.scheduler.take());
+    }
+}
+
+#[test]
+fn what_clients_have_left_gives_way_to_what_a_client_waits_for_and_comes_afterwards() {
+    let mut sizes = vec![4 * MIB; 12];
+    sizes.push(2 * MIB);
+    let story = story_with(&sizes, 50, &[]);
+    story.read_manifest("library/app");
+    let (left, waited_for) = (&story.image.layers()[..12], story.layer(12));
+    for (layer, port) in left.iter().zip([MIRROR, PEER].into_iter().cycle()) {
+        let request = story.request("GET", port, "library/app", &layer.digest);
+        let some = request.send_and_hang_up(story.cluster.site.node(0), 1);
+        assert_eq!(some.expect("a byte"), layer.bytes[..1]);
+    }
+    let sent = || {
+        left.iter()
+            .map(|layer| story.upstream.body_bytes(&layer.digest))
+            .sum::<u64>()
+    };
+    let before = sent();
+    assert!(story.get(PEER, &waited_for.digest).body == waited_for.bytes);
+    let meanwhile = sent() - before;
+    assert!(
+        meanwhile < 16 * MIB as u64,
+        "{meanwhile} bytes of what no client waits for"
+    );
+    for layer in left {
+        story.until("what was left is here", || story.cached(&layer.digest).is_file());
+        assert_eq!(story.upstream.body_bytes(&layer.digest), layer.size);
+    }
+}
+
+#[test]
 fn a_file_that_was_truncated_or_removed_behind_our_back_is_fetched_again() {
     let story = story(&[900_000, 300_000]);
     for layer in story.image.layers() {

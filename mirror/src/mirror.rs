@@ -15,7 +15,7 @@ use axum::{
 use piecemeal_proto::{AuthorityKey, Digest, wire};
 use piecemeal_proxy::{
     Admission, Announcer, Cache, Content, Foundation, Membership, Nodes, PieceRules, Proxy, ProxyParts,
-    StartProxyError, filling_reports,
+    StartProxyError, Transfers, filling_reports,
 };
 use piecemeal_store::Store;
 use piecemeal_swarm::{Inventory, Limiter, Session, SessionEvent};
@@ -81,7 +81,11 @@ impl Mirror {
         let admitting = authority.zip(nodes.as_ref());
         let node_routes = admitting.map_or_else(Router::new, |(authority, nodes)| {
             base.serve_pieces(piece_rules(authority, nodes));
-            node_router(Arc::new(node_port(&base, &content, authority, nodes)))
+            let port = NodePort {
+                session: session.clone(),
+                ..node_port(&base, &content, authority, nodes)
+            };
+            node_router(Arc::new(port))
         });
         let parts = ProxyParts {
             content,
@@ -94,7 +98,7 @@ impl Mirror {
             peers: session.clone(),
             tls,
         };
-        let upstreams = base.upstreams.clone();
+        let (upstreams, transfers) = (base.upstreams.clone(), base.transfers.clone());
         let proxy = Proxy::start(base, parts, |front| {
             front.merge(node_routes).layer(map_response(state_time))
         });
@@ -102,7 +106,7 @@ impl Mirror {
             proxy.spawn(check(upstream.clone()));
         }
         if let Some(events) = events {
-            proxy.spawn(answer_scheduler(proxy.store().clone(), announcer, events));
+            proxy.spawn(answer_scheduler(proxy.store().clone(), transfers, announcer, events));
         }
         let shared = &config.proxy;
         info!(listen = ?shared.listen, pieces = %shared.piece_listen, cache = %shared.cache.dir.display(), "mirror ready");
@@ -187,6 +191,7 @@ fn node_port(base: &Foundation, content: &Content, authority: &Arc<AuthorityKey>
         names: base.names.clone(),
         authority: Arc::clone(authority),
         nodes: Arc::clone(nodes),
+        session: None,
         piece_addresses,
         now: unix_seconds,
     }
@@ -220,12 +225,29 @@ impl Inventory for StoreInventory {
     }
 }
 
-async fn answer_scheduler(store: Store, announcer: Announcer, mut events: mpsc::Receiver<SessionEvent>) {
+async fn answer_scheduler(
+    store: Store,
+    transfers: Transfers,
+    announcer: Announcer,
+    mut events: mpsc::Receiver<SessionEvent>,
+) {
     while let Some(event) = events.recv().await {
         match event {
             SessionEvent::Describe(digest) => announcer.describe(&store, &digest).await,
             SessionEvent::Up => info!("connected to the scheduler"),
             SessionEvent::Down => warn!("the scheduler is lost; peers take their pieces from here"),
+            SessionEvent::Clients {
+                digest,
+                connected,
+                waiting,
+            } => {
+                if let Some(connected) = connected {
+                    transfers.note_clients(&digest, connected);
+                }
+                if let Some(filling) = store.filling(&digest) {
+                    waiting.into_iter().for_each(|piece| filling.note_wait_elsewhere(piece));
+                }
+            }
             // A mirror requests no blob, so that it is leased nothing.
             SessionEvent::Lease(_)
             | SessionEvent::Cancel(_)

@@ -15,12 +15,13 @@ use axum::{
 };
 use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
 use piecemeal_http::Slot;
-use piecemeal_proto::{AuthorityKey, Digest, Grant, NodeId, ParseReferenceError};
+use piecemeal_proto::{AuthorityKey, Digest, Grant, NodeId, ParseReferenceError, wire::feature::CLIENT_STATE};
 use piecemeal_proxy::{
     AdmittedNode, Content, INLINE_BYTES_MAX, NodeBlob, Nodes, OpenBlob, UnopenedReason, UpstreamNames, error_response,
     node_refusal,
 };
 use piecemeal_store::Store;
+use piecemeal_swarm::Session;
 use piecemeal_upstream::{ANSWER_TIMEOUT, Caller, PullError};
 use serde::Deserialize;
 
@@ -35,6 +36,8 @@ pub(crate) struct NodePort {
     pub authority: Arc<AuthorityKey>,
     /// The nodes that may ask.
     pub nodes: Arc<Nodes>,
+    /// The session with the scheduler, which tells of the nodes' clients.
+    pub session: Option<Session>,
     pub piece_addresses: Vec<SocketAddr>,
     /// Seconds since 1970.
     pub now: fn() -> u64,
@@ -120,6 +123,11 @@ impl NodePort {
         {
             open = self.content.open(&caller, &at, &digest).await?;
         }
+        let is_told = self
+            .session
+            .as_ref()
+            .is_some_and(|session| session.has_feature(CLIENT_STATE));
+        self.content.transfers.note_opened(&digest, is_told);
         Ok(self.describe(node.id, digest, open).await?)
     }
 

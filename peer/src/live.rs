@@ -128,6 +128,8 @@ impl LiveDownloads {
                     self.order(&digest, Order::WantRefused(reason)).await;
                 }
                 SessionEvent::Warm(image) => prefetcher.enqueue(image),
+                // Mirrors alone are told of others' clients.
+                SessionEvent::Clients { .. } => {}
             }
         }
     }

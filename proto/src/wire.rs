@@ -29,7 +29,7 @@ pub mod feature {
     pub const PIECE_HASHES: &str = "piece-hashes";
     /// [`Drop`](super::Drop).
     pub const DROP: &str = "drop";
-    /// [`Want::client`](super::Want).
+    /// [`Want::client`](super::Want), and [`Clients`](super::Clients).
     pub const CLIENT_STATE: &str = "client-state";
     /// [`Lease::pieces`](super::Lease).
     pub const LEASE_SET: &str = "lease-set";
@@ -51,6 +51,8 @@ pub const HAVE_PIECES_MAX: usize = 16 * 1024;
 /// The most manifests and blobs that one `Warm` names.
 pub const WARM_MANIFESTS_MAX: usize = 256;
 pub const WARM_BLOBS_MAX: usize = 1000;
+/// The most pieces of a blob that the clients of one node are known to wait for, and that one `Clients` names.
+pub const WAITING_MAX: usize = 16;
 
 impl Hello {
     /// The bytes that [`Hello::proof`] covers: the scheduler's nonce, and the daemon's role, incarnation and node id.

@@ -5,10 +5,10 @@
 use std::{fs, path::PathBuf};
 
 use piecemeal_proto::wire::{
-    Address, Cancel, Challenge, ClientState, Complete, Describe, Drop, HashAlgorithm, Have, Hello, Inventory, Lease,
-    LeaseEnded, Lost, Order, Orders, Outcome, PieceHashes, PieceRange, Proven, Rates, Refused, Report, Reports, Revoke,
-    Revoked, Role, Source, SourceKind, Unwant, Waiting, Want, WantAccepted, WantRefused, Warm, Welcome, feature, order,
-    report,
+    Address, Cancel, Challenge, ClientState, Clients, Complete, Describe, Drop, HashAlgorithm, Have, Hello, Inventory,
+    Lease, LeaseEnded, Lost, Order, Orders, Outcome, PieceHashes, PieceRange, Proven, Rates, Refused, Report, Reports,
+    Revoke, Revoked, Role, Source, SourceKind, Unwant, Waiting, Want, WantAccepted, WantRefused, Warm, Welcome,
+    feature, order, report,
 };
 use prost::Message;
 
@@ -322,6 +322,14 @@ fn orders_with_features() -> Vec<(&'static str, order::Order)> {
                 digest: digest(),
                 fill: 3,
                 pieces: vec![PieceRange { first: 2, count: 1 }],
+            }),
+        ),
+        (
+            "clients",
+            O::Clients(Clients {
+                digest: digest(),
+                client: ClientState::Connected.into(),
+                waiting: vec![40, 41, 1 << 19],
             }),
         ),
         (

@@ -75,6 +75,10 @@ impl Source for FakeSource {
         Err(PullError::Unavailable("manifests only".to_owned()))
     }
 
+    async fn ping(&self, _: &Caller, _: &str) -> Result<(), PullError> {
+        Ok(())
+    }
+
     fn allows(&self, _: &Caller, _: &Repository) -> bool {
         true
     }

@@ -222,6 +222,7 @@ fn features(stated: &[String]) -> Features {
     Features {
         piece_hashes: has(wire::feature::PIECE_HASHES),
         drop: has(wire::feature::DROP),
+        clients: has(wire::feature::CLIENT_STATE),
     }
 }
 

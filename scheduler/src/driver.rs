@@ -272,6 +272,12 @@ impl Driver {
             Command::Cancel { lease, .. } => orders::cancel(lease),
             Command::Revoked { digest, fill, .. } => orders::revoked(digest, fill),
             Command::Describe { digest, .. } => orders::describe(digest),
+            Command::Clients {
+                digest,
+                connected,
+                waiting,
+                ..
+            } => orders::clients(digest, connected, waiting),
             Command::Drop {
                 digest, fill, pieces, ..
             } => orders::drop_pieces(digest, fill, &pieces),

@@ -51,6 +51,19 @@ pub(crate) fn drop_pieces(digest: Digest, fill: FillId, pieces: &[Range<u32>]) -
     })
 }
 
+pub(crate) fn clients(digest: Digest, connected: Option<bool>, waiting: Vec<u32>) -> OrderKind {
+    let client = match connected {
+        None => wire::ClientState::Unspecified,
+        Some(true) => wire::ClientState::Connected,
+        Some(false) => wire::ClientState::Absent,
+    };
+    OrderKind::Clients(wire::Clients {
+        digest: digest.to_string(),
+        client: client.into(),
+        waiting,
+    })
+}
+
 pub(crate) fn describe(digest: Digest) -> OrderKind {
     OrderKind::Describe(wire::Describe {
         digest: digest.to_string(),

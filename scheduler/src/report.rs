@@ -31,7 +31,11 @@ impl ReportReader {
             Some(ReportKind::Inventory(inventory)) => return self.inventory(&inventory, events),
             // The session passes it on; the brain has no part in it.
             Some(ReportKind::Warm(warm)) => return self.warm(&warm),
-            Some(ReportKind::Want(want)) => self.want(&want, now)?,
+            Some(ReportKind::Want(want)) => {
+                events.push(self.want(&want, now)?);
+                events.extend(self.client(&want));
+                return Ok(());
+            }
             Some(ReportKind::Have(have)) => self.have(&have)?,
             Some(ReportKind::Proven(proven)) => self.proven(&proven)?,
             Some(ReportKind::PieceHashes(list)) => self.piece_hashes(&list)?,
@@ -92,6 +96,19 @@ impl ReportReader {
             fill,
             have,
             window: window(want, map),
+        })
+    }
+
+    /// Whether a client waits at a peer; `None` where it does not say so.
+    fn client(&self, want: &wire::Want) -> Option<Event> {
+        let connected = match (self.role, want.client()) {
+            (Role::Mirror, _) | (_, wire::ClientState::Unspecified) => return None,
+            (Role::Peer, state) => state == wire::ClientState::Connected,
+        };
+        Some(Event::Client {
+            member: self.member,
+            digest: want.digest.parse().ok()?,
+            connected,
         })
     }
 
@@ -255,6 +272,28 @@ mod tests {
             have: have.to_vec(),
             ..wire::Want::default()
         }
+    }
+
+    #[test]
+    fn a_peers_want_says_whether_its_client_is_connected_and_that_of_the_last_release_says_nothing() {
+        let clients = |role, client: i32| {
+            let want = wire::Want {
+                blob_bytes: 1000,
+                piece_bytes: 1000,
+                client,
+                ..want(7, &[])
+            };
+            let events = read(role, ReportKind::Want(want)).unwrap().into_iter();
+            let clients = events.filter_map(|event| match event {
+                Event::Client { connected, .. } => Some(connected),
+                _ => None,
+            });
+            clients.collect::<Vec<_>>()
+        };
+        assert_eq!(clients(Role::Peer, wire::ClientState::Connected.into()), [true]);
+        assert_eq!(clients(Role::Peer, wire::ClientState::Absent.into()), [false]);
+        assert_eq!(clients(Role::Peer, 0), [false; 0]);
+        assert_eq!(clients(Role::Mirror, wire::ClientState::Absent.into()), [false; 0]);
     }
 
     fn wanted(role: Role, want: wire::Want) -> (u64, FillId, Vec<u32>) {

@@ -337,6 +337,11 @@ async fn send(orders: &OrderSender, order: OrderKind) -> Result<(), GreetError> 
 }
 
 /// The optional features of the protocol that this scheduler supports.
-const FEATURES: [&str; 3] = [feature::SIGNED_IDENTITY, feature::PIECE_HASHES, feature::DROP];
+const FEATURES: [&str; 4] = [
+    feature::SIGNED_IDENTITY,
+    feature::PIECE_HASHES,
+    feature::DROP,
+    feature::CLIENT_STATE,
+];
 /// Bytes of events that may wait for placement at once, from all sessions, on top of one message each.
 pub(crate) const EVENT_BYTES_MAX: usize = 64 * 1024 * 1024;

@@ -30,6 +30,31 @@ async fn until_wanted(filling: &Filling, piece: u32) {
 }
 
 #[tokio::test]
+async fn a_peer_that_waits_for_a_piece_is_a_reader_like_any_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), &FakeClock::new());
+    let filling = Content::pieces(1, 5).begin(&store).await;
+    let waiting = {
+        let filling = filling.clone();
+        tokio::spawn(async move { filling.wait_piece(3).await })
+    };
+    until_wanted(&filling, 3).await;
+    filling.note_wait_elsewhere(4);
+    filling.note_wait_elsewhere(5);
+    let first_ones = || {
+        filling
+            .waited_for()
+            .into_iter()
+            .map(|pieces| pieces.start)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(first_ones(), [3, 4], "there is no piece 5");
+    waiting.abort();
+    assert!(waiting.await.unwrap_err().is_cancelled());
+    assert_eq!(first_ones(), [4]);
+}
+
+#[tokio::test]
 async fn each_reader_waits_only_for_its_own_piece() {
     let dir = tempfile::tempdir().unwrap();
     let clock = FakeClock::new();

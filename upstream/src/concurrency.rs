@@ -5,6 +5,9 @@
 //! Over a long path one connection is slow: it begins with a few packets and doubles them once a round trip, and each loss
 //! sets it back. Several in parallel make up for that. Over a short path one is enough, and more only cost.
 //!
+//! Fills for which no client waits share one lane: one connection of one of them, the oldest. It is closed while other fills are under way,
+//! but for one second in [`LANE_TURNS`].
+//!
 //! A connection takes seconds to grow into the bandwidth that another leaves when it ends. So each layer of an image gets
 //! connections in proportion to its missing bytes, which lets the layers end together.
 
@@ -23,6 +26,9 @@ const CONNECTIONS_MAX: usize = 32;
 /// The time for which a number of connections is tried before it is judged.
 const TRIAL: Duration = Duration::from_secs(1);
 
+/// While clients wait, the lane of the fills without one is open in one of so many seconds, so that these fills go on.
+const LANE_TURNS: u64 = 8;
+
 /// The connections of one upstream. Reads the clock for `Measured`, which decides.
 pub struct Concurrency(Mutex<Measured>);
 
@@ -34,6 +40,8 @@ struct Measured {
     next: u64,
     window: RateWindow,
     received_at: Option<Instant>,
+    /// The start of the lane's turns.
+    began: Instant,
 }
 
 /// One running fill.
@@ -42,6 +50,8 @@ struct Load {
     missing_bytes: u64,
     /// Its connections now.
     busy: usize,
+    /// A client waits for the blob.
+    is_attended: bool,
 }
 
 /// The bytes received since the last judgement.
@@ -109,9 +119,11 @@ pub struct FillShare<'a> {
 }
 
 impl FillShare<'_> {
-    /// The most connections that the fill may use while it lacks `missing_bytes` and uses `busy`.
-    pub fn connections(&self, missing_bytes: u64, busy: usize) -> usize {
-        self.concurrency.0.lock().share(self.id, missing_bytes, busy)
+    /// The most connections that the fill may use while it lacks `missing_bytes` and uses `busy`. None: no client waits for it, and it is
+    /// not its turn.
+    pub fn connections(&self, missing_bytes: u64, busy: usize, is_attended: bool) -> usize {
+        let mut measured = self.concurrency.0.lock();
+        measured.share(self.id, missing_bytes, busy, is_attended, Instant::now())
     }
 
     /// The rate of one connection, in bytes a second; 0 while it is unknown.
@@ -135,6 +147,7 @@ impl Measured {
             next: 0,
             window: RateWindow::begin(now),
             received_at: None,
+            began: now,
         }
     }
 
@@ -161,18 +174,23 @@ impl Measured {
             image: image.clone(),
             missing_bytes,
             busy: 0,
+            is_attended: true,
         };
         self.fills.insert(self.next, load);
         self.next
     }
 
-    fn share(&mut self, id: u64, missing_bytes: u64, busy: usize) -> usize {
+    fn share(&mut self, id: u64, missing_bytes: u64, busy: usize, is_attended: bool, now: Instant) -> usize {
         let Some(own) = self.fills.get_mut(&id) else {
             return 1;
         };
-        (own.missing_bytes, own.busy) = (missing_bytes, busy);
+        (own.missing_bytes, own.busy, own.is_attended) = (missing_bytes, busy, is_attended);
         let image = own.image.clone();
-        let limit = self.limit.connections.min(CONNECTIONS_MAX / self.fills.len()).max(1);
+        if !is_attended {
+            return usize::from(self.has_lane(id, now));
+        }
+        let attended = self.fills.values().filter(|fill| fill.is_attended);
+        let limit = self.limit.connections.min(CONNECTIONS_MAX / attended.count()).max(1);
         // Slow start is crossed by numbers: all begin with all that they may have, and shrink as their segments end.
         if self.window.connection_rate == 0 {
             return limit;
@@ -180,11 +198,22 @@ impl Measured {
         let largest = self
             .fills
             .values()
-            .filter(|fill| fill.image == image)
+            .filter(|fill| fill.is_attended && fill.image == image)
             .map(|fill| fill.missing_bytes)
             .max()
             .unwrap_or_default();
         proportion(limit, missing_bytes, largest)
+    }
+
+    /// Whether the lane is this fill's, and open.
+    fn has_lane(&self, id: u64, now: Instant) -> bool {
+        let unattended = self.fills.iter().filter(|(_, fill)| !fill.is_attended);
+        let is_first = unattended.map(|(id, _)| *id).min() == Some(id);
+        let is_turn = now
+            .saturating_duration_since(self.began)
+            .as_secs()
+            .is_multiple_of(LANE_TURNS);
+        is_first && (is_turn || self.fills.values().all(|fill| !fill.is_attended))
     }
 
     fn received(&mut self, bytes: u64, now: Instant) {
@@ -194,7 +223,8 @@ impl Measured {
         if took < TRIAL {
             return;
         }
-        let busy: usize = self.fills.values().map(|fill| fill.busy).sum();
+        let attended = self.fills.values().filter(|fill| fill.is_attended);
+        let busy: usize = attended.map(|fill| fill.busy).sum();
         let rate = u64::try_from(u128::from(self.window.bytes) * 1000 / took.as_millis().max(1)).unwrap_or(u64::MAX);
         self.limit.judge(rate, now);
         self.window = RateWindow {
@@ -231,7 +261,7 @@ mod tests {
         let [large, small] = [30, 10].map(|missing| state.begin_fill(&image("app"), missing, now));
         let other = state.begin_fill(&image("other"), 10, now);
         let shares = |state: &mut Measured| {
-            [(large, 30), (small, 10), (other, 10)].map(|(id, missing)| state.share(id, missing, 1))
+            [(large, 30), (small, 10), (other, 10)].map(|(id, missing)| state.share(id, missing, 1, true, now))
         };
         assert_eq!(shares(&mut state), [EXPECTED_MAX; 3], "nothing is measured");
         state.received(3000, now + TRIAL);
@@ -239,7 +269,36 @@ mod tests {
         let [large, small, other] = shares(&mut state);
         assert_eq!((large, small), (other, large.div_ceil(3)));
         state.fills.clear();
-        assert_eq!(state.share(1, 30, 1), 1, "it has ended");
+        assert_eq!(state.share(1, 30, 1, true, now), 1, "it has ended");
+    }
+
+    #[test]
+    fn fills_without_a_client_share_one_lane_which_is_closed_while_clients_wait() {
+        let began = Instant::now();
+        let mut state = Measured::new(began);
+        state.answered_after(Duration::from_secs(1));
+        let ids = [1, 2, 3].map(|_| state.begin_fill(&image("left"), 30, began));
+        let lane = |state: &mut Measured, at: Instant| ids.map(|id| state.share(id, 30, 1, false, at));
+        let closed = began + Duration::from_secs(1);
+        lane(&mut state, closed);
+        assert_eq!(lane(&mut state, closed), [1, 0, 0], "the oldest");
+        let waited_for = state.begin_fill(&image("app"), 30, closed);
+        assert_eq!(lane(&mut state, closed), [0, 0, 0]);
+        assert_eq!(
+            state.share(waited_for, 30, 1, true, closed),
+            EXPECTED_MAX,
+            "as if it were alone"
+        );
+        let turn = began + Duration::from_secs(LANE_TURNS);
+        assert_eq!(lane(&mut state, turn), [1, 0, 0], "they go on, slowly");
+        state.fills.remove(&waited_for);
+        state.fills.remove(&ids[0]);
+        assert_eq!(lane(&mut state, closed)[1..], [1, 0], "the next one's turn");
+        assert_eq!(
+            state.share(ids[2], 30, 0, true, closed),
+            EXPECTED_MAX,
+            "its client is back"
+        );
     }
 
     #[test]
@@ -248,7 +307,7 @@ mod tests {
         let mut state = Measured::new(now);
         let begun = now + TRIAL * 100;
         let id = state.begin_fill(&image("app"), 30, begun);
-        state.share(id, 30, 1);
+        state.share(id, 30, 1, true, begun);
         state.received(1000, begun + TRIAL / 2);
         assert_eq!(state.window.connection_rate, 0, "too short");
         state.received(1000, begun + TRIAL * 2);

@@ -5,16 +5,20 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use piecemeal_store::Repository;
 
 use crate::{
-    PullError,
+    Caller, PullError,
     places::{CrowdedError, Place, Places},
 };
 
 /// Fills that run. Each holds a piece or more.
 const FILLS_MAX: usize = 256;
 const FILL_WAIT: Duration = Duration::from_secs(600);
+/// Fills for which no client waits and that therefore take no place of [`FILLS_MAX`]. Of these no caller holds more than half; those beyond
+/// keep their place among the others.
+const UNATTENDED_MAX: usize = 128;
 /// Blobs of unstated size, each held in memory as a whole.
 const UNSIZED_MAX: usize = 2;
 const UNSIZED_WAIT: Duration = Duration::from_secs(60);
@@ -32,6 +36,7 @@ const LARGE_BODY_WAIT: Duration = crate::MANIFEST_TIMEOUT;
 pub struct Limits {
     sharing: Sharing,
     fills: Places,
+    unattended: Places,
     unsized_blobs: Places,
     large_bodies: Places,
 }
@@ -58,6 +63,7 @@ impl Limits {
         Self {
             sharing,
             fills: Places::new(FILLS_MAX),
+            unattended: Places::new(UNATTENDED_MAX),
             unsized_blobs: Places::giving_up(UNSIZED_MAX, UNSIZED_SLOW),
             large_bodies: Places::new(LARGE_BODIES_MAX),
         }
@@ -67,6 +73,16 @@ impl Limits {
     /// [`PullError::Unavailable`], as of all of these: there was no room in time, or too many wait for it.
     pub async fn fill(&self, at: &Repository) -> Result<Place, PullError> {
         self.room(&self.fills, at, FILL_WAIT, "downloads").await
+    }
+
+    /// A place for a fill that no client waits for, if there is one at once. `caller`: for whom it was begun.
+    pub fn unattended(&self, caller: &Caller) -> Option<Place> {
+        let name = match (caller.node, caller.address) {
+            (Some(node), _) => node.to_string(),
+            (None, Some(address)) => address.to_string(),
+            (None, None) => String::new(),
+        };
+        self.unattended.take(&name).now_or_never()?.ok()
     }
 
     /// Reads one when there is room for it, until it has to give way.
@@ -129,6 +145,21 @@ mod tests {
             fills.push(fill);
         }
         fills
+    }
+
+    #[test]
+    fn of_the_places_of_unattended_fills_one_caller_leaves_half_to_others() {
+        let limits = Limits::of_registry();
+        let caller = |last| Caller {
+            address: Some(std::net::Ipv4Addr::new(10, 0, 0, last).into()),
+            ..Caller::default()
+        };
+        let take_all = |caller: &Caller| std::iter::from_fn(|| limits.unattended(caller)).collect::<Vec<_>>();
+        let one = take_all(&caller(1));
+        assert_eq!(one.len(), UNATTENDED_MAX / 2);
+        assert_eq!(take_all(&caller(2)).len(), UNATTENDED_MAX / 4);
+        drop(one);
+        assert_eq!(take_all(&caller(1)).len(), UNATTENDED_MAX / 2);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,9 +1,14 @@
 //! State machine of one download: which source sends which piece, and when the download asks, waits or ends.
 //!
 //! Each piece is wanted, in flight or landed, exactly one of them; a lease is tracked once; at most four requests without a lease are in
-//! flight at the mirror. No I/O and no clock: time and facts are arguments, randomness is a seed.
+//! flight at the mirror, and one for a client that waits. No I/O and no clock: time and facts are arguments, randomness is a seed.
 
-use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    ops::Range,
+    sync::Arc,
+    time::Duration,
+};
 
 use piecemeal_proto::{
     FillId, PieceMap, PieceSet, SignedPieceHashes,
@@ -53,6 +58,8 @@ pub struct Download {
     next_tick: Duration,
     last_landed: Duration,
     last_waiting: Option<Duration>,
+    /// When each piece that a client waits for out of its order was last reported.
+    jumps: BTreeMap<u32, Duration>,
     last_reopened: Duration,
     /// The mirror is being asked again, or is to be at the next tick.
     reopening: bool,
@@ -72,6 +79,8 @@ pub struct Download {
     told: Option<Range<u32>>,
     /// When the download last had a reader.
     read_at: Duration,
+    /// What the scheduler was last told: whether a client waits for the blob.
+    told_attended: bool,
     /// The authority's word for the hashes of all pieces.
     list: Option<Arc<SignedPieceHashes>>,
 }
@@ -120,6 +129,7 @@ impl Download {
             next_tick: now,
             last_landed: now,
             last_waiting: None,
+            jumps: BTreeMap::new(),
             last_reopened: now,
             reopening: false,
             reopen_now: false,
@@ -132,6 +142,7 @@ impl Download {
             direct_after: now,
             told: None,
             read_at: now,
+            told_attended: true,
             list: None,
         }
     }
@@ -259,13 +270,17 @@ impl Download {
         }
     }
 
-    /// Once a tick: reports a waiting client to the scheduler, asks the mirror again, goes upstream, gives up.
+    /// Once a tick: reports a waiting client to the scheduler, and whether there is one at all, asks the mirror again, goes upstream, gives up.
     pub fn handle_timeout(&mut self, now: Duration, facts: &Facts) {
         if self.is_over || now < self.next_tick {
             return;
         }
         self.next_tick = now + TICK;
         self.report_waiting(now, facts);
+        if facts.is_attended != self.told_attended {
+            self.told_attended = facts.is_attended;
+            self.act(Action::SendWant);
+        }
         if facts.has_readers {
             self.read_at = now;
         } else if now.saturating_sub(self.read_at) >= IDLE_MAX {
@@ -336,7 +351,7 @@ impl Download {
         }
         if now >= self.direct_after {
             let size = self.sources.mode(facts, self.idle(now)).direct_window;
-            if let Some(piece) = self.pieces.begin_request(size, facts.waited_for) {
+            if let Some(piece) = self.pieces.begin_request(size, &facts.waited_for) {
                 self.act(Action::FetchPiece(piece));
             }
         }
@@ -420,6 +435,7 @@ impl Download {
     }
 
     fn report_waiting(&mut self, now: Duration, facts: &Facts) {
+        self.report_jumps(now, facts);
         let is_due = |at| now.saturating_sub(at) >= WAITING_AFTER;
         if let Some((piece, waited)) = facts.longest_wait
             && waited >= WAITING_AFTER
@@ -427,6 +443,22 @@ impl Download {
         {
             self.last_waiting = Some(now);
             self.act(Action::SendWaiting(piece));
+        }
+    }
+
+    /// The first piece that is missing comes next in any case, and the mirror fills in order. A client that waits for a later one has
+    /// jumped there: it is reported at once, since all that lies before it would come first.
+    fn report_jumps(&mut self, now: Duration, facts: &Facts) {
+        let Some(next) = self.pieces.first_missing() else {
+            return;
+        };
+        self.jumps.retain(|piece, _| facts.waited_for.contains(piece));
+        let is_due = |at: &Duration| now.saturating_sub(*at) >= WAITING_AFTER;
+        for &piece in facts.waited_for.iter().filter(|piece| **piece > next) {
+            if !self.pieces.has(piece) && self.jumps.get(&piece).is_none_or(is_due) {
+                self.jumps.insert(piece, now);
+                self.act(Action::SendWaiting(piece));
+            }
         }
     }
 

@@ -10,7 +10,8 @@ use std::{ops::Range, time::Duration};
 const STARVED_AFTER: Duration = Duration::from_secs(3);
 /// Without a new piece for this long the mirror is asked again: after a restart it fills what is asked for.
 const REOPEN_AFTER: Duration = Duration::from_secs(2);
-/// Requests in flight at the mirror: enough to hide the round trip, few enough that order still means something.
+/// Requests in flight at the mirror: enough to hide the round trip, few enough that order still means something. There is one more
+/// while a client waits for a piece that they do not bring.
 pub(super) const DIRECT_WINDOW: usize = 4;
 
 /// The state of the scheduler, the mirror and the store, as the task reads it before each step.
@@ -22,12 +23,14 @@ pub struct Facts {
     pub mirror_lost: Option<Duration>,
     /// How long the mirror may be lost before upstream is asked.
     pub mirror_grace: Duration,
-    /// The lowest missing piece that a client waits for.
-    pub waited_for: Option<u32>,
+    /// The lowest missing pieces that clients wait for, ascending.
+    pub waited_for: Vec<u32>,
     /// The client that waits longest: the piece that it needs, and for how long it has received no byte.
     pub longest_wait: Option<(u32, Duration)>,
     /// An unstored blob has clients. A stored one counts as read.
     pub has_readers: bool,
+    /// A client is connected that waits for the blob.
+    pub is_attended: bool,
     /// The pieces of an unstored blob that there is room for.
     pub window: Option<Range<u32>>,
     /// The store has ended the fill without its blob.
@@ -91,9 +94,10 @@ mod tests {
             scheduler_up: true,
             mirror_lost: None,
             mirror_grace: Duration::from_secs(30),
-            waited_for: None,
+            waited_for: Vec::new(),
             longest_wait: None,
             has_readers: true,
+            is_attended: true,
             window: None,
             fill_failed: false,
         }

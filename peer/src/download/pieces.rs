@@ -133,14 +133,22 @@ impl Pieces {
         behind.map(|(lease, _)| *lease).collect()
     }
 
-    /// The next piece to request from the mirror, while fewer than `size` requests without a lease are in flight.
-    pub(super) fn begin_request(&mut self, size: usize, waited_for: Option<u32>) -> Option<u32> {
-        if self.direct.count() as usize >= size {
+    /// The first piece that has not landed: a client that reads from the start waits for no other.
+    pub(super) fn first_missing(&self) -> Option<u32> {
+        self.landed.missing().next()
+    }
+
+    /// The next piece to request from the mirror, while fewer than `size` requests without a lease are in flight, or as many and a
+    /// client waits for another piece.
+    pub(super) fn begin_request(&mut self, size: usize, waited_for: &[u32]) -> Option<u32> {
+        let in_flight = self.direct.count() as usize;
+        if size == 0 || in_flight > size {
             return None;
         }
         let wanted = |piece: &u32| !self.landed.contains(*piece) && !self.claimed.contains(*piece);
-        let first = waited_for.filter(|piece| *piece < self.count()).filter(wanted);
-        let piece = first.or_else(|| self.landed.missing().find(wanted))?;
+        let mut waited_for = waited_for.iter().copied().filter(|piece| *piece < self.count());
+        let first = waited_for.find(wanted);
+        let piece = first.or_else(|| self.landed.missing().find(wanted).filter(|_| in_flight < size))?;
         self.claimed.insert(piece);
         self.direct.insert(piece);
         Some(piece)
@@ -157,8 +165,8 @@ impl Pieces {
     /// When a piece belongs to two fetches, or too many requests are in flight.
     pub(super) fn assert_invariants(&self) {
         assert!(
-            self.direct.count() as usize <= DIRECT_WINDOW,
-            "at most four direct requests"
+            self.direct.count() as usize <= DIRECT_WINDOW + 1,
+            "at most four direct requests, and one that a client waits for"
         );
         let mut unclaimed = self.claimed.clone();
         let leased = self.leases.values().flat_map(|lease| &lease.claimed).copied();
@@ -189,12 +197,25 @@ mod tests {
         pieces.land(0);
         assert_eq!(pieces.begin_lease(7, 0..3), Some(vec![1, 2]));
         assert_eq!(pieces.begin_lease(7, 3..4), None, "a lease is tracked once");
-        assert_eq!(pieces.begin_request(2, Some(5)), Some(5));
-        assert_eq!(pieces.begin_request(2, Some(5)), Some(3));
-        assert_eq!(pieces.begin_request(2, None), None);
+        assert_eq!(pieces.begin_request(2, &[5]), Some(5));
+        assert_eq!(pieces.begin_request(2, &[5]), Some(3));
+        assert_eq!(pieces.begin_request(2, &[1, 5]), None, "they are on their way");
         pieces.end_request(5);
         assert_eq!(pieces.end_lease(7), Some(0..3));
-        assert_eq!(pieces.begin_request(2, Some(1)), Some(1));
+        assert_eq!(pieces.begin_request(2, &[1]), Some(1));
+        pieces.assert_invariants();
+    }
+
+    #[test]
+    fn one_more_is_asked_for_while_a_client_waits_for_it() {
+        let mut pieces = Pieces::new(PieceSet::new(40));
+        let in_order: Vec<u32> = std::iter::from_fn(|| pieces.begin_request(4, &[])).collect();
+        assert_eq!(in_order, [0, 1, 2, 3]);
+        assert_eq!(pieces.begin_request(4, &[0, 3, 30, 31]), Some(30));
+        assert_eq!(pieces.begin_request(4, &[0, 3, 30, 31]), None, "one at a time");
+        assert_eq!(pieces.begin_request(0, &[31]), None, "the mirror is not asked");
+        pieces.end_request(30);
+        assert_eq!(pieces.begin_request(4, &[31, 99]), Some(31));
         pieces.assert_invariants();
     }
 
@@ -205,7 +226,7 @@ mod tests {
             let (mut direct, mut leases, mut next) = (Vec::new(), Vec::<(u64, Vec<u32>)>::new(), 0);
             for (step, piece) in steps {
                 match step {
-                    0 => direct.extend(pieces.begin_request(4, Some(piece))),
+                    0 => direct.extend(pieces.begin_request(4, &[piece, (piece + 7) % 40])),
                     1 if !direct.is_empty() => {
                         let done = direct.swap_remove(piece as usize % direct.len());
                         pieces.end_request(done);
@@ -228,12 +249,12 @@ mod tests {
                 in_flight.sort_unstable();
                 in_flight.dedup();
                 prop_assert_eq!(in_flight.len(), all, "a piece is in flight twice");
-                prop_assert!(direct.len() <= 4);
+                prop_assert!(direct.len() <= 5);
                 prop_assert!(in_flight.iter().all(|&piece| !pieces.has(piece)));
             }
             for (lease, _) in leases { pieces.end_lease(lease); }
             for piece in direct { pieces.end_request(piece); }
-            while let Some(piece) = pieces.begin_request(1, None) {
+            while let Some(piece) = pieces.begin_request(1, &[]) {
                 pieces.end_request(piece);
                 pieces.land(piece);
             }

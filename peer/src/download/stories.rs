@@ -37,13 +37,63 @@ fn leases_bring_the_blob_and_nothing_is_asked_for_besides() {
 fn without_a_scheduler_pieces_are_asked_for_in_order_four_at_a_time_and_the_readers_first() {
     let mut story = Story::begin(scheduler_silent);
     assert_eq!(story.direct, [0, 1, 2, 3]);
-    story.facts.waited_for = Some(30);
-    story.end_piece(1, Outcome::Done);
-    assert_eq!(story.direct, [0, 2, 3, 30]);
+    story.facts.waited_for = vec![30];
+    story.settle();
+    assert_eq!(story.direct, [0, 1, 2, 3, 30]);
     while let Some(piece) = story.direct.first().copied() {
         story.end_piece(piece, Outcome::Done);
     }
     assert_eq!(story.end, Some(Ok(())));
+}
+
+fn waits(story: &Story) -> Vec<u32> {
+    let waits = story.actions.iter().filter_map(|action| match action {
+        Action::SendWaiting(piece) => Some(*piece),
+        _ => None,
+    });
+    waits.collect()
+}
+
+#[test]
+fn a_client_that_jumps_is_reported_at_once_and_one_that_reads_on_is_not() {
+    let mut story = Story::begin(|_, _| {});
+    story.facts.waited_for = vec![0];
+    story.after(TICK);
+    assert!(waits(&story).is_empty(), "the first missing piece comes next");
+    story.facts.waited_for = vec![0, 30, 35];
+    story.after(TICK);
+    assert_eq!(waits(&story), [30, 35]);
+    story.after(WAITING_AFTER - TICK);
+    assert_eq!(waits(&story), [30, 35]);
+    story.after(TICK);
+    assert_eq!(waits(&story), [30, 35, 30, 35], "reported again after a second");
+}
+
+#[test]
+fn a_jump_near_the_end_of_what_is_nearly_here_is_reported_until_it_has_landed() {
+    let mut story = Story::begin(|beginning, _| (0..36).for_each(|piece| _ = beginning.landed.insert(piece)));
+    story.facts.waited_for = vec![39];
+    story.after(TICK);
+    assert_eq!(waits(&story), [39]);
+    story.lease(1, 39, 1);
+    story.end_lease(1, Outcome::Done, 1);
+    story.facts.waited_for = vec![36];
+    story.after(WAITING_AFTER + TICK);
+    assert_eq!(waits(&story), [39], "it is here, and piece 36 comes next");
+}
+
+#[test]
+fn the_scheduler_hears_when_the_last_client_leaves_and_when_one_is_back() {
+    let mut story = Story::begin(|_, _| {});
+    let wants = |story: &Story| story.count(|action| matches!(action, Action::SendWant));
+    story.after(SECOND);
+    assert_eq!(wants(&story), 0);
+    story.facts.is_attended = false;
+    story.after(SECOND);
+    assert_eq!(wants(&story), 1, "once");
+    story.facts.is_attended = true;
+    story.after(TICK);
+    assert_eq!(wants(&story), 2);
 }
 
 #[test]

@@ -59,9 +59,10 @@ impl Story {
             scheduler_up: true,
             mirror_lost: None,
             mirror_grace: GRACE,
-            waited_for: None,
+            waited_for: Vec::new(),
             longest_wait: None,
             has_readers: true,
+            is_attended: true,
             window: None,
             fill_failed: false,
         };
@@ -104,7 +105,7 @@ impl Story {
                 Action::FetchPiece(piece) => {
                     self.assert_wanted(&[*piece]);
                     self.direct.push(*piece);
-                    assert!(self.direct.len() <= DIRECT_WINDOW);
+                    assert!(self.direct.len() <= DIRECT_WINDOW + 1);
                 }
                 Action::FetchRest => assert!(!std::mem::replace(&mut self.rest, true), "one fetch of the rest"),
                 Action::Reopen { .. } => {

@@ -12,7 +12,7 @@ use std::{
 use futures_util::FutureExt as _;
 use piecemeal_proto::{
     PieceHash, SignedPieceHashes,
-    wire::{self, Lease, Outcome, report::Report},
+    wire::{self, ClientState, Lease, Outcome, feature::CLIENT_STATE, report::Report},
 };
 use piecemeal_proxy::{Arrived, NodeBlob, Origin, Right, Transfer, lost};
 use piecemeal_store::{FillFailure, Filling, Repository};
@@ -370,9 +370,10 @@ impl Task {
             scheduler_up: self.parts.session.as_ref().is_some_and(Session::is_up),
             mirror_lost: self.parts.mirror.as_ref().and_then(MirrorClient::lost_for),
             mirror_grace: self.parts.mirror_grace.get(),
-            waited_for: self.filling.wanted(),
+            waited_for: self.filling.waited_for().iter().map(|pieces| pieces.start).collect(),
             longest_wait: self.filling.longest_wait(),
             has_readers: self.filling.has_readers(),
+            is_attended: self.is_attended(),
             window: self.filling.window(),
             fill_failed: self.filling.failure().is_some(),
         }
@@ -390,9 +391,24 @@ impl Task {
             fill: self.filling.fill().0,
             blob_bytes: map.blob_bytes(),
             piece_bytes: map.piece_bytes(),
+            client: self.client().into(),
             have: if have.is_empty() { Vec::new() } else { have.to_bytes() },
             ..wire::Want::default()
         })
+    }
+
+    fn is_attended(&self) -> bool {
+        self.parts.upstream.transfers.is_attended(self.filling.digest())
+    }
+
+    /// Unspecified to a scheduler that does not ask.
+    fn client(&self) -> ClientState {
+        let session = self.parts.session.as_ref();
+        match session.is_some_and(|session| session.has_feature(CLIENT_STATE)) {
+            true if self.is_attended() => ClientState::Connected,
+            true => ClientState::Absent,
+            false => ClientState::Unspecified,
+        }
     }
 
     fn send_want(&self) {

@@ -109,6 +109,11 @@ impl Connections {
         self.open.is_empty() && self.plan.is_done()
     }
 
+    /// Whether a piece is missing and no connection brings it yet.
+    pub(super) fn lacks(&self, piece: u32) -> bool {
+        self.plan.lacks(piece)
+    }
+
     /// The number of connections in use: those that are about to end do not count.
     pub(super) fn busy(&self) -> usize {
         let is_ending = |connection: &&Connection| connection.state == State::Ending;

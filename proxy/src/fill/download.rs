@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use super::{
     registry_source::{FillSource, RegistrySource},
+    room::Room,
     segment::Body,
     task::{Task, Wanted},
 };
@@ -36,12 +37,13 @@ impl RegistrySource {
     pub async fn fill(self, right: Right, digest: Digest, transfer: Arc<Transfer>) -> Result<Arrived, PullError> {
         let at = right.at.clone();
         let upstream = self.upstreams.get(&at.upstream)?;
+        let room = Room::new(upstream.limits().fill(&at).await?);
         let source = FillSource {
             upstream: &upstream,
             right: &right,
             callers: Some(transfer.callers()),
+            room: Some(&room),
         };
-        let _room = upstream.limits().fill(&at).await?;
         let started = Instant::now();
         let arrived = self.fill_or_follow(source, &digest, &transfer).await?;
         let bytes = match &arrived {
@@ -209,6 +211,7 @@ impl RegistrySource {
             upstream: &upstream,
             right: &Right::new(caller, at),
             callers: None,
+            room: None,
         };
         Task::new(self, source, filling, Wanted::all_of(filling)).run().await
     }
@@ -229,6 +232,7 @@ impl RegistrySource {
             upstream: &upstream,
             right: &Right::new(caller, at),
             callers: None,
+            room: None,
         };
         let wanted = Wanted {
             within: run.clone(),

@@ -85,6 +85,14 @@ pub struct Ended {
     pub fault: Option<Fault>,
 }
 
+impl Ended {
+    /// Upstream has closed a body that was left unread: no failure of its.
+    pub(super) const CLOSED: Self = Self {
+        progressed: true,
+        fault: None,
+    };
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// The first requests are made.
@@ -233,6 +241,11 @@ impl Fill {
         self.connections.busy()
     }
 
+    /// Whether a piece is missing and no connection brings it yet.
+    pub fn lacks(&self, piece: u32) -> bool {
+        self.connections.lacks(piece)
+    }
+
     /// What follows from the state, whatever has led to it: a request, or the end.
     fn decide(&mut self, now: Duration, facts: &Facts) {
         let may_ask = match self.phase {
@@ -243,7 +256,13 @@ impl Fill {
         if !may_ask {
             return;
         }
-        if let Some(requested) = self.connections.request(now, &self.usable(facts), self.right) {
+        // One that no client waits for asks for nothing until its turn comes; its first answer opens it.
+        let has_turn = facts.share > 0 || self.phase == Phase::Opening;
+        if !has_turn {
+            self.patience.stand_still(now);
+        }
+        let request = has_turn.then(|| self.connections.request(now, &self.usable(facts), self.right));
+        if let Some(requested) = request.flatten() {
             self.move_end(requested.moved);
             self.act(Action::Request {
                 connection: requested.connection,
@@ -260,7 +279,7 @@ impl Fill {
     fn usable(&self, facts: &Facts) -> Facts {
         let mut usable = facts.clone();
         if self.unstored {
-            (usable.share, usable.waited_for) = (1, Vec::new());
+            (usable.share, usable.waited_for) = (facts.share.min(1), Vec::new());
         }
         usable
     }

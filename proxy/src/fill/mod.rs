@@ -21,11 +21,13 @@ mod patience;
 mod plan;
 mod publish;
 mod registry_source;
+mod room;
 mod sample;
 mod segment;
 #[cfg(test)]
 mod stories;
 mod task;
+mod turn;
 #[cfg(test)]
 mod worlds;
 

@@ -38,6 +38,11 @@ impl Patience {
         }
     }
 
+    /// Nothing is asked of upstream now: this time does not count.
+    pub(super) fn stand_still(&mut self, now: Duration) {
+        self.last_progress = now;
+    }
+
     /// A body has ended. `progressed`: something came that was not here before.
     pub(super) fn body_ended(&mut self, now: Duration, progressed: bool) {
         if progressed {

@@ -10,7 +10,7 @@ use piecemeal_proto::{Digest, Reference};
 use piecemeal_store::{Holder, Repository, Shown, Store};
 use piecemeal_swarm::Limiter;
 
-use super::observer::FillObserver;
+use super::{observer::FillObserver, room::Room};
 use crate::{Arrived, BlobSizes, Right, Source, Transfer, Transfers, callers::Callers};
 use piecemeal_upstream::{Caller, FetchedManifest, ListAnswer, ManifestAnswer, PullError, Upstream, Upstreams, Who};
 
@@ -34,6 +34,8 @@ pub(super) struct FillSource<'a> {
     pub(super) right: &'a Right,
     /// The callers with whose rights it may go on.
     pub(super) callers: Option<&'a Callers>,
+    /// Its place among the fills of its upstream.
+    pub(super) room: Option<&'a Room>,
 }
 
 #[async_trait]

@@ -25,6 +25,7 @@ use super::{
     flow::{FLOW_BYTES_MIN, FLOW_WINDOW, Flow, Flowing},
     machine::Ended,
     registry_source::RegistrySource,
+    turn::{Turn, Waited},
 };
 use crate::Right;
 use piecemeal_upstream::{BlobAnswer, PullError, Served, Upstream, innermost};
@@ -38,6 +39,8 @@ pub(super) struct SegmentContext<'a> {
     pub(super) filling: &'a Filling,
     /// Where connections tell that their end is in sight.
     pub(super) ends: mpsc::Sender<u64>,
+    /// Whether its bodies may be read.
+    pub(super) turn: Turn,
 }
 
 /// The end of a segment, an offset in the blob. It moves while the body comes, when another connection takes the rest or gives it back.
@@ -106,6 +109,14 @@ impl Segment {
             piece_start: self.start,
             kept: self.head.len(),
         };
+        let result = match result {
+            // Upstream does not keep a body open that is not read: what is missing is asked for again.
+            Err(Cut::Other(PullError::Unavailable(why))) if piece.waited.is_long() => {
+                debug!(blob.digest = %context.filling.digest(), why, "a body that waited for its turn has ended");
+                return (Ended::CLOSED, Ok(()));
+            }
+            result => result,
+        };
         let progressed = has_progressed(begun, piece.reached(), matches!(result, Err(Cut::TooSlow(_))));
         let result = result.map_err(Cut::into_error);
         let ended = Ended {
@@ -120,6 +131,7 @@ impl Segment {
         let mut skip = skip.ok_or_else(|| PullError::BadGateway("a range that begins too late".to_owned()))?;
         let mut flow = Flow::new(piece.now(), body.offset());
         while piece.start < self.end.get() {
+            context.turn.come(&mut piece.waited).await;
             let Some(mut chunk) = body.chunk().await? else {
                 return Err(PullError::Unavailable(format!("{} broke off", context.right.at.upstream)).into());
             };
@@ -186,8 +198,9 @@ struct GrowingPiece<'a> {
     start: u64,
     bytes: BytesMut,
     checkpoint: Checkpoint,
-    /// The start of the body's time.
+    /// The start of the body's time, which stands still while the body waits for its turn.
     begun: Instant,
+    waited: Waited,
 }
 
 impl<'a> GrowingPiece<'a> {
@@ -199,11 +212,12 @@ impl<'a> GrowingPiece<'a> {
             checkpoint: Checkpoint::new(Duration::ZERO, bytes.len()),
             bytes,
             begun: Instant::now(),
+            waited: Waited::default(),
         }
     }
 
     fn now(&self) -> Duration {
-        self.begun.elapsed()
+        self.begun.elapsed().saturating_sub(self.waited.time())
     }
 
     fn reached(&self) -> Reached {

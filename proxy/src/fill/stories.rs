@@ -709,3 +709,41 @@ fn a_fill_that_is_not_kept_any_more_ends_once_it_has_no_readers_and_one_that_is_
     story.after(2 * SECOND);
     assert_eq!(story.end, Some(Err(Failure::Unread)));
 }
+
+#[test]
+fn a_fill_that_no_client_waits_for_asks_for_nothing_until_its_turn_and_has_all_its_patience_then() {
+    let mut story = Story::begin(share(2));
+    story.facts.share = 0;
+    for _ in 0..2 {
+        let connection = story.waiting();
+        story.answer(connection, Answer::Part);
+        story.end(connection, 1, BROKE_OFF);
+    }
+    story.after(PATIENCE * 20);
+    assert_eq!((story.asked.len(), story.end), (0, None));
+    story.facts.share = 1;
+    story.after(TICK);
+    let connection = story.waiting();
+    story.answer(connection, Answer::Failed(Fault::Passing));
+    assert_eq!(story.end, None, "nothing was asked for all that time");
+    story.after(RETRY_DELAY_MAX);
+    story.finish();
+}
+
+#[test]
+fn without_its_turn_a_fill_still_asks_for_the_answer_that_opens_it_and_ends_when_all_is_here() {
+    let mut story = Story::begin(|beginning, facts| (beginning.opens, facts.share) = (true, 0));
+    let connection = story.waiting();
+    story.answer(connection, Answer::Part);
+    assert_eq!(story.count(&Action::Open), 1);
+    story.end(connection, PIECES, ALL_CAME);
+    assert!(story.asked.is_empty());
+    story.facts.share = 1;
+    story.after(TICK);
+    story.finish();
+    let whole = Story::begin(|beginning, facts| {
+        beginning.landed = PieceSet::full(PIECES);
+        facts.share = 0;
+    });
+    assert_eq!(whole.end, Some(Ok(())));
+}

@@ -15,7 +15,10 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use piecemeal_proto::{PieceMap, PieceSet};
 use piecemeal_store::Filling;
 use piecemeal_upstream::{BlobAnswer, FillShare, PullError, Served};
-use tokio::{sync::mpsc, time::sleep_until};
+use tokio::{
+    sync::{mpsc, watch},
+    time::sleep_until,
+};
 use tracing::{debug, warn};
 
 use super::{
@@ -27,7 +30,9 @@ use super::{
     machine::{Answer, Beginning, Ended, Fill},
     patience::FILL_PATIENCE,
     registry_source::{FillSource, RegistrySource},
+    room::Room,
     segment::{Body, Segment, SegmentContext, SegmentEnd},
+    turn::Turn,
 };
 use crate::{Right, Transfer, callers::Callers};
 
@@ -38,6 +43,11 @@ pub(super) struct Task<'a> {
     /// The transfer that upstream's first answer opens.
     opens: Option<&'a Transfer>,
     share: FillShare<'a>,
+    room: Option<&'a Room>,
+    /// A client waits for the blob.
+    is_attended: bool,
+    /// Whether the bodies may be read.
+    turn: watch::Sender<bool>,
     machine: Fill,
     /// The start of the machine's time.
     started: Instant,
@@ -98,6 +108,7 @@ impl<'a> Task<'a> {
             upstream,
             right,
             callers,
+            room,
         }: FillSource<'a>,
         filling: &'a Filling,
         wanted: Wanted<'a>,
@@ -112,6 +123,7 @@ impl<'a> Task<'a> {
             has_callers: callers.is_some(),
         };
         let (told, ends) = mpsc::channel(TOTAL_MAX);
+        let (turn, of_bodies) = Turn::begin();
         Self {
             context: SegmentContext {
                 blobs,
@@ -119,12 +131,16 @@ impl<'a> Task<'a> {
                 right: Arc::new(right.clone()),
                 filling,
                 ends: told,
+                turn: of_bodies,
             },
             callers,
             opens: wanted.opens,
             share: upstream
                 .concurrency()
                 .begin_fill(&right.at, missing_bytes(filling.map(), &beginning.landed)),
+            room,
+            is_attended: true,
+            turn,
             machine: Fill::new(Duration::ZERO, &beginning),
             started: Instant::now(),
             connections: FuturesUnordered::new(),
@@ -160,6 +176,7 @@ impl<'a> Task<'a> {
 
     async fn follow(&mut self) -> Result<(), PullError> {
         loop {
+            self.take_turn();
             if self.act().await? {
                 return Ok(());
             }
@@ -172,6 +189,32 @@ impl<'a> Task<'a> {
                 }
             }
         }
+    }
+
+    /// Looks whether a client waits for the blob. One that has jumped here from a node waits, too, although it reads from elsewhere.
+    fn take_turn(&mut self) {
+        let SegmentContext {
+            blobs,
+            upstream,
+            right,
+            filling,
+            ..
+        } = &self.context;
+        let is_waited_for = || !filling.waited_for().is_empty();
+        self.is_attended = self.callers.is_none() || blobs.transfers.is_attended(filling.digest()) || is_waited_for();
+        if let Some(room) = self.room.filter(|_| !self.is_attended) {
+            room.leave(|| upstream.limits().unattended(&right.caller));
+        }
+        let is_turn = self.connections_max(&self.context.filling.landed()) > 0;
+        self.turn
+            .send_if_modified(|turn| std::mem::replace(turn, is_turn) != is_turn);
+    }
+
+    /// The connections that it may use now.
+    fn connections_max(&self, landed: &PieceSet) -> usize {
+        let missing_bytes = missing_bytes(self.context.filling.map(), landed);
+        self.share
+            .connections(missing_bytes, self.machine.busy(), self.is_attended)
     }
 
     fn step(&mut self, step: Step) {
@@ -352,9 +395,8 @@ impl<'a> Task<'a> {
     fn facts(&self) -> Facts {
         let filling = self.context.filling;
         let landed = filling.landed();
-        let missing_bytes = missing_bytes(filling.map(), &landed);
         Facts {
-            share: self.share.connections(missing_bytes, self.machine.busy()),
+            share: self.connections_max(&landed),
             connection_rate: self.share.connection_rate(),
             waited_for: filling.waited_for(),
             has_readers: filling.has_readers(),

@@ -11,14 +11,17 @@
 //! It goes on with the right of one of its callers after the other (`callers`): a refusal ends one caller's part only. What
 //! happens to the blob once it comes (wrong bytes, a lost connection) is the blob's own, and cools it down for all.
 
+mod attendance;
 mod cool_down;
 mod one;
 mod open_blob;
+mod reader;
 mod reading;
 mod table;
 
 pub use one::{Arrived, Progress, Transfer};
 pub use open_blob::OpenBlob;
+pub use reader::Reader;
 pub use reading::Reading;
 pub(crate) use table::Joining;
 pub use table::Transfers;

@@ -16,6 +16,7 @@ use piecemeal_store::{Blob, FillFailure, Filling, Repository, Store};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::attendance::Attendance;
 use crate::callers::{Callers, Right};
 use piecemeal_upstream::{Caller, PullError};
 
@@ -44,6 +45,7 @@ pub struct Transfer {
     digest: Digest,
     upstream: String,
     callers: Callers,
+    attendance: Attendance,
     /// The right with which its source answered first.
     opener: OnceLock<Right>,
     /// The repositories under which the upstream has answered for the digest, the latest last; at most [`ANSWERED_MAX`].
@@ -69,6 +71,7 @@ impl Transfer {
             digest,
             upstream: right.at.upstream.clone(),
             callers: Callers::new(right),
+            attendance: Attendance::default(),
             opener: OnceLock::new(),
             answered: Mutex::default(),
             shown: AtomicBool::new(false),
@@ -280,6 +283,10 @@ impl Transfer {
 
     pub(crate) fn upstream(&self) -> &str {
         &self.upstream
+    }
+
+    pub(super) fn attendance(&self) -> &Attendance {
+        &self.attendance
     }
 
     pub(crate) fn callers(&self) -> &Callers {

@@ -3,14 +3,13 @@
 //! No byte is read before the right is proven, and none of two fills is mixed: a reader that has had bytes of one goes on with another only
 //! once that has brought the same pieces.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use piecemeal_proto::Digest;
 use piecemeal_store::{Blob, Extent, Filling, ReadBlobError, ReadRange, Repository};
 
 use super::{
     one::{Progress, Transfer},
+    reader::Reader,
     reading::{Reading, given_up},
 };
 use crate::{Item, callers::Right};
@@ -21,13 +20,13 @@ pub enum OpenBlob {
     /// `transfer`: whose reader it is. When that goes on with another fill, so does its reader.
     Filling {
         filling: Filling,
-        transfer: Option<Arc<Transfer>>,
+        transfer: Option<Reader>,
         progress: Reading,
     },
     /// `unproven`: no byte is read before the source has answered this very right.
     Starting {
         blob_bytes: u64,
-        transfer: Arc<Transfer>,
+        transfer: Reader,
         unproven: Option<Right>,
         progress: Reading,
     },
@@ -128,7 +127,7 @@ impl OpenBlob {
             progress.leave(filling, offset);
             *self = Self::Starting {
                 blob_bytes: filling.map().blob_bytes(),
-                transfer: Arc::clone(transfer),
+                transfer: transfer.clone(),
                 unproven: None,
                 progress: std::mem::take(progress),
             };
@@ -191,7 +190,7 @@ impl OpenBlob {
         *self = match progress {
             Progress::Open(filling) => Self::Filling {
                 filling,
-                transfer: Some(Arc::clone(transfer)),
+                transfer: Some(transfer.clone()),
                 progress: std::mem::take(reading),
             },
             Progress::Complete(blob) => {
@@ -216,7 +215,7 @@ enum Started<'a> {
 
 #[cfg(test)]
 mod tests {
-    use std::{ops::Range, time::Duration};
+    use std::{ops::Range, sync::Arc, time::Duration};
 
     use piecemeal_proto::{FillId, PieceMap};
     use piecemeal_store::{Env, FillFailure, Store, StoreConfig};
@@ -248,7 +247,7 @@ mod tests {
     fn reader(transfer: &Arc<Transfer>, filling: &Filling) -> OpenBlob {
         OpenBlob::Filling {
             filling: filling.clone(),
-            transfer: Some(Arc::clone(transfer)),
+            transfer: Some(Reader::new(Arc::clone(transfer))),
             progress: Reading::default(),
         }
     }

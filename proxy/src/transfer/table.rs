@@ -19,9 +19,11 @@ use prometheus_client::{
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
+    attendance::ToldClients,
     cool_down::CoolDowns,
     one::{Arrived, Progress, Transfer},
     open_blob::OpenBlob,
+    reader::Reader,
     reading::Reading,
 };
 use crate::{
@@ -64,6 +66,7 @@ struct Table {
     /// Of one digest in the order in which they began, one an upstream.
     live: HashMap<Digest, Vec<Arc<Transfer>>>,
     cool_downs: CoolDowns,
+    clients: ToldClients,
 }
 
 impl Table {
@@ -193,6 +196,26 @@ impl Transfers {
         }))
     }
 
+    /// Whether a client waits for the blob, whichever upstream it is to come from.
+    pub fn is_attended(&self, digest: &Digest) -> bool {
+        let (table, now) = (self.lock(), Instant::now());
+        let told = table.clients.of(digest);
+        let mut transfers = table.live.get(digest).into_iter().flatten();
+        transfers.any(|transfer| transfer.attendance().is_attended(told, now))
+    }
+
+    /// A node has opened the blob here. `is_told`: the scheduler tells of the nodes' clients.
+    pub fn note_opened(&self, digest: &Digest, is_told: bool) {
+        let (table, now) = (self.lock(), Instant::now());
+        let transfers = table.live.get(digest).into_iter().flatten();
+        transfers.for_each(|transfer| transfer.attendance().note_opened(now, is_told));
+    }
+
+    /// The scheduler tells whether a client is connected at a node that wants the blob.
+    pub fn note_clients(&self, digest: &Digest, connected: bool) {
+        self.lock().clients.note(*digest, connected, Instant::now());
+    }
+
     /// The transfer of the digest that began first, if that is not `transfer` itself.
     pub fn leader(&self, transfer: &Transfer) -> Option<Arc<Transfer>> {
         let table = self.lock();
@@ -231,9 +254,9 @@ impl Transfers {
     {
         let mut rejoins = 0;
         loop {
-            let joined = self.join_or_start(joining, run.clone())?;
+            let joined = Reader::new(self.join_or_start(joining, run.clone())?);
             match opened(&joined, joining.right(), joining.patience, prove()).await {
-                Ok(opened) => return Ok((joined, opened)),
+                Ok(opened) => return Ok((Arc::clone(joined.transfer()), opened)),
                 Err(NotOpened::Others(_)) if rejoins < REJOINS_MAX => rejoins += 1,
                 Err(NotOpened::Others(error)) if error.is_refusal() => {
                     return Err(PullError::Unavailable(
@@ -315,7 +338,7 @@ impl Transfers {
 
 /// Waits at most `patience` until the caller can be answered: with the blob, or with its size alone when that is known.
 async fn opened(
-    transfer: &Arc<Transfer>,
+    transfer: &Reader,
     right: Right,
     patience: Duration,
     prove: impl Future<Output = Result<(), PullError>>,
@@ -329,7 +352,7 @@ async fn opened(
     match progress {
         Progress::Open(filling) => Ok(OpenBlob::Filling {
             filling,
-            transfer: Some(Arc::clone(transfer)),
+            transfer: Some(transfer.clone()),
             progress: Reading::default(),
         }),
         Progress::Complete(blob) => Ok(OpenBlob::Complete(blob)),
@@ -342,7 +365,7 @@ async fn opened(
 
 /// A caller is answered with a size that a manifest has told, unless the source has answered with an error and is asked again: what it
 /// does not serve is not promised.
-fn starting(transfer: &Arc<Transfer>, right: Right, blob_bytes: Option<u64>) -> Result<OpenBlob, NotOpened> {
+fn starting(transfer: &Reader, right: Right, blob_bytes: Option<u64>) -> Result<OpenBlob, NotOpened> {
     if let Some(error) = transfer.source_error() {
         return Err(NotOpened::Own(error));
     }
@@ -353,7 +376,7 @@ fn starting(transfer: &Arc<Transfer>, right: Right, blob_bytes: Option<u64>) -> 
     })?;
     Ok(OpenBlob::Starting {
         blob_bytes,
-        transfer: Arc::clone(transfer),
+        transfer: transfer.clone(),
         unproven: Some(right),
         progress: Reading::default(),
     })

@@ -46,6 +46,8 @@ pub struct Brain {
     pub(super) pending_sources: VecDeque<(u32, u32)>,
     /// Receivers to be matched before this event is done: swarm and index.
     pub(super) pending_receivers: VecDeque<(u32, u32)>,
+    /// Blobs of which mirrors are to be told before this event is done: pool, digest, and whether a client is connected.
+    pub(super) pending_clients: Vec<(u32, Digest, bool)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,6 +83,7 @@ impl Brain {
             timers: BTreeSet::new(),
             pending_sources: VecDeque::new(),
             pending_receivers: VecDeque::new(),
+            pending_clients: Vec::new(),
         }
     }
 
@@ -102,6 +105,11 @@ impl Brain {
                 have,
                 window,
             } => self.want(member, digest, (map, fill), &have, window, out),
+            Event::Client {
+                member,
+                digest,
+                connected,
+            } => self.client(member, &digest, connected),
             Event::Unwant { member, digest } => self.unwant(member, &digest, out),
             Event::Have {
                 member,
@@ -118,7 +126,7 @@ impl Brain {
             Event::Doubt { member, digest, fill } => self.doubt(member, &digest, fill, out),
             Event::PieceHashes { member, list } => self.piece_hashes(member, &list, out),
             Event::LeaseEnded { member, lease, outcome } => self.ended(member, lease, outcome, out),
-            Event::Waiting { member, digest, piece } => self.wait(member, &digest, piece),
+            Event::Waiting { member, digest, piece } => self.wait(member, &digest, piece, out),
         }
         self.match_pending(out);
     }
@@ -156,6 +164,7 @@ impl Brain {
 
     /// Matches the members that gained room or pieces, receivers first.
     fn match_pending(&mut self, out: &mut Vec<Command>) {
+        self.tell_clients(out);
         loop {
             if let Some((swarm, index)) = self.pending_receivers.pop_front() {
                 self.find_sources(swarm, index, out);

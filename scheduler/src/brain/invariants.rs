@@ -21,6 +21,7 @@ impl Brain {
             self.pending_sources.is_empty() && self.pending_receivers.is_empty(),
             "every member was matched"
         );
+        assert!(self.pending_clients.is_empty(), "mirrors were told");
         self.check_members();
         self.check_pools();
         self.holdings.check();
@@ -103,6 +104,10 @@ impl Brain {
             assert_eq!(members().count(), pool.members);
             let mirrors = members().filter(|member| member.is_mirror() && !member.silent).count();
             assert_eq!(mirrors, pool.mirrors);
+            assert_eq!(
+                members().filter(|member| member.is_mirror()).count(),
+                pool.mirror_slots.len()
+            );
         }
     }
 
@@ -110,6 +115,8 @@ impl Brain {
         let members = || swarm.members.iter().map(|(_, member)| member);
         assert!(swarm.members.len() > 0, "an empty swarm is forgotten");
         assert_eq!(members().filter(|member| member.wants).count(), swarm.wanting as usize);
+        let attending = members().filter(|member| member.wants && !member.is_absent).count();
+        assert_eq!(attending, swarm.attending as usize);
         let complete_peers = members().filter(|member| member.complete && member.counts());
         assert_eq!(complete_peers.count(), swarm.complete_peers as usize);
         assert_eq!(members().map(|member| member.leases).sum::<u32>(), swarm.outstanding);

@@ -24,6 +24,8 @@ impl Brain {
         let slot = self.members.insert(member);
         self.ids.insert(id, slot);
         if mirror {
+            self.pools[pool].mirror_slots.push(slot);
+            self.tell_all_clients(slot, out);
             self.pools[pool].gain_mirror(self.now);
             self.watch_silence(slot);
         }
@@ -52,6 +54,7 @@ impl Brain {
         }
         let pool = &mut self.pools[member.pool];
         pool.members -= 1;
+        pool.mirror_slots.retain(|&mirror| mirror != slot);
         if member.is_mirror() && !member.silent {
             pool.lose_mirror(self.now);
         }

@@ -62,6 +62,7 @@ impl Brain {
             state.wanting -= 1;
             let slot = state.members[index].slot;
             self.members[slot].wants -= 1;
+            self.note_unwanted(swarm, index);
         }
         self.pass_upstream_on(swarm, index);
         self.swarms[swarm].update_sets(index, self.policy.leases_deep);
@@ -128,7 +129,9 @@ impl Brain {
         if state.members[index].wants {
             state.wanting -= 1;
             self.members[slot].wants -= 1;
+            self.note_unwanted(swarm, index);
         }
+        let state = &mut self.swarms[swarm];
         state.forget_claims(index);
         state.remove(index);
         let empty = state.members.len() == 0;

@@ -49,6 +49,8 @@ pub struct Features {
     pub piece_hashes: bool,
     /// [`Command::Drop`].
     pub drop: bool,
+    /// [`Command::Clients`].
+    pub clients: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,7 +131,13 @@ pub enum Event {
         lease: LeaseId,
         outcome: Outcome,
     },
-    /// A connected client has had no byte for a second: it waits in this piece.
+    /// Whether a client is connected to the member that waits for the blob, which the member wants. Until it says so, one is.
+    Client {
+        member: MemberId,
+        digest: Digest,
+        connected: bool,
+    },
+    /// A connected client waits in this piece. The latest [`WAITING_MAX`](piecemeal_proto::wire::WAITING_MAX) of a member and blob count.
     Waiting {
         member: MemberId,
         digest: Digest,
@@ -183,6 +191,15 @@ pub enum Command {
         digest: Digest,
         fill: FillId,
         pieces: Arc<[Range<u32>]>,
+    },
+    /// To a mirror: the clients of a blob.
+    Clients {
+        to: MemberId,
+        digest: Digest,
+        /// Whether a client is connected to any member that wants the blob; `None`: as stated before.
+        connected: Option<bool>,
+        /// Pieces that a client waits for and no member holds: the mirror fetches them next. At most [`WAITING_MAX`](piecemeal_proto::wire::WAITING_MAX).
+        waiting: Vec<u32>,
     },
     /// To keep beside the blob, which the member wants or holds.
     PieceHashes {
@@ -240,6 +257,7 @@ impl Command {
             | Self::Revoked { to, .. }
             | Self::Describe { to, .. }
             | Self::Drop { to, .. }
+            | Self::Clients { to, .. }
             | Self::PieceHashes { to, .. } => *to,
         }
     }

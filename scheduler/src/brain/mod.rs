@@ -21,7 +21,7 @@
 //! | to change | see |
 //! |---|---|
 //! | when a member is silent or gone | `liveness.rs`, `member.rs`, `pool.rs` |
-//! | the effect of a member's report | `want.rs`, `have.rs`, `fill_in_force.rs`, `outcome.rs`, `waiting.rs` |
+//! | the effect of a member's report | `want.rs`, `have.rs`, `fill_in_force.rs`, `outcome.rs`, `waiting.rs`, `clients.rs` |
 //! | which receiver gets which piece from which source | `placement.rs`, `pairing.rs`, `rarity.rs`, `upstream.rs`, `straggler.rs` |
 //! | how many leases a member may have | `receiver.rs`, `receiver_class.rs`, `stall.rs`, `backoff.rs`, `policy.rs` |
 //! | which hash of a piece is believed | `describe.rs`, `piece_hashes.rs`, `hash_claims.rs`, `conviction.rs`, `recall.rs` |
@@ -30,6 +30,7 @@
 mod backoff;
 #[expect(clippy::module_inception, reason = "the noun is a brain; the folder holds its parts")]
 mod brain;
+mod clients;
 mod conviction;
 mod describe;
 mod fill;

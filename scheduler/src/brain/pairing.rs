@@ -73,6 +73,7 @@ impl Brain {
             && self.is_usable(receiver_slot)
             && taking.fetching.len() < self.policy.leases_max as usize + usize::from(urgent)
             && self.may_take(receiver_slot, urgent)
+            && (!state.members[receiver].is_absent || self.has_unattended_room(receiver_slot))
             && (taking.prompt || urgent || giving.has_room_to_try(&self.policy))
             && self.has_room_for(source_slot, receiver_slot)
             && !giving.source_backoff.is_active_for(taking.id, self.now)

@@ -108,7 +108,7 @@ impl Brain {
         let pieces = state.pieces();
         let zone = state.members[source].zone;
         // Equals come in the order of the sample: by index, the first to join would always come first.
-        let mut ranked: Vec<(bool, bool, u32, bool, usize, u32)> = sampled
+        let mut ranked: Vec<(bool, bool, bool, u32, bool, usize, u32)> = sampled
             .into_iter()
             .enumerate()
             .map(|(place, receiver)| {
@@ -117,7 +117,15 @@ impl Brain {
                 let slow = selection == PieceSelection::Inject && self.members[member.slot].slow;
                 let rank = member.rank(pieces, self.now, self.policy.aging);
                 let doubtful = self.members[member.slot].is_doubtful();
-                (doubtful, slow, rank, member.zone != zone, place, receiver)
+                (
+                    doubtful,
+                    member.is_absent,
+                    slow,
+                    rank,
+                    member.zone != zone,
+                    place,
+                    receiver,
+                )
             })
             .collect();
         while let Some((.., receiver)) = take_least(&mut ranked) {

@@ -10,6 +10,8 @@ pub(super) struct Pool {
     pub(super) members: usize,
     /// Mirrors that are connected and not silent.
     pub(super) mirrors: usize,
+    /// The slots of its mirrors, silent ones included.
+    pub(super) mirror_slots: Vec<u32>,
     /// When a mirror last came or went.
     pub(super) mirrors_changed: Time,
     /// When a mirror last brought a new piece, or a new hash, of any blob.
@@ -24,6 +26,7 @@ impl Pool {
             name,
             members: 0,
             mirrors: 0,
+            mirror_slots: Vec::new(),
             mirrors_changed: Time::ZERO,
             progress_at: Time::ZERO,
             lost_since: None,

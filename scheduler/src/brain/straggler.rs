@@ -37,7 +37,7 @@ impl Brain {
         let state = &self.swarms[swarm];
         let taking = &state.members[index];
         let finishing = !taking.is_lacking(state.pieces());
-        let waited_for = taking.waiting.is_some_and(|piece| run.contains(piece));
+        let waited_for = taking.waiting.iter().any(|&piece| run.contains(piece));
         let Some(piece) = run.pieces().find(|&piece| taking.leased.contains(piece)) else {
             return;
         };

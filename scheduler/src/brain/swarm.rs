@@ -31,6 +31,8 @@ pub(super) struct Swarm {
     pub(super) unproven: SampleSet,
     pub(super) mirrors: Vec<u32>,
     pub(super) wanting: u32,
+    /// Of them, those whose client is connected.
+    pub(super) attending: u32,
     /// Peers that hold the whole blob, without banned and disputed ones.
     pub(super) complete_peers: u32,
     /// Leases to its members.
@@ -47,6 +49,8 @@ pub(super) struct Swarm {
     pub(super) hash_source_owes: bool,
     /// The list of the hashes of all pieces that the authority signed.
     pub(super) list: Option<Arc<SignedPieceHashes>>,
+    /// Pieces that the mirrors were told of, since a client waits for them, and when; the latest last, at most [`TOLD_MAX`].
+    pub(super) told: VecDeque<(u32, Time)>,
     /// When a member began to want the blob.
     pub(super) live_since: Time,
     /// When a mirror last brought a new piece or hash of the blob.
@@ -72,6 +76,7 @@ impl Swarm {
             unproven: SampleSet::default(),
             mirrors: Vec::new(),
             wanting: 0,
+            attending: 0,
             complete_peers: 0,
             outstanding: 0,
             issued: VecDeque::new(),
@@ -80,6 +85,7 @@ impl Swarm {
             hash_source: None,
             hash_source_owes: false,
             list: None,
+            told: VecDeque::new(),
             live_since: Time::ZERO,
             progress_at: Time::ZERO,
             described_at: None,
@@ -134,11 +140,10 @@ impl Swarm {
         let member = &mut self.members[index];
         let lacking = member.wants && member.is_lacking(pieces);
         member.taken = member.taken.max(member.accounted());
-        member.waiting = member
-            .waiting
-            .filter(|&piece| member.wants && !member.have.contains(piece));
-        let waiting =
-            lacking && member.leases <= leases_deep && member.waiting.is_some_and(|piece| member.lacks(piece));
+        let (wants, have) = (member.wants, &member.have);
+        member.waiting.retain(|&piece| wants && !have.contains(piece));
+        let waits = member.waiting.iter().any(|&piece| member.lacks(piece));
+        let waiting = lacking && member.leases <= leases_deep && waits;
         self.waiting_receivers.set(index, waiting);
         self.unproven.set(index, !member.unproven.is_empty());
         let is_receiver = lacking && member.leases < leases_deep;

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use piecemeal_proto::PieceSet;
+use piecemeal_proto::{PieceSet, wire::WAITING_MAX};
 
 use super::{Time, backoff::Backoff};
 
@@ -48,8 +48,10 @@ pub(super) struct SwarmMember {
     pub(super) is_known: bool,
     /// It was leased pieces in this swarm and has never landed any, although it had the time.
     pub(super) idle: bool,
-    /// The piece that a connected client waits for.
-    pub(super) waiting: Option<u32>,
+    /// It wants the blob, and no client of its own is connected that waits for it.
+    pub(super) is_absent: bool,
+    /// The missing pieces that connected clients wait for, the latest last; at most [`WAITING_MAX`].
+    pub(super) waiting: Vec<u32>,
     /// While it is active, the member is not chosen to fetch from upstream: its fetches failed.
     pub(super) upstream_backoff: Backoff,
     /// Pieces that its bitmaps count for in the member's budget.
@@ -63,7 +65,16 @@ impl SwarmMember {
         self.unproven = PieceSet::default();
         self.leased = PieceSet::new(pieces);
         self.taken = 0;
-        self.waiting = None;
+        self.waiting.clear();
+    }
+
+    /// A connected client waits for the piece.
+    pub(super) fn note_waiting(&mut self, piece: u32) {
+        self.waiting.retain(|&other| other != piece);
+        if self.waiting.len() == WAITING_MAX {
+            self.waiting.remove(0);
+        }
+        self.waiting.push(piece);
     }
 
     /// Whether it holds the piece and may serve it.

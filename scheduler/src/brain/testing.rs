@@ -59,7 +59,10 @@ impl Site {
             pool: "site".into(),
             zone: "rack".into(),
             may_use_upstream: true,
-            features: super::Features::default(),
+            features: super::Features {
+                clients: true,
+                ..super::Features::default()
+            },
         };
         self.event(Event::Joined { member, info });
     }

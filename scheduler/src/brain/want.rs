@@ -79,7 +79,7 @@ impl Brain {
         let state = &mut self.swarms[swarm];
         let member = &mut state.members[index];
         let slot = member.slot;
-        member.wants = true;
+        (member.wants, member.is_absent) = (true, false);
         member.fed_at = self.now;
         member.is_known = self.members[slot].landed;
         if state.wanting == 0 {
@@ -88,6 +88,7 @@ impl Brain {
         state.wanting += 1;
         self.members[slot].wants += 1;
         let pool = state.pool;
+        self.attend(swarm);
         self.pools[pool].miss_mirror(self.now);
         self.add_holders(swarm);
         self.send_list(swarm, index, out);

@@ -2,7 +2,7 @@
 
 use crate::{
     link::{Nanos, SECOND},
-    plan::{MIRROR, Plan},
+    plan::{Fault, MIRROR, Plan},
     world::World,
 };
 
@@ -100,5 +100,39 @@ fn a_capped_site_is_hardly_slower_than_pulling_from_the_mirror() {
         let ratio = World::new(plan).run(600 * SECOND) as f64 / direct as f64;
         println!("{peers} capped peers: {ratio:.3} of what the mirror alone takes");
         assert!(ratio < 1.10, "{peers} peers: {ratio}");
+    }
+}
+
+/// When the piece in the middle of the blob, to which the first peer's client jumps, is there; as a share of the time that the WAN takes for
+/// the blob.
+fn jump(seed: u32, change: impl FnOnce(&mut Plan)) -> f64 {
+    let mut plan = Plan::new(seed.into());
+    (plan.peers, plan.pieces, plan.wan) = (1 + seed as usize % 6, 128, plan.lan / 10);
+    (plan.jump, plan.connections) = (Some(100 - seed), 2 + seed as usize % 4);
+    change(&mut plan);
+    let (piece, once) = (plan.jump.expect("a piece"), plan.once_through());
+    let mut world = World::new(plan);
+    world.run(600 * SECOND);
+    assert_eq!(
+        world.upstream_pieces,
+        u64::from(world.plan.pieces),
+        "seed {seed}: one copy"
+    );
+    world.nodes[1].blobs[0].stored_at[piece as usize] as f64 / once as f64
+}
+
+#[test]
+fn a_piece_to_which_a_client_jumps_comes_next_over_the_wan_and_nothing_comes_twice() {
+    for seed in 0..20 {
+        let share = jump(seed, |_| {});
+        assert!(share < 0.2, "seed {seed}: {share:.2} of the WAN's time");
+    }
+}
+
+#[test]
+fn without_a_scheduler_a_piece_to_which_a_client_jumps_comes_next_too() {
+    for seed in 0..20 {
+        let share = jump(seed, |plan| plan.fault(0, Fault::PauseScheduler(600 * SECOND)));
+        assert!(share < 0.3, "seed {seed}: {share:.2} of the WAN's time");
     }
 }

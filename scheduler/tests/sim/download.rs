@@ -98,14 +98,19 @@ impl World {
         let is_silent = self.now < self.paused_until && self.now >= self.paused_since + SILENCE;
         let waits = (holding.prefix < self.map.count()).then_some(holding.prefix);
         let waited = Duration::from_nanos(self.now - holding.fed_at);
+        let jump = self
+            .plan
+            .jump
+            .filter(|piece| node == 1 && waits.is_some_and(|next| next < *piece) && !holding.have.contains(*piece));
         let lost = state.mirror_lost_since.map(|since| self.now - since);
         Facts {
             scheduler_up: state.member.is_some() && !is_silent,
             mirror_lost: lost.map(Duration::from_nanos),
             mirror_grace: self.plan.policy.mirror_grace,
-            waited_for: waits,
+            waited_for: waits.into_iter().chain(jump).collect(),
             longest_wait: waits.map(|piece| (piece, waited)),
             has_readers: true,
+            is_attended: true,
             window: None,
             fill_failed: false,
         }

@@ -47,6 +47,11 @@ impl World {
                 }
             }
             Command::Describe { digest, .. } => self.describe(node, self.blob(digest)),
+            Command::Clients { digest, waiting, .. } => {
+                let blob = self.blob(digest);
+                self.waits_elsewhere
+                    .extend(waiting.into_iter().map(|piece| (blob, piece)));
+            }
         }
     }
 

@@ -52,6 +52,8 @@ pub(crate) struct Plan {
     pub(crate) head_start: bool,
     /// At most this many copies of the mirror's first fill are good: it is revoked there.
     pub(crate) revoked_at: Option<u32>,
+    /// The client of the first peer waits for this piece of each blob from the start on.
+    pub(crate) jump: Option<u32>,
     /// Asserts that no client starves.
     pub(crate) clients_are_fed: bool,
     pub(crate) faults: Vec<(Nanos, Fault)>,
@@ -111,6 +113,7 @@ impl Plan {
             arrivals: 0,
             head_start: false,
             revoked_at: None,
+            jump: None,
             clients_are_fed: true,
             faults: Vec::new(),
             checked: true,

@@ -79,6 +79,7 @@ impl World {
             features: Features {
                 piece_hashes: true,
                 drop: !node.is_multiple_of(4),
+                clients: true,
             },
         };
         self.say(node, Event::Joined { member, info });

@@ -44,6 +44,8 @@ pub(crate) struct World {
     pub(crate) spoken: Vec<Vec<Option<Nanos>>>,
     /// By blob and piece: fetches whose requests wait at the mirror.
     pub(crate) awaited: BTreeMap<(usize, u32), Vec<(usize, u64)>>,
+    /// Pieces that the mirror has heard of that clients wait for, by blob.
+    pub(crate) waits_elsewhere: BTreeSet<(usize, u32)>,
     /// Fills under way, by serial number.
     pub(crate) fills: BTreeMap<u64, Filling>,
     /// Downloads, fetches and fills that have ever begun.
@@ -112,6 +114,7 @@ impl World {
             members_ever: 0,
             spoken: vec![vec![None; plan.pieces as usize]; plan.blobs],
             awaited: BTreeMap::new(),
+            waits_elsewhere: BTreeSet::new(),
             fills: BTreeMap::new(),
             serials: 0,
             convicted: BTreeSet::new(),

@@ -64,6 +64,14 @@ pub enum SessionEvent {
         digest: Digest,
         reason: String,
     },
+    /// To a mirror. The pieces are at most [`wire::WAITING_MAX`], and lie within [`piecemeal_proto::PIECE_COUNT_MAX`].
+    Clients {
+        digest: Digest,
+        /// Whether a client is connected at any node that wants the blob; `None`: as stated before.
+        connected: Option<bool>,
+        /// Pieces that a client waits for and no node has.
+        waiting: Vec<u32>,
+    },
     /// An image that this node should have ahead of its use. Its names and digests are well formed, and not too many.
     Warm(wire::Warm),
 }

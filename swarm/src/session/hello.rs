@@ -42,4 +42,9 @@ pub(super) fn hello(config: &SessionConfig, challenge: &wire::Challenge) -> wire
 }
 
 /// The optional features of the protocol that this daemon supports.
-const FEATURES: [&str; 3] = [feature::SIGNED_IDENTITY, feature::PIECE_HASHES, feature::DROP];
+const FEATURES: [&str; 4] = [
+    feature::SIGNED_IDENTITY,
+    feature::PIECE_HASHES,
+    feature::DROP,
+    feature::CLIENT_STATE,
+];

@@ -7,7 +7,7 @@ use std::{net::IpAddr, ops::Range};
 
 use piecemeal_proto::{
     AuthorityPublic, CheckPieceHashesError, Digest, FillId, NodeId, PIECE_COUNT_MAX, SignedPieceHashes,
-    wire::{self, SourceKind, order::Order},
+    wire::{self, ClientState, SourceKind, WAITING_MAX, order::Order},
 };
 
 use super::SessionEvent;
@@ -57,6 +57,7 @@ pub(super) fn read(order: wire::Order, authority: &AuthorityPublic) -> Result<Op
             fill: FillId(drop.fill),
             pieces: drop.pieces.iter().map(range).collect::<Result<_, _>>()?,
         },
+        Some(Order::Clients(clients)) => self::clients(&clients)?,
         Some(Order::PieceHashes(list)) => {
             let list = SignedPieceHashes::from_wire(&list, authority);
             SessionEvent::PieceHashes(list.map_err(ReadOrderError::PieceHashes)?)
@@ -66,6 +67,21 @@ pub(super) fn read(order: wire::Order, authority: &AuthorityPublic) -> Result<Op
         Some(Order::Challenge(_) | Order::Welcome(_) | Order::Refused(_)) | None => return Ok(None),
     };
     Ok(Some(event))
+}
+
+fn clients(clients: &wire::Clients) -> Result<SessionEvent, ReadOrderError> {
+    let waiting = clients.waiting.iter().copied();
+    Ok(SessionEvent::Clients {
+        digest: digest(&clients.digest)?,
+        connected: match clients.client() {
+            ClientState::Unspecified => None,
+            state => Some(state == ClientState::Connected),
+        },
+        waiting: waiting
+            .filter(|&piece| piece < PIECE_COUNT_MAX)
+            .take(WAITING_MAX)
+            .collect(),
+    })
 }
 
 fn digest(text: &str) -> Result<Digest, ReadOrderError> {
@@ -218,6 +234,26 @@ mod tests {
         assert_eq!(read, Ok(Some(SessionEvent::PieceHashes(list))));
         let read = read_order(Order::PieceHashes(signed_by(4).to_wire()));
         assert_eq!(read, Err(ReadOrderError::PieceHashes(CheckPieceHashesError::Signature)));
+    }
+
+    #[test]
+    fn of_the_pieces_that_clients_wait_for_so_many_are_read_and_a_state_of_a_later_release_says_nothing() {
+        let read_clients = |client: i32, waiting: Vec<u32>| {
+            let digest = Digest::of(b"blob").to_string();
+            let clients = wire::Clients {
+                digest,
+                client,
+                waiting,
+            };
+            match read_order(Order::Clients(clients)) {
+                Ok(Some(SessionEvent::Clients { connected, waiting, .. })) => (connected, waiting),
+                read => panic!("{read:?}"),
+            }
+        };
+        assert_eq!(read_clients(1, vec![PIECE_COUNT_MAX, 7]), (Some(true), vec![7]));
+        assert_eq!(read_clients(2, Vec::new()), (Some(false), Vec::new()));
+        let (connected, waiting) = read_clients(9, (0..100).collect());
+        assert_eq!((connected, waiting.len()), (None, WAITING_MAX));
     }
 
     #[test]

@@ -40,11 +40,11 @@ pub(in crate::cache) async fn fetch(
         Ok(open) => open,
         Err(error) => return Ok(Err(advice(&error))),
     };
-    let filling = match open {
+    let (filling, reader) = match open {
         OpenBlob::Complete(_) => return Ok(Ok(())),
-        OpenBlob::Filling { filling, .. } => filling,
+        OpenBlob::Filling { filling, transfer, .. } => (filling, transfer),
         OpenBlob::Starting { transfer, .. } => match timeout(OPEN_PATIENCE, transfer.started()).await {
-            Ok(Progress::Open(filling)) => filling,
+            Ok(Progress::Open(filling)) => (filling, Some(transfer)),
             Ok(Progress::Complete(_)) => return Ok(Ok(())),
             Ok(Progress::Failed(error)) => return Ok(Err(advice(&error))),
             Ok(Progress::Starting { .. }) | Err(_) => {
@@ -52,6 +52,8 @@ pub(in crate::cache) async fn fetch(
             }
         },
     };
+    // What is fetched ahead of its use gives way to what clients wait for. An administrator who looks on is one of them.
+    let _reader = reader.filter(|_| telling.is_some());
     follow(parts, filling, telling).await
 }
 

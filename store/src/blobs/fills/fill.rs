@@ -335,6 +335,11 @@ impl Fill {
         state.waits.wanted(state.pieces.landed())
     }
 
+    /// A client of another daemon waits for the piece.
+    pub(crate) fn note_wait_elsewhere(&self, piece: u32) {
+        self.state.lock().waits.note_elsewhere(piece);
+    }
+
     /// The pieces that readers need whose first one has not landed: see [`Waits::pieces`].
     pub(crate) fn waited_for(&self) -> Vec<Range<u32>> {
         let state = self.state.lock();

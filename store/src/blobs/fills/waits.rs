@@ -1,13 +1,14 @@
 //! Waits of a fill's readers: which pieces each of them needs, and since when.
 //!
-//! A reader is here only while it has no byte.
+//! A reader is here only while it has no byte. Clients of other daemons are known by their pieces alone.
 
-use std::{collections::BTreeMap, ops::Range, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    ops::Range,
+    time::Duration,
+};
 
 use piecemeal_proto::PieceSet;
-
-/// The most waits that are told at a time: more than a fill has connections.
-const TOLD_MAX: usize = 64;
 
 /// The readers of one fill that have no byte.
 #[derive(Default)]
@@ -15,7 +16,14 @@ pub(super) struct Waits {
     waits: BTreeMap<u64, Wait>,
     /// The number of waits that have begun: the id of the latest.
     begun: u64,
+    /// Pieces that clients of other daemons wait for, the latest last; at most [`ELSEWHERE_MAX`].
+    elsewhere: VecDeque<u32>,
 }
+
+/// The most pieces that are told at a time.
+const TOLD_MAX: usize = 64;
+/// The most pieces that clients of other daemons are known to wait for: with more, the oldest comes in its turn.
+const ELSEWHERE_MAX: usize = 64;
 
 /// A reader without a byte.
 #[derive(Clone)]
@@ -43,15 +51,24 @@ impl Waits {
         pieces.filter(|piece| !landed.contains(*piece)).min()
     }
 
-    /// The pieces of each reader whose first one has not landed, ascending, one range for all that wait for the same piece; of many the
-    /// lowest.
+    /// A client of another daemon waits for the piece.
+    pub(super) fn note_elsewhere(&mut self, piece: u32) {
+        self.elsewhere.retain(|noted| *noted != piece);
+        if self.elsewhere.len() == ELSEWHERE_MAX {
+            self.elsewhere.pop_front();
+        }
+        self.elsewhere.push_back(piece);
+    }
+
+    /// The pieces of each reader whose first one has not landed, and those that clients elsewhere wait for, ascending, one range for all that wait
+    /// for the same piece; of many the lowest.
     pub(super) fn pieces(&self, landed: &PieceSet) -> Vec<Range<u32>> {
+        let here = self.waits.values().map(|wait| wait.pieces.clone());
+        let elsewhere = self.elsewhere.iter().map(|piece| *piece..piece + 1);
         let mut ends = BTreeMap::new();
-        for Wait { pieces, .. } in self.waits.values() {
-            if !landed.contains(pieces.start) {
-                let end = ends.entry(pieces.start).or_insert(pieces.end);
-                *end = pieces.end.max(*end);
-            }
+        for pieces in here.chain(elsewhere).filter(|pieces| !landed.contains(pieces.start)) {
+            let end = ends.entry(pieces.start).or_insert(pieces.end);
+            *end = pieces.end.max(*end);
         }
         ends.into_iter().map(|(start, end)| start..end).take(TOLD_MAX).collect()
     }
@@ -89,5 +106,32 @@ mod tests {
         }
         let told = waits.pieces(&PieceSet::new(1000));
         assert_eq!((told.len(), told[0].start), (TOLD_MAX, 0));
+    }
+
+    #[test]
+    fn what_clients_elsewhere_wait_for_counts_until_it_has_landed() {
+        let (mut waits, mut landed) = (Waits::default(), PieceSet::new(100));
+        let reader = waits.begin(30..31, Duration::ZERO);
+        waits.note_elsewhere(90);
+        waits.note_elsewhere(7);
+        assert_eq!(waits.pieces(&landed), [7..8, 30..31, 90..91]);
+        landed.insert(90);
+        waits.end(reader);
+        assert_eq!(waits.pieces(&landed), [7..8]);
+    }
+
+    #[test]
+    fn of_the_pieces_that_clients_elsewhere_wait_for_the_latest_are_kept() {
+        let (mut waits, landed) = (Waits::default(), PieceSet::new(1000));
+        let most = u32::try_from(ELSEWHERE_MAX).unwrap();
+        (0..most).for_each(|piece| waits.note_elsewhere(piece));
+        waits.note_elsewhere(0);
+        waits.note_elsewhere(most);
+        let pieces = waits.pieces(&landed);
+        assert_eq!(
+            (pieces.len(), &pieces[..2]),
+            (ELSEWHERE_MAX, &[0..1, 2..3][..]),
+            "1 was the oldest"
+        );
     }
 }

@@ -169,10 +169,17 @@ impl Filling {
         self.fill_state().wanted()
     }
 
-    /// The pieces that are not here yet and that each [`Filling::read`] needs which waits right now, by their first piece: the lowest of them,
-    /// each only once, 64 at the most.
+    /// The pieces that are not here yet and that each [`Filling::read`] needs which waits right now, or a client of another daemon, by their
+    /// first piece: the lowest of them, each only once, 64 at the most.
     pub fn waited_for(&self) -> Vec<Range<u32>> {
         self.fill_state().waited_for()
+    }
+
+    /// A client of another daemon waits for the piece. The latest 64 such pieces are remembered; one that the blob does not have is ignored.
+    pub fn note_wait_elsewhere(&self, piece: u32) {
+        if piece < self.map().count() {
+            self.fill_state().note_wait_elsewhere(piece);
+        }
     }
 
     /// The [`Filling::read`] that has waited longest for its first byte: the piece that it needs, and how long.

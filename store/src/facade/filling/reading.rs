@@ -151,7 +151,7 @@ impl Filling {
         }
     }
 
-    /// Waits until the piece is here, proven or not. Cancel safe.
+    /// Waits until the piece is here, proven or not: a reader like any other. Cancel safe.
     ///
     /// # Errors
     /// [`ReadBlobError::Abandoned`] when the fill fails, [`ReadBlobError::OutOfRange`] when the blob has no such piece.
@@ -164,6 +164,7 @@ impl Filling {
             });
         }
         let mut changes = self.changes();
+        let mut waiting = None;
         loop {
             changes.borrow_and_update();
             if let Some(why) = self.failure() {
@@ -175,6 +176,7 @@ impl Filling {
             if self.fill_state().has_passed(index) {
                 return Err(ReadBlobError::Passed);
             }
+            waiting.get_or_insert_with(|| Waiting::new(&self.live, index..index + 1));
             changes.changed().await.expect("the sender is in our own handle");
         }
     }
