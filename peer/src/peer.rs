@@ -198,7 +198,7 @@ fn mirror_first(config: &PeerConfig, base: &Foundation) -> MirrorFirst {
     let (client, names) = (&config.proxy.client, config.proxy.upstreams.iter());
     let mirror = config.mirror.as_ref().map(|url| {
         let names = names.map(|upstream| upstream.name.clone());
-        let registries = Upstreams::behind_mirror(names, url, &route, identity.clone(), client);
+        let registries = Upstreams::behind_mirror(names, url, &route, identity.clone(), &base.upstreams, client);
         let (allow_plain, clock) = (client.allow_plain_credentials, base.clock.clone());
         let mirror = MirrorClient::new(url.clone(), route.clone(), identity, allow_plain, clock);
         (mirror, registries)

@@ -81,6 +81,8 @@ impl RequestMetrics {
     pub(crate) fn note<T>(&self, upstream: &str, by_mirror: bool, took: Duration, result: &Result<T, PullError>) {
         let answer = match result {
             Err(error) if by_mirror && !error.is_refusal() => "mirror",
+            // The mirror counts it.
+            _ if by_mirror => return,
             result => kind(result),
         };
         self.answers
@@ -128,6 +130,6 @@ mod tests {
             metrics.answers.get_or_create(&labels).get()
         };
         let counted = ["ok", "unknown", "unavailable", "unreachable", "bad", "mirror"].map(count);
-        assert_eq!(counted, [2, 2, 1, 1, 1, 3]);
+        assert_eq!(counted, [1, 1, 1, 1, 1, 3]);
     }
 }

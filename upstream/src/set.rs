@@ -145,12 +145,13 @@ impl Upstreams {
     }
 
     /// Clients of the site's mirror, which is told which registry is meant and which node asks. `route`: from
-    /// [`mirror_route`].
+    /// [`mirror_route`]. `direct`: this node's own clients of the registries, whose metrics count the mirror's failures too.
     pub fn behind_mirror(
         names: impl Iterator<Item = String>,
         mirror: &Url,
         route: &Route,
         node: NodeIdentity,
+        direct: &Self,
         common: &ClientConfig,
     ) -> Self {
         let maker = Maker {
@@ -159,7 +160,7 @@ impl Upstreams {
             node: Some(node),
             allow_plain_credentials: common.allow_plain_credentials,
             rewrites: Arc::default(),
-            asked: RequestMetrics::default(),
+            asked: direct.0.maker.asked.clone(),
         };
         let configs: Vec<_> = names
             .map(|name| UpstreamConfig::new(name, vec![mirror.clone()]))

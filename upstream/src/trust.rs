@@ -163,6 +163,8 @@ mod tests {
 
     use super::*;
 
+    type Change = fn(&mut CertificateParams);
+
     const NAME: &str = "registry.corp.test";
     /// In 2030.
     const NOW: u64 = 1_900_000_000;
@@ -210,7 +212,7 @@ mod tests {
     fn its_names_dates_and_purpose_are_checked() {
         let good = self_signed(|_| {});
         assert!(verify(&good, &good, "other.corp.test").is_err(), "another name");
-        let cases: [(&str, fn(&mut CertificateParams)); 4] = [
+        let cases: [(&str, Change); 4] = [
             ("expired", |params| params.not_after = date_time_ymd(2027, 1, 1)),
             ("to come", |params| params.not_before = date_time_ymd(2035, 1, 1)),
             ("for clients", |params| {

@@ -103,7 +103,9 @@ impl Host {
         let url = format!("http://{}", self.address).parse().unwrap();
         let route = mirror_route(authority.public());
         let names = [UPSTREAM.to_owned()].into_iter();
-        let upstreams = Upstreams::behind_mirror(names, &url, &route, identity, &ClientConfig::default());
+        let client = ClientConfig::default();
+        let direct = Upstreams::new(&[], &client, NodeId([1; 16])).unwrap();
+        let upstreams = Upstreams::behind_mirror(names, &url, &route, identity, &direct, &client);
         upstreams.get(UPSTREAM).unwrap()
     }
 }
