@@ -172,7 +172,7 @@ impl Measured {
         };
         (own.missing_bytes, own.busy) = (missing_bytes, busy);
         let image = own.image.clone();
-        let limit = self.limit.connections.min(CONNECTIONS_MAX / self.fills.len()).max(1);
+        let limit = self.limit();
         // Slow start is crossed by numbers: all begin with all that they may have, and shrink as their segments end.
         if self.window.connection_rate == 0 {
             return limit;
@@ -187,6 +187,12 @@ impl Measured {
         proportion(limit, missing_bytes, largest)
     }
 
+    /// The most connections of one fill now.
+    fn limit(&self) -> usize {
+        let each = CONNECTIONS_MAX / self.fills.len().max(1);
+        self.limit.connections.min(each).max(1)
+    }
+
     fn received(&mut self, bytes: u64, now: Instant) {
         self.received_at = Some(now);
         self.window.bytes += bytes;
@@ -196,7 +202,9 @@ impl Measured {
         }
         let busy: usize = self.fills.values().map(|fill| fill.busy).sum();
         let rate = u64::try_from(u128::from(self.window.bytes) * 1000 / took.as_millis().max(1)).unwrap_or(u64::MAX);
-        self.limit.judge(rate, now);
+        let limit = self.limit();
+        let used = self.fills.values().any(|fill| fill.busy >= limit);
+        self.limit.judge(rate, used, now);
         self.window = RateWindow {
             since: now,
             bytes: 0,
