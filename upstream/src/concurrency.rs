@@ -189,8 +189,7 @@ impl Measured {
         if !is_attended {
             return usize::from(self.has_lane(id, now));
         }
-        let attended = self.fills.values().filter(|fill| fill.is_attended);
-        let limit = self.limit.connections.min(CONNECTIONS_MAX / attended.count()).max(1);
+        let limit = self.limit();
         // Slow start is crossed by numbers: all begin with all that they may have, and shrink as their segments end.
         if self.window.connection_rate == 0 {
             return limit;
@@ -216,6 +215,13 @@ impl Measured {
         is_first && (is_turn || self.fills.values().all(|fill| !fill.is_attended))
     }
 
+    /// The most connections of one attended fill now.
+    fn limit(&self) -> usize {
+        let attended = self.fills.values().filter(|fill| fill.is_attended);
+        let each = CONNECTIONS_MAX / attended.count().max(1);
+        self.limit.connections.min(each).max(1)
+    }
+
     fn received(&mut self, bytes: u64, now: Instant) {
         self.received_at = Some(now);
         self.window.bytes += bytes;
@@ -226,7 +232,9 @@ impl Measured {
         let attended = self.fills.values().filter(|fill| fill.is_attended);
         let busy: usize = attended.map(|fill| fill.busy).sum();
         let rate = u64::try_from(u128::from(self.window.bytes) * 1000 / took.as_millis().max(1)).unwrap_or(u64::MAX);
-        self.limit.judge(rate, now);
+        let limit = self.limit();
+        let used = self.fills.values().any(|fill| fill.is_attended && fill.busy >= limit);
+        self.limit.judge(rate, used, now);
         self.window = RateWindow {
             since: now,
             bytes: 0,

@@ -50,8 +50,13 @@ impl FillLimit {
         }
     }
 
-    /// `rate`: the rate of the last window, in bytes a second.
-    pub(crate) fn judge(&mut self, rate: u64, now: Instant) {
+    /// `rate`: the rate of the last window, in bytes a second. `used`: a fill has had use for all of its connections; without that, one more is
+    /// neither tried nor judged.
+    pub(crate) fn judge(&mut self, rate: u64, used: bool, now: Instant) {
+        if !used {
+            self.trial = self.trial.map(|_| rate);
+            return;
+        }
         if let Some(before) = self.trial.take()
             && u128::from(rate) * 100 < u128::from(before) * u128::from(100 + GAIN_MIN)
         {
@@ -83,7 +88,7 @@ mod tests {
         (0..seconds)
             .map(|second| {
                 let connections = limit.connections;
-                limit.judge(carried(connections), begin + Duration::from_secs(second));
+                limit.judge(carried(connections), true, begin + Duration::from_secs(second));
                 connections
             })
             .collect()
@@ -107,6 +112,21 @@ mod tests {
             });
             assert_eq!(connections.last(), Some(&FILL_CONNECTIONS_MAX));
         }
+    }
+
+    #[test]
+    fn a_connection_that_no_fill_has_used_is_judged_once_one_has() {
+        let mut limit = FillLimit::default();
+        let now = Instant::now();
+        limit.judge(100, true, now);
+        for rate in [100, 90, 70] {
+            limit.judge(rate, false, now);
+            assert_eq!(limit.connections, 2, "it stays on offer");
+        }
+        limit.judge(80, true, now);
+        assert_eq!(limit.connections, 3, "more than before it was used");
+        limit.judge(80, true, now);
+        assert_eq!(limit.connections, 2, "that was no gain");
     }
 
     #[test]
@@ -134,9 +154,9 @@ mod tests {
         let now = Instant::now();
         limit.calm_down(now);
         limit.expect(Duration::from_secs(1));
-        limit.judge(1, now + CALM / 2);
+        limit.judge(1, true, now + CALM / 2);
         assert_eq!(limit.connections, 1);
-        limit.judge(1, now + CALM);
+        limit.judge(1, true, now + CALM);
         assert_eq!(limit.connections, 2);
     }
 }
