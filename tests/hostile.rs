@@ -307,7 +307,10 @@ fn a_far_upstream_is_asked_over_several_connections_and_sends_each_byte_once() {
     story.upstream.move_away(Duration::from_millis(100));
     assert_eq!(story.pull_everywhere(), 1);
     let parts = story.upstream.requests(story.layer());
-    assert!(parts >= 4, "only {parts} requests for a far upstream's blob");
+    assert!(
+        (4..=20).contains(&parts),
+        "{parts} requests for a far upstream's blob: about two for each connection"
+    );
     assert_eq!(story.upstream.body_bytes(story.layer()), 12 << 20);
 }
 

@@ -40,6 +40,40 @@ fn code(response: &Response) -> String {
     body["errors"][0]["code"].as_str().expect("a code").to_owned()
 }
 
+/// The parts of a `multipart/byteranges` body, each with its `Content-Range`, read as the specification has it.
+fn byteranges(response: &Response) -> Vec<(String, Vec<u8>)> {
+    let media_type = response.headers.get("content-type").expect("a media type");
+    let boundary = media_type
+        .strip_prefix("multipart/byteranges; boundary=")
+        .expect("its boundary");
+    assert!(response.complete && response.headers.get("content-range").is_none());
+    let mut rest = &response.body[..];
+    let mut parts = Vec::new();
+    loop {
+        let (start, end) = (format!("--{boundary}\r\n"), format!("--{boundary}--\r\n"));
+        if rest == end.as_bytes() {
+            return parts;
+        }
+        rest = rest.strip_prefix(start.as_bytes()).expect("a boundary");
+        let head = rest
+            .windows(4)
+            .position(|bytes| bytes == b"\r\n\r\n")
+            .expect("the end of a head");
+        let text = std::str::from_utf8(&rest[..head]).expect("a head is text");
+        let range = text.strip_prefix("Content-Type: application/octet-stream\r\nContent-Range: ");
+        let range = range.expect("the head of a part").to_owned();
+        let stated = range
+            .strip_prefix("bytes ")
+            .and_then(|range| range.split_once('/'))
+            .expect("a range");
+        let (first, last) = stated.0.split_once('-').expect("its first and last byte");
+        let [first, last] = [first, last].map(|number| number.parse::<usize>().expect("a number"));
+        let (body, after) = rest[head + 4..].split_at(last - first + 1);
+        parts.push((range, body.to_vec()));
+        rest = after.strip_prefix(b"\r\n").expect("a line's end");
+    }
+}
+
 #[test]
 fn malformed_and_unknown_names_get_oci_errors() {
     let (cluster, image) = cluster();
@@ -256,14 +290,28 @@ fn ranges_are_exact_and_impossible_ones_are_refused() {
             let response = ask(&cluster, Request::get(registry, &target).header("Range", range));
             assert_eq!((response.status, &*code(&response)), (416, "SIZE_INVALID"), "{range}");
         }
-        let whole = ask(
-            &cluster,
-            Request::get(registry, &target).header("Range", "bytes=0-1,4-5"),
+        let several = |ranges: &str| ask(&cluster, Request::get(registry, &target).header("Range", ranges));
+        let parts = several("bytes=-10, 0-1,4-99,50-149,800000-");
+        assert_eq!(parts.status, 206);
+        assert_eq!(
+            byteranges(&parts),
+            [
+                (format!("bytes 699990-699999/{size}"), layer.bytes[699_990..].to_vec()),
+                (format!("bytes 0-1/{size}"), layer.bytes[..2].to_vec()),
+                (format!("bytes 4-149/{size}"), layer.bytes[4..150].to_vec()),
+            ],
+            "in their order, those that overlap as one"
         );
+        let one = several("bytes=5-9,5-9,800000-");
+        assert_eq!((one.status, &*one.body), (206, &layer.bytes[5..10]), "one is no list");
+        assert_eq!(one.headers.get("content-type"), Some("application/octet-stream"));
+        assert_eq!(several("bytes=800000-,-0").status, 416);
+        let many: Vec<String> = (0..1025).map(|part| format!("{}-{}", part * 9, part * 9)).collect();
+        let whole = several(&format!("bytes={}", many.join(",")));
         assert_eq!(
             (whole.status, whole.body.len()),
             (200, size),
-            "several ranges are answered with the whole"
+            "more than any reader asks for"
         );
     }
     assert_eq!(

@@ -1,6 +1,15 @@
 //! Fuzz targets: properties that hold for any input, and a test of the kept corpus.
 
+use std::ops::Range;
+
 use crate::front::{RequestedRange, asked};
+
+/// What a single range means.
+enum Expected {
+    Whole,
+    Part(Range<u64>),
+    Unsatisfiable,
+}
 
 /// A `Range` header, after the body's size in 8 bytes, means what RFC 9110 says, and never bytes that are not there.
 pub fn range(input: &[u8]) {
@@ -12,37 +21,60 @@ pub fn range(input: &[u8]) {
         return;
     };
     let read = asked(Some(header), size);
-    assert_eq!(read, expected(header.trim(), size), "{header:?} of {size}");
-    if let RequestedRange::Part(range) = read {
+    // A list has its own properties.
+    if !header.contains(',') {
+        let (is_whole, is_refused) = (read == RequestedRange::Whole, read == RequestedRange::Unsatisfiable);
+        match expected(header.trim(), size) {
+            Expected::Whole => assert!(is_whole, "{header:?} of {size}"),
+            Expected::Unsatisfiable => assert!(is_refused, "{header:?} of {size}"),
+            Expected::Part(range) => assert!(
+                matches!(&read, RequestedRange::Part(read) if read.bytes == range),
+                "{header:?} of {size}: {read:?}"
+            ),
+        }
+    }
+    let ranges = match read {
+        RequestedRange::Part(range) => vec![range],
+        RequestedRange::Parts(ranges) => ranges,
+        RequestedRange::Whole | RequestedRange::Unsatisfiable => return,
+    };
+    let mut ranges: Vec<Range<u64>> = ranges.into_iter().map(|range| range.bytes).collect();
+    for range in &ranges {
         assert!(
             range.start < range.end && range.end <= size,
             "{header:?} of {size}: {range:?}"
         );
         let (last, length) = (range.end - 1, size - range.start);
         let exactly = format!("bytes={}-{last}", range.start);
-        assert_eq!(asked(Some(&exactly), size), RequestedRange::Part(range.clone()));
+        assert_eq!(bytes(asked(Some(&exactly), size)), Some(range.clone()));
         if range.end == size {
-            assert_eq!(
-                asked(Some(&format!("bytes=-{length}")), size),
-                RequestedRange::Part(range)
-            );
+            let suffix = format!("bytes=-{length}");
+            assert_eq!(bytes(asked(Some(&suffix), size)), Some(range.clone()));
         }
+    }
+    ranges.sort_by_key(|range| range.start);
+    let is_apart = |pair: &[Range<u64>]| pair[0].end <= pair[1].start;
+    assert!(ranges.windows(2).all(is_apart), "{header:?} of {size}: {ranges:?}");
+}
+
+/// The bytes of one part.
+fn bytes(read: RequestedRange) -> Option<Range<u64>> {
+    match read {
+        RequestedRange::Part(range) => Some(range.bytes),
+        _ => None,
     }
 }
 
 /// In numbers of any length.
-fn expected(header: &str, size: u64) -> RequestedRange {
+fn expected(header: &str, size: u64) -> Expected {
     let Some(spec) = header.strip_prefix("bytes=") else {
-        return RequestedRange::Whole;
+        return Expected::Whole;
     };
-    if spec.contains(',') {
-        return RequestedRange::Whole;
-    }
     let Some((first, last)) = spec.trim().split_once('-') else {
-        return RequestedRange::Unsatisfiable;
+        return Expected::Unsatisfiable;
     };
     if !(first.to_owned() + last).chars().all(|digit| digit.is_ascii_digit()) {
-        return RequestedRange::Unsatisfiable;
+        return Expected::Unsatisfiable;
     }
     // Beyond 10^30 all numbers are alike: no body is as long.
     let number = |text: &str| -> Option<u128> {
@@ -61,15 +93,15 @@ fn expected(header: &str, size: u64) -> RequestedRange {
     };
     let size_wide = u128::from(size);
     let (start, end) = match (number(first), number(last)) {
-        (Some(_), Some(_)) if inverted => return RequestedRange::Unsatisfiable,
+        (Some(_), Some(_)) if inverted => return Expected::Unsatisfiable,
         (Some(first), Some(last)) => (first, size_wide.min(last + 1)),
         (Some(first), None) => (first, size_wide),
         (None, Some(suffix)) => (size_wide.saturating_sub(suffix), size_wide),
-        (None, None) => return RequestedRange::Unsatisfiable,
+        (None, None) => return Expected::Unsatisfiable,
     };
     match (u64::try_from(start), u64::try_from(end)) {
-        (Ok(start), Ok(end)) if start < end => RequestedRange::Part(start..end),
-        _ => RequestedRange::Unsatisfiable,
+        (Ok(start), Ok(end)) if start < end => Expected::Part(start..end),
+        _ => Expected::Unsatisfiable,
     }
 }
 

@@ -3,7 +3,8 @@
 //! # What it promises
 //! - A [`Blob`] is complete and was proven against its digest; while a handle lives, nothing evicts it.
 //! - A [`Filling`] shows clients only bytes of verified pieces, and the blob's final piece only once the whole blob is
-//!   proven. Every reader waits for its own piece and for nothing else.
+//!   proven; a reader of a small part, which checks it, gets that piece once it has landed. Every reader waits for its own piece and for
+//!   nothing else.
 //! - Space for a whole blob is reserved before its first byte is written. Eviction makes room by last use.
 //! - After a crash the disk holds what the rows say: files without a row are removed, rows without a file are dropped, and
 //!   a partial is offered again only in the pieces, and in the beginnings of a few more, whose bytes still have their hash.
@@ -47,7 +48,7 @@ pub use blobs::{
     evictor::Swept,
     fills::failure::FillFailure,
     publish::PublishBlobError,
-    read::{READ_BYTES_MAX, ReadBlobError},
+    read::{READ_BYTES_MAX, ReadBlobError, ReadRange},
     unstored::Offer,
 };
 pub use catalog::{Catalog, KnownBlob, KnownManifest, KnownTag, Presence, Removal, RemoveContentError};

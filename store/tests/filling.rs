@@ -9,8 +9,8 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use piecemeal_proto::{FillId, PieceMap, piece_hash};
 use piecemeal_store::{
-    BeginFillError, DiskFiles, Files as _, FillFailure, Filling, PublishBlobError, ReadBlobError, Repository, Store,
-    WritePieceError,
+    BeginFillError, DiskFiles, Files as _, FillFailure, Filling, PublishBlobError, ReadBlobError, ReadRange,
+    Repository, Store, WritePieceError,
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use support::{Content, FakeClock, PIECE_BYTES, env, open, read_all, read_filling};
@@ -107,6 +107,46 @@ async fn a_reader_that_finds_a_blob_finds_its_sources() {
         assert!(store.has_source(&at, &content.digest).await.unwrap(), "{seed}");
         publishing.await.unwrap().unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_reader_of_a_small_part_gets_the_final_piece_once_it_has_landed_and_nothing_of_a_bad_blob() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), &FakeClock::new());
+    let content = Content::pieces(2, 3);
+    let filling = content.begin(&store).await;
+    let end = content.map.blob_bytes();
+    let early = ReadRange {
+        bytes: end - 51..end,
+        is_early: true,
+    };
+    let (reader, range) = (filling.clone(), early.clone());
+    let footer = tokio::spawn(async move { reader.read(range).await });
+    until_wanted(&filling, 2).await;
+    assert_eq!(filling.waited_for(), [2..3]);
+    content.write(&filling, 2).await;
+    assert_eq!(
+        footer.await.unwrap().unwrap(),
+        content.bytes.slice(content.bytes.len() - 51..)
+    );
+    assert_eq!(filling.waited_for(), []);
+    let whole = spawn_read(&filling, end - 51..end);
+    while filling.longest_wait().is_none() {
+        tokio::task::yield_now().await;
+    }
+    assert!(!whole.is_finished() && !filling.is_proven());
+    // Others that wait need as much as they read.
+    let middle = spawn_read(&filling, 7..2 * PIECE_BYTES + 1);
+    until_wanted(&filling, 0).await;
+    assert_eq!(filling.waited_for(), [0..3]);
+    middle.abort();
+    filling.abandon(FillFailure::Revoked).await;
+    assert!(whole.await.unwrap().is_err());
+    let late = filling.read(early).await;
+    assert!(
+        matches!(late, Err(ReadBlobError::Abandoned(FillFailure::Revoked))),
+        "the blob is bad"
+    );
 }
 
 #[tokio::test]

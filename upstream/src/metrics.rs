@@ -20,6 +20,8 @@ use crate::PullError;
 pub(crate) struct RequestMetrics {
     answers: Family<Labels, Counter>,
     seconds: Family<[(&'static str, String); 1], Histogram>,
+    blob_requests: Family<[(&'static str, String); 1], Histogram>,
+    surplus_bytes: Family<[(&'static str, String); 1], Counter>,
 }
 
 type Labels = [(&'static str, String); 2];
@@ -29,6 +31,8 @@ impl Default for RequestMetrics {
         Self {
             answers: Family::default(),
             seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 15))),
+            blob_requests: Family::new_with_constructor(|| Histogram::new(exponential_buckets(1.0, 2.0, 10))),
+            surplus_bytes: Family::default(),
         }
     }
 }
@@ -47,6 +51,29 @@ impl RequestMetrics {
             Unit::Seconds,
             self.seconds.clone(),
         );
+        registry.register(
+            "blob_requests",
+            "Requests that one download of a blob made",
+            self.blob_requests.clone(),
+        );
+        registry.register_with_unit(
+            "surplus",
+            "Bytes of bodies that came and were not needed",
+            Unit::Bytes,
+            self.surplus_bytes.clone(),
+        );
+    }
+
+    pub(crate) fn note_blob_requests(&self, upstream: &str, requests: u32) {
+        self.blob_requests
+            .get_or_create(&[("upstream", upstream.to_owned())])
+            .observe(requests.into());
+    }
+
+    pub(crate) fn note_surplus(&self, upstream: &str, bytes: u64) {
+        self.surplus_bytes
+            .get_or_create(&[("upstream", upstream.to_owned())])
+            .inc_by(bytes);
     }
 
     /// `upstream`: as it is configured, so that a pattern is one label however many registries it stands for.

@@ -57,6 +57,18 @@ impl Upstream {
         &self.name
     }
 
+    /// Notes how many requests one download of a blob has made.
+    pub fn note_blob_requests(&self, requests: u32) {
+        self.asked.note_blob_requests(&self.label, requests);
+    }
+
+    /// Notes bytes that have come and that were not asked for, or are not needed any more.
+    pub fn note_surplus(&self, bytes: usize) {
+        if bytes > 0 {
+            self.asked.note_surplus(&self.label, bytes as u64);
+        }
+    }
+
     /// The connections of fills.
     pub fn concurrency(&self) -> &Concurrency {
         &self.concurrency

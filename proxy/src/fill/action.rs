@@ -9,6 +9,8 @@ pub enum Action {
     Request { connection: u64, bytes: Range<u64> },
     /// Receive these bytes from the body that has just begun, and answer with [`super::Fill::handle_ended`].
     Receive { connection: u64, bytes: Range<u64> },
+    /// Receive from a body to this offset from now on: another connection has taken the rest of its segment, or has given it back.
+    MoveEnd { connection: u64, end: u64 },
     /// Close a connection whose body has just begun: it is not needed.
     Close(u64),
     /// Note that upstream has answered 429.

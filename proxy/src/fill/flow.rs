@@ -12,12 +12,12 @@ pub(super) const FLOW_WINDOW: Duration = Duration::from_secs(60);
 pub struct Flow {
     begun: Duration,
     received: u64,
-    /// Bytes still to come.
-    missing: u64,
+    /// The offset of the next byte.
+    offset: u64,
     window_begun: Duration,
     window_bytes: u64,
-    /// The end has been in sight before.
-    is_ending: bool,
+    /// The end that has been in sight before.
+    seen: Option<u64>,
 }
 
 /// What some bytes of a body show.
@@ -32,20 +32,20 @@ pub enum Flowing {
 }
 
 impl Flow {
-    /// A body begins, with so many bytes to come.
-    pub fn new(now: Duration, missing: u64) -> Self {
+    /// A body begins at this offset.
+    pub fn new(now: Duration, offset: u64) -> Self {
         Self {
             begun: now,
             received: 0,
-            missing,
+            offset,
             window_begun: now,
             window_bytes: 0,
-            is_ending: false,
+            seen: None,
         }
     }
 
-    /// Bytes have come. `latency`: how long an answer takes.
-    pub fn received(&mut self, now: Duration, bytes: u64, latency: Duration) -> Flowing {
+    /// Bytes have come. `end`: the offset to which the body is received, which may move. `latency`: how long an answer takes.
+    pub fn received(&mut self, now: Duration, bytes: u64, end: u64, latency: Duration) -> Flowing {
         self.window_bytes += bytes;
         if now.saturating_sub(self.window_begun) >= FLOW_WINDOW {
             if self.window_bytes < FLOW_BYTES_MIN {
@@ -54,20 +54,20 @@ impl Flow {
             (self.window_begun, self.window_bytes) = (now, 0);
         }
         self.received += bytes;
-        self.missing = self.missing.saturating_sub(bytes);
-        if self.is_ending || !self.ends_within(now, latency) {
+        self.offset += bytes;
+        if self.seen == Some(end) || !self.ends_within(now, end, latency) {
             return Flowing::On;
         }
-        self.is_ending = true;
+        self.seen = Some(end);
         Flowing::EndInSight
     }
 
     /// Whether the rest comes within a round trip and a half.
-    fn ends_within(&self, now: Duration, latency: Duration) -> bool {
+    fn ends_within(&self, now: Duration, end: u64, latency: Duration) -> bool {
         let took = now.saturating_sub(self.begun);
         let in_a_round_trip = u128::from(self.received) * latency.as_micros() * 3 / 2 / took.as_micros().max(1);
         // Within the first round trip the first packets, which come together, would say anything.
-        took >= latency && u128::from(self.missing) <= in_a_round_trip
+        took >= latency && u128::from(end.saturating_sub(self.offset)) <= in_a_round_trip
     }
 }
 
@@ -80,9 +80,9 @@ mod tests {
 
     #[test]
     fn the_end_is_in_sight_once_and_a_round_trip_and_a_half_before_it() {
-        let (mut flow, mut seen) = (Flow::new(SECOND, 1_000_000), Vec::new());
+        let (mut flow, mut seen) = (Flow::new(SECOND, 0), Vec::new());
         for tick in 1..=100_u32 {
-            let flowing = flow.received(SECOND + tick * LATENCY / 10, 10_000, LATENCY);
+            let flowing = flow.received(SECOND + tick * LATENCY / 10, 10_000, 1_000_000, LATENCY);
             if flowing != Flowing::On {
                 seen.push((tick, flowing));
             }
@@ -91,26 +91,43 @@ mod tests {
     }
 
     #[test]
+    fn an_end_that_moves_comes_into_sight_again() {
+        let mut flow = Flow::new(SECOND, 0);
+        let mut received = |tick: u32, end| flow.received(SECOND + tick * LATENCY, 100_000, end, LATENCY);
+        assert_eq!(received(1, 1_000_000), Flowing::On);
+        assert_eq!(received(2, 300_000), Flowing::EndInSight);
+        assert_eq!(received(3, 1_000_000), Flowing::On, "it was given back");
+        assert_eq!(received(9, 1_000_000), Flowing::On);
+        assert_eq!(received(10, 500_000), Flowing::EndInSight);
+    }
+
+    #[test]
     fn packets_of_the_first_round_trip_say_nothing() {
-        let mut flow = Flow::new(SECOND, 10_000);
-        assert_eq!(flow.received(SECOND + LATENCY / 2, 9_999, LATENCY), Flowing::On);
-        assert_eq!(flow.received(SECOND + LATENCY, 1, LATENCY), Flowing::EndInSight);
+        let mut flow = Flow::new(SECOND, 500);
+        assert_eq!(flow.received(SECOND + LATENCY / 2, 9_999, 10_500, LATENCY), Flowing::On);
+        assert_eq!(flow.received(SECOND + LATENCY, 1, 10_500, LATENCY), Flowing::EndInSight);
     }
 
     #[test]
     fn a_body_that_drips_is_too_slow_after_a_minute_and_not_before() {
-        let mut flow = Flow::new(SECOND, u64::MAX);
+        let mut flow = Flow::new(SECOND, 0);
         for second in 1..60 {
-            assert_eq!(flow.received(SECOND + second * SECOND, 500, LATENCY), Flowing::On);
+            assert_eq!(
+                flow.received(SECOND + second * SECOND, 500, u64::MAX, LATENCY),
+                Flowing::On
+            );
         }
-        assert_eq!(flow.received(SECOND + FLOW_WINDOW, 500, LATENCY), Flowing::TooSlow);
+        assert_eq!(
+            flow.received(SECOND + FLOW_WINDOW, 500, u64::MAX, LATENCY),
+            Flowing::TooSlow
+        );
     }
 
     #[test]
     fn a_body_that_brings_the_least_in_each_minute_goes_on() {
-        let mut flow = Flow::new(Duration::ZERO, u64::MAX);
+        let mut flow = Flow::new(Duration::ZERO, 0);
         for minute in 1..100 {
-            let flowing = flow.received(minute * FLOW_WINDOW, FLOW_BYTES_MIN, LATENCY);
+            let flowing = flow.received(minute * FLOW_WINDOW, FLOW_BYTES_MIN, u64::MAX, LATENCY);
             assert_eq!(flowing, Flowing::On);
         }
     }

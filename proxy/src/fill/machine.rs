@@ -9,7 +9,7 @@ use piecemeal_proto::{PieceMap, PieceSet};
 
 use super::{
     action::{Action, Failure},
-    connections::Connections,
+    connections::{Connections, Left, MovedEnd},
     facts::Facts,
     fault::Fault,
     patience::Patience,
@@ -44,6 +44,8 @@ pub struct Fill {
     next_tick: Duration,
     /// When the fill last had a reader.
     read_at: Duration,
+    /// The number of pieces in the store.
+    landed: u32,
 }
 
 /// What a fill begins with.
@@ -120,12 +122,13 @@ impl Fill {
             actions: VecDeque::new(),
             next_tick: now + TICK,
             read_at: now,
+            landed: beginning.landed.count(),
         }
     }
 
     /// The whole blob was asked for before its fill began, and its body has begun.
-    pub fn handle_first_body(&mut self) {
-        if let Some((connection, bytes)) = self.connections.receive_all(self.right) {
+    pub fn handle_first_body(&mut self, now: Duration) {
+        if let Some((connection, bytes)) = self.connections.receive_all(now, self.right) {
             self.receive(connection, bytes);
         }
     }
@@ -135,13 +138,15 @@ impl Fill {
         if self.phase == Phase::Over {
             return;
         }
+        self.note_landed(now, landed);
         match answer {
             Answer::Failed(fault) => self.request_failed(now, connection, fault, landed),
             Answer::Whole if !self.connections.asks_for_all(connection) => {
                 self.act(Action::NoteNoRanges);
                 // One connection takes from such a body what it can.
                 if self.connections.receiving() > 0 {
-                    self.connections.end(connection, landed);
+                    self.connections.takes_one();
+                    self.release(connection, landed);
                     return self.act(Action::Close(connection));
                 }
                 if let Some(bytes) = self.connections.receive_rest(connection) {
@@ -150,7 +155,7 @@ impl Fill {
                 }
             }
             Answer::Part | Answer::Whole => {
-                if let Some(bytes) = self.connections.receive(connection) {
+                if let Some(bytes) = self.connections.receive(now, connection) {
                     self.open(now);
                     self.receive(connection, bytes);
                 }
@@ -165,9 +170,10 @@ impl Fill {
 
     /// A body has ended. `landed`: the pieces that are in the store now.
     pub fn handle_ended(&mut self, now: Duration, connection: u64, ended: Ended, landed: &PieceSet) {
-        if self.phase == Phase::Over || self.connections.end(connection, landed).is_none() {
+        if self.phase == Phase::Over || self.release(connection, landed).is_none() {
             return;
         }
+        self.note_landed(now, landed);
         self.patience.body_ended(now, ended.progressed);
         if let Some(fault) = ended.fault {
             self.failed(now, fault);
@@ -201,6 +207,7 @@ impl Fill {
 
     /// The next action. The task carries it out before it asks for another.
     pub fn poll_action(&mut self, now: Duration, facts: &Facts) -> Option<Action> {
+        self.note_landed(now, &facts.landed);
         if self.actions.is_empty() && self.refused.is_none() {
             self.decide(now, facts);
         }
@@ -240,9 +247,13 @@ impl Fill {
         if !has_turn {
             self.patience.stand_still(now);
         }
-        let request = has_turn.then(|| self.connections.request(&self.usable(facts), self.right));
-        if let Some((connection, bytes)) = request.flatten() {
-            self.act(Action::Request { connection, bytes });
+        let request = has_turn.then(|| self.connections.request(now, &self.usable(facts), self.right));
+        if let Some(requested) = request.flatten() {
+            self.move_end(requested.moved);
+            self.act(Action::Request {
+                connection: requested.connection,
+                bytes: requested.bytes,
+            });
         } else if self.connections.is_done() {
             self.open(now);
             self.end(Action::Finish);
@@ -252,21 +263,19 @@ impl Fill {
     /// The facts as far as they concern this fill. The pieces of an unstored one have room in their order only: there is none before for a
     /// piece that a client waits for.
     fn usable(&self, facts: &Facts) -> Facts {
-        match self.unstored {
-            true => Facts {
-                share: facts.share.min(1),
-                waited_for: None,
-                ..*facts
-            },
-            false => *facts,
+        let mut usable = facts.clone();
+        if self.unstored {
+            (usable.share, usable.waited_for) = (1, Vec::new());
         }
+        usable
     }
 
     fn request_failed(&mut self, now: Duration, connection: u64, fault: Fault, landed: &PieceSet) {
-        let Some(ended) = self.connections.end(connection, landed) else {
+        let Some(left) = self.release(connection, landed) else {
             return;
         };
         if fault == Fault::TooManyRequests {
+            self.connections.takes_one();
             self.act(Action::NoteTooManyRequests);
         }
         if self.phase != Phase::Running {
@@ -277,7 +286,10 @@ impl Fill {
             }
         } else if !fault.is_refusal() {
             self.failed(now, fault);
-        } else if ended.right == self.right && self.refused.is_none() {
+        } else if left.moved.is_some() {
+            // A body under way brings these bytes: the request was not needed.
+            self.connections.takes_one();
+        } else if left.right == self.right && self.refused.is_none() {
             // Upstream refuses a right that it has accepted before, while others' bodies come.
             if self.began && self.has_callers {
                 self.refused = Some(fault);
@@ -300,6 +312,26 @@ impl Fill {
     fn receive(&mut self, connection: u64, bytes: Range<u64>) {
         self.began = true;
         self.act(Action::Receive { connection, bytes });
+    }
+
+    /// A connection has ended.
+    fn release(&mut self, connection: u64, landed: &PieceSet) -> Option<Left> {
+        let left = self.connections.end(connection, landed)?;
+        self.move_end(left.moved);
+        Some(left)
+    }
+
+    fn move_end(&mut self, moved: Option<MovedEnd>) {
+        if let Some(MovedEnd { connection, end }) = moved {
+            self.act(Action::MoveEnd { connection, end });
+        }
+    }
+
+    fn note_landed(&mut self, now: Duration, landed: &PieceSet) {
+        if landed.count() > self.landed {
+            self.patience.landed(now);
+        }
+        self.landed = landed.count();
     }
 
     fn failed(&mut self, now: Duration, fault: Fault) {

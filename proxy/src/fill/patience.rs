@@ -52,6 +52,11 @@ impl Patience {
         }
     }
 
+    /// A piece has landed: upstream sends.
+    pub(super) fn landed(&mut self, now: Duration) {
+        self.last_progress = now;
+    }
+
     /// A request or a body has failed: the next request is due after a pause. Returns whether that is too late.
     pub(super) fn ends_with_failure(&mut self, now: Duration) -> bool {
         if self.barren >= BARREN_MAX || now.saturating_sub(self.last_progress) + self.delay > self.max {
@@ -106,6 +111,17 @@ mod tests {
             patience.body_ended(Duration::ZERO, false);
             assert_eq!(patience.ends_with_failure(Duration::ZERO), body == BARREN_MAX);
         }
+    }
+
+    #[test]
+    fn while_pieces_land_failures_of_other_requests_only_delay_the_next() {
+        let mut patience = Patience::new(Duration::ZERO, MAX);
+        for second in 1..100 {
+            let now = Duration::from_secs(second);
+            patience.landed(now);
+            assert!(!patience.ends_with_failure(now));
+        }
+        assert!(patience.ends_with_failure(Duration::from_secs(99) + MAX));
     }
 
     #[test]

@@ -5,7 +5,10 @@
 
 use std::{
     ops::Range,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -40,11 +43,26 @@ pub(super) struct SegmentContext<'a> {
     pub(super) turn: Turn,
 }
 
+/// The end of a segment, an offset in the blob. It moves while the body comes, when another connection takes the rest or gives it back.
+#[derive(Clone)]
+pub(super) struct SegmentEnd(Arc<AtomicU64>);
+
+impl SegmentEnd {
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn move_to(&self, end: u64) {
+        self.0.store(end, Ordering::Relaxed);
+    }
+}
+
 /// Missing pieces in a row, on one connection.
 pub(super) struct Segment {
     /// The number of the connection.
     pub(super) connection: u64,
-    pub(super) bytes: Range<u64>,
+    pub(super) start: u64,
+    pub(super) end: SegmentEnd,
     /// What an earlier try has received of the first piece.
     head: Bytes,
 }
@@ -57,20 +75,21 @@ impl Segment {
         };
         Self {
             connection,
-            bytes,
+            start: bytes.start,
+            end: SegmentEnd(Arc::new(AtomicU64::new(bytes.end))),
             head,
         }
     }
 
     /// The offset of the first byte that is not here.
     pub(super) fn wanted_from(&self) -> u64 {
-        self.bytes.start + self.head.len() as u64
+        self.start + self.head.len() as u64
     }
 
     /// Asks upstream for it: by Range, unless it is the whole blob.
     pub(super) async fn request(&self, context: &SegmentContext<'_>, served: Served) -> Result<BlobAnswer, PullError> {
         let (Right { at, caller }, filling) = (&*context.right, context.filling);
-        let end = (self.bytes.end < filling.map().blob_bytes()).then_some(self.bytes.end);
+        let end = Some(self.end.get()).filter(|end| *end < filling.map().blob_bytes());
         let digest = filling.digest();
         context
             .upstream
@@ -87,7 +106,7 @@ impl Segment {
             piece.keep().await;
         }
         let begun = Reached {
-            piece_start: self.bytes.start,
+            piece_start: self.start,
             kept: self.head.len(),
         };
         let result = match result {
@@ -110,14 +129,15 @@ impl Segment {
     async fn cut(&self, context: &SegmentContext<'_>, mut body: Body, piece: &mut GrowingPiece<'_>) -> Result<(), Cut> {
         let skip = skipped(self.wanted_from(), body.offset());
         let mut skip = skip.ok_or_else(|| PullError::BadGateway("a range that begins too late".to_owned()))?;
-        let mut flow = Flow::new(piece.now(), self.bytes.end - body.offset());
-        while piece.start < self.bytes.end {
+        let mut flow = Flow::new(piece.now(), body.offset());
+        while piece.start < self.end.get() {
             context.turn.come(&mut piece.waited).await;
             let Some(mut chunk) = body.chunk().await? else {
                 return Err(PullError::Unavailable(format!("{} broke off", context.right.at.upstream)).into());
             };
             let concurrency = context.upstream.concurrency();
-            match flow.received(piece.now(), chunk.len() as u64, concurrency.latency()) {
+            let (now, end, latency) = (piece.now(), self.end.get(), concurrency.latency());
+            match flow.received(now, chunk.len() as u64, end, latency) {
                 Flowing::On => {}
                 // A task that has not looked for so long has no use for it.
                 Flowing::EndInSight => drop(context.ends.try_send(self.connection)),
@@ -128,13 +148,14 @@ impl Segment {
             let skipped = usize::try_from(skip).map_or(chunk.len(), |skip| skip.min(chunk.len()));
             drop(chunk.split_to(skipped));
             skip -= skipped as u64;
-            while !chunk.is_empty() && piece.start < self.bytes.end {
+            while !chunk.is_empty() && piece.start < self.end.get() {
                 if let Some((index, hash)) = piece.grow(&mut chunk).await? {
                     context.blobs.observer.landed(piece.filling, index, hash);
                 }
             }
             piece.keep_if_due().await;
-            if is_too_long(chunk.len(), &self.bytes, context.filling.map().blob_bytes()) {
+            context.upstream.note_surplus(skipped + chunk.len());
+            if is_too_long(chunk.len(), piece.start, context.filling.map().blob_bytes()) {
                 return Err(PullError::BadGateway(format!(
                     "{} sent more bytes than it stated",
                     context.right.at.upstream
@@ -187,7 +208,7 @@ impl<'a> GrowingPiece<'a> {
         let bytes = BytesMut::from(segment.head.as_ref());
         Self {
             filling,
-            start: segment.bytes.start,
+            start: segment.start,
             checkpoint: Checkpoint::new(Duration::ZERO, bytes.len()),
             bytes,
             begun: Instant::now(),

@@ -7,6 +7,7 @@ use piecemeal_upstream::FILL_CONNECTIONS_MAX;
 
 use super::{
     Action, Answer, Beginning, Ended, Facts, Failure, Fault, Fill,
+    connections::READERS_MAX,
     machine::{TICK, UNREAD_MAX},
     patience::{BARREN_MAX, RETRY_DELAY, RETRY_DELAY_MAX},
 };
@@ -15,8 +16,8 @@ const MIB: u64 = 1024 * 1024;
 const PIECES: u32 = 40;
 const PATIENCE: Duration = Duration::from_secs(30);
 const SECOND: Duration = Duration::from_secs(1);
-/// A rate by which segments take two seconds: two pieces.
-const RATE: u64 = MIB;
+/// A rate by which segments of eight seconds are two pieces long.
+const RATE: u64 = MIB / 4;
 
 const ALL_CAME: Ended = Ended {
     progressed: true,
@@ -61,8 +62,9 @@ impl Story {
         let mut facts = Facts {
             share: 1,
             connection_rate: RATE,
-            waited_for: None,
+            waited_for: Vec::new(),
             has_readers: true,
+            landed: PieceSet::new(PIECES),
         };
         change(&mut beginning, &mut facts);
         let mut story = Self {
@@ -83,10 +85,14 @@ impl Story {
     /// Carries out what the machine decides, as its task does, but for the rights of others.
     fn settle(&mut self) {
         while self.end.is_none() {
+            self.facts.landed.clone_from(&self.store);
             let Some(action) = self.machine.poll_action(self.now, &self.facts) else {
                 return;
             };
             match &action {
+                Action::MoveEnd { connection, end } => {
+                    self.bodies.get_mut(connection).expect("it is received").end = *end;
+                }
                 Action::Request { connection, bytes } => _ = self.asked.insert(*connection, bytes.clone()),
                 Action::Receive { connection, bytes } => _ = self.bodies.insert(*connection, bytes.clone()),
                 Action::Finish => {
@@ -229,9 +235,9 @@ fn however_many_bodies_end_soon_no_more_than_eight_connections_are_open() {
 #[test]
 fn a_piece_that_a_client_waits_for_gets_a_connection_of_its_own_once_the_others_receive() {
     let mut story = Story::begin(share(2));
-    story.facts.waited_for = Some(30);
+    story.facts.waited_for = vec![30..31];
     story.after(TICK);
-    assert_eq!(story.first_pieces(), [0, 2], "their answers may be short");
+    assert_eq!(story.first_pieces(), [0, 5], "their answers may be short");
     for _ in 0..2 {
         let connection = story.waiting();
         story.answer(connection, Answer::Part);
@@ -400,12 +406,12 @@ fn a_store_that_fails_ends_it_at_once() {
 fn an_upstream_without_ranges_sends_the_rest_over_one_connection() {
     let mut story = Story::begin(share(3));
     story.answer(2, Answer::Whole);
-    assert_eq!(story.bodies[&2], 2 * MIB..story.map.blob_bytes());
+    assert_eq!(story.bodies[&2], 3 * MIB..story.map.blob_bytes());
     story.answer(1, Answer::Whole);
     story.answer(3, Answer::Whole);
     assert_eq!(story.count(&Action::Close(1)) + story.count(&Action::Close(3)), 2);
     assert_eq!(story.count(&Action::NoteNoRanges), 3);
-    story.facts.waited_for = Some(0);
+    story.facts.waited_for = vec![0..1];
     story.after(SECOND);
     assert!(story.asked.is_empty(), "nothing is asked for meanwhile");
     story.end(2, 5, BROKE_OFF);
@@ -420,7 +426,7 @@ fn a_piece_that_another_connection_is_still_asked_for_is_not_assigned_again_when
     story.answer(1, Answer::Whole);
     story.end(1, 0, BROKE_OFF);
     story.after(RETRY_DELAY);
-    assert_eq!(story.first_pieces(), [2, 4, 0]);
+    assert_eq!(story.first_pieces(), [3, 6, 0]);
     story.finish();
 }
 
@@ -453,7 +459,7 @@ fn a_body_that_was_asked_for_before_the_fill_brings_all_and_what_it_lacks_is_ask
     };
     story.machine = Fill::new(Duration::ZERO, &beginning);
     story.asked.clear();
-    story.machine.handle_first_body();
+    story.machine.handle_first_body(story.now);
     story.settle();
     assert_eq!(
         (story.bodies[&1].clone(), story.asked.len()),
@@ -474,7 +480,7 @@ fn nothing_is_asked_of_upstream_when_nothing_is_missing() {
 #[test]
 fn a_blob_that_is_not_kept_comes_in_order_over_one_connection() {
     let mut story = Story::begin(|beginning, facts| (beginning.unstored, facts.share) = (true, 6));
-    story.facts.waited_for = Some(30);
+    story.facts.waited_for = vec![30..31];
     story.answer(1, Answer::Part);
     assert!(story.asked.is_empty());
     story.end(1, 2, BROKE_OFF);
@@ -498,6 +504,154 @@ fn a_blob_that_is_not_kept_ends_half_a_minute_after_its_last_reader() {
     story.machine.handle_ended(story.now, 1, ALL_CAME, &story.store);
     assert_eq!(story.machine.poll_action(story.now, &story.facts), None);
     assert_eq!(story.actions.len(), actions, "no event changes anything");
+}
+
+/// A fill whose one body brings everything that follows the first 16 pieces, and has brought so many pieces, one a second.
+fn long_body(pieces: u32) -> (Story, u64) {
+    let mut story = Story::begin(|_, _| {});
+    story.answer(1, Answer::Part);
+    story.end(1, 16, ALL_CAME);
+    let connection = story.waiting();
+    story.answer(connection, Answer::Part);
+    assert_eq!(story.bodies[&connection], 16 * MIB..40 * MIB);
+    for piece in 16..16 + pieces {
+        story.store.insert(piece);
+        story.after(SECOND);
+    }
+    (story, connection)
+}
+
+#[test]
+fn what_a_client_wants_that_a_body_brings_late_comes_over_another_connection_and_the_body_stops_before_it() {
+    let (mut story, body) = long_body(2);
+    story.facts.waited_for = vec![18..19, 20..22, 39..40];
+    story.after(TICK);
+    assert_eq!(story.first_pieces(), [20], "the first of them is on its way");
+    assert_eq!(story.bodies[&body].end, 20 * MIB);
+    let reader = story.waiting();
+    assert_eq!(story.asked[&reader], 20 * MIB..22 * MIB, "what it reads, and no more");
+    story.answer(reader, Answer::Part);
+    assert_eq!(story.first_pieces(), [39], "no body brings it");
+    story.finish();
+    assert_eq!(
+        story
+            .actions
+            .iter()
+            .filter(|action| matches!(action, Action::Request { .. }))
+            .count(),
+        5
+    );
+}
+
+#[test]
+fn what_a_body_brings_soon_is_not_asked_for_again() {
+    let (mut story, body) = long_body(8);
+    story.facts.waited_for = vec![24..25, 25..40];
+    story.after(TICK);
+    assert!(story.asked.is_empty() && story.bodies[&body].end == 40 * MIB);
+    story.finish();
+}
+
+#[test]
+fn readers_get_four_connections_beyond_the_share_and_no_more() {
+    let (mut story, _) = long_body(2);
+    story.facts.waited_for = (22..40).step_by(2).map(|piece| piece..piece + 1).collect();
+    story.after(TICK);
+    for others in 1..=READERS_MAX {
+        assert_eq!(story.asked.len(), 1, "one after the other");
+        let connection = story.waiting();
+        story.answer(connection, Answer::Part);
+        assert_eq!(story.bodies.len(), 1 + others);
+    }
+    assert!(story.asked.is_empty());
+    story.finish();
+}
+
+#[test]
+fn a_connection_that_joins_takes_a_part_of_the_longest_body_from_its_end() {
+    let (mut story, body) = long_body(4);
+    (story.facts.share, story.facts.connection_rate) = (2, MIB);
+    story.after(TICK);
+    // Twenty pieces at a piece a second, and as much for the other.
+    assert_eq!(story.first_pieces(), [31]);
+    assert_eq!(story.bodies[&body].end, 31 * MIB);
+    story.finish();
+}
+
+#[test]
+fn a_body_that_ends_in_a_few_seconds_is_left_alone() {
+    let (mut story, body) = long_body(21);
+    (story.facts.share, story.facts.connection_rate) = (4, MIB);
+    story.after(TICK);
+    assert!(story.asked.is_empty() && story.bodies[&body].end == 40 * MIB);
+    story.finish();
+}
+
+#[test]
+fn a_body_goes_on_with_what_another_request_was_refused_or_answered_with_the_whole_for() {
+    for answer in [
+        Answer::Whole,
+        Answer::Failed(Fault::Refused),
+        Answer::Failed(Fault::TooManyRequests),
+    ] {
+        let (mut story, body) = long_body(4);
+        (story.facts.share, story.facts.connection_rate) = (2, MIB);
+        story.after(TICK);
+        story.answer(story.waiting(), answer);
+        assert_eq!(story.bodies[&body].end, 40 * MIB, "{answer:?}");
+        story.facts.waited_for = vec![39..40];
+        story.after(SECOND);
+        assert_eq!(
+            (story.asked.len(), story.end),
+            (0, None),
+            "{answer:?}: it is not tried again"
+        );
+        story.end(body, PIECES, ALL_CAME);
+        assert_eq!(story.end, Some(Ok(())));
+    }
+}
+
+#[test]
+fn a_request_that_was_not_needed_may_fail_for_longer_than_a_fill_waits_for_bytes() {
+    let (mut story, body) = long_body(4);
+    story.facts.waited_for = vec![39..40];
+    for second in 0..100 {
+        story.after(SECOND);
+        if let Some((&connection, _)) = story.asked.first_key_value() {
+            story.answer(connection, Answer::Failed(Fault::Passing));
+            assert_eq!(story.bodies[&body].end, 40 * MIB);
+        }
+        if second % 10 == 0 {
+            let next = story.store.missing().next().unwrap();
+            story.store.insert(next);
+        }
+        assert_eq!(story.end, None, "second {second}");
+    }
+    story.end(body, PIECES, ALL_CAME);
+    story.after(RETRY_DELAY_MAX);
+    assert_eq!(story.end, Some(Ok(())));
+}
+
+#[test]
+fn the_end_of_a_body_that_was_asked_for_before_its_size_was_known_comes_first_when_a_client_waits_for_it() {
+    let mut story = Story::begin(|beginning, _| beginning.opens = true);
+    story.asked.clear();
+    let beginning = Beginning {
+        map: story.map,
+        landed: PieceSet::new(PIECES),
+        within: 0..story.map.blob_bytes(),
+        patience: PATIENCE,
+        opens: false,
+        unstored: false,
+        has_callers: false,
+    };
+    story.machine = Fill::new(Duration::ZERO, &beginning);
+    story.machine.handle_first_body(story.now);
+    story.facts.waited_for = vec![39..40];
+    story.after(TICK);
+    assert_eq!(story.first_pieces(), [39]);
+    assert_eq!(story.bodies[&1], 0..39 * MIB);
+    story.finish();
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! All waiting is in the connections, so that an event never waits for another.
 
 use std::{
+    collections::HashMap,
     future::Future,
     ops::Range,
     pin::Pin,
@@ -11,6 +12,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
+use piecemeal_proto::{PieceMap, PieceSet};
 use piecemeal_store::Filling;
 use piecemeal_upstream::{BlobAnswer, FillShare, PullError, Served};
 use tokio::{
@@ -29,7 +31,7 @@ use super::{
     patience::FILL_PATIENCE,
     registry_source::{FillSource, RegistrySource},
     room::Room,
-    segment::{Body, Segment, SegmentContext},
+    segment::{Body, Segment, SegmentContext, SegmentEnd},
     turn::Turn,
 };
 use crate::{Right, Transfer, callers::Callers};
@@ -52,6 +54,10 @@ pub(super) struct Task<'a> {
     connections: FuturesUnordered<Pin<Box<dyn Future<Output = Step> + Send + 'a>>>,
     /// Connections whose end is in sight.
     ends: mpsc::Receiver<u64>,
+    /// The end of what each connection receives.
+    segment_ends: HashMap<u64, SegmentEnd>,
+    /// The number of requests for the blob so far.
+    requests: u32,
     /// The body that has just begun.
     begun: Option<(Segment, Body)>,
     /// Whether upstream has answered the right.
@@ -129,7 +135,9 @@ impl<'a> Task<'a> {
             },
             callers,
             opens: wanted.opens,
-            share: upstream.concurrency().begin_fill(&right.at, missing_bytes(filling)),
+            share: upstream
+                .concurrency()
+                .begin_fill(&right.at, missing_bytes(filling.map(), &beginning.landed)),
             room,
             is_attended: true,
             turn,
@@ -137,6 +145,8 @@ impl<'a> Task<'a> {
             started: Instant::now(),
             connections: FuturesUnordered::new(),
             ends,
+            segment_ends: HashMap::new(),
+            requests: 0,
             begun: None,
             served: Served::NotYet,
             error: None,
@@ -148,8 +158,9 @@ impl<'a> Task<'a> {
         let filling = self.context.filling;
         let segment = Segment::new(filling, 0, 0..filling.map().blob_bytes()).await;
         self.served = Served::Before;
+        self.requests += 1;
         self.begun = Some((segment, body));
-        self.machine.handle_first_body();
+        self.machine.handle_first_body(self.now());
     }
 
     /// Runs until all bytes have landed.
@@ -157,6 +168,13 @@ impl<'a> Task<'a> {
     /// # Errors
     /// Why there is no sense in going on.
     pub(super) async fn run(mut self) -> Result<(), PullError> {
+        let ended = self.follow().await;
+        self.context.upstream.note_blob_requests(self.requests);
+        debug!(blob.digest = %self.context.filling.digest(), requests = self.requests, "the fill of {} has made {} requests", self.context.filling.digest(), self.requests);
+        ended
+    }
+
+    async fn follow(&mut self) -> Result<(), PullError> {
         loop {
             self.take_turn();
             if self.act().await? {
@@ -187,16 +205,16 @@ impl<'a> Task<'a> {
         if let Some(room) = self.room.filter(|_| !self.is_attended) {
             room.leave(|| upstream.limits().unattended(&right.caller));
         }
-        let is_turn = self.connections_max() > 0;
+        let is_turn = self.connections_max(&filling.landed()) > 0;
         self.turn
             .send_if_modified(|turn| std::mem::replace(turn, is_turn) != is_turn);
     }
 
     /// The connections that it may use now.
-    fn connections_max(&self) -> usize {
-        let missing_bytes = missing_bytes(self.context.filling);
-        self.share
-            .connections(missing_bytes, self.machine.busy(), self.is_attended)
+    fn connections_max(&self, landed: &PieceSet) -> usize {
+        let missing_bytes = missing_bytes(self.context.filling.map(), landed);
+        let busy = self.machine.busy();
+        self.share.connections(missing_bytes, busy, self.is_attended)
     }
 
     fn step(&mut self, step: Step) {
@@ -212,6 +230,7 @@ impl<'a> Task<'a> {
                 ended,
                 result,
             } => {
+                self.segment_ends.remove(&connection);
                 self.error = result.err().or(self.error.take());
                 self.machine.handle_ended(now, connection, ended, &landed);
             }
@@ -257,6 +276,11 @@ impl<'a> Task<'a> {
             match action {
                 Action::Request { connection, bytes } => self.request(connection, bytes).await,
                 Action::Receive { connection, bytes } => self.receive(connection, bytes),
+                Action::MoveEnd { connection, end } => {
+                    if let Some(segment_end) = self.segment_ends.get(&connection) {
+                        segment_end.move_to(end);
+                    }
+                }
                 Action::Close(_) => self.begun = None,
                 Action::NoteTooManyRequests => self.context.upstream.concurrency().calm_down(),
                 Action::NoteNoRanges => self.note_no_ranges(),
@@ -272,6 +296,7 @@ impl<'a> Task<'a> {
     async fn request(&mut self, connection: u64, bytes: Range<u64>) {
         let segment = Segment::new(self.context.filling, connection, bytes).await;
         let (context, served) = (self.context.clone(), self.served);
+        self.requests += 1;
         self.connections.push(Box::pin(async move {
             let answer = segment.request(&context, served).await;
             let right = context.right;
@@ -283,7 +308,9 @@ impl<'a> Task<'a> {
         let Some((mut segment, body)) = self.begun.take() else {
             return self.receive_nothing(connection);
         };
-        (segment.connection, segment.bytes) = (connection, bytes);
+        segment.connection = connection;
+        segment.end.move_to(bytes.end);
+        self.segment_ends.insert(connection, segment.end.clone());
         let context = self.context.clone();
         self.connections.push(Box::pin(async move {
             let (ended, result) = segment.receive(&context, body).await;
@@ -359,20 +386,18 @@ impl<'a> Task<'a> {
 
     fn facts(&self) -> Facts {
         let filling = self.context.filling;
-        let waited_for = filling.waited_for().into_iter();
+        let landed = filling.landed();
         Facts {
-            share: self.connections_max(),
+            share: self.connections_max(&landed),
             connection_rate: self.share.connection_rate(),
-            waited_for: waited_for
-                .map(|pieces| pieces.start)
-                .find(|piece| self.machine.lacks(*piece)),
+            waited_for: filling.waited_for(),
             has_readers: filling.has_readers(),
+            landed,
         }
     }
 }
 
 /// The size of the missing pieces, each counted as a whole piece.
-fn missing_bytes(filling: &Filling) -> u64 {
-    let have = filling.landed();
-    u64::from(have.capacity() - have.count()) * filling.map().piece_bytes()
+fn missing_bytes(map: PieceMap, landed: &PieceSet) -> u64 {
+    u64::from(landed.capacity() - landed.count()) * map.piece_bytes()
 }

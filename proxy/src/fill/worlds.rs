@@ -13,6 +13,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use super::{
     Action, Answer, Beginning, Ended, Facts, Failure, Fault, Fill, Flow, Flowing,
+    connections::READERS_MAX,
     machine::{TICK, UNREAD_MAX},
     patience::{BARREN_MAX, RETRY_DELAY_MAX},
 };
@@ -46,6 +47,8 @@ struct Upstream {
 /// A request, or its body.
 struct Connection {
     bytes: Range<u64>,
+    /// The end of what was asked for.
+    asked_to: u64,
     /// The number of the right that it was made with.
     right: usize,
     /// The first byte that is not in the store.
@@ -122,8 +125,9 @@ impl World {
             facts: Facts {
                 share: random.random_range(1..=8),
                 connection_rate: 0,
-                waited_for: None,
+                waited_for: Vec::new(),
                 has_readers: true,
+                landed: landed.clone(),
             },
             readers_leave: if unstored { random.random_range(0..3) } else { 0 },
             read_at: Duration::ZERO,
@@ -148,7 +152,7 @@ impl World {
     fn run(mut self) -> Result<(), Failure> {
         // A body of the whole blob may have begun before its fill.
         if !self.beginning.opens && self.beginning.within.start == 0 && self.random.random_ratio(1, 8) {
-            self.machine.handle_first_body();
+            self.machine.handle_first_body(self.now);
         }
         loop {
             self.change_facts();
@@ -186,7 +190,14 @@ impl World {
         }
         if self.chance(5) {
             let at = self.random.random_range(0..self.beginning.map.count());
-            self.facts.waited_for = self.store.missing().find(|piece| *piece >= at);
+            let readers = self.random.random_range(0..4);
+            let wanted = self.store.missing().filter(|piece| *piece >= at);
+            let wanted: Vec<u32> = wanted.step_by(3).take(readers).collect();
+            let to = |piece: u32, random: &mut StdRng| piece + random.random_range(1..5);
+            self.facts.waited_for = wanted
+                .into_iter()
+                .map(|piece| piece..to(piece, &mut self.random))
+                .collect();
             self.facts.share = self.random.random_range(1..=8);
             self.facts.connection_rate = [0, self.upstream.rate][usize::from(self.random.random::<bool>())];
         }
@@ -194,8 +205,19 @@ impl World {
 
     /// Carries out what the machine decides, as its task does.
     fn settle(&mut self) -> Option<Result<(), Failure>> {
-        while let Some(action) = self.machine.poll_action(self.now, &self.facts) {
+        loop {
+            self.facts.landed.clone_from(&self.store);
+            let Some(action) = self.machine.poll_action(self.now, &self.facts) else {
+                break;
+            };
             match action {
+                Action::MoveEnd { connection, end } => {
+                    let moved = self.connections.get_mut(&connection).expect("it is open");
+                    let body = moved.body.as_ref().expect("it is received");
+                    assert!(body.offset < end, "it has come further");
+                    assert!(end <= moved.asked_to, "that was not asked for");
+                    moved.bytes.end = end;
+                }
                 Action::Request { connection, bytes } => self.request(connection, bytes),
                 Action::Receive { connection, bytes } => self.receive(connection, bytes),
                 Action::Close(connection) => assert!(self.connections.remove(&connection).is_some()),
@@ -243,9 +265,16 @@ impl World {
         let share = if self.beginning.unstored { 1 } else { self.facts.share };
         let is_busy = |connection: &&Connection| !connection.body.as_ref().is_some_and(|body| body.is_ending);
         let busy = self.connections.values().filter(is_busy).count();
-        assert!(busy < share + usize::from(share > 1), "{busy} in use of {share}");
+        assert!(busy < share + READERS_MAX, "{busy} in use of {share}");
+        let is_wanted = self
+            .facts
+            .waited_for
+            .iter()
+            .any(|wanted| pieces.contains(&wanted.start));
+        assert!(busy < share || is_wanted, "{busy} in use of {share} for no reader");
         let wanted_from = self.wanted_from(&bytes);
         let asked = Connection {
+            asked_to: bytes.end,
             bytes,
             right: self.right,
             wanted_from,
@@ -316,13 +345,14 @@ impl World {
             false => None,
         };
         let body = Body {
-            flow: Flow::new(self.now, bytes.end - offset),
+            flow: Flow::new(self.now, offset),
             offset,
             breaks_off_at,
             drips: self.chance(self.upstream.drips),
             is_ending: false,
         };
         let receiving = Connection {
+            asked_to: bytes.end,
             right: self.right,
             wanted_from,
             body: Some(body),
@@ -335,7 +365,8 @@ impl World {
     /// The next bytes of a body come, or it ends.
     fn chunk(&mut self, connection: u64, going: &mut Connection) -> Option<Ended> {
         let body = going.body.as_mut()?;
-        let end = body.breaks_off_at.unwrap_or(going.bytes.end);
+        let from = body.offset;
+        let end = body.breaks_off_at.unwrap_or(going.bytes.end).min(going.bytes.end);
         let (most, every) = match body.drips {
             true => (300, SECOND),
             false => (
@@ -346,7 +377,10 @@ impl World {
         let bytes = most.min(end - body.offset);
         let mut too_slow = false;
         if bytes > 0 {
-            match body.flow.received(self.now, bytes, self.upstream.latency) {
+            match body
+                .flow
+                .received(self.now, bytes, going.bytes.end, self.upstream.latency)
+            {
                 Flowing::On => {}
                 Flowing::EndInSight => {
                     body.is_ending = true;
@@ -355,29 +389,33 @@ impl World {
                 Flowing::TooSlow => too_slow = true,
             }
         }
-        if !too_slow {
-            body.offset += bytes;
-            if body.offset < end {
-                self.due.insert((self.now + every, connection));
-                return None;
-            }
-        }
+        body.offset += if too_slow { 0 } else { bytes };
         let (offset, is_whole) = (body.offset, body.offset == going.bytes.end);
-        let fault = self.land(going, offset).or((!is_whole).then_some(Fault::Passing));
+        let store_fault = self.land(going, from..offset);
+        if !too_slow && offset < end && store_fault.is_none() {
+            self.due.insert((self.now + every, connection));
+            return None;
+        }
+        let fault = store_fault.or((!is_whole).then_some(Fault::Passing));
         Some(Ended {
             progressed: offset > going.wanted_from && !too_slow,
             fault,
         })
     }
 
-    /// What has come of a body up to `offset` is in the store.
-    fn land(&mut self, going: &Connection, offset: u64) -> Option<Fault> {
+    /// What has come of a body is in the store.
+    fn land(&mut self, going: &Connection, came: Range<u64>) -> Option<Fault> {
+        let offset = came.end;
         for piece in self.pieces(&going.bytes) {
             let range = self.beginning.map.range(piece);
+            if range.end <= came.start {
+                continue;
+            }
             if range.end <= offset {
                 if self.random.random_ratio(self.store_fails, 10_000) {
                     return Some(Fault::Store);
                 }
+                self.last_new = self.now;
                 let is_new = self.store.insert(piece);
                 assert!(is_new || self.carried.contains(piece), "piece {piece} comes twice");
             } else if offset > range.start {

@@ -1,7 +1,7 @@
-//! Answers with a blob or a range of it, streamed as it lands, and sent from its file where the connection can. A failure after the first byte ends the body short of its
+//! Answers with a blob or ranges of it, streamed as it lands, and sent from its file where the connection can. A failure after the first byte ends the body short of its
 //! length, so that the client resumes.
 
-use std::{net::IpAddr, ops::Range, time::Instant};
+use std::{net::IpAddr, time::Instant};
 
 use axum::{
     body::Body,
@@ -11,12 +11,13 @@ use bytes::Bytes;
 use futures_util::stream;
 use piecemeal_http::SendfileQueue;
 use piecemeal_proto::Digest;
-use piecemeal_store::{CheckedBlob, Extent, ReadBlobError};
+use piecemeal_store::{CheckedBlob, Extent, ReadBlobError, ReadRange};
 use tracing::debug;
 
 use super::{
     budget::Budget,
     error::coded,
+    multipart::{OCTETS, Section, Sections, content_range, content_type},
     range::{RequestedRange, asked},
     response::base,
 };
@@ -44,6 +45,7 @@ pub(super) struct Delivery {
 
 pub(super) fn respond_head(digest: &Digest, blob_bytes: u64) -> Response<Body> {
     headers(StatusCode::OK, digest, blob_bytes)
+        .header(header::CONTENT_TYPE, OCTETS)
         .body(Body::empty())
         .expect("numbers and digests are header values")
 }
@@ -55,29 +57,32 @@ pub(super) fn respond(
     delivery: Delivery,
 ) -> Response<Body> {
     let blob_bytes = open.blob_bytes();
-    let (status, range) = match asked(range.and_then(|value| value.to_str().ok()), blob_bytes) {
-        RequestedRange::Whole => (StatusCode::OK, 0..blob_bytes),
-        RequestedRange::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
+    let (status, ranges) = match asked(range.and_then(|value| value.to_str().ok()), blob_bytes) {
+        RequestedRange::Whole => (StatusCode::OK, vec![(0..blob_bytes).into()]),
+        RequestedRange::Part(range) => (StatusCode::PARTIAL_CONTENT, vec![range]),
+        RequestedRange::Parts(ranges) => (StatusCode::PARTIAL_CONTENT, ranges),
         // An open-ended range of nothing: containerd's chunked fetch asks so of every object, and gives up on a 416.
-        RequestedRange::Unsatisfiable if blob_bytes == 0 => (StatusCode::OK, 0..0),
+        RequestedRange::Unsatisfiable if blob_bytes == 0 => (StatusCode::OK, vec![(0..0).into()]),
         RequestedRange::Unsatisfiable => return unsatisfiable(blob_bytes),
     };
     if let OpenBlob::Filling { filling, .. } = &open
-        && filling.has_passed(range.start)
+        && ranges.iter().any(|range| filling.has_passed(range.bytes.start))
     {
         let message = "the blob does not fit into the cache, and its beginning has already passed; pull from the registry itself, or try again later";
         return coded(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", message);
     }
     let source = delivery.source(open);
-    let mut response = headers(status, digest, range.end - range.start);
-    if status == StatusCode::PARTIAL_CONTENT {
-        response = response.header(
-            header::CONTENT_RANGE,
-            format!("bytes {}-{}/{blob_bytes}", range.start, range.end - 1),
-        );
-    }
+    let sections = Sections::of(ranges, digest, blob_bytes);
+    let mut response = headers(status, digest, sections.bytes());
+    response = match sections.only() {
+        Some(range) if status == StatusCode::PARTIAL_CONTENT => response
+            .header(header::CONTENT_TYPE, OCTETS)
+            .header(header::CONTENT_RANGE, content_range(range, blob_bytes)),
+        Some(_) => response.header(header::CONTENT_TYPE, OCTETS),
+        None => response.header(header::CONTENT_TYPE, content_type(digest)),
+    };
     response
-        .body(body(source, *digest, range, delivery))
+        .body(body(source, *digest, sections, delivery))
         .expect("numbers and digests are header values")
 }
 
@@ -96,33 +101,37 @@ fn headers(status: StatusCode, digest: &Digest, length: u64) -> axum::http::resp
     base()
         .status(status)
         .header(header::CONTENT_LENGTH, length)
-        .header(header::CONTENT_TYPE, "application/octet-stream")
         .header(header::ACCEPT_RANGES, "bytes")
         .header(header::ETAG, format!("\"{digest}\""))
         .header("docker-content-digest", digest.to_string())
 }
 
-fn body(source: Source, digest: Digest, range: Range<u64>, delivery: Delivery) -> Body {
+fn body(source: Source, digest: Digest, sections: Sections, delivery: Delivery) -> Body {
     let sent = Sent::new(&delivery, digest);
-    let parts = stream::try_unfold(
-        (source, range, delivery, sent),
-        move |(mut source, range, delivery, mut sent)| async move {
-            if range.is_empty() {
-                return Ok::<Option<(Bytes, _)>, ReadBlobError>(None);
-            }
-            let frame = delivery.next(&mut source, &range).await.inspect_err(|error| {
-                debug!(blob.digest = %digest, %error, "a client's stream of {digest} ends early");
-                if source.is_complete() {
-                    delivery.suspicions.suspect(&digest, Instant::now());
+    let frames = stream::try_unfold(
+        (source, sections, delivery, sent),
+        move |(mut source, mut sections, delivery, mut sent)| async move {
+            let frame = match sections.next() {
+                None => return Ok::<Option<(Bytes, _)>, ReadBlobError>(None),
+                Some(Section::Text(text)) => text,
+                Some(Section::Blob(mut range)) => {
+                    let frame = delivery.next(&mut source, &range).await.inspect_err(|error| {
+                        debug!(blob.digest = %digest, %error, "a client's stream of {digest} ends early");
+                        if source.is_complete() {
+                            delivery.suspicions.suspect(&digest, Instant::now());
+                        }
+                    })?;
+                    delivery.pull.sent(frame.len());
+                    sent.bytes += frame.len() as u64;
+                    range.bytes.start += frame.len() as u64;
+                    sections.put_back(range);
+                    frame
                 }
-            })?;
-            delivery.pull.sent(frame.len());
-            sent.bytes += frame.len() as u64;
-            let rest = range.start + frame.len() as u64..range.end;
-            Ok(Some((frame, (source, rest, delivery, sent))))
+            };
+            Ok(Some((frame, (source, sections, delivery, sent))))
         },
     );
-    Body::from_stream(parts)
+    Body::from_stream(frames)
 }
 
 /// Bytes of a blob that a client gets, noted at the end of the body, wherever that is.
@@ -159,24 +168,24 @@ impl Source {
         matches!(self, Self::Suspect(_) | Self::Open(OpenBlob::Complete(_)))
     }
 
-    async fn extent(&mut self, range: Range<u64>) -> Result<Option<Extent>, ReadBlobError> {
+    async fn extent(&mut self, range: ReadRange) -> Result<Option<Extent>, ReadBlobError> {
         match self {
             Self::Open(open) => open.extent(range).await,
-            Self::Suspect(blob) => blob.extent(range),
+            Self::Suspect(blob) => blob.extent(range.bytes),
         }
     }
 
-    async fn ready(&mut self, offset: u64) -> Result<(), ReadBlobError> {
+    async fn ready(&mut self, range: ReadRange) -> Result<(), ReadBlobError> {
         match self {
-            Self::Open(open) => open.ready(offset).await,
+            Self::Open(open) => open.ready(range).await,
             Self::Suspect(_) => Ok(()),
         }
     }
 
-    async fn read(&mut self, range: Range<u64>) -> Result<Bytes, ReadBlobError> {
+    async fn read(&mut self, range: ReadRange) -> Result<Bytes, ReadBlobError> {
         match self {
             Self::Open(open) => open.read(range).await,
-            Self::Suspect(blob) => blob.read(range).await,
+            Self::Suspect(blob) => blob.read(range.bytes).await,
         }
     }
 }
@@ -197,19 +206,20 @@ impl Delivery {
     }
 
     /// The bytes to send next, from the start of `range`.
-    async fn next(&self, source: &mut Source, range: &Range<u64>) -> Result<Bytes, ReadBlobError> {
+    async fn next(&self, source: &mut Source, range: &ReadRange) -> Result<Bytes, ReadBlobError> {
+        let ReadRange { bytes, is_early } = range.clone();
         if let Some(sendfile) = &self.sendfile
-            && sendfile.takes(range.end - range.start)
+            && sendfile.takes(bytes.end - bytes.start)
             && let Some(extent) = source.extent(range.clone()).await?
         {
             extent.make_resident().await?;
             return Ok(stand_in(sendfile, extent));
         }
         // Room is taken for bytes that are there: a stream that waits for bytes holds none.
-        source.ready(range.start).await?;
+        source.ready(range.clone()).await?;
         let room = self.budget.take();
-        let end = range.end.min(range.start + room.bytes());
-        let bytes = source.read(range.start..end).await?;
+        let bytes = bytes.start..bytes.end.min(bytes.start + room.bytes());
+        let bytes = source.read(ReadRange { bytes, is_early }).await?;
         Ok(room.hold(bytes))
     }
 }

@@ -7,6 +7,7 @@ mod budget;
 mod error;
 mod list;
 mod manifest;
+mod multipart;
 mod name;
 mod range;
 mod response;

@@ -2,11 +2,9 @@
 //!
 //! No byte is read before the right is proven, and none of two fills is mixed: a reader that has read of one ends with it.
 
-use std::ops::Range;
-
 use bytes::Bytes;
 use piecemeal_proto::Digest;
-use piecemeal_store::{Blob, Extent, FillFailure, Filling, ReadBlobError, Repository};
+use piecemeal_store::{Blob, Extent, FillFailure, Filling, ReadBlobError, ReadRange, Repository};
 
 use super::{
     one::{Progress, Transfer},
@@ -65,16 +63,17 @@ impl OpenBlob {
         }
     }
 
-    /// Waits until there is a byte at `offset`.
+    /// Waits until the first byte of `range`, which is not empty, can be read.
     ///
     /// # Errors
     /// The reason why the transfer ended.
-    pub async fn ready(&mut self, offset: u64) -> Result<(), ReadBlobError> {
+    pub async fn ready(&mut self, range: impl Into<ReadRange>) -> Result<(), ReadBlobError> {
+        let range = range.into();
         loop {
             let Started::Filling(filling, transfer) = self.started().await? else {
                 return Ok(());
             };
-            let readable = filling.wait_readable(offset);
+            let readable = filling.wait_readable(range.clone());
             let Some(transfer) = transfer else {
                 return readable.await;
             };
@@ -111,9 +110,10 @@ impl OpenBlob {
     ///
     /// # Errors
     /// The reason why the transfer ended, or damage on disk.
-    pub async fn read(&mut self, range: Range<u64>) -> Result<Bytes, ReadBlobError> {
+    pub async fn read(&mut self, range: impl Into<ReadRange>) -> Result<Bytes, ReadBlobError> {
+        let range = range.into();
         match self.wait_for_first(&range).await? {
-            Started::Complete(blob) => blob.read(range).await,
+            Started::Complete(blob) => blob.read(range.bytes).await,
             Started::Filling(filling, _) => filling.read(range).await,
         }
     }
@@ -122,17 +122,18 @@ impl OpenBlob {
     ///
     /// # Errors
     /// As [`OpenBlob::read`].
-    pub async fn extent(&mut self, range: Range<u64>) -> Result<Option<Extent>, ReadBlobError> {
+    pub async fn extent(&mut self, range: impl Into<ReadRange>) -> Result<Option<Extent>, ReadBlobError> {
+        let range = range.into();
         match self.wait_for_first(&range).await? {
-            Started::Complete(blob) => blob.extent(range),
+            Started::Complete(blob) => blob.extent(range.bytes),
             Started::Filling(filling, _) => filling.extent(range).await,
         }
     }
 
     /// Waits for the first byte of `range`.
-    async fn wait_for_first(&mut self, range: &Range<u64>) -> Result<Started<'_>, ReadBlobError> {
-        if !range.is_empty() {
-            self.ready(range.start).await?;
+    async fn wait_for_first(&mut self, range: &ReadRange) -> Result<Started<'_>, ReadBlobError> {
+        if !range.bytes.is_empty() {
+            self.ready(range.clone()).await?;
         }
         if let Self::Filling { has_read, .. } = self {
             *has_read = true;

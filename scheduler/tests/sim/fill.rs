@@ -3,7 +3,11 @@
 //! A mirror's fill brings a blob, and so does that of a peer outside the swarm. Others bring what a lease of upstream names, or all that is missing. How many connections the
 //! fills of a node may use is the plan's.
 
-use std::{collections::BTreeMap, ops::Range, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+    time::Duration,
+};
 
 use piecemeal_peer::download::Ended as FetchEnded;
 use piecemeal_proto::{PieceSet, wire::Outcome};
@@ -98,20 +102,25 @@ impl World {
     /// A piece that a client waits for comes first: at the mirror, one of a peer that asked without a lease, or that the scheduler has told of.
     fn fill_facts(&self, filling: &Filling) -> Facts {
         let of_blob = (filling.blob, 0)..(filling.blob + 1, 0);
+        let landed = &self.nodes[filling.node].blobs[filling.blob].have;
         let awaited = self.awaited.range(of_blob.clone()).map(|(key, _)| key);
         let awaited = awaited.chain(self.waits_elsewhere.range(of_blob));
-        let awaited = awaited
-            .map(|(_, piece)| *piece)
-            .filter(|piece| filling.machine.lacks(*piece));
+        let awaited: BTreeSet<u32> = awaited.map(|(_, piece)| *piece).collect();
+        let awaited = awaited.into_iter().filter(|piece| !landed.contains(*piece));
         let connections = self.plan.connections;
         let fills = self.fills.values().filter(|other| other.node == filling.node).count();
         Facts {
             share: (connections / fills.max(1)).max(1),
             connection_rate: self.plan.wan / connections as u64,
             waited_for: match filling.node {
-                MIRROR => awaited.min(),
-                node => Some(self.nodes[node].blobs[filling.blob].prefix).filter(|piece| *piece < self.map.count()),
+                MIRROR => awaited.map(|piece| piece..piece + 1).collect(),
+                node => {
+                    let next = self.nodes[node].blobs[filling.blob].prefix;
+                    let reads = (next < self.map.count()).then(|| next..self.map.count());
+                    reads.into_iter().collect()
+                }
             },
+            landed: landed.clone(),
             has_readers: true,
         }
     }
@@ -151,6 +160,13 @@ impl World {
                 let progressed = false;
                 filling.bodies.insert(connection, Body { pieces, progressed });
                 self.send_upstream(fill, connection);
+            }
+            Action::MoveEnd { connection, end } => {
+                let end = self.map.piece_at(end).unwrap_or(self.map.count());
+                let filling = self.fills.get_mut(&fill).expect("it acts");
+                if let Some(body) = filling.bodies.get_mut(&connection) {
+                    body.pieces.end = end.max(body.pieces.start + 1);
+                }
             }
             Action::Finish => self.end_fill(fill, true),
             Action::Fail(_) => self.end_fill(fill, false),

@@ -11,6 +11,21 @@ use super::fills::failure::FillFailure;
 /// The most that one read returns, in bytes: enough to keep a disk busy, little enough to hold once per client.
 pub const READ_BYTES_MAX: u64 = 1024 * 1024;
 
+/// Bytes of a blob that a reader wants, and when it gets those of the blob's final piece.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadRange {
+    pub bytes: Range<u64>,
+    /// The reader checks a small part for itself: it gets bytes of the final piece once that has landed. All others wait for the proof of the
+    /// blob's digest.
+    pub is_early: bool,
+}
+
+impl From<Range<u64>> for ReadRange {
+    fn from(bytes: Range<u64>) -> Self {
+        Self { bytes, is_early: false }
+    }
+}
+
 /// Why bytes could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadBlobError {

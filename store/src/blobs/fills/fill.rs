@@ -283,18 +283,20 @@ impl Fill {
 /// Readers.
 impl Fill {
     /// The end of the bytes that a client may see from `start` on, looking no further than `bytes_max`; `start` itself when
-    /// it has to wait.
-    pub(crate) fn readable_end(&self, start: u64, bytes_max: u64) -> Result<u64, FillFailure> {
+    /// it has to wait. `is_early`: whether that includes a final piece which is not proven.
+    pub(crate) fn readable_end(&self, start: u64, bytes_max: u64, is_early: bool) -> Result<u64, FillFailure> {
         let state = self.state.lock();
         match &state.end {
             Some(End::Failed(why)) => Err(why.clone()),
-            _ => Ok(state.pieces.contiguous_end(start, bytes_max, state.is_proven)),
+            _ => Ok(state
+                .pieces
+                .contiguous_end(start, bytes_max, state.is_proven || is_early)),
         }
     }
 
-    /// Notes that a reader has no byte of `piece` since `since`, until [`Fill::end_wait`].
-    pub(crate) fn begin_wait(&self, piece: u32, since: Duration) -> u64 {
-        self.state.lock().waits.begin(piece, since)
+    /// Notes that a reader of these pieces has no byte of the first one since `since`, until [`Fill::end_wait`].
+    pub(crate) fn begin_wait(&self, pieces: Range<u32>, since: Duration) -> u64 {
+        self.state.lock().waits.begin(pieces, since)
     }
 
     pub(crate) fn end_wait(&self, id: u64) {
@@ -312,7 +314,7 @@ impl Fill {
         self.state.lock().waits.note_elsewhere(piece);
     }
 
-    /// The pieces that are waited for and have not landed: see [`Waits::pieces`].
+    /// The pieces that readers need whose first one has not landed, and those that clients elsewhere do: see [`Waits::pieces`].
     pub(crate) fn waited_for(&self) -> Vec<Range<u32>> {
         let state = self.state.lock();
         state.waits.pieces(state.pieces.landed())

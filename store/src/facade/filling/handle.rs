@@ -1,8 +1,8 @@
 //! Handle of writers and readers to a blob that is being filled.
 //!
 //! Clients see it through [`Filling::read`], which withholds the blob's final piece until the whole is proven: a client that
-//! got everything but the end cannot mistake a bad blob for a good one. Other peers see it through [`Filling::read_piece`]:
-//! they verify each piece and prove the blob themselves.
+//! got everything but the end cannot mistake a bad blob for a good one. Only an early range, a small part, gets it as soon as it has landed.
+//! Other peers see it through [`Filling::read_piece`]: they verify each piece and prove the blob themselves.
 
 use std::{
     io,
@@ -148,8 +148,8 @@ impl Filling {
         self.fill_state().wanted()
     }
 
-    /// The pieces that are not here and that a reader waits for right now or a client of another daemon, ascending: the lowest of them, 64 at
-    /// the most.
+    /// The pieces that are not here yet and that a reader needs which waits right now, or a client of another daemon, by their first piece: the
+    /// lowest of them, each only once, 64 at the most.
     pub fn waited_for(&self) -> Vec<Range<u32>> {
         self.fill_state().waited_for()
     }

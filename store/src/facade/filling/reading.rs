@@ -10,7 +10,7 @@ use super::handle::{Filling, HeldFill, Seat};
 use crate::{
     blobs::{
         fills::{failure::FillFailure, fill::Fill},
-        read::{ReadBlobError, check_range},
+        read::{ReadBlobError, ReadRange, check_range},
     },
     disk::{
         blocking::blocking,
@@ -22,32 +22,32 @@ use crate::{
 impl Filling {
     /// Reads as a client may: waits until the range's first byte is here, and returns the bytes from there without a
     /// gap: at least one byte, at most [`crate::READ_BYTES_MAX`]. The blob's final piece counts as here once the blob is
-    /// proven. An empty range is an empty answer. Cancel safe.
+    /// proven, or for an early range once it has landed. An empty range is an empty answer. Cancel safe.
     ///
     /// # Errors
     /// [`ReadBlobError`]: `Abandoned` when the fill fails, even for bytes that are here.
-    pub async fn read(&self, range: Range<u64>) -> Result<Bytes, ReadBlobError> {
-        let range = self.readable(range).await?;
+    pub async fn read(&self, range: impl Into<ReadRange>) -> Result<Bytes, ReadBlobError> {
+        let range = self.readable(range.into()).await?;
         if range.is_empty() {
             return Ok(Bytes::new());
         }
         self.read_file(range).await
     }
 
-    /// Waits until a client may see the byte at `offset`, which lies within the blob. Cancel safe.
+    /// Waits until a client may see the first byte of `range`, which lies within the blob. Cancel safe.
     ///
     /// # Errors
     /// As [`Filling::read`].
-    pub async fn wait_readable(&self, offset: u64) -> Result<(), ReadBlobError> {
-        self.readable(offset..offset + 1).await.map(drop)
+    pub async fn wait_readable(&self, range: impl Into<ReadRange>) -> Result<(), ReadBlobError> {
+        self.readable(range.into()).await.map(drop)
     }
 
     /// As [`Filling::read`], but says where the bytes lie instead of reading them. `None` where they can only be read.
     ///
     /// # Errors
     /// As [`Filling::read`].
-    pub async fn extent(&self, range: Range<u64>) -> Result<Option<Extent>, ReadBlobError> {
-        let range = self.readable(range).await?;
+    pub async fn extent(&self, range: impl Into<ReadRange>) -> Result<Option<Extent>, ReadBlobError> {
+        let range = self.readable(range.into()).await?;
         Ok(self.extent_of(range))
     }
 
@@ -72,8 +72,9 @@ impl Filling {
     }
 
     /// Waits for the first byte of `range`; returns the part of it that a client may see without a gap.
-    async fn readable(&self, range: Range<u64>) -> Result<Range<u64>, ReadBlobError> {
-        let range = check_range(range, self.map().blob_bytes())?;
+    async fn readable(&self, ReadRange { bytes, is_early }: ReadRange) -> Result<Range<u64>, ReadBlobError> {
+        let last = bytes.end.checked_sub(1).and_then(|last| self.map().piece_at(last));
+        let range = check_range(bytes, self.map().blob_bytes())?;
         let Some(piece) = self.map().piece_at(range.start).filter(|_| !range.is_empty()) else {
             return Ok(range.start..range.start);
         };
@@ -88,7 +89,7 @@ impl Filling {
             }
             let end = self
                 .fill_state()
-                .readable_end(range.start, range.end - range.start)
+                .readable_end(range.start, range.end - range.start, is_early)
                 .map_err(ReadBlobError::Abandoned)?;
             if end > range.start {
                 break end;
@@ -96,7 +97,8 @@ impl Filling {
             if self.fill_state().has_passed(piece) {
                 return Err(ReadBlobError::Passed);
             }
-            waiting.get_or_insert_with(|| Waiting::new(&self.live, piece));
+            waiting
+                .get_or_insert_with(|| Waiting::new(&self.live, piece..last.map_or(piece, |last| last.max(piece)) + 1));
             changes.changed().await.expect("the sender is in our own handle");
         };
         drop(waiting);
@@ -166,7 +168,7 @@ impl Filling {
             if self.fill_state().has_passed(index) {
                 return Err(ReadBlobError::Passed);
             }
-            waiting.get_or_insert_with(|| Waiting::new(&self.live, index));
+            waiting.get_or_insert_with(|| Waiting::new(&self.live, index..index + 1));
             changes.changed().await.expect("the sender is in our own handle");
         }
     }
@@ -223,11 +225,11 @@ struct Waiting<'a> {
 }
 
 impl<'a> Waiting<'a> {
-    fn new(live: &'a HeldFill, piece: u32) -> Self {
+    fn new(live: &'a HeldFill, pieces: Range<u32>) -> Self {
         let since = live.shared.index.monotonic();
         Self {
             fill: &live.handle.fill,
-            id: live.handle.fill.begin_wait(piece, since),
+            id: live.handle.fill.begin_wait(pieces, since),
         }
     }
 }
