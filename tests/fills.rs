@@ -306,9 +306,9 @@ fn a_range_far_into_a_cold_blob_is_filled_next_through_a_peer_too_with_a_schedul
             "{sent} bytes: it waited for most that comes before it"
         );
         assert!(story.get(PEER, &layer.digest).body == layer.bytes);
+        // What was on its way over a connection that gave its end to another is lost.
         let sent = story.upstream.body_bytes(&layer.digest);
-        // A body that stops before its end has something under way: what the kernels of both sides hold.
-        assert!(sent <= layer.size + (4 << 20), "{sent} bytes for {}", layer.size);
+        assert!(sent <= layer.size + (8 << 20), "{sent} bytes: more than one copy");
         drop(story.cluster.scheduler.take());
     }
 }
@@ -339,8 +339,9 @@ fn what_clients_have_left_gives_way_to_what_a_client_waits_for_and_comes_afterwa
     );
     for layer in left {
         story.until("what was left is here", || story.cached(&layer.digest).is_file());
-        assert_eq!(story.upstream.body_bytes(&layer.digest), layer.size);
     }
+    let (all, size) = (sent(), left.iter().map(|layer| layer.size).sum::<u64>());
+    assert!(all <= size + (16 << 20), "{all} bytes for {size}: more than one copy");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::{
 
 use piecemeal_proto::{
     FillId, PieceMap, PieceSet, SignedPieceHashes,
-    wire::{Lease, Outcome},
+    wire::{Lease, Outcome, WAITING_MAX},
 };
 
 use super::{
@@ -27,6 +27,8 @@ use super::{
 pub(super) const TICK: Duration = Duration::from_millis(250);
 /// A client without a byte for this long is reported, so that its piece comes before rarer ones.
 pub(super) const WAITING_AFTER: Duration = Duration::from_secs(1);
+/// The most pieces that are reported of one client that has jumped: it reads on from there.
+const JUMP_PIECES_MAX: usize = 8;
 /// Between questions to a mirror that does not answer.
 pub(super) const REOPEN_DELAY: Duration = Duration::from_millis(500);
 /// Between a want that the scheduler has refused and the next one, with a new grant: doubling from the first to the last.
@@ -351,7 +353,8 @@ impl Download {
         }
         if now >= self.direct_after {
             let size = self.sources.mode(facts, self.idle(now)).direct_window;
-            if let Some(piece) = self.pieces.begin_request(size, &facts.waited_for) {
+            let waited_for: Vec<u32> = facts.waited_for.iter().map(|pieces| pieces.start).collect();
+            if let Some(piece) = self.pieces.begin_request(size, &waited_for) {
                 self.act(Action::FetchPiece(piece));
             }
         }
@@ -452,10 +455,14 @@ impl Download {
         let Some(next) = self.pieces.first_missing() else {
             return;
         };
-        self.jumps.retain(|piece, _| facts.waited_for.contains(piece));
+        let jumps = facts.waited_for.iter().filter(|pieces| pieces.start > next);
+        let ahead = |pieces: &Range<u32>| pieces.clone().take(JUMP_PIECES_MAX);
+        let missing = |piece: &u32| *piece < self.map.count() && !self.pieces.has(*piece);
+        let jumps: Vec<u32> = jumps.flat_map(ahead).filter(missing).take(WAITING_MAX).collect();
+        self.jumps.retain(|piece, _| jumps.contains(piece));
         let is_due = |at: &Duration| now.saturating_sub(*at) >= WAITING_AFTER;
-        for &piece in facts.waited_for.iter().filter(|piece| **piece > next) {
-            if !self.pieces.has(piece) && self.jumps.get(&piece).is_none_or(is_due) {
+        for piece in jumps {
+            if self.jumps.get(&piece).is_none_or(is_due) {
                 self.jumps.insert(piece, now);
                 self.act(Action::SendWaiting(piece));
             }

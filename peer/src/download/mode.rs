@@ -23,8 +23,8 @@ pub struct Facts {
     pub mirror_lost: Option<Duration>,
     /// How long the mirror may be lost before upstream is asked.
     pub mirror_grace: Duration,
-    /// The lowest missing pieces that clients wait for, ascending.
-    pub waited_for: Vec<u32>,
+    /// The pieces that clients want to read: each range from the missing piece that its client waits for, ascending.
+    pub waited_for: Vec<Range<u32>>,
     /// The client that waits longest: the piece that it needs, and for how long it has received no byte.
     pub longest_wait: Option<(u32, Duration)>,
     /// An unstored blob has clients. A stored one counts as read.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use piecemeal_proto::{
     PieceSet,
-    wire::{Lease, Outcome},
+    wire::{Lease, Outcome, WAITING_MAX},
 };
 
 use super::{
@@ -37,7 +37,7 @@ fn leases_bring_the_blob_and_nothing_is_asked_for_besides() {
 fn without_a_scheduler_pieces_are_asked_for_in_order_four_at_a_time_and_the_readers_first() {
     let mut story = Story::begin(scheduler_silent);
     assert_eq!(story.direct, [0, 1, 2, 3]);
-    story.facts.waited_for = vec![30];
+    story.facts.waited_for = vec![30..31];
     story.settle();
     assert_eq!(story.direct, [0, 1, 2, 3, 30]);
     while let Some(piece) = story.direct.first().copied() {
@@ -57,27 +57,39 @@ fn waits(story: &Story) -> Vec<u32> {
 #[test]
 fn a_client_that_jumps_is_reported_at_once_and_one_that_reads_on_is_not() {
     let mut story = Story::begin(|_, _| {});
-    story.facts.waited_for = vec![0];
+    story.facts.waited_for = vec![0..40];
     story.after(TICK);
     assert!(waits(&story).is_empty(), "the first missing piece comes next");
-    story.facts.waited_for = vec![0, 30, 35];
+    story.facts.waited_for = vec![0..40, 30..32, 35..36];
     story.after(TICK);
-    assert_eq!(waits(&story), [30, 35]);
+    assert_eq!(waits(&story), [30, 31, 35]);
     story.after(WAITING_AFTER - TICK);
-    assert_eq!(waits(&story), [30, 35]);
+    assert_eq!(waits(&story), [30, 31, 35]);
     story.after(TICK);
-    assert_eq!(waits(&story), [30, 35, 30, 35], "reported again after a second");
+    assert_eq!(waits(&story), [30, 31, 35, 30, 31, 35], "reported again after a second");
+}
+
+#[test]
+fn of_clients_that_have_jumped_only_so_many_pieces_are_reported() {
+    let mut story = Story::begin(|_, _| {});
+    story.facts.waited_for = (1..PIECES).map(|piece| piece..PIECES).collect();
+    story.after(TICK);
+    assert_eq!(waits(&story).len(), WAITING_MAX);
+    let mut one = Story::begin(|_, _| {});
+    one.facts.waited_for = vec![20..PIECES];
+    one.after(TICK);
+    assert_eq!(waits(&one), (20..28).collect::<Vec<_>>(), "it reads on");
 }
 
 #[test]
 fn a_jump_near_the_end_of_what_is_nearly_here_is_reported_until_it_has_landed() {
     let mut story = Story::begin(|beginning, _| (0..36).for_each(|piece| _ = beginning.landed.insert(piece)));
-    story.facts.waited_for = vec![39];
+    story.facts.waited_for = vec![39..40];
     story.after(TICK);
     assert_eq!(waits(&story), [39]);
     story.lease(1, 39, 1);
     story.end_lease(1, Outcome::Done, 1);
-    story.facts.waited_for = vec![36];
+    story.facts.waited_for = vec![36..40];
     story.after(WAITING_AFTER + TICK);
     assert_eq!(waits(&story), [39], "it is here, and piece 36 comes next");
 }

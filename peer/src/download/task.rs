@@ -370,7 +370,7 @@ impl Task {
             scheduler_up: self.parts.session.as_ref().is_some_and(Session::is_up),
             mirror_lost: self.parts.mirror.as_ref().and_then(MirrorClient::lost_for),
             mirror_grace: self.parts.mirror_grace.get(),
-            waited_for: self.filling.waited_for().iter().map(|pieces| pieces.start).collect(),
+            waited_for: self.filling.waited_for(),
             longest_wait: self.filling.longest_wait(),
             has_readers: self.filling.has_readers(),
             is_attended: self.is_attended(),

@@ -239,7 +239,11 @@ impl World {
         let missing = self.story.store.missing().next().filter(|_| has_readers);
         // Clients read on, and one may have jumped ahead.
         let jump = self.story.store.missing().nth(self.random.random_range(0..8));
-        self.story.facts.waited_for = missing.into_iter().chain(jump.filter(|_| has_readers)).collect();
+        self.story.facts.waited_for = missing
+            .into_iter()
+            .chain(jump.filter(|_| has_readers))
+            .map(|piece| piece..PIECES)
+            .collect();
         self.story.facts.waited_for.dedup();
         self.story.facts.longest_wait = missing.map(|piece| (piece, Duration::ZERO));
         // A reader stays for long enough to be seen.

@@ -11,7 +11,7 @@ pub struct Facts {
     pub share: usize,
     /// The rate of one connection, in bytes a second; 0 while it is unknown.
     pub connection_rate: u64,
-    /// The pieces that clients want to read, of this daemon or of another, each range from the piece that its client waits for, ascending.
+    /// The pieces that clients want to read, of this daemon or of another: each range from the piece that its client waits for, ascending.
     pub waited_for: Vec<Range<u32>>,
     /// An unstored blob has clients. A stored one counts as read.
     pub has_readers: bool,

@@ -205,7 +205,7 @@ impl<'a> Task<'a> {
         if let Some(room) = self.room.filter(|_| !self.is_attended) {
             room.leave(|| upstream.limits().unattended(&right.caller));
         }
-        let is_turn = self.connections_max(&self.context.filling.landed()) > 0;
+        let is_turn = self.connections_max(&filling.landed()) > 0;
         self.turn
             .send_if_modified(|turn| std::mem::replace(turn, is_turn) != is_turn);
     }
@@ -213,8 +213,8 @@ impl<'a> Task<'a> {
     /// The connections that it may use now.
     fn connections_max(&self, landed: &PieceSet) -> usize {
         let missing_bytes = missing_bytes(self.context.filling.map(), landed);
-        self.share
-            .connections(missing_bytes, self.machine.busy(), self.is_attended)
+        let busy = self.machine.busy();
+        self.share.connections(missing_bytes, busy, self.is_attended)
     }
 
     fn step(&mut self, step: Step) {

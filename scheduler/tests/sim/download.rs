@@ -107,7 +107,7 @@ impl World {
             scheduler_up: state.member.is_some() && !is_silent,
             mirror_lost: lost.map(Duration::from_nanos),
             mirror_grace: self.plan.policy.mirror_grace,
-            waited_for: waits.into_iter().chain(jump).collect(),
+            waited_for: waits.into_iter().chain(jump).map(|piece| piece..piece + 1).collect(),
             longest_wait: waits.map(|piece| (piece, waited)),
             has_readers: true,
             is_attended: true,

@@ -102,24 +102,26 @@ impl World {
     /// A piece that a client waits for comes first: at the mirror, one of a peer that asked without a lease, or that the scheduler has told of.
     fn fill_facts(&self, filling: &Filling) -> Facts {
         let of_blob = (filling.blob, 0)..(filling.blob + 1, 0);
+        let landed = &self.nodes[filling.node].blobs[filling.blob].have;
         let awaited = self.awaited.range(of_blob.clone()).map(|(key, _)| key);
         let awaited = awaited.chain(self.waits_elsewhere.range(of_blob));
         let awaited: BTreeSet<u32> = awaited.map(|(_, piece)| *piece).collect();
+        let awaited = awaited.into_iter().filter(|piece| !landed.contains(*piece));
         let connections = self.plan.connections;
         let fills = self.fills.values().filter(|other| other.node == filling.node).count();
         Facts {
             share: (connections / fills.max(1)).max(1),
             connection_rate: self.plan.wan / connections as u64,
             waited_for: match filling.node {
-                MIRROR => awaited.into_iter().map(|piece| piece..piece + 1).collect(),
+                MIRROR => awaited.map(|piece| piece..piece + 1).collect(),
                 node => {
-                    let prefix = self.nodes[node].blobs[filling.blob].prefix;
-                    let waited_for = Some(prefix..prefix + 1).filter(|pieces| pieces.end <= self.map.count());
-                    waited_for.into_iter().collect()
+                    let next = self.nodes[node].blobs[filling.blob].prefix;
+                    let reads = (next < self.map.count()).then(|| next..self.map.count());
+                    reads.into_iter().collect()
                 }
             },
+            landed: landed.clone(),
             has_readers: true,
-            landed: self.nodes[filling.node].blobs[filling.blob].have.clone(),
         }
     }
 
@@ -160,12 +162,11 @@ impl World {
                 self.send_upstream(fill, connection);
             }
             Action::MoveEnd { connection, end } => {
-                let count = self.map.count();
+                let end = self.map.piece_at(end).unwrap_or(self.map.count());
                 let filling = self.fills.get_mut(&fill).expect("it acts");
-                let body = filling.bodies.get_mut(&connection).expect("its body is open");
-                // The piece that is on the WAN comes.
-                let end = self.map.piece_at(end).unwrap_or(count);
-                body.pieces.end = end.max(body.pieces.start + 1);
+                if let Some(body) = filling.bodies.get_mut(&connection) {
+                    body.pieces.end = end.max(body.pieces.start + 1);
+                }
             }
             Action::Finish => self.end_fill(fill, true),
             Action::Fail(_) => self.end_fill(fill, false),

@@ -340,7 +340,7 @@ impl Fill {
         self.state.lock().waits.note_elsewhere(piece);
     }
 
-    /// The pieces that readers need whose first one has not landed: see [`Waits::pieces`].
+    /// The pieces that readers need whose first one has not landed, and those that clients elsewhere do: see [`Waits::pieces`].
     pub(crate) fn waited_for(&self) -> Vec<Range<u32>> {
         let state = self.state.lock();
         state.waits.pieces(state.pieces.landed())

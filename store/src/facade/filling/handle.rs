@@ -169,8 +169,8 @@ impl Filling {
         self.fill_state().wanted()
     }
 
-    /// The pieces that are not here yet and that each [`Filling::read`] needs which waits right now, or a client of another daemon, by their
-    /// first piece: the lowest of them, each only once, 64 at the most.
+    /// The pieces that are not here yet and that a reader needs which waits right now, or a client of another daemon, by their first piece: the
+    /// lowest of them, each only once, 64 at the most.
     pub fn waited_for(&self) -> Vec<Range<u32>> {
         self.fill_state().waited_for()
     }
