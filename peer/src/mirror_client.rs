@@ -21,6 +21,8 @@ use url::Url;
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// An inlined blob of 64 KiB, in base64, and the rest of the answer.
 const ANSWER_BYTES_MAX: usize = 128 * 1024;
+/// As many as a mirror passes on.
+const CHALLENGES_MAX: usize = 16;
 
 /// Opens blobs at the mirror.
 #[derive(Clone)]
@@ -150,11 +152,14 @@ impl MirrorClient {
                 .and_then(|value| value.to_str().ok())
                 .map(str::to_owned)
         };
-        let (retry_after, challenge) = (header(header::RETRY_AFTER), header(header::WWW_AUTHENTICATE));
+        let retry_after = header(header::RETRY_AFTER);
+        let challenges = response.headers().get_all(header::WWW_AUTHENTICATE).iter();
+        let challenges = challenges.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+        let challenges = challenges.take(CHALLENGES_MAX).collect();
         let status = response.status();
         let body = read_answer(&mut response).await?;
         if status != StatusCode::OK {
-            return Err(refusal(status, challenge, retry_after, &body, at, digest));
+            return Err(refusal(status, challenges, retry_after, &body, at, digest));
         }
         let blob: NodeBlob = serde_json::from_slice(&body)
             .map_err(|error| PullError::BadGateway(format!("the mirror's answer cannot be read: {error}")))?;
@@ -225,7 +230,7 @@ async fn read_answer(response: &mut Response) -> Result<Vec<u8>, PullError> {
 
 fn refusal(
     status: StatusCode,
-    challenge: Option<String>,
+    challenges: Vec<String>,
     retry_after: Option<String>,
     body: &[u8],
     at: &Repository,
@@ -240,11 +245,11 @@ fn refusal(
     };
     match status {
         StatusCode::NOT_FOUND => PullError::Unknown(format!("{upstream} has no {}/{digest}", at.name)),
-        StatusCode::UNAUTHORIZED if challenge.is_none() => PullError::BadGateway(said()),
+        StatusCode::UNAUTHORIZED if challenges.is_empty() => PullError::BadGateway(said()),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => PullError::Denied {
             upstream,
             status: status.as_u16(),
-            challenge,
+            challenges,
         },
         StatusCode::MISDIRECTED_REQUEST => PullError::Loop(said()),
         StatusCode::TOO_MANY_REQUESTS => PullError::TooManyRequests { upstream, retry_after },

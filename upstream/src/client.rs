@@ -10,7 +10,7 @@ use reqwest::{
 
 use crate::{Caller, PullError, SOURCE_TIMEOUT};
 use crate::{
-    answer::{content_length, content_range, innermost, media_type, read_body, stated_digest, text},
+    answer::{content_length, content_range, innermost, list, media_type, read_body, stated_digest},
     endpoint::Endpoint,
     form::manifest_type,
     limits::SMALL_BODY_BYTES,
@@ -50,7 +50,7 @@ pub struct ManifestAnswer {
 /// A page of a list of tags or referrers.
 pub struct ListAnswer {
     pub bytes: Bytes,
-    /// `Link` to the next page, as upstream wrote it.
+    /// The links to other pages, as upstream wrote them.
     pub next: Option<String>,
     /// `OCI-Filters-Applied`.
     pub filters: Option<String>,
@@ -91,7 +91,7 @@ impl Upstream {
         let path = format!("manifests/{reference}");
         let response = self.ask(manifest_ask(&Method::GET, caller, at, &path)).await?;
         let media_type = media_type(&response);
-        let warning = text(response.headers(), WARNING);
+        let warning = list(response.headers(), WARNING);
         let stated = stated_digest(response.headers());
         let bytes = self.read_lookup(at, response, MANIFEST_BYTES_MAX).await?;
         let by_form = manifest_type(&bytes);
@@ -144,7 +144,7 @@ impl Upstream {
         }
         Ok(ManifestAnswer {
             digest,
-            warning: text(response.headers(), WARNING),
+            warning: list(response.headers(), WARNING),
         })
     }
 
@@ -279,9 +279,9 @@ impl Upstream {
             purpose: Purpose::List,
         };
         let response = self.ask(ask).await?;
-        let next = text(response.headers(), LINK);
-        let filters = text(response.headers(), HeaderName::from_static(FILTERS_APPLIED));
-        let warning = text(response.headers(), WARNING);
+        let next = list(response.headers(), LINK);
+        let filters = list(response.headers(), HeaderName::from_static(FILTERS_APPLIED));
+        let warning = list(response.headers(), WARNING);
         let bytes = self.read_lookup(at, response, LIST_BYTES_MAX).await?;
         Ok(ListAnswer {
             bytes,

@@ -20,7 +20,10 @@ use piecemeal_proto::{AuthorityPublic, NodeId};
 use piecemeal_store::Repository;
 use piecemeal_tls::{ServerRole, client_config};
 use prometheus_client::registry::Registry;
-use reqwest::{Certificate, ClientBuilder, Identity};
+use reqwest::{
+    Certificate, ClientBuilder, Identity,
+    header::{ACCEPT_ENCODING, HeaderMap, HeaderValue},
+};
 use url::Url;
 
 use crate::{Caller, ClientConfig, LiveDuration, NodeIdentity, PullError, UpstreamConfig};
@@ -36,6 +39,7 @@ use crate::{
     rewrite::{RewriteRule, Rewrites},
     routes::{Recipe, Routes, Rules},
     site_credentials::SiteCredentials,
+    token_servers::TokenServers,
     upstream::Upstream,
     verdicts::Verdicts,
 };
@@ -46,6 +50,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// A peer asks its mirror more often than the mirror asks upstream, so that both together remember little longer than one alone.
 const AT_MIRROR_DIVISOR: u32 = 30;
+/// The most header fields of one answer: registries behind several proxies send more than a hundred.
+const ANSWER_HEADERS_MAX: usize = 512;
 /// The most registries that the names with a `*` stand for at one time.
 const WILD_MAX: NonZeroUsize = NonZeroUsize::new(256).expect("more than none");
 
@@ -74,6 +80,8 @@ pub fn mirror_http_client(authority: AuthorityPublic) -> reqwest::Client {
 }
 
 fn client_builder() -> ClientBuilder {
+    // A digest is of the bytes as they are: without it, some proxies compress whatever they pass on.
+    let unencoded = (ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(CONNECT_TIMEOUT)
@@ -81,6 +89,8 @@ fn client_builder() -> ClientBuilder {
         .pool_idle_timeout(Duration::from_secs(60))
         .tcp_nodelay(true)
         .http1_only()
+        .http1_max_headers(ANSWER_HEADERS_MAX)
+        .default_headers(HeaderMap::from_iter([unencoded]))
         .user_agent(concat!("piecemeal/", env!("CARGO_PKG_VERSION")))
 }
 
@@ -256,6 +266,7 @@ impl Maker {
             routes,
             token_servers: config.token_servers.clone(),
             tokens: Tokens::default(),
+            asked_for_tokens: TokenServers::default(),
             breakers: CircuitBreakers::default(),
             verdicts: Verdicts::default(),
             public: PublicManifests::new(random()),
