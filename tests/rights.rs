@@ -690,4 +690,6 @@ fn token_server_fails(lost: Tokens) {
         .filter(|request| request.target.starts_with("/token"))
         .count();
     println!("{when}: the token server was asked {asked} times");
+    // Not by each of the requests, of which there are dozens.
+    assert!(asked <= 12 || matches!(lost, Tokens::Told(503)), "{when}: {asked}");
 }

@@ -284,7 +284,12 @@ fn links(list: &str) -> Vec<(&str, &str)> {
 
 /// Whether a link with these parameters leads to the next page.
 fn is_next(parameters: &str) -> bool {
-    parameters.split(';').any(|parameter| {
+    let mut is_quoted = false;
+    let mut parameters = parameters.split(|character| {
+        is_quoted ^= character == '"';
+        character == ';' && !is_quoted
+    });
+    parameters.any(|parameter| {
         let (name, value) = parameter.split_once('=').unwrap_or_default();
         let mut relations = value.trim().trim_matches('"').split_whitespace();
         name.trim().eq_ignore_ascii_case("rel") && relations.any(|relation| relation.eq_ignore_ascii_case("next"))

@@ -19,6 +19,7 @@ use crate::{
     exchange::NoAnswer,
     home::is_home,
     led::is_of_registry,
+    rate_limit::{limited, settle},
     reach::SILENCE,
     reachable::Zone,
     redirect,
@@ -156,7 +157,7 @@ impl Upstream {
             let pass = self.enter(&at, wallet, ask.purpose)?;
             response = self.fetch_led(ask, from, &at, &scope).await?;
             if let Some(pass) = pass {
-                self.settle(pass, &response);
+                settle(pass, &response, &self.led_host());
             }
         }
         Err(self.bad(ask.at, "too many redirects"))
@@ -257,7 +258,7 @@ impl Upstream {
     ) -> Result<Response, PullError> {
         let upstream = self.name.clone();
         let whom = match led {
-            Some(_) => format!("a host that {upstream} redirects to"),
+            Some(_) => self.led_host(),
             None => upstream.clone(),
         };
         match response.status() {
@@ -293,7 +294,7 @@ impl Upstream {
             StatusCode::MISDIRECTED_REQUEST => Err(PullError::Loop(format!(
                 "{upstream} answered that the request has returned to the mirror that sent it: its URL leads to this mirror"
             ))),
-            StatusCode::TOO_MANY_REQUESTS => Err(self.limited(&response)),
+            StatusCode::TOO_MANY_REQUESTS => Err(limited(&response, &whom)),
             status if status.is_server_error() => Err(PullError::Unavailable(format!(
                 "{whom} answered {status} for {}/{}",
                 ask.at.name, ask.path
@@ -315,6 +316,10 @@ impl Upstream {
             ))),
             status => Err(self.bad(ask.at, &format!("status {status} for {}", ask.path))),
         }
+    }
+
+    fn led_host(&self) -> String {
+        format!("a host that {} redirects to", self.name)
     }
 
     /// Whether a client may get the challenge. It answers with its secrets, as it would without the mirror: over TLS at any token

@@ -22,6 +22,7 @@ use crate::{
     endpoint::Endpoint,
     exchange::NoAnswer,
     home::is_home,
+    rate_limit::{limited, settle},
     reach::DOUBT,
     reachable::Zone,
     upstream::Upstream,
@@ -129,10 +130,10 @@ impl Upstream {
             Err(PullError::Misled { .. }) => return Ok(None),
             response => response?,
         };
-        self.settle(pass, &response);
+        settle(pass, &response, &whom);
         match response.status() {
             status if status.is_success() => {}
-            StatusCode::TOO_MANY_REQUESTS => return Err(self.limited(&response)),
+            StatusCode::TOO_MANY_REQUESTS => return Err(limited(&response, &whom)),
             status if refuses_request(status) => return Ok(None),
             status => return Err(PullError::Unavailable(format!("{whom} answered {status}"))),
         }

@@ -287,7 +287,7 @@ async fn only_a_4xx_of_a_token_server_is_a_refusal_and_nothing_else_takes_a_righ
                     challenges,
                     ..
                 } if challenges.len() == 1 => Meaning::Refusal,
-                PullError::TooManyRequests { .. } => Meaning::Limit,
+                PullError::TooManyRequests { upstream, .. } if upstream.contains("token server") => Meaning::Limit,
                 PullError::Unavailable(why) if why.contains("token server 127.0.0.1") => Meaning::Unable,
                 PullError::BadGateway(why) if why.contains("token server 127.0.0.1") => Meaning::Nonsense,
                 _ => panic!("{when}"),
