@@ -45,7 +45,7 @@ pub use content::Content;
 pub use fill::{FillObserver, RegistrySource, pass};
 pub use foundation::{Foundation, Membership, PieceRules, StartProxyError};
 pub use front::{Admission, UpstreamNames, error_response};
-pub(crate) use front::{Front, front_router};
+pub(crate) use front::{Front, Logins, PassedBy, front_router};
 pub use item::Item;
 pub use lists::{List, ListQuery};
 pub use manifests::Manifests;

@@ -64,6 +64,11 @@ impl Home {
         }
     }
 
+    /// Has these lines for its machine's `/etc/hosts`.
+    pub fn take_hosts(&self, from: &Path) {
+        fs::copy(from, self.join(HOSTS)).expect("copying the machine's hosts");
+    }
+
     pub fn crane(&self, arguments: &[&str]) -> CommandOutcome {
         self.run(&go_tool("crane"), arguments)
     }
@@ -84,7 +89,16 @@ impl Home {
     }
 
     fn run(&self, program: &Path, arguments: &[&str]) -> CommandOutcome {
-        let mut command = self.netns.command(program.to_str().expect("the tools' path is text"));
+        let (program, hosts) = (program.to_str().expect("the tools' path is text"), self.join(HOSTS));
+        let mut command = if hosts.exists() {
+            // `ip netns exec` has made a mount namespace of the process's own.
+            let mut command = self.netns.command("sh");
+            command.args(["-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""]);
+            command.arg(hosts).arg(program);
+            command
+        } else {
+            self.netns.command(program)
+        };
         command
             .args(arguments)
             .current_dir(&self.dir)
@@ -95,5 +109,7 @@ impl Home {
     }
 }
 
+/// The machine's hosts, if it has any of its own.
+const HOSTS: &str = "hosts";
 /// The name that Docker's clients look for.
 const PASSWORDS: &str = "config.json";

@@ -24,6 +24,8 @@ mod led;
 mod limits;
 mod live;
 mod metrics;
+mod ping;
+mod pings;
 mod places;
 mod probe;
 mod public;

@@ -95,7 +95,12 @@ impl Upstream {
             }
             // A registry may keep its lists from those whom it serves images.
             Err(PullError::Unknown(_) | PullError::Denied { .. }) if ask.purpose == Purpose::List => {}
-            Err(error) => self.verdicts.refused(&who, &ask.at.name, ask.path, error, now),
+            Err(error) => {
+                if who == Who::Public && matches!(error, PullError::Denied { .. }) {
+                    self.pings.refused(now);
+                }
+                self.verdicts.refused(&who, &ask.at.name, ask.path, error, now);
+            }
         }
         result
     }
@@ -164,7 +169,12 @@ impl Upstream {
     }
 
     /// The credential to send before the registry challenges for one.
-    fn first_authorization(&self, url: &Url, wallet: &Wallet, scope: &str) -> Result<Option<Credential>, PullError> {
+    pub(crate) fn first_authorization(
+        &self,
+        url: &Url,
+        wallet: &Wallet,
+        scope: &str,
+    ) -> Result<Option<Credential>, PullError> {
         match wallet {
             Wallet::Holder(credential) => {
                 require_cover(url, self.allow_plain_credentials, &self.name)?;
@@ -177,7 +187,7 @@ impl Upstream {
         }
     }
 
-    async fn send(
+    pub(crate) async fn send(
         &self,
         endpoint: &Arc<Endpoint>,
         ask: Request<'_>,
@@ -249,7 +259,7 @@ impl Upstream {
     }
 
     /// `led`: the URL of the redirect's target that the answer comes from, when it does not come from the registry itself.
-    fn judge(
+    pub(crate) fn judge(
         &self,
         endpoint: &Endpoint,
         ask: Request<'_>,
