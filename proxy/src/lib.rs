@@ -59,4 +59,4 @@ pub use sizes::BlobSizes;
 pub use source::Source;
 pub(crate) use store_metrics::register_store;
 pub(crate) use transfer::Joining;
-pub use transfer::{Arrived, OpenBlob, Progress, Transfer, Transfers};
+pub use transfer::{Arrived, OpenBlob, Progress, ReadPieces, Transfer, Transfers};
