@@ -20,6 +20,8 @@ pub(super) struct Waits {
     elsewhere: VecDeque<u32>,
 }
 
+/// The most waits that are told at a time: more than a fill has connections.
+const TOLD_MAX: usize = 64;
 /// The most pieces that clients of other daemons are known to wait for: with more, the oldest comes in its turn.
 const ELSEWHERE_MAX: usize = 64;
 
