@@ -13,7 +13,7 @@ pub struct Reading {
     /// The offset of the first byte that it has asked for.
     from: Option<u64>,
     /// Bytes that it has had of an earlier fill, which the present one has not brought yet.
-    had: Option<Had>,
+    had: Option<Box<Had>>,
 }
 
 /// Bytes that a reader has had, by the hashes of their pieces.
@@ -32,7 +32,7 @@ impl Reading {
         let bytes = self.from.unwrap_or(offset)..offset;
         if self.had.is_none() && !bytes.is_empty() {
             let filling = filling.witness();
-            self.had = Some(Had { filling, bytes });
+            self.had = Some(Box::new(Had { filling, bytes }));
         }
     }
 
