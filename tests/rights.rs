@@ -33,6 +33,9 @@ const ANSWER_OVER: Duration = Duration::from_millis(5200);
 const VERDICT_TTL: [&str; 2] = ["--verdict-ttl", "200ms"];
 const VERDICT_OVER: Duration = Duration::from_millis(300);
 
+/// What an anonymous client shows once it has a token.
+const ANONYMOUS: &str = "Bearer anonymous";
+
 /// The registry's behaviour at the moment.
 #[derive(Default)]
 struct Mood {
@@ -49,6 +52,15 @@ struct Mood {
     lists: Option<u16>,
     /// What is below `strangers/` is answered so.
     strangers: Option<Strangers>,
+    /// Anonymous requests need a token, and its server behaves so.
+    tokens: Option<Tokens>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Tokens {
+    Granted,
+    Told(u16),
+    Hang,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +75,18 @@ fn answer(mood: &Mood, request: &RecordedRequest) -> Option<Reply> {
     let told = |status| Some(Reply::short(status, "application/json", "{}"));
     if credential.is_some_and(|credential| credential.len() > LARGE) {
         return told(mood.too_large);
+    }
+    if let Some(tokens) = mood.tokens {
+        let is_granted = matches!(tokens, Tokens::Granted) && credential == Some(ANONYMOUS);
+        let realm = format!(r#"Bearer realm="http://{FAKE}/token",service="fake""#);
+        return match (path, tokens) {
+            ("/token", Tokens::Granted) => Some(Reply::short(200, "application/json", r#"{"token":"anonymous"}"#)),
+            ("/token", Tokens::Told(status)) => told(status),
+            ("/token", Tokens::Hang) => Some(Reply::short(200, "application/json", "{}").late(LATE)),
+            _ if is_granted && !path.starts_with("/v2/private/") => None,
+            _ if credential.is_some_and(|shown| mood.accepted.contains(shown)) => None,
+            _ => told(401).map(|reply| reply.header("WWW-Authenticate", realm)),
+        };
     }
     if path == "/v2/" {
         return None;
@@ -631,4 +655,56 @@ fn an_outage_costs_no_caller_more_than_the_first_and_a_healthy_registry_is_asked
         assert!(took < Duration::from_millis(most), "{number}: {took:?}");
         thread::sleep(Duration::from_millis(300));
     }
+}
+
+#[test]
+fn while_a_token_server_is_lost_what_is_here_is_served_after_one_wait_and_nothing_is_forgotten() {
+    // Side by side: each failure is remembered for a while.
+    thread::scope(|scope| {
+        for lost in [Tokens::Told(503), Tokens::Told(429), Tokens::Hang] {
+            scope.spawn(move || token_server_fails(lost));
+        }
+    });
+}
+
+fn token_server_fails(lost: Tokens) {
+    let story = Story::new(&VERDICT_TTL);
+    story.mood().tokens = Some(Tokens::Granted);
+    for port in [PEER, MIRROR] {
+        story.has_all(port, &story.public, None, "cold");
+        story.has_all(port, &story.private, Some(&alice()), "cold");
+    }
+    thread::sleep(VERDICT_OVER);
+    story.mood().tokens = Some(lost);
+    let when = format!("{lost:?}");
+    for round in 0..3 {
+        for port in [PEER, MIRROR] {
+            let asked = Instant::now();
+            let by_tag = story.ask(port, "library/app/manifests/v1", None);
+            let took = asked.elapsed();
+            println!("{when}, {round}, {port}: {took:?}");
+            assert_eq!(by_tag.status, 200, "{when}: {port}: {}", by_tag.text());
+            assert!(took < Duration::from_millis(3500), "{when}: {port}: {took:?}");
+            story.has_all(port, &story.public, None, &when);
+            story.has_all(port, &story.private, Some(&alice()), &when);
+        }
+        let cold = story.ask(MIRROR, "library/cold/manifests/v1", None);
+        let expected = if matches!(lost, Tokens::Told(429)) { 429 } else { 503 };
+        assert_eq!(cold.status, expected, "{when}: {}", cold.text());
+        story.has_nothing(MIRROR, None, &when);
+        if expected == 503 {
+            story.has_all(PEER, &story.private, None, &when);
+        } else {
+            story.has_nothing(PEER, None, &when);
+        }
+        thread::sleep(VERDICT_OVER);
+    }
+    let asked = story.upstream.recorded();
+    let asked = asked
+        .iter()
+        .filter(|request| request.target.starts_with("/token"))
+        .count();
+    println!("{when}: the token server was asked {asked} times");
+    // Not by each of the requests, of which there are dozens.
+    assert!(asked <= 12 || matches!(lost, Tokens::Told(503)), "{when}: {asked}");
 }

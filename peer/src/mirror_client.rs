@@ -26,6 +26,8 @@ use crate::download::Unopened;
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// An inlined blob of 64 KiB, in base64, and the rest of the answer.
 const ANSWER_BYTES_MAX: usize = 128 * 1024;
+/// As many as a mirror passes on.
+const CHALLENGES_MAX: usize = 16;
 
 /// Opens blobs at the mirror.
 #[derive(Clone)]
@@ -188,12 +190,15 @@ impl MirrorClient {
                 .and_then(|value| value.to_str().ok())
                 .map(str::to_owned)
         };
-        let (retry_after, challenge) = (header(header::RETRY_AFTER), header(header::WWW_AUTHENTICATE));
+        let retry_after = header(header::RETRY_AFTER);
+        let challenges = response.headers().get_all(header::WWW_AUTHENTICATE).iter();
+        let challenges = challenges.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+        let challenges = challenges.take(CHALLENGES_MAX).collect();
         let status = response.status();
         let reason = UnopenedReason::stated(response.headers());
         let body = read_answer(&mut response).await?;
         if status != StatusCode::OK {
-            let error = refusal(status, challenge, retry_after, &body, at, digest);
+            let error = refusal(status, challenges, retry_after, &body, at, digest);
             return Err(match (reason, error) {
                 (Some(UnopenedReason::Pending), PullError::Unavailable(said)) => PullError::Pending(said).into(),
                 (Some(UnopenedReason::UpstreamLost), error) => NotOpened {
@@ -282,7 +287,7 @@ async fn read_answer(response: &mut Response) -> Result<Vec<u8>, PullError> {
 
 fn refusal(
     status: StatusCode,
-    challenge: Option<String>,
+    challenges: Vec<String>,
     retry_after: Option<String>,
     body: &[u8],
     at: &Repository,
@@ -292,11 +297,11 @@ fn refusal(
     let said = || mirror_said(status, body);
     match status {
         StatusCode::NOT_FOUND => PullError::Unknown(format!("{upstream} has no {}/{digest}", at.name)),
-        StatusCode::UNAUTHORIZED if challenge.is_none() => PullError::BadGateway(said()),
+        StatusCode::UNAUTHORIZED if challenges.is_empty() => PullError::BadGateway(said()),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => PullError::Denied {
             upstream,
             status: status.as_u16(),
-            challenge,
+            challenges,
         },
         StatusCode::MISDIRECTED_REQUEST => PullError::Loop(said()),
         StatusCode::TOO_MANY_REQUESTS => PullError::TooManyRequests { upstream, retry_after },

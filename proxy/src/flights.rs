@@ -232,12 +232,12 @@ mod tests {
             0 => PullError::Denied {
                 upstream: said,
                 status: 401,
-                challenge: None,
+                challenges: Vec::new(),
             },
             1 => PullError::Denied {
                 upstream: said,
                 status: 403,
-                challenge: None,
+                challenges: Vec::new(),
             },
             2 => PullError::Unknown(said),
             3 => PullError::Rejected {

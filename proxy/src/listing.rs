@@ -263,16 +263,43 @@ fn read<'a, T: Deserialize<'a>>(at: &Repository, bytes: &'a [u8]) -> Result<T, P
 
 /// The path of the next page. Of upstream's own `Link` only the query counts: it leads nowhere else.
 fn next_path(answer: &ListAnswer, resource: &str) -> Option<String> {
-    let link = answer.next.as_deref()?;
-    let (target, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
-    if !parameters.replace(['"', ' '], "").contains("rel=next") {
-        return None;
-    }
+    let links = links(answer.next.as_deref()?);
+    let (target, _) = links.into_iter().find(|(_, parameters)| is_next(parameters))?;
     // Relative to anything: the host does not count.
     let url = Url::parse("http://registry.invalid/").ok()?.join(target).ok()?;
     let mut query = url::form_urlencoded::Serializer::new(String::new());
     query.extend_pairs(url.query_pairs().filter(|(key, _)| key != "ns"));
     Some(format!("{resource}?{}", query.finish()))
+}
+
+/// The links of a list, each with its target and its parameters. Source: RFC 8288, section 3.
+fn links(list: &str) -> Vec<(&str, &str)> {
+    let (mut links, mut rest) = (Vec::new(), list);
+    while let Some((target, after)) = rest.split_once('<').and_then(|(_, link)| link.split_once('>')) {
+        let mut is_quoted = false;
+        let end = after.find(|character| {
+            is_quoted ^= character == '"';
+            character == ',' && !is_quoted
+        });
+        let (parameters, next) = after.split_at(end.unwrap_or(after.len()));
+        links.push((target, parameters));
+        rest = next;
+    }
+    links
+}
+
+/// Whether a link with these parameters leads to the next page.
+fn is_next(parameters: &str) -> bool {
+    let mut is_quoted = false;
+    let mut parameters = parameters.split(|character| {
+        is_quoted ^= character == '"';
+        character == ';' && !is_quoted
+    });
+    parameters.any(|parameter| {
+        let (name, value) = parameter.split_once('=').unwrap_or_default();
+        let mut relations = value.trim().trim_matches('"').split_whitespace();
+        name.trim().eq_ignore_ascii_case("rel") && relations.any(|relation| relation.eq_ignore_ascii_case("next"))
+    })
 }
 
 /// At most `n` tags after `last`.
@@ -333,6 +360,21 @@ mod tests {
             (r#"<?n=2&last=x%26y>; rel="next""#, Some("tags/list?n=2&last=x%26y")),
             (r#"</v2/a/tags/list?n=2>; rel="prev""#, None),
             ("nonsense", None),
+            // Several links, of several fields or of one.
+            (
+                r#"</v2/a/tags/list?n=1&last=a>; rel="prev", </v2/a/tags/list?n=2&last=b>; rel="next""#,
+                Some("tags/list?n=2&last=b"),
+            ),
+            (
+                r#"<?last=a,b>; REL=Next, <?last=c>; rel="last""#,
+                Some("tags/list?last=a%2Cb"),
+            ),
+            (
+                r#"<?last=a>; title="b, <?last=c>; rel=next", <?last=d>; rel="prev next""#,
+                Some("tags/list?last=d"),
+            ),
+            (r#"<?last=a>; title="rel=next""#, None),
+            (r#"<?last=a>; rel="nextish", <"#, None),
         ];
         for (link, path) in cases {
             assert_eq!(next_path(&answer(link), "tags/list").as_deref(), path, "{link}");

@@ -10,7 +10,7 @@ use reqwest::{
 
 use crate::{Caller, PullError, SOURCE_TIMEOUT};
 use crate::{
-    answer::{content_length, content_range, innermost, is_text, media_type, read_body, stated_digest, text},
+    answer::{content_length, content_range, innermost, is_text, list, media_type, read_body, stated_digest},
     endpoint::Endpoint,
     form::{is_list, manifest_type},
     limits::SMALL_BODY_BYTES,
@@ -42,7 +42,7 @@ pub struct FetchedManifest {
 /// A page of a list of tags or referrers.
 pub struct ListAnswer {
     pub bytes: Bytes,
-    /// `Link` to the next page, as upstream wrote it.
+    /// The links to other pages, as upstream wrote them.
     pub next: Option<String>,
     /// `OCI-Filters-Applied`.
     pub filters: Option<String>,
@@ -244,8 +244,8 @@ impl Upstream {
             purpose: Purpose::List,
         };
         let response = self.ask(ask).await?;
-        let next = text(response.headers(), LINK);
-        let filters = text(response.headers(), HeaderName::from_static(FILTERS_APPLIED));
+        let next = list(response.headers(), LINK);
+        let filters = list(response.headers(), HeaderName::from_static(FILTERS_APPLIED));
         let (proof, note) = (Proof::of(&response), self.note_of(response.headers()));
         let bytes = self.read_lookup(at, response, LIST_BYTES_MAX).await?;
         if !is_list(&bytes) {

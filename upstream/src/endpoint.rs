@@ -1,24 +1,46 @@
-//! Endpoint: one of the addresses at which a registry answers, and its reachability.
+//! Endpoint: an address at which a registry or one of its token servers answers, and its reachability.
 //!
-//! Invariant: the path of its URL comes after `/v2/`, before the repository's name.
+//! Invariant: the path of a registry's URL comes after `/v2/`, before the repository's name.
 
 use tokio::sync::watch;
 use url::Url;
 
-use crate::reach::Reach;
+use crate::{reach::Reach, reachable::Zone};
 
-/// An address at which a registry answers.
+/// An address that answers requests.
 pub(crate) struct Endpoint {
-    /// Its path, if it has one, comes before every repository's name: so do caches that hold several registries name one.
+    /// Of a registry: its path, if it has one, comes before every repository's name: so do caches that hold several registries name
+    /// one. Of a token server: the whole question by which the daemon finds out whether it is there.
     pub(crate) url: Url,
+    /// The zone of the host that named it, when it is a token server.
+    pub(crate) led_from: Option<Zone>,
     pub(crate) reach: watch::Sender<Reach>,
 }
 
 impl Endpoint {
+    /// An address of a registry.
     pub(crate) fn new(url: Url) -> Self {
         Self {
             url,
+            led_from: None,
             reach: watch::Sender::default(),
+        }
+    }
+
+    /// A token server, which a host in `from` has named.
+    pub(crate) fn of_tokens(question: Url, from: Zone) -> Self {
+        Self {
+            led_from: Some(from),
+            ..Self::new(question)
+        }
+    }
+
+    /// Its name for messages.
+    pub(crate) fn whom(&self, upstream: &str) -> String {
+        match self.led_from {
+            None => upstream.to_owned(),
+            // Without the path, whose query may be a secret.
+            Some(_) => format!("{upstream}'s token server {}", self.url.host_str().unwrap_or_default()),
         }
     }
 

@@ -22,12 +22,12 @@ pub enum PullError {
     /// Upstream says that it does not exist. 404.
     #[error("{0}")]
     Unknown(String),
-    /// Upstream refuses this caller: 401 or 403, with its challenge.
+    /// Upstream refuses this caller: 401 or 403, with its challenges.
     #[error("{upstream} answered {status}")]
     Denied {
         upstream: String,
         status: u16,
-        challenge: Option<String>,
+        challenges: Vec<String>,
     },
     /// Upstream refuses this very request with another 4xx: for the size of its credential or of its path, say. That status.
     #[error("{upstream} answered {status} for {path}")]

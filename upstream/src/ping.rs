@@ -44,7 +44,7 @@ impl Upstream {
                 Err(PullError::Denied {
                     upstream: self.name.clone(),
                     status: StatusCode::UNAUTHORIZED.as_u16(),
-                    challenge: challenges.into_iter().next(),
+                    challenges,
                 })
             }
         }
@@ -112,7 +112,7 @@ impl Upstream {
             };
             let challenges = match self.judge_ping(endpoint, response) {
                 Ok(()) => Vec::new(),
-                Err(PullError::Denied { challenge, .. }) => challenge.into_iter().collect(),
+                Err(PullError::Denied { challenges, .. }) => challenges,
                 Err(_) => continue,
             };
             return question.answer(challenges, gives_tokens);
@@ -145,7 +145,7 @@ impl Upstream {
 
     fn judge_ping(&self, endpoint: &Endpoint, answer: Response) -> Result<(), PullError> {
         let at = self.no_repository();
-        match self.judge(endpoint, ping_ask(&Caller::default(), &at), answer, false) {
+        match self.judge(endpoint, ping_ask(&Caller::default(), &at), answer, None) {
             // A registry without a `/v2/` of its own asks for nothing there.
             Ok(_) | Err(PullError::Unknown(_)) => Ok(()),
             Err(error) => Err(error),

@@ -19,14 +19,20 @@ use url::Url;
 
 use crate::{ANSWER_TIMEOUT, PullError, SOURCE_TIMEOUT};
 use crate::{
-    answer::{innermost, is_page},
+    answer::{innermost, is_page, read_body},
     endpoint::Endpoint,
     exchange::mirror_unanswered,
     reach::{ANSWER_LIFE, DOUBT, RENEWAL, Reach, Reachability},
+    reachable::Zone,
     route::{PATIENCE_PROBE, patience},
     upstream::Upstream,
     wallet::Wallet,
 };
+
+/// The wait for a token server's status line: with the silence before it, less than the two seconds in which a client has its own.
+const TOKEN_PATIENCE: Duration = Duration::from_millis(1500);
+/// The most bytes of a token server's answer to a question.
+const QUESTION_BYTES_MAX: usize = 64 * 1024;
 
 /// A question that is under way. Dropped before it has an answer, as by a panic, it lets the next caller ask again.
 struct Question {
@@ -122,16 +128,20 @@ impl Upstream {
     }
 
     fn answered(&self, question: Question, lost: Option<PullError>) {
+        let whom = question.endpoint.whom(&self.name);
         let is_news = question.end(lost.clone(), Instant::now());
         match lost {
-            Some(error) if is_news => warn!(upstream = self.name, %error, "{} is unreachable: {error}", self.name),
-            None if is_news => info!(upstream = self.name, "{} is reachable again", self.name),
+            Some(error) if is_news => warn!(upstream = self.name, %error, "{whom} is unreachable: {error}"),
+            None if is_news => info!(upstream = self.name, "{whom} is reachable again"),
             _ => {}
         }
     }
 
     /// Whether the endpoint answers. A peer need not probe beyond its mirror, which itself knows whether the WAN is there.
     async fn ask_itself(&self, endpoint: &Endpoint) -> Result<(), PullError> {
+        if let Some(from) = endpoint.led_from {
+            return self.question_token_server(endpoint, from).await;
+        }
         let questioned = match self.node {
             None => self.public.questioned(),
             Some(_) => Vec::new(),
@@ -199,11 +209,45 @@ impl Upstream {
     ) -> Result<Option<reqwest::header::HeaderValue>, PullError> {
         let asked = self.answer_challenge(endpoint, response, &Wallet::Public, scope);
         match tokio::time::timeout(ANSWER_TIMEOUT, asked).await {
-            Ok(Ok(token)) => Ok(token.map(|token| token.header())),
+            Ok(Ok(credential)) => Ok(credential.map(|credential| credential.header())),
             // A 429 is an answer.
             Ok(Err(PullError::TooManyRequests { .. })) => Ok(None),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(self.silent("token server", ANSWER_TIMEOUT)),
+        }
+    }
+
+    /// Any answer but a 5xx shows that the token server is there. The request goes on when its answer comes too late, so that the next
+    /// one finds a connection: over some links it takes longer to make one than to use it.
+    async fn question_token_server(&self, server: &Endpoint, from: Zone) -> Result<(), PullError> {
+        let whom = server.whom(&self.name);
+        let (route, url) = (self.route_to(from, &server.url)?, server.url.clone());
+        let asked = tokio::spawn(async move {
+            let request = |client: &Client| client.get(url.clone()).timeout(SOURCE_TIMEOUT);
+            let response = route.send(tokio::time::sleep(PATIENCE_PROBE), request).await?;
+            let status = response.status();
+            // Read to its end, so that the connection can be reused.
+            let _ = read_body(response, QUESTION_BYTES_MAX).await;
+            Ok::<_, reqwest::Error>(status)
+        });
+        let is_receiving = || self.concurrency.received_within(ANSWER_TIMEOUT);
+        let answer = tokio::select! {
+            answer = asked => answer,
+            () = patience(TOKEN_PATIENCE, SOURCE_TIMEOUT, is_receiving) => {
+                let waited = TOKEN_PATIENCE.as_millis();
+                return Err(PullError::Unavailable(format!("{whom} does not answer: no answer within {waited} ms")));
+            }
+        };
+        match answer {
+            Ok(Ok(status)) if status.is_server_error() => {
+                Err(PullError::Unavailable(format!("{whom} answered {status}")))
+            }
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(PullError::Unavailable(format!(
+                "{whom} does not answer: {}",
+                innermost(&error)
+            ))),
+            Err(_) => Err(PullError::Unavailable(format!("the question to {whom} broke off"))),
         }
     }
 

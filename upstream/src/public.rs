@@ -32,6 +32,11 @@ impl PublicManifests {
         }
     }
 
+    /// A repository that does not exist, by a name that no caller knows.
+    pub(crate) fn made_up(&self) -> &str {
+        &self.made_up
+    }
+
     /// The manifests that a question names; none as long as no manifest is known to be public.
     pub(crate) fn questioned(&self) -> Vec<(String, String)> {
         let mut questioned = self.known.lock().clone();

@@ -22,31 +22,40 @@ const RETRY_AFTER_BYTES_MAX: usize = 64;
 impl Upstream {
     /// A credential that has used up a host's limit for one kind blocks no other credential, kind or host.
     pub(crate) fn enter(&self, host: &Url, wallet: &Wallet, purpose: Purpose) -> Result<Option<Permit<'_>>, PullError> {
+        // A mirror keeps the limits of its upstreams itself, and serves what it has: one 429 says nothing about another request.
+        if self.node.is_some() {
+            return Ok(None);
+        }
         let pass = |kind| self.breakers.enter(host, wallet.who(), kind, Instant::now());
         purpose.kind().map(pass).transpose()
     }
 
-    /// Updates the breaker by a host's answer.
+    /// Updates the breaker by the registry's answer.
     pub(crate) fn settle(&self, pass: Permit<'_>, response: &Response) {
-        match response.status() {
-            StatusCode::TOO_MANY_REQUESTS => {
-                let retry_after = text(response.headers(), RETRY_AFTER);
-                let pause = retry_after.as_deref().and_then(seconds).unwrap_or(BUSY_PAUSE);
-                pass.open(self.limited(response), pause, Instant::now());
-            }
-            // Answers by the host itself to a request that it has counted.
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => pass.close(),
-            status if status.is_success() || status.is_redirection() => pass.close(),
-            _ => {}
-        }
+        settle(pass, response, &self.name);
     }
+}
 
-    /// A 429.
-    pub(crate) fn limited(&self, response: &Response) -> PullError {
-        PullError::TooManyRequests {
-            upstream: self.name.clone(),
-            retry_after: text(response.headers(), RETRY_AFTER).and_then(within_reason),
+/// Updates the breaker by the answer of the host `whom`.
+pub(crate) fn settle(pass: Permit<'_>, response: &Response, whom: &str) {
+    match response.status() {
+        StatusCode::TOO_MANY_REQUESTS => {
+            let retry_after = text(response.headers(), RETRY_AFTER);
+            let pause = retry_after.as_deref().and_then(seconds).unwrap_or(BUSY_PAUSE);
+            pass.open(limited(response, whom), pause, Instant::now());
         }
+        // Answers by the host itself to a request that it has counted.
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => pass.close(),
+        status if status.is_success() || status.is_redirection() => pass.close(),
+        _ => {}
+    }
+}
+
+/// A 429 of the host `whom`.
+pub(crate) fn limited(response: &Response, whom: &str) -> PullError {
+    PullError::TooManyRequests {
+        upstream: whom.to_owned(),
+        retry_after: text(response.headers(), RETRY_AFTER).and_then(within_reason),
     }
 }
 

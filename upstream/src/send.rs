@@ -11,16 +11,18 @@ use url::Url;
 
 use crate::{Credential, PullError, SOURCE_TIMEOUT};
 use crate::{
-    answer::{is_page, read_body, text},
-    auth::Challenge,
+    answer::{encoding, is_page, read_body, refuses_request},
     breaker::Permit,
+    challenge::{Challenge, challenges},
     cover::require_cover,
     endpoint::Endpoint,
     exchange::NoAnswer,
     head::Worth,
     home::is_home,
+    led::is_of_registry,
     mirror_answer,
     proof::Proof,
+    rate_limit::{limited, settle},
     reach::SILENCE,
     reachable::Zone,
     redirect,
@@ -34,8 +36,6 @@ use crate::{
 
 /// The size limit of a mirror's answer that asks for a new claim.
 const AGAIN_BYTES_MAX: usize = 64 * 1024;
-/// The longest challenge that is kept and passed on.
-const CHALLENGE_BYTES_MAX: usize = 4 * 1024;
 
 impl Upstream {
     /// Sends a request and follows redirects. The status is a success.
@@ -136,11 +136,15 @@ impl Upstream {
         if response.status() == StatusCode::UNAUTHORIZED {
             authorization = self.answer_challenge(endpoint, &response, wallet, &scope).await?;
             if authorization.is_some() {
-                let challenge = response.headers().get(WWW_AUTHENTICATE).cloned();
+                let first = response.headers().clone();
                 response = self.send(endpoint, ask, &url, authorization.as_ref()).await?;
-                // The client needs the challenge by which it gets a right of its own, not the error of the site's credential.
-                if let (StatusCode::UNAUTHORIZED, Some(challenge)) = (response.status(), challenge) {
-                    response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+                // The client needs the challenges by which it gets a right of its own, not the error of the site's credential.
+                if response.status() == StatusCode::UNAUTHORIZED {
+                    let headers = response.headers_mut();
+                    headers.remove(WWW_AUTHENTICATE);
+                    for challenge in first.get_all(WWW_AUTHENTICATE) {
+                        headers.append(WWW_AUTHENTICATE, challenge.clone());
+                    }
                 }
             }
         }
@@ -154,7 +158,8 @@ impl Upstream {
         }
         for _ in 0..redirect::REDIRECTS_MAX {
             if !response.status().is_redirection() || !response.headers().contains_key(LOCATION) {
-                return self.judge(endpoint, ask, response, at != url);
+                let led = (at != url).then_some(&at);
+                return self.judge(endpoint, ask, response, led);
             }
             // The farthest host of a redirect chain decides where it may lead.
             from = from.min(self.routes.zone(&at, &response));
@@ -163,7 +168,7 @@ impl Upstream {
             let pass = self.enter(&at, wallet, ask.purpose)?;
             response = self.fetch_led(ask, from, &at, &scope).await?;
             if let Some(pass) = pass {
-                self.settle(pass, &response);
+                settle(pass, &response, &self.led_host());
             }
         }
         Err(self.bad(ask.at, "too many redirects"))
@@ -264,31 +269,40 @@ impl Upstream {
         })
     }
 
-    /// `led_on`: the answer comes from a redirect's target, not from the registry itself.
+    /// `led`: the URL of the redirect's target that the answer comes from, when it does not come from the registry itself.
     pub(crate) fn judge(
         &self,
         endpoint: &Endpoint,
         ask: Request<'_>,
         mut response: Response,
-        led_on: bool,
+        led: Option<&Url>,
     ) -> Result<Response, PullError> {
         if ask.method == Method::HEAD {
-            let worth = self.worth_of_head(ask, &response, led_on);
+            let worth = self.worth_of_head(ask, &response, led.is_some());
             if worth != Worth::Stands {
                 response.extensions_mut().insert(worth);
                 return Ok(response);
             }
         }
-        let header = |name| text(response.headers(), name);
         let upstream = self.name.clone();
+        let whom = match led {
+            Some(_) => self.led_host(),
+            None => upstream.clone(),
+        };
         match response.status() {
             // A captive portal or a login page answers every request with 200 and a page. That proves no right.
             status if status.is_success() && is_page(response.headers()) => Err(self.bad(
                 ask.at,
                 &format!("an HTML page for {}: is there a login page in front of it?", ask.path),
             )),
-            status if status.is_success() => Ok(response),
-            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) if led_on => Err(self.bad(
+            status if status.is_success() => match encoding(response.headers()) {
+                Some(encoding) if ask.method == Method::GET => Err(self.bad(
+                    ask.at,
+                    &format!("a body in the encoding {encoding} for {}, although none was asked for: is there a proxy in front of it?", ask.path),
+                )),
+                _ => Ok(response),
+            },
+            status if led.is_some_and(|url| is_no_word(status, url)) => Err(self.bad(
                 ask.at,
                 &format!("a redirect to a host that answers {status} for {}", ask.path),
             )),
@@ -299,29 +313,31 @@ impl Upstream {
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => Err(PullError::Denied {
                 upstream,
                 status: status.as_u16(),
-                challenge: header(WWW_AUTHENTICATE).filter(|challenge| {
-                    challenge.len() <= CHALLENGE_BYTES_MAX && self.may_be_replayed(endpoint, challenge)
-                }),
+                challenges: challenges(response.headers())
+                    .into_iter()
+                    .filter(|challenge| self.may_be_replayed(endpoint, challenge))
+                    .map(|challenge| challenge.text)
+                    .collect(),
             }),
             StatusCode::MISDIRECTED_REQUEST => Err(PullError::Loop(format!(
                 "{upstream} answered that the request has returned to the mirror that sent it: its URL leads to this mirror"
             ))),
-            StatusCode::TOO_MANY_REQUESTS => Err(self.limited(&response)),
+            StatusCode::TOO_MANY_REQUESTS => Err(limited(&response, &whom)),
             status if status.is_server_error() => Err(PullError::Unavailable(format!(
-                "{upstream} answered {status} for {}/{}",
+                "{whom} answered {status} for {}/{}",
                 ask.at.name, ask.path
             ))),
             // The mirror chose the range of a resumed download, not its caller.
             StatusCode::RANGE_NOT_SATISFIABLE if ask.purpose == Purpose::Resume => {
                 Err(self.bad(ask.at, &format!("status 416 for the rest of {}", ask.path)))
             }
-            status if refuses_request(status) && !led_on => Err(PullError::Rejected {
+            status if refuses_request(status) && led.is_none() => Err(PullError::Rejected {
                 upstream,
                 status: status.as_u16(),
                 path: format!("{}/{}", ask.at.name, ask.path),
             }),
             StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY => Err(PullError::Unavailable(format!(
-                "{upstream} answered {} for {}/{}",
+                "{whom} answered {} for {}/{}",
                 response.status(),
                 ask.at.name,
                 ask.path
@@ -330,17 +346,21 @@ impl Upstream {
         }
     }
 
+    fn led_host(&self) -> String {
+        format!("a host that {} redirects to", self.name)
+    }
+
     /// Whether a client may get the challenge. It answers with its secrets, as it would without the mirror: over TLS at any token
     /// server that the registry names, and in the clear at the registry's own.
-    fn may_be_replayed(&self, endpoint: &Endpoint, challenge: &str) -> bool {
+    fn may_be_replayed(&self, endpoint: &Endpoint, challenge: &Challenge) -> bool {
         // A mirror has looked at it already, with the registry's own URL before it.
         let may = self.node.is_some()
-            || match Challenge::parse(challenge) {
+            || match challenge.bearer() {
                 Some(bearer) => bearer.token_url(&endpoint.url, "").is_some_and(|realm| {
                     realm.scheme() == "https" || is_home(&realm, &endpoint.url, &self.token_servers)
                 }),
                 // Of other schemes, those that name no place to go to.
-                None => !challenge.to_ascii_lowercase().contains("bearer"),
+                None => !challenge.names_bearer(),
             };
         if !may {
             self.withheld.call_once(|| {
@@ -356,12 +376,37 @@ impl Upstream {
     }
 }
 
-/// Whether a 4xx is about the request that it answers. A proxy's 407 is about the mirror, and some only say: not now.
-fn refuses_request(status: StatusCode) -> bool {
-    let others = [
-        StatusCode::PROXY_AUTHENTICATION_REQUIRED,
-        StatusCode::REQUEST_TIMEOUT,
-        StatusCode::TOO_EARLY,
-    ];
-    status.is_client_error() && !others.contains(&status)
+/// Whether a 4xx of a redirect's target says nothing about the content: the registry has just said that it is there, and no caller's
+/// credential went along. Another registry knows what it does not have; storage has lost it, or does not say.
+fn is_no_word(status: StatusCode, led: &Url) -> bool {
+    match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::MISDIRECTED_REQUEST => true,
+        StatusCode::NOT_FOUND => !is_of_registry(led),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_registry_says_that_something_does_not_exist() {
+        let storage = "https://s3.io/docker/registry/v2/blobs/sha256/00/data?X-Amz-Signature=0";
+        let registry = "https://ghcr.io/v2/team/app/manifests/v1";
+        for (url, status, expected) in [
+            (storage, 404, true),
+            (registry, 404, false),
+            (storage, 401, true),
+            (registry, 401, true),
+            (storage, 403, true),
+            (registry, 421, true),
+            (storage, 200, false),
+            (storage, 429, false),
+            (storage, 503, false),
+        ] {
+            let status = StatusCode::from_u16(status).unwrap();
+            assert_eq!(is_no_word(status, &url.parse().unwrap()), expected, "{status} {url}");
+        }
+    }
 }

@@ -20,7 +20,10 @@ use piecemeal_proto::{AuthorityPublic, Digest, NodeId};
 use piecemeal_store::Repository;
 use piecemeal_tls::{ServerRole, client_config};
 use prometheus_client::registry::Registry;
-use reqwest::ClientBuilder;
+use reqwest::{
+    ClientBuilder,
+    header::{ACCEPT_ENCODING, HeaderMap, HeaderValue},
+};
 use url::Url;
 
 use crate::{Caller, ClientConfig, LiveDuration, NodeIdentity, PullError, UpstreamConfig};
@@ -39,6 +42,7 @@ use crate::{
     route::Route,
     routes::{Recipe, Routes, Rules},
     site_credentials::SiteCredentials,
+    token_servers::TokenServers,
     trust::{self, Identity},
     upstream::Upstream,
     verdicts::Verdicts,
@@ -57,6 +61,8 @@ const IDLE_MAX: Duration = Duration::from_secs(30);
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_PROBES: u32 = 3;
+/// The most header fields of one answer: registries behind several proxies send more than a hundred.
+const ANSWER_HEADERS_MAX: usize = 512;
 /// The most registries that the names with a `*` stand for at one time.
 const WILD_MAX: NonZeroUsize = NonZeroUsize::new(256).expect("more than none");
 
@@ -83,6 +89,8 @@ pub fn mirror_route(authority: AuthorityPublic) -> Route {
 }
 
 fn client_builder() -> ClientBuilder {
+    // A digest is of the bytes as they are: without it, some proxies compress whatever they pass on.
+    let unencoded = (ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(CONNECT_TIMEOUT)
@@ -93,6 +101,8 @@ fn client_builder() -> ClientBuilder {
         .tcp_keepalive_retries(KEEPALIVE_PROBES)
         .tcp_nodelay(true)
         .http1_only()
+        .http1_max_headers(ANSWER_HEADERS_MAX)
+        .default_headers(HeaderMap::from_iter([unencoded]))
         .user_agent(concat!("piecemeal/", env!("CARGO_PKG_VERSION")))
 }
 
@@ -280,6 +290,7 @@ impl Maker {
             routes,
             token_servers: config.token_servers.clone(),
             tokens: Tokens::default(),
+            asked_for_tokens: TokenServers::default(),
             breakers: CircuitBreakers::default(),
             verdicts: Verdicts::default(),
             heads: Heads::default(),

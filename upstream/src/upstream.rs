@@ -10,7 +10,7 @@ use crate::{Caller, LiveDuration, NodeIdentity, PullError};
 use crate::{
     auth::Tokens, breaker::CircuitBreakers, concurrency::Concurrency, endpoint::Endpoint, head::Heads, limits::Limits,
     metrics::RequestMetrics, pings::Pings, public::PublicManifests, rewrite::Rewrites, routes::Routes,
-    site_credentials::SiteCredentials, verdicts::Verdicts,
+    site_credentials::SiteCredentials, token_servers::TokenServers, verdicts::Verdicts,
 };
 
 /// A registry that is pulled from: an upstream, or for a peer its mirror.
@@ -30,6 +30,8 @@ pub struct Upstream {
     /// Hosts whose tokens may be asked for with the held password, besides the registry's own.
     pub(crate) token_servers: Vec<String>,
     pub(crate) tokens: Tokens,
+    /// The token servers that were asked, and whether they are there.
+    pub(crate) asked_for_tokens: TokenServers,
     pub(crate) breakers: CircuitBreakers,
     pub(crate) verdicts: Verdicts,
     /// What was learnt of HEAD.

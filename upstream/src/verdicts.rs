@@ -18,7 +18,7 @@ use crate::{Credential, PullError, caller::Fingerprint};
 const REFUSED_LIFE: Duration = Duration::from_secs(10);
 /// The most rights that are remembered of one upstream: 10,000 nodes with six private repositories each.
 const ALLOWED_MAX: NonZeroUsize = NonZeroUsize::new(64 * 1024).expect("it is not zero");
-/// The most refusals, each with a challenge, and the most repositories with a credential that was accepted.
+/// The most refusals, each with its challenges, and the most repositories with a credential that was accepted.
 const REFUSED_MAX: NonZeroUsize = NonZeroUsize::new(16 * 1024).expect("it is not zero");
 const ACCEPTED_MAX: NonZeroUsize = NonZeroUsize::new(16 * 1024).expect("it is not zero");
 
@@ -160,7 +160,7 @@ mod tests {
         PullError::Denied {
             upstream: "a.io".to_owned(),
             status: 401,
-            challenge: None,
+            challenges: Vec::new(),
         }
     }
 
@@ -216,7 +216,7 @@ mod tests {
         let forbidden = PullError::Denied {
             upstream: "a.io".to_owned(),
             status: 403,
-            challenge: None,
+            challenges: Vec::new(),
         };
         verdicts.refused(&Who::Public, "a", "manifests/v1", &forbidden, now);
         assert!(verdicts.refusal(&Who::Public, "a", "manifests/v1", now).is_some());

@@ -39,7 +39,13 @@ impl Parts {
         };
         for _ in 0..FILLS_MAX {
             let (right, transfer) = (right.clone(), Arc::clone(&transfer));
-            match self.clone().follow_fill(right, digest, transfer, opened).await? {
+            let followed = self.clone().follow_fill(right, digest, transfer, opened).await;
+            let followed = followed.inspect_err(|error| {
+                if !error.is_refusal() {
+                    warn!(blob.digest = %digest, upstream = at.upstream, %error, "the download of {digest} ends: {error}");
+                }
+            });
+            match followed? {
                 TaskEnd::Arrived(arrived) => return Ok(arrived),
                 TaskEnd::OtherFill(other) => opened = *other,
             }

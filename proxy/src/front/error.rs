@@ -34,20 +34,16 @@ pub fn error_response(error: &PullError, unknown: &'static str) -> Response<Body
     };
     let mut response = coded(status, code, &error.to_string());
     let extra = match error {
-        PullError::Denied {
-            challenge: Some(challenge),
-            ..
-        } => Some((header::WWW_AUTHENTICATE, challenge)),
-        PullError::TooManyRequests {
-            retry_after: Some(retry_after),
-            ..
-        } => Some((header::RETRY_AFTER, retry_after)),
-        _ => None,
+        PullError::Denied { challenges, .. } => (header::WWW_AUTHENTICATE, &challenges[..]),
+        PullError::TooManyRequests { retry_after, .. } => (header::RETRY_AFTER, retry_after.as_slice()),
+        _ => return response,
     };
-    if let Some((name, value)) = extra
-        && let Ok(value) = HeaderValue::from_str(value)
+    let (name, values) = extra;
+    for value in values
+        .iter()
+        .filter_map(|value| HeaderValue::from_bytes(value.as_bytes()).ok())
     {
-        response.headers_mut().insert(name, value);
+        response.headers_mut().append(name.clone(), value);
     }
     response
 }

@@ -114,7 +114,7 @@ mod tests {
         let denied = PullError::Denied {
             upstream: at.upstream.clone(),
             status: 401,
-            challenge: None,
+            challenges: Vec::new(),
         };
         let bare = Caller::default();
         let with_login = Caller {

@@ -15,7 +15,7 @@ pub struct Reading {
     /// It has gone back, as a reader of several ranges may: what it has had may lie anywhere.
     is_scattered: bool,
     /// Bytes that it has had of an earlier fill, which the present one has not brought yet.
-    had: Option<Had>,
+    had: Option<Box<Had>>,
 }
 
 /// Bytes that a reader has had, by the hashes of their pieces.
@@ -38,7 +38,7 @@ impl Reading {
         };
         if self.had.is_none() && !bytes.is_empty() {
             let filling = filling.witness();
-            self.had = Some(Had { filling, bytes });
+            self.had = Some(Box::new(Had { filling, bytes }));
         }
     }
 

@@ -6,9 +6,10 @@ use std::{sync::Mutex, sync::PoisonError, time::Duration};
 
 use anyhow::{Context, anyhow, bail};
 use piecemeal_proto::{Digest, ImageReference, MANIFEST_ACCEPT, MANIFEST_BYTES_MAX, Manifest, Reference};
+use piecemeal_upstream::{Bearer, TokenAnswer, bearer_challenge};
 use reqwest::{
     Client, Response, StatusCode,
-    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, RANGE, WWW_AUTHENTICATE},
+    header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, RANGE},
 };
 use url::Url;
 
@@ -124,7 +125,7 @@ impl Registry {
     async fn get(&self, path: &str, range: Option<&str>) -> anyhow::Result<Response> {
         let mut answer = self.send(path, range).await?;
         if answer.status() == StatusCode::UNAUTHORIZED
-            && let Some(challenge) = challenge(&answer)
+            && let Some(challenge) = bearer_challenge(answer.headers())
         {
             let token = self.fetch_token(&challenge).await?;
             *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(token);
@@ -149,7 +150,7 @@ impl Registry {
 
     async fn send(&self, path: &str, range: Option<&str>) -> anyhow::Result<Response> {
         let url = self.base.join(&format!("/v2/{}/{path}", self.repository))?;
-        let mut request = self.client.get(url);
+        let mut request = self.client.get(url).header(ACCEPT_ENCODING, "identity");
         if path.starts_with("manifests/") {
             request = request.header(ACCEPT, MANIFEST_ACCEPT);
         }
@@ -165,16 +166,10 @@ impl Registry {
     }
 
     /// An anonymous token. Source: distribution's "Token Authentication Specification".
-    async fn fetch_token(&self, challenge: &Challenge) -> anyhow::Result<String> {
-        let mut url: Url = challenge
-            .realm
-            .parse()
+    async fn fetch_token(&self, challenge: &Bearer) -> anyhow::Result<String> {
+        let url = challenge
+            .token_url(&self.base, &format!("repository:{}:pull", self.repository))
             .with_context(|| format!("{} names no place for tokens", self.host))?;
-        for (name, value) in [("service", &challenge.service), ("scope", &challenge.scope)] {
-            if let Some(value) = value {
-                url.query_pairs_mut().append_pair(name, value);
-            }
-        }
         let place = url.host_str().unwrap_or_default().to_owned();
         let answer = self.client.get(url).send().await.map_err(reqwest::Error::without_url);
         let answer = answer.with_context(|| format!("no token from {place}"))?;
@@ -185,51 +180,12 @@ impl Registry {
                 self.repository
             );
         }
-        let body: serde_json::Value =
-            serde_json::from_slice(&answer.bytes().await.map_err(reqwest::Error::without_url)?)
-                .with_context(|| format!("reading the token of {place}"))?;
-        let token = body["token"].as_str().or_else(|| body["access_token"].as_str());
-        token.map(str::to_owned).ok_or_else(|| anyhow!("{place} sent no token"))
+        let body = answer.bytes().await.map_err(reqwest::Error::without_url)?;
+        let answer: TokenAnswer =
+            serde_json::from_slice(&body).with_context(|| format!("reading the token of {place}"))?;
+        let token = answer.token().map(str::to_owned);
+        token.ok_or_else(|| anyhow!("{place} sent no token"))
     }
-}
-
-/// Challenge of a registry: `WWW-Authenticate: Bearer …`.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Challenge {
-    realm: String,
-    service: Option<String>,
-    scope: Option<String>,
-}
-
-fn challenge(answer: &Response) -> Option<Challenge> {
-    let headers = answer.headers().get_all(WWW_AUTHENTICATE);
-    headers
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .find_map(parse_challenge)
-}
-
-/// Reads `Bearer realm="…",service="…",scope="…"`; values may hold commas within their quotes.
-fn parse_challenge(header: &str) -> Option<Challenge> {
-    let (scheme, mut rest) = header.trim().split_once(' ')?;
-    if !scheme.eq_ignore_ascii_case("bearer") {
-        return None;
-    }
-    let mut challenge = Challenge::default();
-    while let Some((name, after)) = rest.split_once('=') {
-        let (value, next) = match after.strip_prefix('"') {
-            Some(quoted) => quoted.split_once('"')?,
-            None => after.split_once(',').unwrap_or((after, "")),
-        };
-        match name.trim_matches([' ', ',']).to_ascii_lowercase().as_str() {
-            "realm" => value.clone_into(&mut challenge.realm),
-            "service" => challenge.service = Some(value.to_owned()),
-            "scope" => challenge.scope = Some(value.to_owned()),
-            _ => {}
-        }
-        rest = next;
-    }
-    (!challenge.realm.is_empty()).then_some(challenge)
 }
 
 /// The error of an OCI error body, as `: CODE message`.
@@ -252,35 +208,3 @@ fn said(body: &[u8]) -> String {
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
 /// Longer than a peer waits for its mirror to return.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn challenges_are_read_as_registries_write_them() {
-        let challenge = parse_challenge(
-            r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:a/b:pull,push""#,
-        );
-        let expected = Challenge {
-            realm: "https://auth.docker.io/token".to_owned(),
-            service: Some("registry.docker.io".to_owned()),
-            scope: Some("repository:a/b:pull,push".to_owned()),
-        };
-        assert_eq!(challenge, Some(expected));
-        let challenge = parse_challenge("bearer service=x, realm=http://h/t").unwrap();
-        assert_eq!(
-            (&*challenge.realm, challenge.service.as_deref()),
-            ("http://h/t", Some("x"))
-        );
-        for text in [
-            "",
-            "Basic realm=\"x\"",
-            "Bearer",
-            "Bearer realm=\"open",
-            "Bearer service=\"x\"",
-        ] {
-            assert_eq!(parse_challenge(text), None, "{text}");
-        }
-    }
-}

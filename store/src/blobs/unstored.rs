@@ -35,7 +35,7 @@ pub(crate) fn begin(
         return Ok(handle);
     }
     if let Some(handle) = resume_without_room(blobs, lock, map, id)? {
-        handle.overflow(&blobs.live, place, blobs.index.monotonic());
+        handle.overflow(&blobs.live, place);
         return Ok(handle);
     }
     let id = id.unwrap_or_else(|| blobs.random.fill_id());

@@ -25,7 +25,7 @@ mod tests {
         let denied = PullError::Denied {
             upstream: "ghcr.io".to_owned(),
             status: 401,
-            challenge: None,
+            challenges: Vec::new(),
         };
         let text = advice(&denied);
         assert!(

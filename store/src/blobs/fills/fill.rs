@@ -277,7 +277,7 @@ impl Fill {
 
     /// The disk takes no more of it: from here on the fill is an unstored one, with all that has landed. `false`: it is one already, or
     /// has ended.
-    pub(crate) fn overflow(&self, now: Duration) -> bool {
+    pub(crate) fn overflow(&self) -> bool {
         let _no_writes = self.writes.write();
         let mut state = self.state.lock();
         if state.window.is_some() || state.end.is_some() {
@@ -285,7 +285,7 @@ impl Fill {
         }
         self.file.overflow(self.map);
         let first_missing = state.pieces.landed().missing().next();
-        state.window = Some(Window::after(self.map, first_missing.unwrap_or(self.map.count()), now));
+        state.window = Some(Window::after(self.map, first_missing.unwrap_or(self.map.count())));
         state.on_disk = Some(state.pieces.have().clone());
         drop(state);
         self.changed();

@@ -7,7 +7,6 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Weak},
-    time::Duration,
 };
 
 use parking_lot::{Mutex, MutexGuard};
@@ -79,9 +78,9 @@ impl FillHandle {
     }
 
     /// The disk takes no more of the fill: it goes on unstored, in that place. `false`: as [`Fill::overflow`].
-    pub(crate) fn overflow(&self, live: &Arc<LiveFills>, place: OwnedSemaphorePermit, now: Duration) -> bool {
+    pub(crate) fn overflow(&self, live: &Arc<LiveFills>, place: OwnedSemaphorePermit) -> bool {
         let mut overflow = self.overflow.lock();
-        let overflows = self.fill.overflow(now);
+        let overflows = self.fill.overflow();
         if overflows {
             let live = Arc::clone(live);
             *overflow = Some(Held::Place { live, place });

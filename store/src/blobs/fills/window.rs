@@ -32,8 +32,10 @@ pub(super) struct Window {
     count: u32,
     /// Pieces below this one are on the disk: they count as within as long as the window has not moved.
     kept_end: u32,
+    /// The time that it gives to readers that do not know of it yet, from the moment when there is no more room.
+    join_time: Duration,
     /// It stands still until then.
-    still_until: Duration,
+    still_until: Option<Duration>,
     /// One after the highest piece that a writer has, or would have if there were room.
     wanted_end: u32,
     seats: BTreeMap<u64, Reader>,
@@ -57,7 +59,8 @@ impl Window {
             first: 0,
             count: count.max(2),
             kept_end: 0,
-            still_until: Duration::ZERO,
+            join_time: Duration::ZERO,
+            still_until: None,
             wanted_end: 0,
             seats: BTreeMap::new(),
             seats_taken: 0,
@@ -65,12 +68,13 @@ impl Window {
         }
     }
 
-    /// A window behind pieces that are on the disk. It stands still for [`JOIN_TIME`]: its readers do not know yet that they have to be here.
-    pub(super) fn after(map: PieceMap, kept_end: u32, now: Duration) -> Self {
+    /// A window behind pieces that are on the disk. When there is no more room it stands still for [`JOIN_TIME`] first: nodes that took
+    /// pieces of the fill do not know yet that they have to read.
+    pub(super) fn after(map: PieceMap, kept_end: u32) -> Self {
         Self {
             first: kept_end,
             kept_end,
-            still_until: now.saturating_add(JOIN_TIME),
+            join_time: JOIN_TIME,
             ..Self::new(map)
         }
     }
@@ -138,8 +142,8 @@ impl Window {
             self.seats
                 .retain(|_, reader| reader.piece >= target || now.saturating_sub(reader.since) < LAG_MAX);
         }
-        let slowest = self.slowest().filter(|_| now >= self.still_until);
-        let Some(slowest) = slowest else {
+        let is_still = target > self.first && now < *self.still_until.get_or_insert(now.saturating_add(self.join_time));
+        let Some(slowest) = self.slowest().filter(|_| !is_still) else {
             return self.first..self.first;
         };
         let from = self.first;
@@ -199,12 +203,13 @@ mod tests {
     fn behind_pieces_on_the_disk_it_waits_for_a_reader_among_them() {
         let mut window = Window {
             count: 4,
-            ..Window::after(PieceMap::new(1 << 30, 1 << 20).unwrap(), 10, SECOND)
+            ..Window::after(PieceMap::new(1 << 30, 1 << 20).unwrap(), 10)
         };
         assert_eq!(window.range(), 10..14);
         let seat = window.sit(3, SECOND).unwrap();
         window.want(15);
         let joined = SECOND + JOIN_TIME;
+        assert_eq!(window.slide(15, SECOND), 10..10, "there is no more room from now on");
         let behind = window.slide(15, joined);
         assert_eq!(behind, 10..10, "the reader has not read what is on the disk");
         assert!(window.move_to(seat, 12, SECOND));

@@ -91,9 +91,9 @@ impl Filling {
         let Ok(place) = tokio::time::timeout(OVERFLOW_PATIENCE, blobs.places.overflowed()).await else {
             return Err(error.into());
         };
-        let (live, now) = (self.live.clone(), self.now());
+        let live = self.live.clone();
         // It waits for the writes that are under way.
-        let overflows = blocking(move || live.handle.overflow(&live.shared.blobs.live, place, now)).await?;
+        let overflows = blocking(move || live.handle.overflow(&live.shared.blobs.live, place)).await?;
         if overflows {
             warn!(blob.digest = %digest, %error, "the disk does not take {digest}, which passes through from here on without being kept: {error}");
         }
