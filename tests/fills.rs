@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use support::{Behaviour, Cluster, FakeUpstream, HOST, Image, ORIGIN_IP, Request, Response, Site, sha256};
+use support::{Behaviour, Cluster, FakeUpstream, HOST, Image, ORIGIN_IP, REGISTRY, Request, Response, Site, sha256};
 
 const PEER: &str = "127.0.0.1:65001";
 const MIRROR: &str = "10.88.0.2:65011";
@@ -379,4 +379,50 @@ fn a_shared_layer_lives_on_while_any_repository_uses_it() {
         shared.size,
         "it was evicted while it was used"
     );
+}
+
+/// At the mirror the reader goes on with what the second registry sends; a peer's reader with the fill that both have made.
+#[test]
+fn a_registry_that_stops_in_the_middle_is_taken_over_from_without_a_break_for_one_copy_of_both() {
+    const SLOW: &str = "slow.test";
+    let site = Site::builder().nodes(1).wan_mbit(400).lan_mbit(2000);
+    let cluster = Cluster::cold_with(site, |options| {
+        let upstreams = vec![format!("{HOST}=http://{REGISTRY}"), format!("{SLOW}=http://{FAKE}")];
+        options.mirror.upstreams.clone_from(&upstreams);
+        options.peer.upstreams = upstreams;
+    });
+    let image = Image::new("library/app", "v1").layer_bytes(&[12 * MIB, 11 * MIB]);
+    cluster.registry.push(&image);
+    let slow = FakeUpstream::start(cluster.site.origin(), FAKE, &image);
+    for (layer, port) in image.layers().iter().zip([MIRROR, PEER]) {
+        let stall = Behaviour::Stall {
+            at: 3 * MIB as u64,
+            seconds: 600,
+        };
+        slow.behave(&layer.digest, stall);
+        let target = |registry: &str| format!("/v2/library/app/blobs/{}?ns={registry}", layer.digest);
+        Request::get(address(port), &target(SLOW))
+            .send_and_hang_up(cluster.site.node(0), MIB)
+            .expect("the beginning of the blob");
+        let pulled = Request::get(address(port), &target(HOST))
+            .patience(Duration::from_secs(60))
+            .send_from(cluster.site.node(0))
+            .expect("an answer");
+        assert!(
+            pulled.complete && pulled.body == layer.bytes,
+            "{port}: {} bytes",
+            pulled.body.len()
+        );
+        let (first, second) = (
+            slow.body_bytes(&layer.digest),
+            cluster.registry.blob_bytes_served(&layer.digest),
+        );
+        // Each comparison is 64 KiB at most, and a piece that the slow one has begun is fetched again.
+        let most = layer.size + MIB as u64;
+        assert!(
+            first > 0 && first + second <= most,
+            "{port}: {first} and {second} of {}",
+            layer.size
+        );
+    }
 }

@@ -437,6 +437,50 @@ fn skopeo_is_sent_to_the_peer_by_the_drop_ins_and_falls_back_to_the_registry() {
     assert!(fs::read_dir(root.join("etc/containers")).is_ok_and(|mut left| left.next().is_none()));
 }
 
+/// The registry's own log is the judge of who went around the peer.
+#[test]
+fn skopeo_shows_its_login_to_the_peer_and_a_private_image_crosses_the_wan_once() {
+    let plain = |options: &mut ClusterOptions| {
+        for all in [&mut options.mirror.extra_args, &mut options.peer.extra_args] {
+            all.extend(["--allow-plain-credentials", "true"].map(str::to_owned));
+        }
+    };
+    let cluster = Cluster::guarded(site(), |_| RegistryAuth::Htpasswd, plain);
+    let root = cluster.site.dir().join("podman");
+    fs::create_dir_all(root.join("etc/containers")).expect("a node's root");
+    fs::write(root.join("etc/hosts"), "127.0.0.1 localhost\n").expect("a node's hosts");
+    let netns = cluster.site.node(0).clone();
+    let home = Home::new(&netns, &cluster.site.dir().join("home"));
+    let mut command = netns.command(env!("CARGO_BIN_EXE_piecemeal"));
+    command.args([
+        "node",
+        "install",
+        "--runtime",
+        "podman",
+        "--names",
+        "both",
+        "--upstream",
+    ]);
+    command.arg(upstream()).arg("--root").arg(&root);
+    CommandOutcome::of(&mut command, Instant::now()).expect_ok();
+    home.take_drop_ins(&root.join("etc/containers/registries.conf.d"));
+    home.take_hosts(&root.join("etc/hosts"));
+
+    // Without a login there is nothing, here or at the registry.
+    let image = image("private");
+    cluster.registry.push(&image);
+    assert!(!home.skopeo_copy(&[], &image.reference(ACCELERATED), "none").ok);
+    let login = format!("{USER}:{PASSWORD}");
+    let by_flag = ["--src-creds", &*login];
+    home.skopeo_copy(&by_flag, &image.reference(ACCELERATED), "accelerated")
+        .expect_ok();
+    home.log_in(&[(ACCELERATED, basic(USER, PASSWORD).trim_start_matches("Basic "))]);
+    home.skopeo_copy(&[], &image.reference(HOST), "original").expect_ok();
+    let blobs = image.blobs().map(|blob| blob.size).sum::<u64>();
+    assert_eq!(served(&cluster, &image), blobs);
+    assert!(from_peer(&cluster) >= 2.0 * blobs as f64 * 0.9);
+}
+
 #[test]
 fn a_node_that_cannot_be_written_to_is_told_and_left_as_it_is() {
     let (netns, dir) = (Netns::create("read-only"), ScratchDir::new());

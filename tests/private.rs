@@ -11,7 +11,7 @@ use std::{
 };
 
 use support::{
-    Behaviour, Cluster, ClusterOptions, FakeUpstream, HOST, Image, ORIGIN_IP, PASSWORD, RegistryAuth, Request,
+    Behaviour, Cluster, ClusterOptions, FakeUpstream, HOST, Image, ORIGIN_IP, PASSWORD, RegistryAuth, Reply, Request,
     Response, Site, SiteBuilder, TokenServer, USER, basic,
 };
 
@@ -180,6 +180,89 @@ fn the_upstreams_own_challenge_reaches_the_client_and_we_never_make_one() {
         }
         assert_eq!(ask(&cluster, 0, port, "/v2/", None).status, 200);
     }
+}
+
+/// Clients that ping show a credential only if the answer asks for one.
+#[test]
+fn a_ping_that_names_a_private_registry_gets_its_own_challenge_and_a_login_its_own_verdict() {
+    let (cluster, image) = guarded(1, plain);
+    let (accelerated, at) = ("origin.test.piecemeal.internal:65001", image.repository());
+    let pings = || cluster.registry.requests("GET", "/v2/", 401) + cluster.registry.requests("GET", "/v2/", 200);
+    let before = pings();
+    for port in [PEER, MIRROR] {
+        let by_host = |target: &str, authorization: Option<&str>| {
+            let request = Request::get(address(port), target).header("Host", accelerated);
+            send(&cluster, 0, request, authorization)
+        };
+        let by_ns = ask(&cluster, 0, port, &format!("/v2/?ns={HOST}"), None);
+        for response in [by_host("/v2/", None), by_host("/v2/", None), by_ns] {
+            assert_eq!(response.status, 401, "{port}");
+            let challenge = response.headers.get("www-authenticate").expect("a challenge");
+            assert!(challenge.starts_with("Basic realm="), "{challenge}");
+        }
+        // As `docker login` asks.
+        assert_eq!(by_host("/v2/", Some(&basic(USER, PASSWORD))).status, 200, "{port}");
+        assert_eq!(by_host("/v2/", Some(&basic(USER, "oops"))).status, 401, "{port}");
+        let manifest = by_host(
+            &format!("/v2/{at}/manifests/{}", image.tag()),
+            Some(&basic(USER, PASSWORD)),
+        );
+        assert_eq!(manifest.status, 200, "{port}: {}", manifest.text());
+        // What names no registry that is known asks for nothing.
+        for target in ["/v2/", "/v2/?ns=elsewhere.test"] {
+            assert_eq!(ask(&cluster, 0, port, target, None).status, 200, "{port}{target}");
+        }
+    }
+    assert_eq!(pings() - before, 3, "one without a credential, and one for each login");
+}
+
+/// The login of a client that names the registry by path is for the peer's address, whatever the path names.
+#[test]
+fn a_login_by_path_goes_to_a_registry_only_where_it_asks_for_one() {
+    let (cluster, upstream, image) = faked(plain);
+    let target = |resource: &str| format!("/v2/{HOST}/{}/{resource}", image.repository());
+    let shown = || {
+        let recorded = upstream.recorded().into_iter();
+        recorded
+            .filter_map(|request| request.headers.get("authorization").map(str::to_owned))
+            .collect::<Vec<_>>()
+    };
+    let login = basic("bob", "for-another-registry");
+    let layer = format!("blobs/{}", image.layers()[0].digest);
+    for port in [PEER, MIRROR] {
+        for resource in ["manifests/v1", "tags/list", &layer] {
+            let response = ask(&cluster, 0, port, &target(resource), Some(&login));
+            assert_eq!(response.status, 200, "{port} {resource}: {}", response.text());
+        }
+    }
+    assert_eq!(shown(), [""; 0], "it asked for nothing");
+    let guarded = basic(USER, PASSWORD);
+    let private = guarded.clone();
+    upstream.rule(move |request| {
+        let is_private = request.target.contains("/private/");
+        let shows = request.headers.get("authorization") == Some(&*private);
+        let refusal = || Reply::short(401, "application/json", "{}");
+        let challenge = r#"Basic realm="r""#.to_owned();
+        (is_private && !shows).then(|| refusal().header("WWW-Authenticate", challenge))
+    });
+    let private = Image::new("private/app", "v1").layer_bytes(&[50_000]);
+    upstream.add_image(&private);
+    for port in [PEER, MIRROR] {
+        let target = format!("/v2/{HOST}/private/app/manifests/v1");
+        assert_eq!(ask(&cluster, 0, port, &target, None).status, 401, "{port}");
+        assert_eq!(ask(&cluster, 0, port, &target, Some(&guarded)).status, 200, "{port}");
+        assert_eq!(ask(&cluster, 0, port, &target, Some(&login)).status, 401, "{port}");
+        let blob = format!("/v2/{HOST}/private/app/blobs/{}", private.layers()[0].digest);
+        let response = ask(&cluster, 0, port, &blob, Some(&guarded));
+        assert!(
+            response.status == 200 && response.body == private.layers()[0].bytes,
+            "{port}"
+        );
+    }
+    assert_eq!(
+        upstream.body_bytes(&private.layers()[0].digest),
+        private.layers()[0].size
+    );
 }
 
 #[test]

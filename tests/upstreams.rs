@@ -228,6 +228,79 @@ fn accelerated_names_are_understood_in_ns_in_the_path_and_as_host() {
 }
 
 #[test]
+fn a_registry_has_one_name_however_a_client_writes_it() {
+    let hub = format!("docker.io=http://{FAKE}");
+    let story = story(&[&fake(), &hub], |options| {
+        for flags in [&mut options.mirror.extra_args, &mut options.peer.extra_args] {
+            flags.extend(["--default-upstream", "docker.io"].map(str::to_owned));
+        }
+    });
+    let layer = &story.image.layers()[0].digest;
+    let escaped = layer.replace(':', "%3A");
+    for target in [
+        "/v2/docker.io/library/app/manifests/v1?ns=docker.io".to_owned(),
+        format!("/v2/docker.io/library/app/blobs/{layer}?ns=docker.io"),
+        format!("/v2/library%2Fapp/blobs/{escaped}?ns=Docker.IO.:80"),
+        "/v2/library/app/manifests/v%31?ns=ORIGIN.Test.:80".to_owned(),
+        "/v2/app/manifests/v1?ns=docker.io".to_owned(),
+        "/v2/docker.io/app/manifests/v1".to_owned(),
+        "/v2/index.docker.io/app/manifests/v1".to_owned(),
+        "/v2/app/manifests/v1".to_owned(),
+    ] {
+        for port in [PEER, MIRROR] {
+            let response = story.send(Request::get(address(port), &target));
+            assert_eq!(response.status, 200, "{port}{target}: {}", response.text());
+            let said = target.split_once("?ns=").map(|(_, said)| said);
+            assert_eq!(response.headers.get("oci-namespace"), said, "{port}{target}");
+        }
+    }
+    let asked = story.upstream.recorded();
+    let is_plain = |target: &str| target == "/v2/" || target.starts_with("/v2/library/app/");
+    assert!(asked.iter().all(|request| is_plain(&request.target)), "{asked:?}");
+    assert_eq!(story.upstream.body_bytes(layer), story.image.layers()[0].size);
+}
+
+#[test]
+fn what_is_no_request_of_a_registry_gets_the_error_of_one() {
+    let story = story(&[&fake()], |_| {});
+    let nowhere = [
+        "/",
+        "//v2/library/app/manifests/v1",
+        "/origin.test/v2/library/app/manifests/v1",
+        "/v2/origin.test/library/app/uploads/x",
+        "/piecemeal/v1/none",
+    ];
+    let tricks = [
+        "/v2/origin.test/%2E%2E/app/manifests/v1",
+        "/v2/origin.test/library%2F%2Fapp/manifests/v1",
+        "/v2/origin.test/library/app/manifests/v1%00",
+        "/v2/origin.test/library/app/manifests/v%2531",
+        "/v2/origin.test/library/app/manifests/%",
+    ];
+    let wrong = |port: &str, status: u16, request: Request| {
+        let response = story.send(request.clone());
+        assert_eq!(response.status, status, "{port} {request:?}");
+        let body: serde_json::Value = serde_json::from_slice(&response.body).expect("an OCI error");
+        assert!(body["errors"][0]["code"].is_string(), "{port} {request:?}: {body}");
+    };
+    for port in [PEER, MIRROR] {
+        for target in nowhere {
+            wrong(port, 404, Request::get(address(port), target));
+        }
+        for target in tricks {
+            wrong(port, 400, Request::get(address(port), target));
+        }
+        let pull = Request::get(address(port), "/v2/library/app/manifests/v1?ns=origin.test");
+        let two = pull.clone().header("Host", "a.test").header("Host", "b.test");
+        wrong(port, 400, two);
+        let same = pull.header("Host", port).header("Host", port);
+        wrong(port, 400, same);
+    }
+    let asked = story.upstream.recorded();
+    assert!(asked.iter().all(|request| request.target == "/v2/"), "{asked:?}");
+}
+
+#[test]
 fn a_proxy_is_used_except_for_hosts_that_are_to_be_reached_without() {
     let proxy = format!("http://{FAKE}");
     let direct = format!("direct.test=http://{OTHER}");

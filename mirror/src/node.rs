@@ -15,11 +15,11 @@ use axum::{
 };
 use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
 use piecemeal_http::Slot;
-use piecemeal_proto::{AuthorityKey, Digest, Grant, NodeId, ParseReferenceError, RepositoryName};
+use piecemeal_proto::{AuthorityKey, Digest, Grant, NodeId, ParseReferenceError};
 use piecemeal_proxy::{
     AdmittedNode, Content, INLINE_BYTES_MAX, NodeBlob, Nodes, OpenBlob, UpstreamNames, error_response, node_refusal,
 };
-use piecemeal_store::{Repository, Store};
+use piecemeal_store::Store;
 use piecemeal_upstream::{ANSWER_TIMEOUT, Caller, PullError};
 use serde::Deserialize;
 
@@ -106,12 +106,7 @@ impl NodePort {
         let digest: Digest = digest
             .parse()
             .map_err(|error| PullError::Malformed(ParseReferenceError::Digest(error)))?;
-        let at = Repository {
-            upstream: query.ns,
-            name: query.name,
-        };
-        at.name.parse::<RepositoryName>().map_err(PullError::from)?;
-        self.names.require(&at.upstream)?;
+        let at = self.names.repository(&query.ns, &query.name)?;
         let mut open = self.content.open(&caller, &at, &digest).await?;
         if let Some(piece) = query.suspect
             && self.store.recheck(&digest, piece).await.map_err(PullError::from)?

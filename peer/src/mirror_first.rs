@@ -40,6 +40,15 @@ impl MirrorFirst {
         }
     }
 
+    /// As the mirror answers a ping of the upstream, or the upstream itself where there is no mirror.
+    pub(crate) async fn ping(&self, caller: &Caller, upstream: &str) -> Result<(), PullError> {
+        let registries = self
+            .mirror
+            .as_ref()
+            .map_or(&self.upstreams, |(_, registries)| registries);
+        registries.get(upstream)?.ping(caller).await
+    }
+
     /// Whether the mirror or the upstream has recently served the caller from the repository.
     pub(crate) fn allows(&self, caller: &Caller, at: &Repository) -> bool {
         let at_mirror = self.mirror.iter().map(|(_, registries)| registries);

@@ -62,6 +62,10 @@ impl Source for SwarmSource {
         self.registries.ask(at, ask).await
     }
 
+    async fn ping(&self, caller: &Caller, upstream: &str) -> Result<(), PullError> {
+        self.registries.ping(caller, upstream).await
+    }
+
     fn allows(&self, caller: &Caller, at: &Repository) -> bool {
         self.registries.allows(caller, at)
     }

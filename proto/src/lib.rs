@@ -31,6 +31,7 @@ pub use piece::{
 pub use piece_hashes::{CheckPieceHashesError, SIGNATURE_BYTES, SIGNED_PIECES_MAX, SignedPieceHashes};
 pub use platform::{ParsePlatformError, offered_platforms};
 pub use reference::{
-    ImageReference, ParseReferenceError, REPOSITORY_BYTES_MAX, Reference, RepositoryName, TAG_BYTES_MAX, is_registry,
+    DOCKER_HUB, ImageReference, ParseReferenceError, REPOSITORY_BYTES_MAX, Reference, RepositoryName, TAG_BYTES_MAX,
+    full_repository, is_docker_hub_alias, is_registry,
 };
 pub use token::{CheckTokenError, Grant, Ticket};

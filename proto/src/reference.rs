@@ -6,6 +6,10 @@ use std::{fmt, str::FromStr};
 
 use crate::{Digest, ParseDigestError};
 
+/// Docker Hub, as images name it.
+pub const DOCKER_HUB: &str = "docker.io";
+/// Its other names: what old clients write, and the host that answers.
+const DOCKER_HUB_ALIASES: [&str; 2] = ["index.docker.io", "registry-1.docker.io"];
 /// The most bytes that a repository's name may have: the limit that many clients keep.
 pub const REPOSITORY_BYTES_MAX: usize = 255;
 /// The most bytes that a tag may have.
@@ -38,6 +42,21 @@ impl FromStr for RepositoryName {
             return Err(ParseReferenceError::Repository);
         }
         Ok(Self(text.to_owned()))
+    }
+}
+
+/// Whether `registry` is another name of [`DOCKER_HUB`].
+pub fn is_docker_hub_alias(registry: &str) -> bool {
+    DOCKER_HUB_ALIASES.contains(&registry)
+}
+
+/// The repository that is meant by `name` at `registry`: Docker Hub alone has its official images below `library/`, and lets
+/// that be left out. Source: the reference grammar of distribution, "familiar names".
+pub fn full_repository(registry: &str, name: &str) -> String {
+    if registry == DOCKER_HUB && !name.contains('/') && !name.is_empty() {
+        format!("library/{name}")
+    } else {
+        name.to_owned()
     }
 }
 
@@ -123,14 +142,25 @@ impl FromStr for ImageReference {
             Some((name, digest)) => (name, Some(digest.parse()?)),
             None => (text, None),
         };
+        if name.contains("://") {
+            return Err(ParseReferenceError::Scheme);
+        }
         let (registry, path) = match name.split_once('/') {
-            Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => (host, path.to_owned()),
-            Some(_) => ("docker.io", name.to_owned()),
-            None => ("docker.io", format!("library/{name}")),
+            Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => (host, path),
+            _ => (DOCKER_HUB, name),
         };
+        // What `docker pull` makes of it, and all that reads references as it does.
+        let registry = if registry == DOCKER_HUB_ALIASES[0] {
+            DOCKER_HUB
+        } else {
+            registry
+        };
+        if path.rsplit_once('/').is_some_and(|(folder, _)| folder.contains(':')) {
+            return Err(ParseReferenceError::PortInPath);
+        }
         let (repository, tag) = match path.rsplit_once(':') {
             Some((repository, tag)) => (repository, Some(tag)),
-            None => (path.as_str(), None),
+            None => (path, None),
         };
         if !is_registry(registry) {
             return Err(ParseReferenceError::Registry);
@@ -140,7 +170,7 @@ impl FromStr for ImageReference {
         }
         Ok(Self {
             registry: registry.to_owned(),
-            repository: repository.parse()?,
+            repository: full_repository(registry, repository).parse()?,
             reference: match digest {
                 Some(digest) => Reference::Digest(digest),
                 None => Reference::Tag(tag.unwrap_or("latest").to_owned()),
@@ -186,6 +216,10 @@ pub enum ParseReferenceError {
     Tag,
     #[error("the registry is not a host or host:port")]
     Registry,
+    #[error("an image is written without a scheme: leave out what ends with ://")]
+    Scheme,
+    #[error("a path has no place for the colon of a port: write the registry host:port there as host__port")]
+    PortInPath,
     #[error(transparent)]
     Digest(#[from] ParseDigestError),
 }
@@ -241,6 +275,10 @@ mod tests {
         let cases = [
             ("nginx", "docker.io/library/nginx:latest".to_owned()),
             ("a/b", "docker.io/a/b:latest".to_owned()),
+            ("docker.io/nginx:1", "docker.io/library/nginx:1".to_owned()),
+            ("docker.io/a/b:1", "docker.io/a/b:1".to_owned()),
+            ("index.docker.io/nginx", "docker.io/library/nginx:latest".to_owned()),
+            ("ghcr.io/nginx", "ghcr.io/nginx:latest".to_owned()),
             ("localhost/x", "localhost/x:latest".to_owned()),
             ("host:5000/x:1", "host:5000/x:1".to_owned()),
             ("[::1]:5000/x", "[::1]:5000/x:latest".to_owned()),
@@ -269,6 +307,36 @@ mod tests {
             "sha256:a@b",
         ] {
             assert!(bad.parse::<ImageReference>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_in_another_form_is_told_the_right_one() {
+        for (text, error) in [
+            ("docker://localhost:65001/a/b:1", ParseReferenceError::Scheme),
+            ("https://ghcr.io/a/b", ParseReferenceError::Scheme),
+            ("localhost:65001/localhost:5000/a:1", ParseReferenceError::PortInPath),
+            (
+                "localhost:65001/reg.test:5000/team/app",
+                ParseReferenceError::PortInPath,
+            ),
+            ("localhost:65001/a/b:1/", ParseReferenceError::PortInPath),
+            ("localhost:65001/a/b:-1", ParseReferenceError::Tag),
+        ] {
+            assert_eq!(text.parse::<ImageReference>(), Err(error), "{text}");
+        }
+    }
+
+    #[test]
+    fn only_docker_hub_has_official_images_whose_folder_may_be_left_out() {
+        for (registry, name, full) in [
+            ("docker.io", "alpine", "library/alpine"),
+            ("docker.io", "team/app", "team/app"),
+            ("docker.io", "", ""),
+            ("ghcr.io", "alpine", "alpine"),
+            ("localhost:5000", "alpine", "alpine"),
+        ] {
+            assert_eq!(full_repository(registry, name), full, "{registry}/{name}");
         }
     }
 

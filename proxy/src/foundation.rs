@@ -87,10 +87,9 @@ impl Foundation {
                 dir: config.cache.dir.clone(),
                 source,
             })?;
-        let names = config.upstreams.iter().map(|upstream| upstream.name.clone());
         Ok(Self {
             upstreams: Upstreams::new(&config.upstreams, &config.client, store.node_id())?,
-            names: UpstreamNames::new(names, config.default_upstream.clone()),
+            names: UpstreamNames::new(&config.upstreams, config.default_upstream.clone()),
             config: config.clone(),
             store,
             traffic: Traffic::default(),

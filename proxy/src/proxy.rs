@@ -14,7 +14,8 @@ use prometheus_client::registry::Registry;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Admission, Announcer, Cache, CacheParts, Content, Foundation, Front, ProxyConfig, Pulls, Suspicions, Traffic,
+    Admission, Announcer, Cache, CacheParts, Content, Foundation, Front, Logins, PassedBy, ProxyConfig, Pulls,
+    Suspicions, Traffic,
     daemon::{keep_clean, rebound, store_problem, store_status, traffic_status},
     front_router, register_store, scrub,
 };
@@ -40,6 +41,7 @@ pub struct Proxy {
     traffic: Traffic,
     content: Content,
     pulls: Pulls,
+    passed_by: PassedBy,
     cache: Cache,
     offline_grace: LiveDuration,
 }
@@ -48,6 +50,7 @@ impl Proxy {
     /// Starts the proxy on its foundation; it answers when this returns. `routes`: adds a daemon's own routes to the front's.
     pub fn start(base: Foundation, parts: ProxyParts, routes: impl FnOnce(Router) -> Router) -> Self {
         let pulls = Pulls::new(base.traffic.clone());
+        let passed_by = PassedBy::default();
         let (suspicions, suspects) = Suspicions::new();
         let cache = Cache::new(CacheParts {
             store: base.store.clone(),
@@ -67,6 +70,8 @@ impl Proxy {
             pulls: pulls.clone(),
             suspicions,
             admission: parts.admission,
+            logins: Logins::default(),
+            passed_by: passed_by.clone(),
         };
         let router = routes(front_router(Arc::new(front)));
         let clients = Clients::default();
@@ -86,6 +91,7 @@ impl Proxy {
             traffic: base.traffic,
             content: parts.content,
             pulls,
+            passed_by,
             cache,
             offline_grace: base.offline_grace,
         }
@@ -102,6 +108,7 @@ impl Proxy {
         self.traffic.register(registry);
         self.upstreams.register(registry);
         self.pulls.register(registry);
+        self.passed_by.register(registry);
         self.content.access.register(registry);
         self.content.transfers.register(registry);
         register_store(&self.store, registry);

@@ -45,6 +45,9 @@ pub trait Source: Send + Sync {
     /// GETs a page of a list below the repository.
     async fn list(&self, caller: &Caller, at: &Repository, path: &str) -> Result<ListAnswer, PullError>;
 
+    /// Whether a client that pings the upstream is to show a credential: refused, with the upstream's challenge, if so.
+    async fn ping(&self, caller: &Caller, upstream: &str) -> Result<(), PullError>;
+
     /// Whether the source has recently served the caller from the repository.
     fn allows(&self, caller: &Caller, at: &Repository) -> bool;
 

@@ -36,6 +36,8 @@ use tokio::{net::TcpListener, time::sleep};
 const SEEDS: u64 = 12;
 const CALLERS: usize = 20;
 const BLOB_BYTES: usize = 3_000_000;
+/// How a blob of that size is cut.
+const PIECE_BYTES: usize = 256 * 1024;
 
 /// A registry with one blob. It limits each token to a number of requests, and counts the bytes of bodies.
 #[derive(Clone)]
@@ -437,6 +439,8 @@ enum Leader {
     Stalls,
     /// A beginning of the blob, which the other registry has as well.
     StallsLater,
+    /// Five pieces of the blob and a half, which the other registry has as well.
+    StallsInTheMiddle,
     /// The blob.
     IsHonest,
 }
@@ -448,13 +452,16 @@ async fn a_registry_that_leads_holds_up_no_other_registrys_pull_of_the_digest() 
         Leader::IsSilent,
         Leader::Stalls,
         Leader::StallsLater,
+        Leader::StallsInTheMiddle,
         Leader::IsHonest,
     ] {
         let blob = content(1);
         let digest = Digest::of(&blob);
         let honest = FakeRegistry::new(&blob);
         let first = match leader {
-            Leader::IsHonest | Leader::Stalls | Leader::StallsLater => FakeRegistry::new(&blob),
+            Leader::IsHonest | Leader::Stalls | Leader::StallsLater | Leader::StallsInTheMiddle => {
+                FakeRegistry::new(&blob)
+            }
             Leader::Lies | Leader::IsSilent => FakeRegistry::new(&content(2)),
         };
         match leader {
@@ -468,6 +475,10 @@ async fn a_registry_that_leads_holds_up_no_other_registrys_pull_of_the_digest() 
             Leader::StallsLater => {
                 first.pace(64 * 1024, Duration::from_millis(10));
                 first.stall_at(100_000);
+            }
+            Leader::StallsInTheMiddle => {
+                first.pace(64 * 1024, Duration::from_millis(10));
+                first.stall_at(5 * PIECE_BYTES + PIECE_BYTES / 2);
             }
             // Long enough that it runs when the other registry's callers come.
             Leader::IsHonest => first.pace(64 * 1024, Duration::from_millis(50)),
@@ -504,24 +515,69 @@ async fn a_registry_that_leads_holds_up_no_other_registrys_pull_of_the_digest() 
                 let (sent, once) = (honest.sent(), blob.len() as u64 + probe);
                 assert!((once..=once + sample).contains(&sent), "{sent} bytes for {once}");
             }
+            Leader::StallsInTheMiddle => {
+                // What the leader has brought is not fetched again, and its readers' streams go on.
+                let (sent, rest) = (honest.sent(), (blob.len() - 5 * PIECE_BYTES) as u64 + probe);
+                // It is compared once more where the first look sees it bring something.
+                assert!(
+                    (rest..=rest + probe + sample).contains(&sent),
+                    "{sent} bytes for {rest}"
+                );
+            }
             Leader::IsSilent => assert_eq!(honest.sent(), blob.len() as u64),
         }
-        let kept = async {
-            while !matches!(blobs.store.blob(&digest).await, Ok(Some(_))) {
-                sleep(Duration::from_millis(10)).await
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(10), kept)
-            .await
-            .expect("the proven blob is kept");
+        wait_until_kept(&blobs, &digest).await;
         // What a registry has only claimed is not served under its name.
         let later = blobs.open(&Caller::default(), &at("first.test"), &digest).await;
         match leader {
-            Leader::IsHonest | Leader::Stalls | Leader::StallsLater => {}
+            Leader::IsHonest | Leader::Stalls | Leader::StallsLater | Leader::StallsInTheMiddle => {}
             Leader::Lies | Leader::IsSilent => assert!(later.is_err(), "it has shown nothing of the blob"),
         }
         assert!(matches!(leader, Leader::IsHonest) || leading.unwrap().read(0..blob.len() as u64).await.is_err());
     }
+}
+
+async fn wait_until_kept(blobs: &Content, digest: &Digest) {
+    let kept = async {
+        while !matches!(blobs.store.blob(digest).await, Ok(Some(_))) {
+            sleep(Duration::from_millis(10)).await
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), kept)
+        .await
+        .expect("the proven blob is kept");
+}
+
+/// The lie is in a piece that is not compared before it is taken over.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_taken_over_from_a_liar_is_dropped_and_its_readers_have_the_blob_at_their_second_try() {
+    let blob = content(1);
+    let digest = Digest::of(&blob);
+    let mut lie = blob.clone();
+    lie[PIECE_BYTES + 7] ^= 1;
+    let (honest, liar) = (FakeRegistry::new(&blob), FakeRegistry::new(&lie));
+    liar.pace(64 * 1024, Duration::from_millis(10));
+    liar.stall_at(5 * PIECE_BYTES + PIECE_BYTES / 2);
+    let dir = tempfile::tempdir().unwrap();
+    let upstreams = [
+        ("liar.test", liar.listen().await),
+        ("honest.test", honest.listen().await),
+    ];
+    let blobs = blobs(dir.path(), &upstreams);
+    let leading = blobs.open(&Caller::default(), &at("liar.test"), &digest).await;
+    let early = blobs
+        .open(&Caller::default(), &at("honest.test"), &digest)
+        .await
+        .unwrap();
+    let got = read_all(early).await;
+    assert!(lie.starts_with(&got) && got.len() < blob.len(), "its stream ends short");
+    assert!(pull(&blobs, "token", "honest.test", &digest).await.unwrap() == blob);
+    let two_copies = 2 * blob.len() as u64;
+    assert!(honest.sent() <= two_copies, "{} bytes", honest.sent());
+    assert!(read_all(leading.unwrap()).await.len() < blob.len());
+    wait_until_kept(&blobs, &digest).await;
+    // The liar has most of the blob, and its callers get what was proven.
+    assert!(pull(&blobs, "token", "liar.test", &digest).await.unwrap() == blob);
 }
 
 #[tokio::test(flavor = "multi_thread")]

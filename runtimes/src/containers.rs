@@ -1,7 +1,8 @@
 //! registries.conf of containers/image, which CRI-O, podman, buildah and skopeo read. Source: containers-registries.conf(5).
 //!
-//! They tell a mirror no `ns=`, so that the registry stands in the mirror's path; and they need `insecure` for plain HTTP even
-//! on loopback. Ours are drop-ins: the administrator's own files are never touched, and what those say about a registry wins.
+//! They tell a mirror no `ns=`, and show it credentials only after a ping that asks for them: so the mirror of a registry is its
+//! accelerated name, where that leads to this machine. Elsewhere the registry stands in the mirror's path, and its private images are
+//! pulled past the peer. They need `insecure` for plain HTTP even on loopback. Ours are drop-ins: the administrator's own files are never touched, and what those say about a registry wins.
 
 use std::collections::BTreeSet;
 
@@ -15,22 +16,31 @@ pub(crate) const MAIN: &str = "/etc/containers/registries.conf";
 pub(crate) const ACCELERATED_FILE: &str = "50-piecemeal-accelerated.conf";
 pub(crate) const ORIGINAL_FILE: &str = "50-piecemeal-mirror.conf";
 
+/// A registry and the place of its mirror at the node's peer: `host` or `host/path`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Mirrored {
+    pub registry: Registry,
+    pub mirror: String,
+}
+
+/// The mirror of a registry at the node's peer. `accelerated`: the accelerated name, where that leads to this machine.
+pub(crate) fn mirror(registry: &str, port: u16, accelerated: Option<String>) -> String {
+    // In a path a port is written `__5000`, since a colon has no place there.
+    accelerated.unwrap_or_else(|| format!("127.0.0.1:{port}/{}", registry.replace(':', "__")))
+}
+
 /// The drop-in for accelerated names: name and registry each. Without any there is none.
-pub(crate) fn edit_accelerated(names: &[(String, Registry)], peer: Option<u16>, current: Option<&str>) -> Edit {
-    let mark = if peer.is_some() {
-        Mark::Accelerated
-    } else {
-        Mark::Fallback
-    };
-    let entry = |(name, registry): &(String, Registry)| entry(name, registry, &location(registry), peer);
+pub(crate) fn edit_accelerated(names: &[(String, Mirrored)], has_peer: bool, current: Option<&str>) -> Edit {
+    let mark = if has_peer { Mark::Accelerated } else { Mark::Fallback };
+    let entry = |(name, at): &(String, Mirrored)| entry(name, at, &location(&at.registry), has_peer);
     edit(mark, names.iter().map(entry).collect(), current)
 }
 
 /// The drop-in for registries' own names.
-pub(crate) fn edit_original(registries: &[Registry], peer: Option<u16>, current: Option<&str>) -> Edit {
+pub(crate) fn edit_original(registries: &[Mirrored], has_peer: bool, current: Option<&str>) -> Edit {
     // Its own name leads to the registry without any help.
-    let registries = if peer.is_some() { registries } else { &[] };
-    let entry = |registry: &Registry| entry(&registry.name, registry, &registry.name, peer);
+    let registries = if has_peer { registries } else { &[] };
+    let entry = |at: &Mirrored| entry(&at.registry.name, at, &at.registry.name, has_peer);
     edit(Mark::Original, registries.iter().map(entry).collect(), current)
 }
 
@@ -63,15 +73,13 @@ fn without_mirrors(current: &str) -> Option<String> {
     Some(format!("{}\n{table}", Mark::Fallback.line()))
 }
 
-fn entry(prefix: &str, registry: &Registry, location: &str, peer: Option<u16>) -> String {
+fn entry(prefix: &str, at: &Mirrored, location: &str, has_peer: bool) -> String {
     let mut text = format!("\n[[registry]]\nprefix = \"{prefix}\"\nlocation = \"{location}\"\n");
-    if registry.url.scheme() == "http" {
+    if at.registry.url.scheme() == "http" {
         text += "insecure = true\n";
     }
-    if let Some(port) = peer {
-        // In a path a port is written `__5000`, since a colon has no place there.
-        let at = registry.name.replace(':', "__");
-        text += &format!("\n[[registry.mirror]]\nlocation = \"127.0.0.1:{port}/{at}\"\ninsecure = true\n");
+    if has_peer {
+        text += &format!("\n[[registry.mirror]]\nlocation = \"{}\"\ninsecure = true\n", at.mirror);
     }
     text
 }
@@ -105,56 +113,61 @@ pub(crate) fn is_first_version(main: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::slice;
-
     use super::*;
     use crate::edit::written;
 
-    fn registry(name: &str, url: &str) -> Registry {
-        Registry {
-            name: name.to_owned(),
-            url: url.parse().unwrap(),
+    fn mirrored(name: &str, url: &str, accelerated: Option<&str>) -> Mirrored {
+        Mirrored {
+            mirror: mirror(name, 65001, accelerated.map(str::to_owned)),
+            registry: Registry {
+                name: name.to_owned(),
+                url: url.parse().unwrap(),
+            },
         }
     }
 
     #[test]
     fn an_accelerated_name_has_the_registry_as_its_location_and_the_peer_as_its_mirror() {
-        let registry = registry("reg.test:5000", "http://10.99.0.2:5000/x/");
-        let names = [("reg.test.5000.piecemeal.internal:65001".to_owned(), registry)];
-        let text = written(edit_accelerated(&names, Some(65001), None));
-        let expected = "\n[[registry]]\nprefix = \"reg.test.5000.piecemeal.internal:65001\"\nlocation = \"10.99.0.2:5000/x\"\n\
-             insecure = true\n\n[[registry.mirror]]\nlocation = \"127.0.0.1:65001/reg.test__5000\"\ninsecure = true\n";
-        assert!(text.ends_with(expected), "{text}");
-        assert_eq!(edit_accelerated(&names, Some(65001), Some(&text)), Edit::Nothing);
+        let name = "reg.test.5000.piecemeal.internal:65001";
+        for (accelerated, mirror) in [(None, "127.0.0.1:65001/reg.test__5000"), (Some(name), name)] {
+            let names = [(
+                name.to_owned(),
+                mirrored("reg.test:5000", "http://10.99.0.2:5000/x/", accelerated),
+            )];
+            let text = written(edit_accelerated(&names, true, None));
+            let expected = format!(
+                "\n[[registry]]\nprefix = \"{name}\"\nlocation = \"10.99.0.2:5000/x\"\n\
+                 insecure = true\n\n[[registry.mirror]]\nlocation = \"{mirror}\"\ninsecure = true\n"
+            );
+            assert!(text.ends_with(&expected), "{text}");
+            assert_eq!(edit_accelerated(&names, true, Some(&text)), Edit::Nothing);
 
-        let without: Table = written(edit_accelerated(&names, None, Some(&text))).parse().unwrap();
-        let left = written(take_back(&text, false));
-        assert_eq!(left.parse::<Table>().unwrap(), without);
-        assert_eq!(take_back(&left, false), Edit::Nothing);
-        assert_eq!(take_back(&left, true), Edit::Delete);
+            let without: Table = written(edit_accelerated(&names, false, Some(&text))).parse().unwrap();
+            let left = written(take_back(&text, false));
+            assert_eq!(left.parse::<Table>().unwrap(), without);
+            assert_eq!(take_back(&left, false), Edit::Nothing);
+            assert_eq!(take_back(&left, true), Edit::Delete);
+        }
     }
 
     #[test]
     fn a_registry_s_own_name_stays_its_location() {
-        let docker = registry("docker.io", "https://registry-1.docker.io");
-        let text = written(edit_original(slice::from_ref(&docker), Some(65001), None));
+        let docker = [mirrored("docker.io", "https://registry-1.docker.io", None)];
+        let text = written(edit_original(&docker, true, None));
         assert!(
             text.contains("prefix = \"docker.io\"\nlocation = \"docker.io\"\n\n[[registry.mirror]]"),
             "{text}"
         );
-        assert_eq!(edit_original(slice::from_ref(&docker), None, Some(&text)), Edit::Delete);
-        assert_eq!(edit_original(&[], Some(65001), Some(&text)), Edit::Delete);
+        assert_eq!(edit_original(&docker, false, Some(&text)), Edit::Delete);
+        assert_eq!(edit_original(&[], true, Some(&text)), Edit::Delete);
         assert_eq!(take_back(&text, false), Edit::Delete);
     }
 
     #[test]
     fn a_file_that_is_not_ours_is_left_alone() {
-        let docker = registry("docker.io", "https://registry-1.docker.io");
-        assert!(matches!(
-            edit_original(slice::from_ref(&docker), Some(65001), Some("# mine\n")),
-            Edit::Leave(_)
-        ));
-        assert_eq!(edit_original(&[], Some(65001), Some("# mine\n")), Edit::Nothing);
+        let docker = [mirrored("docker.io", "https://registry-1.docker.io", None)];
+        assert!(matches!(edit_original(&docker, true, Some("# mine\n")), Edit::Leave(_)));
+        assert_eq!(edit_original(&[], true, Some("# mine\n")), Edit::Nothing);
         assert_eq!(take_back("# mine\n", true), Edit::Nothing);
     }
 

@@ -1,6 +1,6 @@
 //! Lookups on a node's disk that depend on the names that are wanted; all other facts are read at once, as [`Facts`](crate::facts::Facts).
 
-use crate::{mark::Mark, root::Root, trust::trust};
+use crate::{addresses, mark::Mark, root::Root, trust::trust};
 
 /// A node's disk, read for the names that are wanted.
 pub(crate) struct Disk<'a> {
@@ -18,6 +18,12 @@ impl Disk<'_> {
         other
             .filter(|other| self.root.exists(other))
             .unwrap_or_else(|| format!("{certs_dir}/{name}"))
+    }
+
+    /// Whether a host leads to this machine, by the node's own list of hosts.
+    pub(crate) fn leads_here(&self, host: &str) -> bool {
+        let text = self.root.read(addresses::FILE).ok().flatten();
+        text.is_some_and(|text| addresses::leads_here(&text, host))
     }
 
     /// Whether there are hosts for every name that has none of its own.

@@ -8,6 +8,7 @@
 //! and writes, through `Root`, which no symbolic link leads out of. A file is changed or deleted only where it says in its
 //! own text that it is ours, or that a part of it is; the state file helps to tell drift, and nothing is lost with it.
 
+mod addresses;
 mod containerd;
 mod containers;
 mod controller;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    containers, cri,
+    addresses, containers, cri,
     disk::{Disk, HOSTS},
     docker,
     edit::Edit,
@@ -83,6 +83,11 @@ impl Node {
         let mut kept = BTreeSet::new();
         for runtime in &mut found {
             run.remember_certs_dir(runtime);
+            if let Some(file) = wanted::addresses(runtime, settings)
+                && kept.insert(file.path.clone())
+            {
+                run.write(&file, settings);
+            }
             for file in wanted::wanted(runtime, settings, &taken, &disk) {
                 if kept.insert(file.path.clone()) {
                     run.write(&file, settings);
@@ -150,7 +155,8 @@ impl Node {
         let mut paths: BTreeSet<String> = state.files.keys().cloned().collect();
         paths.extend(self.ours(&facts, &state, settings.peer_port).into_keys());
         for runtime in &mut found {
-            for file in wanted::wanted(runtime, settings, &taken, &self.disk(&state)) {
+            let files = wanted::wanted(runtime, settings, &taken, &self.disk(&state));
+            for file in wanted::addresses(runtime, settings).into_iter().chain(files) {
                 let current = self.root.read(&file.path).ok().flatten();
                 if !matches!(file.edit(settings, current.as_deref()), Edit::Nothing) || current.is_some() {
                     paths.insert(file.path);
@@ -240,6 +246,7 @@ impl Node {
         for name in [containers::ACCELERATED_FILE, containers::ORIGINAL_FILE] {
             ours.insert(format!("{}/{name}", containers::DROP_INS), crio_or_podman);
         }
+        ours.insert(addresses::FILE.to_owned(), crio_or_podman);
         ours.insert(docker::FILE.to_owned(), RuntimeKind::Docker);
         ours.retain(|path, _| {
             let text = self.root.read(path).ok().flatten();

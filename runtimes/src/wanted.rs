@@ -2,10 +2,13 @@
 //!
 //! Decided from the runtimes, the settings and what [`Disk`] says about single names; nothing is written here.
 
+use std::collections::BTreeSet;
+
 use piecemeal_proto::accelerated;
 
 use crate::{
-    containers,
+    addresses,
+    containers::{self, Mirrored},
     disk::{Disk, HOSTS},
     docker,
     edit::Edit,
@@ -34,8 +37,10 @@ enum What {
         is_accelerated: bool,
         trust: String,
     },
-    AcceleratedDropIn(Vec<(String, Registry)>),
-    OriginalDropIn(Vec<Registry>),
+    /// The hosts that lead to the peer.
+    Addresses(BTreeSet<String>),
+    AcceleratedDropIn(Vec<(String, Mirrored)>),
+    OriginalDropIn(Vec<Mirrored>),
     DockerMirror {
         /// The port that was put there last.
         before: Option<u16>,
@@ -59,8 +64,9 @@ impl Wanted {
                 trust,
             }
             .edit(current),
-            What::AcceleratedDropIn(names) => containers::edit_accelerated(names, peer, current),
-            What::OriginalDropIn(registries) => containers::edit_original(registries, peer, current),
+            What::Addresses(hosts) => addresses::edit(hosts, current),
+            What::AcceleratedDropIn(names) => containers::edit_accelerated(names, settings.has_peer, current),
+            What::OriginalDropIn(registries) => containers::edit_original(registries, settings.has_peer, current),
             What::DockerMirror { before } => docker::edit(settings.peer_port, *before, current),
         }
     }
@@ -79,8 +85,25 @@ pub(crate) fn wanted(
     match (runtime.kind, runtime.certs_dir.clone()) {
         (RuntimeKind::Docker, _) => of_docker(runtime, settings, disk),
         (_, Some(dir)) => of_containerd(runtime, &dir, settings, disk),
-        (_, None) => of_containers(runtime, settings, taken),
+        (_, None) => of_containers(runtime, settings, taken, disk),
     }
+}
+
+/// The list of hosts, for runtimes that look up the host of a mirror. It is written first: other files depend on where a name leads.
+pub(crate) fn addresses(runtime: &Runtime, settings: &Settings) -> Option<Wanted> {
+    let has_drop_ins = matches!(runtime.kind, RuntimeKind::Crio | RuntimeKind::Podman);
+    let registries = if settings.has_peer { &*settings.registries } else { &[] };
+    let host = |registry: &Registry| {
+        let name = accelerated::name(&registry.name, settings.peer_port)?;
+        name.rsplit_once(':').map(|(host, _)| host.to_owned())
+    };
+    let hosts: BTreeSet<String> = registries.iter().filter_map(host).collect();
+    (runtime.is_wired && has_drop_ins && !hosts.is_empty()).then(|| Wanted {
+        runtime: runtime.kind,
+        path: addresses::FILE.to_owned(),
+        name: None,
+        what: What::Addresses(hosts),
+    })
 }
 
 fn of_containerd(runtime: &mut Runtime, dir: &str, settings: &Settings, disk: &Disk<'_>) -> Vec<Wanted> {
@@ -118,19 +141,32 @@ fn of_containerd(runtime: &mut Runtime, dir: &str, settings: &Settings, disk: &D
     wanted
 }
 
-fn of_containers(runtime: &mut Runtime, settings: &Settings, taken: &dyn Fn(&str) -> bool) -> Vec<Wanted> {
-    let named = |registry: &Registry| Some((accelerated::name(&registry.name, settings.peer_port)?, registry.clone()));
-    let mut accelerated: Vec<(String, Registry)> = settings.registries.iter().filter_map(named).collect();
-    let mut original = settings.registries.clone();
+fn of_containers(
+    runtime: &mut Runtime,
+    settings: &Settings,
+    taken: &dyn Fn(&str) -> bool,
+    disk: &Disk<'_>,
+) -> Vec<Wanted> {
+    let port = settings.peer_port;
+    let mirrored = |registry: &Registry| {
+        let name = accelerated::name(&registry.name, port);
+        let leads_here = |name: &String| name.rsplit_once(':').is_some_and(|(host, _)| disk.leads_here(host));
+        Mirrored {
+            registry: registry.clone(),
+            mirror: containers::mirror(&registry.name, port, name.filter(leads_here)),
+        }
+    };
+    let mut original: Vec<Mirrored> = settings.registries.iter().map(mirrored).collect();
+    let named = |at: &Mirrored| Some((accelerated::name(&at.registry.name, port)?, at.clone()));
+    let mut accelerated: Vec<(String, Mirrored)> = original.iter().filter_map(named).collect();
     if !settings.names.has_accelerated() {
         accelerated.clear();
     }
     if !settings.names.has_original() {
         original.clear();
     }
-    original.retain(|registry| {
+    original.retain(|Mirrored { registry, mirror }| {
         if taken(&registry.name) {
-            let mirror = format!("127.0.0.1:{}/{}", settings.peer_port, registry.name.replace(':', "__"));
             runtime.notes.push(format!(
                 "{} has a [[registry]] of your own in {}*; add [[registry.mirror]] with location = \"{mirror}\" and insecure = true to it",
                 registry.name,
@@ -211,6 +247,8 @@ pub(crate) fn take_back(path: &str, current: &str, docker_ports: &[u16], purge: 
     if path == docker::FILE {
         let port = docker_ports.iter().find(|port| docker::has_peer(&[**port], current));
         port.map_or(Edit::Nothing, |port| docker::take_back(*port, current))
+    } else if path == addresses::FILE {
+        addresses::take_back(current)
     } else if path.ends_with(HOSTS) {
         hosts::take_back(current, purge)
     } else {

@@ -24,6 +24,7 @@ impl Home {
         let (netns, dir) = (netns.clone(), dir.to_owned());
         let home = Self { netns, dir };
         home.log_in(&[]);
+        home.accept_unsigned();
         home
     }
 
@@ -40,6 +41,13 @@ impl Home {
             .map(|(registry, password)| ((*registry).to_owned(), json!({ "auth": password })))
             .collect();
         fs::write(self.join(PASSWORDS), json!({ "auths": auths }).to_string()).expect("writing the passwords");
+    }
+
+    /// Lets podman and buildah pull without signatures: they need a policy, which not every installation has.
+    fn accept_unsigned(&self) {
+        let file = self.join(".config/containers/policy.json");
+        fs::create_dir_all(file.parent().expect("a file lies in a folder")).expect("creating podman's folder");
+        fs::write(file, r#"{"default":[{"type":"insecureAcceptAnything"}]}"#).expect("writing policy.json");
     }
 
     /// Sends pulls from `registry` to `mirror`, a host with a path, as podman and CRI-O are told to.
@@ -64,12 +72,35 @@ impl Home {
         }
     }
 
+    /// Has these lines for its machine's `/etc/hosts`.
+    pub fn take_hosts(&self, from: &Path) {
+        fs::copy(from, self.join(HOSTS)).expect("copying the machine's hosts");
+    }
+
     pub fn crane(&self, arguments: &[&str]) -> CommandOutcome {
         self.run(&go_tool("crane"), arguments)
     }
 
     pub fn oras(&self, arguments: &[&str]) -> CommandOutcome {
         self.run(&go_tool("oras"), arguments)
+    }
+
+    pub fn regctl(&self, arguments: &[&str]) -> CommandOutcome {
+        self.run(&go_tool("regctl"), arguments)
+    }
+
+    pub fn helm(&self, arguments: &[&str]) -> CommandOutcome {
+        self.run(&go_tool("helm"), arguments)
+    }
+
+    /// podman with a store of its own here.
+    pub fn podman(&self, arguments: &[&str]) -> CommandOutcome {
+        self.run(Path::new("podman"), &[&STORE, arguments].concat())
+    }
+
+    /// buildah with a store of its own here.
+    pub fn buildah(&self, arguments: &[&str]) -> CommandOutcome {
+        self.run(Path::new("buildah"), &[&STORE, arguments].concat())
     }
 
     /// Copies an image with all that it is made of into a folder here.
@@ -84,7 +115,16 @@ impl Home {
     }
 
     fn run(&self, program: &Path, arguments: &[&str]) -> CommandOutcome {
-        let mut command = self.netns.command(program.to_str().expect("the tools' path is text"));
+        let (program, hosts) = (program.to_str().expect("the tools' path is text"), self.join(HOSTS));
+        let mut command = if hosts.exists() {
+            // `ip netns exec` has made a mount namespace of the process's own.
+            let mut command = self.netns.command("sh");
+            command.args(["-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""]);
+            command.arg(hosts).arg(program);
+            command
+        } else {
+            self.netns.command(program)
+        };
         command
             .args(arguments)
             .current_dir(&self.dir)
@@ -95,5 +135,9 @@ impl Home {
     }
 }
 
+/// A store of images in the home, that works on every file system.
+const STORE: [&str; 6] = ["--root", "store", "--runroot", "run", "--storage-driver", "vfs"];
+/// The machine's hosts, if it has any of its own.
+const HOSTS: &str = "hosts";
 /// The name that Docker's clients look for.
 const PASSWORDS: &str = "config.json";

@@ -10,7 +10,7 @@
 //! | a Kubernetes with them | [`KubeSite`] |
 //! | an upstream | [`DockerRegistry`], or [`FakeUpstream`] and its [`Behaviour`]s |
 //! | harm beside a pull | [`RoguePeer`], [`RogueNode`], [`RogueRegistry`], [`RogueClient`] |
-//! | a client | [`Containerd`], [`CriNode`], [`skopeo`], those of a [`Home`], or bare HTTP with [`Request`] |
+//! | a client | [`Containerd`], [`CriNode`], [`Docker`], [`skopeo`], those of a [`Home`], or bare HTTP with [`Request`] |
 //! | the product | [`Mirror`], [`Scheduler`], [`Peer`] |
 //!
 //! The tests need root and the programs that [`require_tools`] names. Whatever they make is gone after them; the first test
@@ -26,6 +26,7 @@
 mod cluster;
 mod containerd;
 mod cri;
+mod docker;
 mod home;
 mod http;
 mod image;
@@ -52,6 +53,7 @@ pub use self::{
     cluster::{Cluster, ClusterOptions, FetchOutcome, HOST, PEER_URL, REGISTRY, hosts_toml, start_containerd},
     containerd::{Chunks, Containerd},
     cri::{CriNode, CriVersion},
+    docker::Docker,
     home::Home,
     http::{Headers, Request, Response, read_head},
     image::{Blob, CONFIG, INDEX, Image, LAYER, MANIFEST, architecture, sha256},

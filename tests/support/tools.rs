@@ -55,6 +55,7 @@ pub fn go_tool(name: &str) -> PathBuf {
     let (version, command) = match name {
         "crane" => (versions::CRANE, "test"),
         "oras" => (versions::ORAS, "test"),
+        "regctl" => (versions::REGCTL, "test"),
         "containerd" | "ctr" => (versions::CONTAINERD, "test"),
         "kubectl" | "kubelet" => (versions::KUBERNETES, "kube-assets"),
         component if component.starts_with("kube-") => (versions::KUBERNETES, "kube-assets"),
@@ -105,4 +106,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("ctr", "containerd"),
     ("runc", "runc"),
     ("skopeo", "skopeo"),
+    ("podman", "podman"),
+    ("buildah", "buildah"),
+    ("dockerd", "docker.io"),
 ];

@@ -68,10 +68,12 @@ impl Challenge {
         // What stands before the host would be sent as a user and a password.
         realm.set_username("").ok()?;
         realm.set_password(None).ok()?;
+        // A ping asks for no scope.
+        let scope = Some(self.scope.as_deref().unwrap_or(scope)).filter(|scope| !scope.is_empty());
         realm
             .query_pairs_mut()
-            .extend_pairs(self.service.as_ref().map(|service| ("service", service)))
-            .append_pair("scope", self.scope.as_deref().unwrap_or(scope));
+            .extend_pairs(self.service.as_ref().map(|service| ("service", &**service)))
+            .extend_pairs(scope.map(|scope| ("scope", scope)));
         Some(realm)
     }
 }

@@ -25,6 +25,8 @@ mod limits;
 mod live;
 mod metrics;
 mod note;
+mod ping;
+mod pings;
 mod places;
 mod probe;
 mod proof;

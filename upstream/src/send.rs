@@ -25,6 +25,7 @@ use crate::{
     redirect,
     request::{Purpose, Request},
     upstream::Upstream,
+    verdicts::Who,
     wallet::Wallet,
 };
 
@@ -93,7 +94,12 @@ impl Upstream {
             }
             // A registry may keep its lists from those whom it serves images.
             Err(PullError::Unknown(_) | PullError::Denied { .. }) if ask.purpose == Purpose::List => {}
-            Err(error) => self.verdicts.refused(&who, &ask.at.name, ask.path, error, now),
+            Err(error) => {
+                if who == Who::Public && matches!(error, PullError::Denied { .. }) {
+                    self.pings.refused(now);
+                }
+                self.verdicts.refused(&who, &ask.at.name, ask.path, error, now);
+            }
         }
         result
     }
@@ -157,7 +163,12 @@ impl Upstream {
     }
 
     /// The credential to send before the registry challenges for one.
-    fn first_authorization(&self, url: &Url, wallet: &Wallet, scope: &str) -> Result<Option<Credential>, PullError> {
+    pub(crate) fn first_authorization(
+        &self,
+        url: &Url,
+        wallet: &Wallet,
+        scope: &str,
+    ) -> Result<Option<Credential>, PullError> {
         match wallet {
             Wallet::Holder(credential) => {
                 require_cover(url, self.allow_plain_credentials, &self.name)?;
@@ -170,7 +181,7 @@ impl Upstream {
         }
     }
 
-    async fn send(
+    pub(crate) async fn send(
         &self,
         endpoint: &Arc<Endpoint>,
         ask: Request<'_>,
@@ -242,7 +253,7 @@ impl Upstream {
     }
 
     /// `led_on`: the answer comes from a redirect's target, not from the registry itself.
-    fn judge(
+    pub(crate) fn judge(
         &self,
         endpoint: &Endpoint,
         ask: Request<'_>,

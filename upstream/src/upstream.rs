@@ -9,7 +9,7 @@ use url::Url;
 use crate::{Caller, LiveDuration, NodeIdentity, PullError};
 use crate::{
     auth::Tokens, breaker::CircuitBreakers, concurrency::Concurrency, endpoint::Endpoint, head::Heads, limits::Limits,
-    metrics::RequestMetrics, public::PublicManifests, rewrite::Rewrites, routes::Routes,
+    metrics::RequestMetrics, pings::Pings, public::PublicManifests, rewrite::Rewrites, routes::Routes,
     site_credentials::SiteCredentials, verdicts::Verdicts,
 };
 
@@ -36,6 +36,7 @@ pub struct Upstream {
     pub(crate) heads: Heads,
     /// Public manifests that probes ask for.
     pub(crate) public: PublicManifests,
+    pub(crate) pings: Pings,
     /// The time for which a right counts as proven.
     pub(crate) allowed_life: LiveDuration,
     /// The site's own user and password here.

@@ -15,7 +15,7 @@ use axum::{
 };
 use piecemeal_proto::{NodeId, Reference};
 use piecemeal_store::Repository;
-use piecemeal_upstream::{Caller, ClientConfig, HttpProxy, PullError, Upstream, UpstreamConfig, Upstreams};
+use piecemeal_upstream::{Caller, ClientConfig, Credential, HttpProxy, PullError, Upstream, UpstreamConfig, Upstreams};
 use tokio::net::TcpListener;
 
 const UPSTREAM: &str = "a.test";
@@ -200,4 +200,125 @@ async fn a_token_is_kept_for_the_repository_that_it_was_asked_for_and_for_no_oth
         pull(&upstream, "library/other").await.unwrap();
         assert_eq!(registry.shown()[expected.len()], None, "{scope}");
     }
+}
+
+/// The challenge that a ping is answered with; `None`: it asks for nothing.
+async fn ping(upstream: &Upstream, caller: &Caller) -> Option<String> {
+    match upstream.ping(caller).await {
+        Ok(()) => None,
+        Err(PullError::Denied {
+            status: 401, challenge, ..
+        }) => Some(challenge.unwrap_or_default()),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+fn login(user: &str, password: &str) -> Caller {
+    Caller {
+        credential: Some(Credential::basic(user, password)),
+        ..Caller::default()
+    }
+}
+
+fn refuse(challenge: &str) -> Response<Body> {
+    let response = told(StatusCode::UNAUTHORIZED).header(header::WWW_AUTHENTICATE, challenge);
+    response.body(Body::empty()).unwrap()
+}
+
+fn nothing() -> Response<Body> {
+    told(StatusCode::OK).body("{}".into()).unwrap()
+}
+
+#[tokio::test]
+async fn however_many_clients_ping_a_registry_is_asked_once_and_its_own_challenge_is_the_answer() {
+    const BASIC: &str = r#"Basic realm="clients""#;
+    let registry = FakeHost::start(|_, _| refuse(BASIC)).await;
+    let upstream = registry.upstream();
+    let pings = (0..20).map(|_| async { ping(&upstream, &Caller::default()).await });
+    let answers = futures_util::future::join_all(pings).await;
+    assert!(
+        answers.iter().all(|answer| answer.as_deref() == Some(BASIC)),
+        "{answers:?}"
+    );
+    assert_eq!(registry.asked(), 1);
+    assert_eq!(registry.shown(), [None]);
+}
+
+#[tokio::test]
+async fn a_ping_asks_for_nothing_where_the_registry_does_not_or_says_nothing_sensible() {
+    type Answer = fn() -> Response<Body>;
+    let answers: [Answer; 5] = [
+        nothing,
+        busy,
+        || told(StatusCode::NOT_FOUND).body(Body::empty()).unwrap(),
+        || told(StatusCode::BAD_GATEWAY).body(Body::empty()).unwrap(),
+        || told(StatusCode::UNAUTHORIZED).body(Body::empty()).unwrap(),
+    ];
+    for answer in answers {
+        let registry = FakeHost::start(move |_, _| answer()).await;
+        let upstream = registry.upstream();
+        for _ in 0..3 {
+            assert_eq!(ping(&upstream, &Caller::default()).await, None);
+        }
+        assert_eq!(registry.asked(), 1, "an answer counts for all");
+    }
+    let gone = FakeHost {
+        address: TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap(),
+        asked: Asked::default(),
+    };
+    assert_eq!(ping(&gone.upstream(), &Caller::default()).await, None);
+    assert_eq!(
+        ping(&gone.upstream(), &login("bob", "secret")).await,
+        None,
+        "the pull itself will say it"
+    );
+}
+
+#[tokio::test]
+async fn a_registry_that_serves_callers_without_a_credential_costs_its_clients_no_token() {
+    let tokens = FakeHost::start(|_, _| told(StatusCode::OK).body(r#"{"token":"t"}"#.into()).unwrap()).await;
+    let realm = tokens.clone();
+    let registry = FakeHost::start(move |path, shown| match shown {
+        Some("Bearer t") if !path.contains("/private") => manifest(),
+        _ => challenge(&realm, "repository:library/app:pull"),
+    })
+    .await;
+    let upstream = registry.upstream();
+    let pinged = async || ping(&upstream, &Caller::default()).await;
+    assert_eq!(pinged().await, None, "its token server serves all");
+    // So do many whose repositories are all private.
+    pull(&upstream, "library/private").await.unwrap_err();
+    assert!(pinged().await.is_some_and(|challenge| challenge.starts_with("Bearer ")));
+    pull(&upstream, "library/app").await.unwrap();
+    assert_eq!(pinged().await, None, "it has public images");
+    pull(&upstream, "library/private2").await.unwrap_err();
+    assert_eq!(pinged().await, None, "and no other caller's refusal makes them private");
+}
+
+#[tokio::test]
+async fn a_challenge_of_a_token_server_that_grants_nothing_without_a_login_is_passed_on_by_the_rule_for_realms() {
+    let tokens = FakeHost::start(|_, _| told(StatusCode::UNAUTHORIZED).body(Body::empty()).unwrap()).await;
+    let realm = tokens.clone();
+    let registry = FakeHost::start(move |_, _| challenge(&realm, "")).await;
+    let challenged = ping(&registry.upstream(), &Caller::default()).await;
+    assert!(challenged.is_some_and(|challenge| challenge.contains(&tokens.address.to_string())));
+    // A token server elsewhere without TLS gets no client's password.
+    let elsewhere = FakeHost::start(|_, _| refuse(r#"Bearer realm="http://169.254.169.254/token""#)).await;
+    assert_eq!(ping(&elsewhere.upstream(), &Caller::default()).await, None);
+}
+
+#[tokio::test]
+async fn a_login_is_right_by_the_registrys_own_word_which_is_asked_once_for_each() {
+    let right = "Basic Ym9iOnNlY3JldA==";
+    let registry = FakeHost::start(move |_, shown| match shown {
+        Some(shown) if shown == right => nothing(),
+        _ => refuse(r#"Basic realm="clients""#),
+    })
+    .await;
+    let upstream = registry.upstream();
+    for _ in 0..3 {
+        assert_eq!(ping(&upstream, &login("bob", "secret")).await, None);
+        assert!(ping(&upstream, &login("bob", "oops")).await.is_some());
+    }
+    assert_eq!(registry.asked(), 2);
 }

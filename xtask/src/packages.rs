@@ -9,11 +9,14 @@ use anyhow::{Context, Result, bail};
 use crate::shell;
 
 /// A program and the package that has it.
-const NEEDED: [(&str, &str); 10] = [
+const NEEDED: [(&str, &str); 13] = [
     ("docker-registry", "docker-registry"),
     ("containerd", "containerd"),
     ("runc", "runc"),
     ("skopeo", "skopeo"),
+    ("podman", "podman"),
+    ("buildah", "buildah"),
+    ("dockerd", "docker.io"),
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("nft", "nftables"),

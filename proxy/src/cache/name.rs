@@ -2,7 +2,7 @@
 //!
 //! Invariant: [`written`] gives a name that [`CacheName::read`] reads as the same image.
 
-use piecemeal_proto::{Digest, ImageReference, Reference, RepositoryName};
+use piecemeal_proto::{Digest, ImageReference, Reference};
 use piecemeal_store::Repository;
 
 use super::CacheError;
@@ -29,23 +29,21 @@ impl CacheName {
         let image: ImageReference = text
             .parse()
             .map_err(|error| CacheError::Malformed(format!("{text:?} names no image: {error}")))?;
-        let (registry, repository) = match names.resolve(&image.registry) {
-            Some(upstream) => (upstream, image.repository.to_string()),
-            None => behind_endpoint(&image, names).unwrap_or((image.registry, image.repository.to_string())),
+        let at = names
+            .repository(&image.registry, image.repository.as_str())
+            .ok()
+            .or_else(|| behind_endpoint(&image, names));
+        let as_written = || Repository {
+            upstream: image.registry.clone(),
+            name: image.repository.to_string(),
         };
-        let at = Repository {
-            upstream: registry,
-            name: repository,
-        };
-        Ok(Self::Image(at, image.reference))
+        Ok(Self::Image(at.unwrap_or_else(as_written), image.reference))
     }
 }
 
-fn behind_endpoint(image: &ImageReference, names: &UpstreamNames) -> Option<(String, String)> {
+fn behind_endpoint(image: &ImageReference, names: &UpstreamNames) -> Option<Repository> {
     let (host, repository) = image.repository.as_str().split_once('/')?;
-    let upstream = names.resolve(&host.replace("__", ":"))?;
-    repository.parse::<RepositoryName>().ok()?;
-    Some((upstream, repository.to_owned()))
+    names.repository(&host.replace("__", ":"), repository).ok()
 }
 
 /// As [`CacheName::read`] reads it.
@@ -59,10 +57,16 @@ pub(super) fn written(at: &Repository, reference: &Reference) -> String {
 
 #[cfg(test)]
 mod tests {
+    use piecemeal_upstream::UpstreamConfig;
+
     use super::*;
 
     fn read(text: &str) -> Result<String, CacheError> {
-        let names = UpstreamNames::new(["docker.io", "ghcr.io", "origin.test"].map(str::to_owned), None);
+        let config = |name: &str| {
+            let url = format!("https://{name}").parse().unwrap();
+            UpstreamConfig::new(name.to_owned(), vec![url])
+        };
+        let names = UpstreamNames::new(&["docker.io", "ghcr.io", "origin.test"].map(config), None);
         Ok(match CacheName::read(text, &names)? {
             CacheName::Image(at, reference) => written(&at, &reference),
             CacheName::Blob(digest) => digest.to_string(),
@@ -79,6 +83,13 @@ mod tests {
             ("localhost:65001/ghcr.io/a/b:1", "ghcr.io/a/b:1"),
             ("127.0.0.1:65001/origin.test/team/app", "origin.test/team/app:latest"),
             ("elsewhere.test/a/b:1", "elsewhere.test/a/b:1"),
+            ("docker.io/alpine:3", "docker.io/library/alpine:3"),
+            ("localhost:65001/docker.io/alpine:3", "docker.io/library/alpine:3"),
+            (
+                "docker.io.piecemeal.internal:65001/alpine:3",
+                "docker.io/library/alpine:3",
+            ),
+            ("Ghcr.io:443/a/b:1", "ghcr.io/a/b:1"),
             ("docker.io.piecemeal.internal:65001/a/b:1", "docker.io/a/b:1"),
             (&by_digest, &by_digest),
             (&digest, &digest),

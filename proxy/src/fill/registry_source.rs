@@ -76,6 +76,10 @@ impl Source for RegistrySource {
         self.upstreams.get(&at.upstream)?.list(caller, at, path).await
     }
 
+    async fn ping(&self, caller: &Caller, upstream: &str) -> Result<(), PullError> {
+        self.upstreams.get(upstream)?.ping(caller).await
+    }
+
     fn allows(&self, caller: &Caller, at: &Repository) -> bool {
         self.upstreams.allows(caller, at)
     }

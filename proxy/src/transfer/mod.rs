@@ -14,9 +14,11 @@
 mod cool_down;
 mod one;
 mod open_blob;
+mod read_pieces;
 mod table;
 
 pub use one::{Arrived, Progress, Transfer};
 pub use open_blob::OpenBlob;
+pub use read_pieces::ReadPieces;
 pub(crate) use table::Joining;
 pub use table::Transfers;

@@ -1,6 +1,6 @@
 //! Blob that a client can be answered with while its bytes still come.
 //!
-//! No byte is read before the right is proven, and none of two fills is mixed: a reader that has read of one ends with it.
+//! No byte is read before the right is proven, and a reader goes on from one fill to another only where both have the pieces that it has read.
 
 use std::{ops::Range, sync::Arc};
 
@@ -8,24 +8,30 @@ use bytes::Bytes;
 use piecemeal_proto::Digest;
 use piecemeal_store::{Blob, Extent, FillFailure, Filling, ReadBlobError, Repository};
 
-use super::one::{Progress, Transfer};
+use super::{
+    one::{Progress, Transfer},
+    read_pieces::ReadPieces,
+};
 use crate::{Item, callers::Right};
+
+/// Why a reader ends that has read of a fill what another fill does not have.
+const OTHER_BYTES: &str = "the blob now comes from another download, which has other bytes; resume";
 
 /// A blob that a client can be answered with: its size is known, its bytes are here or come.
 pub enum OpenBlob {
     Complete(Blob),
-    /// `transfer`: whose reader it is. When that goes on with another fill, so does a reader that has read nothing; the bytes of
-    /// another end short.
+    /// `transfer`: whose reader it is. When that goes on with another fill, so does the reader, unless it has read other pieces.
     Filling {
         filling: Filling,
         transfer: Option<Arc<Transfer>>,
-        has_read: bool,
+        read: ReadPieces,
     },
     /// `unproven`: no byte is read before the source has answered this very right.
     Starting {
         blob_bytes: u64,
         transfer: Arc<Transfer>,
         unproven: Option<Right>,
+        read: ReadPieces,
     },
 }
 
@@ -35,11 +41,15 @@ impl OpenBlob {
     pub fn proven(self) -> Self {
         match self {
             Self::Starting {
-                blob_bytes, transfer, ..
+                blob_bytes,
+                transfer,
+                read,
+                ..
             } => Self::Starting {
                 blob_bytes,
                 transfer,
                 unproven: None,
+                read,
             },
             opened => opened,
         }
@@ -78,8 +88,9 @@ impl OpenBlob {
             tokio::select! {
                 biased;
                 readable = readable => match readable {
+                    Ok(()) => return self.require_same(),
                     Err(_) if transfer.goes_on_after(filling).await => {}
-                    readable => return readable,
+                    Err(error) => return Err(error),
                 },
                 () = transfer.leaves(filling) => {}
             }
@@ -87,21 +98,33 @@ impl OpenBlob {
         }
     }
 
-    /// The transfer goes on with another fill. A reader that has read of the one before has read what may be wrong.
+    /// The transfer goes on with another fill.
     fn start_over(&mut self) -> Result<(), ReadBlobError> {
         *self = match self {
             Self::Filling {
                 filling,
                 transfer: Some(transfer),
-                has_read: false,
+                read,
             } => Self::Starting {
                 blob_bytes: filling.map().blob_bytes(),
                 transfer: Arc::clone(transfer),
                 unproven: None,
+                read: std::mem::take(read),
             },
-            _ => return Err(given_up("the blob now comes from another download; resume")),
+            _ => return Err(given_up(OTHER_BYTES)),
         };
         Ok(())
+    }
+
+    /// Ends a reader that has read other pieces than those of the fill that it goes on with.
+    fn require_same(&mut self) -> Result<(), ReadBlobError> {
+        let Self::Filling { filling, read, .. } = self else {
+            return Ok(());
+        };
+        match read.goes_on(filling.map(), filling.fill(), |piece| filling.hash(piece)) {
+            true => Ok(()),
+            false => Err(given_up(OTHER_BYTES)),
+        }
     }
 
     /// Reads at least one byte from the start of `range`, waiting for it when it is still on its way.
@@ -109,10 +132,13 @@ impl OpenBlob {
     /// # Errors
     /// The reason why the transfer ended, or damage on disk.
     pub async fn read(&mut self, range: Range<u64>) -> Result<Bytes, ReadBlobError> {
-        match self.wait_for_first(&range).await? {
+        let start = range.start;
+        let bytes = match self.wait_for_first(&range).await? {
             Started::Complete(blob) => blob.read(range).await,
             Started::Filling(filling, _) => filling.read(range).await,
-        }
+        }?;
+        self.note(start..start + bytes.len() as u64);
+        Ok(bytes)
     }
 
     /// As [`OpenBlob::read`], but says where the bytes lie. `None` where they can only be read.
@@ -120,10 +146,15 @@ impl OpenBlob {
     /// # Errors
     /// As [`OpenBlob::read`].
     pub async fn extent(&mut self, range: Range<u64>) -> Result<Option<Extent>, ReadBlobError> {
-        match self.wait_for_first(&range).await? {
+        let start = range.start;
+        let extent = match self.wait_for_first(&range).await? {
             Started::Complete(blob) => blob.extent(range),
             Started::Filling(filling, _) => filling.extent(range).await,
+        }?;
+        if let Some(extent) = &extent {
+            self.note(start..start + extent.len());
         }
+        Ok(extent)
     }
 
     /// Waits for the first byte of `range`.
@@ -131,10 +162,14 @@ impl OpenBlob {
         if !range.is_empty() {
             self.ready(range.start).await?;
         }
-        if let Self::Filling { has_read, .. } = self {
-            *has_read = true;
-        }
         self.started().await
+    }
+
+    /// The reader has read these bytes.
+    fn note(&mut self, bytes: Range<u64>) {
+        if let Self::Filling { filling, read, .. } = self {
+            read.note(filling.map(), filling.fill(), &bytes, |piece| filling.hash(piece));
+        }
     }
 
     async fn started(&mut self) -> Result<Started<'_>, ReadBlobError> {
@@ -142,6 +177,7 @@ impl OpenBlob {
             blob_bytes,
             transfer,
             unproven,
+            read,
         } = self
         {
             let stated = *blob_bytes;
@@ -153,9 +189,9 @@ impl OpenBlob {
                 Progress::Open(filling) => Self::Filling {
                     filling,
                     transfer: Some(Arc::clone(transfer)),
-                    has_read: false,
+                    read: std::mem::take(read),
                 },
-                Progress::Complete(blob) => Self::Complete(blob),
+                Progress::Complete(blob) => complete(blob, read)?,
                 Progress::Failed(error) => return Err(given_up(&error.to_string())),
                 Progress::Starting { .. } => return Err(given_up("it has not started")),
             };
@@ -175,6 +211,15 @@ impl OpenBlob {
 enum Started<'a> {
     Complete(&'a Blob),
     Filling(&'a Filling, Option<&'a Transfer>),
+}
+
+/// A blob that is whole, for a reader that has read this of a fill.
+fn complete(blob: Blob, read: &mut ReadPieces) -> Result<OpenBlob, ReadBlobError> {
+    let hashes = blob.piece_hashes();
+    match read.goes_on(blob.map(), blob.fill(), |piece| hashes.get(piece as usize).copied()) {
+        true => Ok(OpenBlob::Complete(blob)),
+        false => Err(given_up(OTHER_BYTES)),
+    }
 }
 
 fn given_up(why: &str) -> ReadBlobError {

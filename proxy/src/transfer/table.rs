@@ -22,6 +22,7 @@ use super::{
     cool_down::CoolDowns,
     one::{Arrived, Progress, Transfer},
     open_blob::OpenBlob,
+    read_pieces::ReadPieces,
 };
 use crate::{
     Item,
@@ -329,7 +330,7 @@ async fn opened(
         Progress::Open(filling) => Ok(OpenBlob::Filling {
             filling,
             transfer: Some(Arc::clone(transfer)),
-            has_read: false,
+            read: ReadPieces::default(),
         }),
         Progress::Complete(blob) => Ok(OpenBlob::Complete(blob)),
         Progress::Failed(error @ PullError::Store(_)) => Err(NotOpened::Own(error)),
@@ -341,6 +342,7 @@ async fn opened(
             blob_bytes,
             transfer: Arc::clone(transfer),
             unproven: Some(right),
+            read: ReadPieces::default(),
         }),
         Progress::Starting { blob_bytes: None } => Err(NotOpened::Own(PullError::Unavailable(
             "the source has not answered yet; the request is still under way".to_owned(),

@@ -3,7 +3,9 @@
 use std::fs;
 
 use super::machine::{CONFIG, Machine, READY, settings};
-use crate::{containers, docker, kind::RuntimeKind, names::Names, report::FileCondition, settings::Settings};
+use crate::{
+    addresses, containers, docker, kind::RuntimeKind, names::Names, report::FileCondition, settings::Settings,
+};
 
 #[test]
 fn podman_s_drop_ins_are_found_where_crio_is_too() {
@@ -162,6 +164,55 @@ fn crio_and_podman_share_their_drop_ins() {
     assert_eq!(machine.install(&settings(Names::Both)).changes(), 0);
     machine.node.remove(&settings(Names::Both), true).unwrap();
     assert_eq!(machine.everything(), before);
+}
+
+#[test]
+fn podman_s_mirror_is_the_accelerated_name_where_the_node_s_hosts_lead_it_to_the_peer() {
+    let theirs = "127.0.0.1 localhost\n";
+    let machine = Machine::new(&[("/usr/bin/podman", ""), (addresses::FILE, theirs)]);
+    let (before, wanted) = (machine.everything(), settings(Names::Both));
+    let report = machine.install(&wanted);
+    assert_eq!(report.changes(), 3, "{}", report.render());
+    let hosts = machine.read(addresses::FILE);
+    assert!(
+        hosts.contains("\n127.0.0.1 reg.test.5000.piecemeal.internal # piecemeal node\n") && hosts.ends_with(theirs),
+        "{hosts}"
+    );
+    for file in [containers::ACCELERATED_FILE, containers::ORIGINAL_FILE] {
+        let text = machine.read(&format!("{}/{file}", containers::DROP_INS));
+        for mirror in [
+            "docker.io.piecemeal.internal:65001",
+            "reg.test.5000.piecemeal.internal:65001",
+        ] {
+            let mirror = format!("[[registry.mirror]]\nlocation = \"{mirror}\"\ninsecure = true\n");
+            assert!(text.contains(&mirror), "{text}");
+        }
+    }
+    assert_eq!(machine.standing(&wanted, addresses::FILE), Some(FileCondition::Ours));
+    assert_eq!(machine.install(&wanted).changes(), 0);
+    // Another program has written it again.
+    machine.write(addresses::FILE, theirs);
+    assert_eq!(machine.install(&wanted).repairs, 1);
+    assert_eq!(machine.read(addresses::FILE), hosts);
+    let without_peer = Settings {
+        has_peer: false,
+        ..settings(Names::Both)
+    };
+    machine.install(&without_peer);
+    assert_eq!(machine.read(addresses::FILE), theirs);
+    machine.install(&wanted);
+    machine.node.remove(&wanted, true).unwrap();
+    assert_eq!(machine.everything(), before);
+}
+
+#[test]
+fn a_list_of_hosts_that_is_a_link_is_left_alone_and_the_registry_stands_in_the_path() {
+    let machine = Machine::new(&[("/usr/bin/podman", ""), ("/etc/theirs", "127.0.0.1 localhost\n")]);
+    std::os::unix::fs::symlink("theirs", machine.path(addresses::FILE)).unwrap();
+    let report = machine.install(&settings(Names::Both));
+    assert!(report.render().contains("symbolic link"), "{}", report.render());
+    let text = machine.read(&format!("{}/{}", containers::DROP_INS, containers::ORIGINAL_FILE));
+    assert!(text.contains("location = \"127.0.0.1:65001/docker.io\""), "{text}");
 }
 
 #[test]

@@ -203,7 +203,7 @@ async fn pull(target: &PullTarget, registry: &Registry, show_progress: bool) -> 
 fn without_endpoint(image: &ImageReference) -> Option<ImageReference> {
     let (host, repository) = image.repository.as_str().split_once('/')?;
     let named = host.contains('.') && piecemeal_proto::is_registry(host);
-    let repository = repository.parse().ok()?;
+    let repository = piecemeal_proto::full_repository(host, repository).parse().ok()?;
     named.then(|| ImageReference {
         registry: host.to_owned(),
         repository,

@@ -8,7 +8,6 @@ use piecemeal_proto::{ImageReference, ParseReferenceError};
 
 /// The most bytes that a runtime takes for registry and repository together. Source: distribution/reference.
 pub(crate) const NAME_BYTES_MAX: usize = 255;
-const HUB: &str = "docker.io";
 
 /// An image's three parts; `Display` of the original is not kept, since what changes is the registry alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,15 +48,9 @@ impl FromStr for Image {
         let name = text.split_once('@').map_or(text.as_str(), |(name, _)| name);
         let colon = name.rfind(':').filter(|colon| !name[*colon..].contains('/'));
         let suffix = text[colon.unwrap_or(name.len())..].to_owned();
-        let repository = parsed.repository.to_string();
-        let (registry, repository) = match parsed.registry.as_str() {
-            HUB | "index.docker.io" if !repository.contains('/') => (HUB.to_owned(), format!("library/{repository}")),
-            "index.docker.io" => (HUB.to_owned(), repository),
-            _ => (parsed.registry, repository),
-        };
         Ok(Self {
-            registry,
-            repository,
+            registry: parsed.registry,
+            repository: parsed.repository.to_string(),
             suffix,
         })
     }

@@ -29,7 +29,7 @@ pub(super) enum BuildMethod {
 }
 
 /// Clients and a test suite.
-pub(crate) const CLIENTS: [Tool; 5] = [
+pub(crate) const CLIENTS: [Tool; 6] = [
     Tool {
         name: "crane",
         package: "github.com/google/go-containerregistry/cmd/crane",
@@ -40,6 +40,12 @@ pub(crate) const CLIENTS: [Tool; 5] = [
         name: "oras",
         package: "oras.land/oras/cmd/oras",
         version: versions::ORAS,
+        ..PLAIN
+    },
+    Tool {
+        name: "regctl",
+        package: "github.com/regclient/regclient/cmd/regctl",
+        version: versions::REGCTL,
         ..PLAIN
     },
     Tool {

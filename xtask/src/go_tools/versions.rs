@@ -5,6 +5,7 @@
 
 pub(crate) const CRANE: &str = "v0.22.1";
 pub(crate) const ORAS: &str = "v1.3.6";
+pub(crate) const REGCTL: &str = "v0.11.7";
 /// Of `containerd` and of `ctr`.
 pub(crate) const CONTAINERD: &str = "v2.4.2";
 /// The suite as rewritten in April 2026 is in no release yet, hence a commit.

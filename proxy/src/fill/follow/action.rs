@@ -19,12 +19,14 @@ pub(super) enum Action {
     StartOver,
     /// Leave the leader, and take a place to fill apart. [`super::machine::Following::handle_done`] answers this and the next three.
     TakePlace,
-    /// Ask this upstream for the whole blob.
+    /// Ask this upstream for the whole blob. The leader's bytes are used no further.
     OpenBody,
     /// Take room in memory for it.
     TakeRoom,
     /// Receive and prove it.
     Receive,
+    /// Take over what the leader has of it from its beginning on, receive the rest and prove it.
+    TakeOver,
     /// Compare what the leader fills with the proven blob, and answer with [`super::machine::Following::handle_rival`].
     Judge,
     /// The same with the transfer that leads now.
@@ -42,6 +44,8 @@ pub(super) enum Reason {
     OtherBytes,
     /// It has sent nothing while this upstream has sent the whole blob.
     Silent,
+    /// It has sent the blob's bytes so slowly that this upstream has taken over, and the blob is to be kept.
+    Slow,
 }
 
 /// How the decisions end.
@@ -90,4 +94,6 @@ pub(super) struct Rival {
     pub(super) arrived: Option<u64>,
     /// All pieces that it has are the blob's.
     pub(super) agrees: bool,
+    /// It lacks pieces that the proven blob still has: the blob can be kept in its place.
+    pub(super) lacks: bool,
 }

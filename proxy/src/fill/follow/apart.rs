@@ -12,9 +12,11 @@ use super::action::{Reason, Rival};
 use crate::{
     Arrived, Transfer,
     fill::{
+        machine::UNREAD_MAX,
         observer::Unannounced,
         registry_source::{FillSource, RegistrySource},
         segment::Body,
+        task::{Task, Wanted},
     },
 };
 use piecemeal_upstream::PullError;
@@ -64,10 +66,35 @@ impl RegistrySource {
         self.publish(&source.right.at, filling, transfer).await
     }
 
+    /// Fills a blob from what a leader has of its beginning and from this upstream, and proves it. Readers go on with it; they wait where
+    /// it proves to be wrong.
+    ///
+    /// # Errors
+    /// As [`RegistrySource::fill`].
+    pub(super) async fn take_over(
+        &self,
+        source: FillSource<'_>,
+        filling: &Filling,
+        leader: &Filling,
+        transfer: &Transfer,
+    ) -> Result<Arrived, PullError> {
+        transfer.follow(filling.clone(), source.right.clone());
+        copy_beginning(leader, filling).await;
+        let filled = Task::new(self, source, filling, Wanted::all_of(filling)).run().await;
+        let arrived = match filled {
+            Ok(()) => self.publish(&source.right.at, filling, transfer).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &arrived {
+            filling.abandon(FillFailure::Upstream(error.to_string())).await;
+        }
+        arrived
+    }
+
     /// Ends a leader that fills `filling`. Its pieces stay where they are the blob's.
     pub(super) async fn end_leader(&self, leader: &Transfer, filling: Option<Filling>, reason: Reason) {
         let why = match reason {
-            Reason::Silent => FillFailure::Stopped,
+            Reason::Silent | Reason::Slow => FillFailure::Stopped,
             Reason::OtherBytes => {
                 let (digest, liar) = (leader.digest(), leader.upstream());
                 warn!(blob.digest = %digest, upstream = liar, "{liar} sends other bytes for {digest} than the blob has; all of them are dropped");
@@ -96,6 +123,19 @@ impl RegistrySource {
     }
 }
 
+/// Copies the pieces that a leader has from the blob's beginning on. It ends where one is missing, and where no reader makes room.
+async fn copy_beginning(leader: &Filling, filling: &Filling) {
+    for piece in 0..leader.map().count() {
+        let (Ok(Some(bytes)), Some(hash)) = (leader.read_piece(piece).await, leader.hash(piece)) else {
+            return;
+        };
+        let written = tokio::time::timeout(UNREAD_MAX, filling.write_piece(piece, bytes, Some(hash))).await;
+        if !matches!(written, Ok(Ok(_))) {
+            return;
+        }
+    }
+}
+
 /// What a leader's transfer fills, beside the proven blob.
 pub(super) fn rival(filling: Option<&Filling>, proven: &Filling) -> Rival {
     let agrees = |filling: &Filling| {
@@ -105,5 +145,6 @@ pub(super) fn rival(filling: Option<&Filling>, proven: &Filling) -> Rival {
     Rival {
         arrived: filling.map(Filling::arrived_bytes),
         agrees: filling.is_none_or(agrees),
+        lacks: filling.is_some_and(|filling| !filling.landed().is_full()) && proven.have().is_full(),
     }
 }

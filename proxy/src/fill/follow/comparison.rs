@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 /// How often it is looked how fast a leader is; twice as long after each comparison, up to [`LOOK_MAX`].
-pub(super) const LOOK_EVERY: Duration = Duration::from_secs(5);
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(2);
 const LOOK_MAX: Duration = Duration::from_secs(60);
 /// A leader that is as fast, in bytes a second, is not compared.
 const LEADER_RATE_GOOD: u64 = 1024 * 1024;
@@ -85,10 +85,10 @@ mod tests {
     #[test]
     fn a_fast_leader_and_one_that_has_all_are_not_compared() {
         let mut comparison = Comparison::new(1000);
-        let fast = 1000 + 5 * LEADER_RATE_GOOD;
+        let fast = 1000 + 2 * LEADER_RATE_GOOD;
         assert!(!comparison.look(fast, false));
         assert!(!comparison.look(fast, true));
-        assert!(comparison.look(fast + 5 * LEADER_RATE_GOOD - 5, false));
+        assert!(comparison.look(fast + 2 * LEADER_RATE_GOOD - 2, false));
         assert_eq!(comparison.pause(), LOOK_EVERY, "it was not compared");
     }
 
@@ -102,7 +102,7 @@ mod tests {
         ] {
             let mut comparison = Comparison::new(0);
             // 4 KiB a second.
-            assert!(comparison.look(20 * 1024, false));
+            assert!(comparison.look(8 * 1024, false));
             assert_eq!(comparison.leaves(probe), leaves, "{probe:?}");
         }
     }
@@ -111,11 +111,11 @@ mod tests {
     fn a_leader_that_stays_is_looked_at_less_and_less_often() {
         let mut comparison = Comparison::new(0);
         let mut pauses = Vec::new();
-        for _ in 0..6 {
+        for _ in 0..7 {
             pauses.push(comparison.pause().as_secs());
             assert!(comparison.look(0, false));
             assert!(!comparison.leaves(Probe::Silent));
         }
-        assert_eq!(pauses, [5, 10, 20, 40, 60, 60]);
+        assert_eq!(pauses, [2, 4, 8, 16, 32, 60, 60]);
     }
 }

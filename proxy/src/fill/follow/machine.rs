@@ -1,8 +1,9 @@
 //! State machine of a transfer that another upstream's transfer of the same digest leads: whether it follows the leader, fills apart or leads
 //! itself, and whether the leader ends.
 //!
-//! Its readers get the leader's bytes only once its own upstream has shown the same, and a leader ends only once the blob is proven and the
-//! leader has other pieces or stands still. No I/O and no clock: time and facts are arguments.
+//! Its readers get the leader's bytes only once its own upstream has shown the same. A leader that is several times slower is taken over from:
+//! what it has is used, and this upstream brings the rest; if the whole is wrong then, this upstream has to prove the blob alone. A leader ends
+//! only once the blob is proven and the leader has other pieces, stands still or was taken over from. No I/O and no clock: time and facts are arguments.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -34,6 +35,8 @@ pub(super) struct Following {
     comparison: Comparison,
     /// What the leader had filled when this transfer began to fill apart, in bytes.
     had: Option<u64>,
+    /// The leader has shown this upstream's bytes: the fill apart begins with what it has.
+    takes_over: bool,
     /// Actions that the task has not taken yet.
     actions: VecDeque<Action>,
 }
@@ -80,6 +83,7 @@ impl Following {
             waits: 0,
             comparison: Comparison::new(0),
             had: None,
+            takes_over: false,
             actions: VecDeque::from([Action::FindLeader]),
         }
     }
@@ -146,13 +150,20 @@ impl Following {
         match step {
             Step::Queuing => {
                 self.had = leader_had;
-                self.enter(Phase::Apart(Step::Opening), None, Action::OpenBody);
+                match self.takes_over {
+                    true => self.take_room(now),
+                    false => self.open_body(),
+                }
             }
-            Step::Opening => {
-                let until = now + PLACE_PATIENCE;
-                self.enter(Phase::Apart(Step::MakingRoom), Some(until), Action::TakeRoom);
+            Step::Opening => self.take_room(now),
+            Step::MakingRoom => {
+                let action = if self.takes_over {
+                    Action::TakeOver
+                } else {
+                    Action::Receive
+                };
+                self.enter(Phase::Apart(Step::Receiving), None, action);
             }
-            Step::MakingRoom => self.enter(Phase::Apart(Step::Receiving), None, Action::Receive),
             Step::Receiving => self.enter(Phase::Judging { is_next: false }, None, Action::Judge),
         }
     }
@@ -162,6 +173,23 @@ impl Following {
         if matches!(self.phase, Phase::Apart(_)) {
             self.end(End::Failed);
         }
+    }
+
+    /// What was filled apart is not the blob. With a leader's pieces in it, it does not tell which upstream lies: this one has to prove the blob
+    /// alone.
+    pub(super) fn handle_wrong(&mut self) {
+        match self.phase {
+            Phase::Apart(Step::Receiving) if std::mem::take(&mut self.takes_over) => {
+                self.actions.push_back(Action::StartOver);
+                self.open_body();
+            }
+            _ => self.handle_failed(),
+        }
+    }
+
+    /// Whether the fill apart begins with what the leader has.
+    pub(super) fn takes_over(&self) -> bool {
+        self.takes_over
     }
 
     /// There is no place to fill apart, or another fill needs the one that was taken.
@@ -255,9 +283,21 @@ impl Following {
 
     fn probed(&mut self, now: Duration, probe: Probe) {
         match self.comparison.leaves(probe) {
-            true => self.leave(now),
+            true => {
+                self.takes_over = probe != Probe::Other;
+                self.leave(now);
+            }
             false => self.look_later(now),
         }
+    }
+
+    fn open_body(&mut self) {
+        self.enter(Phase::Apart(Step::Opening), None, Action::OpenBody);
+    }
+
+    fn take_room(&mut self, now: Duration) {
+        let until = now + PLACE_PATIENCE;
+        self.enter(Phase::Apart(Step::MakingRoom), Some(until), Action::TakeRoom);
     }
 
     fn leave(&mut self, now: Duration) {
@@ -272,6 +312,7 @@ impl Following {
     fn verdict(&self, rival: Rival, is_next: bool) -> Option<Reason> {
         match rival.arrived {
             Some(_) if !rival.agrees => Some(Reason::OtherBytes),
+            Some(_) if self.takes_over && rival.lacks && !is_next => Some(Reason::Slow),
             Some(arrived) if is_next || Some(arrived) > self.had => None,
             None if is_next => None,
             _ => Some(Reason::Silent),

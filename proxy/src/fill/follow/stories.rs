@@ -43,6 +43,19 @@ impl Story {
         story
     }
 
+    /// A transfer that takes over from a leader that has stopped, and has room for it.
+    fn take_over() -> Self {
+        let mut story = Self::follow();
+        story.wait();
+        story.reply(Reply::Has);
+        for step in [&[PROBE, Action::TakePlace][..], &[Action::TakeRoom]] {
+            assert_eq!(story.actions(), step);
+            story.machine.handle_done(story.now, Some(1000));
+        }
+        assert_eq!(story.actions(), [Action::TakeOver]);
+        story
+    }
+
     /// A transfer that has filled its blob apart, while its leader had so much.
     fn fill_apart(leader_had: Option<u64>) -> Self {
         let mut story = Self::begin(Leader::Private);
@@ -82,6 +95,7 @@ fn agrees(arrived: u64) -> Option<Rival> {
     Some(Rival {
         arrived: Some(arrived),
         agrees: true,
+        lacks: false,
     })
 }
 
@@ -89,12 +103,14 @@ fn differs(arrived: u64) -> Option<Rival> {
     Some(Rival {
         arrived: Some(arrived),
         agrees: false,
+        lacks: false,
     })
 }
 
 const FILLS_NOTHING: Option<Rival> = Some(Rival {
     arrived: None,
     agrees: true,
+    lacks: false,
 });
 
 #[test]
@@ -213,7 +229,7 @@ fn a_slow_leader_is_left_for_a_faster_upstream_and_for_one_that_turns_out_to_hav
     ] {
         let mut story = Story::follow();
         // 4 KiB a second.
-        story.arrived += 20 * 1024;
+        story.arrived += 8 * 1024;
         assert_eq!(story.wait(), LOOK_EVERY);
         assert_eq!(story.actions(), [PROBE]);
         story.now += took;
@@ -222,6 +238,39 @@ fn a_slow_leader_is_left_for_a_faster_upstream_and_for_one_that_turns_out_to_hav
         assert_eq!(story.actions(), expected, "{reply:?} after {took:?}");
         assert_eq!(story.machine.awaits_end(), !is_left);
     }
+}
+
+#[test]
+fn what_a_slow_leader_has_is_taken_over_and_it_ends_once_the_blob_is_proven_and_can_be_kept() {
+    for (lacks, arrived, expected) in [
+        (true, 1001, &[Action::EndLeader(Reason::Slow), Action::JudgeNext][..]),
+        (false, 1001, &[Action::End(End::Apart)]),
+        (false, 1000, &[Action::EndLeader(Reason::Silent), Action::JudgeNext]),
+    ] {
+        let mut story = Story::take_over();
+        story.machine.handle_done(story.now, Some(arrived));
+        assert_eq!(story.actions(), [Action::Judge]);
+        let rival = Rival {
+            arrived: Some(arrived),
+            agrees: true,
+            lacks,
+        };
+        assert_eq!(story.judge(Some(rival)), expected);
+    }
+}
+
+#[test]
+fn an_upstream_proves_the_blob_alone_where_it_is_wrong_with_a_leaders_pieces_and_fails_where_it_is_wrong_again() {
+    let mut story = Story::take_over();
+    story.machine.handle_wrong();
+    assert_eq!(story.actions(), [Action::StartOver, Action::OpenBody]);
+    for step in [Action::TakeRoom, Action::Receive] {
+        story.machine.handle_done(story.now, Some(1000));
+        assert_eq!(story.actions(), [step]);
+    }
+    let mut liar = story;
+    liar.machine.handle_wrong();
+    assert_eq!(liar.actions(), [Action::End(End::Failed)]);
 }
 
 #[test]

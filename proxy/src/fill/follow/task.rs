@@ -62,6 +62,8 @@ struct Follower<'a> {
     work: Option<Pin<Box<dyn Future<Output = Event> + Send + 'a>>>,
     /// The place of a fill apart.
     place: Option<Place>,
+    /// What the leader fills, where this transfer takes over from it.
+    beginning: Option<Filling>,
     /// The first body of a fill apart.
     body: Option<(PieceMap, Body)>,
     /// What is filled apart.
@@ -100,6 +102,7 @@ impl<'a> Follower<'a> {
             leader_fill: None,
             work: None,
             place: None,
+            beginning: None,
             body: None,
             apart: None,
             arrived: None,
@@ -170,6 +173,10 @@ impl<'a> Follower<'a> {
             Event::Placed(None) | Event::PlaceLost => self.machine.handle_crowded(),
             Event::Opened(opened) => self.body = self.done(opened),
             Event::Room(filling) => self.apart = self.done(Ok(filling)),
+            Event::Filled(Err(error)) if self.apart().failure().is_some_and(|why| why.discards()) => {
+                self.error = Some(error);
+                self.machine.handle_wrong();
+            }
             Event::Filled(filled) => self.arrived = self.done(filled),
             Event::TimedOut => {
                 let is_full = self
@@ -223,6 +230,7 @@ impl<'a> Follower<'a> {
             Action::OpenBody => self.open_body(),
             Action::TakeRoom => self.take_room(),
             Action::Receive => self.receive(),
+            Action::TakeOver => self.take_over(),
             Action::Judge => self.judge(),
             Action::JudgeNext => {
                 self.leader = self.blobs.transfers.leader(self.transfer);
@@ -264,9 +272,9 @@ impl<'a> Follower<'a> {
     }
 
     fn take_place(&mut self) {
-        self.leader_fill = None;
+        self.beginning = self.leader_fill.take().filter(|_| self.machine.takes_over());
         let (at, digest, other) = (&self.source.right.at, self.digest, self.leader().upstream());
-        info!(blob.digest = %digest, upstream = at.upstream, leader = other, "{digest} comes from {} apart: what {other} sends of it is private, differs, or does not come", at.upstream);
+        info!(blob.digest = %digest, upstream = at.upstream, leader = other, "{digest} comes from {} apart: what {other} sends of it is private, differs, comes slowly or not at all", at.upstream);
         let disputes = self.blobs.transfers.disputes();
         self.work = Some(Box::pin(async move {
             Event::Placed(disputes.take(&at.upstream).await.ok())
@@ -275,14 +283,20 @@ impl<'a> Follower<'a> {
 
     fn open_body(&mut self) {
         let (apart, source, digest) = (self.blobs.unannounced(), self.source, self.digest);
+        self.beginning = None;
         self.work = Some(Box::pin(async move {
             Event::Opened(apart.first_body(source, digest).await)
         }));
     }
 
     fn take_room(&mut self) {
-        let (map, _) = self.body.as_ref().expect("a body has begun");
-        let (store, digest, map) = (&self.blobs.store, self.digest, *map);
+        let of_body = self.body.as_ref().map(|(map, _)| *map);
+        let map = of_body.or(self.beginning.as_ref().map(Filling::map));
+        let (store, digest, map) = (
+            &self.blobs.store,
+            self.digest,
+            map.expect("a body or a leader has begun"),
+        );
         self.work = Some(Box::pin(
             async move { Event::Room(store.begin_apart(digest, map).await) },
         ));
@@ -294,6 +308,15 @@ impl<'a> Follower<'a> {
         let filling = self.apart().clone();
         self.work = Some(Box::pin(async move {
             Event::Filled(apart.fill_apart(source, &filling, body, transfer).await)
+        }));
+    }
+
+    fn take_over(&mut self) {
+        let (apart, source, transfer) = (self.blobs.unannounced(), self.source, self.transfer);
+        let leader = self.beginning.take().expect("the leader has begun");
+        let filling = self.apart().clone();
+        self.work = Some(Box::pin(async move {
+            Event::Filled(apart.take_over(source, &filling, &leader, transfer).await)
         }));
     }
 

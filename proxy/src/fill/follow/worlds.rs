@@ -30,6 +30,8 @@ struct Other {
     is_public: bool,
     /// It sends other bytes than the blob's.
     lies: bool,
+    /// They are not among those that are compared.
+    hides: bool,
     begins: Duration,
     /// In bytes a second.
     rate: u64,
@@ -55,6 +57,7 @@ enum Event {
     Replied(Reply),
     Done,
     Failed,
+    Wrong,
 }
 
 struct World {
@@ -80,6 +83,8 @@ struct World {
     may_leave: bool,
     /// What the leader had when the place was taken.
     had: Option<u64>,
+    /// The fill apart begins with what the leader has.
+    takes_over: bool,
     proven: bool,
     failed: bool,
     steps: u32,
@@ -92,6 +97,7 @@ impl Other {
         Self {
             is_public: random.random_ratio(4, 5),
             lies: random.random_ratio(1, 4),
+            hides: random.random_ratio(1, 2),
             begins,
             rate: 3000 << random.random_range(0..10),
             stops: if random.random() { LAST } else { begins + lasts },
@@ -157,6 +163,7 @@ impl World {
             follows: false,
             may_leave: false,
             had: None,
+            takes_over: false,
             proven: false,
             failed: false,
             steps: 0,
@@ -228,7 +235,7 @@ impl World {
             Action::Compare(bytes) => {
                 assert!(self.leader().is_public && (self.follows || bytes == SAMPLE_BYTES as u64));
                 self.compares = true;
-                let is_same = !self.leader().lies && !self.own.lies;
+                let is_same = (!self.leader().lies || self.leader().hides) && !self.own.lies;
                 let took = Duration::from_millis(bytes * 1000 / self.own.rate);
                 let reply = self.reply(if is_same { Reply::Has } else { Reply::Other }, took);
                 self.work = Some(reply);
@@ -243,11 +250,26 @@ impl World {
                 let waits = self.now - self.found_at;
                 let rounds = LEADER_WAITS_MAX * (LEADER_PATIENCE + OWN_PATIENCE);
                 assert!(self.follows || self.leader().begins < LAST || waits <= rounds);
+                self.takes_over = self.machine.takes_over();
                 self.step(0, PLACE_PATIENCE);
             }
-            Action::OpenBody => self.step(1, SECOND),
-            Action::TakeRoom => self.step(2, PLACE_PATIENCE),
-            Action::Receive => self.step(3, Duration::from_millis(BLOB_BYTES * 1000 / self.own.rate)),
+            Action::OpenBody => {
+                self.takes_over = false;
+                self.step(1, SECOND);
+            }
+            Action::TakeRoom => {
+                self.steps = self.steps.max(if self.takes_over { 2 } else { 0 });
+                self.step(2, PLACE_PATIENCE);
+            }
+            Action::Receive => {
+                assert!(!self.takes_over);
+                self.step(3, Duration::from_millis(BLOB_BYTES * 1000 / self.own.rate));
+            }
+            Action::TakeOver => {
+                assert!(self.takes_over && self.follows, "its bytes are shown unmatched");
+                let missing = BLOB_BYTES - self.leader().arrived(self.now);
+                self.step(3, Duration::from_millis(missing * 1000 / self.own.rate));
+            }
             Action::Judge => {
                 let leader = self.leader().clone();
                 self.judge(Some(&leader));
@@ -310,7 +332,9 @@ impl World {
         self.work = match (step, is_crowded) {
             (0 | 2, true) => None,
             (1, _) if self.chance(self.own.fails / 2) => Some((self.now + takes, Event::Failed)),
-            (3, _) if self.own.lies => Some((self.now + takes, Event::Failed)),
+            (3, _) if self.own.lies || (self.takes_over && self.leader().lies) => {
+                Some((self.now + takes, Event::Wrong))
+            }
             _ => Some((self.now + takes, Event::Done)),
         };
         if is_crowded && step == 3 {
@@ -345,6 +369,12 @@ impl World {
                 self.failed = true;
                 self.machine.handle_failed();
             }
+            Event::Wrong => {
+                self.failed = true;
+                // Alone, this upstream proves the blob or is what is wrong.
+                self.steps = if self.takes_over { 1 } else { 4 };
+                self.machine.handle_wrong();
+            }
         }
     }
 
@@ -361,6 +391,7 @@ impl World {
         let rival = leader.map(|leader| Rival {
             arrived: leader.fills(self.now),
             agrees: !leader.lies || leader.fills(self.now).unwrap_or_default() == 0,
+            lacks: leader.fills(self.now).is_some_and(|fills| fills < BLOB_BYTES),
         });
         self.machine.handle_rival(rival);
     }
@@ -371,6 +402,7 @@ impl World {
         match reason {
             Reason::OtherBytes => assert!(self.leader().lies && fills > Some(0), "it is proven wrong"),
             Reason::Silent => assert!(fills.is_none() || fills == self.had, "it stands still"),
+            Reason::Slow => assert!(self.takes_over && fills < Some(BLOB_BYTES), "it was taken over from"),
         }
         if self.now < self.leader().ends() {
             self.others.pop_front();
