@@ -4,7 +4,7 @@
 //! flight at the mirror, and one for a client that waits. No I/O and no clock: time and facts are arguments, randomness is a seed.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     ops::Range,
     sync::Arc,
     time::Duration,
@@ -458,7 +458,8 @@ impl Download {
         let jumps = facts.waited_for.iter().filter(|pieces| pieces.start > next);
         let ahead = |pieces: &Range<u32>| pieces.clone().take(JUMP_PIECES_MAX);
         let missing = |piece: &u32| *piece < self.map.count() && !self.pieces.has(*piece);
-        let jumps: Vec<u32> = jumps.flat_map(ahead).filter(missing).take(WAITING_MAX).collect();
+        let jumps: BTreeSet<u32> = jumps.flat_map(ahead).filter(missing).collect();
+        let jumps: Vec<u32> = jumps.into_iter().take(WAITING_MAX).collect();
         self.jumps.retain(|piece, _| jumps.contains(piece));
         let is_due = |at: &Duration| now.saturating_sub(*at) >= WAITING_AFTER;
         for piece in jumps {
