@@ -68,6 +68,8 @@ impl RequestMetrics {
         self.blob_requests
             .get_or_create(&[("upstream", upstream.to_owned())])
             .observe(requests.into());
+        // From the first download on, so that a rate includes the first byte.
+        self.note_surplus(upstream, 0);
     }
 
     pub(crate) fn note_surplus(&self, upstream: &str, bytes: u64) {

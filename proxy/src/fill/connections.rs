@@ -22,8 +22,9 @@ pub(super) const READERS_MAX: usize = 4;
 pub(super) const TOTAL_MAX: usize = FILL_CONNECTIONS_MAX + READERS_MAX;
 /// How late a piece comes that a waiting client gets over a connection of its own.
 const LATE: Duration = Duration::from_secs(1);
-/// How much a body has to bring, in time, before an idle connection takes a part of it: below that another request costs more than it saves.
-const SPLIT_TIME: Duration = Duration::from_secs(4);
+/// How much a body has to bring, in time, before an idle connection takes a part of it: below that, what the body has under way when it stops
+/// costs more than another connection saves.
+const SPLIT_TIME: Duration = Duration::from_secs(30);
 /// The piece that a body brings now and the one behind it stay with it: the facts about it may be a moment old.
 const KEPT_PIECES: u32 = 2;
 

@@ -532,6 +532,15 @@ fn long_body(pieces: u32) -> (Story, u64) {
     (story, connection)
 }
 
+/// The same, whose body has then brought nothing for a while, when another connection joins.
+fn slow_body() -> (Story, u64) {
+    let (mut story, body) = long_body(4);
+    story.after(40 * SECOND);
+    (story.facts.share, story.facts.connection_rate) = (2, MIB);
+    story.after(TICK);
+    (story, body)
+}
+
 #[test]
 fn what_a_client_wants_that_a_body_brings_late_comes_over_another_connection_and_the_body_stops_before_it() {
     let (mut story, body) = long_body(2);
@@ -580,12 +589,10 @@ fn readers_get_four_connections_beyond_the_share_and_no_more() {
 
 #[test]
 fn a_connection_that_joins_takes_a_part_of_the_longest_body_from_its_end() {
-    let (mut story, body) = long_body(4);
-    (story.facts.share, story.facts.connection_rate) = (2, MIB);
-    story.after(TICK);
-    // Twenty pieces at a piece a second, and as much for the other.
-    assert_eq!(story.first_pieces(), [31]);
-    assert_eq!(story.bodies[&body].end, 31 * MIB);
+    let (mut story, body) = slow_body();
+    // Twenty pieces at a ninth of the other's rate.
+    assert_eq!(story.first_pieces(), [23]);
+    assert_eq!(story.bodies[&body].end, 23 * MIB);
     story.finish();
 }
 
@@ -605,9 +612,7 @@ fn a_body_goes_on_with_what_another_request_was_refused_or_answered_with_the_who
         Answer::Failed(Fault::Refused),
         Answer::Failed(Fault::TooManyRequests),
     ] {
-        let (mut story, body) = long_body(4);
-        (story.facts.share, story.facts.connection_rate) = (2, MIB);
-        story.after(TICK);
+        let (mut story, body) = slow_body();
         story.answer(story.waiting(), answer);
         assert_eq!(story.bodies[&body].end, 40 * MIB, "{answer:?}");
         story.facts.waited_for = vec![39..40];
