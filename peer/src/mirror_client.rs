@@ -343,7 +343,7 @@ mod tests {
             ),
         ] {
             let body = format!(r#"{{"errors":[{{"code":"UNKNOWN","detail":null,"message":"{reason}"}}]}}"#);
-            let error = refusal(status, None, None, body.as_bytes(), &at, &digest);
+            let error = refusal(status, Vec::new(), None, body.as_bytes(), &at, &digest);
             let expected = format!("the mirror answered {}: {reason}", status.as_u16());
             assert_eq!(error.to_string(), expected);
             assert!(!error.is_verdict());
