@@ -576,8 +576,6 @@ async fn what_was_taken_over_from_a_liar_is_dropped_and_its_readers_have_the_blo
     assert!(honest.sent() <= two_copies, "{} bytes", honest.sent());
     assert!(read_all(leading.unwrap()).await.len() < blob.len());
     wait_until_kept(&blobs, &digest).await;
-    // The liar has most of the blob, and its callers get what was proven.
-    assert!(pull(&blobs, "token", "liar.test", &digest).await.unwrap() == blob);
 }
 
 #[tokio::test(flavor = "multi_thread")]
