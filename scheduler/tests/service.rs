@@ -362,7 +362,12 @@ async fn a_signed_peer_cannot_put_the_mirror_out_and_a_mirror_needs_no_signature
 async fn a_daemon_of_the_last_release_is_let_in_beside_those_that_sign() {
     let site = Site::start().await;
     let mut line = site.dial().await;
-    let features = [feature::SIGNED_IDENTITY, feature::PIECE_HASHES, feature::DROP];
+    let features = [
+        feature::SIGNED_IDENTITY,
+        feature::PIECE_HASHES,
+        feature::DROP,
+        feature::CLIENT_STATE,
+    ];
     assert_eq!(line.features, features);
     // What the last release wrote, proven for this challenge.
     let golden = include_bytes!("../../tests/golden/v1/hello.bin");
