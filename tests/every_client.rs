@@ -103,6 +103,9 @@ const HOME_CLIENTS: [(&str, Pull); 6] = [
     }),
 ];
 
+/// How a client names an image.
+type Name = fn(&Image) -> String;
+
 /// The name of an image for clients that know no mirrors.
 fn by_path(image: &Image) -> String {
     format!("{PEER}/{}", image.reference(HOST))
@@ -166,7 +169,7 @@ fn a_docker_daemon_takes_one_wan_copy_and_does_not_go_around_its_peer() {
         &format!("http://{PEER}"),
         &[PEER],
     );
-    let names: [(&str, fn(&Image) -> String); 2] = [
+    let names: [(&str, Name); 2] = [
         ("docker-by-mirror", |image| image.reference("docker.io")),
         ("docker-by-name", by_path),
     ];

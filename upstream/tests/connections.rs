@@ -215,11 +215,14 @@ async fn a_request_that_an_idle_connection_loses_goes_out_on_a_new_one() {
 #[tokio::test]
 async fn so_does_one_to_a_token_server_and_to_a_redirects_target() {
     for lost in LOST {
-        // A life of nothing: each pull asks for a token.
-        let token = r#"{"token":"t","expires_in":0}"#;
+        // A token of another scope than asked is not kept: each pull asks for one.
+        let token = r#"{"token":"t"}"#;
         let tokens = Host::start(forgetful(lost), move |_| format!("HTTP/1.1 200 OK\r\n\r\n{token}")).await;
         let realm = tokens.address;
-        let refused = format!("HTTP/1.1 401 X\r\nWWW-Authenticate: Bearer realm=\"http://{realm}/token\"\r\n\r\n");
+        let scope = "repository:other:pull";
+        let refused = format!(
+            "HTTP/1.1 401 X\r\nWWW-Authenticate: Bearer realm=\"http://{realm}/token\",scope=\"{scope}\"\r\n\r\n"
+        );
         let registry = Host::start(HONEST, move |head| match head.contains("Bearer t") {
             true => manifest(),
             false => refused.clone(),

@@ -405,8 +405,8 @@ async fn token_server_falls(ill: Ill) {
     let asked = tokens.asked.load(Ordering::Relaxed) - before;
     if ill != Ill::Resets {
         assert!(
-            together <= 4,
-            "{ill:?}: three requests and one question, not {together}"
+            together <= 6,
+            "{ill:?}: three requests and one question, and what reuses one of two idle connections once more, not {together}"
         );
         assert!(asked <= together + 1, "{ill:?}: asked {asked} times");
     }

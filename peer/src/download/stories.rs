@@ -1,5 +1,7 @@
 //! Stories of a download on a virtual clock, each event by hand.
 
+#![expect(clippy::single_range_in_vec_init, reason = "one range is what is meant")]
+
 use std::time::Duration;
 
 use piecemeal_proto::{
