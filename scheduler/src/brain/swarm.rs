@@ -49,7 +49,7 @@ pub(super) struct Swarm {
     pub(super) hash_source_owes: bool,
     /// The list of the hashes of all pieces that the authority signed.
     pub(super) list: Option<Arc<SignedPieceHashes>>,
-    /// Pieces that the mirrors were told of, since a client waits for them, and when; the latest last, at most [`TOLD_MAX`].
+    /// Pieces that the mirrors were told of, since a client waits for them, and when; the latest last, at most `TOLD_MAX`.
     pub(super) told: VecDeque<(u32, Time)>,
     /// When a member began to want the blob.
     pub(super) live_since: Time,
