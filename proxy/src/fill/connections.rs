@@ -22,6 +22,9 @@ pub(super) const READERS_MAX: usize = 4;
 pub(super) const TOTAL_MAX: usize = FILL_CONNECTIONS_MAX + READERS_MAX;
 /// How late a piece comes that a waiting client gets over a connection of its own.
 const LATE: Duration = Duration::from_secs(1);
+/// A client that waits for one of the next pieces of a body reads on: daemons without a scheduler ask for some in advance. A body that stopped
+/// before one of them would waste what it has under way, and win little.
+const READ_AHEAD_PIECES: u32 = 8;
 /// How much a body has to bring, in time, before an idle connection takes a part of it: below that, what the body has under way when it stops
 /// costs more than another connection saves.
 const SPLIT_TIME: Duration = Duration::from_secs(30);
@@ -184,7 +187,7 @@ impl Connections {
             let pieces = self.plan.pieces(&connection.bytes);
             let at = self.position(connection, &facts.landed);
             pieces.contains(&piece)
-                && piece >= at + KEPT_PIECES
+                && piece >= at + READ_AHEAD_PIECES
                 && self.time(now, connection, at, u64::from(piece - at)) >= LATE
         };
         self.giving()
