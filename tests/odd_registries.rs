@@ -207,7 +207,7 @@ fn what_clients_pull_from_odd_registries_directly_they_pull_through_their_peer()
         }
     }
     assert!(
-        directly >= 30,
+        directly >= 25,
         "only {directly} of 42 pulls work directly: the registries are too odd"
     );
 }
