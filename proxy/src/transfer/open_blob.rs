@@ -398,4 +398,31 @@ mod tests {
         }
         store.close().await;
     }
+
+    /// As the client of several ranges, of which a later one lies before.
+    #[tokio::test]
+    async fn a_reader_that_has_gone_back_is_held_to_all_that_it_may_have_had() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        for (spoilt, name) in [(false, "0123456789ab-t"), (true, "0123456789ab-f")] {
+            let truth = name.as_bytes();
+            let (digest, map) = (Digest::of(truth), PieceMap::new(14, 4).unwrap());
+            let transfer = Arc::new(Transfer::new(digest, right(), None));
+            let first = store.begin(&digest, map, Some(FillId(1))).await.unwrap();
+            transfer.open(first.clone(), right());
+            let mut sent = truth.to_vec();
+            sent[9] ^= u8::from(spoilt);
+            write(&first, &sent, map.count()).await;
+            let mut reader = reader(&transfer, &first);
+            assert_eq!(read(&mut reader, 8..12).await.unwrap(), sent[8..12]);
+            assert_eq!(read(&mut reader, 0..4).await.unwrap(), sent[..4]);
+            transfer.starts_over();
+            first.abandon(FillFailure::Stopped).await;
+            let second = store.begin(&digest, map, Some(FillId(2))).await.unwrap();
+            transfer.open(second.clone(), right());
+            write(&second, truth, map.count()).await;
+            assert_eq!(reader.read(4..8).await.is_err(), spoilt, "{name}");
+        }
+        store.close().await;
+    }
 }
