@@ -398,34 +398,22 @@ fn redirects_are_led_through_the_accelerated_host_and_back_when_that_is_of_no_us
 
 #[test]
 fn an_upstream_with_a_private_ca_that_wants_a_client_certificate_is_pulled_from() {
-    let mut pki = None;
-    let mut story = {
-        let https = format!("{HOST}=https://{ORIGIN_IP}:5000");
-        story(&[&https], |options| {
-            let pki = pki.insert(Pki::in_folder(options.mirror.authority_key.parent().expect("a folder")));
-            let ca = format!("{HOST}={}", pki.path("ca.pem").display());
-            let client = format!("{HOST}={}", pki.path("client.pem").display());
-            mirror_flags(
-                options,
-                &["--upstream-ca", &ca, "--upstream-client-certificate", &client],
-            );
-        })
-    };
-    let pki = pki.expect("it was made");
-    story.cluster.registry.push(&story.image);
-    let [certificate, key, ca] = ["server.pem", "server.key", "ca.pem"].map(|name| pki.path(name));
-    story.cluster.registry.start_again_with_tls([&certificate, &key, &ca]);
-    story.pull(PEER, HOST);
+    pull_over_tls("ca.pem", ["server.pem", "server.key"]);
 }
 
 #[test]
 fn a_registry_is_pulled_from_whose_own_certificate_is_named_although_it_is_an_authoritys() {
+    pull_over_tls("self.pem", ["self.pem", "self.key"]);
+}
+
+/// Pulls from a registry that shows this certificate and wants one, while the mirror trusts `trusted`.
+fn pull_over_tls(trusted: &str, [certificate, key]: [&str; 2]) {
     let mut pki = None;
     let mut story = {
         let https = format!("{HOST}=https://{ORIGIN_IP}:5000");
         story(&[&https], |options| {
             let pki = pki.insert(Pki::in_folder(options.mirror.authority_key.parent().expect("a folder")));
-            let ca = format!("{HOST}={}", pki.path("self.pem").display());
+            let ca = format!("{HOST}={}", pki.path(trusted).display());
             let client = format!("{HOST}={}", pki.path("client.pem").display());
             mirror_flags(
                 options,
@@ -435,7 +423,7 @@ fn a_registry_is_pulled_from_whose_own_certificate_is_named_although_it_is_an_au
     };
     let pki = pki.expect("it was made");
     story.cluster.registry.push(&story.image);
-    let [certificate, key, ca] = ["self.pem", "self.key", "ca.pem"].map(|name| pki.path(name));
+    let [certificate, key, ca] = [certificate, key, "ca.pem"].map(|name| pki.path(name));
     story.cluster.registry.start_again_with_tls([&certificate, &key, &ca]);
     story.pull(PEER, HOST);
 }
